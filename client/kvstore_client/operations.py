@@ -1,0 +1,236 @@
+"""The one table of operations: what each is called, which fields it takes, whether it writes.
+
+The daemon checks and dispatches by this table, the clients and the facade build requests from it,
+and the tables in ``docs/protocol.md`` section 4 are compared with it by a test. Adding an operation
+is one row here and one function in the daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kvstore_client.errors import KvError
+from kvstore_client.model import MAX_KEY_BYTES, MAX_REVISION, check_key
+
+Check = Callable[[Any], bool]
+
+EVENT_OPS = ("put", "delete", "expire")
+
+MAX_OPS = 10_000
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
+MAX_ATOMIC_OPS = 100
+MAX_ATOMIC_BYTES = 1024 * 1024
+MAX_PAGE = 1_000
+MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
+MAX_CONTENT_TYPE_BYTES = 255
+MAX_CLIENT_BYTES = 128
+MAX_FILTERS = 1_000
+INT64 = 2**63
+
+
+class Field(NamedTuple):
+    """A field of an operation: how it is checked, and what an error says it must be."""
+
+    check: Check
+    must_be: str
+    required: bool = False
+
+
+class Operation(NamedTuple):
+    """One row. ``has_value`` says that the op's ``size`` bytes of the value frame belong to it."""
+
+    name: str
+    writes: bool
+    fields: dict[str, Field]
+    meaning: str
+    has_value: bool = False
+
+
+def _is_int(low: int, high: int) -> Check:
+    # bool is an int to Python but not to anybody who writes a request
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _is_ttl(value: Any) -> bool:
+    return type(value) in (int, float) and 0.001 <= value <= MAX_TTL_SECONDS
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_media_type(value: Any) -> bool:
+    return (
+        type(value) is str
+        and 0 < len(value) <= MAX_CONTENT_TYPE_BYTES
+        and value.isascii()
+        and value.isprintable()
+    )
+
+
+def _is_bound(value: Any) -> bool:
+    return type(value) is str and "\0" not in value and len(value.encode()) <= MAX_KEY_BYTES
+
+
+def _is_filters(value: Any) -> bool:
+    return type(value) is list and len(value) <= MAX_FILTERS and all(map(_is_bound, value))
+
+
+def _is_since(value: Any) -> bool:
+    return type(value) is str or (type(value) is int and 0 <= value <= MAX_REVISION)
+
+
+def _is_event_ops(value: Any) -> bool:
+    return type(value) is list and 0 < len(value) <= 3 and all(op in EVENT_OPS for op in value)
+
+
+_KEY = Field(_is_text, "a text of 1 to 511 bytes of UTF-8 without NUL", required=True)
+_IF_REVISION = Field(_is_int(0, MAX_REVISION), "a revision, or 0 for 'must not exist'")
+_TTL = Field(_is_ttl, "a number of seconds from 0.001 to 100 years")
+_LIMIT = Field(_is_int(1, MAX_PAGE), f"a whole number from 1 to {MAX_PAGE}")
+_FLAG = Field(_is_flag, "true or false")
+_BOUND = Field(_is_bound, "a text of at most 511 bytes without NUL")
+_CURSOR = Field(_is_text, "a cursor exactly as an earlier reply gave it")
+
+OPERATIONS: dict[str, Operation] = {
+    row.name: row
+    for row in (
+        Operation("get", False, {"key": _KEY}, "one record"),
+        Operation(
+            "put",
+            True,
+            {
+                "key": _KEY,
+                "size": Field(_is_int(0, 2**40), "the number of the value's bytes", required=True),
+                "content_type": Field(_is_media_type, "printable ASCII of 1 to 255 characters"),
+                "ttl": _TTL,
+                "if_revision": _IF_REVISION,
+            },
+            "store a value; a put without ttl clears the key's TTL",
+            has_value=True,
+        ),
+        Operation("delete", True, {"key": _KEY, "if_revision": _IF_REVISION}, "remove one key"),
+        Operation(
+            "delete_prefix",
+            True,
+            {
+                "prefix": Field(
+                    lambda value: _is_bound(value) and value != "",
+                    "a text of 1 to 511 bytes without NUL",
+                    required=True,
+                ),
+                "limit": _LIMIT,
+            },
+            "remove up to limit keys that begin with prefix, in one revision; more: whether some are left",
+        ),
+        Operation(
+            "incr",
+            True,
+            {
+                "key": _KEY,
+                "by": Field(_is_int(-INT64, INT64 - 1), "a signed 64-bit integer"),
+                "if_revision": _IF_REVISION,
+            },
+            "add to a decimal integer; a missing key counts from 0; TTL and media type stay",
+        ),
+        Operation(
+            "touch",
+            True,
+            {"key": _KEY, "ttl": _TTL._replace(required=True), "if_revision": _IF_REVISION},
+            "give the key a new TTL, counted from now",
+        ),
+        Operation("persist", True, {"key": _KEY, "if_revision": _IF_REVISION}, "take the key's TTL away"),
+        Operation(
+            "list",
+            False,
+            {
+                "prefix": _BOUND,
+                "start": _BOUND,
+                "end": _BOUND,
+                "limit": _LIMIT,
+                "cursor": _CURSOR,
+                "keys_only": _FLAG,
+                "count": _FLAG,
+            },
+            "a page of records in key order, or a count",
+        ),
+        Operation(
+            "events",
+            False,
+            {
+                "since": Field(_is_since, "a cursor, or a revision of this epoch", required=True),
+                "prefixes": Field(_is_filters, f"a list of up to {MAX_FILTERS} prefixes"),
+                "keys": Field(_is_filters, f"a list of up to {MAX_FILTERS} keys"),
+                "ops": Field(_is_event_ops, "a list out of put, delete, expire"),
+                "limit": _LIMIT,
+                "values": _FLAG,
+                "previous": _FLAG,
+            },
+            "a page of the change log, oldest first, never ending inside a revision",
+        ),
+        Operation(
+            "history",
+            False,
+            {
+                "key": _KEY,
+                "before": Field(_is_int(1, MAX_REVISION), "a revision"),
+                "limit": _LIMIT,
+                "cursor": _CURSOR,
+                "values": _FLAG,
+            },
+            "a page of one key's events, newest first",
+        ),
+        Operation("status", False, {}, "the daemon's version, position, counts and limits"),
+    )
+}
+
+
+def check_operation(op: Any, index: int) -> Operation:
+    """The row of the op at ``index`` of a request, after its fields were checked against it.
+
+    Raises KvError (``bad_request``, ``unknown_operation`` or ``invalid_key``) that names the op by
+    its index and says what the field must be. The op itself is not changed.
+    """
+    if type(op) is not dict:
+        raise KvError("bad_request", f"ops[{index}] must be a JSON object", op=index)
+    name = op.get("op")
+    row = OPERATIONS.get(name) if type(name) is str else None
+    if row is None:
+        known = ", ".join(OPERATIONS)
+        raise KvError("unknown_operation", f"ops[{index}].op must be one of {known}", op=index)
+    fields = row.fields
+    for field_name, value in op.items():
+        if field_name == "op":
+            continue
+        field = fields.get(field_name)
+        if field is None:
+            taken = ", ".join(fields) or "none"
+            raise KvError(
+                "bad_request",
+                f"ops[{index}]: {row.name} has no field {field_name!r}; it takes: {taken}",
+                op=index,
+            )
+        if not field.check(value):
+            raise KvError("bad_request", f"ops[{index}].{field_name} must be {field.must_be}", op=index)
+    for field_name in _REQUIRED[row.name]:
+        if field_name not in op:
+            raise KvError("bad_request", f"ops[{index}]: {row.name} needs {field_name!r}", op=index)
+    return row
+
+
+_REQUIRED = {
+    row.name: tuple(name for name, field in row.fields.items() if field.required)
+    for row in OPERATIONS.values()
+}
+
+
+def check_keys(op: dict[str, Any]) -> None:
+    """Raise ``invalid_key`` if the op's ``key`` is not acceptable."""
+    key = op.get("key")
+    if key is not None:
+        check_key(key)

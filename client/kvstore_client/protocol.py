@@ -1,0 +1,369 @@
+"""The wire format of ``docs/protocol.md``, bytes to values and back.
+
+Nothing here touches a socket. A message is a list of frames as ZeroMQ gives them, without the
+routing envelope:
+
+- request: ``[header]`` or ``[header, values]``
+- reply: ``[header]`` or ``[header, values]``
+- change: ``[key, header, value]``
+- heartbeat: ``[HEARTBEAT_TOPIC, header]``
+
+``header`` is a JSON object. ``values`` is the concatenation of all values of the message; each op,
+record or event that has one says its length in ``size``, and they follow in the order in which those
+stand in the header. One frame for all values, because a frame of its own for each costs more than
+the value does: a reply with 1,000 small values is two frames instead of 1,001.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from kvstore_client.errors import KvError
+from kvstore_client.model import MAX_REVISION, Event, Record
+from kvstore_client.operations import (
+    MAX_ATOMIC_BYTES,
+    MAX_ATOMIC_OPS,
+    MAX_CLIENT_BYTES,
+    MAX_OPS,
+    MAX_REQUEST_BYTES,
+    OPERATIONS,
+    check_keys,
+    check_operation,
+)
+
+VERSION = 1
+
+HEARTBEAT_TOPIC = b"\0heartbeat"
+"""No key begins like this, since no key holds NUL; subscribe to ``b"\\0"`` for heartbeats alone."""
+
+_REQUEST_FIELDS = frozenset(("v", "ops", "atomic", "client", "seq"))
+
+
+class Limits(NamedTuple):
+    """What one request may hold. The daemon's own limits stand in the ``status`` reply."""
+
+    ops: int = MAX_OPS
+    request_bytes: int = MAX_REQUEST_BYTES
+    atomic_ops: int = MAX_ATOMIC_OPS
+    atomic_bytes: int = MAX_ATOMIC_BYTES
+    value_bytes: int = 1024 * 1024
+
+
+class Request(NamedTuple):
+    """A checked request. ``values[i]`` is the value of ``ops[i]``, None where it has none.
+
+    ``client`` and ``seq`` number the request so that it is applied once (section 6).
+    """
+
+    ops: list[dict[str, Any]]
+    values: list[bytes | None]
+    atomic: bool = False
+    client: str | None = None
+    seq: int = 0
+
+
+class Reply(NamedTuple):
+    """A decoded reply. A result is a dict, or the KvError with which its op failed.
+
+    Where a result, or a record or event in it, has a value, the value stands in it as ``value``.
+    """
+
+    epoch: str
+    revision: int
+    results: list[dict[str, Any] | KvError]
+
+
+class Change(NamedTuple):
+    """An event from the PUB socket: the event, the revision published before it, and the epoch."""
+
+    event: Event
+    prev: int
+    epoch: str
+
+
+class Heartbeat(NamedTuple):
+    """The daemon is alive: its head revision, the log's floor and its clock in milliseconds."""
+
+    epoch: str
+    revision: int
+    floor: int
+    time: int
+
+
+# ── requests ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def encode_request(
+    ops: Sequence[dict[str, Any]],
+    values: Sequence[bytes] = (),
+    *,
+    atomic: bool = False,
+    client: str | None = None,
+    seq: int = 0,
+) -> list[bytes]:
+    """The frames of a request. ``values`` are those of the ops that have one, in their order;
+    each such op must already say its ``size``."""
+    header: dict[str, Any] = {"v": VERSION, "ops": ops}
+    if atomic:
+        header["atomic"] = True
+    if client is not None:
+        header["client"] = client
+        header["seq"] = seq
+    encoded = _dumps(header)
+    return [encoded, b"".join(values)] if values else [encoded]
+
+
+def _dumps(header: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(header)
+    except TypeError as error:  # a lone surrogate, an integer over 64 bits
+        raise KvError("bad_request", f"the request cannot be written as JSON: {error}") from error
+
+
+def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:
+    """The request in ``frames``, checked in full; raises KvError and keeps nothing otherwise."""
+    header = _decode_header(frames)
+    ops = header.get("ops")
+    if type(ops) is not list or not ops:
+        raise KvError("bad_request", "'ops' must be a list with at least one op")
+    if len(ops) > limits.ops:
+        raise KvError(
+            "request_too_large",
+            f"the request has {len(ops)} ops; the limit is {limits.ops}: send several requests",
+            limit=limits.ops,
+        )
+    atomic = header.get("atomic", False)
+    if type(atomic) is not bool:
+        raise KvError("bad_request", "'atomic' must be true or false")
+    client, seq = _decode_number(header)
+    blob = frames[1] if len(frames) == 2 else b""
+    values, writes = _split_values(ops, blob, limits)
+    if atomic:
+        _check_atomic(ops, blob, limits)
+    if client is not None and not writes:
+        raise KvError("bad_request", "only a request that writes is numbered; leave out 'client' and 'seq'")
+    return Request(ops, values, atomic, client, seq)
+
+
+def _decode_header(frames: Sequence[bytes]) -> dict[str, Any]:
+    if not 1 <= len(frames) <= 2:
+        raise KvError("bad_request", f"a request has 1 or 2 frames; this one has {len(frames)}")
+    try:
+        header = orjson.loads(frames[0])
+    except orjson.JSONDecodeError as error:
+        raise KvError("bad_request", f"frame 1 is not JSON: {error}") from error
+    if type(header) is not dict:
+        raise KvError("bad_request", "frame 1 must be a JSON object")
+    version = header.get("v")
+    if version != VERSION or type(version) is not int:
+        raise KvError(
+            "unsupported_version", f"'v' must be {VERSION}, the version spoken here", versions=[VERSION]
+        )
+    if not header.keys() <= _REQUEST_FIELDS:
+        unknown = sorted(header.keys() - _REQUEST_FIELDS)
+        raise KvError("bad_request", f"unknown fields in the request: {', '.join(map(repr, unknown))}")
+    return header
+
+
+def _decode_number(header: dict[str, Any]) -> tuple[str | None, int]:
+    client, seq = header.get("client"), header.get("seq")
+    if client is None and seq is None:
+        return None, 0
+    if type(client) is not str or not 0 < len(client.encode()) <= MAX_CLIENT_BYTES:
+        raise KvError("bad_request", f"'client' must be a text of 1 to {MAX_CLIENT_BYTES} bytes")
+    if type(seq) is not int or not 1 <= seq <= MAX_REVISION:
+        raise KvError("bad_request", "'seq' must be a whole number from 1 to 2^63-1")
+    return client, seq
+
+
+def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tuple[list[bytes | None], bool]:
+    """Check every op and cut its value out of ``blob``; also says whether any op writes."""
+    if len(blob) > limits.request_bytes:
+        raise KvError(
+            "request_too_large",
+            f"the request's values have {len(blob)} bytes; the limit is {limits.request_bytes}",
+            limit=limits.request_bytes,
+        )
+    values: list[bytes | None] = []
+    offset, writes = 0, False
+    for index, op in enumerate(ops):
+        operation = check_operation(op, index)
+        check_keys(op)
+        writes = writes or operation.writes
+        if not operation.has_value:
+            values.append(None)
+            continue
+        size = op["size"]
+        if size > limits.value_bytes:
+            raise KvError(
+                "value_too_large",
+                f"the value has {size} bytes; the limit is {limits.value_bytes} (--max-value-bytes)",
+                op=index,
+                limit=limits.value_bytes,
+            )
+        values.append(blob[offset : offset + size])
+        offset += size
+    if offset != len(blob):
+        raise KvError("bad_request", f"the sizes add up to {offset} bytes; the value frame has {len(blob)}")
+    return values, writes
+
+
+def _check_atomic(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> None:
+    if len(ops) > limits.atomic_ops:
+        raise KvError(
+            "request_too_large",
+            f"an atomic batch has at most {limits.atomic_ops} ops; this one has {len(ops)}",
+            limit=limits.atomic_ops,
+        )
+    if len(blob) > limits.atomic_bytes:
+        raise KvError(
+            "request_too_large",
+            f"an atomic batch has at most {limits.atomic_bytes} bytes of values; this one has {len(blob)}",
+            limit=limits.atomic_bytes,
+        )
+    seen: set[str] = set()
+    for index, op in enumerate(ops):
+        if op["op"] == "delete_prefix":
+            raise KvError("bad_request", "delete_prefix cannot be part of an atomic batch", op=index)
+        if not OPERATIONS[op["op"]].writes:
+            continue
+        if op["key"] in seen:
+            raise KvError(
+                "bad_request",
+                f"an atomic batch may change a key only once; ops[{index}] names {op['key']!r} again",
+                op=index,
+            )
+        seen.add(op["key"])
+
+
+# ── replies ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def encode_reply(
+    epoch: str, revision: int, results: Sequence[dict[str, Any]], values: Sequence[bytes] = ()
+) -> list[bytes]:
+    """The frames of a reply; ``values`` in the order in which ``size`` stands in ``results``.
+
+    The second frame is there whenever any ``size`` is, even if all of them are 0.
+    """
+    header = orjson.dumps({"v": VERSION, "epoch": epoch, "revision": revision, "results": results})
+    return [header, b"".join(values)] if values else [header]
+
+
+def encode_error(error: KvError) -> list[bytes]:
+    """The frames of a reply that refuses the whole request."""
+    return [orjson.dumps({"v": VERSION, "error": error.as_json()})]
+
+
+def decode_reply(frames: Sequence[bytes]) -> Reply:
+    """The reply in ``frames``; raises the KvError with which the whole request was refused.
+
+    A reply that does not follow the protocol is a KvError too (``internal``).
+    """
+    try:
+        header = orjson.loads(frames[0])
+        if header["v"] != VERSION:
+            raise KvError("unsupported_version", f"the daemon answered in version {header['v']!r}")
+        if "error" in header:
+            raise KvError.from_json(header["error"])
+        results = header["results"]
+        if len(frames) > 1:
+            _attach_values(results, frames[1])
+        return Reply(
+            header["epoch"],
+            header["revision"],
+            [KvError.from_json(r["error"]) if "error" in r else r for r in results],
+        )
+    except (KeyError, IndexError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
+        raise KvError("internal", f"the daemon's reply is malformed: {error!r}") from error
+
+
+def _attach_values(results: list[dict[str, Any]], blob: bytes) -> None:
+    offset = 0
+    for result in results:
+        for holder in _value_holders(result):
+            end = offset + holder["size"]
+            holder["value"] = blob[offset:end]
+            offset = end
+
+
+def _value_holders(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The dicts of ``result`` that have a value, in wire order: an event's own, then its previous."""
+    if "size" in result:
+        return [result]
+    holders = [item for item in result.get("items", ()) if "size" in item]
+    for event in result.get("events", ()):
+        if "size" in event:
+            holders.append(event)
+        if "size" in event.get("previous", ()):
+            holders.append(event["previous"])
+    return holders
+
+
+def record_from(fields: dict[str, Any], key: str | None = None) -> Record:
+    """The record that a reply's dict describes; ``key`` where the dict does not hold it."""
+    return Record(
+        fields["key"] if key is None else key,
+        fields.get("value"),
+        fields["content_type"],
+        fields["revision"],
+        fields["create_revision"],
+        fields["version"],
+        fields["modified_at"],
+        fields.get("expires_at"),
+    )
+
+
+def event_from(fields: dict[str, Any]) -> Event:
+    """The event that an ``events`` or ``history`` reply's dict describes."""
+    key, previous = fields["key"], fields.get("previous")
+    return Event(
+        fields["op"],
+        key,
+        fields["revision"],
+        fields["index"],
+        fields["count"],
+        fields["time"],
+        record_from(fields) if fields["op"] == "put" else None,
+        record_from(previous, key) if previous is not None else None,
+        fields["previous_revision"],
+    )
+
+
+# ── changes ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def encode_change(key: bytes, fields: dict[str, Any], value: bytes) -> list[bytes]:
+    """The frames of an event for PUB.
+
+    ``fields`` is the event as in an ``events`` reply, with ``epoch`` and ``prev`` added and without
+    ``key`` and ``size``. ``value`` is the new value of a put, the old one of an expire, else empty.
+    """
+    return [key, orjson.dumps({"v": VERSION, **fields}), value]
+
+
+def encode_heartbeat(beat: Heartbeat) -> list[bytes]:
+    """The frames of a heartbeat."""
+    return [HEARTBEAT_TOPIC, orjson.dumps({"v": VERSION, **beat._asdict()})]
+
+
+def decode_change(frames: Sequence[bytes]) -> Change | Heartbeat | None:
+    """What a SUB socket received; None for a message of a kind or version not known here, which a
+    subscriber MUST ignore (section 5)."""
+    try:
+        header = orjson.loads(frames[1])
+        if header["v"] != VERSION:
+            return None
+        if frames[0] == HEARTBEAT_TOPIC:
+            return Heartbeat(header["epoch"], header["revision"], header["floor"], header["time"])
+        if header["op"] == "put":
+            header["value"] = frames[2]
+        elif header["op"] == "expire":
+            header["previous"]["value"] = frames[2]
+        header["key"] = frames[0].decode()
+        return Change(event_from(header), header["prev"], header["epoch"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
