@@ -1,0 +1,31 @@
+"""What the daemon is started with. Names, units, defaults and consequences stand in the option
+table of the command (``kvstore_cli.options``); nothing has a second default here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSettings:
+    """The daemon's options, checked and in base units."""
+
+    data: str
+    requests: str
+    changes: str
+    engine: str
+    sync: str
+    sync_interval_ms: int
+    max_value_bytes: int
+    max_store_bytes: int
+    max_batch_ops: int
+    max_batch_bytes: int
+    max_atomic_ops: int
+    max_atomic_bytes: int
+    retain_events: int
+    retain_bytes: int
+    retain_age_ms: int
+    responders: int
+    subscriber_queue: int
+    allow_anonymous: bool
+    log_level: str

@@ -1,0 +1,30 @@
+"""What the facade is started with. Names, units, defaults and consequences stand in the option
+table of the command (``kvstore_cli.options``); nothing has a second default here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """The facade's options, checked and in base units.
+
+    ``cors_origins`` is empty for "CORS is off". ``daemon_timeout_ms`` bounds how long one HTTP
+    request waits for the daemon.
+    """
+
+    http: str
+    workers: int
+    requests: str
+    changes: str
+    daemon_timeout_ms: int
+    max_body_bytes: int
+    max_header_bytes: int
+    max_connections: int
+    max_streams: int
+    stream_buffer_bytes: int
+    stream_heartbeat_ms: int
+    cors_origins: tuple[str, ...]
+    allow_anonymous: bool
+    log_level: str
