@@ -1,0 +1,145 @@
+"""Fixtures for all tests: servers as real processes, and how Hypothesis searches."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from support.servers import Daemon, Facade, Serve, Server, Service
+
+STDERR_SHOWN_BYTES = 20_000
+
+# Examples take as long as the machine needs: a slow one is not a wrong one.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ci", settings.get_profile("local"), derandomize=False, print_blob=True, database=None
+)
+settings.register_profile("long", settings.get_profile("ci"), max_examples=2_000)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose Hypothesis' profile, and under CI a new seed for each run."""
+    if not config.getoption("--hypothesis-profile", None):
+        settings.load_profile("ci" if os.environ.get("CI") else "local")
+    # Chosen here, before pytest-xdist hands the options to its workers, so that all share it.
+    if os.environ.get("CI") and config.getoption("--hypothesis-seed", None) is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Name the seed, so that a run can be repeated."""
+    seed = config.getoption("--hypothesis-seed", None)
+    return None if seed is None else f"to search the same examples again: --hypothesis-seed={seed}"
+
+
+_servers = pytest.StashKey[list[Server]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the servers of the test wrote."""
+    report = yield
+    if report.failed:
+        for server in itertools.chain.from_iterable(
+            node.stash.get(_servers, ()) for node in item.listchain()
+        ):
+            title = f"stderr of kvstore {server.name} in {server.folder}"
+            report.sections.append((title, server.stderr[-STDERR_SHOWN_BYTES:]))
+    return report
+
+
+class _Starter:
+    """Starts servers for a test or a module, each in a folder of its own, and stops them all."""
+
+    def __init__(self, node: pytest.Collector | pytest.Item, folder: Path) -> None:
+        self._servers = node.stash.setdefault(_servers, [])
+        self._folder = folder
+        self._number = itertools.count()
+
+    def start(self, kind: type[Any], options: dict[str, Any], environment: dict[str, str] | None) -> Any:
+        folder = self._folder / f"{kind.name}{next(self._number)}"
+        folder.mkdir()
+        server = kind(folder, options, environment)
+        self._servers.append(server)
+        return server.start()
+
+    def stop_all(self) -> None:
+        failures: list[Exception] = []
+        for server in reversed(self._servers):
+            try:
+                server.stop()
+            except AssertionError as failure:
+                failures.append(failure)
+        if failures:
+            raise ExceptionGroup("servers did not stop as they must", failures)
+
+
+@pytest.fixture
+def _starter(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[_Starter]:
+    starter = _Starter(request.node, tmp_path)
+    yield starter
+    starter.stop_all()
+
+
+@pytest.fixture
+def start_daemon(_starter: _Starter) -> Callable[..., Daemon]:
+    """``start_daemon(retain_events=10, environment={...})``: a ready daemon with those flags."""
+    return lambda environment=None, **options: _starter.start(Daemon, options, environment)
+
+
+@pytest.fixture
+def start_facade(_starter: _Starter) -> Callable[..., Facade]:
+    """``start_facade(daemon, workers=2)``: a ready facade in front of ``daemon`` (or of whatever has
+    ``requests`` and ``changes``)."""
+
+    def start(daemon: Any, environment: dict[str, str] | None = None, **options: Any) -> Facade:
+        endpoints = {"requests": daemon.requests, "changes": daemon.changes, "workers": 1}
+        facade: Facade = _starter.start(Facade, {**endpoints, **options}, environment)
+        return facade
+
+    return start
+
+
+@pytest.fixture
+def start_serve(_starter: _Starter) -> Callable[..., Serve]:
+    """``start_serve(workers=1)``: a ready ``kvstore serve``."""
+    return lambda environment=None, **options: _starter.start(Serve, options, environment)
+
+
+@pytest.fixture
+def daemon(start_daemon: Callable[..., Daemon]) -> Daemon:
+    """A daemon with an empty store and the default options."""
+    return start_daemon()
+
+
+@pytest.fixture
+def facade(daemon: Daemon, start_facade: Callable[..., Facade]) -> Facade:
+    """A facade with one worker in front of ``daemon``."""
+    return start_facade(daemon)
+
+
+@pytest.fixture
+def service(daemon: Daemon, facade: Facade) -> Service:
+    """A daemon and a facade with one worker."""
+    return Service(daemon, facade)
+
+
+@pytest.fixture(scope="module")
+def shared_service(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A daemon and a facade for all tests of a module that keep to keys of their own and stop nothing."""
+    starter = _Starter(request.node, tmp_path_factory.mktemp("shared"))
+    daemon: Daemon = starter.start(Daemon, {}, None)
+    endpoints = {"requests": daemon.requests, "changes": daemon.changes, "workers": 1}
+    yield Service(daemon, starter.start(Facade, endpoints, None))
+    starter.stop_all()

@@ -1,0 +1,246 @@
+"""Handles on real server processes: start, wait until ready, kill, stop, restart.
+
+A server is stopped by SIGTERM and must then exit 0; one that ended by itself, or lingers, fails the
+test. Whatever happens to the test run, no server outlives it (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from support.ports import free_port
+from support.waiting import wait_until
+
+STOP_SECONDS = 20
+READY_SECONDS = 30
+
+
+def kvstore_command(*arguments: str) -> list[str]:
+    """The command line that runs this environment's ``kvstore`` with ``arguments``."""
+    return [str(Path(sysconfig.get_path("scripts")) / "kvstore"), *arguments]
+
+
+def clean_environment(home: Path, **changes: str) -> dict[str, str]:
+    """The environment without any ``KVSTORE_*`` variable and with ``home`` in place of the user's
+    own folders, so that no configuration of the machine reaches a test."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KVSTORE_", "XDG_"))}
+    return {**kept, "HOME": str(home), "PYTHONUNBUFFERED": "1", **changes}
+
+
+def flags(options: dict[str, Any]) -> list[str]:
+    """``{"retain_events": 5, "allow_anonymous": True}`` as ``--retain-events 5 --allow-anonymous``;
+    None and False leave an option out."""
+    line: list[str] = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        flag = "--" + name.replace("_", "-")
+        line += [flag] if value is True else [flag, str(value)]
+    return line
+
+
+class Server:
+    """One ``kvstore`` server process, with its stderr in a file.
+
+    ``options`` are the command's flags by name. A class of its own for each command says what the
+    ready line looks like; the addresses in it are the attributes of the handle.
+    """
+
+    name: str
+    ready_line: re.Pattern[str]
+
+    def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
+        self.options = options
+        self.folder = folder
+        self.log = folder / f"{self.name}.stderr"
+        self.environment = clean_environment(folder, **(environment or {}))
+        self.process: subprocess.Popen[bytes] | None = None
+        self._expected_to_run = False
+
+    def start(self) -> Self:
+        """Start the process and return once it said that it is ready."""
+        assert not self.is_running, f"{self.name} runs already"
+        offset = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                _dies_with_us(kvstore_command(self.name, *flags(self.options))),
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._expected_to_run = True
+        self._wait_until_ready(offset)
+        return self
+
+    def _wait_until_ready(self, offset: int) -> None:
+        def ready() -> re.Match[str] | None:
+            assert self.is_running, f"{self.name} ended before it was ready:\n{self.stderr}"
+            return self.ready_line.search(self._read(offset))
+
+        found = wait_until(ready, timeout=READY_SECONDS, what=f"{self.name} says that it is ready")
+        self._note_addresses(found.groupdict())
+
+    def _note_addresses(self, addresses: dict[str, str]) -> None:
+        raise NotImplementedError
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there now."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the present, or of the last, process."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def stderr(self) -> str:
+        """Everything the server wrote, over all its restarts."""
+        return self._read(0)
+
+    def _read(self, offset: int) -> str:
+        if not self.log.exists():
+            return ""
+        return self.log.read_bytes()[offset:].decode(errors="replace")
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        self._expected_to_run = False
+        self.signal(signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait(STOP_SECONDS)
+
+    def stop(self) -> None:
+        """SIGTERM, and check that the process exits 0. A server that is not running because it was
+        killed or stopped is left alone; one that ended by itself fails here."""
+        if not self._expected_to_run:
+            return
+        assert self.process is not None
+        self._expected_to_run = False
+        assert self.is_running, f"{self.name} ended by itself:\n{self.stderr[-4000:]}"
+        self.signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"{self.name} did not stop on SIGTERM:\n{self.stderr[-4000:]}") from None
+        assert status == 0, f"{self.name} ended with status {status}:\n{self.stderr[-4000:]}"
+
+    def restart(self, **options: Any) -> Self:
+        """Stop, if it runs, and start again on the same addresses and data, with ``options`` changed."""
+        self.stop()
+        self.options = {**self.options, **options}
+        return self.start()
+
+
+class Daemon(Server):
+    """``kvstore daemon`` with a store of its own."""
+
+    name = "daemon"
+    ready_line = re.compile(
+        r"kvstore daemon: ready, requests (?P<requests>\S+), changes (?P<changes>\S+), data (?P<data>.+)"
+    )
+    requests: str
+    changes: str
+    data: Path
+
+    def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
+        chosen = {
+            "data": folder / "data",
+            "requests": f"tcp://127.0.0.1:{free_port()}",
+            "changes": f"tcp://127.0.0.1:{free_port()}",
+        }
+        super().__init__(folder, {**chosen, **options}, environment)
+
+    def _note_addresses(self, addresses: dict[str, str]) -> None:
+        self.requests, self.changes = addresses["requests"], addresses["changes"]
+        self.data = Path(addresses["data"])
+
+
+class Facade(Server):
+    """``kvstore http`` in front of a daemon."""
+
+    name = "http"
+    ready_line = re.compile(r"kvstore http: ready, (?P<url>http://[^\s,]+)")
+    url: str
+
+    def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
+        chosen = {"http": f"127.0.0.1:{free_port()}"}
+        super().__init__(folder, {**chosen, **options}, environment)
+
+    def _note_addresses(self, addresses: dict[str, str]) -> None:
+        self.url = addresses["url"]
+
+
+class Serve(Server):
+    """``kvstore serve``: daemon and facade under one parent, as a user starts them."""
+
+    name = "serve"
+    ready_line = re.compile(
+        r"(?=[\s\S]*kvstore daemon: ready, requests (?P<requests>\S+), "
+        r"changes (?P<changes>\S+), data (?P<data>.+))"
+        r"(?=[\s\S]*kvstore http: ready, (?P<url>http://[^\s,]+))"
+    )
+    url: str
+    requests: str
+    changes: str
+    data: Path
+
+    def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
+        chosen = {
+            "data": folder / "data",
+            "http": f"127.0.0.1:{free_port()}",
+            "requests": f"tcp://127.0.0.1:{free_port()}",
+            "changes": f"tcp://127.0.0.1:{free_port()}",
+        }
+        super().__init__(folder, {**chosen, **options}, environment)
+
+    def _note_addresses(self, addresses: dict[str, str]) -> None:
+        self.url, self.data = addresses["url"], Path(addresses["data"])
+        self.requests, self.changes = addresses["requests"], addresses["changes"]
+
+
+class Service(NamedTuple):
+    """A daemon and the facade in front of it, each a process that can be killed by itself."""
+
+    daemon: Daemon
+    facade: Facade
+
+    @property
+    def url(self) -> str:
+        """The facade's address, ``http://127.0.0.1:PORT``."""
+        return self.facade.url
+
+    @property
+    def requests(self) -> str:
+        """The daemon's endpoint for requests."""
+        return self.daemon.requests
+
+    @property
+    def changes(self) -> str:
+        """The daemon's endpoint for changes."""
+        return self.daemon.changes
+
+
+def _dies_with_us(command: Sequence[str]) -> list[str]:
+    # setpriv and not preexec_fn: Python warns about the latter in a process with threads, and
+    # warnings are errors here. It replaces itself by the command, so the process id stays.
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else list(command)
