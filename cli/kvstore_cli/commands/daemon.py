@@ -1,0 +1,29 @@
+"""``kvstore daemon``."""
+
+from __future__ import annotations
+
+import click
+
+from kvstore_cli.configuration import daemon_settings, resolve
+from kvstore_cli.flags import given_flags, with_options
+
+
+@click.command()
+@with_options("daemon")
+@click.pass_context
+def command(context: click.Context) -> int:
+    """Run the daemon alone: it owns the data and speaks ZeroMQ.
+
+    \b
+    It stays in the foreground, says on standard error when it is ready, and stops cleanly on
+    SIGTERM and Ctrl-C. 'kvstore serve' runs it together with the HTTP facade.
+
+    \b
+    Examples:
+      kvstore daemon --data /var/lib/kvstore
+      kvstore daemon --requests tcp://127.0.0.1:0 --changes tcp://127.0.0.1:0
+    """
+    settings = daemon_settings(resolve(given_flags(context), "daemon"))
+    from kvstore_daemon.main import run
+
+    return run(settings)

@@ -1,0 +1,29 @@
+"""``kvstore http``."""
+
+from __future__ import annotations
+
+import click
+
+from kvstore_cli.configuration import http_settings, resolve
+from kvstore_cli.flags import given_flags, with_options
+
+
+@click.command()
+@with_options("http")
+@click.pass_context
+def command(context: click.Context) -> int:
+    """Run the HTTP facade alone, beside a daemon that runs elsewhere.
+
+    \b
+    It stays in the foreground, says on standard error when it is ready, and stops cleanly on
+    SIGTERM and Ctrl-C. While the daemon is away it answers 503 and keeps its streams open.
+
+    \b
+    Examples:
+      kvstore http --workers 2
+      kvstore http --http 127.0.0.1:8080 --requests tcp://127.0.0.1:5555
+    """
+    settings = http_settings(resolve(given_flags(context), "http"))
+    from kvstore_http.main import run
+
+    return run(settings)

@@ -1,0 +1,423 @@
+"""The one table of options.
+
+A row gives an option's name, and with it its three spellings: the flag ``--retain-age``, the variable
+``KVSTORE_RETAIN_AGE`` and the key ``retain-age`` of the TOML file. It gives the kind of its value,
+its default, what follows from it, and who takes it. Flags, help texts, settings, ``kvstore config``
+and the tables of ``docs/configuration.md`` all come from here, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kvstore_cli import units
+
+PREFIX = "KVSTORE_"
+
+
+class Kind(NamedTuple):
+    """What an option's value looks like: its name in a help text, its unit, text to value and back."""
+
+    metavar: str
+    unit: str
+    parse: Callable[[Any], Any]
+    show: Callable[[Any], str] = str
+
+
+class Option(NamedTuple):
+    """One row. ``default`` may be a function where it depends on the machine; ``default_text`` then
+    says in words what it comes to. ``parts`` are those that take it: daemon, http, client."""
+
+    name: str
+    kind: Kind
+    default: Any
+    consequence: str
+    parts: tuple[str, ...]
+    default_text: str = ""
+
+    @property
+    def flag(self) -> str:
+        """The option on a command line."""
+        return f"--{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The option in the environment."""
+        return PREFIX + self.name.upper().replace("-", "_")
+
+    @property
+    def field(self) -> str:
+        """The option in a settings class: the name with its unit, where it is a duration."""
+        return self.name.replace("-", "_") + ("_ms" if self.kind is DURATION else "")
+
+    def default_value(self) -> Any:
+        """The default on this machine, in base units."""
+        return self.default() if callable(self.default) else self.default
+
+    def shown_default(self) -> str:
+        """The default as a person reads it."""
+        return self.default_text or self.kind.show(self.default_value())
+
+
+def _parse_text(given: Any) -> str:
+    if not isinstance(given, str):
+        raise ValueError(f"{given!r} is not text; put it in quotes")
+    return given
+
+
+def _parse_path(given: Any) -> str:
+    # absolute at once: the processes that serve starts must not depend on where they were started
+    return str(Path(_parse_text(given)).expanduser().absolute())
+
+
+def _parse_engine(given: Any) -> str:
+    text = _parse_text(given)
+    if ":" not in text:
+        raise ValueError(f"{text!r} is not an engine's address; write for example lmdb:")
+    return text
+
+
+def _count(low: int, high: int = 2**31 - 1) -> Kind:
+    def parse(given: Any) -> int:
+        text = "" if isinstance(given, bool) else str(given).replace("_", "").strip()
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise ValueError(f"{given!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return Kind("N", "count", parse)
+
+
+def _choice(*words: str) -> Kind:
+    def parse(given: Any) -> str:
+        if given not in words:
+            raise ValueError(f"{given!r} is not one of {', '.join(words)}")
+        return str(given)
+
+    return Kind(f"[{'|'.join(words)}]", "word", parse)
+
+
+def _size(low: int, high: int = 2**62) -> Kind:
+    def parse(given: Any) -> int:
+        size = units.parse_size(given)
+        if not low <= size <= high:
+            raise ValueError(f"{given!r} is outside {units.show_size(low)} to {units.show_size(high)}")
+        return size
+
+    return Kind("SIZE", "bytes", parse, units.show_size)
+
+
+def _parse_positive_duration(given: Any) -> int:
+    ms = units.parse_duration(given)
+    if ms == 0:
+        raise ValueError(f"{given!r} is no time at all; write for example 500ms or 30s")
+    return ms
+
+
+DURATION = Kind("TIME", "duration", _parse_positive_duration, units.show_duration)
+FLAG = Kind("", "flag", units.parse_flag, lambda value: "yes" if value else "no")
+_ADDRESS = Kind("HOST:PORT", "address", units.parse_address)
+_ENDPOINT = Kind("ENDPOINT", "ZeroMQ address", units.parse_endpoint)
+_URL = Kind("URL", "http(s) address", units.parse_url)
+_FOLDER = Kind("DIR", "folder", _parse_path)
+_FILE = Kind("FILE", "file", _parse_path)
+_ENGINE = Kind("URL", "address", _parse_engine)
+_ORIGINS = Kind("LIST", "origins", units.parse_origins, lambda value: ",".join(value) or "none")
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    # the XDG base directory specification: a relative path in the variable is to be ignored
+    given = os.environ.get(variable, "")
+    return Path(given) if given.startswith("/") else Path.home() / fallback
+
+
+def default_data() -> str:
+    """The XDG data folder's part for kvstore."""
+    return str(_xdg("XDG_DATA_HOME", ".local/share") / "kvstore")
+
+
+def default_config() -> str:
+    """The file that is read when ``--config`` names none; it need not exist."""
+    return str(_xdg("XDG_CONFIG_HOME", ".config") / "kvstore" / "config.toml")
+
+
+def default_workers() -> int:
+    """One for each core this process may use, 4 at most: more of them would only wait for the daemon."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+_MIB = 1024 * 1024
+_DAEMON = ("daemon",)
+_HTTP = ("http",)
+_SERVERS = ("daemon", "http")
+_CLIENT = ("client",)
+
+OPTIONS: dict[str, Option] = {
+    row.name: row
+    for row in (
+        Option(
+            "data",
+            _FOLDER,
+            default_data,
+            "Where the store lives. One daemon at a time may use a folder; it is made if missing.",
+            _DAEMON,
+            "$XDG_DATA_HOME/kvstore, else ~/.local/share/kvstore",
+        ),
+        Option(
+            "engine",
+            _ENGINE,
+            "lmdb:",
+            "Which engine holds the data.",
+            _DAEMON,
+        ),
+        Option(
+            "sync",
+            _choice("always", "interval", "none"),
+            "always",
+            "When a write is on disk: always: before it is acknowledged; interval (weaker): a crash of the "
+            "machine loses up to --sync-interval of acknowledged writes; none (weakest): whatever the system "
+            "had not written by then.",
+            _DAEMON,
+        ),
+        Option(
+            "sync-interval",
+            DURATION,
+            1000,
+            "How often --sync interval writes to disk: the most that a crash of the machine loses.",
+            _DAEMON,
+        ),
+        Option(
+            "requests",
+            _ENDPOINT,
+            "tcp://127.0.0.1:5555",
+            "The daemon's ZeroMQ address for requests. The daemon listens on it, the facade connects to it; "
+            "port 0 lets the system choose one.",
+            _SERVERS,
+        ),
+        Option(
+            "changes",
+            _ENDPOINT,
+            "tcp://127.0.0.1:5556",
+            "The ZeroMQ address on which the daemon publishes every change, for the facade and for "
+            "subscribers of your own.",
+            _SERVERS,
+        ),
+        Option(
+            "http",
+            _ADDRESS,
+            "127.0.0.1:5000",
+            "The address on which the facade speaks HTTP; port 0 lets the system choose one.",
+            _HTTP,
+        ),
+        Option(
+            "workers",
+            _count(1, 256),
+            default_workers,
+            "How many facade processes share the HTTP address. More use more cores, and each has connections "
+            "and streams of its own.",
+            _HTTP,
+            "one for each core, 4 at most",
+        ),
+        Option(
+            "max-value-bytes",
+            _size(1, 2**30),
+            _MIB,
+            "The largest value. A larger one is refused with value_too_large.",
+            _DAEMON,
+        ),
+        Option(
+            "max-store-bytes",
+            _size(_MIB, 2**46),
+            2**40,
+            "The most that the store may grow to. Beyond it writes are refused with store_full, while reads "
+            "and deletes go on. The file is sparse: nothing is set aside.",
+            _DAEMON,
+        ),
+        Option(
+            "max-batch-ops",
+            _count(1, 10_000),
+            10_000,
+            "The most operations in one independent batch.",
+            _DAEMON,
+        ),
+        Option(
+            "max-batch-bytes",
+            _size(1024, 2**30),
+            16 * _MIB,
+            "The most bytes of values in one independent batch.",
+            _DAEMON,
+        ),
+        Option(
+            "max-atomic-ops",
+            _count(1, 10_000),
+            100,
+            "The most operations in one atomic batch. Another engine may refuse more than 100.",
+            _DAEMON,
+        ),
+        Option(
+            "max-atomic-bytes",
+            _size(1024, 2**30),
+            _MIB,
+            "The most bytes of values in one atomic batch. Another engine may refuse more than 1 MiB.",
+            _DAEMON,
+        ),
+        Option(
+            "retain-events",
+            _count(1, 10**12),
+            1_000_000,
+            "How many events the log keeps. Of the three retain options the tightest holds; a subscriber "
+            "that was away for longer starts over with a snapshot.",
+            _DAEMON,
+        ),
+        Option(
+            "retain-bytes",
+            _size(1024),
+            2**30,
+            "How many bytes of events the log keeps.",
+            _DAEMON,
+        ),
+        Option(
+            "retain-age",
+            DURATION,
+            7 * 86_400_000,
+            "How long the log keeps an event.",
+            _DAEMON,
+        ),
+        Option(
+            "responders",
+            _count(1, 1024),
+            32,
+            "How many REP sockets answer requests: so many requests can share one commit.",
+            _DAEMON,
+        ),
+        Option(
+            "subscriber-queue",
+            _count(1, 10**7),
+            10_000,
+            "How many messages are kept for a native subscriber that reads too slowly. What goes beyond is "
+            "dropped for it, and it refills the gap from the log.",
+            _DAEMON,
+        ),
+        Option(
+            "daemon-timeout",
+            DURATION,
+            5000,
+            "How long an HTTP request waits for the daemon before it is answered with timed_out.",
+            _HTTP,
+        ),
+        Option(
+            "max-body-bytes",
+            _size(1024, 2**31),
+            17 * _MIB,
+            "The largest body of an HTTP request. A larger one is refused with request_too_large.",
+            _HTTP,
+        ),
+        Option(
+            "max-header-bytes",
+            _size(1024, 16 * _MIB),
+            64 * 1024,
+            "The most bytes in the headers of an HTTP request. More are refused with headers_too_large.",
+            _HTTP,
+        ),
+        Option(
+            "max-connections",
+            _count(1, 10**6),
+            20_000,
+            "The most HTTP connections of one worker, streams not counted.",
+            _HTTP,
+        ),
+        Option(
+            "max-streams",
+            _count(0, 10**6),
+            10_000,
+            "The most open event streams of one worker. One more is refused with too_busy.",
+            _HTTP,
+        ),
+        Option(
+            "stream-buffer-bytes",
+            _size(4096, 2**31),
+            _MIB,
+            "How many bytes are kept for a stream that is read too slowly. When they are full it is cut off, "
+            "and resumes from the log.",
+            _HTTP,
+        ),
+        Option(
+            "stream-heartbeat",
+            DURATION,
+            15_000,
+            "How often a stream says that it is alive. Keep it under the idle time of proxies, and under a "
+            "third of the clients' --stall-timeout.",
+            _HTTP,
+        ),
+        Option(
+            "cors-origins",
+            _ORIGINS,
+            (),
+            "The web origins whose pages may use the service from a browser. Without any, CORS is off; * "
+            "allows every page that a user of the service opens.",
+            _HTTP,
+        ),
+        Option(
+            "allow-anonymous",
+            FLAG,
+            False,
+            "Allow listening beyond this machine. The service asks nobody who they are: whoever reaches an "
+            "address can read, change and delete everything.",
+            _SERVERS,
+        ),
+        Option(
+            "log-level",
+            _choice("debug", "info", "warning", "error"),
+            "info",
+            "How much daemon and facade say on standard error.",
+            _SERVERS,
+        ),
+        Option(
+            "url",
+            _URL,
+            "http://127.0.0.1:5000",
+            "Where the commands find the service.",
+            _CLIENT,
+        ),
+        Option(
+            "ca-file",
+            _FILE,
+            None,
+            "The certificates (PEM) that an https service is checked against.",
+            _CLIENT,
+            "those of the system",
+        ),
+        Option(
+            "request-timeout",
+            DURATION,
+            10_000,
+            "How long a command tries to get its answer, repeats included.",
+            _CLIENT,
+        ),
+        Option(
+            "stall-timeout",
+            DURATION,
+            45_000,
+            "A stream that is silent for so long counts as dead and is opened anew: three times the "
+            "service's --stream-heartbeat.",
+            _CLIENT,
+        ),
+    )
+}
+
+# The file cannot name itself, so this row stands apart: it has a flag and a variable and no key.
+CONFIG = Option(
+    "config",
+    _FILE,
+    default_config,
+    "The TOML file that options are read from.",
+    ("daemon", "http", "client"),
+    "$XDG_CONFIG_HOME/kvstore/config.toml, else ~/.config/kvstore/config.toml",
+)
+
+
+def options_of(*parts: str) -> list[Option]:
+    """The table's rows that any of ``parts`` takes, in the table's order."""
+    return [row for row in OPTIONS.values() if any(part in row.parts for part in parts)]

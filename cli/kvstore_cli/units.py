@@ -1,0 +1,146 @@
+"""Sizes, durations and addresses as people write them: text to base units and back.
+
+Every ``parse_*`` takes what a flag or a variable holds (text) or what a TOML file holds (text, number,
+truth value or list) and raises ValueError with a sentence that says what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *(?:([kmgt])(i?b)?|b)?", re.ASCII | re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) *(ms|s|m|h|d|w)?", re.ASCII | re.IGNORECASE)
+_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+def parse_size(given: Any) -> int:
+    """Bytes. A bare letter means powers of 1024 and ``kB`` powers of 1000, as in coreutils."""
+    match = _SIZE.fullmatch(_text_or_number(given))
+    if match is None:
+        raise ValueError(f"{given!r} is not a size; write bytes, or for example 512k, 1MiB, 2GiB")
+    number, letter, suffix = match.groups()
+    base = 1000 if (suffix or "").lower() == "b" else 1024
+    return _whole(number, base ** (" kmgt".index(letter.lower())) if letter else 1, given, "bytes")
+
+
+def show_size(size: int) -> str:
+    """The shortest exact way to write ``size``: ``1 MiB``, ``1000``."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size and size % 1024**power == 0:
+            return f"{size // 1024**power} {unit}"
+    return str(size)
+
+
+def parse_duration(given: Any) -> int:
+    """Milliseconds; a number without a unit counts seconds."""
+    match = _DURATION.fullmatch(_text_or_number(given))
+    if match is None:
+        raise ValueError(f"{given!r} is not a duration; write seconds, or for example 500ms, 30s, 5m, 2h, 7d")
+    return _whole(match[1], _MS[(match[2] or "s").lower()], given, "milliseconds")
+
+
+def show_duration(ms: int) -> str:
+    """The shortest exact way to write ``ms``: ``7d``, ``1500ms``, ``0s``."""
+    for unit in ("d", "h", "m", "s"):
+        if ms % _MS[unit] == 0:
+            return f"{ms // _MS[unit]}{unit}"
+    return f"{ms}ms"
+
+
+def parse_flag(given: Any) -> bool:
+    """Truth, as a TOML boolean or as one of the usual words."""
+    if isinstance(given, bool):
+        return given
+    word = str(given).lower()
+    if word not in _TRUE + _FALSE:
+        raise ValueError(f"{given!r} is neither true nor false; write 1 or 0")
+    return word in _TRUE
+
+
+def parse_address(given: Any) -> str:
+    """``HOST:PORT`` for listening on; the host is a name, an IPv4 or a bracketed IPv6 address."""
+    text = _text(given)
+    host, colon, port = text.rpartition(":")
+    if not colon or not _is_port(port) or (":" in host and not (host[0] == "[" and host[-1] == "]")):
+        raise ValueError(f"{text!r} is not HOST:PORT; write for example 127.0.0.1:5000 or [::1]:5000")
+    return text
+
+
+def parse_endpoint(given: Any) -> str:
+    """A ZeroMQ address: ``tcp://HOST:PORT`` or ``ipc://PATH``."""
+    text = _text(given)
+    scheme, _, rest = text.partition("://")
+    host, _, port = rest.rpartition(":")
+    if (scheme == "ipc" and rest) or (scheme == "tcp" and host and _is_port(port)):
+        return text
+    raise ValueError(f"{text!r} is not an endpoint; write tcp://HOST:PORT or ipc://PATH")
+
+
+def parse_url(given: Any) -> str:
+    """The service's address, ``http://`` or ``https://``, without a slash at the end."""
+    from urllib.parse import urlsplit
+
+    text = _text(given)
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{text!r} is not a service's address; write for example http://127.0.0.1:5000")
+    if parts.username is not None:
+        raise ValueError("an address with a user name is not taken: the service does not know users")
+    _ = parts.port  # raises ValueError for a port that is none
+    return text.rstrip("/")
+
+
+def parse_origins(given: Any) -> tuple[str, ...]:
+    """Origins for CORS: a TOML list, or text with commas between them; ``*`` is any origin."""
+    origins = given if isinstance(given, list) else str(given).split(",")
+    cleaned = tuple(_text(origin).strip().rstrip("/") for origin in origins if origin)
+    for origin in cleaned:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ValueError(f"{origin!r} is not an origin; write for example https://app.example.org")
+    return cleaned
+
+
+def is_loopback(address: str) -> bool:
+    """Whether listening on ``address`` (HOST:PORT or an endpoint) is out of other machines' reach.
+
+    A name other than ``localhost`` is not looked up: what it resolves to may change later.
+    """
+    scheme, _, rest = address.rpartition("://")
+    if scheme == "ipc":
+        return True
+    host = rest.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _text(given: Any) -> str:
+    if not isinstance(given, str):
+        raise ValueError(f"{given!r} is not text; put it in quotes")
+    return given
+
+
+def _text_or_number(given: Any) -> str:
+    return "" if isinstance(given, bool) else str(given).strip()
+
+
+def _whole(number: str, factor: int, given: Any, unit: str) -> int:
+    from decimal import Decimal
+
+    if "." not in number:
+        return int(number) * factor
+    exact = Decimal(number) * factor
+    if exact != int(exact):
+        raise ValueError(f"{given!r} is not a whole number of {unit}")
+    return int(exact)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= 65535
