@@ -1,0 +1,51 @@
+# kvstore. 'make' lists what there is to make; a fresh Debian needs only python3 and make for it.
+
+PYTHON ?= python3
+JOBS ?= auto
+ARGS ?=
+
+# The folder's mark names Python's version: choosing another one makes the environment anew.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venv
+READY := $(VENV)/ready-$(VERSION)
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+.PHONY: help run test check format crash constraints clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12 chooses the Python (3.11 or newer); ARGS='...' goes to 'make run' and 'make test'."
+
+run: $(READY) ## start the service on 127.0.0.1: HTTP on port 5000, ZeroMQ on 5555 and 5556
+	@exec $(BIN)/kvstore serve $(ARGS)
+
+test: $(READY) ## run all tests that take minutes, not hours
+	@tools/needs chromium node npm curl
+	@$(PYTEST) $(ARGS)
+
+check: $(READY) ## lint, format and strict types, as CI runs them
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: $(READY) ## bring the code into the format that 'make check' wants
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+crash: $(READY) ## kill -9 the daemon 50 times under load and account for every write
+	@KVSTORE_TEST_KILLS=50 $(BIN)/python -m pytest -m crash --timeout 1800 -s $(ARGS)
+
+constraints: ## resolve constraints.txt anew from pyproject.toml
+	@$(PYTHON) tools/constraints.py
+
+clean: ## remove what was built here; stores are left alone
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name node_modules -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt tools/environment
+	@tools/environment "$(PYTHON)" $(VENV)
+	@touch $@
