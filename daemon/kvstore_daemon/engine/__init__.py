@@ -205,8 +205,9 @@ class Engine(Protocol):
         """What was committed, and what became of requests, since the last call. Never waits.
 
         Changes come whole revisions at a time and in order, and never later than the answer to the
-        request that made them. They come from the store's own feed, so those of trimming, of expiry
-        and, on a distributed engine, of other writers are among them.
+        request that made them. They come from the store's own feed, so those of expiry and, on a
+        distributed engine, of other writers are among them. ``previous`` is given on an
+        expire only; :meth:`log` has it for the others.
         """
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[Stored | KvError | None], int]:
@@ -222,14 +223,25 @@ class Engine(Protocol):
     def count(self, start: bytes, end: bytes | None) -> CountPage:
         """How many keys there are in the range, or in a bounded part of it."""
 
-    def log(self, since: int, wanted: EventFilter, limit: int, *, max_bytes: int) -> LogPage | Position:
+    def log(
+        self, since: int, wanted: EventFilter, limit: int, *, values: bool, previous: bool, max_bytes: int
+    ) -> LogPage | Position:
         """Events with a revision above ``since``, whole revisions at a time; the Position instead
-        when the log does not reach back that far. A call looks at a bounded number of events."""
+        when the log does not reach back that far, or not yet as far. A call looks at a bounded
+        number of events. Without ``previous`` only an expire carries its previous record."""
 
     def history(
-        self, key: bytes, before: int | None, cursor: str | None, limit: int, *, max_bytes: int
+        self,
+        key: bytes,
+        before: int | None,
+        cursor: str | None,
+        limit: int,
+        *,
+        values: bool,
+        max_bytes: int,
     ) -> HistoryPage:
-        """The key's events below revision ``before``, newest first; a bounded number of steps."""
+        """The key's events below revision ``before``, newest first; a bounded number of steps.
+        Raises ``not_found`` if neither the key nor any event of it is there."""
 
     def due(self, limit: int) -> tuple[list[tuple[bytes, int]], int | None]:
         """Up to ``limit`` expired keys with the revision to delete them at, and the time of the next

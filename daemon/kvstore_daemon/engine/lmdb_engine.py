@@ -1,0 +1,505 @@
+"""The engine that keeps everything in an LMDB file on this machine.
+
+One thread writes: it takes all requests that are waiting, applies them in one transaction, syncs
+once, and hands the changes and answers back through a pipe (group commit). The loop's thread reads
+from snapshots and never waits for the writer, because LMDB's readers do not. py-lmdb lets go of the
+interpreter lock while it syncs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from kvstore_client.errors import KvError
+from kvstore_daemon.engine import (
+    Answer,
+    Change,
+    CountPage,
+    EngineSettings,
+    EventFilter,
+    HistoryPage,
+    LogPage,
+    Position,
+    RecordPage,
+    Statistics,
+    Stored,
+    Write,
+    WriteRequest,
+)
+from kvstore_daemon.engine.clock import wall_clock
+from kvstore_daemon.engine.mirror import Applying, Clock, Mirror, damaged
+from kvstore_daemon.engine.ownership import Ownership
+from kvstore_daemon.engine.planning import GROWING, NEEDS_VALUE, plan
+from kvstore_daemon.engine.replies import Replies
+from kvstore_daemon.engine.rows import NOWHERE, DamageError, Place, Row
+from kvstore_daemon.engine.space import Space
+
+log = logging.getLogger(__name__)
+
+# what one transaction takes on at most, so that its answers are not kept waiting by later requests
+_MAX_GROUP_WRITES = 20_000
+_MAX_GROUP_BYTES = 64 * 1024 * 1024
+_IDLE_TRIM_EVENTS = 2_000
+
+Outcome = tuple[list[Change], list[Answer]]
+
+
+class LmdbEngine:
+    """See :class:`kvstore_daemon.engine.Engine`. ``clock`` gives milliseconds since the epoch."""
+
+    def __init__(self, settings: EngineSettings, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._clock = clock or wall_clock()
+        self._folder = Path(settings.data)
+        self._ownership = Ownership(self._folder)
+        self._outcomes: deque[Outcome] = deque()
+        self._inbox: queue.SimpleQueue[Sequence[WriteRequest] | None] = queue.SimpleQueue()
+        self._open = False
+
+    def open(self) -> None:
+        """Open or create the store in the data folder and start the writer.
+
+        Raises ``not_allowed`` if another daemon owns the folder or it cannot be used,
+        ``unsupported_version`` if a newer kvstore wrote it, ``damaged`` if LMDB cannot read it.
+        """
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._ownership.take()
+        except OSError as error:
+            raise KvError("not_allowed", f"the data folder {self._folder} cannot be used: {error}") from error
+        try:
+            self._open_store()
+        except BaseException:
+            self._ownership.release()
+            raise
+
+    def _open_store(self) -> None:
+        settings = self._settings
+        reserve = max(settings.max_store_bytes // 4, 64 * 1024 * 1024)
+        self._mirror = Mirror(
+            self._folder / "lmdb",
+            map_size=settings.max_store_bytes + reserve,
+            sync=settings.sync == "always",
+            clock=self._clock,
+        )
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._writer = Writer(self._mirror, settings, self._inbox, self._deliver)
+        self._writer.start()
+        self._open = True
+
+    def close(self) -> None:
+        """Commit what was handed over, sync, and let go of the folder; may be called twice."""
+        if not self._open:
+            return
+        self._open = False
+        self._inbox.put(None)
+        self._writer.join()
+        self._mirror.close()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
+        self._ownership.release()
+
+    def fileno(self) -> int:
+        """The reading end of the pipe that the writer wakes the loop with."""
+        return self._wake_reader
+
+    def commit(self, group: Sequence[WriteRequest]) -> None:
+        """See :meth:`kvstore_daemon.engine.Engine.commit`."""
+        self._inbox.put(group)
+
+    def trim(self) -> None:
+        """See :meth:`kvstore_daemon.engine.Engine.trim`."""
+        self._inbox.put(())
+
+    # Runs in the writer's thread.
+    def _deliver(self, changes: list[Change], answers: list[Answer]) -> None:
+        self._outcomes.append((changes, answers))
+        # a full pipe means that the loop is awake already
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_writer, b"\0")
+
+    def poll(self) -> Outcome:
+        """See :meth:`kvstore_daemon.engine.Engine.poll`."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_reader, 4096)
+        changes: list[Change] = []
+        answers: list[Answer] = []
+        while self._outcomes:
+            more_changes, more_answers = self._outcomes.popleft()
+            changes += more_changes
+            answers += more_answers
+        return changes, answers
+
+    def read(self, keys: Sequence[bytes]) -> tuple[list[Stored | KvError | None], int]:
+        """See :meth:`kvstore_daemon.engine.Engine.read`."""
+        return self._mirror.read(keys)
+
+    def range(
+        self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
+    ) -> RecordPage:
+        """See :meth:`kvstore_daemon.engine.Engine.range`."""
+        return self._mirror.range(start, end, limit, values=values, max_bytes=max_bytes)
+
+    def count(self, start: bytes, end: bytes | None) -> CountPage:
+        """See :meth:`kvstore_daemon.engine.Engine.count`."""
+        return self._mirror.count(start, end)
+
+    def log(
+        self, since: int, wanted: EventFilter, limit: int, *, values: bool, previous: bool, max_bytes: int
+    ) -> LogPage | Position:
+        """See :meth:`kvstore_daemon.engine.Engine.log`."""
+        return self._mirror.log(since, wanted, limit, values=values, previous=previous, max_bytes=max_bytes)
+
+    def history(
+        self,
+        key: bytes,
+        before: int | None,
+        cursor: str | None,
+        limit: int,
+        *,
+        values: bool,
+        max_bytes: int,
+    ) -> HistoryPage:
+        """See :meth:`kvstore_daemon.engine.Engine.history`."""
+        return self._mirror.history(key, before, cursor, limit, values=values, max_bytes=max_bytes)
+
+    def due(self, limit: int) -> tuple[list[tuple[bytes, int]], int | None]:
+        """See :meth:`kvstore_daemon.engine.Engine.due`."""
+        return self._mirror.due(limit)
+
+    def position(self) -> Position:
+        """See :meth:`kvstore_daemon.engine.Engine.position`."""
+        return self._mirror.position()
+
+    def statistics(self) -> Statistics:
+        """See :meth:`kvstore_daemon.engine.Engine.statistics`."""
+        return self._mirror.statistics(self._settings.max_store_bytes)
+
+
+class Writer(threading.Thread):
+    """The one thread that writes. All its state is its own; it is spoken to through ``inbox``.
+
+    ``deliver`` is called in this thread with what was committed and answered, in commit order.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        settings: EngineSettings,
+        inbox: queue.SimpleQueue[Sequence[WriteRequest] | None],
+        deliver: Any,
+    ) -> None:
+        super().__init__(name="kvstore-writer", daemon=True)
+        self._mirror = mirror
+        self._settings = settings
+        self._inbox = inbox
+        self._deliver = deliver
+        self._replies = Replies(mirror.env)
+        self._space = Space(Path(settings.data), settings.max_store_bytes)
+        self._broken: KvError | None = None
+        self._unsynced_since: float | None = None
+        self._space.prepare()
+        self._begin_weak_sync()
+        with mirror.env.begin() as txn:
+            self._position = mirror.log_position(txn)
+
+    def _begin_weak_sync(self) -> None:
+        """Begin a new epoch if a crash of the machine may have taken commits back.
+
+        Without a sync on every commit those commits were seen by subscribers, and their revisions
+        will be given out again. A mark that names the boot is left while the store is open like that.
+        """
+        mirror = self._mirror
+        boot = _boot_id()
+        with mirror.env.begin(write=True) as txn:
+            mark = txn.get(b"unsynced", db=mirror.meta)
+            if mark is not None and bytes(mark) != boot:
+                log.warning("the machine stopped while writes were not synced: cursors begin anew")
+                mirror.new_epoch(txn)
+            if self._settings.sync == "always":
+                txn.delete(b"unsynced", db=mirror.meta)
+            else:
+                txn.put(b"unsynced", boot, db=mirror.meta)
+        mirror.env.sync(True)
+
+    def run(self) -> None:
+        """Commit what comes in until None does."""
+        stopping = False
+        while not stopping:
+            try:
+                group = self._inbox.get(timeout=self._seconds_to_sync())
+            except queue.Empty:
+                self._sync()
+                continue
+            stopping = group is None
+            requests = list(group or ())
+            while not stopping and _has_room(requests) and not self._inbox.empty():
+                more = self._inbox.get()
+                stopping = more is None
+                requests += more or ()
+            self._serve(requests)
+        self._end()
+
+    def _seconds_to_sync(self) -> float | None:
+        if self._unsynced_since is None or self._settings.sync != "interval":
+            return None
+        return max(0.0, self._unsynced_since + self._settings.sync_interval_ms / 1000 - time.monotonic())
+
+    def _sync(self) -> None:
+        self._mirror.env.sync(True)
+        self._unsynced_since = None
+
+    def _end(self) -> None:
+        self._mirror.env.sync(True)
+        with self._mirror.env.begin(write=True) as txn:
+            txn.delete(b"unsynced", db=self._mirror.meta)
+        self._mirror.env.sync(True)
+
+    def _serve(self, requests: list[WriteRequest]) -> None:
+        changes, answers = self._commit(requests)
+        if changes and self._unsynced_since is None:
+            self._unsynced_since = time.monotonic()
+        if changes or answers:
+            self._deliver(changes, answers)
+
+    def _commit(self, requests: list[WriteRequest]) -> Outcome:
+        if self._broken is not None:
+            return [], [Answer(request.ticket, None, self._broken) for request in requests]
+        try:
+            return self._attempt(requests)
+        except (lmdb.MapFullError, lmdb.DiskError):
+            self._space.release()
+            return self._commit_one_by_one(requests)
+        except Exception as error:
+            return [], self._break(requests, error)
+
+    def _commit_one_by_one(self, requests: list[WriteRequest]) -> Outcome:
+        """After a transaction found no room: let those through that still find some."""
+        changes: list[Change] = []
+        answers: list[Answer] = []
+        for request in requests:
+            try:
+                more_changes, more_answers = self._attempt([request])
+            except (lmdb.MapFullError, lmdb.DiskError):
+                answers.append(Answer(request.ticket, None, self._space.disk_full()))
+            except Exception as error:
+                answers += self._break([request], error)
+            else:
+                changes += more_changes
+                answers += more_answers
+        return changes, answers
+
+    def _break(self, requests: list[WriteRequest], error: Exception) -> list[Answer]:
+        """Take no more writes. After a failed sync nobody knows what is on the disk: the kernel may
+        have dropped the pages, and a second sync would succeed without having written them."""
+        log.critical("a commit failed; writes are refused from now on", exc_info=error)
+        reason = f"a commit failed ({error}); writes are refused until the daemon is restarted"
+        self._broken = KvError("internal", reason)
+        unknown = KvError("internal", reason, outcome="unknown")
+        return [Answer(request.ticket, None, unknown) for request in requests]
+
+    def _attempt(self, requests: list[WriteRequest]) -> Outcome:
+        now = self._mirror.clock()
+        with self._mirror.env.begin(write=True) as txn:
+            applying = Applying(self._mirror, txn, self._position, now)
+            transaction = Transaction(applying, self._space.refusal(self._mirror.used_bytes(txn)))
+            answers = [self._answer(txn, transaction, request) for request in requests]
+            written = len(applying.changes)
+            applying.trim(self._settings.retention, 2 * written + 16 if requests else _IDLE_TRIM_EVENTS)
+            self._replies.forget(txn, now, written + 1)
+            position = applying.finish()
+        self._position = position
+        return applying.changes, answers
+
+    def _answer(
+        self, txn: lmdb.Transaction[bytes], transaction: Transaction, request: WriteRequest
+    ) -> Answer:
+        if request.client is None:
+            return transaction.answer(request)
+        kept = self._replies.find(txn, request)
+        if kept is not None:
+            return kept
+        answer = transaction.answer(request)
+        self._replies.keep(txn, request, answer, self._mirror.clock())
+        return answer
+
+
+class Transaction:
+    """Requests turned into changes, within one write transaction.
+
+    ``refusal`` is the ``store_full`` that writes which grow the store get, None if there is room.
+    """
+
+    def __init__(self, applying: Applying, refusal: KvError | None) -> None:
+        self._applying = applying
+        self._refusal = refusal
+
+    def answer(self, request: WriteRequest) -> Answer:
+        """Apply what can be applied of ``request`` and say what became of it."""
+        if request.atomic:
+            try:
+                return Answer(request.ticket, self._all(request.writes))
+            except KvError as error:
+                return Answer(request.ticket, None, error)
+        results: list[dict[str, Any] | KvError] = []
+        for write in request.writes:
+            try:
+                results.append(self._one(write))
+            except KvError as error:
+                results.append(error)
+        return Answer(request.ticket, results)
+
+    def _one(self, write: Write) -> dict[str, Any]:
+        if write.op == "delete_prefix":
+            return self._delete_prefix(write)
+        self._check_room(write)
+        current, before = self._current(write)
+        revision = self._applying.head + 1
+        if current is _DAMAGED:
+            self._remove_damaged(write.key, revision)
+            return {"revision": revision, "deleted": 1}
+        planned = plan(write, _stored(current), revision, self._applying.now)
+        if planned.op is not None:
+            self._apply(planned.op, write.key, planned.record, current, before, revision, 0, 1)
+        return planned.result
+
+    def _all(self, writes: Sequence[Write]) -> list[dict[str, Any] | KvError]:
+        """All writes in one revision. Every plan is made before the first is applied; keys differ,
+        so none of them depends on another."""
+        found = [self._found(index, write) for index, write in enumerate(writes)]
+        revision, now = self._applying.head + 1, self._applying.now
+        planned = []
+        for index, (write, (current, _)) in enumerate(zip(writes, found, strict=True)):
+            with _naming_op(index):
+                planned.append(plan(write, _stored(current), revision, now))
+        changing = [index for index, each in enumerate(planned) if each.op is not None]
+        for nth, index in enumerate(changing):
+            op, record, _ = planned[index]
+            current, before = found[index]
+            self._apply(op or "", writes[index].key, record, current, before, revision, nth, len(changing))
+        return [each.result for each in planned]
+
+    def _found(self, index: int, write: Write) -> tuple[Row | None, Place]:
+        with _naming_op(index):
+            self._check_room(write)
+            current, before = self._current(write)
+            if current is _DAMAGED:
+                raise damaged(write.key, DamageError("it cannot be deleted in an atomic batch"))
+            return current, before
+
+    def _check_room(self, write: Write) -> None:
+        if self._refusal is not None and write.op in GROWING:
+            raise self._refusal
+
+    def _current(self, write: Write) -> tuple[Row | None, Place]:
+        """The live record of the write's key and the place of its newest event.
+
+        A record whose time has come is expired first, in a revision of its own, so that no write
+        ever builds on it. A damaged record may be replaced or deleted without a condition.
+        """
+        try:
+            current, before = self._applying.current(write.key, value=write.op in NEEDS_VALUE)
+        except DamageError as damage:
+            if write.if_revision is None and write.op == "put":
+                return None, NOWHERE
+            if write.if_revision is None and write.op == "delete":
+                return _DAMAGED, NOWHERE
+            raise damaged(write.key, damage) from damage
+        if current is None or write.op == "expire":
+            return current, before
+        expires_at = current.stored.expires_at
+        if expires_at is None or expires_at > self._applying.now:
+            return current, before
+        revision = self._applying.head + 1
+        self._apply("expire", write.key, None, current, before, revision, 0, 1)
+        return None, Place(revision, 0)
+
+    def _apply(
+        self,
+        op: str,
+        key: bytes,
+        record: Stored | None,
+        current: Row | None,
+        before: Place,
+        revision: int,
+        nth: int,
+        count: int,
+    ) -> None:
+        previous = None
+        if op == "expire":
+            current, _ = self._applying.current(key, value=True)
+            previous = _stored(current)
+        change = Change(
+            op,
+            key,
+            revision,
+            nth,
+            count,
+            self._applying.now,
+            record,
+            previous,
+            0 if current is None else before.revision,
+        )
+        self._applying.apply(change, current, before)
+
+    def _remove_damaged(self, key: bytes, revision: int) -> None:
+        change = Change("delete", key, revision, 0, 1, self._applying.now, None, None, 0)
+        self._applying.apply(change, None, NOWHERE)
+
+    def _delete_prefix(self, write: Write) -> dict[str, Any]:
+        """Remove the first keys with the prefix; those that were expired are told of as such."""
+        keys = self._applying.keys(write.key, write.limit + 1)
+        found = []
+        for key in keys[: write.limit]:
+            current, before = self._current(Write("delete", key))
+            if current is not None:
+                found.append((key, current, before))
+        revision = self._applying.head + 1
+        for nth, (key, current, before) in enumerate(found):
+            live = None if current is _DAMAGED else current
+            self._apply("delete", key, None, live, before, revision, nth, len(found))
+        result = {"deleted": len(found), "more": len(keys) > write.limit}
+        return {"revision": revision, **result} if found else result
+
+
+_DAMAGED = Row(Stored(None, "", 0, 0, 0, 0, None), NOWHERE)
+"""Stands for a record that cannot be read but may be deleted."""
+
+
+def _stored(row: Row | None) -> Stored | None:
+    return None if row is None else row.stored
+
+
+@contextlib.contextmanager
+def _naming_op(index: int) -> Any:
+    """Let an error say which op of an atomic batch it is about."""
+    try:
+        yield
+    except KvError as error:
+        raise KvError(error.code, error.message, **{**error.details, "op": index}) from error
+
+
+def _has_room(requests: Sequence[WriteRequest]) -> bool:
+    writes = size = 0
+    for request in requests:
+        writes += len(request.writes)
+        size += sum(len(write.value) for write in request.writes)
+    return writes < _MAX_GROUP_WRITES and size < _MAX_GROUP_BYTES
+
+
+def _boot_id() -> bytes:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    except OSError:
+        return b"unknown"

@@ -1,0 +1,543 @@
+"""The read side and the event log on this machine's disk, in LMDB.
+
+The LMDB engine writes it itself; a distributed engine fills it from its one watch. Either way
+everything that is read comes from here, and a change enters through :meth:`Applying.apply` alone.
+
+The tables:
+
+- ``data``: key -> record row
+- ``log``: revision, index -> event row
+- ``expiry``: expires_at -> keys (duplicates, because a key of 511 bytes has no room for a time before it)
+- ``graves``: key -> place of the delete or expire event, for keys that are gone but still have events
+- ``meta``: format, epoch, position
+
+A key's events form a chain: a record row knows the place of the event that made it, an event row the
+place of the one before. History walks this chain, so no index by key has to be written with every
+put; it would double the pages that a put to a random key dirties.
+
+``Mirror`` is used by the loop's thread only, ``Applying`` by the thread that owns the write
+transaction only; LMDB itself is what they share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from kvstore_client.errors import KvError
+from kvstore_client.model import MAX_KEY_BYTES
+from kvstore_daemon.engine import (
+    Change,
+    CountPage,
+    EventFilter,
+    HistoryPage,
+    LogPage,
+    Position,
+    RecordPage,
+    Retention,
+    Statistics,
+    Stored,
+    rows,
+)
+from kvstore_daemon.engine.envelope import Buffer
+from kvstore_daemon.engine.rows import NOWHERE, DamageError, LogPosition, LogRow, Place, Row
+
+FORMAT = 1
+
+Clock = Callable[[], int]
+
+# how many rows one call looks at before it hands back a cursor; some 10 ms at the worst
+_SCAN_LIMIT = 10_000
+_COUNT_LIMIT = 20_000
+
+_TIME = struct.Struct(">Q")
+_EMPTY = LogPosition(0, 0, 0, 0)
+
+
+def damaged(key: bytes, damage: DamageError) -> KvError:
+    """The error that tells of a damaged record, which is never given out as data."""
+    name = key.decode(errors="replace")
+    return KvError(
+        "damaged",
+        f"the record of {name!r} is damaged ({damage}); put or delete it, or restore a backup",
+        key=name,
+    )
+
+
+class Mirror:
+    """The store's tables, opened; and everything that is read from them.
+
+    Values given out are copies and outlive the transaction. An expired record is treated as
+    missing from the instant it expires.
+    """
+
+    def __init__(self, folder: Path, *, map_size: int, sync: bool, clock: Clock) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.clock = clock
+        try:
+            self.env = _open_environment(folder, map_size, sync=sync)
+            self.data, self.log_rows, self.expiry, self.graves, self.meta = self._open_tables(folder)
+        except lmdb.Error as error:
+            raise KvError(
+                "damaged", f"the store in {folder} cannot be opened: {error}; restore a backup"
+            ) from error
+        self.page_size: int = self.env.stat()["psize"]
+        with self.env.begin(write=True) as txn:
+            self.epoch = self._ensure_epoch(txn)
+
+    def _open_tables(self, folder: Path) -> tuple[Any, Any, Any, Any, Any]:
+        meta = self.env.open_db(b"meta")
+        with self.env.begin(write=True) as txn:
+            found = int(txn.get(b"format", b"%d" % FORMAT, db=meta))
+            if found > FORMAT:
+                raise KvError(
+                    "unsupported_version",
+                    f"the store in {folder} has format {found}; this kvstore reads up to {FORMAT}: "
+                    "install the newer version that wrote it",
+                )
+            txn.put(b"format", b"%d" % FORMAT, db=meta)
+        return (
+            self.env.open_db(b"data"),
+            self.env.open_db(b"log"),
+            self.env.open_db(b"expiry", dupsort=True),
+            self.env.open_db(b"graves"),
+            meta,
+        )
+
+    def _ensure_epoch(self, txn: lmdb.Transaction[Any]) -> str:
+        epoch = txn.get(b"epoch", db=self.meta)
+        return bytes(epoch).decode() if epoch is not None else self.new_epoch(txn)
+
+    def new_epoch(self, txn: lmdb.Transaction[Any]) -> str:
+        """Begin a new history: cursors given out so far will be answered with a reset."""
+        self.epoch = secrets.token_hex(8)
+        txn.put(b"epoch", self.epoch.encode(), db=self.meta)
+        return self.epoch
+
+    def close(self) -> None:
+        """Let go of the files. Write transactions must have ended."""
+        self.env.close()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[lmdb.Transaction[memoryview]]:
+        """A read transaction that sees the last commit, and nothing that comes after."""
+        # py-lmdb keeps an ended read transaction and renews it, so this allocates no reader slot
+        try:
+            with self.env.begin(buffers=True) as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise KvError("damaged", f"the store's file is damaged: {error}; restore a backup") from error
+
+    def log_position(self, txn: lmdb.Transaction[Any]) -> LogPosition:
+        """The log's counters as ``txn`` sees them."""
+        row = txn.get(b"position", db=self.meta)
+        return _EMPTY if row is None else LogPosition.decode(row)
+
+    def position(self) -> Position:
+        """See :meth:`kvstore_daemon.engine.Engine.position`."""
+        with self.snapshot() as txn:
+            return self._position(txn)
+
+    def _position(self, txn: lmdb.Transaction[Any]) -> Position:
+        at = self.log_position(txn)
+        return Position(self.epoch, at.floor, at.head)
+
+    def statistics(self, max_store_bytes: int) -> Statistics:
+        """See :meth:`kvstore_daemon.engine.Engine.statistics`."""
+        with self.snapshot() as txn:
+            at = self.log_position(txn)
+            keys = int(txn.stat(self.data)["entries"])
+            return Statistics(keys, at.events, at.size, self.used_bytes(txn), max_store_bytes)
+
+    def used_bytes(self, txn: lmdb.Transaction[Any]) -> int:
+        """The bytes of all pages that hold something; free pages inside the file do not count."""
+        pages = 0
+        for table in (self.data, self.log_rows, self.expiry, self.graves, self.meta):
+            stat = txn.stat(table)
+            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return pages * self.page_size
+
+    # ── records ──────────────────────────────────────────────────────────────────────────────────
+
+    def read(self, keys: Sequence[bytes]) -> tuple[list[Stored | KvError | None], int]:
+        """See :meth:`kvstore_daemon.engine.Engine.read`."""
+        now = self.clock()
+        found: list[Stored | KvError | None] = []
+        with self.snapshot() as txn:
+            get, table = txn.get, self.data
+            for key in keys:
+                row = get(key, db=table)
+                if row is None:
+                    found.append(None)
+                    continue
+                try:
+                    stored = rows.decode_record(key, row).stored
+                except DamageError as damage:
+                    found.append(damaged(key, damage))
+                    continue
+                found.append(stored if _is_live(stored, now) else None)
+            return found, self.log_position(txn).head
+
+    def range(
+        self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
+    ) -> RecordPage:
+        """See :meth:`kvstore_daemon.engine.Engine.range`; raises ``damaged`` naming the key."""
+        now, items, size, scanned = self.clock(), list[tuple[bytes, Stored]](), 0, 0
+        with self.snapshot() as txn:
+            head = self.log_position(txn).head
+            for raw_key, row in _forward(txn.cursor(self.data), start):
+                key = bytes(raw_key)
+                if end is not None and key >= end:
+                    break
+                if len(items) == limit or (items and size >= max_bytes) or scanned == _SCAN_LIMIT:
+                    return RecordPage(items, key, head)
+                scanned += 1
+                try:
+                    stored = rows.decode_record(key, row, value=values).stored
+                except DamageError as damage:
+                    raise damaged(key, damage) from damage
+                if _is_live(stored, now):
+                    items.append((key, stored))
+                    size += len(stored.value or b"")
+        return RecordPage(items, None, head)
+
+    def count(self, start: bytes, end: bytes | None) -> CountPage:
+        """See :meth:`kvstore_daemon.engine.Engine.count`."""
+        with self.snapshot() as txn:
+            head = self.log_position(txn).head
+            if not start and end is None:
+                total, stop = int(txn.stat(self.data)["entries"]), None
+            else:
+                total, stop = self._count_keys(txn, start, end)
+            gone = sum(1 for key in self._expired(txn) if key >= start and not _beyond(key, end, stop))
+            return CountPage(total - gone, stop, head)
+
+    def _count_keys(
+        self, txn: lmdb.Transaction[Any], start: bytes, end: bytes | None
+    ) -> tuple[int, bytes | None]:
+        total = 0
+        cursor = txn.cursor(self.data)
+        if not _seek(cursor, start):
+            return 0, None
+        for raw_key in cursor.iternext(keys=True, values=False):
+            key = bytes(raw_key)
+            if end is not None and key >= end:
+                break
+            if total == _COUNT_LIMIT:
+                return total, key
+            total += 1
+        return total, None
+
+    # ── expiry ───────────────────────────────────────────────────────────────────────────────────
+
+    def _expired(self, txn: lmdb.Transaction[Any]) -> Iterator[bytes]:
+        """The keys that the expiry table says are due, earliest first."""
+        now = self.clock()
+        for time, key in txn.cursor(self.expiry):
+            if _TIME.unpack(time)[0] > now:
+                return
+            yield bytes(key)
+
+    def due(self, limit: int) -> tuple[list[tuple[bytes, int]], int | None]:
+        """See :meth:`kvstore_daemon.engine.Engine.due`. A key whose record is damaged is passed over."""
+        found: list[tuple[bytes, int]] = []
+        now = self.clock()
+        with self.snapshot() as txn:
+            for raw_time, raw_key in txn.cursor(self.expiry):
+                time, key = _TIME.unpack(raw_time)[0], bytes(raw_key)
+                if time > now or len(found) == limit:
+                    return found, time
+                row = txn.get(key, db=self.data)
+                with contextlib.suppress(DamageError):
+                    if row is not None:
+                        stored = rows.decode_record(key, row, value=False).stored
+                        # a damaged record that was replaced has left its old time behind
+                        if stored.expires_at == time:
+                            found.append((key, stored.revision))
+        return found, None
+
+    # ── the log ──────────────────────────────────────────────────────────────────────────────────
+
+    def log(
+        self, since: int, wanted: EventFilter, limit: int, *, values: bool, previous: bool, max_bytes: int
+    ) -> LogPage | Position:
+        """See :meth:`kvstore_daemon.engine.Engine.log`; raises ``damaged`` naming the revision."""
+        changes: list[Change] = []
+        size = scanned = 0
+        with self.snapshot() as txn:
+            position = self._position(txn)
+            if not position.floor <= since <= position.head:
+                return position
+            seen = since
+            for raw_place, row in _forward(txn.cursor(self.log_rows), Place(since + 1, 0).encode()):
+                place = Place.decode(raw_place)
+                full = len(changes) >= limit or size >= max_bytes or scanned >= _SCAN_LIMIT
+                if full and place.revision != seen:
+                    return LogPage(changes, seen, position)
+                event = _decode_event(place, row)
+                if wanted.matches(event.op, event.key):
+                    change = self._change(txn, event, position.floor, values=values, previous=previous)
+                    changes.append(change)
+                    size += _size(change.record) + _size(change.previous)
+                seen = place.revision
+                scanned += 1
+        return LogPage(changes, position.head, position)
+
+    def _change(
+        self, txn: lmdb.Transaction[Any], event: LogRow, floor: int, *, values: bool, previous: bool
+    ) -> Change:
+        record = event.stored(value=values)
+        created = record is not None and record.create_revision == event.place.revision
+        before = NOWHERE if created else event.before
+        wants_previous = before != NOWHERE and (previous or event.op == "expire")
+        return Change(
+            event.op,
+            event.key,
+            event.place.revision,
+            event.place.nth,
+            event.siblings,
+            event.time,
+            record,
+            self._previous(txn, event, floor, values=values) if wants_previous else None,
+            before.revision,
+        )
+
+    def _previous(
+        self, txn: lmdb.Transaction[Any], event: LogRow, floor: int, *, values: bool
+    ) -> Stored | None:
+        if event.inline:
+            return event.inline_previous(value=values)
+        if event.before.revision <= floor:
+            return None
+        row = txn.get(event.before.encode(), db=self.log_rows)
+        return None if row is None else _decode_event(event.before, row).stored(value=values)
+
+    def history(
+        self,
+        key: bytes,
+        before: int | None,
+        cursor: str | None,
+        limit: int,
+        *,
+        values: bool,
+        max_bytes: int,
+    ) -> HistoryPage:
+        """See :meth:`kvstore_daemon.engine.Engine.history`."""
+        changes: list[Change] = []
+        size = steps = 0
+        with self.snapshot() as txn:
+            floor = self.log_position(txn).floor
+            place = _parse_place(cursor) if cursor is not None else self._newest(txn, key)
+            while place.revision > floor:
+                if len(changes) == limit or size >= max_bytes or steps == _SCAN_LIMIT:
+                    return HistoryPage(changes, f"{place.revision}.{place.nth}", False)
+                row = txn.get(place.encode(), db=self.log_rows)
+                if row is None:
+                    raise KvError("invalid_cursor", "there is no event at this cursor")
+                event = _decode_event(place, row)
+                if event.key != key:
+                    raise KvError("invalid_cursor", "this cursor belongs to another key")
+                if before is None or place.revision < before:
+                    changes.append(self._change(txn, event, floor, values=values, previous=False))
+                    size += _size(changes[-1].record)
+                place, steps = event.before, steps + 1
+        return HistoryPage(changes, None, place != NOWHERE)
+
+    def _newest(self, txn: lmdb.Transaction[Any], key: bytes) -> Place:
+        row = txn.get(key, db=self.data)
+        if row is not None:
+            try:
+                return rows.decode_record(key, row, value=False).place
+            except DamageError as damage:
+                raise damaged(key, damage) from damage
+        grave = txn.get(key, db=self.graves)
+        if grave is None:
+            raise KvError("not_found", "the key does not exist, and the log has no event of it")
+        return Place.decode(grave)
+
+
+class Applying:
+    """One write transaction on a mirror: the only way in for a change.
+
+    Nothing is visible to readers, and ``position`` is not kept, until :meth:`finish` was called and
+    the transaction committed; aborting it undoes everything.
+    """
+
+    def __init__(self, mirror: Mirror, txn: lmdb.Transaction[Any], position: LogPosition, now: int) -> None:
+        self.now = now
+        self.head = position.head
+        self.changes: list[Change] = []
+        self._mirror = mirror
+        self._txn = txn
+        self._begun_at = position
+        self._floor = position.floor
+        self._events = position.events
+        self._bytes = position.size
+
+    def current(self, key: bytes, *, value: bool) -> tuple[Row | None, Place]:
+        """The key's record, expired or not, and the place of its newest event; raises DamageError."""
+        row = self._txn.get(key, db=self._mirror.data)
+        if row is not None:
+            found = rows.decode_record(key, row, value=value)
+            return found, found.place
+        grave = self._txn.get(key, db=self._mirror.graves)
+        return None, NOWHERE if grave is None else Place.decode(grave)
+
+    def keys(self, prefix: bytes, limit: int) -> list[bytes]:
+        """Up to ``limit`` keys that begin with ``prefix``, in order."""
+        found: list[bytes] = []
+        for key, _ in _forward(self._txn.cursor(self._mirror.data), prefix):
+            if len(found) == limit or not key.startswith(prefix):
+                break
+            found.append(key)
+        return found
+
+    def apply(self, change: Change, current: Row | None, before: Place) -> None:
+        """Store a change: its record, its event, and what the tables beside them need.
+
+        ``current`` and ``before`` are what :meth:`current` said of the key. The change's revision
+        is the head's, or the next above it.
+        """
+        mirror, txn, key = self._mirror, self._txn, change.key
+        place = Place(change.revision, change.index)
+        keeps = current is not None and self._is_kept_inline(change, before)
+        if keeps:
+            current = self.current(key, value=True)[0]
+        old_expiry = current.stored.expires_at if current is not None else None
+        new_expiry = change.record.expires_at if change.record is not None else None
+        if old_expiry != new_expiry:
+            if old_expiry is not None:
+                txn.delete(_TIME.pack(old_expiry), key, db=mirror.expiry)
+            if new_expiry is not None:
+                txn.put(_TIME.pack(new_expiry), key, db=mirror.expiry)
+        if change.record is not None:
+            txn.put(key, rows.encode_record(key, change.record, change.index), db=mirror.data)
+            if current is None and before != NOWHERE:
+                txn.delete(key, db=mirror.graves)
+        else:
+            txn.delete(key, db=mirror.data)
+            txn.put(key, place.encode(), db=mirror.graves)
+        row = rows.encode_event(change, before, current if keeps else None)
+        # a put at the end of a sorted table: pages are filled to the brim and not split
+        txn.put(place.encode(), row, db=mirror.log_rows, append=True)
+        self.head = change.revision
+        self._events += 1
+        self._bytes += len(row) + 12
+        self.changes.append(change)
+
+    def _is_kept_inline(self, change: Change, before: Place) -> bool:
+        """Whether the record that the change replaces goes into the event's row.
+
+        It stands in the log already, at ``before``; but where that is the log's oldest eighth it will
+        soon be trimmed, and the event could no longer tell its previous value. Keeping it always
+        would write every value three times. An expire keeps it always: its old value is promised.
+        """
+        margin = (self.head - self._floor) // 8
+        return change.op == "expire" or before.revision <= self._floor + margin
+
+    def trim(self, retention: Retention, budget: int) -> None:
+        """Drop the log's oldest revisions while it exceeds ``retention``, about ``budget`` events."""
+        cursor = self._txn.cursor(self._mirror.log_rows)
+        oldest = self.now - retention.age_ms
+        more = cursor.first()
+        while more:
+            place, raw = Place.decode(cursor.key()), cursor.value()
+            if place.revision > self._floor and (
+                budget <= 0 or not self._exceeds(retention, place, raw, oldest)
+            ):
+                return
+            self._drop(place, raw)
+            budget -= 1
+            more = cursor.delete()
+
+    def _exceeds(self, retention: Retention, place: Place, raw: Buffer, oldest: int) -> bool:
+        return (
+            self._events > retention.events
+            or self._bytes > retention.bytes
+            or _decode_event(place, raw).time < oldest
+        )
+
+    def _drop(self, place: Place, raw: Buffer) -> None:
+        self._floor = place.revision
+        self._events -= 1
+        self._bytes -= len(raw) + 12
+        try:
+            event = rows.decode_event(place, raw)
+        except DamageError:
+            return  # what it said is lost; that must not keep the log from being trimmed
+        if event.op == "put":
+            return
+        grave = self._txn.get(event.key, db=self._mirror.graves)
+        if grave is not None and Place.decode(grave) == place:
+            self._txn.delete(event.key, db=self._mirror.graves)
+
+    def finish(self) -> LogPosition:
+        """Write the log's counters if anything changed; call it last, right before the commit."""
+        position = LogPosition(self.head, self._floor, self._events, self._bytes)
+        if position != self._begun_at:
+            self._txn.put(b"position", position.encode(), db=self._mirror.meta)
+        return position
+
+
+def _open_environment(folder: Path, map_size: int, *, sync: bool) -> lmdb.Environment:
+    """Open LMDB with a large sparse map. The map is address space, not disk or memory; where the
+    machine has not enough of it (39-bit ARM kernels, ``ulimit -v``), smaller ones are tried."""
+    while True:
+        try:
+            return lmdb.open(
+                os.fspath(folder), map_size=map_size, max_dbs=8, max_readers=64, sync=sync, mode=0o600
+            )
+        except lmdb.MemoryError:
+            if map_size < 1 << 30:
+                raise
+            map_size //= 2
+
+
+def _seek(cursor: lmdb.Cursor[Any], start: bytes) -> bool:
+    # LMDB takes no empty key, and none longer than any that can be stored
+    if not start:
+        return cursor.first()
+    return len(start) <= MAX_KEY_BYTES and cursor.set_range(start)
+
+
+def _forward(cursor: lmdb.Cursor[Any], start: bytes) -> Iterator[tuple[Any, Any]]:
+    return cursor.iternext() if _seek(cursor, start) else iter(())
+
+
+def _is_live(stored: Stored, now: int) -> bool:
+    return stored.expires_at is None or stored.expires_at > now
+
+
+def _size(stored: Stored | None) -> int:
+    return len(stored.value) if stored is not None and stored.value is not None else 0
+
+
+def _beyond(key: bytes, end: bytes | None, stop: bytes | None) -> bool:
+    return (end is not None and key >= end) or (stop is not None and key >= stop)
+
+
+def _decode_event(place: Place, row: Any) -> LogRow:
+    try:
+        return rows.decode_event(place, row)
+    except DamageError as damage:
+        raise KvError(
+            "damaged",
+            f"the event at revision {place.revision} is damaged ({damage}); restore a backup",
+            revision=place.revision,
+        ) from damage
+
+
+def _parse_place(cursor: str) -> Place:
+    revision, _, index = cursor.partition(".")
+    if not (revision.isascii() and revision.isdigit() and index.isascii() and index.isdigit()):
+        raise KvError("invalid_cursor", "pass a cursor back exactly as the reply gave it")
+    if len(revision) > 19 or len(index) > 9:
+        raise KvError("invalid_cursor", "pass a cursor back exactly as the reply gave it")
+    return Place(int(revision), int(index))

@@ -1,0 +1,48 @@
+"""One daemon for one data folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+from kvstore_client.errors import KvError
+
+
+class Ownership:
+    """A lock on a data folder that ends with the process, however it ends.
+
+    The lock is flock's; what stands in the file is only there to name the owner to the next one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._fd = -1
+
+    def take(self) -> None:
+        """Own the folder; raises ``not_allowed`` naming the daemon that does."""
+        fd = os.open(self._folder / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(fd, 500).decode(errors="replace").strip() or "another process"
+            os.close(fd)
+            raise KvError(
+                "not_allowed",
+                f"the data folder {self._folder} is in use by {owner}; stop it, or choose another --data",
+            ) from error
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        os.ftruncate(fd, 0)
+        os.write(
+            fd,
+            f"the kvstore daemon with pid {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(),
+        )
+        self._fd = fd
+
+    def release(self) -> None:
+        """Let the next one in."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,139 @@
+"""What a write does to a record: conditions, versions, counters, times. Pure, and the same on
+every engine."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from kvstore_client.errors import KvError
+from kvstore_client.model import TEXT_CONTENT_TYPE
+from kvstore_daemon.engine import Stored, Write
+
+_INTEGER = re.compile(rb"-?[0-9]{1,19}")
+_INT64 = 2**63
+
+GROWING = frozenset(("put", "incr", "touch", "persist"))
+"""The ops that a full store refuses; the others make room."""
+
+NEEDS_VALUE = frozenset(("incr", "touch", "persist"))
+"""The ops whose plan reads the present value."""
+
+
+class Plan(NamedTuple):
+    """``op`` is the event to record, None if nothing changes; ``result`` is the reply's fields."""
+
+    op: str | None
+    record: Stored | None
+    result: dict[str, Any]
+
+
+def plan(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+    """What ``write`` comes to when it is committed at ``revision``.
+
+    ``current`` is the live record, None where there is none. Raises KvError if the write cannot be
+    done: ``condition_failed``, ``not_found``, ``not_an_integer``, ``out_of_range``.
+    """
+    _check_condition(write, current)
+    return _PLANS[write.op](write, current, revision, now)
+
+
+def _check_condition(write: Write, current: Stored | None) -> None:
+    wanted = write.if_revision
+    found = 0 if current is None else current.revision
+    if wanted is None or wanted == found or write.op == "expire":
+        return
+    if wanted == 0:
+        message = f"the key exists already, at revision {found}"
+    elif found == 0:
+        message = f"the key does not exist; revision {wanted} was asked for"
+    else:
+        message = f"the key is at revision {found}; {wanted} was asked for"
+    raise KvError("condition_failed", f"{message}: read it again and decide anew", revision=found)
+
+
+def _put(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+    expires_at = None if write.ttl_ms is None else now + write.ttl_ms
+    return _store(write.value, write.content_type, current, revision, now, expires_at)
+
+
+def _store(
+    value: bytes, content_type: str, current: Stored | None, revision: int, now: int, expires_at: int | None
+) -> Plan:
+    created, version = (revision, 1) if current is None else (current.create_revision, current.version + 1)
+    record = Stored(value, content_type, revision, created, version, now, expires_at)
+    return Plan("put", record, _result(record))
+
+
+def _result(record: Stored) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "revision": record.revision,
+        "create_revision": record.create_revision,
+        "version": record.version,
+    }
+    if record.expires_at is not None:
+        result["expires_at"] = record.expires_at
+    return result
+
+
+def _incr(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+    if current is None:
+        return _count(write.by, TEXT_CONTENT_TYPE, current, revision, now)
+    value = current.value or b""
+    if _INTEGER.fullmatch(value) is None:
+        raise KvError(
+            "not_an_integer", "incr needs a value of decimal digits, with a minus sign before them or none"
+        )
+    return _count(int(value) + write.by, current.content_type, current, revision, now)
+
+
+def _count(total: int, content_type: str, current: Stored | None, revision: int, now: int) -> Plan:
+    if not -_INT64 <= total < _INT64:
+        raise KvError("out_of_range", f"the result {total} does not fit a signed 64-bit integer")
+    expires_at = None if current is None else current.expires_at
+    planned = _store(b"%d" % total, content_type, current, revision, now, expires_at)
+    return planned._replace(result={"value": total, **planned.result})
+
+
+def _touch(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+    return _set_expiry(_existing(current), revision, now + (write.ttl_ms or 0))
+
+
+def _persist(_write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
+    found = _existing(current)
+    if found.expires_at is None:
+        return Plan(None, None, _result(found))
+    return _set_expiry(found, revision, None)
+
+
+def _set_expiry(found: Stored, revision: int, expires_at: int | None) -> Plan:
+    # version and modified_at speak of the value, which stays as it is
+    record = found._replace(revision=revision, expires_at=expires_at)
+    return Plan("put", record, _result(record))
+
+
+def _existing(current: Stored | None) -> Stored:
+    if current is None:
+        raise KvError("not_found", "the key does not exist")
+    return current
+
+
+def _delete(_write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
+    _existing(current)
+    return Plan("delete", None, {"revision": revision, "deleted": 1})
+
+
+def _expire(write: Write, current: Stored | None, _revision: int, now: int) -> Plan:
+    if current is None or current.revision != write.if_revision or (current.expires_at or now + 1) > now:
+        return Plan(None, None, {})  # it was changed since the daemon saw it
+    return Plan("expire", None, {})
+
+
+_PLANS = {
+    "put": _put,
+    "incr": _incr,
+    "touch": _touch,
+    "persist": _persist,
+    "delete": _delete,
+    "expire": _expire,
+}
