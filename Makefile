@@ -36,7 +36,7 @@ format: $(READY) ## bring the code into the format that 'make check' wants
 	@$(BIN)/ruff format
 
 crash: $(READY) ## kill -9 the daemon 50 times under load and account for every write
-	@KVSTORE_TEST_KILLS=50 $(BIN)/python -m pytest -m crash --timeout 1800 -s $(ARGS)
+	@CRASH_KILLS=50 $(BIN)/python -m pytest -m crash --timeout 1800 -s $(ARGS)
 
 constraints: ## resolve constraints.txt anew from pyproject.toml
 	@$(PYTHON) tools/constraints.py

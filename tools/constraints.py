@@ -18,9 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "constraints.txt"
 RESOLVER = "pip-tools>=7.4"
-RESOLVE = """-m piptools compile --quiet --generate-hashes --strip-extras --allow-unsafe
-    --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
-    --output-file=all.txt all.in""".split()
+RESOLVE = [
+    *("-m", "piptools", "compile", "--quiet"),
+    *("--generate-hashes", "--strip-extras", "--allow-unsafe"),
+    *("--no-header", "--no-annotate"),
+    *("--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host"),
+    *("--output-file=all.txt", "all.in"),
+]
 
 HEADER = """\
 # Every package that running, testing or building kvstore installs, with the hashes of its files for
