@@ -1,0 +1,169 @@
+"""What stands around the code is right: versions, constraints, containers, units, workflows."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from kvstore_cli.options import CONFIG, OPTIONS
+
+ROOT = Path(__file__).parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PINNED = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """The files of the repository that match, as git knows them."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+# ── constraints.txt ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_constraints_hold_versions_and_hashes_and_no_address() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    for line in text.splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9.-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
+
+
+def requirements() -> Iterator[Requirement]:
+    """What the project asks for itself."""
+    yield from map(Requirement, PROJECT["project"]["dependencies"])
+    yield from map(Requirement, PROJECT["dependency-groups"]["dev"])
+    yield from map(Requirement, PROJECT["build-system"]["requires"])
+
+
+@pytest.mark.parametrize("requirement", list(requirements()), ids=str)
+def test_constraints_satisfy_what_the_project_asks_for(requirement: Requirement) -> None:
+    assert requirement.specifier.contains(PINNED[canonicalize_name(requirement.name)])
+
+
+def environments() -> Iterator[dict[str, str]]:
+    """Every platform that the constraints are for, as markers see it."""
+    for python in PYTHONS:
+        for machine in ("x86_64", "aarch64"):
+            yield {
+                **{name: str(value) for name, value in default_environment().items()},
+                "python_version": python,
+                "python_full_version": f"{python}.0",
+                "platform_machine": machine,
+                "extra": "",
+            }
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_constraints_hold_what_every_supported_python_needs(name: str) -> None:
+    for line in metadata.requires(name) or ():
+        needed = Requirement(line)
+        if needed.marker is None or any(map(needed.marker.evaluate, environments())):
+            assert canonicalize_name(needed.name) in PINNED, f"{name} needs {line}"
+
+
+def test_the_installed_versions_are_the_pinned_ones() -> None:
+    assert {name: metadata.version(name) for name in PINNED} == PINNED
+
+
+# ── names and versions ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_changelog_speaks_of_the_version() -> None:
+    version = PROJECT["project"]["version"]
+    assert re.search(rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_the_license_is_the_one_that_the_package_names() -> None:
+    assert PROJECT["project"]["license"] == "MIT"
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+
+
+# Put together here, so that this file does not hold what it looks for.
+_REGISTRIES = ["pypi" + ".org", "python" + "hosted", "npm" + "js.", "deb" + ".debian", "--index" + "-url"]
+
+
+def test_no_file_names_the_host_of_a_package_registry() -> None:
+    for file in tracked():
+        text = file.read_text(errors="replace")
+        for host in _REGISTRIES:
+            if host == "--index" + "-url" and file.name == "constraints.py":
+                continue
+            assert host not in text, f"{file.relative_to(ROOT)} names {host}"
+
+
+def test_every_variable_in_deployment_files_is_an_option() -> None:
+    known = {row.variable for row in (*OPTIONS.values(), CONFIG)}
+    for file in (*tracked("Dockerfile", "docker-compose.yaml", "deploy"), *tracked("docs/*.md", "README.md")):
+        named = set(re.findall(r"\bKVSTORE_[A-Z][A-Z_]*[A-Z]\b", file.read_text()))
+        unknown = {name for name in named if not name.startswith(("KVSTORE_EVENT_", "KVSTORE_NAME"))} - known
+        assert not unknown, f"{file.relative_to(ROOT)} names {unknown}"
+
+
+# ── scripts, units, containers, workflows ────────────────────────────────────────────────────────
+
+
+def shell_scripts() -> list[Path]:
+    return [file for file in tracked("tools", ".ci") if file.read_text().startswith("#!")]
+
+
+@pytest.mark.parametrize("script", shell_scripts(), ids=lambda script: script.name)
+def test_shell_scripts_can_be_run_and_stop_at_the_first_failure(script: Path) -> None:
+    text = script.read_text()
+    assert os.access(script, os.X_OK)
+    assert re.search(r"^set -eu", text, re.MULTILINE)
+    shell = text.splitlines()[0].rpartition("/")[2].rpartition(" ")[2]
+    subprocess.run([shell, "-n", script], check=True)
+
+
+def test_every_target_of_the_makefile_is_in_its_help() -> None:
+    text = (ROOT / "Makefile").read_text()
+    phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())  # type: ignore[index]
+    assert phony == set(re.findall(r"^([a-z]+):.* ## ", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("unit", tracked("deploy/systemd/*.service"), ids=lambda unit: unit.name)
+def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not here")
+    # The program that they start is not installed where tests run; everything else is judged.
+    text = unit.read_text()
+    assert "ExecStart=/opt/kvstore/bin/kvstore " in text
+    copy = tmp_path / unit.name
+    copy.write_text(text.replace("/opt/kvstore/bin/kvstore", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
+    complaints = [line for line in done.stderr.splitlines() if unit.name in line]
+    assert not complaints
+
+
+def test_the_image_is_given_every_package_and_nothing_secret() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    roots = {
+        path.partition("/")[0] for path in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    }
+    assert ignored[1] == "*"
+    assert {f"!{name}" for name in (*roots, "pyproject.toml", "constraints.txt", "README.md", "LICENSE")} == {
+        line for line in ignored if line.startswith("!")
+    }
+
+
+def test_the_workflow_tests_every_supported_python() -> None:
+    text = (ROOT / ".github/workflows/checks.yaml").read_text()
+    assert re.search(r"python: \[(.*)\]", text)[1] == ", ".join(f'"{python}"' for python in PYTHONS)  # type: ignore[index]
