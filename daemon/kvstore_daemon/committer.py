@@ -1,0 +1,61 @@
+"""Group commit: what waits is handed over as one group, so that one sync serves all of it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from kvstore_daemon.engine import Engine, WriteRequest
+from kvstore_daemon.status import Counters
+from kvstore_daemon.writing import size_of
+
+GROUP_OPS = 10_000
+GROUP_BYTES = 16 * 1024 * 1024
+
+
+class GroupCommitter:
+    """Collects write requests while a group is under way and hands them over when it is done.
+
+    One group at a time: a second one would be synced by a sync of its own, and whoever comes while
+    the first is under way would be spread over more and smaller groups.
+    """
+
+    def __init__(self, engine: Engine, counters: Counters) -> None:
+        self._engine = engine
+        self._counters = counters
+        self._waiting: deque[WriteRequest] = deque()
+        self._under_way = 0
+
+    def add(self, request: WriteRequest) -> None:
+        """Queue a request for the next group."""
+        self._waiting.append(request)
+
+    def answered(self) -> None:
+        """Note that the engine has answered one request."""
+        self._under_way -= 1
+
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return not self._under_way and not self._waiting
+
+    def flush(self) -> None:
+        """Hand over the next group, if one waits and none is under way."""
+        if self._under_way or not self._waiting:
+            return
+        group = self._next_group()
+        self._under_way = len(group)
+        self._counters.groups_committed += 1
+        self._counters.requests_committed += len(group)
+        self._engine.commit(group)
+
+    def _next_group(self) -> list[WriteRequest]:
+        """Requests in their order, up to the bounds, but at least one."""
+        group: list[WriteRequest] = []
+        ops = size = 0
+        while self._waiting:
+            request = self._waiting[0]
+            ops += len(request.writes)
+            size += size_of(request)
+            if group and (ops > GROUP_OPS or size > GROUP_BYTES):
+                break
+            group.append(self._waiting.popleft())
+        return group

@@ -1,0 +1,148 @@
+"""One request and its reply in the making."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from kvstore_client.errors import KvError
+from kvstore_client.protocol import Request, encode_reply
+from kvstore_daemon.engine import Answer, Engine, Stored
+from kvstore_daemon.fields import Fields, record_fields
+from kvstore_daemon.reading import READS, Page
+from kvstore_daemon.sockets import Frames, Responder
+from kvstore_daemon.status import Status
+from kvstore_daemon.writing import WRITES
+
+REPLY_BYTES = 64 * 1024 * 1024
+"""The most a reply holds; ops that do not fit fail with ``reply_too_large``."""
+
+GETS_AT_ONCE = 1_000
+"""Consecutive gets that share a snapshot, and the most that are read without a look at the clock."""
+
+_RESULT_BYTES = 160
+"""About what a result's JSON takes beside its key and value."""
+
+_NOT_FOUND: Fields = {"error": KvError("not_found", "no such key").as_json()}
+_TOO_LARGE: Fields = {
+    "error": KvError(
+        "reply_too_large",
+        f"the reply has {REPLY_BYTES // 2**20} MiB without this; ask for it in another request",
+        limit=REPLY_BYTES,
+    ).as_json()
+}
+
+
+class Exchange:
+    """A request that was received and not answered yet; used by the loop's thread only.
+
+    The writes come first: they are handed to the engine together, and their results put in by
+    :meth:`accept`. Then the reads are answered by :meth:`read`, in slices, so that a request with ten
+    thousand of them does not make everybody else wait. All of them see the request's own writes.
+    """
+
+    def __init__(self, responder: Responder, request: Request) -> None:
+        self.responder = responder
+        self._request = request
+        self._results: list[Any] = [None] * len(request.ops)
+        self._values: list[bytes] = []
+        self._next = 0
+        self._room = REPLY_BYTES
+        self._revision: int | None = None
+
+    def accept(self, answer: Answer) -> None:
+        """Take the results of the writes; raises the error with which all of them were refused."""
+        writes = [index for index, op in enumerate(self._request.ops) if op["op"] in WRITES]
+        if answer.error is not None:
+            raise _at_op(answer.error, writes)
+        for index, result in zip(writes, answer.results or (), strict=True):
+            self._results[index] = _result(result)
+
+    def read(self, engine: Engine, status: Status, deadline: float) -> bool:
+        """Answer reads until all are answered (True) or ``time.monotonic()`` passes ``deadline``."""
+        ops = self._request.ops
+        while self._next < len(ops):
+            name = ops[self._next]["op"]
+            if name == "get":
+                self._get(engine)
+            elif name not in WRITES:
+                self._read_one(engine, status, ops[self._next])
+            else:
+                self._next += 1
+                continue
+            if time.monotonic() > deadline:
+                break
+        return self._next == len(ops)
+
+    def _get(self, engine: Engine) -> None:
+        """Answer the gets that follow one another here."""
+        start, ops = self._next, self._request.ops
+        end = start + 1
+        limit = min(len(ops), start + GETS_AT_ONCE)
+        while end < limit and ops[end]["op"] == "get":
+            end += 1
+        records, revision = engine.read([op["key"].encode() for op in ops[start:end]])
+        self._saw(revision)
+        self._results[start:end] = [self._record(record) for record in records]
+        self._next = end
+
+    def _record(self, record: Stored | KvError | None) -> Fields:
+        if record is None:
+            return _NOT_FOUND
+        if isinstance(record, KvError):
+            return {"error": record.as_json()}
+        value = record.value or b""
+        room = self._room - len(value) - _RESULT_BYTES
+        if room < 0:
+            return _TOO_LARGE
+        self._room = room
+        self._values.append(value)
+        return record_fields(record)
+
+    def _read_one(self, engine: Engine, status: Status, op: dict[str, Any]) -> None:
+        self._results[self._next] = self._page(engine, status, op)
+        self._next += 1
+
+    def _page(self, engine: Engine, status: Status, op: dict[str, Any]) -> Fields:
+        if self._room <= 0:
+            return _TOO_LARGE
+        try:
+            page = Page(status.fields(), (), 0) if op["op"] == "status" else READS[op["op"]](engine, op)
+        except KvError as error:
+            return {"error": error.as_json()}
+        size = _size(page)
+        if size > self._room:
+            return _TOO_LARGE
+        self._room -= size
+        self._saw(page.revision)
+        self._values.extend(page.values)
+        return page.fields
+
+    def _saw(self, revision: int) -> None:
+        """The reply tells the oldest snapshot it was read from: all that it shows is at least as new."""
+        if self._revision is None or revision < self._revision:
+            self._revision = revision
+
+    def reply(self, engine: Engine) -> Frames:
+        """The frames of the finished reply."""
+        position = engine.position()
+        revision = position.head if self._revision is None else self._revision
+        return encode_reply(position.epoch, revision, self._results, self._values)
+
+
+def _result(result: Fields | KvError) -> Fields:
+    return {"error": result.as_json()} if isinstance(result, KvError) else result
+
+
+def _at_op(error: KvError, writes: Sequence[int]) -> KvError:
+    """The engine counts a request's writes, its client all of the ops."""
+    at = error.details.get("op")
+    if at is None:
+        return error
+    return KvError(error.code, error.message, **{**error.details, "op": writes[at]})
+
+
+def _size(page: Page) -> int:
+    items = page.fields.get("items") or page.fields.get("events") or ()
+    return sum(map(len, page.values)) + sum(_RESULT_BYTES + len(item["key"]) for item in items)

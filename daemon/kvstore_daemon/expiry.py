@@ -1,0 +1,89 @@
+"""Removes keys whose time has come, and so makes their ``expire`` events."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+from kvstore_client.errors import KvError
+from kvstore_daemon.committer import GroupCommitter
+from kvstore_daemon.engine import Answer, Change, Engine, Write, WriteRequest
+from kvstore_daemon.loop import Loop
+
+log = logging.getLogger(__name__)
+
+BATCH = 1_000
+"""Keys removed in one group; larger ones make client's writes in the same group wait longer."""
+
+CHECK_SECONDS = 1.0
+"""How long the next expiry is trusted at most: the wall clock may be set meanwhile."""
+
+RETRY_SECONDS = 1.0
+
+
+class Expiry:
+    """Asks the engine for keys that are due and has them removed, one batch at a time.
+
+    A reader never sees an expired key, whether it was removed or not, so nothing depends on this
+    being quick. Each key is removed on the condition that it still has the revision that was seen.
+    """
+
+    def __init__(self, loop: Loop, engine: Engine, committer: GroupCommitter) -> None:
+        self._engine = engine
+        self._committer = committer
+        self._timer = loop.timer(self._remove_due)
+        self._next_ms: int | None = None
+        self._is_removing = False
+        self._is_stopped = False
+
+    def start(self) -> None:
+        """Begin with whatever expired while no daemon ran."""
+        self._timer.set(0)
+
+    def stop(self) -> None:
+        """Begin no further batch."""
+        self._is_stopped = True
+
+    def _remove_due(self) -> None:
+        if self._is_stopped:
+            return
+        keys, self._next_ms = self._engine.due(BATCH)
+        if keys:
+            writes = [Write("expire", key, if_revision=revision) for key, revision in keys]
+            self._is_removing = True
+            self._committer.add(WriteRequest(writes, ticket=self))
+        else:
+            self._wait()
+
+    def _wait(self) -> None:
+        delay = CHECK_SECONDS
+        if self._next_ms is not None:
+            delay = min(delay, max(0.001, self._next_ms / 1000 - time.time()))
+        self._timer.set(delay)
+
+    def removed(self, answer: Answer) -> None:
+        """The batch was committed, or refused; go on with the next.
+
+        Where nothing came of it (the store is full, the records are damaged) the same keys would be
+        due again at once, so the next attempt waits.
+        """
+        self._is_removing = False
+        removed = [result for result in answer.results or () if not isinstance(result, KvError)]
+        if not removed:
+            log.error("expired keys could not be removed: %s", answer.error or answer.results)
+        self._timer.set(0 if removed else RETRY_SECONDS)
+
+    def saw(self, changes: Sequence[Change]) -> None:
+        """Take note of keys that will expire sooner than any known before."""
+        soonest = self._next_ms
+        for change in changes:
+            record = change.record
+            if record is None or record.expires_at is None:
+                continue
+            if soonest is None or record.expires_at < soonest:
+                soonest = record.expires_at
+        if soonest != self._next_ms:
+            self._next_ms = soonest
+            if not self._is_removing:
+                self._wait()

@@ -1,0 +1,99 @@
+"""``kvstore daemon``: the process that owns the store."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import zmq
+
+from kvstore_client.errors import EXIT_DONE, EXIT_ERROR, KvError
+from kvstore_daemon.engine import Engine
+from kvstore_daemon.engine.registry import open_engine
+from kvstore_daemon.loop import Loop, Signals
+from kvstore_daemon.publisher import Publisher
+from kvstore_daemon.server import Server
+from kvstore_daemon.settings import DaemonSettings
+from kvstore_daemon.sockets import Broker, Responder
+
+log = logging.getLogger(__name__)
+
+FRAME_FACTOR = 4
+"""A frame this many times over the limit ends its sender's connection; up to there it gets an error."""
+
+SWITCH_SECONDS = 0.0005
+"""How long the engine's writer may hold the interpreter while the loop has a request to answer."""
+
+
+def run(settings: DaemonSettings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status.
+
+    Call it from the main thread. 0 after a clean stop; 1, with one line on stderr, where the daemon
+    could not start or the engine failed.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        with ExitStack() as stack:
+            _serve(settings, stack)
+    except KvError as error:
+        _say(error.message)
+        return EXIT_ERROR
+    except Exception:
+        log.critical("the daemon failed", exc_info=True)
+        return EXIT_ERROR
+    return EXIT_DONE
+
+
+def _serve(settings: DaemonSettings, stack: ExitStack) -> None:
+    sys.setswitchinterval(SWITCH_SECONDS)
+    loop = stack.enter_context(closing(Loop()))
+    signals = stack.enter_context(Signals((signal.SIGTERM, signal.SIGINT)))
+    loop.watch(signals.fileno(), signals.drain)
+    context = stack.enter_context(_context())
+    engine: Engine = stack.enter_context(closing(open_engine(settings)))
+    publisher = Publisher(context, settings.changes, settings.subscriber_queue)
+    stack.callback(publisher.close)
+    # made before the broker, so that they are closed after it has forwarded their last replies
+    responders = [stack.enter_context(closing(Responder(context))) for _ in range(settings.responders)]
+    broker = Broker(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes)
+    stack.callback(broker.stop)
+    server = Server(loop, settings, engine, publisher, responders)
+    server.start()
+    broker.start()
+    _settle_memory()
+    _say(f"ready, requests {broker.endpoint}, changes {publisher.endpoint}, data {settings.data}")
+    while signals.received is None:
+        server.turn()
+    log.info("stopping after %s", signals.received.name)
+    server.stop()
+
+
+@contextmanager
+def _context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    """A context that is ended, once the sockets' linger is over, when the block is."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context.max_sockets = 16_384
+    try:
+        yield context
+    finally:
+        context.term()
+
+
+def _settle_memory() -> None:
+    """Keep what lives as long as the daemon out of the collector's sight."""
+    gc.collect()
+    gc.freeze()
+
+
+def _say(line: str) -> None:
+    """Write one of the lines that are promised, whatever the log level is."""
+    sys.stderr.write(f"kvstore daemon: {line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,73 @@
+"""Tells subscribers what was committed, on a PUB socket."""
+
+from __future__ import annotations
+
+import time
+
+import zmq
+
+from kvstore_client.errors import KvError
+from kvstore_client.protocol import Heartbeat, encode_change, encode_heartbeat
+from kvstore_daemon.engine import Change, Position
+from kvstore_daemon.fields import change_fields, record_fields, without_value
+from kvstore_daemon.sockets import FLUSH_MS, listen
+
+
+class Publisher:
+    """Publishes changes in the order of their revisions; used by the loop's thread only.
+
+    PUB drops what a slow subscriber has no room for and tells nobody. Every event therefore carries
+    ``prev``, the revision published before its own, so that the subscriber sees the gap and reads it
+    from the log.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, queue: int) -> None:
+        """Bind; ``queue`` is how many events may wait for one subscriber.
+
+        Raises ``unavailable`` if the endpoint cannot be used.
+        """
+        self._socket = context.socket(zmq.PUB)
+        self._socket.linger = FLUSH_MS
+        self._socket.sndhwm = queue
+        try:
+            self.endpoint = listen(self._socket, endpoint, "--changes")
+        except KvError:
+            self._socket.close(0)
+            raise
+        self._epoch = ""
+        self._head = 0
+        self._prev = 0
+
+    def begin(self, position: Position) -> None:
+        """Continue after what an earlier run committed."""
+        self._epoch = position.epoch
+        self._head = self._prev = position.head
+
+    def publish(self, change: Change) -> None:
+        """Send one event. Those of one revision must come one after another, in their order."""
+        if change.revision != self._head:
+            self._prev, self._head = self._head, change.revision
+        fields = {"epoch": self._epoch, "prev": self._prev, **change_fields(change)}
+        record, previous = change.record, change.previous
+        value = b""
+        if record is not None:
+            value = record.value or b""
+        elif change.op == "expire" and previous is not None:
+            value = previous.value or b""
+            fields["previous"] = record_fields(without_value(previous))
+        self._send(encode_change(change.key, fields, value))
+
+    def heartbeat(self, floor: int) -> None:
+        """Send a heartbeat with the revision published last, which is never ahead of the events."""
+        now = time.time_ns() // 1_000_000
+        self._send(encode_heartbeat(Heartbeat(self._epoch, self._head, floor, now)))
+
+    def _send(self, frames: list[bytes]) -> None:
+        *firsts, last = frames
+        for frame in firsts:
+            self._socket.send(frame, zmq.SNDMORE)
+        self._socket.send(last)
+
+    def close(self) -> None:
+        """Close the socket once the network has taken what was sent, or after a while."""
+        self._socket.close()
