@@ -11,7 +11,8 @@ import struct
 from typing import NamedTuple
 
 FORMAT = 1
-_HEAD = struct.Struct(">BQQB")
+HEAD = "BQQB"
+_HEAD = struct.Struct(">" + HEAD)
 
 Buffer = bytes | memoryview
 

@@ -406,41 +406,48 @@ class Applying:
         is the head's, or the next above it.
         """
         mirror, txn, key = self._mirror, self._txn, change.key
-        place = Place(change.revision, change.index)
-        keeps = current is not None and self._is_kept_inline(change, before)
-        if keeps:
-            current = self.current(key, value=True)[0]
-        old_expiry = current.stored.expires_at if current is not None else None
-        new_expiry = change.record.expires_at if change.record is not None else None
-        if old_expiry != new_expiry:
-            if old_expiry is not None:
-                txn.delete(_TIME.pack(old_expiry), key, db=mirror.expiry)
-            if new_expiry is not None:
-                txn.put(_TIME.pack(new_expiry), key, db=mirror.expiry)
+        place = Place(change.revision, change.index).encode()
+        inline = self._inline(change, current, before)
+        self._move_expiry(key, current, change.record)
+        body = b""
         if change.record is not None:
-            txn.put(key, rows.encode_record(key, change.record, change.index), db=mirror.data)
+            body = rows.record_body(change.record, change.index)
+            txn.put(key, rows.encode_record(key, body), db=mirror.data)
             if current is None and before != NOWHERE:
                 txn.delete(key, db=mirror.graves)
         else:
             txn.delete(key, db=mirror.data)
-            txn.put(key, place.encode(), db=mirror.graves)
-        row = rows.encode_event(change, before, current if keeps else None)
+            txn.put(key, place, db=mirror.graves)
+        row = rows.encode_event(change, before, body, inline)
         # a put at the end of a sorted table: pages are filled to the brim and not split
-        txn.put(place.encode(), row, db=mirror.log_rows, append=True)
+        txn.put(place, row, db=mirror.log_rows, append=True)
         self.head = change.revision
         self._events += 1
         self._bytes += len(row) + 12
         self.changes.append(change)
 
-    def _is_kept_inline(self, change: Change, before: Place) -> bool:
-        """Whether the record that the change replaces goes into the event's row.
+    def _move_expiry(self, key: bytes, current: Row | None, record: Stored | None) -> None:
+        old = current.stored.expires_at if current is not None else None
+        new = record.expires_at if record is not None else None
+        if old == new:
+            return
+        if old is not None:
+            self._txn.delete(_TIME.pack(old), key, db=self._mirror.expiry)
+        if new is not None:
+            self._txn.put(_TIME.pack(new), key, db=self._mirror.expiry)
+
+    def _inline(self, change: Change, current: Row | None, before: Place) -> Buffer:
+        """The replaced record, if it goes into the event's row; empty if not.
 
         It stands in the log already, at ``before``; but where that is the log's oldest eighth it will
         soon be trimmed, and the event could no longer tell its previous value. Keeping it always
         would write every value three times. An expire keeps it always: its old value is promised.
         """
         margin = (self.head - self._floor) // 8
-        return change.op == "expire" or before.revision <= self._floor + margin
+        if current is None or (change.op != "expire" and before.revision > self._floor + margin):
+            return b""
+        row = self._txn.get(change.key, db=self._mirror.data)
+        return b"" if row is None else rows.decode_body(change.key, row)
 
     def trim(self, retention: Retention, budget: int) -> None:
         """Drop the log's oldest revisions while it exceeds ``retention``, about ``budget`` events."""

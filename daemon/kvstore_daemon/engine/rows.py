@@ -22,6 +22,7 @@ _RECORD = struct.Struct(">QIQQ")
 # op u8, count u32, time u64, previous revision u64, previous index u32, key length u16, record length u32;
 # then the key, the record without its checksum (puts), the previous record without its (if inline)
 _EVENT = struct.Struct(">BIQQIHI")
+_WHOLE = struct.Struct(">IQIQQ" + envelope.HEAD)
 _PLACE = struct.Struct(">QI")
 _POSITION = struct.Struct(">QQQQ")
 
@@ -85,9 +86,10 @@ def _unsealed(key: Buffer, data: Buffer) -> Buffer:
     return body
 
 
-def _record_body(stored: Stored, place: Place) -> bytes:
+def record_body(stored: Stored, nth: int) -> bytes:
+    """A record without its checksum; ``nth`` is its event's index within the revision."""
     value = stored.value if stored.value is not None else b""
-    return _RECORD.pack(place.revision, place.nth, stored.create_revision, stored.version) + envelope.pack(
+    return _RECORD.pack(stored.revision, nth, stored.create_revision, stored.version) + envelope.pack(
         value, stored.content_type, stored.modified_at, stored.expires_at
     )
 
@@ -110,42 +112,59 @@ def _decode_record(body: Buffer, *, value: bool) -> Row:
     return Row(stored, Place(revision, index))
 
 
-def encode_record(key: bytes, stored: Stored, index: int) -> bytes:
-    """The data row of a record whose event has ``index`` within its revision."""
-    return _sealed(key, _record_body(stored, Place(stored.revision, index)))
+def encode_record(key: bytes, body: bytes) -> bytes:
+    """The data row of the record in ``body``."""
+    return _sealed(key, body)
+
+
+def decode_body(key: Buffer, data: Buffer) -> Buffer:
+    """The body in a data row, its checksum verified."""
+    return _unsealed(key, data)
 
 
 def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> Row:
-    """The record in a data row; with ``value`` false its value is left out, the checksum is not."""
-    return _decode_record(_unsealed(key, data), value=value)
+    """The record in a data row; with ``value`` false its value is left out, the checksum is not.
+
+    Every read comes through here, so the row and the envelope in it are unpacked in one go.
+    """
+    try:
+        crc, revision, nth, create_revision, version, form, modified_at, expires_at, kind_length = (
+            _WHOLE.unpack_from(data)
+        )
+    except struct.error as error:
+        raise DamageError("the row is too short") from error
+    if crc != zlib.crc32(data[_CRC.size :], zlib.crc32(key)) or form != envelope.FORMAT:
+        raise DamageError("the checksum does not match")
+    value_at = _WHOLE.size + kind_length
+    stored = Stored(
+        bytes(data[value_at:]) if value else None,
+        str(data[_WHOLE.size : value_at], "ascii"),
+        revision,
+        create_revision,
+        version,
+        modified_at,
+        expires_at or None,
+    )
+    return Row(stored, Place(revision, nth))
 
 
-def encode_event(change: Change, before: Place, previous: Row | None) -> bytes:
+def encode_event(change: Change, before: Place, record: Buffer, inline: Buffer) -> bytes:
     """The log row of a change.
 
-    ``before`` is the place of the key's preceding event; ``previous`` is the record it left, given
-    only where it is to be kept within this row instead of being looked up there.
+    ``before`` is the place of the key's preceding event. ``record`` is the body of the new record,
+    empty where there is none; ``inline`` the body of the record it replaced, where that is to be kept
+    within this row instead of being looked up at ``before``.
     """
-    record = (
-        b"" if change.record is None else _record_body(change.record, Place(change.revision, change.index))
+    head = _EVENT.pack(
+        _OP_CODES[change.op],
+        change.count,
+        change.time,
+        before.revision,
+        before.nth,
+        len(change.key),
+        len(record),
     )
-    inline = b"" if previous is None else _record_body(previous.stored, previous.place)
-    body = b"".join(
-        (
-            _EVENT.pack(
-                _OP_CODES[change.op],
-                change.count,
-                change.time,
-                before.revision,
-                before.index,
-                len(change.key),
-                len(record),
-            ),
-            change.key,
-            record,
-            inline,
-        )
-    )
+    body = b"".join((head, change.key, record, inline))
     return _sealed(Place(change.revision, change.index).encode(), body)
 
 
