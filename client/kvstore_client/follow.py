@@ -92,8 +92,13 @@ class LogPage(NamedTuple):
         result = reply.results[0]
         if isinstance(result, KvError):
             raise result
-        events = [event_from(fields) for fields in result["events"]]
-        return cls(events, result["next"], result["floor"], result["head"], reply.epoch)
+        return cls.from_fields(result, reply.epoch)
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any], epoch: str) -> LogPage:
+        """The page that a reply's dict describes."""
+        events = [event_from(event) for event in fields["events"]]
+        return cls(events, fields["next"], fields["floor"], fields["head"], epoch)
 
 
 class Follower:

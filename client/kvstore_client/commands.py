@@ -1,0 +1,282 @@
+"""The operations as values: what to send, and how to read the result.
+
+``Client.get(key)`` runs ``commands.get(key)`` alone; ``Client.batch`` runs any number of them in one
+request::
+
+    client.batch([commands.put("a", b"1"), commands.delete("b")], atomic=True)
+
+A command is checked when it is made and raises the KvError that the daemon would answer with. It
+holds no connection and may be run any number of times. Times to live are in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from kvstore_client.errors import KvError
+from kvstore_client.follow import Filter, LogPage
+from kvstore_client.lane import Body
+from kvstore_client.model import Cursor, Event, Record
+from kvstore_client.operations import MAX_PAGE, OPERATIONS, check_keys, check_operation
+from kvstore_client.protocol import Reply, event_from, record_from
+
+T = TypeVar("T")
+Fields = dict[str, Any]
+
+
+class Written(NamedTuple):
+    """What a write made of the record. ``version`` is 1 when the write created it."""
+
+    revision: int
+    create_revision: int
+    version: int
+    expires_at: int | None = None
+
+
+class Incremented(NamedTuple):
+    """What an ``incr`` made of the record; ``value`` is the new number."""
+
+    value: int
+    revision: int
+    create_revision: int
+    version: int
+    expires_at: int | None = None
+
+
+class Deleted(NamedTuple):
+    """How many keys a delete removed, and in which revision the last of them; None if there were none.
+
+    ``has_more`` says that a bounded step left some of the prefix over.
+    """
+
+    deleted: int
+    revision: int | None
+    has_more: bool = False
+
+
+class RecordPage(NamedTuple):
+    """A page of records in key order, as of one snapshot that is not older than ``revision``;
+    ``cursor`` continues, None at the end."""
+
+    records: list[Record]
+    cursor: str | None
+    revision: int
+
+
+class CountPage(NamedTuple):
+    """How many keys there are in a part of a range; ``cursor`` continues, None at the end."""
+
+    total: int
+    cursor: str | None
+    revision: int
+
+
+class HistoryPage(NamedTuple):
+    """One key's events, newest first; ``cursor`` continues, None where the chain ends: at the key's
+    first event, or where the log begins (``is_truncated``)."""
+
+    events: list[Event]
+    cursor: str | None
+    is_truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Generic[T]):
+    """One operation; ``read`` makes the typed result of the reply's fields for it.
+
+    Results of a batch are read with the reply's epoch and revision, which are the same for all.
+    """
+
+    op: Fields
+    read: Callable[[Fields, Reply], T] = field(repr=False)
+    value: bytes | None = field(default=None, repr=False)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the operation can change the store."""
+        return OPERATIONS[self.op["op"]].writes
+
+
+def body_of(commands: Sequence[Command[Any]], *, atomic: bool = False) -> Body:
+    """One request for all of ``commands``."""
+    return Body(
+        [command.op for command in commands],
+        [command.value for command in commands if command.value is not None],
+        atomic,
+        any(command.writes for command in commands),
+    )
+
+
+def results_of(commands: Sequence[Command[Any]], reply: Reply) -> list[Any]:
+    """Each command's result, or the KvError with which it alone failed."""
+    return [
+        fields if isinstance(fields, KvError) else command.read(fields, reply)
+        for command, fields in zip(commands, reply.results, strict=True)
+    ]
+
+
+def get(key: str) -> Command[Record]:
+    """The record of ``key``; ``not_found`` if there is none."""
+    return _command("get", lambda fields, _: record_from(fields, key), key=key)
+
+
+def put(
+    key: str,
+    value: bytes,
+    *,
+    content_type: str | None = None,
+    ttl: float | None = None,
+    if_revision: int | None = None,
+) -> Command[Written]:
+    """Store ``value``. Without ``ttl`` it stays until it is changed. ``if_revision`` must be the
+    record's revision, 0 for "must not exist"; ``condition_failed`` tells the present one."""
+    raw = bytes(memoryview(value))
+    return _command(
+        "put",
+        _written,
+        raw,
+        key=key,
+        size=len(raw),
+        content_type=content_type,
+        ttl=ttl,
+        if_revision=if_revision,
+    )
+
+
+def delete(key: str, *, if_revision: int | None = None) -> Command[Deleted]:
+    """Remove ``key``; ``not_found`` if there is none."""
+    return _command("delete", _deleted, key=key, if_revision=if_revision)
+
+
+def delete_prefix(prefix: str, *, limit: int = MAX_PAGE) -> Command[Deleted]:
+    """Remove up to ``limit`` keys that begin with ``prefix``, in one revision."""
+    return _command("delete_prefix", _deleted, prefix=prefix, limit=limit)
+
+
+def incr(key: str, by: int = 1, *, if_revision: int | None = None) -> Command[Incremented]:
+    """Add ``by`` to a decimal integer; a missing key counts from 0, TTL and media type stay."""
+    return _command("incr", _incremented, key=key, by=by, if_revision=if_revision)
+
+
+def touch(key: str, ttl: float, *, if_revision: int | None = None) -> Command[Written]:
+    """Give ``key`` a new TTL, counted from now; ``not_found`` if there is no such key."""
+    return _command("touch", _written, key=key, ttl=ttl, if_revision=if_revision)
+
+
+def persist(key: str, *, if_revision: int | None = None) -> Command[Written]:
+    """Take the TTL of ``key`` away; ``not_found`` if there is no such key."""
+    return _command("persist", _written, key=key, if_revision=if_revision)
+
+
+def list_page(
+    *,
+    prefix: str | None = None,
+    start: str | None = None,
+    end: str | None = None,
+    limit: int | None = None,
+    cursor: str | None = None,
+    keys_only: bool = False,
+) -> Command[RecordPage]:
+    """A page of the records in start <= key < end that begin with ``prefix``, in byte order of their
+    keys; with ``keys_only`` without values. A page may be short, or empty, and not be the last."""
+    return _command(
+        "list",
+        _record_page,
+        prefix=prefix,
+        start=start,
+        end=end,
+        limit=limit,
+        cursor=cursor,
+        keys_only=keys_only or None,
+    )
+
+
+def count_page(
+    *, prefix: str | None = None, start: str | None = None, end: str | None = None, cursor: str | None = None
+) -> Command[CountPage]:
+    """How many keys there are in the range, or in a bounded part of it."""
+    return _command("list", _count_page, prefix=prefix, start=start, end=end, cursor=cursor, count=True)
+
+
+def events(
+    since: Cursor | str | int,
+    wanted: Filter = Filter(),  # noqa: B008 - immutable
+    *,
+    limit: int | None = None,
+    values: bool = True,
+    previous: bool = False,
+) -> Command[LogPage]:
+    """A page of the log after ``since``, oldest first, whole revisions only. ``previous`` adds the
+    replaced records. ``cursor_expired`` if the log does not reach back that far."""
+    return _command(
+        "events",
+        lambda fields, reply: LogPage.from_fields(fields, reply.epoch),
+        since=since if isinstance(since, int) else str(since),
+        limit=limit,
+        values=None if values else False,
+        previous=previous or None,
+        **wanted.fields(),
+    )
+
+
+def history(
+    key: str,
+    *,
+    before: int | None = None,
+    limit: int | None = None,
+    cursor: str | None = None,
+    values: bool = True,
+) -> Command[HistoryPage]:
+    """A page of one key's events below revision ``before``, newest first, as far as the log goes;
+    ``not_found`` for a key that has none."""
+    return _command(
+        "history",
+        _history_page,
+        key=key,
+        before=before,
+        limit=limit,
+        cursor=cursor,
+        values=None if values else False,
+    )
+
+
+def status() -> Command[Fields]:
+    """The daemon's version, position, counts and limits, as in protocol section 4."""
+    return _command("status", lambda fields, _: fields)
+
+
+def _command(
+    name: str, read: Callable[[Fields, Reply], T], value: bytes | None = None, /, **fields: Any
+) -> Command[T]:
+    """The command with the fields that are not None, checked."""
+    op = {"op": name, **{key: given for key, given in fields.items() if given is not None}}
+    check_operation(op, 0)
+    check_keys(op)
+    return Command(op, read, value)
+
+
+def _written(fields: Fields, _: Reply) -> Written:
+    return Written(fields["revision"], fields["create_revision"], fields["version"], fields.get("expires_at"))
+
+
+def _incremented(fields: Fields, reply: Reply) -> Incremented:
+    return Incremented(fields["value"], *_written(fields, reply))
+
+
+def _deleted(fields: Fields, _: Reply) -> Deleted:
+    return Deleted(fields["deleted"], fields["revision"], fields.get("more", False))
+
+
+def _record_page(fields: Fields, reply: Reply) -> RecordPage:
+    return RecordPage([record_from(item) for item in fields["items"]], fields["cursor"], reply.revision)
+
+
+def _count_page(fields: Fields, reply: Reply) -> CountPage:
+    return CountPage(fields["count"], fields["cursor"], reply.revision)
+
+
+def _history_page(fields: Fields, _: Reply) -> HistoryPage:
+    events = [event_from(event) for event in fields["events"]]
+    return HistoryPage(events, fields["cursor"], fields["truncated"])

@@ -1,0 +1,134 @@
+"""A connection to the daemon that carries one request at a time."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import zmq
+
+from kvstore_client.exchange import Exchange
+from kvstore_client.protocol import Reply, encode_request
+from kvstore_client.routine import Routine, Socket, Wait
+
+DEFAULT_REQUESTS = "tcp://127.0.0.1:5555"
+DEFAULT_CHANGES = "tcp://127.0.0.1:5556"
+
+Context = zmq.Context[Socket]
+
+
+def connect(socket: Socket, endpoint: str) -> None:
+    """Connect; raises ValueError for what is no endpoint, and closes the socket then."""
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        socket.close(0)
+        raise ValueError(f"{endpoint!r} is not a ZeroMQ endpoint such as {DEFAULT_REQUESTS}") from error
+
+
+class Body(NamedTuple):
+    """What a request consists of before it is numbered. ``writes`` says whether it must be."""
+
+    ops: Sequence[dict[str, Any]]
+    values: Sequence[bytes] = ()
+    is_atomic: bool = False
+    writes: bool = False
+
+
+class Lane:
+    """A DEALER socket, a client id and the number of its last write.
+
+    The daemon remembers one reply for each client id, so a lane has one request under way at a time,
+    and whoever wants several at once uses several lanes. A number is used for one request only, whatever
+    became of it: should a copy of a write whose outcome is unknown arrive after the lane's next write,
+    its lower number makes the daemon refuse it.
+
+    A lane is used by one thread or task at a time; handing it on needs a lock or a queue in between,
+    which is the memory barrier that ZeroMQ asks for.
+    """
+
+    def __init__(self, context: Context, endpoint: str) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self._client = secrets.token_hex(16)
+        self._last_number = 0
+        self._socket = self._open()
+
+    def _open(self) -> Socket:
+        socket = self._context.socket(zmq.DEALER)
+        socket.linger = 0
+        # accept a message only when there is a connection for it, see Exchange
+        socket.immediate = True
+        socket.reconnect_ivl_max = 1000
+        connect(socket, self._endpoint)
+        return socket
+
+    def call(self, body: Body, seconds: float) -> Routine[Reply]:
+        """Send the request until it is answered; gives the reply or raises the KvError.
+
+        A request that was given up leaves a fresh socket behind, so that no answer of it is ever taken
+        for that of another.
+        """
+        exchange = Exchange(
+            self._encode(body),
+            writes=body.writes,
+            endpoint=self._endpoint,
+            seconds=seconds,
+            now=time.monotonic(),
+        )
+        is_answered = False
+        try:
+            reply = yield from self._converse(exchange)
+            is_answered = True
+            return reply
+        finally:
+            if not is_answered:
+                self._replace_socket()
+
+    def _converse(self, exchange: Exchange) -> Routine[Reply]:
+        while True:
+            step = exchange.next(time.monotonic())
+            if step.is_fresh:
+                self._replace_socket()
+            if step.is_sending:
+                if self._send(exchange.frames):
+                    exchange.sent()
+                    continue
+            elif (frames := self._receive()) is not None:
+                if (reply := exchange.receive(frames, time.monotonic())) is not None:
+                    return reply
+                continue
+            flag = zmq.POLLOUT if step.is_sending else zmq.POLLIN
+            yield Wait([(self._socket, flag)], step.until - time.monotonic())
+
+    def _encode(self, body: Body) -> list[bytes]:
+        if not body.writes:
+            return encode_request(body.ops, body.values, atomic=body.is_atomic)
+        self._last_number += 1
+        return encode_request(
+            body.ops, body.values, atomic=body.is_atomic, client=self._client, seq=self._last_number
+        )
+
+    def _send(self, frames: list[bytes]) -> bool:
+        """Whether there was a connection to hand the frames to."""
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def _receive(self) -> list[bytes] | None:
+        try:
+            return self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def _replace_socket(self) -> None:
+        self._socket.close()
+        self._socket = self._open()
+
+    def close(self) -> None:
+        """Close the socket; what was not yet sent is dropped."""
+        self._socket.close()

@@ -1,0 +1,100 @@
+"""What takes several requests: which commands to run next, given the results of the last.
+
+A plan is a generator that yields commands for one request and is sent their results, each of which is
+the KvError where its command failed. It holds no connection, so the blocking and the asyncio client run
+the same plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, TypeVar
+
+from kvstore_client import commands
+from kvstore_client.commands import Command, CountPage, Deleted, HistoryPage
+from kvstore_client.errors import KvError
+from kvstore_client.model import Record
+from kvstore_client.operations import MAX_PAGE
+
+T = TypeVar("T")
+
+Plan = Generator[Sequence[Command[Any]], list[Any], T]
+
+
+def single(command: Command[T]) -> Plan[T]:
+    """Run one command; raises the KvError with which it fails."""
+    (result,) = yield [command]
+    if isinstance(result, KvError):
+        raise result
+    return result  # type: ignore[no-any-return]
+
+
+def get_many(keys: Sequence[str]) -> Plan[dict[str, Record]]:
+    """The records of those keys that there are, a bounded number of keys in each request."""
+    found: dict[str, Record] = {}
+    for some in _portions(list(dict.fromkeys(keys))):
+        results = yield [commands.get(key) for key in some]
+        for key, result in zip(some, results, strict=True):
+            if not isinstance(result, KvError):
+                found[key] = result
+            elif result.code != "not_found":
+                raise result
+    return found
+
+
+def _portions(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    for index in range(0, len(keys), MAX_PAGE):
+        yield keys[index : index + MAX_PAGE]
+
+
+def delete_prefix(prefix: str) -> Plan[Deleted]:
+    """Remove in bounded steps all that begins with ``prefix``."""
+    total, revision = 0, None
+    while True:
+        step = yield from single(commands.delete_prefix(prefix))
+        total, revision = total + step.deleted, step.revision or revision
+        if not step.has_more:
+            return Deleted(total, revision)
+
+
+def count(prefix: str | None, start: str | None, end: str | None) -> Plan[int]:
+    """Count a range part by part."""
+    page = CountPage(0, None, 0)
+    total = 0
+    while True:
+        page = yield from single(commands.count_page(prefix=prefix, start=start, end=end, cursor=page.cursor))
+        total += page.total
+        if page.cursor is None:
+            return total
+
+
+def get_at(key: str, revision: int) -> Plan[Record]:
+    """The record as of ``revision``: the newest event up to it tells, or the present record if it has
+    not changed since; where the log does not reach back, nobody knows."""
+    cursor = None
+    while True:
+        past, present, status = yield [
+            commands.history(key, before=revision + 1, limit=1, cursor=cursor),
+            commands.get(key),
+            commands.status(),
+        ]
+        if isinstance(present, Record) and present.revision <= revision:
+            return present
+        if isinstance(past, KvError):
+            raise past if revision >= status["floor"] else _gone(key, revision)
+        if past.events or past.cursor is None:
+            return _record_of(past, key, revision)
+        cursor = past.cursor
+
+
+def _record_of(past: HistoryPage, key: str, revision: int) -> Record:
+    if not past.events and past.is_truncated:
+        raise _gone(key, revision)
+    record = past.events[0].record if past.events else None
+    if record is None:
+        raise KvError("not_found", f"there was no key {key!r} at revision {revision}")
+    return record
+
+
+def _gone(key: str, revision: int) -> KvError:
+    return KvError("revision_gone", f"the log no longer tells what {key!r} was at revision {revision}")
