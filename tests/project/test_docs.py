@@ -1,0 +1,124 @@
+"""Prose and code say the same: links lead somewhere, options and routes exist, tables agree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from kvstore_cli.main import cli
+from kvstore_cli.options import OPTIONS
+from support.markdown import ROOT, anchors, blocks, links, steps, table_rows
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in links(page.read_text()):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target} is not there"
+        if anchor:
+            assert anchor in anchors(file.read_text()), f"{target}: no such heading"
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command and subcommand by its words: ``get``, ``config show``."""
+    found: dict[str, click.Command] = {}
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        found[name] = command
+        if isinstance(command, click.Group):
+            for inner in command.list_commands(click.Context(command)):
+                subcommand = command.get_command(click.Context(command), inner)
+                assert subcommand is not None
+                found[f"{name} {inner}"] = subcommand
+    return found
+
+
+COMMANDS = commands()
+
+
+def flags_of(command: click.Command) -> set[str]:
+    """Every flag that ``command`` takes."""
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    return {flag for option in options for flag in (*option.opts, *option.secondary_opts)} | {"--help"}
+
+
+ALL_FLAGS = set().union(*map(flags_of, COMMANDS.values())) | {row.flag for row in OPTIONS.values()}
+
+
+def calls_of_kvstore(page: Path) -> list[str]:
+    """What a page shows after ``kvstore `` in its shell blocks and in its inline code."""
+    text = page.read_text()
+    shown: list[str] = []
+    for block in blocks(text):
+        if block.language == "console":
+            shown += [step.command for step in steps(block)]
+        elif block.language in ("sh", "bash"):
+            shown.append(block.text)
+    shown += re.findall(
+        r"`(kvstore [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    )
+    calls = [re.findall(r"(?:^|[|&;(] *)kvstore +([^|&;#\n]+)", each, re.MULTILINE) for each in shown]
+    return [call.strip() for each in calls for call in each]
+
+
+def without_quotes(call: str) -> str:
+    return re.sub(r"'[^']*'|\"[^\"]*\"", "''", call)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_that_are_shown_exist_with_their_flags(page: Path) -> None:
+    for call in calls_of_kvstore(page):
+        words = without_quotes(call).split()
+        if not re.fullmatch(r"[a-z]+", words[0]):
+            continue
+        name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+        assert name in COMMANDS, f"kvstore {call}"
+        for flag in re.findall(r"(?<!\S)(--?[a-z][a-z-]*)", without_quotes(call)):
+            assert flag in flags_of(COMMANDS[name]), f"kvstore {call}: {flag} is not one of its flags"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_flags_that_are_named_exist(page: Path) -> None:
+    for flag in re.findall(r"`(--[a-z][a-z-]*)[^`]*`", page.read_text()):
+        assert flag in ALL_FLAGS, f"{flag} is no flag of any command"
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_operations_names_the_limits_that_are_in_force() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    for what, limit, options in table_rows(text, "Sizes and limits"):
+        for flag in re.findall(r"--([a-z-]+)", options):
+            default = OPTIONS[flag].shown_default()
+            assert default.replace(" ", "") in limit.replace(",", "").replace(" ", ""), f"{what}: --{flag}"
+
+
+def test_operations_names_the_retention_that_is_in_force() -> None:
+    for name in ("docs/operations.md", "README.md"):
+        text = (ROOT / name).read_text().replace(",", "").replace(" ", "")
+        for option in ("retain-events", "retain-bytes"):
+            assert OPTIONS[option].shown_default().replace(" ", "") in text, f"{name}: --{option}"
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        named = re.findall(r"`make ([a-z]+)", page.read_text())
+        shown = re.findall(r"^make ([a-z]+)", page.read_text(), re.MULTILINE)
+        assert set(named + shown) <= targets, name_of(page)

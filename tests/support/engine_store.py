@@ -1,0 +1,102 @@
+"""An engine as its tests use it: a clock that they move, and short ways to write and read."""
+
+from __future__ import annotations
+
+import select
+from typing import Any
+
+import pytest
+
+from kvstore_client.errors import KvError
+from kvstore_daemon.engine import (
+    Answer,
+    Change,
+    Engine,
+    EventFilter,
+    LogPage,
+    Stored,
+    Write,
+    WriteRequest,
+)
+
+MIB = 1024 * 1024
+
+
+def refused(code: str) -> Any:
+    """Expect the KvError with this code."""
+    return pytest.raises(KvError, check=lambda error: error.code == code)
+
+
+class FakeClock:
+    """A wall clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class Store:
+    """An engine, its clock, and the few lines that every test of it would repeat."""
+
+    def __init__(self, engine: Engine, clock: FakeClock) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.feed: list[Change] = []
+
+    def submit(self, *requests: WriteRequest) -> list[Answer]:
+        """Commit requests as one group and wait for all their answers."""
+        self.engine.commit(requests)
+        answers: list[Answer] = []
+        while len(answers) < len(requests):
+            readable, _, _ = select.select([self.engine.fileno()], [], [], 30)
+            assert readable, "the engine never answered"
+            changes, more = self.engine.poll()
+            self.feed += changes
+            answers += more
+        return answers
+
+    def write(self, op: str, key: bytes = b"k", **fields: Any) -> dict[str, Any]:
+        """One independent write; raises the KvError with which it failed."""
+        if op == "put":
+            fields = {"value": b"v", "content_type": "text/plain", **fields}
+        (answer,) = self.submit(WriteRequest([Write(op, key, **fields)]))
+        if answer.error is not None:
+            raise answer.error
+        assert answer.results is not None
+        (result,) = answer.results
+        if isinstance(result, KvError):
+            raise result
+        return result
+
+    def atomic(self, *writes: Write) -> list[Any]:
+        """An atomic batch; raises the KvError with which it was refused."""
+        (answer,) = self.submit(WriteRequest(writes, atomic=True))
+        if answer.error is not None:
+            raise answer.error
+        assert answer.results is not None
+        return answer.results
+
+    def get(self, key: bytes = b"k") -> Stored | None:
+        (found,), _ = self.engine.read([key])
+        if isinstance(found, KvError):
+            raise found
+        return found
+
+    def keys(self) -> list[bytes]:
+        page = self.engine.range(b"", None, 1000, values=True, max_bytes=MIB)
+        return [key for key, _ in page.items]
+
+    def log(self, since: int = 0, wanted: EventFilter | None = None, limit: int = 1000) -> LogPage:
+        page = self.engine.log(
+            since, wanted or EventFilter(), limit, values=True, previous=True, max_bytes=MIB
+        )
+        assert isinstance(page, LogPage)
+        return page
+
+    def expire_due(self) -> None:
+        """Do what the daemon's timer does."""
+        due, _ = self.engine.due(1000)
+        if due:
+            self.submit(WriteRequest([Write("expire", key, if_revision=revision) for key, revision in due]))
