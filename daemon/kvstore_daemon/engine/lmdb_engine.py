@@ -278,11 +278,21 @@ class Writer(threading.Thread):
             return [], [Answer(request.ticket, None, self._broken) for request in requests]
         try:
             return self._attempt(requests)
-        except (lmdb.MapFullError, lmdb.DiskError):
+        except Exception as error:
+            if not self._found_no_room(error):
+                return [], self._break(requests, error)
             self._space.release()
             return self._commit_one_by_one(requests)
-        except Exception as error:
-            return [], self._break(requests, error)
+
+    def _found_no_room(self, error: Exception) -> bool:
+        """Whether a transaction was undone because the map or the disk is full.
+
+        LMDB says so with an error of its own, except when the last write was cut short: that it calls
+        an input/output error.
+        """
+        if isinstance(error, lmdb.MapFullError | lmdb.DiskError):
+            return True
+        return isinstance(error, lmdb.Error) and self._space.is_used_up()
 
     def _commit_one_by_one(self, requests: list[WriteRequest]) -> Outcome:
         """After a transaction found no room: let those through that still find some."""
@@ -291,10 +301,11 @@ class Writer(threading.Thread):
         for request in requests:
             try:
                 more_changes, more_answers = self._attempt([request])
-            except (lmdb.MapFullError, lmdb.DiskError):
-                answers.append(Answer(request.ticket, None, self._space.disk_full()))
             except Exception as error:
-                answers += self._break([request], error)
+                if self._found_no_room(error):
+                    answers.append(Answer(request.ticket, None, self._space.disk_full()))
+                else:
+                    answers += self._break([request], error)
             else:
                 changes += more_changes
                 answers += more_answers

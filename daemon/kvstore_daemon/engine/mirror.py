@@ -456,19 +456,15 @@ class Applying:
         more = cursor.first()
         while more:
             place, raw = Place.decode(cursor.key()), cursor.value()
-            if place.revision > self._floor and (
-                budget <= 0 or not self._exceeds(retention, place, raw, oldest)
-            ):
+            if place.revision > self._floor and (budget <= 0 or not self._exceeds(retention, raw, oldest)):
                 return
             self._drop(place, raw)
             budget -= 1
             more = cursor.delete()
 
-    def _exceeds(self, retention: Retention, place: Place, raw: Buffer, oldest: int) -> bool:
+    def _exceeds(self, retention: Retention, raw: Buffer, oldest: int) -> bool:
         return (
-            self._events > retention.events
-            or self._bytes > retention.bytes
-            or _decode_event(place, raw).time < oldest
+            self._events > retention.events or self._bytes > retention.bytes or rows.event_time(raw) < oldest
         )
 
     def _drop(self, place: Place, raw: Buffer) -> None:

@@ -168,6 +168,13 @@ def encode_event(change: Change, before: Place, record: Buffer, inline: Buffer) 
     return _sealed(Place(change.revision, change.index).encode(), body)
 
 
+def event_time(data: Buffer) -> int:
+    """When the event in a log row happened, not verified: good enough to say how old it is, and
+    asked with every commit."""
+    time: int = _EVENT.unpack_from(data, _CRC.size)[2]
+    return time
+
+
 class LogRow(NamedTuple):
     """A log row, its checksum verified and its records still undecoded.
 

@@ -12,6 +12,7 @@ from kvstore_client.errors import KvError
 log = logging.getLogger(__name__)
 
 BALLAST_BYTES = 8 * 1024 * 1024
+USED_UP_BYTES = 1024 * 1024
 
 
 class Space:
@@ -41,7 +42,7 @@ class Space:
         """Give the ballast's room to the store."""
         with contextlib.suppress(FileNotFoundError):
             self._ballast.unlink()
-            log.warning("the disk under %s is full: writes are refused until there is room", self._folder)
+            log.warning("no room was left under %s: the ballast was given up for deletes", self._folder)
 
     def refusal(self, used_bytes: int) -> KvError | None:
         """The ``store_full`` with which a write that grows the store is refused, None if it may."""
@@ -58,6 +59,10 @@ class Space:
         if not self._ballast.exists():
             self.prepare()
         return None
+
+    def is_used_up(self) -> bool:
+        """Whether the disk has practically nothing left."""
+        return self._free_bytes() < USED_UP_BYTES
 
     def disk_full(self) -> KvError:
         """The ``store_full`` of a full disk."""

@@ -1,0 +1,62 @@
+"""Flip bits of a store's file one after another; each time read everything, in a child process.
+
+Usage: flip_bits.py DATA COUNT. Exit status 1 names the bit with which wrong data was returned.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+from kvstore_client.errors import KvError
+from kvstore_daemon.engine import EventFilter
+from kvstore_daemon.engine.mirror import Mirror
+
+WRONG = 3
+
+
+def read_all(folder: Path) -> None:
+    mirror = Mirror(folder, map_size=1 << 30, sync=True, clock=lambda: 1_700_000_000_001)
+    for n in range(40):
+        (found,), _ = mirror.read([b"k%02d" % n])
+        if found is not None and not isinstance(found, KvError) and found.value != b"value %02d" % n * 20:
+            os._exit(WRONG)
+    for key, stored in mirror.range(b"", None, 100, values=True, max_bytes=1 << 20).items:
+        if stored.value != b"value %s" % key[1:] * 20:
+            os._exit(WRONG)
+    mirror.log(0, EventFilter(), 1000, values=True, previous=True, max_bytes=1 << 20)
+
+
+def outcome(folder: Path) -> int:
+    child = os.fork()
+    if child == 0:
+        os.close(2)
+        try:
+            read_all(folder)
+        except KvError:
+            os._exit(1)
+        except BaseException:  # what matters is that nothing wrong was returned
+            os._exit(2)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(data: str, count: int) -> None:
+    folder = Path(data) / "lmdb"
+    file = folder / "data.mdb"
+    whole = file.read_bytes()
+    seed = random.SystemRandom().randrange(2**32)
+    chooser = random.Random(seed)
+    for _ in range(count):
+        bit = chooser.randrange(len(whole) * 8)
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        if outcome(folder) == WRONG:
+            sys.exit(f"wrong data was returned after bit {bit} was flipped (seed {seed})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

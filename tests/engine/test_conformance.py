@@ -1,0 +1,495 @@
+"""What every engine does: the definition of "the same observable behaviour"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kvstore_client.errors import KvError
+from kvstore_client.model import TEXT_CONTENT_TYPE
+from kvstore_daemon.engine import EventFilter, Position, Retention, Write, WriteRequest
+from support.engine_store import Store, refused
+
+MIB = 1024 * 1024
+
+
+def test_a_put_is_read_back_with_its_metadata(store: Store) -> None:
+    result = store.write("put", b"a", value=b"\x00\xff", content_type="image/png", ttl_ms=5000)
+    found = store.get(b"a")
+    assert found is not None
+    assert found.value == b"\x00\xff"
+    assert found.content_type == "image/png"
+    assert found.modified_at == store.clock.now
+    assert found.expires_at == store.clock.now + 5000 == result["expires_at"]
+    assert (found.revision, found.create_revision, found.version) == (
+        result["revision"],
+        result["create_revision"],
+        result["version"],
+    )
+
+
+def test_version_counts_puts_and_starts_over_after_a_delete(store: Store) -> None:
+    first = store.write("put")
+    assert store.write("put")["version"] == 2
+    store.write("delete")
+    again = store.write("put")
+    assert again["version"] == 1
+    assert again["create_revision"] == again["revision"] > first["revision"]
+
+
+def test_a_plain_put_clears_the_ttl(store: Store) -> None:
+    store.write("put", ttl_ms=1000)
+    store.write("put")
+    store.clock.now += 2000
+    assert store.get() is not None
+
+
+def test_a_missing_key_is_not_found(store: Store) -> None:
+    for op in ("delete", "touch", "persist"):
+        with refused("not_found"):
+            store.write(op, ttl_ms=1000)
+    assert store.get() is None
+
+
+def test_if_revision_0_creates_only(store: Store) -> None:
+    revision = store.write("put", if_revision=0)["revision"]
+    with refused("condition_failed") as caught:
+        store.write("put", if_revision=0)
+    assert caught.value.details["revision"] == revision
+
+
+@pytest.mark.parametrize("op", ["put", "delete", "incr", "touch", "persist"])
+def test_a_failed_condition_changes_nothing(store: Store, op: str) -> None:
+    store.write("put", value=b"1")
+    before, head = store.get(), store.engine.position().head
+    with refused("condition_failed"):
+        store.write(op, if_revision=head + 5, **({"ttl_ms": 1} if op == "touch" else {}))
+    assert store.get() == before
+    assert store.engine.position().head == head
+
+
+def test_a_condition_on_a_missing_key_says_so(store: Store) -> None:
+    with refused("condition_failed") as caught:
+        store.write("delete", if_revision=7)
+    assert caught.value.details["revision"] == 0
+
+
+def test_incr_counts_from_zero_and_keeps_ttl_and_type(store: Store) -> None:
+    assert store.write("incr", by=-3)["value"] == -3
+    assert store.get().content_type == TEXT_CONTENT_TYPE  # type: ignore[union-attr]
+    store.write("put", value=b"41", content_type="text/x-count", ttl_ms=9000)
+    result = store.write("incr")
+    found = store.get()
+    assert result["value"] == 42
+    assert found is not None
+    assert (found.value, found.content_type) == (b"42", "text/x-count")
+    assert found.expires_at == result["expires_at"] == store.clock.now + 9000
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"1.5", b" 1", b"1\n", b"+1", b"0x1", b"9" * 20])
+def test_incr_of_what_is_no_integer_is_refused(store: Store, value: bytes) -> None:
+    store.write("put", value=value)
+    with refused("not_an_integer"):
+        store.write("incr")
+    assert store.get().value == value  # type: ignore[union-attr]
+
+
+def test_incr_past_64_bits_is_refused(store: Store) -> None:
+    store.write("put", value=str(2**63 - 1).encode())
+    with refused("out_of_range"):
+        store.write("incr")
+
+
+def test_touch_and_persist_change_the_expiry_alone(store: Store) -> None:
+    store.write("put", value=b"v")
+    put = store.get()
+    store.clock.now += 10
+    touched = store.write("touch", ttl_ms=500)
+    found = store.get()
+    assert put is not None
+    assert found == put._replace(revision=touched["revision"], expires_at=store.clock.now + 500)
+    store.write("persist")
+    assert store.get().expires_at is None  # type: ignore[union-attr]
+    assert [change.op for change in store.log().changes] == ["put", "put", "put"]
+
+
+def test_persist_without_a_ttl_is_no_change(store: Store) -> None:
+    revision = store.write("put")["revision"]
+    assert store.write("persist")["revision"] == revision
+    assert store.engine.position().head == revision
+
+
+def test_an_expired_key_is_gone_from_the_instant_it_expires(store: Store) -> None:
+    store.write("put", ttl_ms=1000)
+    store.clock.now += 999
+    assert store.get() is not None
+    store.clock.now += 1
+    assert store.get() is None
+    assert store.keys() == []
+    assert store.engine.count(b"", None).total == 0
+    assert store.engine.count(b"a", b"z").total == 0
+
+
+def test_expiry_is_an_event_with_the_old_value(store: Store) -> None:
+    revision = store.write("put", value=b"old", ttl_ms=1000)["revision"]
+    store.clock.now += 1000
+    assert store.engine.due(10) == ([(b"k", revision)], None)
+    store.expire_due()
+    (change,) = store.feed[1:]
+    assert (change.op, change.record, change.previous_revision) == ("expire", None, revision)
+    assert change.previous is not None
+    assert change.previous.value == b"old"
+    assert store.engine.due(10) == ([], None)
+
+
+def test_due_says_when_the_next_key_expires(store: Store) -> None:
+    store.write("put", b"a", ttl_ms=1000)
+    store.write("put", b"b", ttl_ms=3000)
+    assert store.engine.due(10) == ([], store.clock.now + 1000)
+    store.clock.now += 1000
+    due, following = store.engine.due(10)
+    assert [key for key, _ in due] == [b"a"]
+    assert following == store.clock.now + 2000
+
+
+def test_expiry_spares_a_key_that_was_changed_meanwhile(store: Store) -> None:
+    seen = store.write("put", ttl_ms=1000)["revision"]
+    store.write("touch", ttl_ms=9000)
+    store.clock.now += 1000
+    store.submit(WriteRequest([Write("expire", b"k", if_revision=seen)]))
+    assert store.get() is not None
+
+
+def test_a_write_to_an_expired_key_finds_it_missing_and_expires_it_first(store: Store) -> None:
+    store.write("put", value=b"7", ttl_ms=1000)
+    store.clock.now += 1000
+    assert store.write("incr", if_revision=0)["value"] == 1
+    assert [change.op for change in store.feed] == ["put", "expire", "put"]
+    assert [change.revision for change in store.feed] == sorted({c.revision for c in store.feed})
+
+
+def test_an_atomic_batch_is_one_revision(store: Store) -> None:
+    store.write("put", b"b")
+    results = store.atomic(
+        Write("put", b"a", b"1", "t"),
+        Write("delete", b"b"),
+        Write("incr", b"c"),
+        Write("put", b"d", b"", "t"),
+    )
+    assert len({result["revision"] for result in results}) == 1
+    changes = store.log().changes[1:]
+    assert [(c.op, c.key, c.index, c.count) for c in changes] == [
+        ("put", b"a", 0, 4),
+        ("delete", b"b", 1, 4),
+        ("put", b"c", 2, 4),
+        ("put", b"d", 3, 4),
+    ]
+
+
+def test_an_atomic_batch_is_all_or_nothing(store: Store) -> None:
+    store.write("put", b"b", value=b"x")
+    head = store.engine.position().head
+    with refused("not_an_integer") as caught:
+        store.atomic(Write("put", b"a", b"1", "t"), Write("incr", b"b"), Write("put", b"c", b"1", "t"))
+    assert caught.value.details["op"] == 1
+    assert store.keys() == [b"b"]
+    assert store.engine.position().head == head
+
+
+def test_writes_that_change_nothing_do_not_count_in_an_atomic_batch(store: Store) -> None:
+    store.write("put", b"a")
+    store.atomic(Write("persist", b"a"), Write("put", b"b", b"", "t"))
+    (change,) = store.log(since=1).changes
+    assert (change.key, change.index, change.count) == (b"b", 0, 1)
+
+
+def test_independent_writes_succeed_or_fail_alone(store: Store) -> None:
+    (answer,) = store.submit(
+        WriteRequest([Write("put", b"a", b"1", "t"), Write("delete", b"x"), Write("incr", b"a")])
+    )
+    assert answer.results is not None
+    assert [isinstance(result, KvError) for result in answer.results] == [False, True, False]
+    assert store.get(b"a").value == b"2"  # type: ignore[union-attr]
+
+
+def test_requests_of_one_group_see_those_before_them(store: Store) -> None:
+    answers = store.submit(
+        *(WriteRequest([Write("put", b"k", b"", "t", if_revision=0)], ticket=n) for n in range(3))
+    )
+    outcomes = {answer.ticket: answer.results[0] for answer in answers}  # type: ignore[index]
+    assert not isinstance(outcomes[0], KvError)
+    assert isinstance(outcomes[1], KvError)
+    assert isinstance(outcomes[2], KvError)
+
+
+def test_changes_come_no_later_than_the_answer(store: Store) -> None:
+    result = store.write("put")
+    assert store.feed[-1].revision == result["revision"]
+
+
+def test_the_feed_is_the_log(store: Store) -> None:
+    store.write("put", b"a", ttl_ms=100)
+    store.write("incr", b"b")
+    store.atomic(Write("delete", b"b"), Write("put", b"c", b"1", "t"))
+    store.clock.now += 100
+    store.expire_due()
+    logged = store.log().changes
+    assert [(c.op, c.key, c.revision, c.record) for c in store.feed] == [
+        (c.op, c.key, c.revision, c.record) for c in logged
+    ]
+
+
+def test_delete_prefix_removes_a_bounded_number_in_one_revision(store: Store) -> None:
+    for key in (b"a/1", b"a/2", b"a/3", b"a0", b"b"):
+        store.write("put", key)
+    first = store.write("delete_prefix", b"a/", limit=2)
+    second = store.write("delete_prefix", b"a/", limit=2)
+    assert (first["deleted"], first["more"]) == (2, True)
+    assert (second["deleted"], second["more"]) == (1, False)
+    assert store.keys() == [b"a0", b"b"]
+    changes = store.log(since=5).changes
+    assert [(c.revision, c.index, c.count) for c in changes] == [(6, 0, 2), (6, 1, 2), (7, 0, 1)]
+    assert "revision" not in store.write("delete_prefix", b"a/")
+
+
+def test_delete_prefix_tells_of_expired_keys_as_expired(store: Store) -> None:
+    store.write("put", b"p1", ttl_ms=1)
+    store.write("put", b"p2")
+    store.clock.now += 1
+    assert store.write("delete_prefix", b"p")["deleted"] == 1
+    assert [change.op for change in store.feed] == ["put", "put", "expire", "delete"]
+
+
+def test_keys_are_in_byte_order_and_pages_join_without_a_gap(store: Store) -> None:
+    keys = sorted({bytes([a, b]) for a in (1, 47, 97, 0xC3) for b in range(1, 120)})
+    store.submit(WriteRequest([Write("put", key, key, "t") for key in reversed(keys)]))
+    found: list[bytes] = []
+    start: bytes | None = b""
+    while start is not None:
+        page = store.engine.range(start, None, 7, values=False, max_bytes=MIB)
+        found += [key for key, stored in page.items]
+        start = page.next_key
+    assert found == keys
+
+
+def test_a_range_is_half_open_and_may_leave_values_out(store: Store) -> None:
+    for key in (b"a", b"b", b"c"):
+        store.write("put", key, value=b"value")
+    page = store.engine.range(b"a", b"c", 10, values=False, max_bytes=MIB)
+    assert [(key, stored.value) for key, stored in page.items] == [(b"a", None), (b"b", None)]
+    assert page.next_key is None
+
+
+def test_a_page_ends_at_its_bytes_but_holds_at_least_one(store: Store) -> None:
+    for key in (b"a", b"b", b"c"):
+        store.write("put", key, value=b"x" * 100)
+    page = store.engine.range(b"", None, 10, values=True, max_bytes=10)
+    assert [key for key, _ in page.items] == [b"a"]
+    assert page.next_key == b"b"
+
+
+def test_count_is_of_a_range(store: Store) -> None:
+    store.submit(WriteRequest([Write("put", b"k%03d" % n, b"", "t") for n in range(200)]))
+    assert store.engine.count(b"", None).total == 200
+    assert store.engine.count(b"k1", b"k2").total == 100
+    assert store.engine.count(b"x", None).total == 0
+
+
+def test_a_long_key_is_as_good_as_any(store: Store) -> None:
+    key = b"k" * 511
+    store.write("put", key, ttl_ms=5)
+    store.write("touch", key, ttl_ms=9)
+    assert store.engine.range(key, None, 5, values=True, max_bytes=MIB).items[0][0] == key
+    store.clock.now += 9
+    store.expire_due()
+    assert store.get(key) is None
+
+
+def test_the_log_filters_by_prefix_key_and_op(store: Store) -> None:
+    for key in (b"a/1", b"a/2", b"b", b"c"):
+        store.write("put", key)
+    store.write("delete", b"a/1")
+
+    def seen(**wanted: Any) -> list[tuple[str, bytes]]:
+        return [(c.op, c.key) for c in store.log(wanted=EventFilter(**wanted)).changes]
+
+    assert seen(prefixes=(b"a/",)) == [("put", b"a/1"), ("put", b"a/2"), ("delete", b"a/1")]
+    assert seen(prefixes=(b"c",), keys=frozenset([b"b"])) == [("put", b"b"), ("put", b"c")]
+    assert seen(ops=frozenset(["delete"])) == [("delete", b"a/1")]
+
+
+def test_a_log_page_never_ends_inside_a_revision(store: Store) -> None:
+    store.write("put", b"a")
+    store.atomic(*(Write("put", b"b%d" % n, b"", "t") for n in range(5)))
+    store.write("put", b"c")
+    page = store.log(limit=2)
+    assert [c.revision for c in page.changes] == [1, 2, 2, 2, 2, 2]
+    assert page.next_revision == 2
+    rest = store.log(since=page.next_revision)
+    assert [c.key for c in rest.changes] == [b"c"]
+    assert rest.next_revision == rest.position.head == 3
+
+
+def test_a_page_of_nothing_that_matches_still_moves_on(store: Store) -> None:
+    store.write("put", b"a")
+    page = store.log(wanted=EventFilter(prefixes=(b"zzz",)))
+    assert (page.changes, page.next_revision) == ([], 1)
+
+
+def test_events_tell_the_previous_record(store: Store) -> None:
+    store.write("put", value=b"1")
+    store.write("put", value=b"2")
+    store.write("delete")
+    store.write("put", value=b"3")
+    previous = [(c.previous and c.previous.value, c.previous_revision) for c in store.log().changes]
+    assert previous == [(None, 0), (b"1", 1), (b"2", 2), (None, 0)]
+
+
+def test_history_is_newest_first_across_deletes(store: Store) -> None:
+    store.write("put", value=b"1")
+    store.write("put", b"other")
+    store.write("delete")
+    store.write("put", value=b"3")
+    history = store.engine.history(b"k", None, None, 10, values=True, max_bytes=MIB)
+    assert [(c.op, c.revision) for c in history.changes] == [("put", 4), ("delete", 3), ("put", 1)]
+    assert (history.cursor, history.truncated) == (None, False)
+
+
+def test_history_pages_and_starts_below_a_revision(store: Store) -> None:
+    for n in range(10):
+        store.write("put", value=b"%d" % n)
+    first = store.engine.history(b"k", 9, None, 3, values=True, max_bytes=MIB)
+    second = store.engine.history(b"k", 9, first.cursor, 3, values=True, max_bytes=MIB)
+    assert [c.revision for c in first.changes + second.changes] == [8, 7, 6, 5, 4, 3]
+
+
+def test_history_of_a_key_that_never_was_is_not_found(store: Store) -> None:
+    with refused("not_found"):
+        store.engine.history(b"k", None, None, 10, values=True, max_bytes=MIB)
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "1", "1.", "1.2.3", "-1.0", "9" * 30 + ".0", "1.0", "²³.1"])
+def test_a_history_cursor_that_was_not_given_out_is_refused(store: Store, cursor: str) -> None:
+    store.write("put", b"other")
+    store.write("put", b"k")
+    with refused("invalid_cursor"):
+        store.engine.history(b"k", None, cursor, 10, values=True, max_bytes=MIB)
+
+
+def test_the_log_keeps_what_the_retention_says(open_store: Callable[..., Store]) -> None:
+    store = open_store(retention=Retention(10, 1 << 30, 86_400_000))
+    for n in range(50):
+        store.write("put", b"k%d" % (n % 5))
+    position = store.engine.position()
+    assert position.head - position.floor == 10
+    assert store.engine.log(
+        position.floor - 1, EventFilter(), 10, values=True, previous=True, max_bytes=MIB
+    ) == Position(position.epoch, position.floor, position.head)
+    assert len(store.log(since=position.floor).changes) == 10
+
+
+def test_the_log_is_trimmed_by_age_and_by_bytes(open_store: Callable[..., Store]) -> None:
+    store = open_store(retention=Retention(1000, 5000, 60_000))
+    store.write("put", b"old")
+    store.clock.now += 60_001
+    store.write("put", b"new")
+    assert store.engine.position().floor == 1
+    for n in range(20):
+        store.write("put", b"k%d" % n, value=b"x" * 1000)
+    position = store.engine.position()
+    assert 0 < position.head - position.floor <= 5
+
+
+def test_trimming_forgets_events_and_no_record(open_store: Callable[..., Store]) -> None:
+    store = open_store(retention=Retention(3, 1 << 30, 86_400_000))
+    store.write("put", b"kept", value=b"here")
+    store.write("put", b"gone")
+    store.write("delete", b"gone")
+    for n in range(10):
+        store.write("put", b"k%d" % n)
+    assert store.get(b"kept").value == b"here"  # type: ignore[union-attr]
+    history = store.engine.history(b"kept", None, None, 10, values=True, max_bytes=MIB)
+    assert (history.changes, history.truncated) == ([], True)
+    with refused("not_found"):
+        store.engine.history(b"gone", None, None, 10, values=True, max_bytes=MIB)
+
+
+def test_the_previous_value_of_a_fresh_event_outlives_the_trimming_of_the_old_one(
+    open_store: Callable[..., Store],
+) -> None:
+    store = open_store(retention=Retention(8, 1 << 30, 86_400_000))
+    store.write("put", b"config", value=b"old")
+    for n in range(20):
+        store.write("put", b"noise%d" % n)
+    store.write("put", b"config", value=b"new")
+    change = store.log(since=store.engine.position().floor).changes[-1]
+    assert change.previous is not None
+    assert change.previous.value == b"old"
+
+
+def test_a_cursor_beyond_the_head_cannot_be_continued(store: Store) -> None:
+    store.write("put")
+    assert isinstance(
+        store.engine.log(2, EventFilter(), 10, values=True, previous=True, max_bytes=MIB), Position
+    )
+
+
+def test_everything_is_still_there_after_closing_and_opening(open_store: Callable[..., Store]) -> None:
+    store = open_store()
+    store.write("put", b"a", value=b"1", ttl_ms=60_000)
+    store.write("delete", b"a")
+    store.write("put", b"a", value=b"2")
+    before = (store.get(b"a"), store.log(), store.engine.position())
+    store.engine.close()
+    again = open_store()
+    assert (again.get(b"a"), again.log(), again.engine.position()) == before
+    assert again.write("put", b"a")["revision"] == 4
+
+
+def test_a_numbered_request_is_applied_once(open_store: Callable[..., Store]) -> None:
+    store = open_store()
+    request = WriteRequest([Write("incr", b"n")], client="c", seq=1, fingerprint=5)
+    (first,) = store.submit(request)
+    store.engine.close()
+    again = open_store()
+    assert again.submit(request) == [first]
+    assert again.submit(request._replace(seq=2))[0].results[0]["value"] == 2  # type: ignore[index]
+    (stale,) = again.submit(request)
+    assert stale.error is not None
+    assert stale.error.code == "sequence_stale"
+    (reused,) = again.submit(request._replace(seq=2, fingerprint=6))
+    assert reused.error is not None
+    assert reused.error.code == "sequence_reused"
+    assert again.get(b"n").value == b"2"  # type: ignore[union-attr]
+
+
+def test_a_failed_numbered_request_fails_alike_when_it_is_repeated(store: Store) -> None:
+    request = WriteRequest([Write("put", b"k", b"", "t", if_revision=5)], atomic=True, client="c", seq=1)
+    (first,) = store.submit(request)
+    store.write("put", b"k")
+    (again,) = store.submit(request)
+    assert first.error is not None
+    assert again.error is not None
+    assert again.error.as_json() == first.error.as_json()
+
+
+def test_replies_are_forgotten_after_a_while(store: Store) -> None:
+    request = WriteRequest([Write("incr", b"n")], client="c", seq=1)
+    store.submit(request)
+    store.clock.now += 9 * 60_000
+    store.write("put", b"tick")
+    assert store.submit(request)[0].results[0]["value"] == 1  # type: ignore[index]
+    store.clock.now += 12 * 60_000
+    store.write("put", b"tick")
+    assert store.submit(request)[0].results[0]["value"] == 2  # type: ignore[index]
+
+
+def test_statistics_are_counts_of_what_is_there(store: Store) -> None:
+    store.write("put", b"a")
+    store.write("put", b"b")
+    store.write("delete", b"a")
+    statistics = store.engine.statistics()
+    assert (statistics.keys, statistics.log_events) == (1, 3)
+    assert 0 < statistics.log_bytes < statistics.store_bytes < statistics.max_store_bytes

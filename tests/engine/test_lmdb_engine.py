@@ -1,0 +1,290 @@
+"""What is the LMDB engine's own: its files, its owner, damage, a full store and a full disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from kvstore_client.errors import KvError
+from kvstore_daemon.engine import EventFilter, Write, WriteRequest
+from kvstore_daemon.engine.space import BALLAST_BYTES
+from support.engine_store import Store, refused
+
+MIB = 1024 * 1024
+
+OpenStore = Callable[..., Store]
+
+
+def test_a_second_daemon_on_the_same_folder_is_told_who_has_it(open_store: OpenStore) -> None:
+    open_store()
+    with refused("not_allowed") as caught:
+        open_store()
+    assert f"pid {os.getpid()} " in caught.value.message
+
+
+def test_the_folder_is_free_again_after_closing(open_store: OpenStore) -> None:
+    open_store().engine.close()
+    open_store().write("put")
+
+
+def test_a_folder_that_cannot_be_used_is_named(open_store: OpenStore, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with refused("not_allowed") as caught:
+        open_store(data=tmp_path / "file" / "data")
+    assert str(tmp_path / "file") in caught.value.message
+
+
+def test_a_store_of_a_newer_format_is_refused(open_store: OpenStore, tmp_path: Path) -> None:
+    open_store().engine.close()
+    with lmdb.open(str(tmp_path / "data" / "lmdb"), max_dbs=8) as env, env.begin(write=True) as txn:
+        txn.put(b"format", b"2", db=env.open_db(b"meta", txn))
+    with refused("unsupported_version") as caught:
+        open_store()
+    assert "newer" in caught.value.message
+
+
+def test_a_file_that_is_no_store_is_refused(open_store: OpenStore, tmp_path: Path) -> None:
+    (tmp_path / "data" / "lmdb").mkdir(parents=True)
+    (tmp_path / "data" / "lmdb" / "data.mdb").write_bytes(b"\xff" * 100_000)
+    with refused("damaged"):
+        open_store()
+
+
+def test_the_folder_is_for_its_owner_alone(open_store: OpenStore, tmp_path: Path) -> None:
+    open_store()
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+
+
+@pytest.fixture
+def damaged_store(open_store: OpenStore, tmp_path: Path) -> Store:
+    """A store whose record ``bad`` has one bit of its value flipped, in both of its rows."""
+    store = open_store()
+    store.write("put", b"bad", value=b"the value that will be damaged", ttl_ms=1000)
+    store.write("put", b"good")
+    store.engine.close()
+    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    data = bytearray(file.read_bytes())
+    for found in re.finditer(b"value that will be damaged", bytes(data)):
+        data[found.start()] ^= 1
+    file.write_bytes(data)
+    return open_store()
+
+
+def test_damage_is_reported_and_never_returned(damaged_store: Store) -> None:
+    with refused("damaged") as caught:
+        damaged_store.get(b"bad")
+    assert caught.value.details["key"] == "bad"
+    with refused("damaged"):
+        damaged_store.engine.range(b"", None, 10, values=True, max_bytes=MIB)
+    with refused("damaged"):
+        damaged_store.engine.log(0, EventFilter(), 10, values=True, previous=True, max_bytes=MIB)
+    assert damaged_store.get(b"good") is not None
+    damaged_store.write("delete", b"bad")
+    damaged_store.engine.close()
+
+
+@pytest.mark.parametrize("op", ["incr", "touch", "persist"])
+def test_no_write_builds_on_a_damaged_record(damaged_store: Store, op: str) -> None:
+    with refused("damaged"):
+        damaged_store.write(op, b"bad", ttl_ms=5)
+    with refused("damaged"):
+        damaged_store.write("put", b"bad", if_revision=1)
+    damaged_store.engine.close()
+
+
+@pytest.mark.parametrize("op", ["put", "delete", "delete_prefix"])
+def test_a_damaged_record_can_be_replaced_or_removed(damaged_store: Store, op: str) -> None:
+    damaged_store.write(op, b"bad")
+    found = damaged_store.get(b"bad")
+    assert (found is not None) == (op == "put")
+    damaged_store.clock.now += 1000
+    assert damaged_store.engine.due(10) == ([], None)
+    damaged_store.engine.close()
+
+
+def test_every_flipped_bit_of_the_file_is_harmless_or_reported(open_store: OpenStore, tmp_path: Path) -> None:
+    """Each in a process of its own: LMDB itself may stop the process on a page it cannot trust."""
+    store = open_store()
+    for n in range(40):
+        store.write("put", b"k%02d" % n, value=b"value %02d" % n * 20)
+    store.engine.close()
+    script = Path(__file__).with_name("flip_bits.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "data"), "150"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_full_store_refuses_writes_and_takes_deletes(open_store: OpenStore) -> None:
+    store = open_store(max_store_bytes=4 * MIB)
+    written = []
+    with refused("store_full") as caught:
+        for n in range(100):
+            store.write("put", b"k%03d" % n, value=os.urandom(100_000))
+            written.append(b"k%03d" % n)
+    assert "--max-store-bytes" in caught.value.message
+    assert len(written) > 10
+    for op in ("put", "incr"):
+        with refused("store_full"):
+            store.write(op, b"x")
+    with refused("store_full"):
+        store.atomic(Write("delete", written[0]), Write("put", b"x", b"", "t"))
+    assert store.get(written[0]) is not None
+    for key in written:
+        assert store.get(key) is not None
+        store.write("delete", key)
+    assert store.keys() == []
+
+
+def test_a_full_store_takes_writes_again_once_its_log_is_short(open_store: OpenStore) -> None:
+    store = open_store(max_store_bytes=4 * MIB)
+    with refused("store_full"):
+        for n in range(100):
+            store.write("put", b"k%03d" % n, value=os.urandom(100_000))
+    store.write("delete_prefix", b"k", limit=1000)
+    store.clock.now += 8 * 86_400_000
+    store.submit(WriteRequest([Write("delete", b"none")]))
+    store.write("put", b"again")
+
+
+SMALL_DISK_BYTES = 5 * BALLAST_BYTES
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that is soon full."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = f"size={SMALL_DISK_BYTES}"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        if os.environ.get("CI"):
+            pytest.fail(f"no small file system could be mounted: {mounted.stderr.decode()}")
+        pytest.skip("mounting a small file system needs root; CI has it")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def _fill(disk: Path) -> None:
+    with (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            try:
+                file.write(b"\0" * 4096)
+            except OSError:
+                return
+
+
+def test_a_full_disk_refuses_writes_and_takes_deletes(open_store: OpenStore, small_disk: Path) -> None:
+    store = open_store(data=small_disk / "data")
+    keys = [b"k%03d" % n for n in range(40)]
+    for key in keys:
+        store.write("put", key, value=b"x" * 100_000)
+    _fill(small_disk)
+    with refused("store_full") as caught:
+        for n in range(100):
+            store.write("put", b"more%03d" % n, value=b"x" * 100_000)
+    assert str(small_disk) in caught.value.message
+    for key in keys:
+        assert store.get(key) is not None
+        store.write("delete", key)
+    (small_disk / "filler").unlink()
+    store.write("put", b"again")
+    assert store.get(b"again") is not None
+
+
+def test_a_disk_that_fills_up_within_a_commit_loses_nothing(
+    open_store: OpenStore, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the check before the commit is blinded, so that LMDB itself meets the end of the disk
+    monkeypatch.setattr("kvstore_daemon.engine.space.Space.refusal", lambda *_: None)
+    store = open_store(data=small_disk / "data")
+    store.write("put", b"kept", value=b"here")
+    _fill(small_disk)
+    requests = [WriteRequest([Write("put", b"big%d" % n, b"x" * 900_000, "t")], ticket=n) for n in range(40)]
+    answers = store.submit(*requests, WriteRequest([Write("delete", b"kept")], ticket="delete"))
+    stored = {answer.ticket for answer in answers if answer.error is None}
+    assert {answer.error.code for answer in answers if answer.error is not None} == {"store_full"}
+    assert "delete" in stored
+    for n in range(40):
+        assert (store.get(b"big%d" % n) is not None) == (n in stored)
+    assert store.get(b"kept") is None
+
+
+def test_after_a_failed_sync_no_write_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write("put", b"before")
+
+    def fail(*_: Any) -> None:
+        raise lmdb.Error("Input/output error")
+
+    monkeypatch.setattr("kvstore_daemon.engine.mirror.Applying.finish", fail)
+    (answer,) = store.submit(WriteRequest([Write("put", b"k", b"", "t")]))
+    monkeypatch.undo()
+    assert answer.error is not None
+    assert answer.error.details["outcome"] == "unknown"
+    (later,) = store.submit(WriteRequest([Write("put", b"k", b"", "t")]))
+    assert later.error is not None
+    assert "restarted" in later.error.message
+    assert store.get(b"before") is not None
+
+
+@pytest.mark.parametrize("sync", ["interval", "none"])
+def test_weaker_sync_begins_a_new_epoch_after_a_crash_of_the_machine(
+    open_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str
+) -> None:
+    store = open_store(sync=sync)
+    epoch = store.engine.position().epoch
+    store.write("put")
+    # a copy of the open store is what a crash leaves; another boot id is what makes it the machine's
+    shutil.copytree(tmp_path / "data", tmp_path / "crashed")
+    assert open_store(data=tmp_path / "crashed", sync=sync).engine.position().epoch == epoch
+    shutil.copytree(tmp_path / "data", tmp_path / "rebooted")
+    monkeypatch.setattr("kvstore_daemon.engine.lmdb_engine._boot_id", lambda: b"another boot")
+    assert open_store(data=tmp_path / "rebooted", sync=sync).engine.position().epoch != epoch
+
+
+def test_a_clean_stop_of_a_weaker_store_keeps_its_epoch(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(sync="none")
+    epoch = store.engine.position().epoch
+    store.write("put")
+    store.engine.close()
+    monkeypatch.setattr("kvstore_daemon.engine.lmdb_engine._boot_id", lambda: b"another boot")
+    assert open_store(sync="none").engine.position().epoch == epoch
+
+
+def test_a_smaller_map_is_tried_where_address_space_is_short(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30));"
+        "from pathlib import Path; from kvstore_daemon.engine.mirror import Mirror;"
+        "m = Mirror(Path(sys.argv[1]), map_size=1 << 40, sync=True, clock=lambda: 0);"
+        "print(m.env.info()['map_size'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert 1 << 30 <= int(done.stdout) < 8 << 30
+
+
+def test_the_error_of_a_full_store_is_no_accident_of_one_write(open_store: OpenStore) -> None:
+    store = open_store(max_store_bytes=4 * MIB)
+    (answer,) = store.submit(WriteRequest([Write("put", b"k%d" % n, os.urandom(MIB), "t") for n in range(8)]))
+    assert answer.error is None
+    (answer,) = store.submit(WriteRequest([Write("put", b"more", b"", "t"), Write("delete", b"k0")]))
+    assert answer.results is not None
+    assert isinstance(answer.results[0], KvError)
+    assert not isinstance(answer.results[1], KvError)

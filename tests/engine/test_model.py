@@ -1,0 +1,246 @@
+"""The engine against a plain dict, over all operations, with random steps."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kvstore_client.errors import KvError
+from kvstore_daemon.engine import EngineSettings, EventFilter, Retention, Write, WriteRequest
+from kvstore_daemon.engine.lmdb_engine import LmdbEngine
+from kvstore_daemon.engine.verify import verify
+from support.engine_store import FakeClock, Store, refused
+
+KEYS = st.sampled_from([b"a", b"a/", b"a/b", b"a/c", b"b", "ü".encode(), b"z" * 511])
+VALUES = st.one_of(st.binary(max_size=40), st.integers(-(10**6), 10**6).map(lambda n: b"%d" % n))
+TTLS = st.none() | st.integers(1, 5000)
+
+
+class Entry(NamedTuple):
+    value: bytes
+    revision: int
+    create_revision: int
+    version: int
+    expires_at: int | None
+
+
+class EngineModel(RuleBasedStateMachine):
+    """``self.model`` is what the store must hold; ``self.replica`` is built from the feed alone."""
+
+    @initialize()
+    def open(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.clock = FakeClock()
+        self.model: dict[bytes, Entry] = {}
+        self.replica: dict[bytes, bytes] = {}
+        self.head = 0
+        self.seq = 0
+        self.store = self._open()
+
+    def _open(self) -> Store:
+        config = EngineSettings(
+            str(Path(self.folder.name) / "data"), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)
+        )
+        engine = LmdbEngine(config, self.clock)
+        engine.open()
+        return Store(engine, self.clock)
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            faults = verify(self.store.engine._mirror)  # type: ignore[attr-defined]
+            self.store.engine.close()
+            self.folder.cleanup()
+            assert not faults
+
+    # ── the model ────────────────────────────────────────────────────────────────────────────────
+
+    def _bury(self) -> None:
+        """Forget what has expired: from then on it is as if it had been deleted."""
+        self.model = {
+            key: entry
+            for key, entry in self.model.items()
+            if entry.expires_at is None or entry.expires_at > self.clock.now
+        }
+
+    def _expect(self, write: Write) -> Entry | str | None:
+        """The entry that the write leaves (None: none), or the code with which it fails."""
+        old = self.model.get(write.key)
+        if write.if_revision is not None and write.if_revision != (old.revision if old else 0):
+            return "condition_failed"
+        if write.op == "put":
+            expires_at = None if write.ttl_ms is None else self.clock.now + write.ttl_ms
+            return self._next(write.value, old, expires_at)
+        if write.op == "incr":
+            return self._expect_incr(write, old)
+        if old is None:
+            return "not_found"
+        if write.op == "delete":
+            return None
+        if write.op == "touch":
+            return old._replace(revision=-1, expires_at=self.clock.now + (write.ttl_ms or 0))
+        return old if old.expires_at is None else old._replace(revision=-1, expires_at=None)
+
+    def _next(self, value: bytes, old: Entry | None, expires_at: int | None) -> Entry:
+        version = old.version + 1 if old else 1
+        return Entry(value, -1, old.create_revision if old else -1, version, expires_at)
+
+    def _expect_incr(self, write: Write, old: Entry | None) -> Entry | str:
+        if old is None:
+            return self._next(b"%d" % write.by, None, None)
+        digits = old.value.removeprefix(b"-")
+        if not digits.isdigit() or len(digits) > 19:
+            return "not_an_integer"
+        return self._next(b"%d" % (int(old.value) + write.by), old, old.expires_at)
+
+    def _take(self, key: bytes, entry: Entry | None, revision: int) -> None:
+        if entry is None:
+            self.model.pop(key, None)
+            return
+        created = revision if entry.create_revision == -1 else entry.create_revision
+        at = revision if entry.revision == -1 else entry.revision
+        self.model[key] = entry._replace(revision=at, create_revision=created)
+
+    # ── the steps ────────────────────────────────────────────────────────────────────────────────
+
+    @st.composite
+    @staticmethod
+    def writes(draw: st.DrawFn) -> Write:
+        op = draw(st.sampled_from(["put", "put", "put", "delete", "incr", "touch", "persist"]))
+        ttl = draw(st.integers(1, 5000)) if op == "touch" else draw(TTLS) if op == "put" else None
+        condition = draw(st.none() | st.integers(0, 8) | st.just(-1))
+        return Write(op, draw(KEYS), draw(VALUES), "t/t", ttl, condition, draw(st.integers(-9, 9)))
+
+    def _aim(self, write: Write) -> Write:
+        """Turn the condition -1 into "as it is now", so that conditions often hold."""
+        old = self.model.get(write.key)
+        return write._replace(if_revision=old.revision if old else 0) if write.if_revision == -1 else write
+
+    @rule(write=writes())
+    def one(self, write: Write) -> None:
+        self._bury()
+        write = self._aim(write)
+        expected = self._expect(write)
+        if isinstance(expected, str):
+            with refused(expected):
+                self.store.write(**write._asdict())
+            return
+        result = self.store.write(**write._asdict())
+        self._take(write.key, expected, result["revision"])
+
+    @rule(writes=st.lists(writes(), min_size=1, max_size=5, unique_by=lambda write: write.key))
+    def atomic(self, writes: list[Write]) -> None:
+        self._bury()
+        writes = [self._aim(write) for write in writes]
+        expected = [self._expect(write) for write in writes]
+        codes = [(index, code) for index, code in enumerate(expected) if isinstance(code, str)]
+        if codes:
+            with refused(codes[0][1]) as caught:
+                self.store.atomic(*writes)
+            assert caught.value.details["op"] == codes[0][0]
+            return
+        results = self.store.atomic(*writes)
+        for write, entry, result in zip(writes, expected, results, strict=True):
+            assert not isinstance(entry, str)
+            self._take(write.key, entry, result["revision"])
+
+    @rule(prefix=st.sampled_from([b"a", b"a/", b"z"]), limit=st.integers(1, 3))
+    def delete_prefix(self, prefix: bytes, limit: int) -> None:
+        self._bury()
+        stored = sorted(key for key in {*self.model, *self._unburied()} if key.startswith(prefix))
+        result = self.store.write("delete_prefix", prefix, limit=limit)
+        gone = [key for key in stored[:limit] if key in self.model]
+        assert result["deleted"] == len(gone)
+        assert result["more"] == (len(stored) > limit)
+        for key in gone:
+            del self.model[key]
+
+    def _unburied(self) -> list[bytes]:
+        return [key for key, _ in self.store.engine.due(1000)[0]]
+
+    @rule(key=KEYS)
+    def repeated(self, key: bytes) -> None:
+        self._bury()
+        self.seq += 1
+        request = WriteRequest([Write("incr", key)], client="c", seq=self.seq)
+        expected = self._expect(request.writes[0])
+        (first,), (second,) = self.store.submit(request), self.store.submit(request)
+        assert first.results is not None
+        assert second.results is not None
+        if isinstance(first.results[0], KvError):
+            assert isinstance(second.results[0], KvError)
+            assert first.results[0].code == second.results[0].code == expected
+            return
+        assert first.results == second.results
+        assert not isinstance(expected, str)
+        self._take(key, expected, first.results[0]["revision"])
+
+    @rule(milliseconds=st.integers(1, 4000))
+    def wait(self, milliseconds: int) -> None:
+        self.clock.now += milliseconds
+
+    @rule()
+    def expire(self) -> None:
+        self.store.expire_due()
+        self._bury()
+
+    @rule()
+    def reopen(self) -> None:
+        feed = self.store.feed
+        self.store.engine.close()
+        self.store = self._open()
+        self.store.feed = feed
+
+    # ── what must hold after every step ──────────────────────────────────────────────────────────
+
+    @invariant()
+    def the_store_holds_what_the_model_holds(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        self._bury()
+        page = self.store.engine.range(b"", None, 1000, values=True, max_bytes=1 << 20)
+        found: dict[bytes, Any] = {
+            key: Entry(s.value or b"", s.revision, s.create_revision, s.version, s.expires_at)
+            for key, s in page.items
+        }
+        assert found == self.model
+        assert list(found) == sorted(found)
+        assert self.store.engine.count(b"", None).total == len(self.model)
+
+    @invariant()
+    def the_feed_is_ordered_whole_and_rebuilds_the_store(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        expected_index = 0
+        for change in self.store.feed:
+            assert change.index == expected_index
+            if change.index == 0:
+                assert change.revision == self.head + 1
+            self.head = change.revision
+            expected_index = (change.index + 1) % change.count
+            if change.record is None:
+                self.replica.pop(change.key)
+            else:
+                self.replica[change.key] = change.record.value or b""
+        assert expected_index == 0
+        self.store.feed = []
+        live = {key: value for key, value in self.replica.items() if key in self.model}
+        assert live == {key: entry.value for key, entry in self.model.items()}
+
+    @invariant()
+    def the_log_has_every_revision_above_its_floor(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        position = self.store.engine.position()
+        page = self.store.log(since=position.floor)
+        revisions = sorted({change.revision for change in page.changes})
+        assert revisions == list(range(position.floor + 1, position.head + 1))
+        assert self.store.log(since=position.head, wanted=EventFilter()).changes == []
+
+
+TestEngineModel = EngineModel.TestCase
+TestEngineModel.settings = settings(max_examples=40, stateful_step_count=40)

@@ -1,0 +1,92 @@
+"""Rows keep what was put into them, and a row that was damaged is never taken for another."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvstore_daemon.engine import Change, Stored, rows
+from kvstore_daemon.engine.rows import OPS, DamageError, Place
+
+U63 = st.integers(0, 2**63 - 1)
+KEYS = st.binary(min_size=1, max_size=511)
+RECORDS = st.builds(
+    Stored,
+    st.binary(max_size=300),
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=255),
+    U63,
+    U63,
+    U63,
+    U63,
+    st.none() | st.integers(1, 2**63 - 1),
+)
+PLACES = st.builds(Place, U63, st.integers(0, 10_000))
+
+
+@given(KEYS, RECORDS, st.integers(0, 10_000))
+def test_a_record_comes_back_as_it_was(key: bytes, stored: Stored, nth: int) -> None:
+    row = rows.encode_record(key, rows.record_body(stored, nth))
+    assert rows.decode_record(key, row) == (stored, Place(stored.revision, nth))
+    assert rows.decode_record(memoryview(key), memoryview(row)).stored == stored
+    assert rows.decode_record(key, row, value=False).stored == stored._replace(value=None)
+
+
+@given(st.sampled_from(OPS), KEYS, PLACES, PLACES, U63, RECORDS, RECORDS, st.booleans(), st.booleans())
+def test_an_event_comes_back_as_it_was(
+    op: str,
+    key: bytes,
+    place: Place,
+    before: Place,
+    time: int,
+    stored: Stored,
+    old: Stored,
+    has_record: bool,
+    has_inline: bool,
+) -> None:
+    change = Change(op, key, place.revision, place.nth, 7, time, None, None, 0)
+    record = rows.record_body(stored, 1) if has_record else b""
+    inline = rows.record_body(old, 2) if has_inline else b""
+    event = rows.decode_event(place, rows.encode_event(change, before, record, inline))
+    assert (event.op, event.key, event.place, event.siblings, event.time, event.before) == (
+        op,
+        key,
+        place,
+        7,
+        time,
+        before,
+    )
+    assert event.stored() == (stored if has_record else None)
+    assert event.inline_previous() == (old if has_inline else None)
+
+
+@given(KEYS, RECORDS, st.data())
+def test_a_flipped_bit_is_noticed(key: bytes, stored: Stored, data: st.DataObject) -> None:
+    row = bytearray(rows.encode_record(key, rows.record_body(stored, 0)))
+    bit = data.draw(st.integers(0, len(row) * 8 - 1))
+    row[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(DamageError):
+        rows.decode_record(key, bytes(row))
+
+
+@given(KEYS, KEYS, RECORDS)
+def test_a_row_under_another_key_is_noticed(key: bytes, other: bytes, stored: Stored) -> None:
+    row = rows.encode_record(key, rows.record_body(stored, 0))
+    if key != other:
+        with pytest.raises(DamageError):
+            rows.decode_record(other, row)
+
+
+@given(KEYS, RECORDS, st.data())
+def test_a_row_cut_short_is_noticed(key: bytes, stored: Stored, data: st.DataObject) -> None:
+    row = rows.encode_record(key, rows.record_body(stored, 0))
+    with pytest.raises(DamageError):
+        rows.decode_record(key, row[: data.draw(st.integers(0, len(row) - 1))])
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_at_all_crash_a_decoder(data: bytes) -> None:
+    with pytest.raises(DamageError):
+        rows.decode_record(b"k", data)
+    with pytest.raises(DamageError):
+        rows.decode_event(Place(1, 0), data)
