@@ -235,21 +235,31 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         """Commit what comes in until None does."""
-        stopping = False
-        while not stopping:
+        while True:
             try:
                 group = self._inbox.get(timeout=self._seconds_to_sync())
             except queue.Empty:
                 self._sync()
                 continue
-            stopping = group is None
-            requests = list(group or ())
-            while not stopping and _has_room(requests) and not self._inbox.empty():
-                more = self._inbox.get()
-                stopping = more is None
-                requests += more or ()
-            self._serve(requests)
-        self._end()
+            requests, stopping = self._gather(group)
+            if group is not None:
+                self._serve(requests)
+            if stopping:
+                return self._end()
+
+    def _gather(self, group: Sequence[WriteRequest] | None) -> tuple[list[WriteRequest], bool]:
+        """``group`` and what waits behind it, as much as one transaction takes; and whether to stop."""
+        requests: list[WriteRequest] = []
+        writes = size = 0
+        while group is not None:
+            requests += group
+            for request in group:
+                writes += len(request.writes)
+                size += sum(len(write.value) for write in request.writes)
+            if writes >= _MAX_GROUP_WRITES or size >= _MAX_GROUP_BYTES or self._inbox.empty():
+                return requests, False
+            group = self._inbox.get()
+        return requests, True
 
     def _seconds_to_sync(self) -> float | None:
         if self._unsynced_since is None or self._settings.sync != "interval":
@@ -499,14 +509,6 @@ def _naming_op(index: int) -> Any:
         yield
     except KvError as error:
         raise KvError(error.code, error.message, **{**error.details, "op": index}) from error
-
-
-def _has_room(requests: Sequence[WriteRequest]) -> bool:
-    writes = size = 0
-    for request in requests:
-        writes += len(request.writes)
-        size += sum(len(write.value) for write in request.writes)
-    return writes < _MAX_GROUP_WRITES and size < _MAX_GROUP_BYTES
 
 
 def _boot_id() -> bytes:
