@@ -1,0 +1,90 @@
+"""The falcon application: resources on the routes of the table, problems for everything that fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+
+from kvstore_http import contract, problems
+from kvstore_http.batch import BatchResource
+from kvstore_http.collaborators import Feed, Link
+from kvstore_http.contract import Endpoint
+from kvstore_http.counters import IncrResource, PersistResource, TouchResource
+from kvstore_http.history import HistoryResource
+from kvstore_http.kv import KeyResource
+from kvstore_http.legacy import AllResource, RootResource
+from kvstore_http.listing import CollectionResource
+from kvstore_http.openapi import OpenApiResource
+from kvstore_http.origins import Cors, guarded
+from kvstore_http.rawpath import RawPathRouter
+from kvstore_http.service import LivezResource, ReadyzResource, StatusResource
+from kvstore_http.settings import HttpSettings
+
+MAX_REQUEST_ID = 128
+
+
+def create_app(link: Link, feed: Feed, settings: HttpSettings) -> falcon.App[Any, Any]:
+    """The application that answers for the daemon behind ``link``, with changes from ``feed``.
+
+    It keeps no state of its own between requests, so any number may run beside each other.
+    """
+    router = RawPathRouter()
+    resources = _resources(link, feed, settings)
+    for path, endpoints in contract.paths().items():
+        if path == "/v1/subscribe":
+            continue
+        router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
+    middleware: list[Any] = [RequestId()]
+    if settings.cors_origins:
+        middleware.append(Cors(settings.cors_origins))
+    app: falcon.App[Any, Any] = falcon.App(router=router, middleware=middleware)
+    problems.install(app)
+    return app
+
+
+def _resources(link: Link, feed: Feed, settings: HttpSettings) -> dict[str, object]:
+    one = KeyResource(link, feed)
+    return {
+        "/v1/kv/{key}": one,
+        "/v1/kv": CollectionResource(link, one),
+        "/v1/batch": BatchResource(link),
+        "/v1/incr/{key}": IncrResource(link),
+        "/v1/touch/{key}": TouchResource(link),
+        "/v1/persist/{key}": PersistResource(link),
+        "/v1/history/{key}": HistoryResource(link),
+        "/v1/status": StatusResource(link),
+        "/livez": LivezResource(),
+        "/readyz": ReadyzResource(link),
+        "/openapi.json": OpenApiResource(),
+        "/": RootResource(link),
+        "/all": AllResource(link),
+    }
+
+
+def _responders(resource: object, endpoints: list[Endpoint], origins: tuple[str, ...]) -> dict[str, Any]:
+    """The responder of each method that the table names; AttributeError where the resource has none."""
+    methods = {endpoint.method: getattr(resource, f"on_{endpoint.method.lower()}") for endpoint in endpoints}
+    if "GET" in methods:
+        methods["HEAD"] = methods["GET"]  # falcon leaves the body out and keeps its length
+    if "POST" in methods:
+        methods["POST"] = guarded(methods["POST"], origins)
+    allow = ", ".join(contract.methods_of(endpoints))
+
+    def on_options(_req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
+        resp.status = "204 No Content"
+        resp.set_header("allow", allow)
+
+    methods["OPTIONS"] = on_options
+    return methods
+
+
+class RequestId:
+    """Middleware that gives a request's ``X-Request-Id`` back, so that a caller can match its logs."""
+
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, _resource: object, _succeeded: bool
+    ) -> None:
+        request_id = req.env.get("HTTP_X_REQUEST_ID")
+        if request_id is not None and request_id.isascii() and len(request_id) <= MAX_REQUEST_ID:
+            resp.set_header("x-request-id", request_id)

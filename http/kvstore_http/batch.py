@@ -1,0 +1,119 @@
+"""``POST /v1/batch``: many operations in one request."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, NamedTuple
+
+import falcon
+
+from kvstore_client.errors import KvError
+from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
+from kvstore_client.operations import check_keys, check_operation
+from kvstore_http import contract
+from kvstore_http.bodies import JSON, read_json, require_type, send_json
+from kvstore_http.collaborators import Link
+from kvstore_http.conditions import sent_once
+from kvstore_http.problems import problem
+from kvstore_http.query import TTL, read_query
+from kvstore_http.records import reply_json
+
+OPS = ("get", "put", "delete", "delete_prefix", "incr", "touch", "persist")
+_PUT_FIELDS = ("op", "key", "value", "value_b64", "content_type", "ttl", "if_revision")
+
+
+class _Batch(NamedTuple):
+    ops: list[dict[str, Any]]
+    values: list[bytes]
+    atomic: bool
+
+
+class BatchResource:
+    """``/v1/batch``."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        require_type(req.env, JSON)
+        read_query(req.env, contract.NOTHING)
+        batch = _parsed(read_json(req.env))
+        results = self._send(batch, req.env.get("HTTP_IDEMPOTENCY_KEY"))
+        send_json(resp, {"results": [_result(*pair) for pair in zip(batch.ops, results, strict=True)]})
+
+    def _send(self, batch: _Batch, number: str | None) -> list[Any]:
+        if number is None:
+            return self._link.request(batch.ops, batch.values, atomic=batch.atomic)
+        return sent_once(self._link, batch.ops, batch.values, number, atomic=batch.atomic)
+
+
+def _parsed(body: Any) -> _Batch:
+    """The batch in ``body``, checked in full: nothing is applied of one that is malformed."""
+    if type(body) is not dict or type(body.get("ops")) is not list or not body["ops"]:
+        raise KvError("bad_request", 'the body must be {"ops": [...]} with at least one operation')
+    unknown = body.keys() - {"ops", "atomic"}
+    if unknown:
+        raise KvError("bad_request", f"unknown members: {', '.join(sorted(unknown))}; known: ops, atomic")
+    atomic = body.get("atomic", False)
+    if type(atomic) is not bool:
+        raise KvError("bad_request", "'atomic' must be true or false")
+    batch = _Batch([], [], atomic)
+    for index, entry in enumerate(body["ops"]):
+        op, value = _parsed_op(entry, index)
+        batch.ops.append(op)
+        if value is not None:
+            batch.values.append(value)
+    return batch
+
+
+def _parsed_op(entry: Any, index: int) -> tuple[dict[str, Any], bytes | None]:
+    if type(entry) is not dict:
+        raise KvError("bad_request", f"ops[{index}] must be a JSON object", op=index)
+    if entry.get("op") not in OPS:
+        raise KvError("unknown_operation", f"ops[{index}].op must be one of {', '.join(OPS)}", op=index)
+    try:
+        op, value = _put(entry, index) if entry["op"] == "put" else (dict(entry), None)
+        if type(op.get("ttl")) is str:
+            op["ttl"] = TTL.read(op["ttl"])
+        check_operation(op, index)
+        check_keys(op)
+    except KvError as error:
+        error.details["op"] = index
+        raise
+    return op, value
+
+
+def _put(entry: dict[str, Any], index: int) -> tuple[dict[str, Any], bytes]:
+    """The put as the daemon takes it: the value goes beside it, and ``size`` says how long it is."""
+    for name in entry:
+        if name not in _PUT_FIELDS:
+            takes = ", ".join(_PUT_FIELDS[1:])
+            raise KvError("bad_request", f"ops[{index}]: put has no member {name!r}; it takes: {takes}")
+    op = {name: member for name, member in entry.items() if not name.startswith("value")}
+    value = _value(entry, index)
+    op["size"] = len(value)
+    op.setdefault("content_type", TEXT_CONTENT_TYPE if "value" in entry else DEFAULT_CONTENT_TYPE)
+    return op, value
+
+
+def _value(entry: dict[str, Any], index: int) -> bytes:
+    text, encoded = entry.get("value"), entry.get("value_b64")
+    try:
+        if type(text) is str and encoded is None:
+            return text.encode()
+        if type(encoded) is str and text is None:
+            return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise KvError("bad_request", f"ops[{index}].value_b64 is not base64: {error}") from error
+    raise KvError("bad_request", f"ops[{index}] needs one of value (text) and value_b64 (base64)")
+
+
+def _result(op: dict[str, Any], result: dict[str, Any] | KvError) -> dict[str, Any]:
+    """What became of one operation: ``status`` is what the operation alone would have been answered
+    with; a failed one is a problem document."""
+    if isinstance(result, KvError):
+        return problem(result)
+    is_new = op["op"] == "put" and result["version"] == 1
+    named = {"key": op["key"]} if "key" in op else {"prefix": op["prefix"]}
+    return reply_json(result, status=201 if is_new else 200, **named)

@@ -1,0 +1,119 @@
+"""Bodies in and out: the bytes of a request, its media type, JSON answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+import orjson
+
+from kvstore_client.errors import KvError
+from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
+from kvstore_client.operations import MAX_CONTENT_TYPE_BYTES
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+MERGE_PATCH = "application/merge-patch+json"
+FORM = "application/x-www-form-urlencoded"
+
+
+def read_body(environ: dict[str, Any]) -> bytes:
+    """The request's body, b"" where it has none."""
+    length = environ.get("CONTENT_LENGTH")
+    body: bytes = environ["wsgi.input"].read(int(length)) if length else b""
+    return body
+
+
+def read_value(environ: dict[str, Any]) -> bytes:
+    """The body as a value to store; raises what RFC 9110 asks for where it is not the whole of one."""
+    if environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
+        raise KvError(  # section 8.4.1
+            "unsupported_media_type",
+            "a Content-Encoding is not undone; send the value as it is to be stored",
+            accept=["identity"],
+            header="accept-encoding",
+        )
+    if "HTTP_CONTENT_RANGE" in environ:  # section 14.5
+        raise KvError("bad_request", "a value is stored whole; Content-Range is not taken")
+    return read_body(environ)
+
+
+def value_type(environ: dict[str, Any]) -> str:
+    """The media type to store with the body.
+
+    ``curl -d`` says "form" unasked, of whatever it sends: that is kept as text.
+    """
+    media_type: str | None = environ.get("CONTENT_TYPE")
+    if not media_type:
+        return DEFAULT_CONTENT_TYPE
+    if media_type[: len(FORM)].lower() == FORM:
+        return TEXT_CONTENT_TYPE
+    check_media_type(media_type)
+    return media_type
+
+
+def check_media_type(media_type: str) -> None:
+    """Raise ``bad_request`` for a media type that the store does not keep."""
+    if not (
+        media_type.isascii() and media_type.isprintable() and 0 < len(media_type) <= MAX_CONTENT_TYPE_BYTES
+    ):
+        raise KvError(
+            "bad_request", f"a media type is 1 to {MAX_CONTENT_TYPE_BYTES} printable ASCII characters"
+        )
+
+
+def require_type(environ: dict[str, Any], wanted: str, header: str = "accept") -> None:
+    """Raise ``unsupported_media_type`` unless the body is said to be ``wanted``.
+
+    ``header`` names the types that are taken in the answer: Accept, or Accept-Patch.
+    """
+    media_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if media_type != wanted:
+        raise KvError(
+            "unsupported_media_type",
+            f"the body must have Content-Type: {wanted}",
+            accept=[wanted],
+            header=header,
+        )
+
+
+def refuse_body(environ: dict[str, Any]) -> None:
+    """Raise ``bad_request`` for a body where nothing would read it."""
+    if environ.get("CONTENT_LENGTH", "0") not in ("", "0"):
+        raise KvError("bad_request", "no body is taken here; what to do stands in the query")
+
+
+def read_json(environ: dict[str, Any]) -> Any:
+    """The body as JSON; raises ``bad_request``."""
+    try:
+        return orjson.loads(read_body(environ))
+    except orjson.JSONDecodeError as error:
+        raise KvError("bad_request", f"the body is not JSON: {error}") from error
+
+
+def send_json(resp: falcon.Response, body: dict[str, Any]) -> None:
+    """Answer with ``body``."""
+    resp.data = orjson.dumps(body)
+    resp.content_type = JSON
+
+
+def send_fresh_json(req: falcon.Request, resp: falcon.Response, body: dict[str, Any]) -> None:
+    """Answer a read with ``body``, which no cache may keep; raises ``not_acceptable``."""
+    choose_type(req, JSON)
+    resp.set_header("cache-control", "no-store")
+    send_json(resp, body)
+
+
+def choose_type(req: falcon.Request, *offered: str) -> str:
+    """The offered media type that the client prefers, the first one if it has no preference."""
+    accept = req.env.get("HTTP_ACCEPT")
+    if not accept or accept == "*/*":
+        return offered[0]
+    chosen = req.client_prefers(offered)
+    if chosen is None:
+        raise KvError(
+            "not_acceptable",
+            f"this comes as {' or '.join(offered)}; Accept asks for neither",
+            offered=offered,
+        )
+    return chosen

@@ -1,0 +1,31 @@
+"""``GET /v1/history/{key}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+
+from kvstore_http import contract
+from kvstore_http.bodies import send_fresh_json
+from kvstore_http.collaborators import Link
+from kvstore_http.listing import DEFAULT_LIMIT
+from kvstore_http.query import BEFORE, CURSOR, LIMIT, VALUES, read_query
+from kvstore_http.records import reply_json
+
+
+class HistoryResource:
+    """``/v1/history/{key}``."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        query = read_query(req.env, contract.HISTORY)
+        op: dict[str, Any] = {"op": "history", "key": key, "limit": query.get(LIMIT) or DEFAULT_LIMIT}
+        chosen = {"before": query.get(BEFORE), "cursor": query.get(CURSOR), "values": query.get(VALUES)}
+        op |= {name: choice for name, choice in chosen.items() if choice is not None}
+        page = self._link.call(op)
+        events = [reply_json(event) for event in page["events"]]
+        body = {"key": key, "events": events, "cursor": page["cursor"], "truncated": page["truncated"]}
+        send_fresh_json(req, resp, body)

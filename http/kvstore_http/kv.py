@@ -1,0 +1,188 @@
+"""One key: its value as a body, its revision as an ETag."""
+
+from __future__ import annotations
+
+import calendar
+import re
+from email.utils import parsedate
+from typing import Any, Final
+
+import falcon
+
+from kvstore_client.errors import KvError
+from kvstore_http import contract
+from kvstore_http.asof import read_as_of
+from kvstore_http.bodies import (
+    MERGE_PATCH,
+    read_body,
+    read_value,
+    refuse_body,
+    require_type,
+    send_json,
+    value_type,
+)
+from kvstore_http.collaborators import Feed, Link
+from kvstore_http.conditions import (
+    condition_of,
+    etag,
+    is_listed,
+    parse_tags,
+    read_then_write,
+    refuse_number,
+    write,
+)
+from kvstore_http.mergepatch import Patch
+from kvstore_http.query import FORMAT, REVISION, SINCE, TTL, WAIT, Query, read_query
+from kvstore_http.records import http_date, reply_json, timestamp
+from kvstore_http.waiting import read_after_change
+
+# A value is whatever somebody stored, on the origin of this service: a browser must neither guess
+# that it is a page nor run it as one that may speak for its reader.
+_VALUE_HEADERS: Final = {
+    "cache-control": "no-cache",
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; sandbox",
+    "accept-ranges": "bytes",
+}
+
+_ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
+
+
+class KeyResource:
+    """``/v1/kv/{key}``. The methods without ``on_`` are for ``/v1/kv?key=`` too."""
+
+    def __init__(self, link: Link, feed: Feed) -> None:
+        self._link = link
+        self._feed = feed
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        self.get(req, resp, key, read_query(req.env, contract.GET_KEY))
+
+    def get(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
+        record = self._record(key, query)
+        if record is None:
+            resp.status = "304 Not Modified"
+            resp.set_headers(_VALUE_HEADERS)
+            return
+        resp.set_headers(_headers(record))
+        if _is_unmodified(req.env, record):
+            resp.status = "304 Not Modified"
+        elif query.get(FORMAT) == "json":
+            send_json(resp, reply_json(record, key=key))
+        else:
+            resp.content_type = record["content_type"]
+            resp.data = record["value"]
+            if "HTTP_RANGE" in req.env:
+                _send_range(req.env, resp, record)
+
+    def _record(self, key: str, query: Query) -> dict[str, Any] | None:
+        """The record that the query asks for, None for "as you know it"; raises ``not_found``."""
+        revision, wait, since = query.get(REVISION), query.get(WAIT), query.get(SINCE)
+        if wait is None:
+            if since is not None:
+                raise KvError("bad_request", "since goes with wait: ?wait=30s&since=7", parameter="since")
+            if revision is None:
+                return self._link.call({"op": "get", "key": key})
+            return read_as_of(self._link, key, revision)
+        if revision is not None:
+            raise KvError("bad_request", "revision asks for the past, wait for the future: use one of them")
+        return read_after_change(self._link, self._feed, key, since, wait)
+
+    # ── writing ─────────────────────────────────────────────────────────────────────────────────
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        self.put(req, resp, key, read_query(req.env, contract.PUT_KEY))
+
+    def put(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
+        environ = req.env
+        value = read_value(environ)
+        op: dict[str, Any] = {"op": "put", "key": key, "content_type": value_type(environ)}
+        ttl = query.get(TTL)
+        if ttl is not None:
+            op["ttl"] = ttl
+        send_written(resp, key, write(self._link, environ, op, value))
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        read_query(req.env, contract.NOTHING)
+        self.delete(req, resp, key)
+
+    def delete(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        refuse_body(req.env)
+        result = write(self._link, req.env, {"op": "delete", "key": key})
+        send_json(resp, {"key": key, **result})
+
+    def on_patch(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        self.patch(req, resp, key, read_query(req.env, contract.PUT_KEY))
+
+    def patch(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
+        require_type(req.env, MERGE_PATCH, header="accept-patch")
+        refuse_number(
+            req.env, "a merge patch applied twice is the same as once; If-Match guards other changes"
+        )
+        patch = Patch(read_body(req.env), key, query.get(TTL))
+        send_written(resp, key, read_then_write(self._link, key, condition_of(req.env), patch.applied_to))
+
+
+def send_written(resp: falcon.Response, key: str, result: dict[str, Any]) -> None:
+    """Answer a put: 201 for a key that was not there before."""
+    if result["version"] == 1:
+        resp.status = "201 Created"
+    resp.set_header("etag", etag(result["revision"]))
+    send_json(resp, reply_json(result, key=key))
+
+
+def _headers(record: dict[str, Any]) -> dict[str, str]:
+    revision = str(record["revision"])
+    headers = {
+        **_VALUE_HEADERS,
+        "etag": f'"{revision}"',
+        "last-modified": http_date(record["modified_at"] // 1000),
+        "x-kvstore-revision": revision,
+        "x-kvstore-create-revision": str(record["create_revision"]),
+        "x-kvstore-version": str(record["version"]),
+    }
+    if "expires_at" in record:
+        headers["x-kvstore-expires-at"] = timestamp(record["expires_at"])
+    return headers
+
+
+def _is_unmodified(environ: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether the client's copy is still good (RFC 9110 section 13.2.2, steps 3 and 4)."""
+    none_match = environ.get("HTTP_IF_NONE_MATCH")
+    if none_match is not None:
+        return is_listed(record["revision"], parse_tags(none_match, "If-None-Match"))
+    since = environ.get("HTTP_IF_MODIFIED_SINCE")
+    if since is None:
+        return False
+    date = parsedate(since)  # a date that cannot be read is ignored, section 13.1.3
+    return date is not None and record["modified_at"] // 1000 <= calendar.timegm(date)
+
+
+def _send_range(environ: dict[str, Any], resp: falcon.Response, record: dict[str, Any]) -> None:
+    """Narrow the answer to the one range that is asked for.
+
+    A list of ranges, one that cannot be satisfied, and one of another state of the key (If-Range) are
+    answered with the whole value: RFC 9110 section 14.2 lets a server ignore Range.
+    """
+    if environ.get("HTTP_IF_RANGE", resp.get_header("etag")) != resp.get_header("etag"):
+        return
+    value = record["value"]
+    bounds = _range(environ["HTTP_RANGE"], len(value))
+    if bounds is not None:
+        first, end = bounds
+        resp.status = "206 Partial Content"
+        resp.set_header("content-range", f"bytes {first}-{end - 1}/{len(value)}")
+        resp.data = value[first:end]
+
+
+def _range(text: str, size: int) -> tuple[int, int] | None:
+    match = _ONE_RANGE.fullmatch(text)
+    if match is None or not (match[1] or match[2]):
+        return None
+    if not match[1]:
+        first, end = max(0, size - int(match[2])), size
+    else:
+        first, end = int(match[1]), min(size, int(match[2]) + 1 if match[2] else size)
+    return (first, end) if first < end else None

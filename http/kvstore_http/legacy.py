@@ -1,0 +1,122 @@
+"""``GET /?key=``, ``GET /all`` and ``PUT /``: the routes of the service that this one replaces.
+
+They stay as they were so that its clients go on working; everything else they could do stands under
+``/v1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import falcon
+import orjson
+
+from kvstore_client.errors import KvError
+from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, check_key
+from kvstore_http import contract
+from kvstore_http.bodies import JSON, read_json
+from kvstore_http.collaborators import Link
+from kvstore_http.conditions import write
+from kvstore_http.query import KEY, read_query
+from kvstore_http.records import value_member
+
+INDEX = {
+    "service": "kvstore",
+    "links": {
+        "key": "/v1/kv/{key}",
+        "list": "/v1/kv?prefix=",
+        "batch": "/v1/batch",
+        "history": "/v1/history/{key}",
+        "subscribe": "/v1/subscribe",
+        "status": "/v1/status",
+        "description": "/openapi.json",
+    },
+    "try": [
+        "curl -X PUT -d hello {here}/v1/kv/greeting",
+        "curl {here}/v1/kv/greeting",
+        "curl -N {here}/v1/subscribe",
+    ],
+}
+
+
+class RootResource:
+    """``/``."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The key's value as text; without ``key``, where to go."""
+        key = read_query(req.env, contract.JUST_KEY).get(KEY)
+        resp.set_header("cache-control", "no-store")
+        if key is None:
+            # browsers ask for HTML first, and a JSON index is better than a refusal
+            resp.data = orjson.dumps(_index(req), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+            resp.content_type = JSON
+            return
+        resp.data = self._link.call({"op": "get", "key": key})["value"]
+        resp.content_type = TEXT_CONTENT_TYPE if _is_text(resp.data) else DEFAULT_CONTENT_TYPE
+        resp.set_header("x-content-type-options", "nosniff")
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Store ``{"key", "value"}``, both texts, whatever type the body claims to have."""
+        read_query(req.env, contract.NOTHING)
+        key, value = _pair(read_json(req.env))
+        op = {"op": "put", "key": key, "content_type": TEXT_CONTENT_TYPE}
+        result = write(self._link, req.env, op, value)
+        resp.text = f"stored at revision {result['revision']}\n"
+        resp.content_type = TEXT_CONTENT_TYPE
+
+
+class AllResource:
+    """``/all``."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        read_query(req.env, contract.NOTHING)
+        first = self._link.call({"op": "list"})
+        resp.set_header("cache-control", "no-store")
+        resp.content_type = JSON
+        resp.stream = self._object(first)
+
+    def _object(self, page: dict[str, Any]) -> Iterator[bytes]:
+        """One JSON object, a page at a time; one that fails midway stays without its last brace."""
+        separator = b"{"
+        while True:
+            members = [_member(item) for item in page["items"]]
+            if members:
+                yield separator + b",".join(members)
+                separator = b","
+            if page["cursor"] is None:
+                break
+            page = self._link.call({"op": "list", "cursor": page["cursor"]})
+        yield b"{}\n" if separator == b"{" else b"}\n"
+
+
+def _index(req: falcon.Request) -> dict[str, Any]:
+    here = f"{req.scheme}://{req.netloc}"
+    return {**INDEX, "try": [line.format(here=here) for line in INDEX["try"]]}
+
+
+def _pair(body: Any) -> tuple[str, bytes]:
+    if type(body) is not dict or body.keys() != {"key", "value"}:
+        raise KvError("bad_request", 'the body must be {"key": …, "value": …}')
+    key, value = body["key"], body["value"]
+    if type(key) is not str or type(value) is not str:
+        raise KvError("bad_request", "key and value must be texts; PUT /v1/kv/{key} takes any bytes")
+    check_key(key)
+    return key, value.encode()
+
+
+def _member(item: dict[str, Any]) -> bytes:
+    """``"key":"value"``. Bytes that are no text become ``{"value_b64": …}``: the old service had no
+    such values, so no old client meets one that it stored itself."""
+    member = value_member(item["value"])
+    return orjson.dumps(item["key"]) + b":" + orjson.dumps(member.get("value", member))
+
+
+def _is_text(value: bytes) -> bool:
+    return "value" in value_member(value)

@@ -1,0 +1,148 @@
+"""``/v1/kv``: pages, counts and whole listings; and the same address with ``?key=`` for one key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import falcon
+import orjson
+
+from kvstore_client.errors import KvError
+from kvstore_client.operations import MAX_PAGE
+from kvstore_http import contract
+from kvstore_http.bodies import JSON, NDJSON, choose_type, refuse_body, send_json
+from kvstore_http.collaborators import Link, read_one
+from kvstore_http.conditions import refuse_number
+from kvstore_http.kv import KeyResource
+from kvstore_http.problems import problem
+from kvstore_http.query import (
+    COUNT,
+    CURSOR,
+    DELETED_PREFIX,
+    END,
+    KEY,
+    KEYS,
+    LIMIT,
+    PREFIX,
+    START,
+    TOTAL,
+    Query,
+    read_query,
+)
+from kvstore_http.records import reply_json
+
+DEFAULT_LIMIT = 100
+
+_GET = {**contract.JUST_KEY, **contract.GET_KEY}
+_PUT = {**contract.JUST_KEY, **contract.PUT_KEY}
+
+
+class CollectionResource:
+    """``/v1/kv``."""
+
+    def __init__(self, link: Link, one: KeyResource) -> None:
+        self._link = link
+        self._one = one
+
+    # ── ?key=: for proxies that rewrite paths ───────────────────────────────────────────────────
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
+        query = read_query(req.env, _PUT)
+        self._one.put(req, resp, query.required(KEY), query)
+
+    def on_patch(self, req: falcon.Request, resp: falcon.Response) -> None:
+        query = read_query(req.env, _PUT)
+        self._one.patch(req, resp, query.required(KEY), query)
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
+        query = read_query(req.env)
+        if KEY in query:
+            self._one.delete(req, resp, query.expect(contract.JUST_KEY).required(KEY))
+        else:
+            self._delete_prefix(req, resp, query.expect(contract.DELETE_PREFIX).required(DELETED_PREFIX))
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        query = read_query(req.env)
+        if KEY in query:
+            self._one.get(req, resp, query.expect(_GET).required(KEY), query)
+        else:
+            self._list(req, resp, query.expect(contract.LIST))
+
+    # ── many keys ───────────────────────────────────────────────────────────────────────────────
+
+    def _delete_prefix(self, req: falcon.Request, resp: falcon.Response, prefix: str) -> None:
+        """Page after page, each in a revision of its own: it is not atomic, and an error says how
+        much was deleted before it."""
+        refuse_body(req.env)
+        refuse_number(req.env, "deleting by prefix is done in many steps")
+        if "HTTP_IF_MATCH" in req.env or "HTTP_IF_NONE_MATCH" in req.env:
+            raise KvError("bad_request", "a prefix has no revision: If-Match and If-None-Match need ?key=")
+        deleted, revision, more = 0, None, True
+        while more:
+            try:
+                page = self._link.call({"op": "delete_prefix", "prefix": prefix})
+            except KvError as error:
+                raise KvError(error.code, error.message, **error.details, deleted=deleted) from error
+            deleted, more = deleted + page["deleted"], page["more"]
+            revision = page["revision"] if page["revision"] is not None else revision
+        send_json(resp, {"prefix": prefix, "deleted": deleted, "revision": revision})
+
+    def _list(self, req: falcon.Request, resp: falcon.Response, query: Query) -> None:
+        media_type = choose_type(req, JSON, NDJSON)
+        resp.set_header("cache-control", "no-store")
+        resp.set_header("vary", "accept")
+        op = _list_op(query)
+        if query.get(COUNT):
+            send_json(resp, self._count(op))
+        elif media_type == NDJSON:
+            limit = query.get(TOTAL)
+            first = self._link.call({**op, "limit": _page_limit(limit)})
+            resp.content_type = NDJSON
+            resp.stream = self._lines(op, first, limit)
+        else:
+            send_json(resp, self._page({**op, "limit": query.get(LIMIT) or DEFAULT_LIMIT}))
+
+    def _page(self, op: dict[str, Any]) -> dict[str, Any]:
+        page, revision = read_one(self._link, op)
+        items = [reply_json(item) for item in page["items"]]
+        return {"items": items, "revision": revision, "cursor": page["cursor"]}
+
+    def _count(self, op: dict[str, Any]) -> dict[str, Any]:
+        """The count of all pages; each is of its own snapshot, ``revision`` is that of the first."""
+        op = {**op, "count": True}
+        page, revision = read_one(self._link, op)
+        total = page["count"]
+        while page["cursor"] is not None:
+            page = self._link.call({**op, "cursor": page["cursor"]})
+            total += page["count"]
+        return {"count": total, "revision": revision}
+
+    def _lines(self, op: dict[str, Any], page: dict[str, Any], limit: int | None) -> Iterator[bytes]:
+        """A record a line. When it fails midway, the last line is ``{"error": …}`` and the response
+        is cut off without the end that HTTP gives a complete one."""
+        while True:
+            yield b"".join(orjson.dumps(reply_json(item)) + b"\n" for item in page["items"])
+            limit = None if limit is None else limit - len(page["items"])
+            if page["cursor"] is None or limit == 0:
+                return
+            try:
+                page = self._link.call({**op, "cursor": page["cursor"], "limit": _page_limit(limit)})
+            except KvError as error:
+                yield orjson.dumps({"error": problem(error)}) + b"\n"
+                raise
+
+
+def _page_limit(limit: int | None) -> int:
+    return MAX_PAGE if limit is None else min(limit, MAX_PAGE)
+
+
+def _list_op(query: Query) -> dict[str, Any]:
+    op: dict[str, Any] = {"op": "list"}
+    for parameter in (PREFIX, START, END, CURSOR):
+        text = query.get(parameter)
+        if text:
+            op[parameter.name] = text
+    if query.get(KEYS):
+        op["keys_only"] = True
+    return op

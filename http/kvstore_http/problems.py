@@ -1,0 +1,86 @@
+"""Errors as RFC 9457 problem documents, from the one table in ``kvstore_client.errors``.
+
+Whatever goes wrong while a request is answered is raised as a KvError and becomes a response here;
+the server uses :func:`rendered` for requests that it refuses before the application sees them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import falcon
+import orjson
+
+from kvstore_client.errors import KvError
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 1
+
+log = logging.getLogger(__name__)
+
+
+def problem(error: KvError) -> dict[str, Any]:
+    """The problem document: the details stand beside the members of RFC 9457 and never replace one."""
+    row = error.row
+    return {
+        **error.details,
+        "type": f"urn:kvstore:error:{row.code}",
+        "title": row.title,
+        "status": row.status,
+        "detail": error.message,
+        "code": row.code,
+        "retryable": row.retryable,
+    }
+
+
+def rendered(error: KvError) -> tuple[str, dict[str, str], bytes]:
+    """Status line, headers and body of the response that reports ``error``."""
+    status = falcon.code_to_http_status(error.row.status)
+    return status, _headers(error), orjson.dumps(problem(error))
+
+
+def _headers(error: KvError) -> dict[str, str]:
+    # 404, 405, 410 and 414 may be cached without being asked to (RFC 9110 section 15.1)
+    headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
+    if error.row.status == 503:
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    if error.code == "method_not_allowed":
+        headers["allow"] = ", ".join(error.details["allow"])
+    if error.code == "unsupported_media_type" and "accept" in error.details:
+        # RFC 9110 section 15.5.16 for Accept, RFC 5789 section 3.1 for Accept-Patch
+        headers[error.details.get("header", "accept")] = ", ".join(error.details["accept"])
+    return headers
+
+
+def install(app: falcon.App[Any, Any]) -> None:
+    """Make ``app`` answer every exception with a problem document."""
+    app.add_error_handler(Exception, _on_exception)
+    app.add_error_handler(falcon.HTTPError, _on_http_error)
+    app.add_error_handler(KvError, _on_error)
+
+
+def _on_error(_req: falcon.Request, resp: falcon.Response, error: KvError, _params: dict[str, Any]) -> None:
+    # Headers of the answer that was being prepared describe something else than the problem.
+    for name in resp.headers:
+        resp.delete_header(name)
+    resp.status, headers, resp.data = rendered(error)
+    resp.set_headers(headers)
+
+
+def _on_http_error(
+    req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: dict[str, Any]
+) -> None:
+    """Falcon's own refusals. The routes leave it one: a path that nothing is mounted at."""
+    if error.status_code == 404:
+        known = "the routes are listed at /openapi.json"
+        _on_error(req, resp, KvError("no_such_route", f"nothing is mounted here; {known}"), params)
+    else:
+        _on_error(req, resp, KvError("bad_request", error.title or "the request is malformed"), params)
+
+
+def _on_exception(
+    req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]
+) -> None:
+    log.error("%s %s failed", req.method, req.path, exc_info=error)
+    _on_error(req, resp, KvError("internal", "the facade failed; its log has the cause"), params)

@@ -1,0 +1,95 @@
+"""From the raw request target to the route and the key.
+
+A key may hold any character, ``/`` and ``%`` included, so it is decoded once, by us, from the target
+as the client sent it. PATH_INFO cannot serve: servers decode it before splitting it, and waitress
+also strips slashes from its front.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+import falcon
+from falcon.routing import CompiledRouter
+
+from kvstore_client.errors import KvError
+from kvstore_client.model import check_key
+
+RAW_PATH = "kvstore.raw_path"
+RAW_QUERY = "kvstore.raw_query"
+"""Where the server leaves the two halves of the request target, exactly as they were sent."""
+
+_NOT_ENCODED = re.compile("%(?![0-9A-Fa-f]{2})")
+
+Found = tuple[object, dict[str, Any], dict[str, Any], str | None]
+
+
+def percent_decoded(raw: str) -> str:
+    """The text that ``raw`` (as WSGI has it: bytes as latin-1) stands for, every ``%XX`` decoded once.
+
+    Raises ValueError for a ``%`` without two hexadecimal digits and for bytes that are not UTF-8.
+    """
+    if "%" not in raw:
+        return raw if raw.isascii() else raw.encode("latin-1").decode()
+    if _NOT_ENCODED.search(raw):
+        raise ValueError("a % is not followed by two hexadecimal digits; write it as %25")
+    return unquote_to_bytes(raw.encode("latin-1")).decode()
+
+
+def decoded_key(raw: str) -> str:
+    """The key that stands in a path; raises ``invalid_key``."""
+    if "#" in raw:  # RFC 9112 section 3.2: a request target has no fragment
+        raise KvError("invalid_key", "a # in the path must be written as %23")
+    try:
+        key = percent_decoded(raw)
+    except ValueError as error:
+        raise KvError("invalid_key", f"the key in the path is not percent-encoded UTF-8: {error}") from error
+    check_key(key)
+    return key
+
+
+class _Route(NamedTuple):
+    resource: object
+    methods: dict[str, Any]
+    template: str
+
+    def found(self, req: falcon.Request, params: dict[str, Any]) -> Found:
+        if req.method not in self.methods:
+            allow = sorted(self.methods)
+            raise KvError(
+                "method_not_allowed", f"{req.method} is not taken here; {', '.join(allow)} are", allow=allow
+            )
+        return self.resource, self.methods, params, self.template
+
+
+class RawPathRouter(CompiledRouter):
+    """Falcon's router interface over two dictionaries: one look-up for a fixed path, or one for
+    ``/v1/GROUP/`` with everything behind it as the key.
+
+    Falcon's compiled router splits the decoded path at its slashes, which loses what the key was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fixed: dict[str, _Route] = {}
+        self._keyed: dict[str, _Route] = {}
+
+    def mount(self, template: str, resource: object, methods: dict[str, Any]) -> None:
+        """Answer ``template`` (which may end in ``{key}``) by ``methods``, responders by method name."""
+        route = _Route(resource, methods, template)
+        if template.endswith("/{key}"):
+            self._keyed[template.removesuffix("{key}")] = route
+        else:
+            self._fixed[template] = route
+
+    def find(self, uri: str, req: falcon.Request | None = None) -> Found | None:  # noqa: ARG002
+        assert req is not None  # noqa: S101 - falcon always passes it
+        path: str = req.env[RAW_PATH]
+        route = self._fixed.get(path)
+        if route is not None:
+            return route.found(req, {})
+        end = path.find("/", len("/v1/")) + 1
+        route = self._keyed.get(path[:end])
+        return None if route is None else route.found(req, {"key": decoded_key(path[end:])})

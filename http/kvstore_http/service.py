@@ -1,0 +1,40 @@
+"""What operators ask: the daemon's status, and whether this facade is alive and ready."""
+
+from __future__ import annotations
+
+import falcon
+
+from kvstore_http import contract
+from kvstore_http.bodies import send_fresh_json
+from kvstore_http.collaborators import Link
+from kvstore_http.query import read_query
+from kvstore_http.records import reply_json
+
+
+class StatusResource:
+    """``/v1/status``."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        read_query(req.env, contract.NOTHING)
+        send_fresh_json(req, resp, reply_json(self._link.call({"op": "status"})))
+
+
+class LivezResource:
+    """``/livez``: this process answers, whatever the daemon does. Restart it if it does not."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        send_fresh_json(req, resp, {"status": "alive"})
+
+
+class ReadyzResource:
+    """``/readyz``: the daemon answers through this process; otherwise the problem why not, as 503."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        self._link.call({"op": "status"})
+        send_fresh_json(req, resp, {"status": "ready"})
