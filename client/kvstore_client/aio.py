@@ -31,12 +31,14 @@ from kvstore_client.commands import (
     body_of,
     results_of,
 )
-from kvstore_client.follow import Filter, LogPage
+from kvstore_client.follow import Batch, Filter, LogPage
 from kvstore_client.lane import DEFAULT_REQUESTS, Body
-from kvstore_client.model import Cursor, Record
+from kvstore_client.model import Cursor, Event, Record
 from kvstore_client.plans import Plan
-from kvstore_client.protocol import Reply
+from kvstore_client.protocol import Heartbeat, Reply
 from kvstore_client.routine import Routine
+from kvstore_client.subscription import Watching
+from kvstore_client.watcher import Reset, Sync
 
 T = TypeVar("T")
 _Results = list[Any]
@@ -264,3 +266,30 @@ class AsyncClient:
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """See :meth:`Client.status`."""
         return await self.run(commands.status(), timeout=timeout)
+
+
+class AsyncSubscription(Watching):
+    """The changes of a store, as an asynchronous iterator; see :class:`Subscription` for the arguments,
+    the items and what is promised. To be used by one task at a time; a cancelled wait loses nothing."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event | Sync | Reset | Heartbeat:
+        while (item := await self.next()) is None:
+            continue
+        return item
+
+    async def next(self, timeout: float | None = None) -> Event | Sync | Reset | Heartbeat | None:
+        """See :meth:`Subscription.next`."""
+        return await drive_async(self._next_event(timeout))
+
+    async def next_batch(self, timeout: float | None = None) -> Batch | Sync | Reset | Heartbeat | None:
+        """See :meth:`Subscription.next_batch`."""
+        return self._take_rest() or await drive_async(self._next_item(timeout))

@@ -68,16 +68,10 @@ class Lanes:
 
     def give_back(self, lane: Lane) -> None:
         self._idle.append(lane)
-        if self._is_closed:
-            self._close_idle()
 
     def close(self) -> None:
         self._is_closed = True
-        self._close_idle()
-
-    def _close_idle(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
+        self._context.destroy(linger=0)
 
 
 def no_lane(seconds: float, body: Body) -> KvError:

@@ -1,0 +1,243 @@
+"""Seeing every change: ordered, each once, none missing, whole revisions, across restarts."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Collection
+from typing import Self
+
+import zmq
+
+from kvstore_client.errors import KvError
+from kvstore_client.follow import Batch, Filter
+from kvstore_client.lane import DEFAULT_CHANGES, DEFAULT_REQUESTS, Body, Lane, connect
+from kvstore_client.model import Cursor, Event, check_key
+from kvstore_client.operations import EVENT_OPS
+from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, Reply
+from kvstore_client.routine import Routine, Socket, Wait, drive
+from kvstore_client.watcher import Item, Reset, Sync, Watcher
+
+REQUEST_SECONDS = 5.0
+
+QUEUED_MESSAGES = 1_000
+"""How many messages wait in the SUB socket for a consumer that is slow; what PUB cannot deliver then
+is read from the log."""
+
+_MESSAGES_PER_TURN = 500
+
+
+class Watching:
+    """The sockets of a subscription and the routine that uses them; the two forms below wait for it."""
+
+    def __init__(
+        self,
+        requests: str = DEFAULT_REQUESTS,
+        changes: str = DEFAULT_CHANGES,
+        *,
+        prefixes: Collection[str] = (),
+        keys: Collection[str] = (),
+        ops: Collection[str] = (),
+        since: Cursor | str | int | None = None,
+        snapshot: bool = False,
+        values: bool = True,
+        previous: bool = False,
+        heartbeats: bool = False,
+    ) -> None:
+        self._wanted = _filter(prefixes, keys, ops)
+        self._changes = changes
+        self._watcher = Watcher(
+            self._wanted,
+            since=Cursor.parse(since) if isinstance(since, str) else since,
+            snapshot=snapshot,
+            values=values,
+            previous=previous,
+            heartbeats=heartbeats,
+            now=time.monotonic(),
+        )
+        self._rest: deque[Event] = deque()
+        self._rest_begins_after: Cursor | None = None
+        self._call: Routine[Reply] | None = None
+        self._call_waits = Wait((), 0)
+        self._context: zmq.Context[Socket] = zmq.Context()
+        try:
+            self._lane = Lane(self._context, requests)
+            self._sub = self._open()
+        except ValueError:
+            self._context.destroy(linger=0)
+            raise
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """Where a later subscription continues with ``since``, when everything returned so far has been
+        handled; of a revision that was returned in part, everything comes again.
+
+        None while there is nothing to continue: before the first Sync of a subscription that did not
+        start from a cursor, and from a Reset to the Sync after it.
+        """
+        return self._rest_begins_after if self._rest else self._watcher.cursor
+
+    def close(self) -> None:
+        """Close the sockets. The subscription cannot be used afterwards."""
+        if self._call is not None:
+            self._call.close()
+        self._context.destroy(linger=0)
+
+    def _open(self) -> Socket:
+        """A SUB socket, connected and subscribed."""
+        sub = self._context.socket(zmq.SUB)
+        sub.linger = 0
+        sub.rcvhwm = QUEUED_MESSAGES
+        # Subscriptions are messages too: with a bound, a socket with many topics silently forgets
+        # some when it sends them again to a daemon that was restarted.
+        sub.sndhwm = 0
+        sub.reconnect_ivl_max = 1000
+        sub.subscribe(HEARTBEAT_TOPIC)
+        for topic in self._wanted.topics():
+            sub.subscribe(topic)
+        connect(sub, self._changes)
+        return sub
+
+    # ── the routine ──────────────────────────────────────────────────────────────────────────────
+
+    def _next_item(self, seconds: float | None) -> Routine[Item | None]:
+        """The next item, None if there is none in time."""
+        if self._context.closed:
+            raise RuntimeError("the subscription is closed")
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self._watcher.has_items:
+            self._listen()
+            self._ask()
+            if self._watcher.has_items:
+                break
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                return None
+            yield self._wait(now, deadline)
+        return self._watcher.take()
+
+    def _next_event(self, seconds: float | None) -> Routine[Event | Sync | Reset | Heartbeat | None]:
+        if not self._rest:
+            before = self._watcher.cursor
+            item = yield from self._next_item(seconds)
+            if not isinstance(item, list):
+                return item
+            self._rest.extend(item)
+            self._rest_begins_after = before
+        return self._rest.popleft()
+
+    def _take_rest(self) -> Batch:
+        """What is left of a revision of which single events were taken."""
+        rest = list(self._rest)
+        self._rest.clear()
+        return rest
+
+    def _wait(self, now: float, deadline: float | None) -> Wait:
+        seconds = self._watcher.silent_at() - now
+        if deadline is not None:
+            seconds = min(seconds, deadline - now)
+        if self._call is not None:
+            seconds = min(seconds, self._call_waits.seconds)
+        return Wait([(self._sub, zmq.POLLIN), *self._call_waits.sockets], seconds)
+
+    def _listen(self) -> None:
+        """Take what was published, up to the first item; replace the socket if it is dead."""
+        for _ in range(_MESSAGES_PER_TURN):
+            try:
+                frames = self._sub.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._watcher.hear(frames, time.monotonic())
+            if self._watcher.has_items:
+                return
+        if self._watcher.is_silent(time.monotonic()):
+            self._sub.close()
+            self._sub = self._open()
+            self._watcher.remade(time.monotonic())
+
+    def _ask(self) -> None:
+        """Go on with the request under way, or begin the next one that is needed."""
+        while not self._watcher.has_items:
+            if self._call is None:
+                ops = self._watcher.next_ops()
+                if not ops:
+                    return
+                self._call = self._lane.call(Body(ops), REQUEST_SECONDS)
+            if not self._advance(self._call):
+                return
+
+    def _advance(self, call: Routine[Reply]) -> bool:
+        """Let the request do what it can; says whether it is finished."""
+        try:
+            self._call_waits = next(call)
+            return False
+        except StopIteration as done:
+            self._end_call()
+            self._watcher.accept(done.value)
+        except KvError as error:
+            self._end_call()
+            self._watcher.refuse(error)
+        return True
+
+    def _end_call(self) -> None:
+        self._call = None
+        self._call_waits = Wait((), 0)
+
+
+class Subscription(Watching):
+    """The changes of a store, as an iterator that waits for the next one.
+
+    ``prefixes`` and ``keys`` choose keys (both empty: all), ``ops`` out of ``put``, ``delete`` and
+    ``expire`` choose kinds of change. ``since`` is a cursor to continue after, or a revision of the
+    present epoch. Without it the subscription starts now, and with ``snapshot`` it begins with the
+    present records, as put events. ``values=False`` leaves the values out, ``previous`` adds the
+    replaced records (and takes every event from the log), ``heartbeats`` also gives the daemon's
+    heartbeats, once everything before them was delivered.
+
+    Items are :class:`Event`, :class:`Sync`, :class:`Reset`, and :class:`Heartbeat` where asked for::
+
+        with Subscription(prefixes=["jobs/"], snapshot=True) as subscription:
+            for item in subscription:
+                match item:
+                    case Reset(): state.clear()
+                    case Event(): apply(item)
+                    case Sync(): print("up to date at", item.cursor)
+
+    While the daemon is away nothing is returned; the subscription goes on by itself when it is back.
+    Errors that waiting does not cure are raised as KvError. To be used by one thread at a time.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event | Sync | Reset | Heartbeat:
+        while (item := self.next()) is None:
+            continue
+        return item
+
+    def next(self, timeout: float | None = None) -> Event | Sync | Reset | Heartbeat | None:
+        """The next item; None if there is none within ``timeout`` seconds (None: for ever)."""
+        return drive(self._next_event(timeout))
+
+    def next_batch(self, timeout: float | None = None) -> Batch | Sync | Reset | Heartbeat | None:
+        """Like :meth:`next`, but with all wanted events of one revision as one list. A snapshot comes
+        as lists of records of any revision."""
+        return self._take_rest() or drive(self._next_item(timeout))
+
+
+def _filter(prefixes: Collection[str], keys: Collection[str], ops: Collection[str]) -> Filter:
+    """The checked filter; raises ``invalid_key`` or ``bad_request``."""
+    if isinstance(prefixes, str) or isinstance(keys, str) or isinstance(ops, str):
+        raise TypeError("prefixes, keys and ops are lists of texts, not one text")
+    for text in (*keys, *filter(None, prefixes)):
+        check_key(text)
+    for op in ops:
+        if op not in EVENT_OPS:
+            raise KvError("bad_request", f"ops are out of {', '.join(EVENT_OPS)}, not {op!r}")
+    return Filter(tuple(prefixes), frozenset(keys), frozenset(ops))

@@ -1,0 +1,246 @@
+"""What a subscription does, apart from its sockets: messages and replies in, ops and items out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from kvstore_client.errors import KvError
+from kvstore_client.follow import Batch, Filter, Follower, LogPage, SnapshotMerge
+from kvstore_client.model import Cursor, Event, Record
+from kvstore_client.protocol import Heartbeat, Reply, decode_change
+
+SILENCE_SECONDS = 3.0
+"""The daemon sends a heartbeat every second; after this long without any message the connection
+counts as dead, whatever TCP thinks of it."""
+
+
+class Sync(NamedTuple):
+    """All that was there when the subscription began, or began anew, has been delivered; what comes
+    now is news. ``cursor`` is the place reached."""
+
+    cursor: Cursor
+
+
+class Reset(NamedTuple):
+    """The place to continue from is gone: forget all state. A snapshot of what was asked for follows,
+    as put events, then a Sync.
+
+    ``reason`` is ``expired`` (the log begins after ``floor``) or ``epoch`` (the history is another
+    one since a restore). ``cursor`` is where the snapshot starts from.
+    """
+
+    reason: Literal["expired", "epoch"]
+    floor: int
+    cursor: Cursor
+
+
+Item = Batch | Sync | Reset | Heartbeat
+
+
+class Watcher:
+    """The course of a subscription: find where to start, read a snapshot if one is wanted, then follow.
+
+    The owner passes what the SUB socket receives to :meth:`hear`; sends :meth:`next_ops`, when they are
+    not empty, as one request, and tells the outcome with :meth:`accept` or :meth:`refuse`; and takes
+    items with :meth:`take`. It should read no further while there are items, so that a consumer that
+    is slow makes nothing grow. Times are seconds of one monotonic clock.
+    """
+
+    def __init__(
+        self,
+        wanted: Filter,
+        *,
+        since: Cursor | int | None,
+        snapshot: bool,
+        values: bool,
+        previous: bool,
+        heartbeats: bool,
+        now: float,
+    ) -> None:
+        self._wanted = wanted
+        self._since = since
+        self._begins_with_snapshot = snapshot
+        self._values = values
+        self._previous = previous
+        self._shows_heartbeats = heartbeats
+        self._heard_at = now
+        self._items: deque[tuple[Item, Cursor | None]] = deque()
+        self._taken: Cursor | None = since if isinstance(since, Cursor) else None
+        self._follower: Follower | None = None
+        self._merge: SnapshotMerge | None = None
+        self._beat: Heartbeat | None = None
+        self._is_synced = False
+        if isinstance(since, Cursor):
+            self._follow(since)
+
+    # ── what the consumer sees ───────────────────────────────────────────────────────────────────
+
+    @property
+    def has_items(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._items)
+
+    def take(self) -> Item:
+        """The next item; only when there is one."""
+        item, cursor = self._items.popleft()
+        self._taken = cursor
+        return item
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """Where a later subscription is to continue, once every taken item has been handled.
+
+        None before the start is known and while a snapshot is being read: that cannot be continued.
+        """
+        if not self._items and self._follower is not None and self._can_be_continued:
+            return self._follower.cursor
+        return self._taken
+
+    @property
+    def _can_be_continued(self) -> bool:
+        # what pages of a snapshot already showed is not yet in step with the position before a Sync
+        return self._merge is None or self._is_synced
+
+    # ── PUB ──────────────────────────────────────────────────────────────────────────────────────
+
+    def hear(self, frames: Sequence[bytes], now: float) -> None:
+        """The SUB socket received this."""
+        self._heard_at = now
+        message = decode_change(frames)
+        # what PUB says before the follower runs is in the log by the time that it asks
+        if message is None or self._follower is None:
+            return
+        if isinstance(message, Heartbeat):
+            self._beat = message
+        self._deliver(self._follower.hear(message), self._follower)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether the SUB socket has brought nothing for so long that it must be replaced."""
+        return now >= self._heard_at + SILENCE_SECONDS
+
+    def silent_at(self) -> float:
+        """When :meth:`is_silent` will be true unless something is heard."""
+        return self._heard_at + SILENCE_SECONDS
+
+    def remade(self, now: float) -> None:
+        """The SUB socket was replaced; what was published in between is to be read from the log."""
+        self._heard_at = now
+        if self._follower is not None:
+            self._follower.doubt()
+
+    # ── requests ─────────────────────────────────────────────────────────────────────────────────
+
+    def next_ops(self) -> list[dict[str, Any]]:
+        """The ops of the request to send now, empty for none. One request at a time."""
+        if self._follower is not None:
+            cursor = self._follower.ask()
+            return [] if cursor is None else [self._events_op(cursor)]
+        if self._merge is not None:
+            return self._merge.next_ops()
+        return [{"op": "status"}]
+
+    def _events_op(self, since: Cursor) -> dict[str, Any]:
+        op = {"op": "events", "since": str(since), **self._wanted.fields()}
+        if not self._values:
+            op["values"] = False
+        if self._previous:
+            op["previous"] = True
+        return op
+
+    def refuse(self, error: KvError) -> None:
+        """The request failed. What time may cure is asked again; raises ``error`` otherwise."""
+        if self._follower is not None:
+            self._follower.fail()
+        if not error.row.retryable:
+            raise error
+
+    def accept(self, reply: Reply) -> None:
+        """The request was answered. Raises the KvError with which an op failed for good."""
+        try:
+            if self._follower is not None:
+                self._deliver(self._follower.answer(LogPage.from_reply(reply)), self._follower)
+            elif self._merge is not None:
+                self._accept_snapshot(self._merge, reply)
+            else:
+                self._begin(reply)
+        except KvError as error:
+            if error.code != "cursor_expired":
+                self.refuse(error)
+                return
+            self._reset(error, reply)
+
+    def _begin(self, reply: Reply) -> None:
+        """The store's position is known."""
+        now = Cursor(reply.revision, reply.epoch)
+        if isinstance(self._since, int):
+            self._follow(Cursor(self._since, reply.epoch))
+        elif self._begins_with_snapshot:
+            self._merge = SnapshotMerge(self._wanted, now, values=self._values)
+        else:
+            self._follow(now)
+            self._sync(now)
+
+    def _follow(self, start: Cursor) -> None:
+        self._follower = Follower(start, filtered=not self._wanted.takes_every_key, log_only=self._previous)
+
+    def _accept_snapshot(self, merge: SnapshotMerge, reply: Reply) -> None:
+        records = merge.accept(reply)
+        if records:
+            self._items.append(([_shown(record) for record in records], None))
+        if merge.is_complete:
+            self._follow(merge.start)
+
+    def _reset(self, error: KvError, reply: Reply) -> None:
+        before = self._merge.start if self._merge is not None else None
+        before = self._follower.cursor if self._follower is not None else before
+        start = Cursor(reply.revision, reply.epoch)
+        is_other = before is None or before.epoch != start.epoch or error.details.get("reason") == "epoch"
+        reset = Reset("epoch" if is_other else "expired", int(error.details.get("floor", 0)), start)
+        self._items.append((reset, None))
+        self._follower = None
+        self._beat = None
+        self._is_synced = False
+        self._merge = SnapshotMerge(self._wanted, start, values=self._values)
+
+    # ── items ────────────────────────────────────────────────────────────────────────────────────
+
+    def _deliver(self, batches: list[Batch], follower: Follower) -> None:
+        for batch in batches:
+            wanted = [self._trimmed(event) for event in batch if self._is_news(event)]
+            if wanted:
+                cursor = Cursor(batch[0].revision, follower.cursor.epoch)
+                self._items.append((wanted, cursor if self._can_be_continued else None))
+        if not follower.is_behind:
+            self._caught_up(follower.cursor)
+
+    def _is_news(self, event: Event) -> bool:
+        if not self._wanted.matches(event.op, event.key):
+            return False
+        return self._merge is None or not self._merge.shows(event)
+
+    def _trimmed(self, event: Event) -> Event:
+        """PUB always brings values; a consumer that wants none gets none from there either."""
+        if not self._values:
+            event.record = event.record and event.record._replace(value=None)
+            event.previous = event.previous and event.previous._replace(value=None)
+        return event
+
+    def _caught_up(self, cursor: Cursor) -> None:
+        if not self._is_synced:
+            self._sync(cursor)
+        if self._merge is not None and cursor.revision >= self._merge.through:
+            self._merge = None
+        if self._beat is not None and self._shows_heartbeats:
+            self._items.append((self._beat, cursor))
+        self._beat = None
+
+    def _sync(self, cursor: Cursor) -> None:
+        self._is_synced = True
+        self._items.append((Sync(cursor), cursor))
+
+
+def _shown(record: Record) -> Event:
+    """A snapshot's record as the put that it stems from."""
+    return Event("put", record.key, record.revision, 0, 1, record.modified_at, record, None, 0)
