@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Not options, yet rightfully in our environment: what `subscribe --exec` tells its command, and what
 # Kubernetes sets in every container beside a Service that is called kvstore.
-_OF_OTHERS = re.compile(r"KVSTORE_(?:EVENT_.*|SERVICE_(?:HOST|PORT(?:_.*)?)|PORT(?:_.*)?)", re.ASCII)
+_OF_OTHERS = r"KVSTORE_(?:EVENT_.*|SERVICE_(?:HOST|PORT(?:_.*)?)|PORT(?:_.*)?)"
 
 
 class ConfigurationError(Exception):
@@ -75,7 +75,7 @@ def refuse_unknown_variables(variables: Iterable[str]) -> None:
     otherwise be without effect, and nobody would know."""
     known = [row.variable for row in (*OPTIONS.values(), CONFIG)]
     for name in variables:
-        if name.startswith(PREFIX) and name not in known and not _OF_OTHERS.fullmatch(name):
+        if name.startswith(PREFIX) and name not in known and not re.fullmatch(_OF_OTHERS, name):
             raise ConfigurationError(f"the variable {name} is not an option{_nearest(name, known)}")
 
 

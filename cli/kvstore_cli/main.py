@@ -7,17 +7,29 @@ from importlib import import_module
 
 import click
 
-from kvstore_client.errors import EXIT_USAGE, KvError
+from kvstore_client.errors import EXIT_ERROR, EXIT_USAGE, KvError
 
 EXIT_INTERRUPTED = 130
+COMPLETE_VARIABLE = "_KVSTORE_COMPLETE"
 
-# name -> section of the help text. The module of a command is imported when the command is called:
-# click alone takes half of the time that `kvstore get` may take.
-COMMANDS = {
-    "serve": "Run the service",
-    "daemon": "Run the service",
-    "http": "Run the service",
+# The sections of the help text. A command's module is imported only when the command is called: click
+# alone takes half of the time that `kvstore get` may take.
+SECTIONS = {
+    "Keys and values": (
+        "get",
+        "put",
+        "delete",
+        "list",
+        "incr",
+        "touch",
+        "persist",
+        "history",
+        "batch",
+    ),
+    "Changes": ("subscribe", "wait"),
+    "The service": ("serve", "daemon", "http", "status", "config", "completion"),
 }
+COMMANDS = [name for names in SECTIONS.values() for name in names]
 
 
 class Commands(click.Group):
@@ -25,22 +37,47 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """All names, in the table's order."""
-        return list(COMMANDS)
+        return COMMANDS
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """The command of that name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"kvstore_cli.commands.{cmd_name}").command
-        assert isinstance(command, click.Command)  # noqa: S101 - for the type checker
+        command: click.Command = import_module(f"kvstore_cli.commands.{cmd_name}").command
         command.name = cmd_name
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands with the first sentence of each, by section."""
+        width = formatter.width - 6 - max(map(len, COMMANDS))
+        for section, names in SECTIONS.items():
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(section):
+                formatter.write_dl(
+                    [(name, command.get_short_help_str(width)) for name, command in commands if command]
+                )
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.command(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="kvstore", message="%(prog)s %(version)s")
 def cli() -> None:
-    """A key-value store with subscriptions."""
+    """A key-value store with subscriptions.
+
+    \b
+    kvstore serve                      start the service
+    kvstore put greeting 'Hello'       store a value
+    kvstore get greeting               print it
+    kvstore subscribe                  see every change as it happens
+
+    The commands ask the service at KVSTORE_URL, http://127.0.0.1:5000 unless it is set. 'kvstore
+    COMMAND --help' explains a command with examples.
+
+    \b
+    Exit status: 0 done, 1 error, 2 usage, 3 no such key, 4 condition failed, 5 not allowed,
+    6 cannot reach the service, 124 timed out, 130 interrupted.
+    """
 
 
 def main() -> int:
@@ -48,20 +85,26 @@ def main() -> int:
     from kvstore_cli.configuration import ConfigurationError
 
     try:
-        return int(cli.main(prog_name="kvstore", standalone_mode=False) or 0)
-    except click.ClickException as error:
+        return int(cli.main(prog_name="kvstore", standalone_mode=False, complete_var=COMPLETE_VARIABLE) or 0)
+    except click.UsageError as error:
         error.show()
-        return error.exit_code
+        return EXIT_USAGE
+    except click.ClickException as error:
+        return _complain(error.format_message(), error.exit_code)
     except ConfigurationError as error:
         return _complain(str(error), EXIT_USAGE)
     except KvError as error:
         return _complain(error.message, error.row.exit)
     except click.Abort:
         return EXIT_INTERRUPTED
+    except OSError as error:
+        return _complain(f"{error.filename or 'the system'}: {error.strerror}", EXIT_ERROR)
 
 
 def _complain(message: str, status: int) -> int:
-    click.echo(f"kvstore: {message}", err=True)
+    from kvstore_cli import output
+
+    output.talk(message)
     return status
 
 

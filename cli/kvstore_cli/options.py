@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvstore_cli import units
@@ -29,7 +28,8 @@ class Kind(NamedTuple):
 
 class Option(NamedTuple):
     """One row. ``default`` may be a function where it depends on the machine; ``default_text`` then
-    says in words what it comes to. ``parts`` are those that take it: daemon, http, client."""
+    says in words what it comes to. ``parts`` are those that take it:
+    daemon, http, client (commands that ask the service), stream (those that follow its changes)."""
 
     name: str
     kind: Kind
@@ -69,7 +69,10 @@ def _parse_text(given: Any) -> str:
 
 
 def _parse_path(given: Any) -> str:
-    # absolute at once: the processes that serve starts must not depend on where they were started
+    # Absolute at once: the processes that serve starts must not depend on where they were started.
+    # pathlib is not needed to run `kvstore get`, whose time is spent on imports.
+    from pathlib import Path
+
     return str(Path(_parse_text(given)).expanduser().absolute())
 
 
@@ -127,20 +130,28 @@ _ENGINE = Kind("URL", "address", _parse_engine)
 _ORIGINS = Kind("LIST", "origins", units.parse_origins, lambda value: ",".join(value) or "none")
 
 
-def _xdg(variable: str, fallback: str) -> Path:
+def _xdg(variable: str, fallback: str) -> str:
     # the XDG base directory specification: a relative path in the variable is to be ignored
     given = os.environ.get(variable, "")
-    return Path(given) if given.startswith("/") else Path.home() / fallback
+    return given if given.startswith("/") else f"{_home()}/{fallback}"
+
+
+def _home() -> str:
+    if os.environ.get("HOME"):
+        return os.environ["HOME"]
+    from pathlib import Path
+
+    return str(Path.home())
 
 
 def default_data() -> str:
     """The XDG data folder's part for kvstore."""
-    return str(_xdg("XDG_DATA_HOME", ".local/share") / "kvstore")
+    return _xdg("XDG_DATA_HOME", ".local/share") + "/kvstore"
 
 
 def default_config() -> str:
     """The file that is read when ``--config`` names none; it need not exist."""
-    return str(_xdg("XDG_CONFIG_HOME", ".config") / "kvstore" / "config.toml")
+    return _xdg("XDG_CONFIG_HOME", ".config") + "/kvstore/config.toml"
 
 
 def default_workers() -> int:
@@ -402,7 +413,7 @@ OPTIONS: dict[str, Option] = {
             45_000,
             "A stream that is silent for so long counts as dead and is opened anew: three times the "
             "service's --stream-heartbeat.",
-            _CLIENT,
+            ("stream",),
         ),
     )
 }

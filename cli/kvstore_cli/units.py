@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) *(?:([kmgt])(i?b)?|b)?", re.ASCII | re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?) *(ms|s|m|h|d|w)?", re.ASCII | re.IGNORECASE)
+# Compiled when first used, as most commands use neither and all of them import this module.
+_SIZE = r"(?ai)(\d+(?:\.\d+)?) *(?:([kmgt])(i?b)?|b)?"
+_DURATION = r"(?ai)(\d+(?:\.\d+)?) *(ms|s|m|h|d|w)?"
 _MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 def parse_size(given: Any) -> int:
     """Bytes. A bare letter means powers of 1024 and ``kB`` powers of 1000, as in coreutils."""
-    match = _SIZE.fullmatch(_text_or_number(given))
+    match = re.fullmatch(_SIZE, _text_or_number(given))
     if match is None:
         raise ValueError(f"{given!r} is not a size; write bytes, or for example 512k, 1MiB, 2GiB")
     number, letter, suffix = match.groups()
@@ -35,7 +36,7 @@ def show_size(size: int) -> str:
 
 def parse_duration(given: Any) -> int:
     """Milliseconds; a number without a unit counts seconds."""
-    match = _DURATION.fullmatch(_text_or_number(given))
+    match = re.fullmatch(_DURATION, _text_or_number(given))
     if match is None:
         raise ValueError(f"{given!r} is not a duration; write seconds, or for example 500ms, 30s, 5m, 2h, 7d")
     return _whole(match[1], _MS[(match[2] or "s").lower()], given, "milliseconds")

@@ -1,0 +1,29 @@
+"""``kvstore completion``."""
+
+from __future__ import annotations
+
+import click
+
+from kvstore_cli import output
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def command(shell: str) -> None:
+    """Print the script that completes kvstore's commands, options and keys in SHELL.
+
+    \b
+    Examples:
+      source <(kvstore completion bash)          in ~/.bashrc
+      source <(kvstore completion zsh)           in ~/.zshrc
+      kvstore completion fish > ~/.config/fish/completions/kvstore.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from kvstore_cli.main import COMPLETE_VARIABLE, cli
+
+    completion = get_completion_class(shell)
+    assert completion is not None  # noqa: S101 - for the type checker
+    output.write(completion(cli, {}, "kvstore", COMPLETE_VARIABLE).source().encode())

@@ -1,0 +1,49 @@
+"""``kvstore history``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from kvstore_cli import output
+from kvstore_cli.client import connected
+from kvstore_cli.completion import complete_key
+from kvstore_cli.flags import with_options
+from kvstore_cli.service import key_path
+
+
+@click.command()
+@click.argument("key", shell_complete=complete_key)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N events.  [default: all]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the values.")
+@with_options("client")
+@click.pass_context
+def command(context: click.Context, key: str, limit: int | None, as_json: bool) -> None:
+    """Show what happened to KEY, newest first, as far back as the log goes.
+
+    \b
+    Without --json: revision, time, what happened, and the value that was put.
+    Exit status: 0, or 3 if the log has no event of the key.
+
+    \b
+    Examples:
+      kvstore history config/port
+      kvstore history config/port --limit 1 --json
+    """
+    from kvstore_cli.pages import items
+
+    with connected(context) as service:
+        events = items(service, key_path("history", key), [], limit, "events")
+        if not as_json:
+            output.write_table(("REVISION", "TIME", "OP", "VALUE"), [_row(event) for event in events])
+            return
+        for event in events:
+            output.write_json(event)
+
+
+def _row(event: dict[str, Any]) -> tuple[str, ...]:
+    value = ""
+    if event["op"] == "put":
+        value = output.preview(output.value_of(event), event["content_type"])
+    return str(event["revision"]), event["time"], event["op"], value

@@ -1,0 +1,74 @@
+"""``kvstore list``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from kvstore_cli import output
+from kvstore_cli.client import connected
+from kvstore_cli.flags import with_options
+from kvstore_cli.pages import items
+
+
+@click.command()
+@click.option("--prefix", metavar="P", help="Only keys that begin with P.")
+@click.option("--start", metavar="KEY", help="Only keys from KEY on, in byte order.")
+@click.option("--end", metavar="KEY", help="Only keys before KEY, in byte order.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N keys.  [default: all]")
+@click.option("--count", is_flag=True, help="Only print how many there are.")
+@click.option("--long", "-l", "long", is_flag=True, help="With revision, version, times and media type.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, without the value.")
+@with_options("client")
+@click.pass_context
+def command(
+    context: click.Context,
+    prefix: str | None,
+    start: str | None,
+    end: str | None,
+    limit: int | None,
+    count: bool,
+    long: bool,
+    as_json: bool,
+) -> None:
+    """List keys in byte order, one a line. Values: 'kvstore get --all'.
+
+    \b
+    A key may hold any character, also a newline; --json is the form that programs can rely on.
+
+    \b
+    Examples:
+      kvstore list --prefix user:
+      kvstore list --start a --end b --long
+      kvstore list --prefix queue/ --count
+    """
+    bounds = [("prefix", prefix), ("start", start), ("end", end)]
+    query = [(name, text) for name, text in bounds if text is not None]
+    with connected(context) as service:
+        if count:
+            if limit is not None or long:
+                raise click.UsageError("--count goes with neither --limit nor --long")
+            total = service.request("GET", "/v1/kv", [*query, ("count", "1")]).json()
+            output.write_json(total) if as_json else output.write_line(str(total["count"]))
+            return
+        records = items(service, "/v1/kv", [*query, ("keys", "1")], limit)
+        if long and not as_json:
+            output.write_table(_HEAD, [_row(record) for record in records])
+            return
+        for record in records:
+            output.write_json(record) if as_json else output.write_line(output.shown(record["key"]))
+
+
+_HEAD = ("REVISION", "VERSION", "MODIFIED", "EXPIRES", "TYPE", "KEY")
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(record["revision"]),
+        str(record["version"]),
+        record["modified_at"],
+        record.get("expires_at", "-"),
+        record["content_type"],
+        record["key"],
+    )

@@ -1,0 +1,118 @@
+"""``kvstore put``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from kvstore_cli import output
+from kvstore_cli.client import TIME, connected, seconds
+from kvstore_cli.completion import complete_key
+from kvstore_cli.flags import with_options
+from kvstore_cli.service import key_path
+
+
+@click.command()
+@click.argument("key", shell_complete=complete_key)
+@click.argument("value")
+@click.option(
+    "--ttl", type=TIME, metavar="TIME", help="The key is gone after TIME: 30, 30s, 5m, 2h, 7d, 500ms."
+)
+@click.option("--if-absent", is_flag=True, help="Only if there is no such key yet.")
+@click.option(
+    "--if-revision",
+    type=click.IntRange(min=0),
+    metavar="REV",
+    help="Only if the key still has revision REV; 0: only if there is no such key.",
+)
+@click.option(
+    "--content-type",
+    metavar="TYPE",
+    help="The value's media type.  [default: text/plain; charset=utf-8 if it is UTF-8, "
+    "else application/octet-stream]",
+)
+@click.option("--literal", is_flag=True, help="Take VALUE as it stands, also if it is - or begins with @.")
+@click.option("--json", "as_json", is_flag=True, help="Print key, revision and version as JSON.")
+@with_options("client")
+@click.pass_context
+def command(
+    context: click.Context,
+    key: str,
+    value: str,
+    ttl: int | None,
+    if_absent: bool,
+    if_revision: int | None,
+    content_type: str | None,
+    literal: bool,
+    as_json: bool,
+) -> None:
+    """Store VALUE under KEY, and print the revision that this made.
+
+    \b
+    VALUE - reads standard input, @FILE reads a file; --literal takes either as it stands.
+    A put without --ttl takes away a TTL that the key had.
+    Exit status: 0, or 4 if the condition does not hold.
+
+    \b
+    Examples:
+      kvstore put greeting 'Hello, world'
+      kvstore put session:42 active --ttl 30m
+      kvstore put logo.png @logo.png --content-type image/png
+      kvstore put lock:build "$HOSTNAME" --if-absent --ttl 60s
+      date | kvstore put now -
+      kvstore put offset -- -5
+    """
+    if if_absent and if_revision is not None:
+        raise click.UsageError("--if-absent and --if-revision exclude each other")
+    body = os.fsencode(value) if literal else _read_value(value)
+    headers = {"Content-Type": content_type or _guess_type(body)}
+    headers |= condition(0 if if_absent else if_revision)
+    query = [] if ttl is None else [("ttl", seconds(ttl))]
+    with connected(context) as service:
+        made = service.request("PUT", key_path("kv", key), query, body=body, headers=headers).json()
+    print_revision(made, as_json=as_json)
+
+
+def condition(if_revision: int | None) -> dict[str, str]:
+    """The headers that make a write conditional; revision 0 stands for "must not exist"."""
+    if if_revision is None:
+        return {}
+    return {"If-Match": f'"{if_revision}"'} if if_revision else {"If-None-Match": "*"}
+
+
+def print_revision(made: dict[str, object], *, as_json: bool) -> None:
+    """What a write came to: JSON, a bare revision for a pipe, or words for a person."""
+    if as_json:
+        output.write_json(made)
+    elif output.on_terminal():
+        output.write_line(f"revision {made['revision']}")
+    else:
+        output.write_line(str(made["revision"]))
+
+
+def _read_value(value: str) -> bytes:
+    if value == "-":
+        return sys.stdin.buffer.read()
+    if not value.startswith("@"):
+        return os.fsencode(value)
+    return read_file(value[1:])
+
+
+def read_file(path: str) -> bytes:
+    """The file's bytes; a usage error where it cannot be read."""
+    from pathlib import Path
+
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _guess_type(body: bytes) -> str:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return "application/octet-stream"
+    return "text/plain; charset=utf-8"

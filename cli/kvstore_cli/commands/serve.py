@@ -1,0 +1,54 @@
+"""``kvstore serve``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+
+import click
+
+from kvstore_cli.configuration import daemon_settings, http_settings, resolve
+from kvstore_cli.flags import given_flags, with_options
+from kvstore_cli.options import OPTIONS
+
+
+@click.command()
+@with_options("daemon", "http")
+@click.pass_context
+def command(context: click.Context) -> int:
+    """Run the service: the daemon and the HTTP facade, as two processes under this one.
+
+    \b
+    It stays in the foreground and says on standard error where to go next. If one of the two
+    crashes it is started again, at once at first and then ever more slowly. SIGTERM and Ctrl-C stop
+    the facade, then the daemon, and leave nothing behind; a second Ctrl-C does not wait for them.
+    Exit status: 0 after a clean stop, 1 or 2 if the service cannot run like this.
+
+    \b
+    Examples:
+      kvstore serve
+      kvstore serve --data ./data --http 127.0.0.1:8080 --workers 2
+      kvstore serve --http 0.0.0.0:5000 --allow-anonymous
+    """
+    configuration = resolve(given_flags(context), "daemon", "http")
+    daemon, http = daemon_settings(configuration), http_settings(configuration)
+    from kvstore_cli.supervisor import Supervisor
+
+    return Supervisor(asdict(daemon), asdict(http), _show_the_way).run()
+
+
+def _show_the_way(addresses: dict[str, str]) -> str:
+    url = re.sub(r"//(?:0\.0\.0\.0|\[::\])(?=:|$)", "//127.0.0.1", addresses["url"])
+    client = "kvstore" if url == OPTIONS["url"].default else f"KVSTORE_URL={url} kvstore"
+    return f"""
+kvstore is ready. Its data is in {addresses["data"]}; Ctrl-C stops it.
+
+  HTTP     curl -X PUT {url}/v1/kv/greeting -d hello
+           curl {url}/v1/kv/greeting
+  shell    {client} put greeting hello
+           {client} get greeting
+  changes  {client} subscribe
+           curl -N {url}/v1/subscribe
+  ZeroMQ   requests {addresses["requests"]}, changes {addresses["changes"]}
+
+"""

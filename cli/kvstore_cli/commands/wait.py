@@ -1,0 +1,152 @@
+"""``kvstore wait``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from time import monotonic
+from typing import Any
+
+import click
+
+from kvstore_cli import output
+from kvstore_cli.client import TIME, configured, exactly_one, service_of
+from kvstore_cli.completion import complete_key
+from kvstore_cli.flags import with_options
+from kvstore_cli.follow import EVENTS, RESET, SNAPSHOT, SYNC, Position, Step, follow
+from kvstore_cli.units import show_duration
+from kvstore_client.errors import KvError
+
+Record = dict[str, Any] | None
+
+
+@click.command()
+@click.argument("key", shell_complete=complete_key)
+@click.option("--exists", is_flag=True, help="Until there is such a key.")
+@click.option("--gone", is_flag=True, help="Until there is no such key.")
+@click.option("--equals", metavar="V", help="Until the value is V.")
+@click.option("--changed", is_flag=True, help="Until anything happens to the key.")
+@click.option(
+    "--since",
+    type=click.IntRange(min=0),
+    metavar="REV",
+    help="With --changed: the revision you know, 0 for a missing key.  [default: the present one]",
+)
+@click.option(
+    "--timeout", type=TIME, metavar="TIME", help="How long to wait: 30, 30s, 5m.  [default: for ever]"
+)
+@click.option("--raw", is_flag=True, help="Print the value's bytes and nothing else, no newline.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing.")
+@with_options("client", "stream")
+@click.pass_context
+def command(
+    context: click.Context,
+    key: str,
+    exists: bool,
+    gone: bool,
+    equals: str | None,
+    changed: bool,
+    since: int | None,
+    timeout: int | None,
+    raw: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Wait until KEY is as it should be, and print its value then, if it has one.
+
+    \b
+    If it is so already, this ends at once; nothing that happens between looking and waiting is
+    missed. Without --timeout it waits for ever, also through restarts of the service.
+    Exit status: 0, or 124 when the time is over.
+
+    \b
+    Examples:
+      kvstore wait jobs/42/result --exists --timeout 5m
+      kvstore wait lock:build --gone && make
+      kvstore wait deploy/state --equals done --timeout 1h
+      kvstore wait config --changed --since 1042
+    """
+    which = exactly_one({"--exists": exists, "--gone": gone, "--equals": equals, "--changed": changed})
+    if since is not None and not changed:
+        raise click.UsageError("--since goes with --changed")
+    is_fulfilled = _conditions(equals, since)[which]
+    record = _wait(context, key, is_fulfilled, timeout)
+    if record is not None and not quiet:
+        _print(record, raw=raw, as_json=as_json)
+
+
+def _conditions(equals: str | None, since: int | None) -> dict[str, Callable[[Record], bool]]:
+    wanted = os.fsencode(equals or "")
+    return {
+        "--exists": lambda record: record is not None,
+        "--gone": lambda record: record is None,
+        "--equals": lambda record: record is not None and output.value_of(record) == wanted,
+        "--changed": _Changed(since),
+    }
+
+
+class _Changed:
+    """Whether the key's revision is another than the one first seen, or given."""
+
+    def __init__(self, since: int | None) -> None:
+        self._known = since
+
+    def __call__(self, record: Record) -> bool:
+        revision = 0 if record is None else record["revision"]
+        if self._known is None:
+            self._known = revision
+        return bool(revision != self._known)
+
+
+def _wait(
+    context: click.Context, key: str, is_fulfilled: Callable[[Record], bool], timeout: int | None
+) -> Record:
+    configuration = configured(context, "stream")
+    deadline = None if timeout is None else monotonic() + timeout / 1000
+    with service_of(configuration, at_most_ms=timeout) as service:
+        steps = follow(
+            service,
+            [("key", key)],
+            Position(cursor=None, snapshot=True),
+            stall_ms=configuration["stall-timeout"],
+            deadline=deadline,
+            notice=output.talk,
+        )
+        with closing(steps):
+            try:
+                return _first(steps, is_fulfilled)
+            except KvError as error:
+                if error.code == "timed_out" and timeout is not None:
+                    message = f"{key!r} did not come to be as it should within {show_duration(timeout)}"
+                    raise KvError("timed_out", message) from error
+                raise
+
+
+def _first(steps: Iterable[Step], is_fulfilled: Callable[[Record], bool]) -> Record:
+    """The key's record, None if it is gone, once it fulfils the condition.
+
+    Looking and waiting are one stream: the snapshot, and from its very position on the changes.
+    """
+    record: Record = None
+    is_known = False
+    for step in steps:
+        if step.kind == RESET:
+            record, is_known = None, False
+        elif step.kind in (SNAPSHOT, EVENTS):
+            last = step.lines[-1]
+            record = last if last["op"] == "put" else None
+        elif step.kind == SYNC:
+            is_known = True
+        if is_known and step.kind in (SYNC, EVENTS) and is_fulfilled(record):
+            return record
+    raise AssertionError("the stream does not end")
+
+
+def _print(record: dict[str, Any], *, raw: bool, as_json: bool) -> None:
+    if as_json:
+        output.write_json(record)
+    else:
+        value = output.value_of(record)
+        output.write(value if raw else value + b"\n")

@@ -1,0 +1,25 @@
+"""Completing keys from the service while somebody types."""
+
+from __future__ import annotations
+
+import click
+
+_MOST = 50
+_PATIENCE_MS = 1000
+
+
+def complete_key(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Up to 50 keys that begin with ``incomplete``; none if the service has no quick answer.
+
+    Nothing is said of errors: whatever is printed here lands in the line that is being typed.
+    """
+    from kvstore_cli.client import configured, service_of
+
+    query = [("prefix", incomplete), ("keys", "1"), ("limit", str(_MOST))]
+    try:
+        with service_of(configured(context), at_most_ms=_PATIENCE_MS) as service:
+            items = service.request("GET", "/v1/kv", query).json()["items"]
+    except Exception:
+        return []
+    # a shell could not type the others, or would take them apart
+    return [item["key"] for item in items if item["key"].isprintable() and " " not in item["key"]]

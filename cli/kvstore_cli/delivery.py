@@ -1,0 +1,151 @@
+"""Where the events of ``kvstore subscribe`` go: to stdout, or to a command of the user's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+
+from kvstore_cli import output
+from kvstore_cli.follow import RESET, SYNC
+from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
+
+VARIABLES = (
+    "op",
+    "key",
+    "revision",
+    "index",
+    "count",
+    "time",
+    "content_type",
+    "version",
+    "create_revision",
+    "modified_at",
+    "expires_at",
+    "previous_revision",
+    "cursor",
+)
+
+
+class Delivery(Protocol):
+    """What is done with the lines of a stream."""
+
+    status: int
+
+    def event(self, line: dict[str, Any]) -> None:
+        """Deliver a put, a delete or an expire."""
+
+    def mark(self, line: dict[str, Any]) -> None:
+        """Take notice of a sync or a reset."""
+
+
+class Lines:
+    """A line for each event, for a person or a simple script."""
+
+    status = EXIT_DONE
+
+    def event(self, line: dict[str, Any]) -> None:
+        """Print op, key, revision and, for a put, the value."""
+        cells = [output.coloured(line["op"], line["op"]), output.visible(line["key"]), str(line["revision"])]
+        if "value" in line or "value_b64" in line:
+            width = 60 if output.on_terminal() else None
+            cells.append(output.preview(output.value_of(line), line["content_type"], width))
+        output.write_line("\t".join(cells))
+
+    def mark(self, line: dict[str, Any]) -> None:
+        """Say what a program would have to know."""
+        if line["event"] == RESET:
+            output.talk(
+                f"starting over with the present records ({line['reason']}): what came so far is void"
+            )
+
+
+class JsonLines:
+    """The service's own objects, one a line. ``with_sync``: also where a snapshot is complete."""
+
+    status = EXIT_DONE
+
+    def __init__(self, *, with_sync: bool) -> None:
+        self._marks = (SYNC, RESET) if with_sync else (RESET,)
+
+    def event(self, line: dict[str, Any]) -> None:
+        """Print the event."""
+        output.write_json(line)
+
+    def mark(self, line: dict[str, Any]) -> None:
+        """Print it, if it is wanted."""
+        if line["event"] in self._marks:
+            output.write_json(line)
+
+
+class ShellCommand:
+    """A command for each event, one at a time, with the event in its environment and the value on
+    its standard input. ``status`` is 1 once a command failed."""
+
+    def __init__(self, command: str, *, fail_fast: bool) -> None:
+        self._command = command
+        self._fail_fast = fail_fast
+        self.status = EXIT_DONE
+
+    def event(self, line: dict[str, Any]) -> None:
+        """Run the command and wait for it."""
+        import subprocess
+
+        # an expired key has no new value; the one it had is what a listener can still make use of
+        value = output.value_of(line.get("previous", {}) if line["op"] == "expire" else line)
+        arguments = ["/bin/sh", "-c", self._command]
+        status = subprocess.run(arguments, input=value, env=_environment(line), check=False).returncode  # noqa: S603 - the user's own command
+        if status != 0:
+            self._failed(line, f"signal {-status}" if status < 0 else f"status {status}")
+
+    def _failed(self, line: dict[str, Any], how: str) -> None:
+        self.status = EXIT_ERROR
+        what = (
+            f"the command for {line['op']} {line['key']!r} at revision {line['revision']} failed with {how}"
+        )
+        if self._fail_fast:
+            raise click.ClickException(f"{what}; stopping there")
+        output.talk(what)
+
+    def mark(self, line: dict[str, Any]) -> None:
+        """Say what the commands cannot be told."""
+        Lines().mark(line)
+
+
+def _environment(line: dict[str, Any]) -> dict[bytes, bytes]:
+    # in bytes: a key is UTF-8 whatever the locale's encoding is
+    told = {name: line[name] for name in VARIABLES if name in line}
+    variables = {
+        f"KVSTORE_EVENT_{name.upper()}".encode(): str(value).encode() for name, value in told.items()
+    }
+    return {**os.environb, **variables}
+
+
+class CursorFile:
+    """A position that outlives the process. It is replaced whole, never half written."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._scratch = self._path.with_name(self._path.name + ".new")
+
+    def read(self) -> str | None:
+        """The position that was kept, None if none was; a usage error if the file cannot be read."""
+        try:
+            cursor = self._path.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"cannot read the cursor in {self._path}: {error}") from error
+        if not cursor:
+            raise click.UsageError(f"{self._path} is empty and should hold a cursor; remove it to start anew")
+        return cursor
+
+    def write(self, cursor: str) -> None:
+        """Keep ``cursor``. A machine that crashes may keep an older one, and events come again."""
+        try:
+            self._scratch.write_text(cursor + "\n", encoding="ascii")
+            self._scratch.replace(self._path)
+        except OSError as error:
+            raise click.ClickException(f"cannot keep the cursor in {self._path}: {error.strerror}") from error

@@ -1,0 +1,98 @@
+"""What the commands print: data on stdout as UTF-8 whatever the locale, talk on stderr.
+
+A pipe gets exactly what was stored. A terminal gets tables and colours, and never a control character
+out of a key or value: it would be obeyed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+_COLOURS = {"put": "32", "delete": "31", "expire": "33", "bold": "1", "dim": "2"}
+
+
+def on_terminal() -> bool:
+    """Whether a person reads stdout."""
+    return sys.stdout.isatty()
+
+
+def write(data: bytes) -> None:
+    """Put ``data`` on stdout, at once."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def write_line(text: str) -> None:
+    """Put a line on stdout, at once."""
+    write(text.encode() + b"\n")
+
+
+def write_json(value: Any) -> None:
+    """Put one JSON value on stdout, as a line."""
+    import json
+
+    write_line(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def talk(message: str) -> None:
+    """Say something to the person on stderr."""
+    sys.stderr.write(f"kvstore: {visible(message)}\n")
+    sys.stderr.flush()
+
+
+def coloured(text: str, colour: str) -> str:
+    """``text`` in the colour of an event's op (or ``bold``, ``dim``), on a terminal that wants it."""
+    if not on_terminal() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+def visible(text: str) -> str:
+    """``text`` with everything that a terminal would obey written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shown(text: str) -> str:
+    """``text`` as it stands for a pipe, :func:`visible` for a terminal."""
+    return visible(text) if on_terminal() else text
+
+
+def preview(value: bytes, content_type: str, width: int | None = 60) -> str:
+    """A value on one line for a person: its text, cut to ``width``, or what it is instead of text."""
+    try:
+        text = visible(value.decode())
+    except UnicodeDecodeError:
+        return f"({len(value)} bytes, {content_type})"
+    return text if width is None or len(text) <= width else f"{text[: width - 1]}…"
+
+
+def write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Put a table on stdout: aligned, with a head, on a terminal; tabs and no head in a pipe."""
+    if not on_terminal():
+        for row in rows:
+            write_line("\t".join(row))
+        return
+    cells = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
+    write_line(coloured(_aligned(head, widths), "bold"))
+    for row in cells:
+        write_line(_aligned(row, widths))
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def value_of(item: dict[str, Any]) -> bytes:
+    """The value in a record's or event's JSON: ``value`` is text, ``value_b64`` other bytes."""
+    if "value_b64" in item:
+        from base64 import b64decode
+
+        return b64decode(item["value_b64"])
+    text: str = item.get("value", "")
+    return text.encode()

@@ -1,0 +1,74 @@
+"""Answers of the service, and the errors they stand for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kvstore_client.errors import KvError
+
+if TYPE_CHECKING:
+    import http.client as http_client
+
+# What another attempt may cure. A full store is retryable too, but only after somebody made room.
+_PASSING = ("unavailable", "too_busy", "timed_out")
+
+
+class Answer(NamedTuple):
+    """A successful reply, read to its end."""
+
+    status: int
+    headers: http_client.HTTPMessage
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON; raises ``internal`` if it is none."""
+        import json
+
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise KvError("internal", f"the service's answer is not JSON: {self.body[:80]!r}") from error
+
+
+class Trouble(Exception):  # noqa: N818 - not an error yet: it becomes one when nobody tries again
+    """An attempt that failed and may be made again, after ``pause`` seconds if the service said so."""
+
+    def __init__(self, error: KvError, pause: float | None = None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.pause = pause
+
+
+def successful(answer: Answer) -> Answer:
+    """The answer, if it is a success; raises its KvError otherwise, as Trouble if it may be repeated."""
+    if answer.status < 300 or answer.status == 304:
+        return answer
+    error = error_from(answer)
+    if error.code in _PASSING:
+        raise Trouble(error, _retry_after(answer.headers))
+    raise error
+
+
+def error_from(answer: Answer) -> KvError:
+    """The error of a problem document, or of the status alone where something else answered."""
+    try:
+        document = answer.json()
+        code = document.pop("code")
+        message = document.pop("detail", None) or document.pop("title", None) or code
+        for member in ("type", "title", "status", "instance", "retryable"):
+            document.pop(member, None)
+        return KvError.from_json({**document, "code": code, "message": message})
+    except (KvError, AttributeError, KeyError, TypeError):
+        return _foreign_error(answer.status)
+
+
+def _foreign_error(status: int) -> KvError:
+    codes = {401: "not_allowed", 403: "not_allowed", 502: "unavailable", 503: "unavailable", 504: "timed_out"}
+    code = codes.get(status) or ("internal" if status >= 500 else "bad_request")
+    return KvError(code, f"the answer was {status} and does not come from kvstore; is the address right?")
+
+
+def _retry_after(headers: http_client.HTTPMessage) -> float | None:
+    """The seconds of a Retry-After; its other form, a date, is not used by the service."""
+    given = headers.get("Retry-After", "")
+    return float(given) if given.isascii() and given.isdigit() else None
