@@ -1,0 +1,135 @@
+"""The daemon is killed while it works, again and again, and every promise is checked afterwards.
+
+``make test`` kills it a few times, ``make crash`` fifty times (``CRASH_KILLS``).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvstore_client import Client
+from support import Daemon, Facade, Service, wait_until
+from support.load import COUNTER, HttpWriter, Ledger, NativeWriter, Writer
+from support.watchers import (
+    LAST_KEY,
+    CommandWatcher,
+    NativeWatcher,
+    PlainWatcher,
+    Seen,
+    SseWatcher,
+    Watcher,
+    whole_log,
+)
+
+KILLS = int(os.environ.get("CRASH_KILLS", "4"))
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(120 + 20 * KILLS)]
+
+
+@pytest.fixture
+def two_workers(daemon: Daemon, start_facade: Callable[..., Facade]) -> Service:
+    """A daemon, and a facade with two workers."""
+    return Service(daemon, start_facade(daemon, workers=2))
+
+
+def test_kill_9_loses_nothing_repeats_nothing_and_reorders_nothing(
+    two_workers: Service, tmp_path: Path
+) -> None:
+    service, ledger = two_workers, Ledger()
+    steady = SseWatcher("steady-sse", service.url)
+    plain = PlainWatcher("plain-sub", service.changes)
+    watchers: list[Watcher] = [
+        steady,
+        SseWatcher("resuming-sse", service.url, hangs_up=True),
+        NativeWatcher("subscription", service.requests, service.changes),
+        CommandWatcher("command", service.url, tmp_path),
+    ]
+    writers: list[Writer] = [
+        *(HttpWriter(f"http{number}", ledger, service.url) for number in range(4)),
+        *(NativeWriter(f"native{number}", ledger, service.requests) for number in range(2)),
+    ]
+    for thread in (plain, *watchers, *writers):
+        thread.start()
+    for number in range(KILLS):
+        wait_for_writes(ledger, writers, random.randrange(200, 600))
+        service.daemon.kill()
+        service.daemon.start()
+        print(f"kill {number + 1} of {KILLS}: {len(ledger)} writes acknowledged so far")
+    wait_for_writes(ledger, writers, 200)
+    for writer in writers:
+        writer.finish()
+    with Client(service.requests) as client:
+        wait_for_expiries(client)
+        client.put(LAST_KEY, b"")
+        log = whole_log(service.requests)
+        check_log(log, ledger)
+        check_state(client, log, ledger)
+    for watcher in watchers:
+        check_watcher(watcher.name, watcher.finish(), log)
+    assert steady.reconnections == 0, "a stream that was open stays open while the daemon is away"
+    assert set(plain.finish()) <= set(log), "something was published that was not committed"
+    print(f"{len(ledger)} writes, {ledger.increments} increments, {len(log)} events: all accounted for")
+
+
+def wait_for_writes(ledger: Ledger, writers: list[Writer], number: int) -> None:
+    """Wait until every writer still works and ``number`` more writes were acknowledged."""
+    target = len(ledger) + number
+
+    def enough() -> bool:
+        assert all(writer.failure is None for writer in writers)
+        return len(ledger) >= target
+
+    wait_until(enough, timeout=60, what=f"{number} writes are acknowledged")
+
+
+def check_log(log: list[Seen], ledger: Ledger) -> None:
+    """Every acknowledged write is there once, as acknowledged, and no revision stands for two commits."""
+    places = [(event.revision, event.index) for event in log]
+    assert places == sorted(set(places)), "revisions are reused or out of order"
+    by_place = {(event.revision, event.op, event.key): event for event in log}
+    for write in ledger.writes:
+        event = by_place.get((write.revision, write.op, write.key))
+        assert event is not None, f"{write} was acknowledged and is missing"
+        assert event.value == write.value, f"{write} was acknowledged and became {event}"
+    written = Counter(
+        event.value for event in log if event.op == "put" and event.key not in (COUNTER, LAST_KEY)
+    )
+    repeated = [value for value, times in written.items() if times > 1]
+    assert not repeated, f"applied more than once: {repeated[:5]}"
+
+
+def wait_for_expiries(client: Client) -> None:
+    """Wait until every key with a TTL has expired and its event is in the log."""
+
+    def settled() -> bool:
+        records = list(client.list())
+        lasting = [record for record in records if record.expires_at is None]
+        return len(lasting) == len(records) == client.status()["keys"]
+
+    wait_until(settled, what="all keys with a TTL are gone")
+
+
+def check_state(client: Client, log: list[Seen], ledger: Ledger) -> None:
+    """What can be read is what the events add up to; increments were applied once each."""
+    expected: dict[str, str | None] = {}
+    for event in log:
+        if event.op == "put":
+            expected[event.key] = event.value
+        else:
+            del expected[event.key]
+    found = {record.key: (record.value or b"").decode() for record in client.list()}
+    assert found == expected
+    assert int(found[COUNTER]) == ledger.increments
+
+
+def check_watcher(name: str, seen: list[Seen], log: list[Seen]) -> None:
+    """Every event once and in order."""
+    for number, (told, committed) in enumerate(zip(seen, log, strict=False)):
+        assert told == committed, f"{name}: event {number} of {len(log)} differs"
+    assert len(seen) == len(log), f"{name} saw {len(seen)} of {len(log)} events"
