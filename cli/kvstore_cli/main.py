@@ -12,24 +12,34 @@ from kvstore_client.errors import EXIT_ERROR, EXIT_USAGE, KvError
 EXIT_INTERRUPTED = 130
 COMPLETE_VARIABLE = "_KVSTORE_COMPLETE"
 
-# The sections of the help text. A command's module is imported only when the command is called: click
-# alone takes half of the time that `kvstore get` may take.
+# The one table of commands, by section of the help text. A command's module is imported only when the
+# command is called: click alone takes half of the time that `kvstore get` may take.
 SECTIONS = {
-    "Keys and values": (
-        "get",
-        "put",
-        "delete",
-        "list",
-        "incr",
-        "touch",
-        "persist",
-        "history",
-        "batch",
-    ),
-    "Changes": ("subscribe", "wait"),
-    "The service": ("serve", "daemon", "http", "status", "config", "completion"),
+    "Keys and values": {
+        "get": "Print the value of a key, or many keys with their values",
+        "put": "Store a value",
+        "delete": "Remove a key, or all keys with a prefix",
+        "list": "List keys",
+        "incr": "Add to a number, atomically",
+        "touch": "Give a key a new TTL",
+        "persist": "Take the TTL of a key away",
+        "history": "Show what happened to a key",
+        "batch": "Do many operations at once, each for itself or all or none",
+    },
+    "Changes": {
+        "subscribe": "Print every change as it happens, or run a command for it",
+        "wait": "Wait until a key exists, is gone, changes, or has a value",
+    },
+    "The service": {
+        "serve": "Run the service: daemon and HTTP facade",
+        "daemon": "Run the daemon alone",
+        "http": "Run the HTTP facade alone",
+        "status": "Say how the service is",
+        "config": "Show and check the configuration",
+        "completion": "Print the completion script for a shell",
+    },
 }
-COMMANDS = [name for names in SECTIONS.values() for name in names]
+COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
 
 
 class Commands(click.Group):
@@ -37,25 +47,21 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """All names, in the table's order."""
-        return COMMANDS
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """The command of that name, or None."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"kvstore_cli.commands.{cmd_name}").command
-        command.name = cmd_name
+        command.name, command.short_help = cmd_name, COMMANDS[cmd_name]
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands with the first sentence of each, by section."""
-        width = formatter.width - 6 - max(map(len, COMMANDS))
-        for section, names in SECTIONS.items():
-            commands = [(name, self.get_command(ctx, name)) for name in names]
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The commands with a summary of each, by section."""
+        for section, commands in SECTIONS.items():
             with formatter.section(section):
-                formatter.write_dl(
-                    [(name, command.get_short_help_str(width)) for name, command in commands if command]
-                )
+                formatter.write_dl(list(commands.items()))
 
 
 @click.command(

@@ -36,7 +36,7 @@ class Pauses:
     def next(self, asked_for: float | None = None) -> float:
         """Seconds to wait now, at least what the service asked for."""
         drawn = self._longest * (0.5 + int.from_bytes(os.urandom(2)) / 2**17)
-        self._longest = min(self._longest * 3, _LONGEST_PAUSE_SECONDS)
+        self._longest = min(self._longest * 2, _LONGEST_PAUSE_SECONDS)
         return drawn if asked_for is None else asked_for + drawn / 4
 
     def reset(self) -> None:

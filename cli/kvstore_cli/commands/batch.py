@@ -30,9 +30,11 @@ def command(context: click.Context, file: str, atomic: bool) -> int:
     """Do the operations in FILE (- is standard input), and print the result of each as JSON, one a
     line, in the same order.
 
-    \b
     FILE holds one JSON object a line, or one JSON document: a list of operations, or
-    {"atomic": true, "ops": [...]}. An operation is
+    {"atomic": true, "ops": [...]}.
+
+    \b
+    An operation is
       {"op": "put", "key": K, "value": TEXT}    also value_b64, content_type, ttl, if_revision
       {"op": "get", "key": K}
       {"op": "delete", "key": K}                also if_revision
@@ -40,7 +42,9 @@ def command(context: click.Context, file: str, atomic: bool) -> int:
       {"op": "incr", "key": K, "by": N}
       {"op": "touch", "key": K, "ttl": SECONDS}
       {"op": "persist", "key": K}
+
     Without --atomic each operation succeeds or fails alone, and a large file is sent in parts.
+
     Exit status: 0, or that of the first operation that failed.
 
     \b

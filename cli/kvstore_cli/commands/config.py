@@ -17,7 +17,6 @@ PARTS = ("daemon", "http", "client", "stream")
 def command() -> None:
     """Show and check what the options are set to.
 
-    \b
     Every option is a flag (--retain-age 2d), a variable (KVSTORE_RETAIN_AGE=2d) and a key of the
     TOML file (retain-age = "2d"). The flag wins over the variable, the variable over the file, the
     file over the default. The file is --config FILE, or KVSTORE_CONFIG, or kvstore/config.toml in
@@ -52,7 +51,6 @@ def show(context: click.Context, as_json: bool) -> None:
 def check(context: click.Context) -> None:
     """Say whether the service would start with this configuration, and what stands against it.
 
-    \b
     Exit status: 0, or 2 if something is wrong. Files and ports are not touched.
 
     \b

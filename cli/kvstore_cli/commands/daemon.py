@@ -14,7 +14,6 @@ from kvstore_cli.flags import given_flags, with_options
 def command(context: click.Context) -> int:
     """Run the daemon alone: it owns the data and speaks ZeroMQ.
 
-    \b
     It stays in the foreground, says on standard error when it is ready, and stops cleanly on
     SIGTERM and Ctrl-C. 'kvstore serve' runs it together with the HTTP facade.
 

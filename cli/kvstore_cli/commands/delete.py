@@ -27,7 +27,6 @@ def command(
     """Remove KEY and print the revision that this made, or remove all keys that begin with --prefix
     and print how many they were.
 
-    \b
     Exit status: 0; 3 if there is no such key; 4 if the condition does not hold. Removing a prefix
     that no key begins with succeeds.
 

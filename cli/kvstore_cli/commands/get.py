@@ -34,9 +34,9 @@ def command(
 ) -> None:
     """Print the value of KEY, or keys and values with --all or --prefix.
 
-    \b
     The value comes out as it went in, with a newline behind it for the eye; --raw leaves the
     newline out. Several keys come as KEY, a tab, VALUE, one a line; on a terminal as a table.
+
     Exit status: 0, or 3 if there is no such key.
 
     \b

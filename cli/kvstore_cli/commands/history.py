@@ -22,8 +22,8 @@ from kvstore_cli.service import key_path
 def command(context: click.Context, key: str, limit: int | None, as_json: bool) -> None:
     """Show what happened to KEY, newest first, as far back as the log goes.
 
-    \b
     Without --json: revision, time, what happened, and the value that was put.
+
     Exit status: 0, or 3 if the log has no event of the key.
 
     \b

@@ -14,7 +14,6 @@ from kvstore_cli.flags import given_flags, with_options
 def command(context: click.Context) -> int:
     """Run the HTTP facade alone, beside a daemon that runs elsewhere.
 
-    \b
     It stays in the foreground, says on standard error when it is ready, and stops cleanly on
     SIGTERM and Ctrl-C. While the daemon is away it answers 503 and keeps its streams open.
 

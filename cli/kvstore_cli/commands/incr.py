@@ -22,7 +22,6 @@ from kvstore_cli.service import key_path
 def command(context: click.Context, key: str, by: int, as_json: bool) -> None:
     """Add to the whole number that KEY holds, and print the sum. A missing key counts from 0.
 
-    \b
     This is atomic: of two at the same time, none is lost. TTL and media type stay.
 
     \b

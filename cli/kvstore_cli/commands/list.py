@@ -34,7 +34,6 @@ def command(
 ) -> None:
     """List keys in byte order, one a line. Values: 'kvstore get --all'.
 
-    \b
     A key may hold any character, also a newline; --json is the form that programs can rely on.
 
     \b

@@ -19,7 +19,6 @@ from kvstore_cli.service import key_path
 def command(context: click.Context, key: str, as_json: bool) -> None:
     """Take the TTL of KEY away, so that it stays; prints the revision that this made.
 
-    \b
     Exit status: 0, or 3 if there is no such key.
 
     \b

@@ -50,9 +50,9 @@ def command(
 ) -> None:
     """Store VALUE under KEY, and print the revision that this made.
 
-    \b
     VALUE - reads standard input, @FILE reads a file; --literal takes either as it stands.
     A put without --ttl takes away a TTL that the key had.
+
     Exit status: 0, or 4 if the condition does not hold.
 
     \b

@@ -18,10 +18,10 @@ from kvstore_cli.options import OPTIONS
 def command(context: click.Context) -> int:
     """Run the service: the daemon and the HTTP facade, as two processes under this one.
 
-    \b
     It stays in the foreground and says on standard error where to go next. If one of the two
     crashes it is started again, at once at first and then ever more slowly. SIGTERM and Ctrl-C stop
     the facade, then the daemon, and leave nothing behind; a second Ctrl-C does not wait for them.
+
     Exit status: 0 after a clean stop, 1 or 2 if the service cannot run like this.
 
     \b

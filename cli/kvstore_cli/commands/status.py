@@ -19,7 +19,6 @@ from kvstore_cli.flags import with_options
 def command(context: click.Context, as_json: bool) -> None:
     """Say how the service is: version, revision, number of keys, sizes, limits.
 
-    \b
     Exit status: 0; 6 if the service, or the daemon behind it, cannot be reached.
 
     \b

@@ -59,18 +59,15 @@ def command(
 ) -> int:
     """Print every change of the KEYs and prefixes as it happens; of everything if none is named.
 
-    \b
     Each event is a line: what happened, the key, the revision, and the value that was put, with
     tabs between; a value's control characters are written as escapes. --json gives all there is;
     it adds a line "sync" where a --snapshot is complete, and "reset" where what came so far is void
     because the log no longer reaches back: a snapshot follows.
 
-    \b
     A broken connection is opened again, and the stream goes on with nothing lost and nothing
     twice. --cursor FILE carries the position over to the next run; an event counts as delivered
     once it was printed or its command has ended.
 
-    \b
     --exec runs CMD in a shell, one event at a time, with the value (of an expired key the last
     one) on standard input and the event in KVSTORE_EVENT_OP, _KEY, _REVISION, _INDEX, _COUNT,
     _TIME, _CONTENT_TYPE, _VERSION, _EXPIRES_AT, _PREVIOUS_REVISION and _CURSOR. A command that

@@ -22,7 +22,6 @@ from kvstore_cli.service import key_path
 def command(context: click.Context, key: str, ttl: int, as_json: bool) -> None:
     """Give KEY a new TTL and leave its value alone; prints the revision that this made.
 
-    \b
     Exit status: 0, or 3 if there is no such key.
 
     \b

@@ -56,9 +56,9 @@ def command(
 ) -> None:
     """Wait until KEY is as it should be, and print its value then, if it has one.
 
-    \b
     If it is so already, this ends at once; nothing that happens between looking and waiting is
     missed. Without --timeout it waits for ever, also through restarts of the service.
+
     Exit status: 0, or 124 when the time is over.
 
     \b
