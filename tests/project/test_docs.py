@@ -12,7 +12,7 @@ from kvstore_cli.main import cli
 from kvstore_cli.options import OPTIONS
 from support.markdown import ROOT, anchors, blocks, links, steps, table_rows
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[a-z]*/README.md")])
 
 
 def name_of(page: Path) -> str:
