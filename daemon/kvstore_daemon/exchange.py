@@ -108,7 +108,7 @@ class Exchange:
         if self._room <= 0:
             return _TOO_LARGE
         try:
-            page = Page(status.fields(), (), 0) if op["op"] == "status" else READS[op["op"]](engine, op)
+            page = _status(status) if op["op"] == "status" else READS[op["op"]](engine, op)
         except KvError as error:
             return {"error": error.as_json()}
         size = _size(page)
@@ -129,6 +129,11 @@ class Exchange:
         position = engine.position()
         revision = position.head if self._revision is None else self._revision
         return encode_reply(position.epoch, revision, self._results, self._values)
+
+
+def _status(status: Status) -> Page:
+    fields = status.fields()
+    return Page(fields, (), fields["revision"])
 
 
 def _result(result: Fields | KvError) -> Fields:
