@@ -14,7 +14,7 @@ from kvstore_client.operations import check_keys, check_operation
 from kvstore_http import contract
 from kvstore_http.bodies import JSON, read_json, require_type, send_json
 from kvstore_http.collaborators import Link
-from kvstore_http.conditions import sent_once
+from kvstore_http.conditions import send_once
 from kvstore_http.problems import problem
 from kvstore_http.query import TTL, read_query
 from kvstore_http.records import reply_json
@@ -45,7 +45,7 @@ class BatchResource:
     def _send(self, batch: _Batch, number: str | None) -> list[Any]:
         if number is None:
             return self._link.request(batch.ops, batch.values, atomic=batch.atomic)
-        return sent_once(self._link, batch.ops, batch.values, number, atomic=batch.atomic)
+        return send_once(self._link, batch.ops, batch.values, number, atomic=batch.atomic)
 
 
 def _parsed(body: Any) -> _Batch:
@@ -110,10 +110,10 @@ def _value(entry: dict[str, Any], index: int) -> bytes:
 
 
 def _result(op: dict[str, Any], result: dict[str, Any] | KvError) -> dict[str, Any]:
-    """What became of one operation: ``status`` is what the operation alone would have been answered
-    with; a failed one is a problem document."""
+    """What became of one operation: ``status`` is what it alone would have been answered with, and
+    a failed one has its problem document as ``error``."""
     if isinstance(result, KvError):
-        return problem(result)
+        return {"status": result.row.status, "error": problem(result)}
     is_new = op["op"] == "put" and result["version"] == 1
     named = {"key": op["key"]} if "key" in op else {"prefix": op["prefix"]}
     return reply_json(result, status=201 if is_new else 200, **named)

@@ -30,8 +30,7 @@ def read_value(environ: dict[str, Any]) -> bytes:
         raise KvError(  # section 8.4.1
             "unsupported_media_type",
             "a Content-Encoding is not undone; send the value as it is to be stored",
-            accept=["identity"],
-            header="accept-encoding",
+            accept_encoding="identity",  # RFC 9110 section 12.5.3
         )
     if "HTTP_CONTENT_RANGE" in environ:  # section 14.5
         raise KvError("bad_request", "a value is stored whole; Content-Range is not taken")
@@ -65,15 +64,15 @@ def check_media_type(media_type: str) -> None:
 def require_type(environ: dict[str, Any], wanted: str, header: str = "accept") -> None:
     """Raise ``unsupported_media_type`` unless the body is said to be ``wanted``.
 
-    ``header`` names the types that are taken in the answer: Accept, or Accept-Patch.
+    ``header`` is where the answer says what is taken: ``accept`` (RFC 9110 section 15.5.16) or
+    ``accept_patch`` (RFC 5789 section 3.1).
     """
     media_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if media_type != wanted:
         raise KvError(
             "unsupported_media_type",
             f"the body must have Content-Type: {wanted}",
-            accept=[wanted],
-            header=header,
+            **{header: wanted},
         )
 
 

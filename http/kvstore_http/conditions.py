@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from kvstore_client.errors import KvError
 from kvstore_client.model import MAX_REVISION
-from kvstore_client.operations import MAX_CLIENT_BYTES
 from kvstore_http.collaborators import Link
 
 ATTEMPTS = 32
 """How often a read-then-write is tried against other writers before the answer is ``too_busy``."""
-MAX_NUMBER = MAX_CLIENT_BYTES - len("http:")
+MAX_NUMBER = 100
+"""The most characters of an Idempotency-Key. The daemon keeps it with a prefix and a step in 128 bytes."""
 
 _TAG = r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"'
 _TAGS = re.compile(rf"\s*,?\s*{_TAG}\s*(?:,\s*(?:{_TAG})?\s*)*")
@@ -112,33 +112,47 @@ def write(
     number = environ.get("HTTP_IDEMPOTENCY_KEY")
     if condition is not None:
         if condition.revision is None:
-            _refuse_number(number, 'beside it, If-Match takes one entity tag and If-None-Match only "*"')
+            refuse_number(number, 'beside it, If-Match takes one entity tag and If-None-Match only "*"')
             return read_then_write(link, op["key"], condition, lambda _record: (op, value))
         op["if_revision"] = condition.revision
+    return send(link, op, value, number)
+
+
+def send(
+    link: Link, op: dict[str, Any], value: bytes | None, number: str | None, step: int = 0
+) -> dict[str, Any]:
+    """The result of one writing op, applied once however often it is sent under ``number``.
+
+    ``step`` tells apart the writes that one request under one number consists of.
+    """
     if number is None:
         return link.call(op, value)
     sized = op if value is None else {**op, "size": len(value)}
-    result = sent_once(link, [sized], [] if value is None else [value], number)[0]
+    result = send_once(link, [sized], [] if value is None else [value], number, step=step)[0]
     if isinstance(result, KvError):
         raise result
     return result
 
 
-def sent_once(
-    link: Link, ops: list[dict[str, Any]], values: list[bytes], number: str, *, atomic: bool = False
+def send_once(
+    link: Link,
+    ops: list[dict[str, Any]],
+    values: list[bytes],
+    number: str,
+    *,
+    atomic: bool = False,
+    step: int = 0,
 ) -> list[dict[str, Any] | KvError]:
     """The results of a request that is applied once however often it is sent under ``number``."""
     if not (number.isascii() and number.isprintable() and 0 < len(number) <= MAX_NUMBER):
         raise KvError("bad_request", f"Idempotency-Key must be 1 to {MAX_NUMBER} printable ASCII characters")
-    return link.request(ops, values, atomic=atomic, idempotency_key=number)
+    # no number that a client can send holds a control character
+    name = f"{number}\n{step}" if step else number
+    return link.request(ops, values, atomic=atomic, idempotency_key=name)
 
 
-def refuse_number(environ: dict[str, Any], reason: str) -> None:
+def refuse_number(number: str | None, reason: str) -> None:
     """Raise ``bad_request`` for a request that carries an idempotency key and cannot keep its promise."""
-    _refuse_number(environ.get("HTTP_IDEMPOTENCY_KEY"), reason)
-
-
-def _refuse_number(number: str | None, reason: str) -> None:
     if number is not None:
         raise KvError("bad_request", f"Idempotency-Key is not taken here: {reason}", header="Idempotency-Key")
 

@@ -32,9 +32,9 @@ from kvstore_http.conditions import (
     write,
 )
 from kvstore_http.mergepatch import Patch
-from kvstore_http.query import FORMAT, REVISION, SINCE, TTL, WAIT, Query, read_query
+from kvstore_http.query import EMPTY, FORMAT, REVISION, SINCE, TTL, WAIT, Query, read_query
 from kvstore_http.records import http_date, reply_json, timestamp
-from kvstore_http.waiting import read_after_change
+from kvstore_http.waiting import Unchanged, read_after_change
 
 # A value is whatever somebody stored, on the origin of this service: a browser must neither guess
 # that it is a page nor run it as one that may speak for its reader.
@@ -62,14 +62,14 @@ class KeyResource:
 
     def get(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
         record = self._record(key, query)
-        if record is None:
+        if isinstance(record, Unchanged):
             resp.status = "304 Not Modified"
-            resp.set_headers(_VALUE_HEADERS)
+            resp.set_headers(_VALUE_HEADERS if record.record is None else _headers(record.record))
             return
         resp.set_headers(_headers(record))
         if _is_unmodified(req.env, record):
             resp.status = "304 Not Modified"
-        elif query.get(FORMAT) == "json":
+        elif query is not EMPTY and query.get(FORMAT) == "json":
             send_json(resp, reply_json(record, key=key))
         else:
             resp.content_type = record["content_type"]
@@ -77,8 +77,10 @@ class KeyResource:
             if "HTTP_RANGE" in req.env:
                 _send_range(req.env, resp, record)
 
-    def _record(self, key: str, query: Query) -> dict[str, Any] | None:
-        """The record that the query asks for, None for "as you know it"; raises ``not_found``."""
+    def _record(self, key: str, query: Query) -> dict[str, Any] | Unchanged:
+        """The record that the query asks for; raises ``not_found``."""
+        if query is EMPTY:
+            return self._link.call({"op": "get", "key": key})
         revision, wait, since = query.get(REVISION), query.get(WAIT), query.get(SINCE)
         if wait is None:
             if since is not None:
@@ -117,10 +119,9 @@ class KeyResource:
         self.patch(req, resp, key, read_query(req.env, contract.PUT_KEY))
 
     def patch(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
-        require_type(req.env, MERGE_PATCH, header="accept-patch")
-        refuse_number(
-            req.env, "a merge patch applied twice is the same as once; If-Match guards other changes"
-        )
+        require_type(req.env, MERGE_PATCH, header="accept_patch")
+        number = req.env.get("HTTP_IDEMPOTENCY_KEY")
+        refuse_number(number, "a merge patch applied twice is the same as once; If-Match guards the rest")
         patch = Patch(read_body(req.env), key, query.get(TTL))
         send_written(resp, key, read_then_write(self._link, key, condition_of(req.env), patch.applied_to))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from kvstore_client.operations import MAX_PAGE
 from kvstore_http import contract
 from kvstore_http.bodies import JSON, NDJSON, choose_type, refuse_body, send_json
 from kvstore_http.collaborators import Link, read_one
-from kvstore_http.conditions import refuse_number
+from kvstore_http.conditions import send
 from kvstore_http.kv import KeyResource
 from kvstore_http.problems import problem
 from kvstore_http.query import (
@@ -73,19 +74,22 @@ class CollectionResource:
 
     def _delete_prefix(self, req: falcon.Request, resp: falcon.Response, prefix: str) -> None:
         """Page after page, each in a revision of its own: it is not atomic, and an error says how
-        much was deleted before it."""
+        much was deleted before it. A repeat under the same idempotency key gets the answers of the
+        pages that were done, and goes on behind them."""
         refuse_body(req.env)
-        refuse_number(req.env, "deleting by prefix is done in many steps")
         if "HTTP_IF_MATCH" in req.env or "HTTP_IF_NONE_MATCH" in req.env:
             raise KvError("bad_request", "a prefix has no revision: If-Match and If-None-Match need ?key=")
-        deleted, revision, more = 0, None, True
-        while more:
+        number = req.env.get("HTTP_IDEMPOTENCY_KEY")
+        op, deleted, revision = {"op": "delete_prefix", "prefix": prefix}, 0, None
+        for step in itertools.count():
             try:
-                page = self._link.call({"op": "delete_prefix", "prefix": prefix})
+                page = send(self._link, op, None, number, step)
             except KvError as error:
                 raise KvError(error.code, error.message, **error.details, deleted=deleted) from error
-            deleted, more = deleted + page["deleted"], page["more"]
-            revision = page["revision"] if page["revision"] is not None else revision
+            deleted += page["deleted"]
+            revision = page.get("revision", revision)  # absent where the page was empty
+            if not page["more"]:
+                break
         send_json(resp, {"prefix": prefix, "deleted": deleted, "revision": revision})
 
     def _list(self, req: falcon.Request, resp: falcon.Response, query: Query) -> None:

@@ -13,7 +13,7 @@ from kvstore_http import contract, problems
 from kvstore_http.bodies import JSON
 from kvstore_http.contract import Endpoint
 from kvstore_http.query import KEY, Parameter
-from kvstore_http.schemas import schemas
+from kvstore_http.schemas import SCHEMAS, reference
 
 _BODY_SCHEMAS = {"/v1/batch": "Batch", "/": "Pair"}
 
@@ -42,7 +42,7 @@ def document() -> dict[str, Any]:
         },
         "servers": [{"url": "/"}],
         "paths": {path: _path(endpoints) for path, endpoints in contract.paths().items()},
-        "components": {"schemas": schemas()},
+        "components": {"schemas": SCHEMAS},
     }
 
 
@@ -127,7 +127,7 @@ def _body(endpoint: Endpoint) -> dict[str, Any]:
     schema = _BODY_SCHEMAS.get(endpoint.path, "Value")
     return {
         "required": True,
-        "content": {media_type: {"schema": _reference(schema)} for media_type in endpoint.body},
+        "content": {media_type: {"schema": reference(schema)} for media_type in endpoint.body},
     }
 
 
@@ -137,13 +137,13 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
         described: dict[str, Any] = {"description": answer.meaning}
         if answer.content:
             described["content"] = {
-                media_type: {"schema": _reference(schema)} for media_type, schema in answer.content.items()
+                media_type: {"schema": reference(schema)} for media_type, schema in answer.content.items()
             }
         responses[str(answer.status)] = described
     for status, codes in _errors(endpoint).items():
         responses[str(status)] = {
             "description": "; ".join(f"`{code}`: {ERRORS[code].title}" for code in codes),
-            "content": {problems.MEDIA_TYPE: {"schema": _reference("Problem")}},
+            "content": {problems.MEDIA_TYPE: {"schema": reference("Problem")}},
         }
     return responses
 
@@ -153,7 +153,3 @@ def _errors(endpoint: Endpoint) -> dict[int, list[str]]:
     for code in (*endpoint.errors, *contract.ANYWHERE):
         by_status.setdefault(ERRORS[code].status, []).append(code)
     return dict(sorted(by_status.items()))
-
-
-def _reference(schema: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{schema}"}

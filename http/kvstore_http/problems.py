@@ -47,9 +47,8 @@ def _headers(error: KvError) -> dict[str, str]:
         headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     if error.code == "method_not_allowed":
         headers["allow"] = ", ".join(error.details["allow"])
-    if error.code == "unsupported_media_type" and "accept" in error.details:
-        # RFC 9110 section 15.5.16 for Accept, RFC 5789 section 3.1 for Accept-Patch
-        headers[error.details.get("header", "accept")] = ", ".join(error.details["accept"])
+    if error.code == "unsupported_media_type":
+        headers |= {name.replace("_", "-"): types for name, types in error.details.items()}
     return headers
 
 

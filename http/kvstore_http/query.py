@@ -90,14 +90,15 @@ class Query:
         return self
 
 
-_EMPTY = Query({})
+EMPTY = Query({})
+"""The query of every request without one: reading a key asks for it by identity, to be quick."""
 
 
 def read_query(environ: dict[str, Any], parameters: Known | None = None) -> Query:
     """The request's parameters, each at most once; None for ``parameters`` leaves them unchecked."""
     raw = environ[RAW_QUERY]
     if not raw:
-        return _EMPTY
+        return EMPTY
     texts: dict[str, str] = {}
     for pair in raw.split("&"):
         if not pair:

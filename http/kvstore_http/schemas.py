@@ -4,107 +4,101 @@ from __future__ import annotations
 
 from typing import Any
 
+Schema = dict[str, Any]
 
-def schemas() -> dict[str, Any]:
-    """The JSON schemas that answers and bodies name."""
-    integer = {"type": "integer", "format": "int64"}
-    time = {"type": "string", "format": "date-time"}
-    text = {"type": "string"}
-    record = {
-        "key": text,
-        "value": {"type": "string", "description": "the value, where it is UTF-8 text"},
-        "value_b64": {
-            "type": "string",
-            "contentEncoding": "base64",
-            "description": "the value, where it is not",
-        },
-        "content_type": text,
-        "revision": integer,
-        "create_revision": integer,
-        "version": integer,
-        "modified_at": time,
-        "expires_at": time,
-    }
-    written = {name: record[name] for name in ("key", "revision", "create_revision", "version", "expires_at")}
-    event = {
-        **record,
-        "op": {"type": "string", "enum": ["put", "delete", "expire"]},
-        "index": integer,
-        "count": integer,
-        "time": time,
-        "previous_revision": integer,
-        "previous": {"$ref": "#/components/schemas/Record"},
-    }
-    cursor = {"type": ["string", "null"]}
-    return {
-        "Value": {"description": "any bytes"},
-        "Object": {"type": "object"},
-        "Record": _object(record, "revision", "create_revision", "version", "content_type", "modified_at"),
-        "Written": _object(written, "key", "revision", "create_revision", "version"),
-        "Counted": _object({**written, "value": integer}, "key", "revision", "value"),
-        "Deleted": _object(
-            {"key": text, "prefix": text, "deleted": integer, "revision": {"type": ["integer", "null"]}},
-            "deleted",
-            "revision",
-        ),
-        "Page": _object(
-            {"items": _list("Record"), "count": integer, "revision": integer, "cursor": cursor}, "revision"
-        ),
-        "Event": _object(event, "op", "key", "revision", "index", "count", "time", "previous_revision"),
-        "History": _object(
-            {"key": text, "events": _list("Event"), "cursor": cursor, "truncated": {"type": "boolean"}},
-            "key",
-            "events",
-            "cursor",
-            "truncated",
-        ),
-        "Batch": _object({"atomic": {"type": "boolean", "default": False}, "ops": _list("BatchOp")}, "ops"),
-        "BatchOp": _object(
-            {
-                "op": {
-                    "type": "string",
-                    "enum": ["get", "put", "delete", "delete_prefix", "incr", "touch", "persist"],
-                },
-                "key": text,
-                "value": text,
-                "value_b64": record["value_b64"],
-                "content_type": text,
-                "ttl": {"type": ["number", "string"]},
-                "if_revision": integer,
-                "by": integer,
-                "prefix": text,
-                "limit": integer,
-            },
-            "op",
-        ),
-        "BatchResults": _object({"results": {"type": "array", "items": {"type": "object"}}}, "results"),
-        "Pair": _object({"key": text, "value": text}, "key", "value"),
-        "Status": _object({"epoch": text, "revision": integer, "floor": integer}, "epoch", "revision"),
-        "Health": _object({"status": text}, "status"),
-        "Problem": _object(
-            {
-                "type": {"type": "string", "format": "uri-reference"},
-                "title": text,
-                "status": {"type": "integer"},
-                "detail": text,
-                "code": text,
-                "retryable": {"type": "boolean"},
-                "revision": integer,
-                "outcome": {"const": "unknown"},
-            },
-            "type",
-            "title",
-            "status",
-            "detail",
-            "code",
-            "retryable",
-        ),
-    }
+_TEXT: Schema = {"type": "string"}
+_FLAG: Schema = {"type": "boolean"}
+_INTEGER: Schema = {"type": "integer", "format": "int64"}
+_TIME: Schema = {"type": "string", "format": "date-time"}
+_CURSOR: Schema = {"type": ["string", "null"]}
 
 
-def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+def _object(properties: Schema, *required: str) -> Schema:
     return {"type": "object", "properties": properties, "required": list(required)}
 
 
-def _list(schema: str) -> dict[str, Any]:
-    return {"type": "array", "items": {"$ref": f"#/components/schemas/{schema}"}}
+def _list(schema: str) -> Schema:
+    return {"type": "array", "items": reference(schema)}
+
+
+def reference(schema: str) -> dict[str, str]:
+    """Where the schema stands in the document."""
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+_VALUE: Schema = {
+    "value": {"type": "string", "description": "the value, where it is UTF-8 text"},
+    "value_b64": {"type": "string", "contentEncoding": "base64", "description": "the value, where it is not"},
+}
+_WRITTEN: Schema = {
+    "key": _TEXT,
+    "revision": _INTEGER,
+    "create_revision": _INTEGER,
+    "version": _INTEGER,
+    "expires_at": _TIME,
+}
+_RECORD: Schema = {**_WRITTEN, **_VALUE, "content_type": _TEXT, "modified_at": _TIME}
+_EVENT: Schema = {
+    **_RECORD,
+    "op": {"type": "string", "enum": ["put", "delete", "expire"]},
+    "index": _INTEGER,
+    "count": _INTEGER,
+    "time": _TIME,
+    "previous_revision": _INTEGER,
+    "previous": reference("Record"),
+}
+_BATCH_OP: Schema = {
+    **_VALUE,
+    "op": {"type": "string", "enum": ["get", "put", "delete", "delete_prefix", "incr", "touch", "persist"]},
+    "key": _TEXT,
+    "content_type": _TEXT,
+    "ttl": {"type": ["number", "string"], "description": "seconds, or a text such as 5m"},
+    "if_revision": _INTEGER,
+    "by": _INTEGER,
+    "prefix": _TEXT,
+    "limit": _INTEGER,
+}
+_PROBLEM: Schema = {
+    "type": {"type": "string", "format": "uri-reference"},
+    "title": _TEXT,
+    "status": {"type": "integer"},
+    "detail": _TEXT,
+    "code": _TEXT,
+    "retryable": _FLAG,
+    "revision": _INTEGER,
+    "outcome": {"const": "unknown"},
+}
+
+SCHEMAS: dict[str, Schema] = {
+    "Value": {"description": "any bytes"},
+    "Object": {"type": "object"},
+    "Record": _object(_RECORD, "revision", "create_revision", "version", "content_type", "modified_at"),
+    "Written": _object(_WRITTEN, "key", "revision", "create_revision", "version"),
+    "Counted": _object({**_WRITTEN, "value": _INTEGER}, "key", "revision", "value"),
+    "Deleted": _object(
+        {"key": _TEXT, "prefix": _TEXT, "deleted": _INTEGER, "revision": {"type": ["integer", "null"]}},
+        "deleted",
+        "revision",
+    ),
+    "Page": _object(
+        {"items": _list("Record"), "count": _INTEGER, "revision": _INTEGER, "cursor": _CURSOR}, "revision"
+    ),
+    "Event": _object(_EVENT, "op", "key", "revision", "index", "count", "time", "previous_revision"),
+    "History": _object(
+        {"key": _TEXT, "events": _list("Event"), "cursor": _CURSOR, "truncated": _FLAG},
+        "key",
+        "events",
+        "cursor",
+        "truncated",
+    ),
+    "Pair": _object({"key": _TEXT, "value": _TEXT}, "key", "value"),
+    "Batch": _object({"atomic": {"type": "boolean", "default": False}, "ops": _list("BatchOp")}, "ops"),
+    "BatchOp": _object(_BATCH_OP, "op"),
+    "BatchResult": _object(
+        {"status": {"type": "integer"}, "error": reference("Problem"), **_RECORD, "prefix": _TEXT}, "status"
+    ),
+    "BatchResults": _object({"results": _list("BatchResult")}, "results"),
+    "Status": _object({"epoch": _TEXT, "revision": _INTEGER, "floor": _INTEGER}, "epoch", "revision"),
+    "Health": _object({"status": _TEXT}, "status"),
+    "Problem": _object(_PROBLEM, "type", "title", "status", "detail", "code", "retryable"),
+}

@@ -21,14 +21,20 @@ class _State(NamedTuple):
     head: int
 
 
+class Unchanged(NamedTuple):
+    """Nothing happened to the key, which has this ``record`` (None: it is missing)."""
+
+    record: dict[str, Any] | None
+
+
 def read_after_change(
     link: Link, feed: Feed, key: str, since: Cursor | None, seconds: float
-) -> dict[str, Any] | None:
+) -> dict[str, Any] | Unchanged:
     """The key's record once it has changed after ``since``; raises ``not_found`` if it is gone then.
 
     ``since`` is the revision that the caller knows: 0 for a missing key. When nothing changed in
-    ``seconds``, the answer is None. Without ``since`` the caller knows nothing: the next change from
-    now on counts, and when there is none the answer is the state at the end of the wait.
+    ``seconds``, the answer is Unchanged. Without ``since`` the caller knows nothing: the next change
+    from now on counts, and when there is none the answer is the state at the end of the wait.
     """
     deadline = time.monotonic() + seconds
     state = _read(link, key)
@@ -42,7 +48,7 @@ def read_after_change(
         state = _read(link, key)
         if state.changed > known:
             return _answer(state)
-    return _answer(state) if since is None else None
+    return _answer(state) if since is None else Unchanged(state.record)
 
 
 def _is_news(link: Link, state: _State, since: Cursor) -> bool:
