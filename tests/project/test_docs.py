@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -122,3 +123,38 @@ def test_make_targets_that_are_named_exist() -> None:
         named = re.findall(r"`make ([a-z]+)", page.read_text())
         shown = re.findall(r"^make ([a-z]+)", page.read_text(), re.MULTILINE)
         assert set(named + shown) <= targets, name_of(page)
+
+
+# ── the walk through the code ────────────────────────────────────────────────────────────────────
+
+ONE_PUT = (ROOT / "docs/one-put.md").read_text()
+PLACES = re.findall(r"`([a-z_/]+\.py)`\s+((?:`[A-Za-z_.]+`(?:,\s+)?)+)", ONE_PUT)
+
+
+def names_in(file: Path) -> set[str]:
+    """The classes, functions, methods and constants of a module: ``name`` or ``Class.name``."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inner = [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
+            found.update(f"{node.name}.{name}" for name in inner)
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found.update(target.id for target in targets if isinstance(target, ast.Name))
+    return found
+
+
+def test_one_put_takes_ten_steps() -> None:
+    assert re.findall(r"^\*\*(\d+)\. ", ONE_PUT, re.MULTILINE) == [str(number) for number in range(1, 11)]
+
+
+def test_every_file_that_one_put_names_has_a_function_beside_it() -> None:
+    assert len(PLACES) == len(re.findall(r"`[a-z_/]+\.py`", ONE_PUT))
+
+
+@pytest.mark.parametrize(("file", "names"), PLACES)
+def test_the_functions_that_one_put_names_exist(file: str, names: str) -> None:
+    for name in re.findall(r"`([^`]+)`", names):
+        assert name in names_in(ROOT / file)
