@@ -9,6 +9,7 @@ from kvstore_client.errors import KvError
 if TYPE_CHECKING:
     import http.client as http_client
 
+_MEMBERS = {"type", "title", "status", "detail", "instance", "code", "retryable"}
 # What another attempt may cure. A full store is retryable too, but only after somebody made room.
 _PASSING = ("unavailable", "too_busy", "timed_out")
 
@@ -52,14 +53,16 @@ def successful(answer: Answer) -> Answer:
 def error_from(answer: Answer) -> KvError:
     """The error of a problem document, or of the status alone where something else answered."""
     try:
-        document = answer.json()
-        code = document.pop("code")
-        message = document.pop("detail", None) or document.pop("title", None) or code
-        for member in ("type", "title", "status", "instance", "retryable"):
-            document.pop(member, None)
-        return KvError.from_json({**document, "code": code, "message": message})
-    except (KvError, AttributeError, KeyError, TypeError):
+        return problem_error(answer.json())
+    except (KvError, KeyError, TypeError):
         return _foreign_error(answer.status)
+
+
+def problem_error(document: dict[str, Any]) -> KvError:
+    """The error that a problem document describes; raises KeyError or TypeError if it is none."""
+    details = {name: document[name] for name in document.keys() - _MEMBERS}
+    message = document.get("detail") or document.get("title") or document["code"]
+    return KvError.from_json({**details, "code": document["code"], "message": message})
 
 
 def _foreign_error(status: int) -> KvError:

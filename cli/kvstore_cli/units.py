@@ -84,12 +84,22 @@ def parse_url(given: Any) -> str:
     from urllib.parse import urlsplit
 
     text = _text(given)
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"{text!r} is not a service's address; write for example http://127.0.0.1:5000")
+    refusal = ValueError(f"{text!r} is not a service's address; write for example http://127.0.0.1:5000")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise refusal from error
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+        or port == 0
+    ):
+        raise refusal
     if parts.username is not None:
         raise ValueError("an address with a user name is not taken: the service does not know users")
-    _ = parts.port  # raises ValueError for a port that is none
     return text.rstrip("/")
 
 

@@ -13,8 +13,9 @@ from kvstore_cli import output
 from kvstore_cli.client import connected
 from kvstore_cli.commands.put import read_file
 from kvstore_cli.flags import with_options
+from kvstore_cli.problems import problem_error
 from kvstore_cli.service import Service
-from kvstore_client.errors import EXIT_DONE, KvError
+from kvstore_client.errors import EXIT_DONE
 
 # Independent ops gain nothing from larger requests, and the limits of a service are seldom smaller.
 _REQUEST_OPS = 1000
@@ -116,9 +117,9 @@ def _print_results(results: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> 
     status, done, failed = EXIT_DONE, 0, 0
     for result in results:
         output.write_json(result)
-        if "error" in result:
+        if "code" in result:  # a problem document; what succeeded has none
             failed += 1
-            status = status or KvError.from_json(result["error"]).row.exit
+            status = status or problem_error(result).row.exit
         else:
             done += 1
     output.talk(f"{done} done, {failed} failed")

@@ -1,0 +1,206 @@
+"""The one table of options, and how a value is found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore_cli.configuration import ConfigurationError, daemon_settings, http_settings, resolve
+from kvstore_cli.options import CONFIG, OPTIONS, options_of
+from kvstore_daemon.settings import DaemonSettings
+from kvstore_http.settings import HttpSettings
+
+PARTS = ("daemon", "http", "client", "stream")
+
+# Something else than the default, as text for flag and variable, for each option.
+OTHERS: dict[str, Any] = {
+    "data": "/srv/kvstore",
+    "engine": "other:x",
+    "sync": "none",
+    "requests": "tcp://127.0.0.1:1",
+    "changes": "ipc:///tmp/changes",
+    "http": "127.0.0.1:1",
+    "cors-origins": "https://a.example,https://b.example",
+    "allow-anonymous": "1",
+    "log-level": "debug",
+    "url": "https://kv.example",
+    "ca-file": "/etc/ca.pem",
+}
+
+
+def other(name: str) -> str:
+    """A value that is not the default."""
+    by_unit = {"bytes": "2MiB", "duration": "123s", "count": "77"}
+    return str(OTHERS.get(name) or by_unit[OPTIONS[name].kind.unit])
+
+
+def found(name: str, *, flags: dict[str, Any] | None = None, env: dict[str, str] | None = None) -> Any:
+    """Value and origin of an option."""
+    configuration = resolve(flags or {}, *PARTS, environ=env or {})
+    return next((s.value, s.origin) for s in configuration.settings() if s.option.name == name)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def toml_file(folder: Path, text: str) -> str:
+    """A configuration file with ``text``."""
+    path = folder / "kvstore.toml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(("part", "settings"), [("daemon", DaemonSettings), ("http", HttpSettings)])
+def test_each_setting_is_an_option_and_each_option_a_setting(part: str, settings: type) -> None:
+    fields = {field.name for field in dataclasses.fields(settings)}
+    assert {row.field for row in options_of(part)} == fields
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_each_option_says_what_follows_from_it(name: str) -> None:
+    row = OPTIONS[name]
+    assert row.consequence.endswith(".")
+    assert row.parts
+    assert row.shown_default()
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_flag_wins_over_variable_over_file_over_default(name: str, tmp_path: Path) -> None:
+    row = OPTIONS[name]
+    value = row.kind.parse(other(name))
+    path = toml_file(tmp_path, f"{name} = {json.dumps(other(name))}\n")
+    in_file = {"KVSTORE_CONFIG": path}
+    assert found(name) == (row.default_value(), "default")
+    assert found(name, env=in_file) == (value, f"file {path}")
+    assert found(name, env={**in_file, row.variable: other(name)}) == (value, f"variable {row.variable}")
+    assert found(name, flags={name: value}, env={**in_file, row.variable: "?"}) == (value, f"flag {row.flag}")
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if OPTIONS[name].kind.unit in ("bytes", "count")])
+def test_numbers_may_stand_in_the_file_as_numbers(name: str, tmp_path: Path) -> None:
+    number = OPTIONS[name].kind.parse(other(name))
+    env = {"KVSTORE_CONFIG": toml_file(tmp_path, f"{name} = {number}\n")}
+    assert found(name, env=env)[0] == number
+
+
+def test_lists_and_truths_may_stand_in_the_file_as_such(tmp_path: Path) -> None:
+    env = {"KVSTORE_CONFIG": toml_file(tmp_path, 'cors-origins = ["https://a"]\nallow-anonymous = true\n')}
+    assert found("cors-origins", env=env)[0] == ("https://a",)
+    assert found("allow-anonymous", env=env)[0] is True
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    assert found("sync", env={"KVSTORE_SYNC": ""}) == ("always", "default")
+
+
+def test_the_file_is_looked_for_in_the_xdg_config_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for home in (tmp_path / ".config", tmp_path / "xdg"):
+        (home / "kvstore").mkdir(parents=True)
+        (home / "kvstore" / "config.toml").write_text(f'data = "/from/{home.name}"\n')
+    assert found("data")[0] == "/from/.config"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    assert found("data")[0] == "/from/xdg"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "not/absolute")
+    assert found("data")[0] == "/from/.config"
+
+
+def test_the_data_folder_is_the_xdg_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found("data")[0] == str(tmp_path / ".local/share/kvstore")
+    monkeypatch.setenv("XDG_DATA_HOME", "/xdg/data")
+    assert found("data")[0] == "/xdg/data/kvstore"
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("KVSTORE_RETAIN_EVENT", "KVSTORE_RETAIN_EVENTS"),
+        ("KVSTORE_ULR", "KVSTORE_URL"),
+        ("KVSTORE_CONFIGURATION", "KVSTORE_CONFIG"),
+        ("KVSTORE_SYNC_INTERVAL_MS", "KVSTORE_SYNC_INTERVAL"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_nearest_name(variable: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{variable} is not an option; did you mean {meant}\?"):
+        resolve({}, "client", environ={variable: "1"})
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("max_value_bytes = 5", "max-value-bytes"), ("htpp = ':1'", "http"), ("[sync]\nx = 1", "")],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path, text: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=meant or "sync"):
+        resolve({}, *PARTS, environ={"KVSTORE_CONFIG": toml_file(tmp_path, text)})
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "KVSTORE_EVENT_KEY",
+        "KVSTORE_SERVICE_HOST",
+        "KVSTORE_SERVICE_PORT",
+        "KVSTORE_SERVICE_PORT_HTTP",
+        "KVSTORE_PORT",
+        "KVSTORE_PORT_5000_TCP_ADDR",
+    ],
+)
+def test_variables_that_others_set_are_let_be(variable: str) -> None:
+    resolve({}, *PARTS, environ={variable: "tcp://10.0.0.1:5000"})
+
+
+@pytest.mark.parametrize(
+    "name", ["max-value-bytes", "retain-age", "workers", "sync", "http", "requests", "url"]
+)
+def test_a_value_that_cannot_be_read_is_refused_and_located(name: str, tmp_path: Path) -> None:
+    row = OPTIONS[name]
+    with pytest.raises(ConfigurationError, match=f"^{row.variable}: '\\?!'"):
+        resolve({}, *PARTS, environ={row.variable: "?!"})
+    path = toml_file(tmp_path, f'{name} = "?!"')
+    with pytest.raises(ConfigurationError, match=f"kvstore.toml: {name}: '\\?!'"):
+        resolve({}, *PARTS, environ={"KVSTORE_CONFIG": path})
+
+
+def test_a_bad_value_of_another_part_does_not_stop_a_command() -> None:
+    resolve({}, "client", environ={"KVSTORE_WORKERS": "many"})
+
+
+def test_a_named_file_that_is_missing_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match=r"there is no configuration file /nowhere/x\.toml"):
+        resolve({}, "client", environ={"KVSTORE_CONFIG": "/nowhere/x.toml"})
+
+
+def test_a_file_that_is_not_toml_is_an_error_with_the_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"is not TOML: .*line 2"):
+        resolve({}, "client", environ={"KVSTORE_CONFIG": toml_file(tmp_path, "a = 1\nb\n")})
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [("http", "0.0.0.0:5000"), ("requests", "tcp://*:5555"), ("changes", "tcp://[::]:5556")],
+)
+def test_listening_beyond_loopback_needs_allow_anonymous(name: str, address: str) -> None:
+    build = http_settings if name == "http" else daemon_settings
+    with pytest.raises(ConfigurationError, match=rf"--{name} .*--allow-anonymous"):
+        build(resolve({name: address}, "daemon", "http", environ={}))
+    build(resolve({name: address}, "daemon", "http", environ={"KVSTORE_ALLOW_ANONYMOUS": "yes"}))
+
+
+def test_the_facade_may_connect_to_a_daemon_elsewhere() -> None:
+    configuration = resolve({"requests": "tcp://db.example:5555"}, "http", environ={})
+    assert http_settings(configuration).requests == "tcp://db.example:5555"
+
+
+def test_config_cannot_stand_in_the_file(tmp_path: Path) -> None:
+    assert CONFIG.name not in OPTIONS
+    with pytest.raises(ConfigurationError, match="config is not an option"):
+        resolve({}, "client", environ={"KVSTORE_CONFIG": toml_file(tmp_path, 'config = "x"')})
