@@ -23,8 +23,7 @@ log = logging.getLogger(__name__)
 def problem(error: KvError) -> dict[str, Any]:
     """The problem document: the details stand beside the members of RFC 9457 and never replace one."""
     row = error.row
-    return {
-        **error.details,
+    members = {
         "type": f"urn:kvstore:error:{row.code}",
         "title": row.title,
         "status": row.status,
@@ -32,6 +31,7 @@ def problem(error: KvError) -> dict[str, Any]:
         "code": row.code,
         "retryable": row.retryable,
     }
+    return {**members, **error.details, **members}
 
 
 def rendered(error: KvError) -> tuple[str, dict[str, str], bytes]:
