@@ -8,9 +8,10 @@ import falcon
 
 from kvstore_http import contract, problems
 from kvstore_http.batch import BatchResource
-from kvstore_http.collaborators import Feed, Link
+from kvstore_http.collaborators import Link
 from kvstore_http.contract import Endpoint
 from kvstore_http.counters import IncrResource, PersistResource, TouchResource
+from kvstore_http.feed import Feed
 from kvstore_http.history import HistoryResource
 from kvstore_http.kv import KeyResource
 from kvstore_http.legacy import AllResource, RootResource
@@ -20,6 +21,7 @@ from kvstore_http.origins import Cors, guarded
 from kvstore_http.rawpath import RawPathRouter
 from kvstore_http.service import LivezResource, ReadyzResource, StatusResource
 from kvstore_http.settings import HttpSettings
+from kvstore_http.subscribe import SubscribeResource
 
 MAX_REQUEST_ID = 128
 
@@ -32,8 +34,6 @@ def create_app(link: Link, feed: Feed, settings: HttpSettings) -> falcon.App[Any
     router = RawPathRouter()
     resources = _resources(link, feed, settings)
     for path, endpoints in contract.paths().items():
-        if path == "/v1/subscribe":
-            continue
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
     middleware: list[Any] = [RequestId()]
     if settings.cors_origins:
@@ -53,6 +53,7 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings) -> dict[str, obje
         "/v1/touch/{key}": TouchResource(link),
         "/v1/persist/{key}": PersistResource(link),
         "/v1/history/{key}": HistoryResource(link),
+        "/v1/subscribe": SubscribeResource(feed, settings),
         "/v1/status": StatusResource(link),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(link),

@@ -51,5 +51,7 @@ class Feed(Protocol):
     """The changes as they happen."""
 
     def wait_for_change(self, key: str, since: int, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds until ``key`` may have changed after revision ``since``;
-        whether it may have."""
+        """Wait up to ``timeout`` seconds until ``key`` may have changed after revision ``since``.
+
+        False when the time is up, and earlier when the service stops.
+        """

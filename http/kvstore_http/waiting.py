@@ -42,12 +42,14 @@ def read_after_change(
         return _answer(state)
     known = state.head
     while (remaining := deadline - time.monotonic()) > 0:
-        feed.wait_for_change(key, state.head, remaining)
+        goes_on = feed.wait_for_change(key, state.head, remaining)
         # Read again even when the wait ran out: should the feed have been cut off, this finds what
         # it missed, or says that the daemon is away.
         state = _read(link, key)
         if state.changed > known:
             return _answer(state)
+        if not goes_on:
+            break
     return _answer(state) if since is None else Unchanged(state.record)
 
 
