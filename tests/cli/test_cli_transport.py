@@ -1,0 +1,393 @@
+"""What the command line does on a network that is not perfect, against a service with a script."""
+
+from __future__ import annotations
+
+import collections
+import http.server
+import json
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore_cli.connection import http_client
+from kvstore_cli.problems import Trouble
+from kvstore_cli.service import ATTEMPTS, Pauses, Service, encode_query, key_path
+from kvstore_client.errors import ERRORS, KvError
+from support import free_port
+
+Handler = http.server.BaseHTTPRequestHandler
+Play = Callable[[Handler], None]
+
+
+def answer(body: bytes = b"{}", status: int = 200, **headers: str) -> Play:
+    """A complete answer."""
+
+    def play(handler: Handler) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return play
+
+
+def problem(code: str, **members: Any) -> Play:
+    """An error as the service reports it."""
+    row = ERRORS[code]
+    document = {"type": f"urn:kvstore:error:{code}", "title": row.title, "status": row.status, "code": code}
+    return answer(json.dumps({**document, **members}).encode(), row.status)
+
+
+def drop(handler: Handler) -> None:
+    """Close the connection without an answer."""
+    handler.close_connection = True
+
+
+def cut_off(handler: Handler) -> None:
+    """Close the connection in the middle of the answer."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+    handler.wfile.write(b"half")
+    handler.close_connection = True
+
+
+def service(url: str, timeout_ms: int = 20_000) -> Service:
+    """The service at ``url``."""
+    return Service(url, timeout_ms=timeout_ms)
+
+
+@pytest.mark.parametrize("trouble", [drop, cut_off, problem("unavailable"), problem("too_busy")])
+def test_a_write_that_met_trouble_is_repeated_under_the_same_number(script: Any, trouble: Play) -> None:
+    script.plays = [trouble, trouble, answer(b'{"revision": 7}')]
+    with service(script.url) as kv:
+        assert kv.request("PUT", "/v1/kv/a", body=b"v").json() == {"revision": 7}
+    assert [seen.body for seen in script.seen] == [b"v"] * 3
+    assert len({seen.headers["Idempotency-Key"] for seen in script.seen}) == 1
+
+
+def test_each_write_has_a_number_of_its_own(script: Any) -> None:
+    script.plays = [answer()]
+    with service(script.url) as kv:
+        kv.request("PUT", "/v1/kv/a", body=b"1")
+        kv.request("PUT", "/v1/kv/a", body=b"2")
+        kv.request("GET", "/v1/kv/a")
+    first, second, read = script.seen
+    assert first.headers["Idempotency-Key"] != second.headers["Idempotency-Key"]
+    assert "Idempotency-Key" not in read.headers
+
+
+def test_trouble_that_stays_is_told_after_the_last_attempt(script: Any) -> None:
+    script.plays = [problem("unavailable", detail="the daemon is away")]
+    with service(script.url) as kv, pytest.raises(KvError, match="the daemon is away") as caught:
+        kv.request("GET", "/v1/kv/a")
+    assert caught.value.code == "unavailable"
+    assert len(script.seen) == ATTEMPTS
+
+
+@pytest.mark.parametrize("code", [c for c in ERRORS if c not in ("unavailable", "too_busy", "timed_out")])
+def test_an_answer_that_time_does_not_change_is_not_asked_for_again(script: Any, code: str) -> None:
+    script.plays = [problem(code, detail="as the service put it", revision=7)]
+    with service(script.url) as kv, pytest.raises(KvError, match="as the service put it") as caught:
+        kv.request("PUT", "/v1/kv/a", body=b"")
+    assert caught.value.code == code
+    assert caught.value.details == {"revision": 7}
+    assert len(script.seen) == 1
+
+
+def test_retry_after_is_honoured(script: Any) -> None:
+    busy = answer(json.dumps({"code": "too_busy"}).encode(), 503, Retry_After="1")
+    script.plays = [busy, answer()]
+    started = time.monotonic()
+    with service(script.url) as kv:
+        kv.request("GET", "/")
+    assert time.monotonic() - started >= 1
+
+
+def test_a_retry_after_beyond_the_time_for_an_answer_ends_the_attempts(script: Any) -> None:
+    script.plays = [answer(json.dumps({"code": "too_busy"}).encode(), 503, Retry_After="3600")]
+    with service(script.url) as kv, pytest.raises(KvError) as caught:
+        kv.request("GET", "/")
+    assert caught.value.code == "too_busy"
+    assert len(script.seen) == 1
+
+
+def test_silence_is_a_time_out_and_of_a_write_the_outcome_is_unknown(script: Any) -> None:
+    over = threading.Event()
+    script.plays = [lambda _handler: bool(over.wait())]
+    with (
+        service(script.url, timeout_ms=200) as kv,
+        pytest.raises(KvError, match="may have been made") as caught,
+    ):
+        kv.request("PUT", "/v1/kv/a", body=b"v")
+    over.set()
+    assert caught.value.code == "timed_out"
+    assert caught.value.details == {"outcome": "unknown"}
+
+
+def test_a_refusal_that_comes_before_the_body_was_read_is_told() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    body = json.dumps({"code": "request_too_large", "detail": "17 MiB is the most"}).encode()
+
+    def refuse() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            head = (
+                f"HTTP/1.1 413 Content Too Large\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            )
+            connection.sendall(head.encode() + body)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with service(url) as kv, pytest.raises(KvError, match="17 MiB"):
+        kv.request("PUT", "/v1/kv/a", body=b"x" * 30_000_000)
+    thread.join()
+    listener.close()
+
+
+def test_a_connection_is_kept_for_the_next_request_and_replaced_when_it_was_closed(script: Any) -> None:
+    script.plays = [answer(), answer(), drop, answer()]
+    with service(script.url) as kv:
+        for _ in range(3):
+            kv.request("GET", "/")
+    assert len(script.seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (401, "not_allowed"),
+        (403, "not_allowed"),
+        (404, "bad_request"),
+        (302, "bad_request"),
+        (500, "internal"),
+        (502, "unavailable"),
+        (503, "unavailable"),
+        (504, "timed_out"),
+    ],
+)
+def test_an_answer_of_something_else_is_recognised(script: Any, status: int, code: str) -> None:
+    script.plays = [answer(b"<h1>nginx</h1>", status)]
+    with service(script.url) as kv, pytest.raises(KvError, match="does not come from kvstore") as caught:
+        kv.request("GET", "/v1/kv/a")
+    assert caught.value.code == code
+
+
+def test_a_success_that_is_not_json_is_an_error(script: Any) -> None:
+    script.plays = [answer(b"<h1>hello</h1>")]
+    with service(script.url) as kv, pytest.raises(KvError, match="not JSON"):
+        kv.request("GET", "/").json()
+
+
+def test_nobody_there_is_unreachable() -> None:
+    with (
+        service(f"http://127.0.0.1:{free_port()}") as kv,
+        pytest.raises(KvError, match="connection refused") as e,
+    ):
+        kv.request("GET", "/")
+    assert e.value.row.exit == 6
+
+
+def test_an_address_with_a_path_is_put_before_every_target(script: Any) -> None:
+    script.plays = [answer()]
+    with service(f"{script.url}/stores/a") as kv:
+        kv.request("GET", "/v1/kv/x", [("format", "json")])
+    assert script.seen[0].target == "/stores/a/v1/kv/x?format=json"
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("a", "a"),
+        ("a/b", "a%2Fb"),
+        ("//", "%2F%2F"),
+        (".", "%2E"),
+        ("..", "%2E%2E"),
+        ("a..b", "a..b"),
+        ("%2F", "%252F"),
+        ("?#+ &", "%3F%23%2B%20%26"),
+        ("é", "%C3%A9"),
+        ("🔑", "%F0%9F%94%91"),
+        ("\n", "%0A"),
+        ("../..", "..%2F.."),
+    ],
+)
+def test_a_key_in_a_path_is_encoded_so_that_nothing_mistakes_it(key: str, path: str) -> None:
+    assert key_path("kv", key) == f"/v1/kv/{path}"
+
+
+@pytest.mark.parametrize("key", ["", "\udc80"])
+def test_a_key_that_no_path_can_hold_is_refused(key: str) -> None:
+    with pytest.raises(KvError) as caught:
+        key_path("kv", key)
+    assert caught.value.code == "invalid_key"
+
+
+def test_a_query_is_encoded() -> None:
+    assert encode_query([("prefix", "a&b=c +"), ("key", "é")]) == "?prefix=a%26b%3Dc%20%2B&key=%C3%A9"
+    assert encode_query([]) == ""
+
+
+def test_pauses_grow_and_differ() -> None:
+    pauses = [[pause.next() for _ in range(12)] for pause in (Pauses(), Pauses())]
+    assert pauses[0] != pauses[1]
+    assert pauses[0][0] <= 0.1
+    assert 2.5 <= pauses[0][-1] <= 5
+    assert Pauses().next(3.0) >= 3
+
+
+# ── streams ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def chunks(*parts: bytes, end: bool = False) -> Play:
+    """A chunked answer, cut off unless ``end``."""
+
+    def play(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for part in [*parts, b""] if end else parts:
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+        handler.close_connection = True
+
+    return play
+
+
+def test_lines_are_whole_however_they_were_cut_on_the_way(script: Any) -> None:
+    script.plays = [chunks(b'{"a', b'":1}\n{"b":2}\n\n', b"{", b'"c":3}', b"\n", b'{"cut')]
+    got: list[bytes] = []
+    with service(script.url).open_stream("/s", [], stall_seconds=20) as stream, pytest.raises(Trouble):
+        collections.deque(map(got.append, stream.lines()))
+    assert got == [b'{"a":1}', b'{"b":2}', b"", b'{"c":3}']
+
+
+def test_a_stream_that_ends_is_as_broken_as_one_that_is_cut_off(script: Any) -> None:
+    script.plays = [chunks(b"x\n", end=True)]
+    with service(script.url).open_stream("/s", [], stall_seconds=20) as stream:
+        lines = stream.lines()
+        assert next(lines) == b"x"
+        with pytest.raises(Trouble, match="closed"):
+            next(lines)
+
+
+def test_a_stream_that_is_silent_for_too_long_is_broken(script: Any) -> None:
+    over = threading.Event()
+
+    def stall(handler: Handler) -> None:
+        chunks(b"x\n")(handler)
+        over.wait()
+
+    script.plays = [stall]
+    with service(script.url).open_stream("/s", [], stall_seconds=0.2) as stream:
+        lines = stream.lines()
+        assert next(lines) == b"x"
+        with pytest.raises(Trouble, match=r"silent for 0\.2 s"):
+            next(lines)
+    over.set()
+
+
+def test_a_deadline_ends_a_stream_that_is_not_silent(script: Any) -> None:
+    def beat(handler: Handler) -> None:
+        chunks()(handler)
+        while True:
+            handler.wfile.write(b"2\r\nx\n\r\n")
+            time.sleep(0.01)
+
+    script.plays = [beat]
+    with (
+        service(script.url).open_stream("/s", [], stall_seconds=20) as stream,
+        pytest.raises(KvError) as caught,
+    ):
+        for _ in stream.lines(time.monotonic() + 0.3):
+            pass
+    assert caught.value.code == "timed_out"
+
+
+# ── https ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for localhost with its key, in one file."""
+    path = tmp_path / "cert.pem"
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-days",
+            "2",
+            "-keyout",
+            str(path),
+            "-out",
+            str(tmp_path / "only.pem"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    path.write_bytes(path.read_bytes() + (tmp_path / "only.pem").read_bytes())
+    return path
+
+
+@pytest.fixture
+def secure_url(certificate: Path) -> Any:
+    """A service behind TLS."""
+
+    class Greeter(Handler):
+        def do_GET(self) -> None:  # noqa: N802 - http.server looks for this name
+            answer(b'{"secure": true}')(self)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Greeter)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"https://localhost:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_https_is_spoken_to_a_service_whose_certificate_is_trusted(
+    secure_url: str, certificate: Path
+) -> None:
+    with Service(secure_url, timeout_ms=20_000, ca_file=str(certificate)) as kv:
+        assert kv.request("GET", "/").json() == {"secure": True}
+
+
+def test_a_certificate_that_is_not_trusted_is_refused_at_once(secure_url: str) -> None:
+    with service(secure_url) as kv, pytest.raises(KvError, match="--ca-file") as caught:
+        kv.request("GET", "/")
+    assert caught.value.row.exit == 5
+
+
+def test_http_client_is_the_whole_of_it_even_if_ssl_was_hidden_from_it() -> None:
+    assert http_client.HTTPConnection
