@@ -1,0 +1,254 @@
+"""A stream that breaks anywhere goes on with nothing lost and nothing twice."""
+
+from __future__ import annotations
+
+import http.server
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvstore_cli.follow import EVENTS, HEARTBEAT, RESET, SNAPSHOT, SYNC, Position, Step, follow
+from kvstore_cli.service import Service
+from kvstore_client.errors import KvError
+
+EPOCH = "0123456789abcdef"
+Line = dict[str, Any]
+
+
+def cursor(revision: int) -> str:
+    """The cursor of a revision."""
+    return f"{revision}-{EPOCH}"
+
+
+def put(revision: int, index: int = 0, count: int = 1) -> Line:
+    """An event line; the last of its revision carries the cursor."""
+    line = {
+        "event": "put",
+        "op": "put",
+        "key": f"k{index}",
+        "revision": revision,
+        "index": index,
+        "value": "v",
+    }
+    return line | ({"cursor": cursor(revision)} if index == count - 1 else {})
+
+
+def sync(revision: int) -> Line:
+    """The line that ends a snapshot or the catching-up."""
+    return {"event": "sync", "revision": revision, "cursor": cursor(revision)}
+
+
+@dataclass
+class ModelService:
+    """The stream as docs/http.md describes it: revisions with so many events each, above a floor."""
+
+    sizes: list[int]
+    floor: int = 0
+    head: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.head = len(self.sizes)
+
+    def events(self, since: int) -> Iterator[Line]:
+        """All events after a revision."""
+        for revision in range(since + 1, self.head + 1):
+            count = self.sizes[revision - 1]
+            yield from (put(revision, index, count) for index in range(count))
+
+    def snapshot(self) -> Iterator[Line]:
+        """Present records; each key is as its last event left it."""
+        newest = {line["key"]: line["revision"] for line in self.events(0)}
+        for key, revision in sorted(newest.items()):
+            yield {"event": "put", "op": "put", "key": key, "revision": revision, "value": "v"}
+        yield sync(self.head)
+
+    def stream(self, query: dict[str, str]) -> Iterator[Line]:
+        """What a connection with these parameters is sent, up to now."""
+        if "since" in query:
+            since = int(query["since"].partition("-")[0])
+            if since < self.floor:
+                yield {
+                    "event": "reset",
+                    "reason": "expired",
+                    "floor": self.floor,
+                    "cursor": cursor(self.head),
+                }
+                yield from self.snapshot()
+                return
+            yield from self.events(since)
+            yield sync(self.head)
+        elif "snapshot" in query:
+            yield from self.snapshot()
+        else:
+            yield sync(self.head)
+        yield {"event": "heartbeat", "revision": self.head, "cursor": cursor(self.head)}
+
+
+def run(position: Position, service: ModelService, cuts: list[int]) -> list[Step]:
+    """All steps when the first connections are cut after so many lines and the last one is not."""
+    steps: list[Step] = []
+    for attempt, cut in enumerate([*cuts, None]):
+        lines = list(service.stream(dict(position.query())))[:cut]
+        if attempt:
+            steps += position.reopened()
+        for line in lines:
+            steps += position.feed(line)
+    return steps
+
+
+def told(steps: list[Step]) -> list[tuple[int, int]]:
+    """Revision and index of the events that were given out."""
+    return [(line["revision"], line["index"]) for step in steps if step.kind == EVENTS for line in step.lines]
+
+
+_SIZES = st.lists(st.integers(1, 4), max_size=12)
+_CUTS = st.lists(st.integers(0, 15), max_size=6)
+
+
+@given(_SIZES, _CUTS, st.integers(0, 12))
+def test_every_event_after_the_cursor_comes_once_and_in_order(
+    sizes: list[int], cuts: list[int], since: int
+) -> None:
+    service = ModelService(sizes)
+    since = min(since, service.head)
+    steps = run(Position(cursor(since), snapshot=False), service, cuts)
+    assert told(steps) == [(line["revision"], line["index"]) for line in service.events(since)]
+    assert steps[-1].cursor == cursor(service.head)
+
+
+@given(_SIZES, _CUTS)
+def test_all_events_of_a_revision_come_in_one_step(sizes: list[int], cuts: list[int]) -> None:
+    service = ModelService(sizes)
+    steps = [step for step in run(Position(cursor(0), snapshot=False), service, cuts) if step.kind == EVENTS]
+    assert [len(step.lines) for step in steps] == sizes
+    assert [step.cursor for step in steps] == [cursor(revision) for revision in range(1, len(sizes) + 1)]
+
+
+def view(steps: list[Step]) -> dict[str, int]:
+    """Key to revision as somebody sees it who applies the steps and drops everything on a reset."""
+    seen: dict[str, int] = {}
+    for step in steps:
+        if step.kind == RESET:
+            seen.clear()
+        elif step.kind in (SNAPSHOT, EVENTS):
+            for line in step.lines:
+                assert line["revision"] >= seen.get(line["key"], 0)
+                seen[line["key"]] = line["revision"]
+    return seen
+
+
+@given(_SIZES, _CUTS, st.booleans(), st.integers(0, 12))
+def test_a_snapshot_or_a_reset_leads_to_the_present_state_wherever_it_is_cut(
+    sizes: list[int], cuts: list[int], starts_with_snapshot: bool, floor: int
+) -> None:
+    service = ModelService(sizes, floor=min(floor, len(sizes)))
+    start = Position(None, snapshot=True) if starts_with_snapshot else Position(cursor(0), snapshot=False)
+    steps = run(start, service, cuts)
+    assert view(steps) == {line["key"]: line["revision"] for line in service.events(0)}
+    assert [step.kind for step in steps].count(SYNC) >= 1
+
+
+def test_a_snapshot_that_is_told_once_is_not_void() -> None:
+    steps = run(Position(None, snapshot=True), ModelService([1, 2]), [])
+    assert [step.kind for step in steps] == [SNAPSHOT, SNAPSHOT, SYNC, HEARTBEAT]
+
+
+def test_a_cursor_inside_a_snapshot_is_no_position() -> None:
+    position = Position(cursor(1), snapshot=False)
+    list(position.feed({"event": "reset", "reason": "epoch", "floor": 5, "cursor": cursor(9)}))
+    assert position.query() == [("snapshot", "1")]
+
+
+def test_what_a_newer_service_adds_is_passed_over() -> None:
+    position = Position(cursor(1), snapshot=False)
+    assert list(position.feed({"event": "weather", "cursor": cursor(8)})) == []
+    assert list(position.feed({})) == []
+    assert position.query() == [("since", cursor(1))]
+
+
+# ── over HTTP ────────────────────────────────────────────────────────────────────────────────────
+
+
+def send(*lines: Line | bytes) -> Any:
+    """Send these lines and cut the connection off."""
+
+    def play(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for line in lines:
+            raw = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(raw), raw))
+        handler.close_connection = True
+
+    return play
+
+
+def refuse(status: int, code: str, **headers: str) -> Any:
+    """Answer with a problem."""
+
+    def play(handler: http.server.BaseHTTPRequestHandler) -> None:
+        body = json.dumps({"code": code, "detail": code}).encode()
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return play
+
+
+def test_a_broken_stream_is_opened_again_where_it_stood(script: Any) -> None:
+    script.plays = [
+        send(sync(1), put(2), put(3, 0, 2)),
+        refuse(503, "unavailable"),
+        refuse(503, "too_busy", Retry_After="0"),
+        send(put(3, 0, 2), put(3, 1, 2), sync(3)),
+        send(put(4)),
+    ]
+    said: list[str] = []
+    with Service(script.url, timeout_ms=20_000) as service:
+        steps = follow(service, [("prefix", "k")], Position(None, False), stall_ms=20_000, notice=said.append)
+        got = [(step.kind, len(step.lines)) for step in islice(steps, 5)]
+        steps.close()
+    assert got == [(SYNC, 1), (EVENTS, 1), (EVENTS, 2), (SYNC, 1), (EVENTS, 1)]
+    queries = [seen.target.partition("?")[2] for seen in script.seen]
+    since = [f"prefix=k&since={cursor(revision)}" for revision in (2, 2, 2, 3)]
+    assert queries == ["prefix=k", *since]
+    assert script.seen[0].headers["Accept"] == "application/x-ndjson"
+    assert "opening it again" in said[0]
+    assert "open again" in said[1]
+
+
+def test_a_refusal_that_time_does_not_cure_ends_it(script: Any) -> None:
+    script.plays = [send(sync(1)), refuse(403, "not_allowed")]
+    with Service(script.url, timeout_ms=20_000) as service:
+        steps = follow(service, [], Position(None, False), stall_ms=20_000)
+        assert next(steps).kind == SYNC
+        with pytest.raises(KvError) as caught:
+            next(steps)
+    assert caught.value.code == "not_allowed"
+
+
+def test_a_stream_of_something_else_is_an_error(script: Any) -> None:
+    script.plays = [send(b"<h1>hello</h1>\n")]
+    with Service(script.url, timeout_ms=20_000) as service:
+        steps = follow(service, [], Position(None, False), stall_ms=20_000)
+        with pytest.raises(KvError, match="not a JSON object"):
+            next(steps)
+
+
+def test_a_first_connection_that_fails_is_told(script: Any) -> None:
+    script.plays = [refuse(410, "cursor_expired")]
+    with Service(script.url, timeout_ms=20_000) as service:
+        steps = follow(service, [], Position(None, False), stall_ms=20_000)
+        with pytest.raises(KvError) as caught:
+            next(steps)
+    assert caught.value.code == "cursor_expired"
