@@ -1,0 +1,267 @@
+"""From the feed to the open streams: each change matched once, written once for each kind of stream.
+
+A stream is *live* when it stands where its track stands: it is then in its group and gets what the
+group gets. Before that it is being caught up by :mod:`kvstore_http.joining`, and it becomes live in
+one step with the end of the catching-up, between which and the next delivery nothing can come.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import gevent
+
+from kvstore_client.errors import KvError
+from kvstore_client.follow import Batch, Filter
+from kvstore_http import framing
+from kvstore_http.framing import Encoder, Format
+from kvstore_http.groups import Index
+from kvstore_http.joining import Start, catch_up
+from kvstore_http.link import DaemonLink
+from kvstore_http.runners import Runners
+from kvstore_http.settings import HttpSettings
+from kvstore_http.streams import Stream, StreamGoneError, Streams
+from kvstore_http.track import Track
+
+if TYPE_CHECKING:
+    from kvstore_http.feed import Feed
+
+log = logging.getLogger("kvstore.http")
+
+BEATS = 15
+"""Heartbeats of all streams are spread over this many ticks of the interval."""
+
+JOINING_AT_ONCE = 200
+"""How many streams are caught up at once; each holds a page of at most 4 MiB. Others wait."""
+
+RETRY_MS = (500, 2500)
+"""An EventSource connects again after a time out of this range, so that those of a stopped worker
+do not come back in one moment."""
+
+
+class Kind(NamedTuple):
+    """What a stream is to be sent, and how; streams of the same kind are a group."""
+
+    wanted: Filter
+    form: Format
+    previous: bool
+
+
+class Group:
+    """The streams of one kind. ``live`` get every delivery; those in ``ahead`` have already been
+    sent everything up to a revision that their track has not reached yet."""
+
+    __slots__ = ("ahead", "kind", "live")
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+        self.live: set[Stream] = set()
+        self.ahead: dict[Stream, int] = {}
+
+
+class Broadcaster:
+    """All streams of the worker. Every method runs in the hub's thread and none waits."""
+
+    def __init__(self, link: DaemonLink, feed: Feed, settings: HttpSettings) -> None:
+        self._hub = gevent.get_hub()
+        self._loop = self._hub.loop
+        self._link = link
+        self._feed = feed
+        self._max_streams = settings.max_streams
+        self._runners = Runners(self._hub)
+        self._streams = Streams(self._hub, settings.stream_buffer_bytes, self._forget)
+        self._groups: dict[Kind, Group] = {}
+        self._members: dict[Group, int] = {}
+        self._indexes: dict[bool, Index[Group]] = {False: Index(), True: Index()}
+        self._with_ahead: set[Group] = set()
+        self._waiting: deque[tuple[Stream, Start]] = deque()
+        self._joining = 0
+        self._is_stopping = False
+        self._beats: list[set[Stream]] = [set() for _ in range(BEATS)]
+        self._beat = 0
+        interval = settings.stream_heartbeat_ms / 1000 / BEATS
+        self._ticker = self._loop.timer(interval, interval)
+        self._ticker.start(self._tick)
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    # ── streams come and go ─────────────────────────────────────────────────────────────────────
+
+    def check_room(self) -> None:
+        """Raise ``too_busy`` if no further stream is taken."""
+        if self._is_stopping or len(self._streams) >= self._max_streams:
+            limit = self._max_streams
+            raise KvError("too_busy", f"{limit} streams are open, the limit (--max-streams)", limit=limit)
+
+    def adopt(self, kind: Kind, start: Start, fd: int, unsent: bytes) -> None:
+        """Take over a connection whose response headers are sent, but for what is ``unsent``."""
+        form = kind.form
+        stream = Stream(fd, form)
+        group = self._group(kind)
+        stream.group = group
+        self._members[group] += 1
+        self._streams.add(stream)
+        self._beats[fd % BEATS].add(stream)
+        hello = framing.retry(form, random.randint(*RETRY_MS))  # noqa: S311  # not a secret
+        self._streams.queue(stream, unsent + form.framed(hello))
+        if self._is_stopping:
+            self._streams.end(stream)
+        else:
+            self._join(stream, start)
+
+    def _group(self, kind: Kind) -> Group:
+        group = self._groups.get(kind)
+        if group is None:
+            group = self._groups[kind] = Group(kind)
+            self._members[group] = 0
+            self._indexes[kind.previous].add(group, kind.wanted)
+        return group
+
+    def _forget(self, stream: Stream) -> None:
+        group: Group = stream.group
+        group.live.discard(stream)
+        group.ahead.pop(stream, None)
+        self._beats[stream.fd % BEATS].discard(stream)
+        self._members[group] -= 1
+        if self._members[group]:
+            return
+        previous = group.kind.previous
+        del self._members[group], self._groups[group.kind]
+        self._with_ahead.discard(group)
+        self._indexes[previous].remove(group)
+        if previous and not self._indexes[True]:
+            self._feed.drop_track(self._feed.track(previous=True))
+
+    # ── catching up ─────────────────────────────────────────────────────────────────────────────
+
+    def _join(self, stream: Stream, start: Start) -> None:
+        self._waiting.append((stream, start))
+        self._start_joining()
+
+    def _start_joining(self) -> None:
+        while self._waiting and self._joining < JOINING_AT_ONCE:
+            stream, start = self._waiting.popleft()
+            if not stream.is_gone:
+                self._joining += 1
+                self._loop.run_callback(self._runners.run, lambda s=stream, b=start: self._catch_up(s, b))
+
+    def _catch_up(self, stream: Stream, start: Start) -> None:
+        try:
+            catch_up(self, self._link, stream, start)
+        except StreamGoneError:
+            return
+        except Exception:
+            log.exception("a stream could not be caught up")
+            self._streams.drop(stream)
+        finally:
+            self._joining -= 1
+            self._start_joining()
+
+    def track(self, stream: Stream) -> Track:
+        """The track whose changes ``stream`` gets."""
+        group: Group = stream.group
+        return self._feed.track(previous=group.kind.previous)
+
+    def push(self, stream: Stream, messages: bytes) -> None:
+        """Send ``messages`` and wait until they are taken. Raises StreamGoneError."""
+        self._streams.push(stream, stream.form.framed(messages))
+
+    def go_live(self, stream: Stream, messages: bytes, position: int) -> None:
+        """Send ``messages``, after which the stream has everything up to ``position``, and let it
+        have what its track delivers beyond."""
+        self._streams.queue(stream, stream.form.framed(messages))
+        if stream.is_gone or stream.is_ending:
+            return
+        group: Group = stream.group
+        if position > self.track(stream).cursor.revision:
+            group.ahead[stream] = position
+            self._with_ahead.add(group)
+        else:
+            group.live.add(stream)
+
+    # ── changes ─────────────────────────────────────────────────────────────────────────────────
+
+    def deliver(self, track: Track, batches: list[Batch]) -> None:
+        """Queue the changes for all streams that want them. (Listener)"""
+        encoder = Encoder(track.cursor.epoch)
+        queue = self._streams.queue
+        for group, taken in self._indexes[track.previous].matches(batches).items():
+            form = group.kind.form
+            if group.live:
+                data = form.framed(encoder.batches(form, taken))
+                for stream in list(group.live):
+                    queue(stream, data)
+            if group.ahead:
+                self._deliver_ahead(group, encoder, taken)
+        self._let_catch_up(track)
+
+    def _deliver_ahead(self, group: Group, encoder: Encoder, batches: list[Batch]) -> None:
+        form = group.kind.form
+        for stream, position in list(group.ahead.items()):
+            later = [batch for batch in batches if batch[0].revision > position]
+            if later:
+                self._streams.queue(stream, form.framed(encoder.batches(form, later)))
+
+    def _let_catch_up(self, track: Track) -> None:
+        """Streams that were ahead of the track and are not any more are like all others."""
+        reached = track.cursor.revision
+        for group in [group for group in self._with_ahead if group.kind.previous == track.previous]:
+            for stream, position in list(group.ahead.items()):
+                if position <= reached:
+                    del group.ahead[stream]
+                    group.live.add(stream)
+            if not group.ahead:
+                self._with_ahead.discard(group)
+
+    def reset(self, track: Track, reason: str, floor: int) -> None:
+        """Tell all streams that what they had has no continuation, and begin anew. (Listener)"""
+        start = Start(None, snapshot=True, reset_reason=reason, floor=floor)
+        for group in self._groups.values():
+            if group.kind.previous == track.previous:
+                for stream in [*group.live, *group.ahead]:
+                    self._join(stream, start)
+                group.live.clear()
+                group.ahead.clear()
+
+    # ── heartbeats ──────────────────────────────────────────────────────────────────────────────
+
+    def _tick(self) -> None:
+        self._beat = (self._beat + 1) % BEATS
+        streams = self._beats[self._beat]
+        if streams and self._feed.track(previous=False).is_started:
+            self._send_heartbeats(streams)
+
+    def _send_heartbeats(self, streams: Iterable[Stream]) -> None:
+        now = time.time_ns() // 1_000_000
+        made: dict[tuple[Any, ...], bytes] = {}
+        for stream in list(streams):
+            if stream.pending is not None:
+                continue  # it is being sent something else
+            group: Group = stream.group
+            track, is_live = self.track(stream), stream in group.live
+            which = (stream.form, group.kind.previous, is_live)
+            data = made.get(which)
+            if data is None:
+                beat = framing.heartbeat(stream.form, track.cursor, now, is_position=is_live)
+                data = made[which] = stream.form.framed(beat)
+            self._streams.queue(stream, data)
+
+    # ── the end ─────────────────────────────────────────────────────────────────────────────────
+
+    def stop(self) -> None:
+        """End all streams properly; ``len()`` is 0 once they are."""
+        self._is_stopping = True
+        self._waiting.clear()
+        self._streams.end_all()
+
+    def close(self) -> None:
+        """Drop what is left."""
+        self._is_stopping = True
+        self._ticker.close()
+        self._streams.close()

@@ -1,0 +1,214 @@
+"""The worker's view of the changes: one SUB socket for all of its streams and long polls.
+
+PUB is the fast path and the log is the truth (:mod:`kvstore_client.follow`). When the daemon goes
+away the feed stays where it is, and goes on from there when it is back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+import zmq
+from gevent.event import Event as Signal
+from gevent.hub import Waiter
+
+from kvstore_client.errors import KvError
+from kvstore_client.follow import Batch
+from kvstore_client.model import Cursor
+from kvstore_client.protocol import Change, Heartbeat, decode_change
+from kvstore_http.broadcaster import Broadcaster
+from kvstore_http.link import DaemonLink
+from kvstore_http.runners import Runners
+from kvstore_http.settings import HttpSettings
+from kvstore_http.track import RETRY_SECONDS, Track
+
+READ = 1
+MESSAGES_PER_TURN = 500
+"""How many messages are taken in before the loop looks at everything else again."""
+
+SILENCE_SECONDS = 3.0
+"""The daemon sends a heartbeat every second; after three of them are missing the log is asked."""
+
+
+class Feed:
+    """Follows everything, tells the broadcaster, and wakes those who wait for a key.
+
+    All methods run in the hub's thread; those that say so wait, and only their greenlet does.
+    """
+
+    def __init__(self, context: zmq.Context[Any], link: DaemonLink, settings: HttpSettings) -> None:
+        self._hub = gevent.get_hub()
+        self._loop = self._hub.loop
+        self._link = link
+        self._runners = Runners(self._hub)
+        self._started = Signal()
+        self._is_closed = False
+        self._waiting: dict[str, list[tuple[int, Waiter]]] = {}
+        self.broadcaster = Broadcaster(link, self, settings)
+        self._live = Track(link, self._runners, self, previous=False)
+        self._previous: Track | None = None
+        self._heard_at = self._loop.now()
+        self._open_socket(context, settings.changes)
+        self._watch = self._loop.timer(SILENCE_SECONDS, SILENCE_SECONDS)
+        self._watch.start(self._on_silence)
+        self._loop.run_callback(self._runners.run, self._start)
+
+    def _open_socket(self, context: zmq.Context[Any], endpoint: str) -> None:
+        self._socket = context.socket(zmq.SUB)
+        self._socket.linger = 0
+        self._socket.rcvhwm = 100_000
+        # a connection that died without a word is noticed and made again
+        self._socket.heartbeat_ivl = 1_000
+        self._socket.heartbeat_timeout = 5_000
+        self._socket.reconnect_ivl = 50
+        self._socket.reconnect_ivl_max = 500
+        self._socket.connect(endpoint)
+        self._socket.subscribe(b"")
+        self._reader = self._loop.io(self._socket.getsockopt(zmq.FD), READ)
+        self._reader.start(self._receive)
+
+    # ── tracks ──────────────────────────────────────────────────────────────────────────────────
+
+    def wait_until_started(self, seconds: float) -> None:
+        """Wait until there is a position to begin from; raises ``unavailable`` after ``seconds``."""
+        if not self._started.wait(seconds):
+            raise KvError("unavailable", "the changes cannot be followed: the daemon was not reached yet")
+
+    def track(self, *, previous: bool) -> Track:
+        """The track whose events carry, or do not carry, what they replaced."""
+        if not previous:
+            return self._live
+        if self._previous is None:
+            # only while somebody wants it, since each change is then read from the log once more
+            self._previous = Track(self._link, self._runners, self.broadcaster, previous=True)
+            self._previous.start(self._live.cursor)
+        return self._previous
+
+    def drop_track(self, track: Track) -> None:
+        """Nobody listens to ``track`` any more."""
+        if track is self._previous:
+            track.close()
+            self._previous = None
+
+    def _start(self) -> None:
+        while not self._is_closed:
+            try:
+                reply = self._link.ask([{"op": "status"}])
+            except KvError:
+                gevent.sleep(RETRY_SECONDS)
+            else:
+                self._live.start(Cursor(reply.revision, reply.epoch))
+                self._started.set()
+                return
+
+    # ── PUB ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _receive(self) -> None:
+        messages = self._take_messages()
+        if not messages:
+            return
+        self._heard_at = self._loop.now()
+        newest = messages[-1]
+        revision = newest.revision if isinstance(newest, Heartbeat) else newest.event.revision
+        self._link.note_position(newest.epoch, revision)
+        self._live.hear(messages)
+        if self._previous is not None:
+            self._previous.hear(messages)
+
+    def _take_messages(self) -> list[Change | Heartbeat]:
+        messages: list[Change | Heartbeat] = []
+        if self._socket.closed:
+            return messages
+        try:
+            for _ in range(MESSAGES_PER_TURN):
+                message = decode_change(self._socket.recv_multipart(zmq.NOBLOCK))
+                if message is not None:
+                    messages.append(message)
+        except zmq.Again:
+            return messages
+        # there may be more, and ZMQ_FD, which is edge-triggered, will not say so again
+        timer = self._loop.timer(0)
+        timer.start(self._receive)
+        self._again = timer
+        return messages
+
+    def _on_silence(self) -> None:
+        if self._loop.now() - self._heard_at >= SILENCE_SECONDS:
+            self._live.doubt()
+            if self._previous is not None:
+                self._previous.doubt()
+
+    # ── what the live track delivers ────────────────────────────────────────────────────────────
+
+    def deliver(self, track: Track, batches: list[Batch]) -> None:
+        """Pass the changes on, and wake who waits for one of them."""
+        self.broadcaster.deliver(track, batches)
+        if self._waiting:
+            for batch in batches:
+                for event in batch:
+                    self._wake(event.key, event.revision)
+
+    def reset(self, track: Track, reason: str, floor: int) -> None:
+        """Pass the reset on; everything may have changed."""
+        self.broadcaster.reset(track, reason, floor)
+        for key in list(self._waiting):
+            self._wake(key, None)
+
+    # ── long polls ──────────────────────────────────────────────────────────────────────────────
+
+    def wait_for_change(self, key: str, since: int, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds until ``key`` may have changed after revision ``since`` of
+        the store; whether it may have.
+
+        ``since`` should be the store's revision as of the read that the caller bases this on. True
+        is also the answer when the changes since then are no longer remembered: read again.
+        """
+        if self._is_closed:
+            return False
+        if self._may_have_changed(key, since):
+            return True
+        waiter = Waiter(self._hub)
+        entry = (since, waiter)
+        self._waiting.setdefault(key, []).append(entry)
+        timer = self._loop.timer(max(timeout, 0.0))
+        timer.start(waiter.switch, False)
+        try:
+            return bool(waiter.get())
+        finally:
+            timer.close()
+            self._forget(key, entry)
+
+    def end_waits(self) -> None:
+        """Let all who wait for a key go on as if their time were up."""
+        self._is_closed = True
+        for entries in self._waiting.values():
+            for _, waiter in entries:
+                self._loop.run_callback(waiter.switch, False)
+
+    def _may_have_changed(self, key: str, since: int) -> bool:
+        if not self._live.is_started:
+            return False
+        batches = self._live.after(since)
+        return batches is None or any(event.key == key for batch in batches for event in batch)
+
+    def _wake(self, key: str, revision: int | None) -> None:
+        for since, waiter in self._waiting.get(key, ()):
+            if revision is None or revision > since:
+                self._loop.run_callback(waiter.switch, True)
+
+    def _forget(self, key: str, entry: tuple[int, Waiter]) -> None:
+        entries = self._waiting[key]
+        entries.remove(entry)
+        if not entries:
+            del self._waiting[key]
+
+    def close(self) -> None:
+        """Stop following; streams are not touched."""
+        self._is_closed = True
+        self._live.close()
+        if self._previous is not None:
+            self._previous.close()
+        self._reader.close()
+        self._watch.close()
+        self._socket.close()

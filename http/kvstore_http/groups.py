@@ -1,0 +1,107 @@
+"""Which streams want which changes.
+
+Streams with the same filter and format are a group: a change is matched and written once for all of
+them. A change finds its groups by look-ups (its key, each length of prefix that somebody uses, those
+who take everything), so its cost does not grow with the number of groups that do not want it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+from kvstore_client.follow import Batch, Filter
+from kvstore_client.model import Event
+from kvstore_client.operations import EVENT_OPS
+
+
+def normalized(prefixes: Iterable[str], keys: Iterable[str], ops: Iterable[str]) -> Filter:
+    """The filter that takes the same, in the one form that equal filters share: no prefix or key
+    that another prefix covers, and no condition that always holds."""
+    kept: list[str] = []
+    for prefix in sorted(set(prefixes)):
+        if not kept or not prefix.startswith(kept[-1]):
+            kept.append(prefix)
+    if "" in kept:
+        return Filter(ops=_some_ops(ops))
+    bare = frozenset(key for key in keys if not key.startswith(tuple(kept)))
+    return Filter(tuple(kept), bare, _some_ops(ops))
+
+
+def _some_ops(ops: Iterable[str]) -> frozenset[str]:
+    wanted = frozenset(ops)
+    return frozenset() if wanted >= set(EVENT_OPS) else wanted
+
+
+G = TypeVar("G", bound=Hashable)
+
+
+class Index(Generic[G]):
+    """Groups by the normalized filter that they want."""
+
+    def __init__(self) -> None:
+        self._filters: dict[G, Filter] = {}
+        self._everything: dict[G, None] = {}
+        self._by_key: dict[str, dict[G, None]] = {}
+        self._by_prefix: dict[str, dict[G, None]] = {}
+        self._prefix_lengths: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._filters)
+
+    def add(self, group: G, wanted: Filter) -> None:
+        """Let ``group`` take what ``wanted`` (normalized) takes."""
+        self._filters[group] = wanted
+        if wanted.takes_every_key:
+            self._everything[group] = None
+        for key in wanted.keys:
+            self._by_key.setdefault(key, {})[group] = None
+        for prefix in wanted.prefixes:
+            self._by_prefix.setdefault(prefix, {})[group] = None
+            self._prefix_lengths[len(prefix)] = self._prefix_lengths.get(len(prefix), 0) + 1
+
+    def remove(self, group: G) -> None:
+        """Forget ``group``."""
+        wanted = self._filters.pop(group)
+        self._everything.pop(group, None)
+        for key in wanted.keys:
+            _discard(self._by_key, key, group)
+        for prefix in wanted.prefixes:
+            _discard(self._by_prefix, prefix, group)
+            self._prefix_lengths[len(prefix)] -= 1
+            if not self._prefix_lengths[len(prefix)]:
+                del self._prefix_lengths[len(prefix)]
+
+    def matches(self, batches: Iterable[Batch]) -> dict[G, list[Batch]]:
+        """What each group takes of ``batches``; groups that take nothing are not in it."""
+        found: dict[G, list[Batch]] = {}
+        for batch in batches:
+            for event in batch:
+                for group in self._takers(event):
+                    taken = found.setdefault(group, [])
+                    if taken and taken[-1][0].revision == event.revision:
+                        taken[-1].append(event)
+                    else:
+                        taken.append([event])
+        return found
+
+    def _takers(self, event: Event) -> Iterator[G]:
+        """A normalized filter takes a key in one way at most, so no group comes twice."""
+        for group in self._key_takers(event.key):
+            ops = self._filters[group].ops
+            if not ops or event.op in ops:
+                yield group
+
+    def _key_takers(self, key: str) -> Iterator[G]:
+        yield from self._everything
+        yield from self._by_key.get(key, ())
+        for length in self._prefix_lengths:
+            if length <= len(key):
+                yield from self._by_prefix.get(key[:length], ())
+
+
+def _discard(table: dict[str, dict[G, None]], name: str, group: G) -> None:
+    groups = table[name]
+    del groups[group]
+    if not groups:
+        del table[name]

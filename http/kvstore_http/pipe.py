@@ -1,0 +1,154 @@
+"""One DEALER socket to the daemon, driven by the gevent hub.
+
+All requests are pipelined; each carries a correlation id in front of the empty frame, which the
+daemon returns. A plain pyzmq socket with one io watcher is used and not ``zmq.green``, which makes a
+greenlet switch of every send and every receive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+
+from kvstore_client.errors import KvError
+from kvstore_client.protocol import Reply, decode_reply
+
+READ = 1
+
+RECONNECT_MS = 50
+RECONNECT_MAX_MS = 500
+
+Outcome = Reply | KvError
+
+
+class Exchange:
+    """A request on its way. ``retry_at`` and ``deadline`` are seconds of the loop's clock.
+
+    ``done`` is called once, in the hub, with the reply or with the error that refused the request.
+    """
+
+    __slots__ = ("deadline", "done", "frames", "retry_after", "retry_at")
+
+    def __init__(
+        self,
+        frames: Sequence[bytes],
+        done: Callable[[Outcome], None],
+        now: float,
+        deadline: float,
+        retry: float,
+    ) -> None:
+        self.frames = frames
+        self.done = done
+        self.deadline = deadline
+        self.retry_after = retry
+        self.retry_at = now + retry
+
+
+class Pipe:
+    """A socket and what was sent on it without being answered yet.
+
+    ``heard`` is called for every reply, before its exchange is told. With ``immediate`` a request is
+    dropped while there is no connection; otherwise it is queued until there is one.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        loop: Any,
+        endpoint: str,
+        heard: Callable[[Outcome], None],
+        *,
+        immediate: bool = False,
+    ) -> None:
+        self._context = context
+        self._loop = loop
+        self._endpoint = endpoint
+        self._heard = heard
+        self._immediate = immediate
+        self._next_id = 1
+        self.outstanding: dict[bytes, Exchange] = {}
+        self._open()
+
+    def _open(self) -> None:
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.immediate = self._immediate
+        self._socket.sndhwm = self._socket.rcvhwm = 0  # bounded by the callers that wait
+        self._socket.reconnect_ivl = RECONNECT_MS
+        self._socket.reconnect_ivl_max = RECONNECT_MAX_MS
+        self._socket.connect(self._endpoint)
+        self._watcher = self._loop.io(self._socket.getsockopt(zmq.FD), READ)
+        self._watcher.start(self._receive)
+
+    def _shut(self) -> None:
+        self._watcher.close()
+        self._socket.close()
+
+    def send(self, exchange: Exchange) -> None:
+        """Send the request; its outcome comes later."""
+        correlation = self._next_id.to_bytes(8, "big")
+        self._next_id += 1
+        self.outstanding[correlation] = exchange
+        self._transmit(correlation, exchange)
+        # ZMQ_FD is edge-triggered, and sending may have consumed the edge of an arrived reply
+        if self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+            self._loop.run_callback(self._receive)
+
+    def _transmit(self, correlation: bytes, exchange: Exchange) -> None:
+        try:
+            self._socket.send_multipart([correlation, b"", *exchange.frames], zmq.NOBLOCK, copy=True)
+        except zmq.Again:
+            return  # immediate, and not connected
+
+    def renew(self) -> None:
+        """Go on with a fresh socket, and send everything that is not answered once more.
+
+        What was on its way in the old connection may be lost with it, and ZeroMQ does not say so.
+        """
+        self._shut()
+        self._open()
+        for correlation, exchange in list(self.outstanding.items()):
+            self._transmit(correlation, exchange)
+
+    def overdue(self, now: float) -> list[Exchange]:
+        """Take out the exchanges whose deadline has passed."""
+        late = [key for key, exchange in self.outstanding.items() if exchange.deadline <= now]
+        return [self.outstanding.pop(key) for key in late]
+
+    def retry(self, now: float) -> None:
+        """Send again what has waited for its reply too long; each further wait is twice as long."""
+        due = [exchange for exchange in self.outstanding.values() if exchange.retry_at <= now]
+        if not due:
+            return
+        for exchange in due:
+            exchange.retry_after *= 2
+            exchange.retry_at = now + exchange.retry_after
+        self.renew()
+
+    def _receive(self) -> None:
+        if self._socket.closed:
+            return
+        try:
+            while True:
+                self._deliver(self._socket.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            return
+
+    def _deliver(self, frames: list[bytes]) -> None:
+        exchange = self.outstanding.pop(frames[0], None)
+        if exchange is None or len(frames) < 3:
+            return  # answered already: the reply to a repeat
+        outcome: Outcome
+        try:
+            outcome = decode_reply(frames[2:])
+        except KvError as error:
+            outcome = error
+        self._heard(outcome)
+        exchange.done(outcome)
+
+    def close(self) -> None:
+        """Close the socket; what is outstanding is never told."""
+        self.outstanding.clear()
+        self._shut()

@@ -1,0 +1,41 @@
+"""Greenlets that serve requests, kept and used again.
+
+Making a greenlet costs 11 µs, since Python maps a stack for it; switching to one that exists costs
+0.8 µs. A request is served in about 70 µs, so they are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gevent.hub import Hub
+from greenlet import getcurrent, greenlet
+
+MAX_IDLE = 256
+
+
+class Runners:
+    """Runs functions at once, each in a greenlet of its own whose parent is the hub."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._idle: list[Any] = []
+
+    def run(self, function: Callable[[], None]) -> None:
+        """Run ``function`` until it ends or waits for the first time. Call this in the hub only;
+        what ``function`` raises is reported by the hub."""
+        runner = self._idle.pop() if self._idle else greenlet(self._loop, self._hub)
+        runner.switch(function)
+
+    def _loop(self, function: Callable[[], None]) -> None:
+        hub, idle, this = self._hub, self._idle, getcurrent()
+        while True:
+            try:
+                function()
+            except Exception as error:  # the boundary: the hub prints it
+                hub.handle_error(function, type(error), error, error.__traceback__)
+            if len(idle) >= MAX_IDLE:
+                return
+            idle.append(this)
+            function = hub.switch()

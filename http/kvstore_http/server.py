@@ -1,0 +1,538 @@
+"""waitress inside the gevent hub: its parser, its channels and its tasks, driven by io watchers.
+
+waitress's own poll loop asks every connection on every turn whether it wants anything, so a thousand
+idle connections cost as much as a thousand busy ones. Here each channel has an io watcher of its own:
+an idle connection costs its memory and nothing else.
+
+Everything in this module runs in one thread. A readable socket is read and parsed in the hub, and a
+complete request is served inline in a raw greenlet that the hub switches to: a request that needs
+nothing from elsewhere is answered without the loop being entered again. The switch is what costs
+(a greenlet spawned per request gives 9,600 requests/s where this gives 16,000), so the greenlet
+leaves only when it waits for the daemon or for a slow reader.
+
+Nothing is monkey-patched. waitress's locks are taken and released without a switch between, so they
+are never contended; the one place where it waits on a condition (too much unsent output) is replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.hub import Waiter
+from waitress.adjustments import Adjustments
+from waitress.channel import ClientDisconnected, HTTPChannel
+from waitress.server import BaseWSGIServer
+from waitress.task import ErrorTask, WSGITask
+
+from kvstore_client.errors import KvError
+from kvstore_http.parser import Parser, RefusalError, raw_target, refusal_of
+from kvstore_http.problems import rendered
+from kvstore_http.runners import Runners
+
+log = logging.getLogger("kvstore.http")
+
+READ, WRITE = 1, 2  # libev's event bits
+
+BACKLOG = 4096
+ACCEPTS_PER_TURN = 64
+"""How many connections are accepted before the loop looks at the others again."""
+
+SWEEP_SECONDS = 2.0
+IDLE_SECONDS = 75.0
+"""A connection without a request is closed after this long."""
+HEADER_SECONDS = 15.0
+"""The headers of a request must be complete this long after its first byte."""
+STALL_SECONDS = 30.0
+"""A body that does not move, or a response that is not read, for this long ends the connection."""
+LINGER_SECONDS = 2.0
+"""How long a refused request's unread input is thrown away, so that the refusal reaches the client."""
+
+FLUSH_BYTES = 64 * 1024
+HIGH_WATERMARK_BYTES = 1024 * 1024
+
+HandOver = Callable[[int, bytes, bool], None]
+"""Takes over a connection: its descriptor, bytes still to be sent first, and whether what follows is
+framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0)."""
+
+
+class Task(WSGITask):  # type: ignore[misc]
+    """One request for the application.
+
+    Adds to the environ: ``kvstore.raw_path`` and ``kvstore.raw_query``, the request target exactly
+    as sent; and ``kvstore.hand_over``, a function that takes a :data:`HandOver` to which the
+    connection is given once the response's headers are written. The application then returns a
+    stream without content.
+    """
+
+    hand_over: HandOver | None = None
+    chunked_response = False
+
+    def get_environment(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environment()
+        environ["kvstore.raw_path"], environ["kvstore.raw_query"] = raw_target(self.request.request_uri)
+        environ["kvstore.hand_over"] = self._take_hand_over
+        return environ
+
+    def _take_hand_over(self, hand_over: HandOver) -> None:
+        self.hand_over = hand_over
+
+    def build_response_header(self) -> bytes:
+        if self.channel.server.stopping:
+            self.set_close_on_finish()
+        header: bytes = super().build_response_header()
+        return header
+
+    def finish(self) -> None:
+        """End the response, or give the connection away with the response still open."""
+        if self.hand_over is not None and self.status.startswith("200"):
+            self.write(b"")
+            self.channel.hand_over = (self.hand_over, self.chunked_response)
+            self.close_on_finish = True
+            return
+        if self.request.command == "HEAD":
+            self.chunked_response = False  # a HEAD response has no body, so no last chunk either
+        super().finish()
+
+
+class RefusalTask(ErrorTask):  # type: ignore[misc]
+    """The answer to a request that did not reach the application."""
+
+    def execute(self) -> None:
+        error = refusal_of(self.request.error)
+        self.status, headers, body = rendered(error)
+        self.response_headers.extend(headers.items())
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.channel.lingers = True
+        if getattr(self.request, "command", None) == "HEAD":
+            body = b""
+        self.write(body)
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """One connection. All methods run in the hub, except that ``service`` and what it calls run in
+    the greenlet of the request being served."""
+
+    task_class = Task
+    error_task_class = RefusalTask
+    parser_class = Parser
+
+    request: Any = None
+    socket: Any
+    lingers = False
+    peer_finished = False
+    serving = False
+    has_task = False
+    hand_over: tuple[HandOver, bool] | None = None
+    _drained: Waiter | None = None
+    _writer: Any = None
+    _is_reading = False
+    _is_writing = False
+
+    def __init__(self, server: Server, sock: socket.socket, addr: Any, adj: Any, map: Any = None) -> None:  # noqa: A002
+        super().__init__(server, sock, addr, adj, map=map)
+        self._reader = server.loop.io(self._fileno, READ)
+        self._watch()
+
+    # ── in the hub ──────────────────────────────────────────────────────────────────────────────
+
+    def _on_readable(self) -> None:
+        try:
+            self.handle_read()
+            self._serve_if_due()
+            self._settle()
+        except Exception:
+            log.exception("a connection failed while it was read")
+            self.handle_close()
+
+    def _on_writable(self) -> None:
+        try:
+            self._settle()
+        except Exception:
+            log.exception("a connection failed while it was written")
+            self.handle_close()
+
+    def handle_read(self) -> None:
+        """Read once. The end of the input lets a request that is being served finish: a client may
+        close its sending side and still read."""
+        try:
+            data = self.socket.recv(self.adj.recv_bytes)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.handle_close()
+            return
+        if data:
+            self.last_activity = time.time()
+            self.received(data)
+        elif self.requests:
+            self.peer_finished = True
+        else:
+            self.handle_close()
+
+    def check_client_disconnected(self) -> bool:
+        return self.peer_finished or not self.connected
+
+    def _serve_if_due(self) -> None:
+        if self.has_task and not self.serving:
+            self.serving = True
+            self.server.runners.run(self._serve)
+
+    def _settle(self) -> None:
+        """Send what is complete, close or give away the connection if that is due, and watch for
+        what is missing."""
+        if self.socket is None:
+            return
+        if not self.serving or self._drained is not None:
+            self.handle_write()
+            self._wake_writer()
+        if self.socket is not None:
+            self._watch()
+
+    def handle_write(self) -> None:
+        """As in waitress, with two more ways for a connection to end."""
+        if self.total_outbufs_len:
+            self._flush_exception(self._flush_some)
+        if self.hand_over is not None and self.connected:
+            self._give_away(*self.hand_over)
+        elif self.close_when_flushed and not self.total_outbufs_len and self.connected:
+            self._finish()
+        elif self.will_close:
+            self.handle_close()
+
+    def _finish(self) -> None:
+        if self.lingers:
+            self.server.linger(self._release())
+        else:
+            self.handle_close()
+
+    def _give_away(self, taker: HandOver, chunked: bool) -> None:
+        unsent = b"".join(outbuf.get() for outbuf in self.outbufs)
+        taker(self._release().detach(), unsent, chunked)
+
+    def _release(self) -> socket.socket:
+        """Forget the socket without closing it."""
+        sock: socket.socket = self.socket
+        self._unwatch()
+        self.del_channel()
+        self.socket, self.connected = None, False
+        for outbuf in self.outbufs:
+            outbuf.close()
+        self.total_outbufs_len = 0
+        return sock
+
+    def handle_close(self) -> None:
+        self._unwatch()
+        if self.socket is not None:
+            super().handle_close()
+        self._wake_writer()
+
+    def _watch(self) -> None:
+        """Bring the watchers in line with what waitress's predicates say now."""
+        reading = not self.peer_finished and self.readable()
+        if reading != self._is_reading:
+            self._is_reading = reading
+            if reading:
+                self._reader.start(self._on_readable)
+            else:
+                self._reader.stop()
+        writing = self.total_outbufs_len > 0 and (not self.serving or self._drained is not None)
+        if writing != self._is_writing:
+            self._watch_writable(writing)
+
+    def _watch_writable(self, writing: bool) -> None:
+        self._is_writing = writing
+        if self._writer is None:
+            self._writer = self.server.loop.io(self._fileno, WRITE)
+        if writing:
+            self._writer.start(self._on_writable)
+        else:
+            self._writer.stop()
+
+    def _unwatch(self) -> None:
+        self._reader.close()
+        self._is_reading = self._is_writing = False
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def sweep(self, now: float) -> None:
+        """End the connection if it stands still; called every SWEEP_SECONDS."""
+        idle = now - self.last_activity
+        if self.total_outbufs_len:
+            if idle > STALL_SECONDS:
+                self.handle_close()
+        elif self.requests:
+            return
+        elif self.request is None:
+            if idle > IDLE_SECONDS:
+                self.handle_close()
+        elif idle > STALL_SECONDS or (
+            not self.request.headers_finished and now - self.request.started > HEADER_SECONDS
+        ):
+            self._refuse_late_request()
+
+    def _refuse_late_request(self) -> None:
+        request, self.request = self.request, None
+        request.error = RefusalError(KvError("request_timeout", "the request stopped arriving"))
+        self.requests.append(request)
+        self.has_task = True
+        self._serve_if_due()
+        self._settle()
+
+    # ── in the greenlet of a request ────────────────────────────────────────────────────────────
+
+    def _serve(self) -> None:
+        try:
+            while self.has_task:
+                self.has_task = False
+                self.service()
+        finally:
+            self.serving = False
+        if self.peer_finished or self.server.stopping:
+            self.close_when_flushed = True
+        self._settle()
+
+    def write_soon(self, data: Any) -> int:
+        """Queue ``data``; wait while more than the high watermark is unsent.
+
+        waitress sends on every write, which costs a system call for the headers and one for the
+        body; here they leave together when the request is done.
+        """
+        if not self.connected:
+            raise ClientDisconnected
+        if not data:
+            return 0
+        self._append(data)
+        if self.total_outbufs_len > FLUSH_BYTES:
+            self._flush_exception(self._flush_some, do_close=False)
+            self._flush_outbufs_below_high_watermark()
+        return len(data)
+
+    def _append(self, data: bytes) -> None:
+        self.outbufs[-1].append(data)
+        self.total_outbufs_len += len(data)
+
+    def _flush_outbufs_below_high_watermark(self) -> None:
+        while self.connected and self.total_outbufs_len > HIGH_WATERMARK_BYTES:
+            if self.will_close:
+                raise ClientDisconnected
+            self._drained = Waiter(self.server.hub)
+            self._watch()
+            self._drained.get()
+
+    def _wake_writer(self) -> None:
+        waiter = self._drained
+        if waiter is not None and (
+            not self.connected or self.will_close or self.total_outbufs_len <= HIGH_WATERMARK_BYTES
+        ):
+            self._drained = None
+            self.server.loop.run_callback(waiter.switch, None)
+
+
+class InlineDispatcher:
+    """Where waitress hands a channel to a thread: here it is only marked, and served as soon as the
+    read that completed the request is done (waitress holds a lock at this point)."""
+
+    def add_task(self, channel: Channel) -> None:
+        channel.has_task = True
+
+    def shutdown(self) -> None:
+        """Nothing to stop."""
+
+
+class Server(BaseWSGIServer):  # type: ignore[misc]
+    """Accepts connections on one bound socket and serves ``application`` on them, from the hub of
+    the thread that made it. ``stopping`` makes every response say that its connection ends."""
+
+    channel_class = Channel
+    stopping = False
+
+    def __init__(self, application: Any, sock: socket.socket, **adjustments: Any) -> None:
+        self.hub = gevent.get_hub()
+        self.loop = self.hub.loop
+        self.runners = Runners(self.hub)
+        self._lingering: dict[int, _Lingering] = {}
+        self._is_overflowing = False
+        super().__init__(
+            application,
+            {},
+            True,
+            sock,
+            dispatcher=InlineDispatcher(),
+            adj=make_adjustments(**adjustments),
+            sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
+            bind_socket=False,
+        )
+
+    def getsockname(self) -> tuple[str, Any]:
+        name = self.socket.getsockname()
+        return ("localhost", name) if self.family == socket.AF_UNIX else (name[0], name[1])
+
+    def set_socket_options(self, conn: socket.socket) -> None:
+        if self.family != socket.AF_UNIX:
+            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def fix_addr(self, addr: Any) -> Any:
+        return ("localhost", None) if self.family == socket.AF_UNIX else addr
+
+    def accept_connections(self) -> None:
+        self.accepting = True
+        self.socket.listen(self.adj.backlog)
+        self._acceptor = self.loop.io(self.socket.fileno(), READ)
+        self._acceptor.start(self._on_acceptable)
+        self._sweeper = self.loop.timer(SWEEP_SECONDS, SWEEP_SECONDS)
+        self._sweeper.start(self._sweep)
+
+    def pull_trigger(self) -> None:
+        """Nothing waits in another thread."""
+
+    def _on_acceptable(self) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                conn, addr = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._pause_accepting(error)
+                return
+            if len(self.active_channels) >= self.adj.connection_limit:
+                self._turn_away(conn)
+            else:
+                self.set_socket_options(conn)
+                self.channel_class(self, conn, self.fix_addr(addr), self.adj, map=self._map)
+
+    def _pause_accepting(self, error: OSError) -> None:
+        """Out of descriptors: the connection stays in the backlog, and a level-triggered watcher
+        would spin on it."""
+        if error.errno in (errno.ECONNABORTED, errno.EINTR):
+            return
+        log.warning("cannot accept a connection: %s; trying again in 0.2 s", error)
+        self._acceptor.stop()
+        timer = self.loop.timer(0.2)
+        timer.start(self._resume_accepting)
+        self._resumer = timer
+
+    def _resume_accepting(self) -> None:
+        if not self.stopping:
+            self._acceptor.start(self._on_acceptable)
+
+    def _turn_away(self, conn: socket.socket) -> None:
+        """Say that there is no room, rather than leave the client waiting in the backlog."""
+        limit = self.adj.connection_limit
+        error = KvError(
+            "too_busy", f"{limit} connections are open, the limit (--max-connections)", limit=limit
+        )
+        status, headers, body = rendered(error)
+        headers |= {"content-length": str(len(body)), "connection": "close"}
+        lines = "\r\n".join(f"{name}: {value}" for name, value in headers.items())
+        conn.setblocking(False)
+        try:
+            conn.send(f"HTTP/1.1 {status}\r\n{lines}\r\n\r\n".encode("latin-1") + body)
+        except OSError:
+            conn.close()
+            return
+        self.linger(conn)
+
+    def linger(self, sock: socket.socket) -> None:
+        """Close ``sock`` once its peer has, or after LINGER_SECONDS.
+
+        Closing with unread input makes the kernel reset the connection, and the reset overtakes the
+        response that says why.
+        """
+        _Lingering(sock, self.loop, self._lingering)
+
+    def _sweep(self) -> None:
+        now = time.time()
+        for channel in list(self.active_channels.values()):
+            channel.sweep(now)
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket and the idle connections; those with a request in flight end
+        after its response."""
+        self.stopping = True
+        self._acceptor.close()
+        self.accepting = False
+        self.socket.close()
+        for channel in list(self.active_channels.values()):
+            if not channel.requests and not channel.total_outbufs_len:
+                channel.handle_close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is in flight and no response unsent."""
+        return not self.active_channels and not self._lingering
+
+    def close(self) -> None:
+        """Drop everything at once."""
+        self._acceptor.close()
+        self._sweeper.close()
+        for channel in list(self.active_channels.values()):
+            channel.handle_close()
+        for lingering in list(self._lingering.values()):
+            lingering.close()
+        super().close()
+
+
+class _Lingering:
+    """A socket whose response is sent and whose further input is thrown away."""
+
+    def __init__(self, sock: socket.socket, loop: Any, registry: dict[int, _Lingering]) -> None:
+        self._sock = sock
+        self._registry = registry
+        self._fd = sock.fileno()
+        registry[self._fd] = self
+        self._watcher = loop.io(self._fd, READ)
+        self._watcher.start(self._on_readable)
+        self._timer = loop.timer(LINGER_SECONDS)
+        self._timer.start(self.close)
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+
+    def _on_readable(self) -> None:
+        try:
+            if self._sock.recv(256 * 1024):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the socket; may be called twice."""
+        self._watcher.close()
+        self._timer.close()
+        self._registry.pop(self._fd, None)
+        self._sock.close()
+
+
+def make_adjustments(*, max_body_bytes: int, max_header_bytes: int, max_connections: int) -> Adjustments:
+    """waitress's settings for this server."""
+    return Adjustments(
+        sockets=[],
+        ident="kvstore",
+        backlog=BACKLOG,
+        recv_bytes=64 * 1024,
+        connection_limit=max_connections,
+        # waitress refuses at the limit, the option promises that the limit itself is still taken
+        max_request_body_size=max_body_bytes + 1,
+        max_request_header_size=max_header_bytes,
+        # buffers of this size and more go to temporary files, which block the loop: only for bodies
+        # far beyond the largest value
+        inbuf_overflow=4 * 1024 * 1024,
+        outbuf_overflow=64 * 1024 * 1024,
+        # a connection stays readable while its request is served, so that its end is noticed
+        channel_request_lookahead=2,
+        # forwarded headers are neither trusted nor used; dropping them costs a wrapper per request
+        clear_untrusted_proxy_headers=False,
+        threads=1,
+    )

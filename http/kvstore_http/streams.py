@@ -1,0 +1,233 @@
+"""The sockets of handed-over streams: what is unsent, who can take more, who is gone.
+
+A stream costs a descriptor, an entry in one epoll set, and a small object; no greenlet, no watcher
+of its own and no buffer while nothing is unsent. Bytes that many streams are sent are one object.
+All methods run in the hub's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gevent.hub import Waiter
+
+from kvstore_http.framing import Format
+
+READ = 1
+
+SENDS_PER_TURN = 100
+"""How many streams are written to (about 5 µs each) before the loop looks at requests again."""
+
+STALL_SECONDS = 30.0
+"""A stream that is being caught up and reads nothing for this long is given up."""
+
+_INPUT = select.EPOLLIN | select.EPOLLRDHUP
+_GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+
+class StreamGoneError(Exception):
+    """The client is gone, was cut off, or the service is stopping."""
+
+
+class Stream:
+    """One open stream. ``is_blocked`` says that the socket takes no more for now; ``pending`` is
+    then what has to wait, else what is sent in this turn, and None when there is nothing."""
+
+    __slots__ = ("drained", "fd", "form", "group", "is_blocked", "is_ending", "is_gone", "pending", "unsent")
+
+    def __init__(self, fd: int, form: Format) -> None:
+        self.fd = fd
+        self.form = form
+        self.group: Any = None
+        self.pending: list[bytes | memoryview] | None = None
+        self.unsent = 0
+        self.is_blocked = False
+        self.is_ending = False
+        self.is_gone = False
+        self.drained: Waiter | None = None
+
+
+class Streams:
+    """All open streams of a worker, and the one epoll set that watches them.
+
+    ``on_gone`` is called once for each stream that is closed, whatever the cause. What is unsent of
+    one stream is bounded by ``buffer_bytes`` and one message: the stream that has more waiting when
+    something is added is cut off.
+    """
+
+    def __init__(self, hub: Any, buffer_bytes: int, on_gone: Callable[[Stream], None]) -> None:
+        self._hub = hub
+        self._loop = hub.loop
+        self._buffer_bytes = buffer_bytes
+        self._on_gone = on_gone
+        self._by_fd: dict[int, Stream] = {}
+        self._due: deque[Stream] = deque()
+        self._epoll = select.epoll()
+        self._watcher = self._loop.io(self._epoll.fileno(), READ)
+        self._watcher.start(self._on_events)
+        self._flusher = self._loop.timer(0)
+
+    def __len__(self) -> int:
+        return len(self._by_fd)
+
+    def add(self, stream: Stream) -> None:
+        """Watch ``stream``, whose descriptor is closed here in the end."""
+        os.set_blocking(stream.fd, False)
+        self._by_fd[stream.fd] = stream
+        self._epoll.register(stream.fd, _INPUT)
+
+    def queue(self, stream: Stream, data: bytes) -> None:
+        """Send ``data`` soon, together with what else comes until then."""
+        if stream.is_gone or stream.is_ending:
+            return
+        if stream.pending is None:
+            stream.pending = [data]
+            self._due.append(stream)
+            if not self._flusher.active:
+                self._flusher.start(self._flush)
+        elif stream.is_blocked and stream.unsent > self._buffer_bytes:
+            self.drop(stream)
+            return
+        else:
+            stream.pending.append(data)
+        stream.unsent += len(data)
+
+    def push(self, stream: Stream, data: bytes) -> None:
+        """Send ``data`` and wait, in a greenlet, until the socket has taken all of it. Raises
+        StreamGoneError if it never will."""
+        if data:
+            self.queue(stream, data)
+        if not stream.is_blocked and not stream.is_gone:
+            self._write(stream)
+        while stream.pending is not None and not stream.is_gone and not stream.is_ending:
+            self._wait_for_progress(stream)
+        if stream.is_gone or stream.is_ending:
+            raise StreamGoneError
+
+    def _wait_for_progress(self, stream: Stream) -> None:
+        unsent = stream.unsent
+        stream.drained = waiter = Waiter(self._hub)
+        timer = self._loop.timer(STALL_SECONDS)
+        timer.start(waiter.switch, None)
+        try:
+            waiter.get()
+        finally:
+            timer.close()
+            stream.drained = None
+        if stream.unsent >= unsent:
+            self.drop(stream)
+
+    # ── writing ─────────────────────────────────────────────────────────────────────────────────
+
+    def _flush(self) -> None:
+        """Write to some of the streams that have something; the rest in the next turn of the loop,
+        after whatever else is ready, so that a change for many streams delays no request."""
+        due = self._due
+        for _ in range(min(SENDS_PER_TURN, len(due))):
+            stream = due.popleft()
+            if not stream.is_blocked:
+                self._write(stream)
+        if due:
+            self._flusher.start(self._flush)
+
+    def _write(self, stream: Stream) -> None:
+        pending = stream.pending
+        if pending is None:
+            return  # written or dropped since it was queued
+        data = pending[0] if len(pending) == 1 else b"".join(pending)
+        try:
+            sent = os.write(stream.fd, data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.drop(stream)
+            return
+        stream.unsent -= sent
+        if sent == len(data):
+            stream.pending = None
+            self._on_drained(stream)
+        else:
+            stream.pending = [memoryview(data)[sent:]]
+            if not stream.is_blocked:
+                stream.is_blocked = True
+                self._epoll.modify(stream.fd, _INPUT | select.EPOLLOUT)
+
+    def _on_drained(self, stream: Stream) -> None:
+        if stream.is_blocked:
+            stream.is_blocked = False
+            self._epoll.modify(stream.fd, _INPUT)
+        if stream.is_ending:
+            self.drop(stream)
+        else:
+            self._wake(stream)
+
+    def _wake(self, stream: Stream) -> None:
+        if stream.drained is not None:
+            self._loop.run_callback(stream.drained.switch, None)
+
+    # ── watching ────────────────────────────────────────────────────────────────────────────────
+
+    def _on_events(self) -> None:
+        for fd, events in self._epoll.poll(0, 256):
+            stream = self._by_fd.get(fd)
+            if stream is None:
+                continue
+            if events & _GONE:
+                self.drop(stream)
+                continue
+            if events & select.EPOLLIN:
+                self._discard_input(stream)
+            if events & select.EPOLLOUT and not stream.is_gone:
+                self._write(stream)
+
+    def _discard_input(self, stream: Stream) -> None:
+        """Nothing a client sends after its request has a meaning."""
+        try:
+            if not os.read(stream.fd, 4096):
+                self.drop(stream)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.drop(stream)
+
+    # ── ending ──────────────────────────────────────────────────────────────────────────────────
+
+    def end(self, stream: Stream) -> None:
+        """End the body properly and close, as soon as all is sent."""
+        if stream.is_gone or stream.is_ending:
+            return
+        if stream.form.end:
+            self.queue(stream, stream.form.end)
+        stream.is_ending = True
+        if stream.pending is None:
+            self.drop(stream)
+        else:
+            self._wake(stream)
+
+    def end_all(self) -> None:
+        """End every stream."""
+        for stream in list(self._by_fd.values()):
+            self.end(stream)
+
+    def drop(self, stream: Stream) -> None:
+        """Close at once; the client sees a body that is cut off, and resumes. May be called twice."""
+        if stream.is_gone:
+            return
+        stream.is_gone = True
+        del self._by_fd[stream.fd]
+        os.close(stream.fd)  # which also takes it out of the epoll set
+        stream.pending = None
+        self._wake(stream)
+        self._on_gone(stream)
+
+    def close(self) -> None:
+        """Drop every stream, and stop."""
+        for stream in list(self._by_fd.values()):
+            self.drop(stream)
+        self._watcher.close()
+        self._flusher.close()
+        self._epoll.close()

@@ -1,0 +1,132 @@
+"""``GET /v1/subscribe``: checked here, then the connection is handed over to the broadcaster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import falcon
+
+from kvstore_client.errors import KvError
+from kvstore_client.model import Cursor
+from kvstore_client.operations import EVENT_OPS, MAX_FILTERS
+from kvstore_http import query
+from kvstore_http.broadcaster import Kind
+from kvstore_http.feed import Feed
+from kvstore_http.framing import Format
+from kvstore_http.groups import normalized
+from kvstore_http.joining import Start
+from kvstore_http.query import Parameter
+from kvstore_http.rawpath import RAW_QUERY, percent_decoded
+from kvstore_http.settings import HttpSettings
+
+SSE, NDJSON = "text/event-stream", "application/x-ndjson"
+
+_PARAMETERS = query.known(
+    query.STREAM_PREFIX,
+    query.STREAM_KEY,
+    query.STREAM_SINCE,
+    query.SNAPSHOT,
+    query.OPS,
+    query.VALUES,
+    query.PREVIOUS,
+)
+
+
+class SubscribeResource:
+    """The event stream. Everything that can be refused is refused before the first byte."""
+
+    def __init__(self, feed: Feed, settings: HttpSettings) -> None:
+        self._feed = feed
+        self._patience = settings.daemon_timeout_ms / 1000
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer with the stream's headers; the server gives the connection away after them."""
+        wishes = _Wishes(req.env[RAW_QUERY])
+        media_type = _media_type(req)
+        start = self._start(wishes, req)
+        resp.content_type = media_type
+        resp.set_header("cache-control", "no-store, no-transform")
+        resp.set_header("x-accel-buffering", "no")
+        resp.set_header("vary", "Accept")
+        resp.stream = ()
+        if req.method != "HEAD":
+            self._feed.broadcaster.check_room()
+            req.env["kvstore.hand_over"](partial(self._hand_over, wishes, media_type == SSE, start))
+
+    def _start(self, wishes: _Wishes, req: falcon.Request) -> Start:
+        self._feed.wait_until_started(self._patience)
+        last_id = req.get_header("Last-Event-ID")
+        since = query.STREAM_SINCE.read(last_id) if last_id else wishes.one(query.STREAM_SINCE)
+        if since is None:
+            return Start(None, snapshot=wishes.one(query.SNAPSHOT) or False)
+        epoch = since.epoch or self._feed.track(previous=False).cursor.epoch
+        return Start(Cursor(since.revision, epoch))
+
+    def _hand_over(
+        self, wishes: _Wishes, is_sse: bool, start: Start, fd: int, unsent: bytes, is_chunked: bool
+    ) -> None:
+        form = Format(is_sse, wishes.has_values, is_chunked)
+        self._feed.broadcaster.adopt(Kind(wishes.wanted, form, wishes.previous), start, fd, unsent)
+
+
+class _Wishes:
+    """The parameters of a stream, checked. Raises ``bad_request`` or ``invalid_key``."""
+
+    def __init__(self, raw_query: str) -> None:
+        self._texts: dict[str, list[str]] = {}
+        for name, text in _pairs(raw_query):
+            if name not in _PARAMETERS:
+                known = ", ".join(_PARAMETERS)
+                raise KvError(
+                    "bad_request", f"there is no parameter {name!r} here; known are: {known}", parameter=name
+                )
+            self._texts.setdefault(name, []).append(text)
+        prefixes, keys = self._many(query.STREAM_PREFIX), self._many(query.STREAM_KEY)
+        self.wanted = normalized(prefixes, keys, self._ops())
+        values = self.one(query.VALUES)
+        self.has_values = True if values is None else values
+        self.previous = self.one(query.PREVIOUS) or False
+
+    def one(self, parameter: Parameter[Any]) -> Any:
+        """The value of a parameter that may stand there once; None if it does not."""
+        texts = self._texts.get(parameter.name, ())
+        if len(texts) > 1:
+            name = parameter.name
+            raise KvError("bad_request", f"the parameter {name!r} stands there twice", parameter=name)
+        return parameter.read(texts[0]) if texts else None
+
+    def _many(self, parameter: Parameter[str]) -> list[str]:
+        texts = self._texts.get(parameter.name, [])
+        if len(texts) > MAX_FILTERS:
+            raise KvError(
+                "bad_request",
+                f"{parameter.name} stands there {len(texts)} times; the limit is {MAX_FILTERS}",
+                parameter=parameter.name,
+                limit=MAX_FILTERS,
+            )
+        return [parameter.read(text) for text in texts]
+
+    def _ops(self) -> Iterable[str]:
+        text = self.one(query.OPS)
+        ops = text.split(",") if text is not None else []
+        if not all(op in EVENT_OPS for op in ops):
+            raise KvError("bad_request", f"ops must be {query.OPS.must_be}, not {text!r}", parameter="ops")
+        return ops
+
+
+def _pairs(raw_query: str) -> Iterable[tuple[str, str]]:
+    for pair in filter(None, raw_query.split("&")):
+        name, _, text = pair.partition("=")
+        try:
+            yield percent_decoded(name.replace("+", " ")), percent_decoded(text.replace("+", " "))
+        except ValueError as error:
+            raise KvError("bad_request", f"the query is not percent-encoded UTF-8: {error}") from error
+
+
+def _media_type(req: falcon.Request) -> str:
+    media_type = req.client_prefers((SSE, NDJSON))
+    if media_type is None:
+        raise KvError("not_acceptable", f"the stream comes as {SSE} or as {NDJSON}", available=[SSE, NDJSON])
+    return media_type

@@ -1,0 +1,91 @@
+"""One facade process: link, feed, application and server in one gevent hub, until it is told to stop."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable, Sequence
+
+import gevent
+import zmq
+from gevent.event import Event as Signal
+
+from kvstore_client.errors import EXIT_DONE
+from kvstore_http.app import create_app
+from kvstore_http.feed import Feed
+from kvstore_http.link import DaemonLink
+from kvstore_http.server import Server
+from kvstore_http.settings import HttpSettings
+
+log = logging.getLogger("kvstore.http")
+
+GRACE_SECONDS = 4.0
+"""How long requests in flight and unsent ends of streams are waited for after SIGTERM."""
+
+POLL_SECONDS = 0.02
+
+
+def serve(settings: HttpSettings, sockets: Sequence[socket.socket], on_ready: Callable[[], None]) -> int:
+    """Serve on bound ``sockets`` until SIGTERM or SIGINT; returns the exit status.
+
+    ``on_ready`` is called when connections are accepted. The daemon need not be there: requests are
+    answered with 503 until it is.
+    """
+    _raise_descriptor_limit()
+    stop = Signal()
+    hub = gevent.get_hub()
+    watchers = [hub.loop.signal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    for watcher in watchers:
+        watcher.start(stop.set)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    link = DaemonLink(context, settings.requests, settings.daemon_timeout_ms)
+    feed = Feed(context, link, settings)
+    app = create_app(link, feed, settings)
+    servers = [_server(app, sock, settings) for sock in sockets]
+    _settle_memory()
+    on_ready()
+    stop.wait()
+    _drain(servers, feed)
+    for server in servers:
+        server.close()
+    feed.broadcaster.close()
+    feed.close()
+    link.close()
+    context.term()
+    return EXIT_DONE
+
+
+def _server(app: object, sock: socket.socket, settings: HttpSettings) -> Server:
+    return Server(
+        app,
+        sock,
+        max_body_bytes=settings.max_body_bytes,
+        max_header_bytes=settings.max_header_bytes,
+        max_connections=settings.max_connections,
+    )
+
+
+def _drain(servers: Sequence[Server], feed: Feed) -> None:
+    """Take no more connections, end the streams, and let the requests in flight finish."""
+    for server in servers:
+        server.stop_accepting()
+    feed.broadcaster.stop()
+    feed.end_waits()
+    with gevent.Timeout(GRACE_SECONDS, False):
+        while len(feed.broadcaster) or not all(server.is_idle for server in servers):
+            gevent.sleep(POLL_SECONDS)
+
+
+def _raise_descriptor_limit() -> None:
+    """Each connection is a descriptor, and the soft limit is often 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _settle_memory() -> None:
+    """Modules and tables live as long as the process: keep the collector from walking them."""
+    gc.collect()
+    gc.freeze()
