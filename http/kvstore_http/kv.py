@@ -63,8 +63,7 @@ class KeyResource:
     def get(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
         record = self._record(key, query)
         if isinstance(record, Unchanged):
-            resp.status = "304 Not Modified"
-            resp.set_headers(_VALUE_HEADERS if record.record is None else _headers(record.record))
+            _send_unchanged(resp, record)
             return
         resp.set_headers(_headers(record))
         if _is_unmodified(req.env, record):
@@ -132,6 +131,14 @@ def send_written(resp: falcon.Response, key: str, result: dict[str, Any]) -> Non
         resp.status = "201 Created"
     resp.set_header("etag", etag(result["revision"]))
     send_json(resp, reply_json(result, key=key))
+
+
+def _send_unchanged(resp: falcon.Response, unchanged: Unchanged) -> None:
+    resp.status = "304 Not Modified"
+    if unchanged.record is None:
+        resp.set_headers({**_VALUE_HEADERS, "x-kvstore-revision": str(unchanged.revision)})
+    else:
+        resp.set_headers(_headers(unchanged.record))
 
 
 def _headers(record: dict[str, Any]) -> dict[str, str]:

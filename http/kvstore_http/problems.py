@@ -43,6 +43,8 @@ def rendered(error: KvError) -> tuple[str, dict[str, str], bytes]:
 def _headers(error: KvError) -> dict[str, str]:
     # 404, 405, 410 and 414 may be cached without being asked to (RFC 9110 section 15.1)
     headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
+    if "revision" in error.details:  # in a header too, for HEAD and for scripts
+        headers["x-kvstore-revision"] = str(error.details["revision"])
     if error.row.status == 503:
         headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     if error.code == "method_not_allowed":

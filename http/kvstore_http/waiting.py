@@ -22,9 +22,10 @@ class _State(NamedTuple):
 
 
 class Unchanged(NamedTuple):
-    """Nothing happened to the key, which has this ``record`` (None: it is missing)."""
+    """Nothing happened to the key since ``revision``; its ``record``, None if it is missing."""
 
     record: dict[str, Any] | None
+    revision: int
 
 
 def read_after_change(
@@ -50,7 +51,7 @@ def read_after_change(
             return _answer(state)
         if not goes_on:
             break
-    return _answer(state) if since is None else Unchanged(state.record)
+    return _answer(state) if since is None else Unchanged(state.record, since.revision)
 
 
 def _is_news(link: Link, state: _State, since: Cursor) -> bool:
