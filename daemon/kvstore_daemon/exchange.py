@@ -45,46 +45,53 @@ class Exchange:
     def __init__(self, responder: Responder, request: Request) -> None:
         self.responder = responder
         self._request = request
+        self._names: list[str] = [op["op"] for op in request.ops]
         self._results: list[Any] = [None] * len(request.ops)
         self._values: list[bytes] = []
         self._next = 0
         self._room = REPLY_BYTES
         self._revision: int | None = None
 
+    def has_writes(self) -> bool:
+        """Whether anything is to be committed before the reply."""
+        return not WRITES.keys().isdisjoint(self._names)
+
     def accept(self, answer: Answer) -> None:
         """Take the results of the writes; raises the error with which all of them were refused."""
-        writes = [index for index, op in enumerate(self._request.ops) if op["op"] in WRITES]
+        writes = [index for index, name in enumerate(self._names) if name in WRITES]
         if answer.error is not None:
             raise _at_op(answer.error, writes)
         for index, result in zip(writes, answer.results or (), strict=True):
             self._results[index] = _result(result)
+        if len(writes) == len(self._names):
+            self._next = len(writes)
 
     def read(self, engine: Engine, status: Status, deadline: float) -> bool:
         """Answer reads until all are answered (True) or ``time.monotonic()`` passes ``deadline``."""
-        ops = self._request.ops
-        while self._next < len(ops):
-            name = ops[self._next]["op"]
+        names = self._names
+        while self._next < len(names):
+            name = names[self._next]
             if name == "get":
                 self._get(engine)
             elif name not in WRITES:
-                self._read_one(engine, status, ops[self._next])
+                self._read_one(engine, status, self._request.ops[self._next])
             else:
                 self._next += 1
                 continue
             if time.monotonic() > deadline:
                 break
-        return self._next == len(ops)
+        return self._next == len(names)
 
     def _get(self, engine: Engine) -> None:
         """Answer the gets that follow one another here."""
-        start, ops = self._next, self._request.ops
+        start, names = self._next, self._names
         end = start + 1
-        limit = min(len(ops), start + GETS_AT_ONCE)
-        while end < limit and ops[end]["op"] == "get":
+        limit = min(len(names), start + GETS_AT_ONCE)
+        while end < limit and names[end] == "get":
             end += 1
-        records, revision = engine.read([op["key"].encode() for op in ops[start:end]])
+        records, revision = engine.read([op["key"].encode() for op in self._request.ops[start:end]])
         self._saw(revision)
-        self._results[start:end] = [self._record(record) for record in records]
+        self._results[start:end] = map(self._record, records)
         self._next = end
 
     def _record(self, record: Stored | KvError | None) -> Fields:
@@ -124,11 +131,10 @@ class Exchange:
         if self._revision is None or revision < self._revision:
             self._revision = revision
 
-    def reply(self, engine: Engine) -> Frames:
-        """The frames of the finished reply."""
-        position = engine.position()
-        revision = position.head if self._revision is None else self._revision
-        return encode_reply(position.epoch, revision, self._results, self._values)
+    def reply(self, epoch: str, head: int) -> Frames:
+        """The frames of the finished reply; ``head`` is told where nothing was read."""
+        revision = head if self._revision is None else self._revision
+        return encode_reply(epoch, revision, self._results, self._values)
 
 
 def _status(status: Status) -> Page:

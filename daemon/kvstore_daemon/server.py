@@ -15,7 +15,6 @@ from collections import deque
 from functools import partial
 
 from kvstore_client.errors import KvError
-from kvstore_client.operations import OPERATIONS
 from kvstore_client.protocol import decode_request, encode_error
 from kvstore_daemon.committer import GROUP_OPS, GroupCommitter
 from kvstore_daemon.engine import Answer, Change, Engine
@@ -65,13 +64,18 @@ class Server:
         self._reading: deque[Exchange] = deque()
         self._outbox: deque[Change | Answer] = deque()
         self._is_stopping = False
+        self._epoch = ""
+        self._head = 0
 
     def start(self) -> None:
         """Watch the engine and the pool, and begin to publish after what the log holds."""
-        self._publisher.begin(self._engine.position())
+        position = self._engine.position()
+        self._epoch, self._head = position.epoch, position.head
+        self._publisher.begin(position)
         self._loop.watch(self._engine.fileno(), self._collect)
         for responder in self._responders:
             self._loop.watch(responder.fileno(), partial(self._note_ready, responder))
+            self._note_ready(responder)
         self._expiry.start()
         self._tick.set(0)
 
@@ -112,7 +116,7 @@ class Server:
         request = decode_request(frames, self._limits)
         self._counters.operations += len(request.ops)
         exchange = Exchange(responder, request)
-        if any(OPERATIONS[op["op"]].writes for op in request.ops):
+        if exchange.has_writes():
             self._committer.add(write_request(request, frames, exchange))
         else:
             self._read(exchange)
@@ -124,7 +128,7 @@ class Server:
 
     def _read(self, exchange: Exchange) -> None:
         if exchange.read(self._engine, self._status, time.monotonic() + SLICE_SECONDS):
-            self._reply(exchange.responder, exchange.reply(self._engine))
+            self._reply(exchange.responder, exchange.reply(self._epoch, self._head))
         else:
             self._reading.append(exchange)
 
@@ -147,7 +151,9 @@ class Server:
     def _collect(self) -> None:
         """The engine has something: queue it to be told, and let the next group go."""
         changes, answers = self._engine.poll()
-        self._expiry.saw(changes)
+        if changes:
+            self._head = changes[-1].revision
+            self._expiry.saw(changes)
         self._outbox.extend(changes)
         self._outbox.extend(answers)
         for _ in answers:

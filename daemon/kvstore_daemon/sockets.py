@@ -33,6 +33,10 @@ RESPONDER_QUEUE = 8
 REPLY_QUEUE = 10_000
 ZERO_COPY_BYTES = 64 * 1024
 
+# plain integers: pyzmq's enums take longer to combine than the socket takes to receive
+_EVENTS, _RCVMORE, _POLLIN = int(zmq.EVENTS), int(zmq.RCVMORE), int(zmq.POLLIN)
+_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+
 
 def listen(socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
     """Bind ``socket`` and return the endpoint it got, with the real port where 0 was asked for.
@@ -128,9 +132,10 @@ class Broker:
 class Responder:
     """One REP socket of the pool, used by the loop's thread only.
 
-    Its ZMQ_FD is edge-triggered inside ØMQ: it becomes readable once when the socket's state changes,
-    and any call on the socket may consume that. So :attr:`has_request` is to be asked after the
-    descriptor was readable and again after every :meth:`reply`.
+    Its descriptor is edge-triggered inside ØMQ: it becomes readable once when the socket's state
+    changes, only if the socket was last seen without a message, and any call may consume that. So
+    :meth:`has_request` is to be asked at the start, whenever the descriptor was readable, and again
+    after every :meth:`reply`.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -145,25 +150,28 @@ class Responder:
 
     def has_request(self) -> bool:
         """Whether a request can be received. False from :meth:`receive` to :meth:`reply`."""
-        events: int = self._socket.getsockopt(zmq.EVENTS)  # type: ignore[assignment]
-        return events & zmq.POLLIN != 0
+        events: int = self._socket.getsockopt(_EVENTS)  # type: ignore[assignment]
+        return events & _POLLIN != 0
 
     def receive(self) -> Frames:
         """The next request's frames; of one with too many, the first few that show it."""
         socket = self._socket
-        frames = [socket.recv(zmq.NOBLOCK)]
-        while socket.getsockopt(zmq.RCVMORE):
-            part = socket.recv(zmq.NOBLOCK)
+        frames = [socket.recv(_NOBLOCK)]
+        while socket.getsockopt(_RCVMORE):
+            part = socket.recv(_NOBLOCK)
             if len(frames) <= REQUEST_FRAMES:
                 frames.append(part)
         return frames
 
     def reply(self, frames: Frames) -> None:
         """Answer the request that was received last."""
-        last = len(frames) - 1
-        for index, frame in enumerate(frames):
-            more = zmq.SNDMORE if index < last else 0
-            self._socket.send(frame, zmq.NOBLOCK | more, copy=len(frame) < ZERO_COPY_BYTES)
+        *first, last = frames
+        for frame in first:
+            self._send(frame, _NOBLOCK | _SNDMORE)
+        self._send(last, _NOBLOCK)
+
+    def _send(self, frame: bytes, flags: int) -> None:
+        self._socket.send(frame, flags, copy=len(frame) < ZERO_COPY_BYTES)
 
     def close(self) -> None:
         """Close the socket; a reply already given still goes out."""
