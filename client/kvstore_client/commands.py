@@ -110,11 +110,15 @@ def body_of(commands: Sequence[Command[Any]], *, atomic: bool = False) -> Body:
 
 
 def results_of(commands: Sequence[Command[Any]], reply: Reply) -> list[Any]:
-    """Each command's result, or the KvError with which it alone failed."""
-    return [
-        fields if isinstance(fields, KvError) else command.read(fields, reply)
-        for command, fields in zip(commands, reply.results, strict=True)
-    ]
+    """Each command's result, or the KvError with which it alone failed; raises ``internal`` for a
+    reply that does not follow the protocol."""
+    try:
+        return [
+            fields if isinstance(fields, KvError) else command.read(fields, reply)
+            for command, fields in zip(commands, reply.results, strict=True)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise KvError("internal", f"the daemon's reply is malformed: {error!r}") from error
 
 
 def get(key: str) -> Command[Record]:
@@ -266,7 +270,7 @@ def _incremented(fields: Fields, reply: Reply) -> Incremented:
 
 
 def _deleted(fields: Fields, _: Reply) -> Deleted:
-    return Deleted(fields["deleted"], fields["revision"], fields.get("more", False))
+    return Deleted(fields["deleted"], fields.get("revision"), fields.get("more", False))
 
 
 def _record_page(fields: Fields, reply: Reply) -> RecordPage:

@@ -58,7 +58,7 @@ class Exchange:
         self._is_fresh = False
         self._is_pausing = False
         self._was_sent = False
-        self._is_unanswered = False
+        self._may_be_applied = False
         self._refusal: KvError | None = None
         self._until = self._attempt_end(now)
 
@@ -75,7 +75,7 @@ class Exchange:
     def sent(self) -> None:
         """The frames were handed to a connection."""
         self._is_sending = False
-        self._was_sent = self._is_unanswered = True
+        self._was_sent = True
 
     def receive(self, frames: Sequence[bytes], now: float) -> Reply | None:
         """The reply in ``frames``, or None: it is not for this request, or the daemon asks to come
@@ -92,12 +92,19 @@ class Exchange:
 
     def _pause(self, refusal: KvError, now: float) -> None:
         self._refusal = refusal
-        self._is_unanswered = refusal.details.get("outcome") == "unknown"
+        self._may_be_applied |= refusal.details.get("outcome") == "unknown"
         self._is_pausing = True
         self._until = now + _jittered(self._pause_seconds)
         self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
 
+    @property
+    def _is_unanswered(self) -> bool:
+        """Whether the present attempt was sent and may still be on its way, or be applied."""
+        return not self._is_sending and not self._is_pausing
+
     def _try_again(self, now: float) -> None:
+        # what became of an attempt that is abandoned stays open, whatever the next one is told
+        self._may_be_applied |= self._is_unanswered
         if not self._is_pausing:
             self._attempt_seconds = min(1.5 * self._attempt_seconds, LONGEST_ATTEMPT_SECONDS)
         # after a pause the connection is as good as it was: the daemon has just answered on it
@@ -115,7 +122,7 @@ class Exchange:
         if self._refusal is not None:
             details.update(self._refusal.details)
         if self._writes:
-            details["outcome"] = "unknown" if self._is_unanswered else "none"
+            details["outcome"] = "unknown" if self._is_unanswered or self._may_be_applied else "none"
         return KvError(code, message, **details)
 
     def _reason(self) -> tuple[str, str]:

@@ -277,7 +277,7 @@ def decode_reply(frames: Sequence[bytes]) -> Reply:
             header["revision"],
             [KvError.from_json(r["error"]) if "error" in r else r for r in results],
         )
-    except (KeyError, IndexError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise KvError("internal", f"the daemon's reply is malformed: {error!r}") from error
 
 

@@ -1,0 +1,205 @@
+"""The client when the network or the daemon fails: in time, once, and honest about what is not known."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import orjson
+import pytest
+import zmq
+
+from kvstore_client import AsyncClient, Client, KvError
+from kvstore_client.protocol import encode_error, encode_reply
+from support import Daemon, free_port, wait_until
+from support.proxy import CuttingProxy
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """An endpoint that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+class Swallower:
+    """A daemon that takes requests and answers as ``answer`` says: the frames, or None for never."""
+
+    def __init__(self, answer: Callable[[list[bytes]], list[bytes] | None]) -> None:
+        self._answer = answer
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.linger = 0
+        self.endpoint = f"tcp://127.0.0.1:{self._socket.bind_to_random_port('tcp://127.0.0.1')}"
+        self.requests: list[list[bytes]] = []
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Swallower:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_stopping.set()
+        self._thread.join()
+        self._context.destroy(linger=0)
+
+    def _run(self) -> None:
+        while not self._is_stopping.is_set():
+            if self._socket.poll(20):
+                envelope, request = self._split(self._socket.recv_multipart())
+                self.requests.append(request)
+                answer = self._answer(request)
+                if answer is not None:
+                    self._socket.send_multipart([*envelope, *answer])
+
+    @staticmethod
+    def _split(frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+        index = frames.index(b"") + 1
+        return frames[:index], frames[index:]
+
+
+def number_of(request: list[bytes]) -> tuple[str, int]:
+    header = orjson.loads(request[0])
+    return header["client"], header["seq"]
+
+
+def written(revision: int) -> list[bytes]:
+    return encode_reply("e" * 16, revision, [{"revision": revision, "create_revision": 1, "version": 1}])
+
+
+def test_where_nobody_listens_a_write_certainly_did_not_happen() -> None:
+    with Client(f"tcp://127.0.0.1:{free_port()}", timeout=0.2) as client:
+        with pytest.raises(KvError) as caught:
+            client.put("k", b"v")
+        assert (caught.value.code, caught.value.details) == ("unavailable", {"outcome": "none"})
+        with pytest.raises(KvError) as caught:
+            client.get("k")
+        assert (caught.value.code, caught.value.details) == ("unavailable", {})
+
+
+def test_a_black_hole_is_given_up_in_time_and_nothing_was_sent_into_it() -> None:
+    with black_hole() as endpoint, Client(endpoint, timeout=0.3) as client:
+        with pytest.raises(KvError) as caught:
+            client.put("k", b"v")
+        assert (caught.value.code, caught.value.details["outcome"]) == ("unavailable", "none")
+
+
+def test_a_write_whose_reply_never_comes_has_an_unknown_outcome_and_is_repeated_under_its_number() -> None:
+    with Swallower(lambda _: None) as daemon, Client(daemon.endpoint, timeout=0.5) as client:
+        with pytest.raises(KvError) as caught:
+            client.put("k", b"v")
+        assert (caught.value.code, caught.value.details["outcome"]) == ("timed_out", "unknown")
+        assert len(daemon.requests) > 1
+        assert len({number_of(request) for request in daemon.requests}) == 1
+
+
+def test_the_write_after_an_unknown_outcome_has_a_higher_number() -> None:
+    silent = threading.Event()
+    silent.set()
+    with (
+        Swallower(lambda _: None if silent.is_set() else written(1)) as daemon,
+        Client(daemon.endpoint, timeout=0.3) as client,
+    ):
+        with pytest.raises(KvError):
+            client.put("k", b"1")
+        silent.clear()
+        client.put("k", b"2", timeout=20)
+        first, last = number_of(daemon.requests[0]), number_of(daemon.requests[-1])
+        assert last == (first[0], first[1] + 1)
+
+
+def test_a_late_copy_of_a_write_is_refused_once_a_later_one_was_applied(daemon: Daemon) -> None:
+    frames: list[list[bytes]] = []
+    with zmq.Context() as context, context.socket(zmq.DEALER) as upstream:
+        upstream.linger = 0
+        upstream.connect(daemon.requests)
+
+        def forward(request: list[bytes]) -> list[bytes]:
+            frames.append(request)
+            upstream.send_multipart([b"", *request])
+            return upstream.recv_multipart()[1:]
+
+        with Swallower(forward) as relay, Client(relay.endpoint) as client:
+            client.put("k", b"first")
+            client.put("k", b"second")
+            late = forward(frames[0])
+            assert orjson.loads(late[0])["error"]["code"] == "sequence_stale"
+            assert client.get("k").value == b"second"
+
+
+def test_a_stray_reply_is_never_taken_for_an_answer() -> None:
+    replies = itertools.count(1)
+
+    def answer(request: list[bytes]) -> list[bytes] | None:
+        return None if next(replies) == 1 else written(7)
+
+    with Swallower(answer) as daemon, Client(daemon.endpoint, timeout=20) as client:
+        assert client.put("k", b"v").revision == 7
+
+
+def test_a_malformed_reply_is_an_internal_error() -> None:
+    for reply in ([b"no json"], [b"{}"], [b'{"v":1,"epoch":"e","revision":1,"results":[{}]}']):
+        with Swallower(lambda _, reply=reply: reply) as daemon, Client(daemon.endpoint) as client:  # type: ignore[misc]
+            with pytest.raises(KvError) as caught:
+                client.get("k")
+            assert caught.value.code == "internal"
+
+
+def test_a_busy_daemon_is_asked_again_until_it_has_room() -> None:
+    refusals = iter([encode_error(KvError("too_busy", "later"))] * 3)
+    with (
+        Swallower(lambda _: next(refusals, written(3))) as daemon,
+        Client(daemon.endpoint, timeout=20) as client,
+    ):
+        assert client.put("k", b"v").revision == 3
+        assert len({number_of(request) for request in daemon.requests}) == 1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_write_over_a_network_that_cuts_connections_is_applied_once(daemon: Daemon, seed: int) -> None:
+    chance = random.Random(seed)
+    with CuttingProxy(daemon.requests, chance.randrange(500, 3000)) as proxy:
+        with Client(proxy.endpoint, timeout=50) as client:
+            numbers = [client.incr("n").value for _ in range(30)]
+            assert numbers == list(range(1, 31))
+        assert proxy.connections > 3
+
+
+def test_every_asyncio_write_over_a_network_that_cuts_connections_is_applied_once(daemon: Daemon) -> None:
+    async def run(endpoint: str) -> list[int]:
+        async with AsyncClient(endpoint, timeout=50, connections=8) as client:
+            return [done.value for done in await asyncio.gather(*[client.incr("n") for _ in range(100)])]
+
+    with CuttingProxy(daemon.requests, 1500) as proxy:
+        assert sorted(asyncio.run(run(proxy.endpoint))) == list(range(1, 101))
+        assert proxy.connections > 8
+
+
+def test_every_acknowledged_write_outlives_a_killed_daemon_once(daemon: Daemon) -> None:
+    acknowledged: list[int] = []
+    is_done = threading.Event()
+
+    def write(client: Client) -> None:
+        while not is_done.is_set():
+            acknowledged.append(client.incr("n").value)
+
+    with Client(daemon.requests, timeout=50) as client:
+        writers = [threading.Thread(target=write, args=(client,)) for _ in range(4)]
+        for writer in writers:
+            writer.start()
+        for _ in range(3):
+            reached = len(acknowledged)
+            wait_until(lambda reached=reached: len(acknowledged) > reached + 20)  # type: ignore[misc]
+            daemon.kill()
+            daemon.start()
+        is_done.set()
+        for writer in writers:
+            writer.join()
+        assert sorted(acknowledged) == list(range(1, len(acknowledged) + 1))
+        assert client.get("n").value == b"%d" % len(acknowledged)

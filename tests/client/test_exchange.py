@@ -1,0 +1,136 @@
+"""One request's course: it ends in time, tells what may have become of it, and takes no stranger's reply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvstore_client.errors import KvError
+from kvstore_client.exchange import LONGEST_ATTEMPT_SECONDS, Exchange
+from kvstore_client.protocol import encode_error, encode_reply, encode_request
+
+REQUEST = encode_request([{"op": "get", "key": "k"}])
+REPLY = encode_reply("e" * 16, 1, [{}])
+
+
+def begin(seconds: float = 5, writes: bool = True) -> Exchange:
+    return Exchange(REQUEST, writes=writes, endpoint="tcp://nowhere", seconds=seconds, now=0)
+
+
+def answer(exchange: Exchange, frames: list[bytes], now: float = 0) -> Any:
+    return exchange.receive([*exchange.frames[:2], *frames], now)
+
+
+def outlast(exchange: Exchange, *, is_connected: bool) -> tuple[KvError, int]:
+    """Run without any answer until it gives up; the error and the number of fresh sockets."""
+    now, fresh = 0.0, 0
+    while True:
+        try:
+            step = exchange.next(now)
+        except KvError as error:
+            return error, fresh
+        fresh += step.is_fresh
+        assert now < step.until <= 100
+        if step.is_sending and is_connected:
+            exchange.sent()
+            assert not exchange.next(now).is_sending
+        now = step.until
+
+
+def keep_busy(exchange: Exchange) -> KvError:
+    """Answer every further attempt with "too busy" until it gives up."""
+    now = 0.0
+    while True:
+        try:
+            step = exchange.next(now)
+        except KvError as error:
+            return error
+        if step.is_sending:
+            exchange.sent()
+            answer(exchange, encode_error(KvError("too_busy", "full")), now)
+        now = step.until
+
+
+def test_frames_begin_with_a_name_of_their_own_and_the_empty_delimiter() -> None:
+    one, other = begin(), begin()
+    assert one.frames[1:] == [b"", *REQUEST]
+    assert one.frames[0] != other.frames[0]
+
+
+@given(seconds=st.floats(0.001, 100), is_connected=st.booleans(), writes=st.booleans())
+def test_it_gives_up_at_its_deadline_and_says_whether_the_daemon_can_have_seen_it(
+    seconds: float, is_connected: bool, writes: bool
+) -> None:
+    error, _ = outlast(begin(seconds, writes), is_connected=is_connected)
+    assert error.code == ("timed_out" if is_connected else "unavailable")
+    expected = "unknown" if is_connected else "none"
+    assert error.details == ({"outcome": expected} if writes else {})
+
+
+def test_an_attempt_without_answer_is_repeated_on_a_fresh_socket() -> None:
+    _, fresh = outlast(begin(60), is_connected=True)
+    assert fresh >= 60 / (LONGEST_ATTEMPT_SECONDS * 1.25) - 1
+
+
+def test_a_reply_to_another_request_is_not_taken() -> None:
+    exchange = begin()
+    exchange.sent()
+    assert exchange.receive([b"stranger", b"", *REPLY], 0) is None
+    assert exchange.receive(REPLY, 0) is None
+    assert answer(exchange, REPLY).revision == 1
+
+
+def test_a_refusal_for_good_is_raised_at_once() -> None:
+    exchange = begin()
+    exchange.sent()
+    with pytest.raises(KvError, match="not now, not ever"):
+        answer(exchange, encode_error(KvError("bad_request", "not now, not ever")))
+
+
+def test_a_busy_daemon_is_asked_again_after_a_pause_on_the_same_socket() -> None:
+    exchange = begin()
+    exchange.sent()
+    assert answer(exchange, encode_error(KvError("too_busy", "full"))) is None
+    pause = exchange.next(0)
+    assert not pause.is_sending
+    again = exchange.next(pause.until)
+    assert again.is_sending
+    assert not again.is_fresh
+
+
+def test_a_daemon_that_stays_busy_is_reported_as_such_and_nothing_was_applied() -> None:
+    error = keep_busy(begin())
+    assert (error.code, error.message) == ("too_busy", "full")
+    assert error.details["outcome"] == "none"
+
+
+def test_an_unanswered_attempt_leaves_the_outcome_open_even_if_a_refusal_came_before_it() -> None:
+    exchange = begin()
+    exchange.sent()
+    answer(exchange, encode_error(KvError("too_busy", "full")))
+    exchange.next(exchange.next(0).until)
+    exchange.sent()
+    with pytest.raises(KvError) as caught:
+        exchange.next(5)
+    assert caught.value.details["outcome"] == "unknown"
+
+
+def test_an_abandoned_attempt_leaves_the_outcome_open_even_if_a_refusal_comes_after_it() -> None:
+    exchange = begin()
+    exchange.sent()
+    error = keep_busy(exchange)
+    assert error.code == "too_busy"
+    assert error.details["outcome"] == "unknown"
+
+
+def test_an_outcome_that_the_daemon_itself_does_not_know_stays_unknown() -> None:
+    exchange = begin()
+    exchange.sent()
+    answer(exchange, encode_error(KvError("unavailable", "no quorum", outcome="unknown")))
+    with pytest.raises(KvError) as caught:
+        exchange.next(5)
+    assert caught.value.code == "unavailable"
+    assert caught.value.details["outcome"] == "unknown"
