@@ -84,6 +84,9 @@ def daemon_settings(configuration: Configuration) -> DaemonSettings:
     from kvstore_daemon.settings import DaemonSettings
 
     refuse_open_doors(configuration, "requests", "changes")
+    _refuse_more("max-value-bytes", "max-batch-bytes", configuration)
+    _refuse_more("max-atomic-bytes", "max-batch-bytes", configuration)
+    _refuse_more("max-atomic-ops", "max-batch-ops", configuration)
     return DaemonSettings(**configuration.fields("daemon"))
 
 
@@ -93,6 +96,11 @@ def http_settings(configuration: Configuration) -> HttpSettings:
 
     refuse_open_doors(configuration, "http")
     return HttpSettings(**configuration.fields("http"))
+
+
+def _refuse_more(part: str, whole: str, configuration: Configuration) -> None:
+    if configuration[part] > configuration[whole]:
+        raise ConfigurationError(f"--{part} is above --{whole}, so that much could never be sent")
 
 
 def refuse_open_doors(configuration: Configuration, *names: str) -> None:

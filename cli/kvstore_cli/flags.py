@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from kvstore_cli.options import CONFIG, FLAG, Kind, Option, options_of
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -25,6 +28,16 @@ class KindType(click.ParamType[Any]):
             return self._kind.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str  # noqa: ARG002
+    ) -> list[CompletionItem[Any]]:
+        """The words that can be given; files and folders are the shell's to find."""
+        from click.shell_completion import CompletionItem
+
+        if self._kind.metavar in ("FILE", "DIR"):
+            return [CompletionItem(incomplete, type=self._kind.metavar.lower())]
+        return [CompletionItem(word) for word in self._kind.words if word.startswith(incomplete)]
 
 
 def with_options(*parts: str) -> Callable[[_Function], _Function]:

@@ -18,12 +18,14 @@ PREFIX = "KVSTORE_"
 
 
 class Kind(NamedTuple):
-    """What an option's value looks like: its name in a help text, its unit, text to value and back."""
+    """What an option's value looks like: its name in a help text, its unit, text to value and back;
+    ``words`` where only these can be given."""
 
     metavar: str
     unit: str
     parse: Callable[[Any], Any]
     show: Callable[[Any], str] = str
+    words: tuple[str, ...] = ()
 
 
 class Option(NamedTuple):
@@ -99,7 +101,7 @@ def _choice(*words: str) -> Kind:
             raise ValueError(f"{given!r} is not one of {', '.join(words)}")
         return str(given)
 
-    return Kind(f"[{'|'.join(words)}]", "word", parse)
+    return Kind(f"[{'|'.join(words)}]", "word", parse, words=words)
 
 
 def _size(low: int, high: int = 2**62) -> Kind:

@@ -204,3 +204,11 @@ def test_config_cannot_stand_in_the_file(tmp_path: Path) -> None:
     assert CONFIG.name not in OPTIONS
     with pytest.raises(ConfigurationError, match="config is not an option"):
         resolve({}, "client", environ={"KVSTORE_CONFIG": toml_file(tmp_path, 'config = "x"')})
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"), [("max-value-bytes", "max-batch-bytes"), ("max-atomic-ops", "max-batch-ops")]
+)
+def test_a_limit_that_another_one_hides_is_refused(part: str, whole: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"--{part} is above --{whole}"):
+        daemon_settings(resolve({part: 5000, whole: 4000}, "daemon", environ={}))

@@ -117,9 +117,9 @@ def _print_results(results: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> 
     status, done, failed = EXIT_DONE, 0, 0
     for result in results:
         output.write_json(result)
-        if "code" in result:  # a problem document; what succeeded has none
+        if "error" in result:
             failed += 1
-            status = status or problem_error(result).row.exit
+            status = status or problem_error(result["error"]).row.exit
         else:
             done += 1
     output.talk(f"{done} done, {failed} failed")

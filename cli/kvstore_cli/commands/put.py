@@ -66,6 +66,8 @@ def command(
     """
     if if_absent and if_revision is not None:
         raise click.UsageError("--if-absent and --if-revision exclude each other")
+    if content_type is not None and not (content_type.isascii() and content_type.isprintable()):
+        raise click.UsageError("--content-type takes printable ASCII, such as text/html; charset=utf-8")
     body = os.fsencode(value) if literal else _read_value(value)
     headers = {"Content-Type": content_type or _guess_type(body)}
     headers |= condition(0 if if_absent else if_revision)

@@ -1,0 +1,491 @@
+"""The commands as a user runs them: processes against a real service."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from support import Daemon, Facade, free_port, kvstore_command
+
+Kvstore = Any
+
+KEYS = [
+    "//",
+    ".",
+    "..",
+    "%2F",
+    "%25",
+    "?",
+    "#",
+    "+",
+    " ",
+    "a/../b",
+    "-dash",
+    "@at",
+    "\n",
+    "\t",
+    "\x7f",
+    "\u00e9",
+]
+KEYS += ["e\u0301", "\u4e2d\u6587", "\U0001f511", "\U0010fffd", "\ufdd0", "'\"", "\\", "&=;", "x" * 511]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_any_key_comes_back(kvstore: Kvstore, key: str) -> None:
+    kvstore.out("put", "--", key, "v")
+    assert kvstore.out("get", "--raw", "--", key) == b"v"
+    assert kvstore.lines("get", "--json", "--", key)[0]["key"] == key
+    assert kvstore.lines("history", "--json", "--", key)[0]["key"] == key
+    kvstore.out("delete", "--", key)
+    assert kvstore("get", "--", key).returncode == 3
+
+
+def _keys() -> st.SearchStrategy[str]:
+    characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+    return st.text(characters, min_size=1, max_size=100).filter(lambda key: len(key.encode()) <= 511)
+
+
+@settings(max_examples=15)
+@given(key=_keys(), value=st.binary(max_size=2000))
+@example(key="\u20ac" * 170, value=bytes(range(256)))
+@example(key="k", value=b"")
+def test_keys_and_values_round_trip(kvstore: Kvstore, key: str, value: bytes) -> None:
+    kvstore.out("put", "--", key, "-", stdin=value)
+    assert kvstore.out("get", "--raw", "--", key) == value
+    assert kvstore.out("get", "--", key) == value + b"\n"
+    assert kvstore.out("wait", "--exists", "--raw", "--", key) == value
+
+
+def test_a_value_of_the_largest_size_passes_and_one_more_byte_does_not(kvstore: Kvstore) -> None:
+    kvstore.out("put", "large", "-", stdin=b"\xff" * 2**20)
+    assert kvstore.out("get", "--raw", "large") == b"\xff" * 2**20
+    refused = kvstore("put", "large", "-", stdin=b"x" * (2**20 + 1))
+    assert refused.returncode == 1
+    assert b"1048576" in refused.stderr
+    beyond = kvstore("put", "large", "-", stdin=b"x" * 40_000_000)
+    assert beyond.returncode == 1
+    assert b"17825792" in beyond.stderr
+
+
+def test_a_value_can_come_from_a_file_an_argument_or_standard_input(kvstore: Kvstore) -> None:
+    (kvstore.folder / "file").write_bytes(b"\0\xff")
+    kvstore.out("put", "source", "@file")
+    assert kvstore.out("get", "--raw", "source") == b"\0\xff"
+    assert kvstore.lines("get", "--json", "source")[0]["content_type"] == "application/octet-stream"
+    kvstore.out("put", "source", "@file", "--literal")
+    assert kvstore.out("get", "--raw", "source") == b"@file"
+    kvstore.out("put", "source", "-", "--literal")
+    assert kvstore.out("get", "--raw", "source") == b"-"
+
+
+def test_an_argument_that_is_not_utf8_is_stored_byte_for_byte(kvstore: Kvstore) -> None:
+    command = [os.fsencode(part) for part in kvstore_command("put", "bytes")]
+    subprocess.run([*command, b"\xff\xfe"], env=kvstore.environment, check=True, capture_output=True)
+    assert kvstore.out("get", "--raw", "bytes") == b"\xff\xfe"
+
+
+def test_the_locale_changes_nothing(kvstore: Kvstore) -> None:
+    kvstore.out("put", "locale/\u00e9\U0001f511", "\u20ac")
+    for name in ("C", "POSIX", "C.UTF-8", "de_DE.ISO-8859-1"):
+        done = kvstore("get", "--prefix", "locale/", env={"LC_ALL": name, "PYTHONIOENCODING": "ascii"})
+        assert done.stdout == "locale/\u00e9\U0001f511\t\u20ac\n".encode(), name
+
+
+def test_text_is_stored_as_text_unless_another_type_is_given(kvstore: Kvstore) -> None:
+    kvstore.out("put", "type", "text")
+    assert kvstore.lines("get", "--json", "type")[0]["content_type"] == "text/plain; charset=utf-8"
+    kvstore.out("put", "type", "{}", "--content-type", "application/json")
+    assert kvstore.lines("get", "--json", "type")[0]["content_type"] == "application/json"
+
+
+def test_put_prints_the_revision_for_the_next_condition(kvstore: Kvstore) -> None:
+    revision = kvstore.out("put", "cas", "1").decode().strip()
+    assert kvstore("put", "cas", "2", "--if-revision", str(int(revision) + 1)).returncode == 4
+    newer = kvstore.out("put", "cas", "2", "--if-revision", revision).decode().strip()
+    assert int(newer) > int(revision)
+    assert kvstore("delete", "cas", "--if-revision", revision).returncode == 4
+    assert kvstore("delete", "cas", "--if-revision", newer).returncode == 0
+
+
+def test_if_absent_stores_only_once(kvstore: Kvstore) -> None:
+    assert kvstore("put", "lock", "me", "--if-absent").returncode == 0
+    refused = kvstore("put", "lock", "you", "--if-absent")
+    assert refused.returncode == 4
+    assert b"revision" in refused.stderr
+    assert kvstore("put", "lock", "you", "--if-revision", "0").returncode == 4
+    assert kvstore.out("get", "lock") == b"me\n"
+
+
+def test_a_ttl_can_be_given_changed_and_taken_away(kvstore: Kvstore) -> None:
+    kvstore.out("put", "ttl", "v", "--ttl", "1h")
+    first = kvstore.lines("get", "--json", "ttl")[0]["expires_at"]
+    kvstore.out("touch", "ttl", "--ttl", "2d")
+    assert kvstore.lines("get", "--json", "ttl")[0]["expires_at"] > first
+    kvstore.out("persist", "ttl")
+    assert "expires_at" not in kvstore.lines("get", "--json", "ttl")[0]
+    kvstore.out("put", "ttl", "v", "--ttl", "50ms")
+    assert kvstore("wait", "ttl", "--gone", "--timeout", "30s").returncode == 0
+
+
+def test_incr_counts_in_both_directions_and_refuses_what_is_no_number(kvstore: Kvstore) -> None:
+    assert kvstore.out("incr", "n") == b"1\n"
+    assert kvstore.out("incr", "n", "--by", "-43") == b"-42\n"
+    assert kvstore.lines("incr", "n", "--by", "42", "--json")[0]["value"] == 0
+    kvstore.out("put", "n", "many")
+    assert kvstore("incr", "n").returncode == 1
+
+
+def test_get_prints_a_default_for_a_missing_key_only(kvstore: Kvstore) -> None:
+    assert kvstore.out("get", "no/such", "--default", "d\u00e9faut") == "d\u00e9faut\n".encode()
+    assert kvstore.out("get", "no/such", "--default", "x", "--raw") == b"x"
+    kvstore.out("put", "there", "v")
+    assert kvstore.out("get", "there", "--default", "x") == b"v\n"
+
+
+def test_get_reads_an_older_revision(kvstore: Kvstore) -> None:
+    first = kvstore.out("put", "past", "old").decode().strip()
+    kvstore.out("put", "past", "new")
+    assert kvstore.out("get", "past", "--revision", first) == b"old\n"
+
+
+def test_many_keys_come_as_lines_in_key_order(kvstore: Kvstore) -> None:
+    for key, value in (("many/b", "2"), ("many/a", "1"), ("many/\u00e9", "\u00fc")):
+        kvstore.out("put", key, value)
+    kvstore.out("put", "many/bin", "-", stdin=b"\xff\n\0")
+    lines = b"many/a\t1\nmany/b\t2\nmany/bin\t\xff\n\0\nmany/\xc3\xa9\t\xc3\xbc\n"
+    assert kvstore.out("get", "--prefix", "many/") == lines
+    assert kvstore.out("get", "--prefix", "many/", "--raw") == b"12\xff\n\0\xc3\xbc"
+    assert [record["key"] for record in kvstore.lines("get", "--prefix", "many/", "--json")] == [
+        "many/a",
+        "many/b",
+        "many/bin",
+        "many/\u00e9",
+    ]
+    assert lines in kvstore.out("get", "--all")
+
+
+def test_list_pages_through_everything_and_stops_at_its_limit(kvstore: Kvstore) -> None:
+    ops = [{"op": "put", "key": f"page/{number:05}", "value": ""} for number in range(2500)]
+    kvstore.out("batch", "-", stdin="\n".join(map(json.dumps, ops)).encode())
+    names = kvstore.out("list", "--prefix", "page/").decode().splitlines()
+    assert names == [op["key"] for op in ops]
+    assert kvstore.out("list", "--prefix", "page/", "--count") == b"2500\n"
+    assert len(kvstore.lines("list", "--prefix", "page/", "--limit", "1001", "--json")) == 1001
+    between = kvstore.out("list", "--start", "page/00010", "--end", "page/00012").decode().splitlines()
+    assert between == ["page/00010", "page/00011"]
+    long = kvstore.out("list", "--start", "page/00010", "--end", "page/00011", "--long").decode()
+    assert long.rstrip("\n").split("\t")[-2:] == ["text/plain; charset=utf-8", "page/00010"]
+    assert kvstore.out("delete", "--prefix", "page/") == b"2500\n"
+    assert kvstore.out("delete", "--prefix", "page/") == b"0\n"
+
+
+def test_history_shows_the_newest_first(kvstore: Kvstore) -> None:
+    kvstore.out("put", "past/h", "1")
+    kvstore.out("put", "past/h", "two\nlines")
+    kvstore.out("delete", "past/h")
+    rows = [line.split("\t") for line in kvstore.out("history", "past/h").decode().splitlines()]
+    assert [row[2:] for row in rows] == [["delete", ""], ["put", "two\\nlines"], ["put", "1"]]
+    assert len(kvstore.lines("history", "past/h", "--limit", "2", "--json")) == 2
+
+
+def test_status_says_what_the_daemon_says(kvstore: Kvstore) -> None:
+    status = kvstore.lines("status", "--json")[0]
+    assert status["limits"]["key_bytes"] == 511
+    assert b"limits.key_bytes\t511\n" in kvstore.out("status")
+
+
+# ── batch ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("form", ["lines", "list", "document", "one"])
+def test_batch_reads_lines_lists_and_documents(kvstore: Kvstore, form: str) -> None:
+    ops = [{"op": "put", "key": f"form/{form}", "value": "\u00e9"}, {"op": "get", "key": f"form/{form}"}]
+    if form == "one":
+        ops = ops[:1]
+    text = {
+        "lines": "\n\n".join(map(json.dumps, ops)),
+        "list": json.dumps(ops, indent=2),
+        "document": json.dumps({"ops": ops}),
+        "one": json.dumps(ops[0]),
+    }[form]
+    results = kvstore.lines("batch", "-", stdin=text.encode())
+    assert len(results) == len(ops)
+    assert results[-1]["key"] == f"form/{form}"
+
+
+def test_batch_goes_on_after_a_failure_and_tells_it_with_its_status(kvstore: Kvstore) -> None:
+    ops = [
+        {"op": "get", "key": "no/such"},
+        {"op": "put", "key": "b", "value": "", "if_revision": 10**15},
+        {"op": "incr", "key": "batch/n"},
+    ]
+    (kvstore.folder / "ops.json").write_text(json.dumps(ops))
+    done = kvstore("batch", "ops.json")
+    assert done.returncode == 3
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [result["status"] for result in results] == [404, 412, 200]
+    assert b"1 done, 2 failed" in done.stderr
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_an_atomic_batch_is_all_or_nothing(kvstore: Kvstore, flag: bool) -> None:
+    ops = [
+        {"op": "put", "key": f"atomic/{flag}/a", "value": "1"},
+        {"op": "put", "key": f"atomic/{flag}/b", "value": "", "if_revision": 10**15},
+    ]
+    document = json.dumps(ops if flag else {"atomic": True, "ops": ops}).encode()
+    done = kvstore("batch", "-", *(["--atomic"] if flag else []), stdin=document)
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert kvstore("get", f"atomic/{flag}/a").returncode == 3
+    ops[1].pop("if_revision")
+    first, second = kvstore.lines("batch", "-", "--atomic", stdin=json.dumps(ops).encode())
+    assert first["revision"] == second["revision"]
+
+
+def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
+    done = kvstore("batch", "-", stdin=b'{"op": "get", "key": "a"}\n{oops}\n')
+    assert done.returncode == 2
+    assert b"line 2 is not JSON" in done.stderr
+
+
+# ── exit statuses ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["get", "no/such"], 3, "no such key"),
+        (["delete", "no/such"], 3, "key"),
+        (["touch", "no/such", "--ttl", "1s"], 3, "key"),
+        (["persist", "no/such"], 3, "key"),
+        (["history", "no/such"], 3, "no "),
+        (["get", ""], 1, "the key is empty"),
+        (["get", "x" * 512], 1, "511"),
+        (["get", "k", "--revision", "99999999"], 1, "revision"),
+        (["put", "k", "v", "--content-type", "caf\u00e9"], 2, "content-type"),
+        (["put", "k", "v", "--content-type", "a/b\r\nX: y"], 2, "content-type"),
+        (["subscribe", "--since", "yesterday"], 1, "since"),
+        (["wait", "no/such", "--exists", "--timeout", "50ms"], 124, "within 50ms"),
+        (["get"], 2, "KEY, --all, --prefix"),
+        (["get", "a", "--all"], 2, "not several"),
+        (["get", "--all", "--default", "x"], 2, "go with a KEY"),
+        (["put", "k"], 2, "VALUE"),
+        (["put", "k", "@no-such-file"], 2, "no-such-file"),
+        (["put", "k", "v", "--ttl", "soon"], 2, "not a duration"),
+        (["put", "k", "v", "--if-absent", "--if-revision", "3"], 2, "exclude"),
+        (["delete", "--prefix", ""], 2, "everything"),
+        (["wait", "k"], 2, "--exists"),
+        (["wait", "k", "--exists", "--gone"], 2, "not several"),
+        (["wait", "k", "--exists", "--since", "3"], 2, "--changed"),
+        (["list", "--count", "--long"], 2, "--count"),
+        (["subscribe", "--fail-fast"], 2, "--exec"),
+        (["nonsense"], 2, "nonsense"),
+        (["get", "k", "--nonsense"], 2, "--nonsense"),
+        (["completion", "tcsh"], 2, "tcsh"),
+    ],
+)
+def test_what_goes_wrong_has_its_exit_status_and_a_sentence(
+    kvstore: Kvstore, arguments: list[str], status: int, said: str
+) -> None:
+    done = kvstore(*arguments)
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr.decode()
+    assert done.stdout == b""
+    assert b"Traceback" not in done.stderr
+
+
+def test_no_service_is_exit_6_and_says_how_to_start_one(offline: Kvstore) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    for arguments in (["get", "k"], ["status"], ["subscribe"], ["wait", "k", "--exists"]):
+        done = offline(*arguments, "--url", url)
+        assert done.returncode == 6
+        assert b"kvstore serve" in done.stderr
+
+
+def test_a_facade_without_its_daemon_is_exit_6(
+    offline: Kvstore, daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon, daemon_timeout="300ms")
+    daemon.kill()
+    assert offline("get", "k", "--url", facade.url).returncode in (6, 124)
+    assert offline("put", "k", "v", "--url", facade.url).returncode in (6, 124)
+    daemon.start()
+
+
+def test_what_is_not_allowed_is_exit_5(offline: Kvstore, script: Any) -> None:
+    def forbid(handler: Any) -> None:
+        handler.send_response(403)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    script.plays = [forbid]
+    assert offline("get", "k", "--url", script.url).returncode == 5
+
+
+def test_interrupted_is_exit_130(kvstore: Kvstore, start: Callable[..., Any]) -> None:
+    waiting = start(kvstore, "subscribe")
+    while "following" not in waiting.stderr:
+        assert waiting.process.poll() is None
+    waiting.process.send_signal(signal.SIGINT)
+    assert waiting.wait() == 130
+    assert "Traceback" not in waiting.stderr
+
+
+def test_a_reader_that_goes_away_ends_a_command_silently(kvstore: Kvstore) -> None:
+    ops = [{"op": "put", "key": f"pipe/{number}", "value": "x" * 500} for number in range(1000)]
+    kvstore.out("batch", "-", stdin=json.dumps(ops).encode())
+    command = " ".join(kvstore_command("get", "--prefix", "pipe/", "--json"))
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"],
+        env=kvstore.environment,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr == b""
+    assert done.stdout.splitlines()[-1] == b"1"
+
+
+# ── for people ───────────────────────────────────────────────────────────────────────────────────
+
+
+def on_terminal(kvstore: Kvstore, *arguments: str) -> str:
+    """What a command shows on a terminal."""
+    master, slave = pty.openpty()
+    environment = {**kvstore.environment, "TERM": "xterm"}
+    process = subprocess.Popen(kvstore_command(*arguments), stdout=slave, env=environment)
+    os.close(slave)
+    shown = b""
+    while select.select([master], [], [], 30)[0]:
+        try:
+            read = os.read(master, 65536)
+        except OSError:  # the terminal is gone
+            break
+        shown += read
+    os.close(master)
+    assert process.wait() == 0
+    return shown.decode()
+
+
+def test_a_terminal_gets_a_table_without_control_characters(kvstore: Kvstore) -> None:
+    kvstore.out("put", "tty/\x1b[2J", "\x1b]0;owned\x07")
+    kvstore.out("put", "tty/bin", "-", stdin=b"\xff\xfe")
+    shown = on_terminal(kvstore, "get", "--prefix", "tty/")
+    assert "\x1b[2J" not in shown
+    assert "\x1b]0;" not in shown
+    assert "tty/\\x1b[2J" in shown
+    assert "(2 bytes, application/octet-stream)" in shown
+    assert shown.startswith("\x1b[1mKEY")
+    assert "\\x1b[2J" in on_terminal(kvstore, "list", "--prefix", "tty/")
+
+
+def test_a_pipe_gets_neither_colours_nor_heads(kvstore: Kvstore) -> None:
+    kvstore.out("put", "plain", "v")
+    for command in (["list", "--long"], ["history", "plain"], ["status"], ["get", "--all"]):
+        out = kvstore.out(*command)
+        assert b"\x1b[1m" not in out
+        assert b"REVISION" not in out
+
+
+# ── completion ───────────────────────────────────────────────────────────────────────────────────
+
+
+def complete_in_bash(kvstore: Kvstore, *words: str) -> list[str]:
+    """What bash offers for the last of ``words``."""
+    quoted = " ".join(f"'{word}'" for word in words)
+    script = f"""
+        source <(kvstore completion bash) || exit 1
+        COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}
+        _kvstore_completion kvstore 2>/dev/null
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    binaries = Path(kvstore_command()[0]).parent
+    environment = {**kvstore.environment, "PATH": f"{binaries}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, check=True)
+    assert done.stderr == b""
+    return done.stdout.decode().split()
+
+
+def test_bash_completes_commands_options_and_keys(kvstore: Kvstore) -> None:
+    kvstore.out("put", "complete/one", "")
+    kvstore.out("put", "complete/two", "")
+    kvstore.out("put", "complete/with space", "")
+    assert complete_in_bash(kvstore, "kvstore", "sub") == ["subscribe"]
+    assert set(complete_in_bash(kvstore, "kvstore", "wait", "--e")) == {"--exists", "--equals"}
+    assert complete_in_bash(kvstore, "kvstore", "get", "complete/") == ["complete/one", "complete/two"]
+    assert complete_in_bash(kvstore, "kvstore", "serve", "--sync", "i") == ["interval"]
+
+
+def test_completion_of_keys_is_silent_without_a_service(offline: Kvstore) -> None:
+    offline.environment["KVSTORE_URL"] = f"http://127.0.0.1:{free_port()}"
+    assert complete_in_bash(offline, "kvstore", "get", "a") == []
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_a_script_too(offline: Kvstore, shell: str) -> None:
+    assert b"_KVSTORE_COMPLETE" in offline.out("completion", shell)
+
+
+# ── configuration ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_config_show_tells_each_value_and_where_it_came_from(offline: Kvstore) -> None:
+    (offline.folder / "x.toml").write_text('retain-age = "2d"\n')
+    done = offline(
+        "config", "show", "--config", "x.toml", "--workers", "3", "--json", env={"KVSTORE_SYNC": "none"}
+    )
+    shown = {line["option"]: line for line in map(json.loads, done.stdout.splitlines())}
+    path = offline.folder / "x.toml"
+    assert (shown["retain-age"]["shown"], shown["retain-age"]["from"]) == ("2d", f"file {path}")
+    assert (shown["workers"]["value"], shown["workers"]["from"]) == (3, "flag --workers")
+    assert (shown["sync"]["value"], shown["sync"]["from"]) == ("none", "variable KVSTORE_SYNC")
+    assert shown["url"]["from"] == "default"
+    assert f"retain-age\t2d\tfile {path}\n" in offline.out("config", "show", "--config", "x.toml").decode()
+
+
+def test_config_check_refuses_what_serve_would_refuse(offline: Kvstore) -> None:
+    assert offline("config", "check").returncode == 0
+    for arguments in (["--http", "0.0.0.0:80"], ["--config", "missing.toml"]):
+        assert offline("config", "check", *arguments).returncode == 2
+    assert offline("get", "k", env={"KVSTORE_URI": "x"}).returncode == 2
+
+
+@pytest.mark.parametrize("command", ["daemon", "http", "serve"])
+def test_listening_beyond_loopback_is_refused_with_what_to_do(offline: Kvstore, command: str) -> None:
+    flag = ["--requests", "tcp://*:0"] if command == "daemon" else ["--http", "0.0.0.0:0"]
+    done = offline(command, *flag)
+    assert done.returncode == 2
+    assert b"--allow-anonymous" in done.stderr
+
+
+def test_the_version_is_told(offline: Kvstore) -> None:
+    assert offline.out("--version").startswith(b"kvstore ")
+
+
+def test_a_command_that_asks_the_service_loads_nothing_heavy(kvstore: Kvstore) -> None:
+    kvstore.out("put", "light", "v")
+    code = """
+import sys
+from kvstore_cli.main import main
+sys.argv = ["kvstore", "get", "light"]
+status = main()
+heavy = {"ssl", "zmq", "orjson", "gevent", "falcon", "waitress", "lmdb", "asyncio", "json", "tomllib",
+         "subprocess", "kvstore_daemon", "kvstore_http", "kvstore_client.protocol", "importlib.metadata"}
+print(sorted(heavy & sys.modules.keys()))
+sys.exit(status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kvstore.environment, capture_output=True, check=True
+    )
+    assert done.stdout == b"v\n[]\n"
