@@ -384,15 +384,19 @@ class SnapshotMerge:
 
     def _accept_gets(self, reply: Reply) -> list[Record]:
         records: list[Record] = []
+        answered: list[str] = []
         for key, result in zip(self._sent_keys, reply.results, strict=True):
             if not isinstance(result, KvError):
                 records.append(record_from(result, key))
+            elif result.code == "reply_too_large" and len(self._sent_keys) > 1:
+                continue  # the next request has room for it
             elif result.code != "not_found":
                 raise result
+            answered.append(key)
         revision = self._seen_at(reply, records)
-        for key in self._sent_keys:
+        for key in answered:
             self._key_revisions[key] = revision
-            self._keys.popleft()
+            self._keys.remove(key)
         return records if self._values else [record._replace(value=None) for record in records]
 
     def _seen_at(self, reply: Reply, records: list[Record]) -> int:

@@ -7,7 +7,7 @@ the same plans.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
 from kvstore_client import commands
@@ -30,21 +30,23 @@ def single(command: Command[T]) -> Plan[T]:
 
 
 def get_many(keys: Sequence[str]) -> Plan[dict[str, Record]]:
-    """The records of those keys that there are, a bounded number of keys in each request."""
+    """The records of those keys that there are. A request has a bounded number of keys; those whose
+    values the reply had no room for go into the next one."""
     found: dict[str, Record] = {}
-    for some in _portions(list(dict.fromkeys(keys))):
+    left = list(dict.fromkeys(keys))
+    while left:
+        some, left = left[:MAX_PAGE], left[MAX_PAGE:]
         results = yield [commands.get(key) for key in some]
+        postponed = []
         for key, result in zip(some, results, strict=True):
             if not isinstance(result, KvError):
                 found[key] = result
+            elif result.code == "reply_too_large" and len(some) > 1:
+                postponed.append(key)
             elif result.code != "not_found":
                 raise result
+        left = postponed + left
     return found
-
-
-def _portions(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for index in range(0, len(keys), MAX_PAGE):
-        yield keys[index : index + MAX_PAGE]
 
 
 def delete_prefix(prefix: str) -> Plan[Deleted]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvstore_client import AsyncClient, AsyncSubscription, Client, KvError, Subscription, commands
+from kvstore_client import AsyncClient, AsyncSubscription, Client, Event, KvError, Subscription, commands
 from kvstore_client.follow import Filter
 from kvstore_client.model import DEFAULT_CONTENT_TYPE
 from support import Daemon, wait_until
@@ -121,6 +121,18 @@ def test_many_keys_are_read_and_the_missing_left_out(client: Client) -> None:
     client.batch([commands.put(key, key.encode()) for key in keys])
     found = client.get_many([*keys, "missing", keys[0]])
     assert {key: record.value for key, record in found.items()} == {key: key.encode() for key in keys}
+
+
+def test_values_that_do_not_fit_into_one_reply_are_read_in_several(daemon: Daemon, client: Client) -> None:
+    keys = [f"k{number}" for number in range(70)]
+    for key in keys:
+        client.put(key, b"x" * (1 << 20))
+    assert client.get_many(keys).keys() == set(keys)
+    with Subscription(daemon.requests, daemon.changes, keys=keys, snapshot=True) as subscription:
+        shown = []
+        while isinstance(item := subscription.next(50), Event):
+            shown.append(item.key)
+    assert sorted(shown) == sorted(keys)
 
 
 def test_lists_go_through_all_pages_in_key_order(client: Client) -> None:

@@ -1,0 +1,199 @@
+"""``docs/protocol.md`` is the protocol that is spoken: its tables are the code's, its examples happen."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import zmq
+
+from kvstore_client import Client
+from kvstore_client.errors import ERRORS
+from kvstore_client.model import MAX_KEY_BYTES, Event, Record
+from kvstore_client.operations import MAX_CLIENT_BYTES, MAX_PAGE, OPERATIONS, Operation
+from kvstore_client.protocol import HEARTBEAT_TOPIC, VERSION, Heartbeat, Limits
+from support import Daemon
+from support.markdown import table_rows
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "protocol.md").read_text()
+ANYTHING = "…"
+PATIENCE_MS = 20_000
+
+
+def first_column(heading: str) -> list[str]:
+    return [name for row in table_rows(TEXT, heading) for name in re.findall(r"`([^`]+)`", row[0])]
+
+
+def plain(cell: str) -> str:
+    return cell.strip("`")
+
+
+def section(heading: str) -> str:
+    """The text under a heading, up to the next one."""
+    return re.split(r"^#", TEXT.split(f"# {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def test_the_version_is_the_one_spoken() -> None:
+    assert f"This is version {VERSION} of the protocol" in TEXT
+    assert f"the version of the protocol, {VERSION} |" in TEXT
+
+
+def test_every_operation_has_its_section_in_the_order_of_the_table() -> None:
+    named = re.findall(r"^### 4\.\d+ ([a-z_]+)$", TEXT, re.MULTILINE)
+    assert named == list(OPERATIONS)
+
+
+@pytest.mark.parametrize(("number", "row"), list(enumerate(OPERATIONS.values(), 1)), ids=OPERATIONS)
+def test_an_operation_is_described_as_it_is_checked(number: int, row: Operation) -> None:
+    heading = f"4.{number} {row.name}"
+    summary = " ".join(section(heading).split())
+    assert summary.lower().startswith(row.meaning.lower())
+    assert ("Writes." in summary, "Has a value." in summary) == (row.writes, row.has_value)
+    described = {
+        plain(name): (required == "yes", must_be)
+        for name, required, must_be in (table_rows(TEXT, heading) if row.fields else [])
+    }
+    assert described == {name: (field.required, field.must_be) for name, field in row.fields.items()}
+
+
+def test_every_error_is_listed_as_it_is_shown() -> None:
+    described = [
+        (plain(code), int(status), int(exit_status), retryable == "yes", title)
+        for code, status, exit_status, retryable, title in table_rows(TEXT, "7. Errors")
+    ]
+    assert described == [tuple(row) for row in ERRORS.values()]
+
+
+def test_the_fields_of_records_events_and_heartbeats_are_complete() -> None:
+    in_record = set(Record._fields) - {"key", "value"} | {"size"}
+    assert set(first_column("4.12 The fields of a record")) == in_record
+    in_event = set(Event.__slots__) - {"record"}
+    assert set(first_column("4.13 The fields of an event")) == in_event
+    header = TEXT.split("Every second the daemon publishes")[1].split("### 5.2")[0]
+    assert set(re.findall(r"^\| `(\w+)`", header, re.MULTILINE)) == {"v", *Heartbeat._fields}
+    assert HEARTBEAT_TOPIC == b"\0heartbeat"
+    assert '%x00 "heartbeat"' in TEXT
+
+
+def test_the_limits_and_the_status_are_those_of_a_daemon(daemon: Daemon) -> None:
+    with Client(daemon.requests) as client:
+        status = client.status()
+    assert set(first_column("4.11 status")) == set(status)
+    rows = table_rows(TEXT, "8. Limits")
+    described = {plain(name): int(default) for name, default, _ in rows}
+    assert described == status["limits"]
+    assert all(plain(code) in ERRORS for _, _, code in rows)
+    assert described["key_bytes"] == MAX_KEY_BYTES
+    assert described["page"] == MAX_PAGE
+    assert (
+        Limits(
+            described["batch_ops"],
+            described["batch_bytes"],
+            described["atomic_ops"],
+            described["atomic_bytes"],
+            described["value_bytes"],
+        )
+        == Limits()
+    )
+    assert f"a text of 1 to {MAX_CLIENT_BYTES} bytes that names the client" in TEXT
+
+
+def test_the_sections_that_the_code_refers_to_say_what_it_expects() -> None:
+    titles = dict(re.findall(r"^## (\d+)\. (.+)$", TEXT, re.MULTILINE))
+    assert (titles["4"], titles["5"], titles["7"]) == ("Operations", "Changes", "Errors")
+    assert titles["6"] == "Numbers, time-outs and retries"
+    for source in (ROOT / "client").rglob("*.py"):
+        for number in re.findall(r"(?:protocol(?:\.md`*)?|\() ?section (\d+)", source.read_text()):
+            assert number in titles, source
+
+
+# ── the worked examples ──────────────────────────────────────────────────────────────────────────
+
+
+class Message(NamedTuple):
+    """A message of an example: who sends it (C, S or P), and its frames."""
+
+    sender: str
+    frames: list[str]
+
+
+def messages() -> Iterator[Message]:
+    for block in re.findall(r"^```frames\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE):
+        for paragraph in block.strip().split("\n\n"):
+            lines = paragraph.splitlines()
+            assert len({line[:2] for line in lines}) == 1, f"one message, one sender: {paragraph}"
+            yield Message(lines[0][0], [line[3:].replace("\\0", "\0") for line in lines])
+
+
+def is_as_shown(shown: Any, real: Any) -> bool:
+    """Whether the JSON is the same, where the ellipsis stands for anything."""
+    if shown == ANYTHING:
+        return True
+    if isinstance(shown, dict) and isinstance(real, dict):
+        return shown.keys() == real.keys() and all(is_as_shown(shown[key], real[key]) for key in shown)
+    if isinstance(shown, list) and isinstance(real, list):
+        return len(shown) == len(real) and all(map(is_as_shown, shown, real))
+    return bool(shown == real)
+
+
+def assert_as_shown(shown: list[str], real: list[bytes]) -> None:
+    assert len(shown) == len(real), f"{real} instead of {shown}"
+    for text, frame in zip(shown, real, strict=True):
+        if text.startswith("{"):
+            assert is_as_shown(json.loads(text), json.loads(frame)), f"{frame!r} instead of {text}"
+        else:
+            assert frame.decode() == text
+
+
+class Replay:
+    """A client and a subscriber that do what the examples show."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], daemon: Daemon) -> None:
+        self._requests = context.socket(zmq.REQ)
+        self._changes = context.socket(zmq.SUB)
+        for socket, endpoint in ((self._requests, daemon.requests), (self._changes, daemon.changes)):
+            socket.linger = 0
+            socket.rcvtimeo = PATIENCE_MS
+            socket.connect(endpoint)
+        self._changes.subscribe(b"")
+        assert self._changes.recv_multipart()[0] == HEARTBEAT_TOPIC, "the subscription has arrived"
+
+    def play(self, message: Message) -> None:
+        if message.sender == "C":
+            self._requests.send_multipart([frame.encode() for frame in message.frames])
+        elif message.sender == "S":
+            assert_as_shown(message.frames, self._requests.recv_multipart())
+        else:
+            assert_as_shown(message.frames, self._published(message))
+
+    def _published(self, expected: Message) -> list[bytes]:
+        """The next message; heartbeats that are not shown, or of before, are passed over."""
+        while True:
+            frames = self._changes.recv_multipart()
+            if frames[0] != HEARTBEAT_TOPIC:
+                return frames
+            if expected.frames[0] == HEARTBEAT_TOPIC.decode() and is_as_shown(
+                json.loads(expected.frames[1]), json.loads(frames[1])
+            ):
+                return frames
+
+    def close(self) -> None:
+        self._requests.close()
+        self._changes.close()
+
+
+def test_the_worked_examples_happen_as_they_are_printed(daemon: Daemon) -> None:
+    script = list(messages())
+    assert {message.sender for message in script} == {"C", "S", "P"}
+    with zmq.Context() as context:
+        replay = Replay(context, daemon)
+        try:
+            for message in script:
+                replay.play(message)
+        finally:
+            replay.close()
