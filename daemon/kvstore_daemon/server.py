@@ -101,6 +101,9 @@ class Server:
 
     def _receive(self, responder: Responder) -> None:
         frames = responder.receive()
+        if frames is None:
+            self._note_ready(responder)
+            return
         counters = self._counters
         counters.requests += 1
         counters.bytes_received += sum(map(len, frames))

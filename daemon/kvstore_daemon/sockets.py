@@ -153,10 +153,17 @@ class Responder:
         events: int = self._socket.getsockopt(_EVENTS)  # type: ignore[assignment]
         return events & _POLLIN != 0
 
-    def receive(self) -> Frames:
-        """The next request's frames; of one with too many, the first few that show it."""
+    def receive(self) -> Frames | None:
+        """The next request's frames; of one with too many, the first few that show it.
+
+        None if there was no request after all: the socket is readable too when all it holds is a
+        message without the empty delimiter, which it drops here because nobody could be answered.
+        """
         socket = self._socket
-        frames = [socket.recv(_NOBLOCK)]
+        try:
+            frames = [socket.recv(_NOBLOCK)]
+        except zmq.Again:
+            return None
         while socket.getsockopt(_RCVMORE):
             part = socket.recv(_NOBLOCK)
             if len(frames) <= REQUEST_FRAMES:

@@ -1,0 +1,147 @@
+"""How the daemon starts, refuses to start, and stops."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from support import Daemon, free_port, kvstore_command, wait_until
+from support.wire import Peer, get, pack, put, unpack
+
+# Keeps a broken test from hanging; says nothing about how long a stop may take.
+STOP_SECONDS = 30
+
+
+@pytest.fixture
+def ending_daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that the test itself ends."""
+    daemon = Daemon(tmp_path, {}).start()
+    yield daemon
+    if daemon.is_running:
+        daemon.kill()
+
+
+def status_after(daemon: Daemon, number: signal.Signals) -> int:
+    assert daemon.process is not None
+    daemon.signal(number)
+    return daemon.process.wait(STOP_SECONDS)
+
+
+def run_daemon(folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a daemon that is expected to end by itself."""
+    chosen = {
+        "data": folder / "other",
+        "requests": f"tcp://127.0.0.1:{free_port()}",
+        "changes": f"tcp://127.0.0.1:{free_port()}",
+        **options,
+    }
+    flags = [part for name, value in chosen.items() for part in (f"--{name}", str(value))]
+    return subprocess.run(
+        kvstore_command("daemon", *flags), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 1
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert line.startswith("kvstore daemon: ")
+    return line
+
+
+def test_a_second_daemon_on_the_same_data_is_refused_and_told_who_is_first(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    assert str(daemon.pid) in one_line(run_daemon(tmp_path, data=daemon.data))
+
+
+@pytest.mark.parametrize("option", ["requests", "changes"])
+def test_an_address_in_use_is_named_with_its_option(tmp_path: Path, option: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        endpoint = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        line = one_line(run_daemon(tmp_path, **{option: endpoint}))
+    assert endpoint in line
+    assert f"--{option}" in line
+
+
+def test_port_0_takes_a_free_port_and_the_ready_line_names_it(
+    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
+) -> None:
+    daemon = start_daemon(requests="tcp://127.0.0.1:0", changes="tcp://127.0.0.1:0")
+    assert not daemon.requests.endswith(":0")
+    assert not daemon.changes.endswith(":0")
+    assert connect(daemon).ask({"op": "status"})
+
+
+def test_ipc_endpoints_work(
+    tmp_path: Path,
+    start_daemon: Callable[..., Daemon],
+    connect: Callable[..., Peer],
+    subscribe: Callable[..., Peer],
+) -> None:
+    daemon = start_daemon(requests=f"ipc://{tmp_path}/requests", changes=f"ipc://{tmp_path}/changes")
+    subscriber = subscribe(daemon)
+    connect(daemon).ask(put("k", b"v"))
+    assert subscriber.change()[::2] == (b"k", b"v")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_daemon_with_status_0(ending_daemon: Daemon, number: signal.Signals) -> None:
+    assert status_after(ending_daemon, number) == 0
+
+
+def test_what_was_accepted_is_answered_after_sigterm(
+    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
+) -> None:
+    """Every request gets a reply, and those that were acknowledged are there after a restart."""
+    daemon = start_daemon()
+    dealer = connect(daemon, zmq.DEALER).socket
+    for number in range(300):
+        dealer.send_multipart([b"%d" % number, b"", *pack(put(f"k{number}", b"%d" % number))])
+    dealer.recv_multipart()
+    daemon.stop()
+    dealer.rcvtimeo = 500
+    acknowledged = [0]
+    try:
+        while True:
+            number, _, *frames = dealer.recv_multipart()
+            reply = unpack(frames)
+            if "results" in reply:
+                acknowledged.append(int(number))
+            else:
+                assert reply["error"]["code"] == "unavailable"
+    except zmq.Again:
+        pass
+    daemon.start()
+    peer = connect(daemon)
+    for number in acknowledged[1:]:
+        assert peer.ask(get(f"k{number}"))[0]["value"] == b"%d" % number
+
+
+def test_sigterm_under_load_ends_the_daemon_with_status_0(
+    ending_daemon: Daemon, connect: Callable[..., Peer]
+) -> None:
+    peers = [connect(ending_daemon) for _ in range(16)]
+    for index, peer in enumerate(peers):
+        peer.socket.send_multipart(pack(*(put(f"{index}/{n}", bytes(100)) for n in range(5_000))))
+    wait_until(lambda: any(peer.socket.poll(0) for peer in peers))
+    assert status_after(ending_daemon, signal.SIGTERM) == 0
+
+
+def test_values_are_never_logged(start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]) -> None:
+    daemon = start_daemon(log_level="debug")
+    peer = connect(daemon)
+    peer.ask(put("k", b"secret"), get("k"), {"op": "incr", "key": "k"})
+    peer.exchange(b"secret")
+    peer.exchange(*pack(put("", b"secret")))
+    daemon.stop()
+    assert "secret" not in daemon.stderr
