@@ -6,6 +6,7 @@ leaves as an RFC 9457 problem document, like all others.
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -17,6 +18,8 @@ from kvstore_client.errors import KvError
 # A transfer coding that is not known is a 501 in waitress; the table has no such row, and RFC 9112
 # section 6.1 only asks for it with SHOULD.
 _CODES = {400: "bad_request", 413: "request_too_large", 431: "headers_too_large", 501: "bad_request"}
+
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
 
 
 class RefusalError(Error):  # type: ignore[misc]  # waitress has no types
@@ -57,7 +60,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
     def _name_the_limit(self, data: bytes) -> None:
         if self.error.code == 431:
             limit = self.adj.max_request_header_size
-            if b"\r\n" in self.header_plus or b"\r\n" in data:
+            if 0 <= (self.header_plus + data).find(b"\r\n") < limit:
                 error = KvError("headers_too_large", f"the headers exceed {limit} bytes", limit=limit)
             else:
                 error = KvError("uri_too_long", f"the request line exceeds {limit} bytes", limit=limit)
@@ -72,7 +75,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
     def parse_header(self, header_plus: bytes) -> None:
         """As in waitress, then the checks of RFC 9112 that it leaves out."""
         try:
-            super().parse_header(header_plus)
+            super().parse_header(header_plus if header_plus.isascii() else _with_ascii_target(header_plus))
         except ValueError as error:  # urlsplit on a target such as http://[
             raise ParsingError("the request target is malformed") from error
         target = self.request_uri
@@ -89,6 +92,15 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         if self.chunked and "CONTENT_LENGTH" in self.headers:
             # Section 6.3 allows to close instead; a message with two lengths is an attempt to smuggle.
             raise ParsingError("a request has either Transfer-Encoding or Content-Length, not both")
+
+
+def _with_ascii_target(header_plus: bytes) -> bytes:
+    """The header with the request line's bytes beyond ASCII percent-encoded, which means the same.
+
+    curl sends what somebody typed as it is; waitress takes it for a malformed address.
+    """
+    line, crlf, rest = header_plus.partition(b"\r\n")
+    return _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], line) + crlf + rest
 
 
 def raw_target(request_uri: str) -> tuple[str, str]:

@@ -1,0 +1,344 @@
+"""Writing one key: put, lifetimes, numbers, patches, retries."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.servers import Service
+from support.session import PATCH_TYPE, Session, assert_problem, path_of
+from support.waiting import wait_until
+
+# ── put and delete ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_put_says_what_it_made(session: Session, key: str) -> None:
+    first = session.put(path_of(key), b"1")
+    again = session.put(path_of(key), b"2")
+    revision, created = again.json["revision"], first.json["revision"]
+    assert (first.status, again.status) == (201, 200)
+    assert revision > created
+    assert first.json == {"key": key, "revision": created, "create_revision": created, "version": 1}
+    assert again.json == {"key": key, "revision": revision, "create_revision": created, "version": 2}
+
+
+def test_a_key_starts_over_after_its_deletion(session: Session, key: str) -> None:
+    session.put(path_of(key), b"1")
+    deleted = session.delete(path_of(key))
+    assert deleted.status == 200
+    assert deleted.json == {"key": key, "revision": deleted.json["revision"], "deleted": 1}
+    again = session.put(path_of(key), b"2")
+    assert (again.status, again.json["version"]) == (201, 1)
+    assert again.json["create_revision"] == again.json["revision"] > deleted.json["revision"]
+
+
+def test_deleting_a_missing_key_is_not_found(session: Session, key: str) -> None:
+    assert_problem(session.delete(path_of(key)), "not_found")
+
+
+def test_the_headers_say_what_the_record_says(session: Session, key: str) -> None:
+    session.put(path_of(key), b"1")
+    session.put(path_of(key) + "?ttl=1h", b"2")
+    headers = session.get(path_of(key)).headers
+    record = session.get(path_of(key) + "?format=json").json
+    assert headers["x-kvstore-revision"] == str(record["revision"])
+    assert headers["x-kvstore-create-revision"] == str(record["create_revision"])
+    assert headers["x-kvstore-version"] == str(record["version"]) == "2"
+    assert headers["x-kvstore-expires-at"] == record["expires_at"]
+    assert record["key"] == key
+    assert session.get(path_of(key) + "?format=raw").body == b"2"
+
+
+# ── time to live ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("ttl", ["1", "1s", "500ms", "5m", "2h", "7d", "1.5h", "0.001", "3162240000"])
+def test_a_ttl_is_a_number_with_or_without_a_unit(session: Session, key: str, ttl: str) -> None:
+    assert "expires_at" in session.put(path_of(key) + f"?ttl={ttl}", b"x").json
+
+
+@pytest.mark.parametrize(
+    "ttl", ["", "0", "-1", "5x", "5 m", "1e3", "inf", "nan", "0.0001", "101y", "3162240001", "٣", "1h30m"]
+)
+def test_what_is_no_time_is_refused(session: Session, key: str, ttl: str) -> None:
+    from urllib.parse import quote
+
+    for answer in (
+        session.put(path_of(key) + f"?ttl={quote(ttl)}", b"x"),
+        session.post(path_of(key, "touch") + f"?ttl={quote(ttl)}"),
+    ):
+        assert assert_problem(answer, "bad_request")["parameter"] == "ttl"
+    assert_problem(session.get(path_of(key)), "not_found")
+
+
+def test_a_key_is_gone_when_its_time_is_up(session: Session, key: str) -> None:
+    session.put(path_of(key) + "?ttl=300ms", b"x")
+    wait_until(lambda: session.get(path_of(key)).status == 404, what="the key expires")
+    wait_until(
+        lambda: session.get(path_of(key, "history")).json["events"][0]["op"] == "expire",
+        what="the event comes",
+    )
+
+
+def test_a_plain_put_clears_the_ttl(session: Session, key: str) -> None:
+    session.put(path_of(key) + "?ttl=1h", b"x")
+    assert "expires_at" not in session.put(path_of(key), b"y").json
+
+
+def test_touch_and_persist_change_the_lifetime_and_nothing_else(session: Session, key: str) -> None:
+    session.put(path_of(key), b"x")
+    before = session.get(path_of(key) + "?format=json").json
+    touched = session.post(path_of(key, "touch") + "?ttl=1h")
+    assert touched.json["expires_at"] > before["modified_at"]
+    after = session.get(path_of(key) + "?format=json").json
+    assert after["expires_at"] == touched.json["expires_at"]
+    session.post(path_of(key, "persist"))
+    persisted = session.get(path_of(key) + "?format=json").json
+    assert "expires_at" not in persisted
+    assert persisted["revision"] > after["revision"] > before["revision"]
+    for name in ("value", "version", "modified_at", "create_revision"):
+        assert persisted[name] == after[name] == before[name]
+
+
+@pytest.mark.parametrize("target", ["touch", "persist"])
+def test_the_lifetime_of_a_missing_key_is_not_found(session: Session, key: str, target: str) -> None:
+    query = "?ttl=5" if target == "touch" else ""
+    assert_problem(session.post(path_of(key, target) + query), "not_found")
+
+
+def test_touch_needs_a_ttl(session: Session, key: str) -> None:
+    assert assert_problem(session.post(path_of(key, "touch")), "bad_request")["parameter"] == "ttl"
+
+
+# ── numbers ──────────────────────────────────────────────────────────────────────────────────────
+
+int64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(start=int64, by=int64)
+def test_incr_adds_or_refuses(session: Session, start: int, by: int) -> None:
+    target = path_of("number")
+    session.put(target, str(start).encode(), content_type="text/plain")
+    answer = session.post(path_of("number", "incr") + f"?by={by}")
+    if -(2**63) <= start + by < 2**63:
+        assert answer.json["value"] == start + by
+        assert session.get(target).body == str(start + by).encode()
+    else:
+        assert_problem(answer, "out_of_range")
+        assert session.get(target).body == str(start).encode()
+
+
+def test_incr_counts_a_missing_key_from_0(session: Session, key: str) -> None:
+    assert session.post(path_of(key, "incr")).json["value"] == 1
+    assert session.post(path_of(key, "incr") + "?by=-3").json["value"] == -2
+    assert session.get(path_of(key)).headers["content-type"] == "text/plain; charset=utf-8"
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"1.5", b" 1", b"\xff", b"9223372036854775808"])
+def test_incr_of_what_is_no_integer_is_refused(session: Session, key: str, value: bytes) -> None:
+    session.put(path_of(key), value)
+    assert session.post(path_of(key, "incr")).json["code"] in ("not_an_integer", "out_of_range")
+    assert session.get(path_of(key)).body == value
+
+
+@pytest.mark.parametrize("by", ["", "x", "1.5", "9223372036854775808", "-9223372036854775809", "1_0"])
+def test_incr_by_what_is_no_integer_is_refused(session: Session, key: str, by: str) -> None:
+    assert_problem(session.post(path_of(key, "incr") + f"?by={by}"), "bad_request")
+
+
+def test_incr_keeps_the_lifetime_and_the_type(session: Session, key: str) -> None:
+    put = session.put(path_of(key) + "?ttl=1h", b"1", content_type="text/x-number")
+    assert session.post(path_of(key, "incr")).json["expires_at"] == put.json["expires_at"]
+    assert session.get(path_of(key)).headers["content-type"] == "text/x-number"
+
+
+def test_increments_at_the_same_time_all_count(session: Session, shared_service: Service, key: str) -> None:
+    def count(times: int) -> None:
+        one = Session(shared_service.url)
+        for _ in range(times):
+            assert one.post(path_of(key, "incr")).status == 200
+        one.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, [25] * 8))
+    assert session.get(path_of(key)).body == b"200"
+
+
+@pytest.mark.parametrize("target", ["incr", "touch", "persist"])
+def test_a_body_that_nothing_reads_is_refused(session: Session, key: str, target: str) -> None:
+    session.put(path_of(key), b"1")
+    query = "?ttl=5" if target == "touch" else ""
+    assert_problem(session.request("POST", path_of(key, target) + query, b"by=5"), "bad_request")
+    assert session.get(path_of(key)).body == b"1"
+
+
+# ── merge patches ────────────────────────────────────────────────────────────────────────────────
+
+# RFC 7396, appendix A
+APPENDIX_A = [
+    ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+    ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+    ({"a": "b"}, {"a": None}, {}),
+    ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+    ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+    ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+    ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+    ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+    (["a", "b"], ["c", "d"], ["c", "d"]),
+    ({"a": "b"}, ["c"], ["c"]),
+    ({"a": "foo"}, None, None),
+    ({"a": "foo"}, "bar", "bar"),
+    ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+    ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+    ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+]
+
+documents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """The pseudocode of RFC 7396 section 2, word by word."""
+    if not isinstance(patch, dict):
+        return patch
+    if not isinstance(target, dict):
+        target = {}
+    for name, value in patch.items():
+        if value is None:
+            target.pop(name, None)
+        else:
+            target[name] = merged(target.get(name), value)
+    return target
+
+
+@pytest.mark.parametrize(("target", "patch", "result"), APPENDIX_A)
+def test_patches_do_what_the_rfc_shows(
+    session: Session, key: str, target: Any, patch: Any, result: Any
+) -> None:
+    session.put(path_of(key), json.dumps(target).encode(), content_type="application/json")
+    assert session.patch(path_of(key), patch).status == 200
+    assert session.get(path_of(key)).json == result
+
+
+@given(target=documents, patch=documents)
+def test_patches_do_what_the_rfc_says(session: Session, target: Any, patch: Any) -> None:
+    session.put(path_of("patched"), json.dumps(target).encode())
+    assert session.patch(path_of("patched"), patch).status == 200
+    assert session.get(path_of("patched")).json == merged(target, patch)
+
+
+def test_a_patch_leaves_other_members_exactly_as_they_are(session: Session, key: str) -> None:
+    big = b'{"big":123456789012345678901234567890,"text":"\xc3\xa9\\ud800","deep":[1e2,true]}'
+    session.put(path_of(key), big)
+    session.patch(path_of(key), {"new": 1})
+    assert session.get(path_of(key)).json == {**json.loads(big), "new": 1}
+
+
+def test_a_patch_keeps_type_and_lifetime(session: Session, key: str) -> None:
+    session.put(path_of(key) + "?ttl=1h", b"{}", content_type="application/vnd.x+json")
+    before = session.get(path_of(key) + "?format=json").json
+    session.patch(path_of(key), {"a": 1})
+    after = session.get(path_of(key) + "?format=json").json
+    assert after["content_type"] == "application/vnd.x+json"
+    assert after["expires_at"][:16] == before["expires_at"][:16] or after["expires_at"][17:] < "01"
+    assert session.patch(path_of(key) + "?ttl=9h", {}).json["expires_at"] > after["expires_at"]
+
+
+def test_a_patch_creates_a_missing_key(session: Session, key: str) -> None:
+    assert session.patch(path_of(key), {"a": 1, "b": None}).status == 201
+    got = session.get(path_of(key))
+    assert (got.json, got.headers["content-type"]) == ({"a": 1}, "application/json")
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"\xff", b"{", b"NaN", b"1e999", b"[" * 100_000])
+def test_what_is_no_json_is_neither_patched_nor_a_patch(session: Session, key: str, value: bytes) -> None:
+    session.put(path_of(key), value)
+    assert_problem(session.patch(path_of(key), {}), "not_json")
+    assert session.get(path_of(key)).body == value
+    session.put(path_of(key), b"{}")
+    assert_problem(session.request("PATCH", path_of(key), value, PATCH_TYPE), "bad_request")
+
+
+@pytest.mark.parametrize("sent", [None, "application/json", "text/plain", "application/merge-patch"])
+def test_a_patch_has_to_say_that_it_is_one(session: Session, key: str, sent: str | None) -> None:
+    headers = {} if sent is None else {"Content-Type": sent}
+    answer = session.request("PATCH", path_of(key), b"{}", headers)
+    assert_problem(answer, "unsupported_media_type")
+    assert answer.headers["accept-patch"] == "application/merge-patch+json"
+
+
+def test_patches_at_the_same_time_are_all_applied(
+    session: Session, shared_service: Service, key: str
+) -> None:
+    def patch(number: int) -> None:
+        one = Session(shared_service.url)
+        for step in range(5):
+            # too_busy is an honest answer under contention; the patch was then not applied
+            wait_until(lambda step=step: one.patch(path_of(key), {f"{number}.{step}": 1}).status < 300)
+        one.close()
+
+    session.put(path_of(key), b"{}")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(patch, range(4)))
+    assert len(session.get(path_of(key)).json) == 20
+
+
+# ── retries ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_repeat_under_the_same_number_is_applied_once(session: Session, key: str) -> None:
+    number = {"idempotency_key": f"retry {key}"}
+    for _ in range(3):
+        assert session.post(path_of(key, "incr") + "?by=5", **number).json["value"] == 5
+    assert session.get(path_of(key)).body == b"5"
+
+
+def test_a_repeated_put_gets_the_first_answer(session: Session, key: str) -> None:
+    first = session.put(path_of(key), b"1", idempotency_key=key, if_none_match="*")
+    session.put(path_of(key), b"other")
+    again = session.put(path_of(key), b"1", idempotency_key=key, if_none_match="*")
+    assert (again.status, again.json) == (first.status, first.json)
+    assert session.get(path_of(key)).body == b"other"
+
+
+def test_a_repeated_delete_gets_the_first_answer(session: Session, key: str) -> None:
+    session.put(path_of(key), b"1")
+    first = session.delete(path_of(key), idempotency_key=key)
+    assert session.delete(path_of(key), idempotency_key=key).json == first.json
+
+
+def test_a_repeated_deletion_by_prefix_deletes_nothing_new(session: Session, key: str) -> None:
+    for part in range(3):
+        session.put(path_of(f"{key}/{part}"), b"1")
+    first = session.delete(f"/v1/kv?prefix={key}/", idempotency_key=key)
+    assert first.json["deleted"] == 3
+    session.put(path_of(f"{key}/new"), b"1")
+    assert session.delete(f"/v1/kv?prefix={key}/", idempotency_key=key).json == first.json
+    assert session.get(path_of(f"{key}/new")).status == 200
+
+
+def test_a_number_belongs_to_one_request(session: Session, key: str) -> None:
+    session.put(path_of(key), b"1", idempotency_key=key)
+    assert_problem(session.put(path_of(key), b"2", idempotency_key=key), "sequence_reused")
+    assert session.get(path_of(key)).body == b"1"
+
+
+@pytest.mark.parametrize("number", ["", "x" * 101, "é"])
+def test_what_is_no_number_is_refused(session: Session, key: str, number: str) -> None:
+    assert_problem(session.put(path_of(key), b"1", idempotency_key=number), "bad_request")
+    assert session.put(path_of(key), b"1", idempotency_key=("x" + key).ljust(100, "!")).status == 201
+
+
+def test_a_number_that_could_not_keep_its_promise_is_refused(session: Session, key: str) -> None:
+    assert_problem(session.patch(path_of(key), {}, idempotency_key=key), "bad_request")
+    for headers in ({"if_match": "*"}, {"if_match": '"1", "2"'}, {"if_none_match": '"1"'}):
+        assert_problem(session.put(path_of(key), b"1", idempotency_key=key, **headers), "bad_request")
+    assert_problem(session.get(path_of(key)), "not_found")

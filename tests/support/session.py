@@ -1,0 +1,91 @@
+"""HTTP as a test wants it: one connection kept open, and targets that go out exactly as written."""
+
+from __future__ import annotations
+
+import json
+from http.client import HTTPConnection
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from support.surfaces import Answer
+
+JSON_TYPE = {"Content-Type": "application/json"}
+PATCH_TYPE = {"Content-Type": "application/merge-patch+json"}
+
+
+def path_of(key: str, group: str = "kv") -> str:
+    """The path of ``key`` with everything encoded that is not a letter or a digit, dots too."""
+    return f"/v1/{group}/" + quote(key, safe="").replace(".", "%2E")
+
+
+class Session:
+    """One keep-alive connection to the service. Not for several threads."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
+
+    def request(
+        self, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """The answer to one request; header names in lower case."""
+        self._connection.putrequest(method, target, skip_accept_encoding=True)
+        for name, text in (headers or {}).items():
+            self._connection.putheader(name, text)
+        if body is not None:
+            self._connection.putheader("Content-Length", str(len(body)))
+        self._connection.endheaders(body)
+        response = self._connection.getresponse()
+        named = {name.lower(): text for name, text in response.getheaders()}
+        return Answer(response.status, named, response.read())
+
+    def get(self, target: str, **headers: str) -> Answer:
+        """GET; ``if_none_match='"7"'`` sends the header If-None-Match."""
+        return self.request("GET", target, headers=_headers(headers))
+
+    def put(self, target: str, body: bytes = b"", **headers: str) -> Answer:
+        """PUT of ``body``."""
+        return self.request("PUT", target, body, _headers(headers))
+
+    def delete(self, target: str, **headers: str) -> Answer:
+        """DELETE."""
+        return self.request("DELETE", target, headers=_headers(headers))
+
+    def post(self, target: str, body: Any = None, **headers: str) -> Answer:
+        """POST, of ``body`` as JSON if there is one."""
+        if body is None:
+            return self.request("POST", target, headers=_headers(headers))
+        return self.request("POST", target, json.dumps(body).encode(), {**JSON_TYPE, **_headers(headers)})
+
+    def patch(self, target: str, patch: Any, **headers: str) -> Answer:
+        """PATCH with a merge patch."""
+        return self.request("PATCH", target, json.dumps(patch).encode(), {**PATCH_TYPE, **_headers(headers)})
+
+    def batch(self, *ops: dict[str, Any], atomic: bool = False) -> Answer:
+        """POST /v1/batch of ``ops``."""
+        return self.post("/v1/batch", {"atomic": atomic, "ops": ops})
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        self._connection.close()
+
+
+def _headers(named: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): text for name, text in named.items()}
+
+
+def assert_problem(answer: Answer, code: str) -> dict[str, Any]:
+    """Check that ``answer`` is the problem document of ``code``, and return it."""
+    from kvstore_client.errors import ERRORS
+
+    row = ERRORS[code]
+    assert answer.headers["content-type"] == "application/problem+json", answer
+    problem: dict[str, Any] = answer.json
+    assert (answer.status, problem["code"]) == (row.status, code), problem
+    assert problem["status"] == row.status
+    assert problem["title"] == row.title
+    assert problem["type"] == f"urn:kvstore:error:{code}"
+    assert problem["retryable"] is row.retryable
+    assert problem["detail"]
+    assert ("retry-after" in answer.headers) is (row.status == 503)
+    assert answer.headers["cache-control"] == "no-store"
+    return problem
