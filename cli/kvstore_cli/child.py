@@ -30,7 +30,6 @@ def run(name: str, fields: dict[str, Any]) -> int:
 
         return run_daemon(DaemonSettings(**fields))
     from kvstore_http.main import run as run_http
-
     from kvstore_http.settings import HttpSettings
 
     return run_http(HttpSettings(**{**fields, "cors_origins": tuple(fields["cors_origins"])}))

@@ -30,7 +30,10 @@ class KindType(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
     def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str  # noqa: ARG002
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
     ) -> list[CompletionItem[Any]]:
         """The words that can be given; files and folders are the shell's to find."""
         from click.shell_completion import CompletionItem

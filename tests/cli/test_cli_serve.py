@@ -1,0 +1,207 @@
+"""``kvstore serve``: whatever is killed, the service comes back or nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import Serve, free_port, wait_until
+
+Kvstore = Any
+
+
+def processes_of(folder: Path) -> dict[int, list[str]]:
+    """The command lines of the running processes that have ``folder`` for a home, by process id."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes()
+            command = (entry / "cmdline").read_bytes().decode().split("\0")
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:  # gone meanwhile
+            continue
+        if f"HOME={folder}".encode() in environment.split(b"\0") and state != "Z":
+            found[int(entry.name)] = command
+    return found
+
+
+def parent_of(pid: int) -> int:
+    """The process id of a process' parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children(serve: Serve, name: str) -> list[int]:
+    """The process, and the processes made from it, that run the daemon or the facade."""
+    return sorted(
+        pid
+        for pid, command in processes_of(serve.folder).items()
+        if "kvstore_cli.child" in command and name in command
+    )
+
+
+def leader(serve: Serve, name: str) -> int:
+    """The child of the parent that runs the daemon or the facade."""
+    return next(pid for pid in children(serve, name) if parent_of(pid) == serve.pid)
+
+
+def works(offline: Kvstore, url: str, value: str) -> None:
+    """Whether a value can be stored and read."""
+    wait_until(
+        lambda: offline("put", "k", value, "--url", url).returncode == 0, what="the service takes a write"
+    )
+    assert offline.out("get", "k", "--raw", "--url", url) == value.encode()
+
+
+def nothing_left(folder: Path) -> None:
+    """Wait until no process of the service is there."""
+    wait_until(lambda: not processes_of(folder), what="all processes are gone")
+
+
+@pytest.fixture(autouse=True)
+def _no_orphans(tmp_path: Path) -> Iterator[None]:
+    yield
+    left = {pid: command for folder in tmp_path.iterdir() for pid, command in processes_of(folder).items()}
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_everything_cleanly(
+    start_serve: Callable[..., Serve], offline: Kvstore, number: signal.Signals
+) -> None:
+    serve = start_serve(workers=2)
+    works(offline, serve.url, "v")
+    assert f"curl {serve.url}/v1/kv/greeting" in serve.stderr
+    assert f"KVSTORE_URL={serve.url} kvstore subscribe" in serve.stderr
+    assert str(serve.data) in serve.stderr
+    serve.signal(number)
+    assert serve.process is not None
+    assert serve.process.wait(20) == 0
+    assert not processes_of(serve.folder)
+    assert "Traceback" not in serve.stderr
+    serve.kill()
+
+
+def test_the_facade_is_stopped_before_the_daemon(start_serve: Callable[..., Serve]) -> None:
+    serve = start_serve(workers=1)
+    facade, daemon = leader(serve, "http"), leader(serve, "daemon")
+    os.kill(facade, signal.SIGSTOP)
+    serve.signal(signal.SIGTERM)
+    wait_until(lambda: "kvstore serve: stopping" in serve.stderr, what="it stops")
+    assert daemon in processes_of(serve.folder)
+    os.kill(facade, signal.SIGCONT)
+    assert serve.process is not None
+    assert serve.process.wait(20) == 0
+    serve.kill()
+
+
+def test_a_second_signal_does_not_wait(start_serve: Callable[..., Serve]) -> None:
+    serve = start_serve(workers=1)
+    os.kill(leader(serve, "http"), signal.SIGSTOP)
+    serve.signal(signal.SIGINT)
+    wait_until(lambda: "kvstore serve: stopping" in serve.stderr, what="it stops")
+    serve.signal(signal.SIGINT)
+    assert serve.process is not None
+    assert serve.process.wait(20) == 0
+    assert "a second signal came" in serve.stderr
+    nothing_left(serve.folder)
+    serve.kill()
+
+
+@pytest.mark.parametrize(("name", "label"), [("daemon", "the daemon"), ("http", "the HTTP facade")])
+def test_a_killed_child_is_started_again_on_the_same_addresses(
+    start_serve: Callable[..., Serve], offline: Kvstore, name: str, label: str
+) -> None:
+    serve = start_serve(
+        workers=2, http="127.0.0.1:0", requests="tcp://127.0.0.1:0", changes="tcp://127.0.0.1:0"
+    )
+    works(offline, serve.url, "before")
+    killed = children(serve, name)
+    os.kill(leader(serve, name), signal.SIGKILL)
+    wait_until(lambda: f"{label} was ended by SIGKILL; starting it again" in serve.stderr, what="it is said")
+    works(offline, serve.url, "after")
+    assert not set(killed) & set(children(serve, name))
+
+
+def test_a_killed_worker_does_not_end_the_service(
+    start_serve: Callable[..., Serve], offline: Kvstore
+) -> None:
+    serve = start_serve(workers=2)
+    main = leader(serve, "http")
+    workers = [pid for pid in children(serve, "http") if pid != main]
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    works(offline, serve.url, "v")
+
+
+@pytest.mark.parametrize("also", [(), ("http",), ("daemon",), ("http", "daemon")])
+def test_a_killed_parent_leaves_no_orphan(start_serve: Callable[..., Serve], also: tuple[str, ...]) -> None:
+    serve = start_serve(workers=2)
+    victims = [serve.pid, *(leader(serve, name) for name in also)]
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    serve.kill()
+    nothing_left(serve.folder)
+
+
+def test_what_was_acknowledged_before_the_parent_was_killed_is_there_afterwards(
+    start_serve: Callable[..., Serve], offline: Kvstore
+) -> None:
+    serve = start_serve(workers=1)
+    works(offline, serve.url, "kept")
+    serve.kill()
+    nothing_left(serve.folder)
+    serve.start()
+    assert offline.out("get", "k", "--raw", "--url", serve.url) == b"kept"
+
+
+def serve_once(offline: Kvstore, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run ``serve`` where it cannot run."""
+    done: subprocess.CompletedProcess[bytes] = offline(
+        "serve", "--requests", "tcp://127.0.0.1:0", "--changes", "tcp://127.0.0.1:0", *arguments
+    )
+    return done
+
+
+def test_a_port_that_is_in_use_ends_it_with_the_reason(
+    start_serve: Callable[..., Serve], offline: Kvstore
+) -> None:
+    address = start_serve(workers=1).url.removeprefix("http://")
+    done = serve_once(offline, "--http", address, "--data", str(offline.folder / "d"))
+    assert done.returncode == 1
+    said = done.stderr.decode()
+    assert address in said
+    assert "the HTTP facade did not start, the reason is above" in said
+    assert "Traceback" not in said
+
+
+def test_a_store_that_is_in_use_ends_it_with_the_reason(
+    start_serve: Callable[..., Serve], offline: Kvstore
+) -> None:
+    serve = start_serve(workers=1)
+    done = serve_once(offline, "--http", f"127.0.0.1:{free_port()}", "--data", str(serve.data))
+    assert done.returncode == 1
+    said = done.stderr.decode()
+    assert str(serve.data) in said
+    assert "the daemon did not start, the reason is above" in said
+    assert "Traceback" not in said
+
+
+def test_a_restarted_child_keeps_its_settings_whatever_happened_to_the_file(
+    start_serve: Callable[..., Serve], offline: Kvstore, tmp_path: Path
+) -> None:
+    file = tmp_path / "kvstore.toml"
+    file.write_text('max-value-bytes = "2k"\n')
+    serve = start_serve(workers=1, config=file)
+    file.write_text("no toml")
+    os.kill(leader(serve, "daemon"), signal.SIGKILL)
+    works(offline, serve.url, "v")
+    status = offline.lines("status", "--json", "--url", serve.url)[0]
+    assert status["limits"]["value_bytes"] == 2048

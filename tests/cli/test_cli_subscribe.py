@@ -1,0 +1,342 @@
+"""``kvstore subscribe`` and ``kvstore wait`` against a real service that is stopped and killed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from support import Daemon, Facade, Service, kvstore_command, wait_until
+
+Kvstore = Any
+Start = Callable[..., Any]
+
+
+def following(start: Start, kvstore: Kvstore, *arguments: str) -> Any:
+    """A subscription that is in place: everything from now on is seen by it."""
+    running = start(kvstore, "subscribe", *arguments)
+    wait_until(lambda: "following the changes" in running.stderr, what="it follows")
+    return running
+
+
+def until_lines(running: Any, count: int) -> list[Any]:
+    """Its JSON lines, once there are so many."""
+    wait_until(lambda: len(running.lines()) >= count, what=f"{count} lines")
+    return running.lines()
+
+
+# ── subscribe ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_change_is_a_line(kvstore: Kvstore, start: Start) -> None:
+    running = following(start, kvstore, "--prefix", "line/", "--count", "4")
+    kvstore.out("put", "line/a", "one")
+    kvstore.out("put", "line/tab\t", "two\nlines\t\x1b[2J")
+    kvstore.out("put", "line/bin", "-", stdin=b"\xff")
+    kvstore.out("delete", "line/a")
+    assert running.wait() == 0
+    rows = [line.split("\t") for line in running.stdout.decode().splitlines()]
+    assert [[row[0], row[1], *row[3:]] for row in rows] == [
+        ["put", "line/a", "one"],
+        ["put", "line/tab\\t", "two\\nlines\\t\\x1b[2J"],
+        ["put", "line/bin", "(1 bytes, application/octet-stream)"],
+        ["delete", "line/a"],
+    ]
+
+
+def test_json_lines_are_the_whole_event(kvstore: Kvstore, start: Start) -> None:
+    running = following(start, kvstore, "json/k", "--json", "--count", "2")
+    revision = int(kvstore.out("put", "json/k", "v", "--ttl", "1h"))
+    kvstore.out("delete", "json/k")
+    assert running.wait() == 0
+    put, delete = running.lines()
+    assert (put["event"], put["op"], put["key"], put["value"]) == ("put", "put", "json/k", "v")
+    assert put["revision"] == revision
+    assert put["cursor"].startswith(f"{revision}-")
+    assert "expires_at" in put
+    assert (delete["event"], delete["previous_revision"]) == ("delete", revision)
+
+
+def test_only_what_was_asked_for_comes(kvstore: Kvstore, start: Start) -> None:
+    running = following(
+        start, kvstore, "only/a", "--prefix", "only/p", "--op", "put", "--json", "--no-values"
+    )
+    for key in ("only/a", "only/b", "only/p1", "other"):
+        kvstore.out("put", key, "v")
+    kvstore.out("delete", "only/a")
+    kvstore.out("put", "only/p2", "v")
+    lines = until_lines(running, 3)
+    assert [line["key"] for line in lines] == ["only/a", "only/p1", "only/p2"]
+    assert all("value" not in line for line in lines)
+
+
+def test_a_snapshot_comes_first_and_its_end_is_told(kvstore: Kvstore, start: Start) -> None:
+    kvstore.out("put", "snap/a", "1")
+    kvstore.out("put", "snap/b", "2")
+    running = following(start, kvstore, "--prefix", "snap/", "--snapshot", "--json", "--count", "3")
+    kvstore.out("put", "snap/a", "3")
+    assert running.wait() == 0
+    lines = running.lines()
+    assert [(line["event"], line.get("key")) for line in lines] == [
+        ("put", "snap/a"),
+        ("put", "snap/b"),
+        ("sync", None),
+        ("put", "snap/a"),
+    ]
+
+
+def test_since_goes_on_after_a_cursor(kvstore: Kvstore) -> None:
+    first = kvstore.lines("put", "since/k", "1", "--json")[0]
+    second = kvstore.lines("put", "since/k", "2", "--json")[0]
+    kvstore.out("put", "since/k", "3")
+    seen = kvstore.lines("subscribe", "since/k", "--since", str(first["revision"]), "--count", "2", "--json")
+    assert [line["value"] for line in seen] == ["2", "3"]
+    assert seen[0]["revision"] == second["revision"]
+    again = kvstore.lines("subscribe", "since/k", "--since", seen[0]["cursor"], "--count", "1", "--json")
+    assert again == seen[1:]
+
+
+def test_a_cursor_file_carries_the_position_to_the_next_run(kvstore: Kvstore, start: Start) -> None:
+    position = kvstore.folder / "position"
+    running = following(start, kvstore, "cur/k", "--cursor", "position", "--json", "--count", "1")
+    kvstore.out("put", "cur/k", "1")
+    assert running.wait() == 0
+    assert position.read_text().strip() == running.lines()[0]["cursor"]
+    kvstore.out("put", "cur/k", "2")
+    kvstore.out("put", "cur/k", "3")
+    command = ("subscribe", "cur/k", "--cursor", "position", "--json", "--count", "1")
+    assert [kvstore.lines(*command)[0]["value"] for _ in range(2)] == ["2", "3"]
+
+
+def test_an_atomic_batch_that_count_cuts_comes_again(kvstore: Kvstore, start: Start) -> None:
+    running = following(start, kvstore, "--prefix", "cut/", "--cursor", "cut", "--json", "--count", "2")
+    kvstore.out("put", "cut/before", "")
+    ops = [{"op": "put", "key": f"cut/{name}", "value": ""} for name in "ab"]
+    kvstore.out("batch", "-", "--atomic", stdin=json.dumps(ops).encode())
+    assert running.wait() == 0
+    again = kvstore.lines("subscribe", "--prefix", "cut/", "--cursor", "cut", "--json", "--count", "2")
+    assert [line["key"] for line in again] == ["cut/a", "cut/b"]
+
+
+@pytest.mark.parametrize(("text", "said"), [("", "is empty"), ("tomorrow", "cursor")])
+def test_a_cursor_file_that_holds_no_cursor_is_refused(kvstore: Kvstore, text: str, said: str) -> None:
+    (kvstore.folder / "bad").write_text(text)
+    done = kvstore("subscribe", "--cursor", "bad")
+    assert done.returncode in (1, 2)
+    assert said in done.stderr.decode()
+
+
+# ── --exec ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_exec_gets_the_event_in_its_environment_and_the_value_on_stdin(
+    kvstore: Kvstore, start: Start
+) -> None:
+    command = 'env | grep ^KVSTORE_EVENT_ | sort; echo "[$(cat)]"'
+    running = following(start, kvstore, "ex\u00e9/k", "--exec", command, "--count", "2")
+    revision = int(kvstore.out("put", "ex\u00e9/k", "two\nlines", "--ttl", "1h"))
+    kvstore.out("delete", "ex\u00e9/k")
+    assert running.wait() == 0
+    put, delete = [part.split("\n") for part in running.stdout.decode().removesuffix("]\n").split("]\n")]
+    told = dict(line.split("=", 1) for line in put if "=" in line)
+    assert told["KVSTORE_EVENT_OP"] == "put"
+    assert told["KVSTORE_EVENT_KEY"] == "ex\u00e9/k"
+    assert told["KVSTORE_EVENT_REVISION"] == str(revision)
+    assert (told["KVSTORE_EVENT_INDEX"], told["KVSTORE_EVENT_COUNT"]) == ("0", "1")
+    assert told["KVSTORE_EVENT_CONTENT_TYPE"] == "text/plain; charset=utf-8"
+    assert "KVSTORE_EVENT_EXPIRES_AT" in told
+    assert told["KVSTORE_EVENT_CURSOR"].startswith(f"{revision}-")
+    assert put[-2:] == ["[two", "lines"]
+    assert "KVSTORE_EVENT_OP=delete" in delete
+    assert delete[-1] == "["
+
+
+def test_exec_gets_the_last_value_of_a_key_that_expired(kvstore: Kvstore, start: Start) -> None:
+    running = following(start, kvstore, "gone/k", "--op", "expire", "--exec", "cat", "--count", "1")
+    kvstore.out("put", "gone/k", "the last words", "--ttl", "100ms")
+    assert running.wait() == 0
+    assert running.stdout == b"the last words"
+
+
+def test_a_command_may_itself_run_kvstore(kvstore: Kvstore, start: Start) -> None:
+    copy = " ".join(kvstore_command("put", "copy", "-"))
+    running = following(start, kvstore, "original", "--exec", f"{copy} > copied", "--count", "1")
+    kvstore.out("put", "original", "v")
+    assert running.wait() == 0
+    assert kvstore.out("get", "copy") == b"v\n"
+
+
+def test_a_command_that_does_not_read_its_input_is_no_trouble(kvstore: Kvstore, start: Start) -> None:
+    running = following(start, kvstore, "unread", "--exec", "true", "--count", "1")
+    kvstore.out("put", "unread", "-", stdin=b"x" * 1_000_000)
+    assert running.wait() == 0
+
+
+def test_a_failing_command_is_told_and_the_stream_goes_on(kvstore: Kvstore, start: Start) -> None:
+    command = 'read v; [ "$v" = good ] && echo "$v"'
+    running = following(start, kvstore, "fail/k", "--exec", command, "--count", "2")
+    kvstore.out("put", "fail/k", "bad")
+    kvstore.out("put", "fail/k", "good")
+    assert running.wait() == 1
+    assert running.stdout == b"good\n"
+    assert "failed with status 1" in running.stderr
+
+
+def test_with_fail_fast_the_failed_event_comes_again_next_time(kvstore: Kvstore, start: Start) -> None:
+    running = following(start, kvstore, "fast/k", "--cursor", "fast", "--fail-fast", "--exec", "kill -9 $$")
+    kvstore.out("put", "fast/k", "1")
+    kvstore.out("put", "fast/k", "2")
+    assert running.wait() == 1
+    assert "signal 9; stopping there" in running.stderr
+    command = ("subscribe", "fast/k", "--cursor", "fast", "--exec", "cat; echo", "--count", "2")
+    assert kvstore.out(*command) == b"1\n2\n"
+
+
+# ── over restarts ────────────────────────────────────────────────────────────────────────────────
+
+
+class Writer:
+    """Puts keys one after another, each until it is acknowledged, until it is told to stop."""
+
+    def __init__(self, kvstore: Kvstore, url: str) -> None:
+        self.acknowledged: list[int] = []
+        self._kvstore = kvstore
+        self._url = url
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+        self._thread.start()
+
+    def _write(self) -> None:
+        number = 0
+        while not self._stop.is_set():
+            done = self._kvstore("put", f"w/{number % 7}", str(number), "--url", self._url)
+            if done.returncode == 0:
+                self.acknowledged.append(int(done.stdout))
+                number += 1
+
+    def finish(self) -> list[int]:
+        """The revisions of the acknowledged puts."""
+        self._stop.set()
+        self._thread.join()
+        return self.acknowledged
+
+
+@pytest.mark.parametrize("victim", ["facade", "daemon"])
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_subscription_survives_a_restart_with_nothing_lost_and_nothing_twice(
+    offline: Kvstore, service: Service, start: Start, victim: str, how: str
+) -> None:
+    offline.environment["KVSTORE_URL"] = service.url
+    running = following(start, offline, "--prefix", "w/", "--json")
+    writer = Writer(offline, service.url)
+    try:
+        server: Daemon | Facade = getattr(service, victim)
+        for _ in range(2):
+            count = len(writer.acknowledged)
+            wait_until(lambda: len(writer.acknowledged) > count + 3, what="writes")  # noqa: B023
+            getattr(server, how)()
+            server.start()
+        count = len(writer.acknowledged)
+        wait_until(lambda: len(writer.acknowledged) > count + 3, what="writes after the restarts")
+    finally:
+        acknowledged = writer.finish()
+    wait_until(lambda: running.lines()[-1]["revision"] >= acknowledged[-1], what="the last event")
+    seen = [line["revision"] for line in running.lines() if line["event"] == "put"]
+    assert seen == sorted(set(seen))
+    assert set(acknowledged) <= set(seen)
+
+
+def test_a_log_that_does_not_reach_back_leads_to_a_reset_and_the_present(
+    offline: Kvstore, start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(start_daemon(retain_events=5))
+    offline.environment["KVSTORE_URL"] = facade.url
+    first = int(offline.out("put", "k", "0"))
+    ops = [{"op": "put", "key": f"k{number}", "value": ""} for number in range(200)]
+    offline.out("batch", "-", stdin=json.dumps(ops).encode())
+
+    def is_trimmed() -> bool:
+        return bool(offline.lines("status", "--json")[0]["floor"] > first)
+
+    wait_until(is_trimmed, what="the log is trimmed")
+    facade.restart()  # which forgets what it remembers of the log
+    lines = offline.lines("subscribe", "--since", str(first), "--json", "--count", "201")
+    assert lines[0]["event"] == "reset"
+    assert lines[0]["reason"] == "expired"
+    assert {line["key"] for line in lines[1:]} == {"k", *(op["key"] for op in ops)}
+
+
+# ── wait ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_wait_ends_at_once_when_it_is_so_already(kvstore: Kvstore) -> None:
+    revision = int(kvstore.out("put", "wait/now", "v"))
+    assert kvstore.out("wait", "wait/now", "--exists") == b"v\n"
+    assert kvstore.out("wait", "wait/now", "--equals", "v", "--raw") == b"v"
+    assert kvstore.lines("wait", "wait/now", "--exists", "--json")[0]["revision"] == revision
+    assert kvstore.out("wait", "wait/now", "--changed", "--since", str(revision - 1)) == b"v\n"
+    assert kvstore.out("wait", "wait/now", "--exists", "--quiet") == b""
+    assert kvstore.out("wait", "wait/never", "--gone") == b""
+
+
+@pytest.mark.parametrize(
+    ("condition", "actions", "printed"),
+    [
+        (["--exists"], [["put", "K", "v"]], b"v\n"),
+        (["--equals", "b"], [["put", "K", "a"], ["put", "K", "b"]], b"b\n"),
+        (["--changed", "--since", "0"], [["put", "K", "v"]], b"v\n"),
+    ],
+)
+def test_wait_ends_when_it_comes_to_be_so(
+    kvstore: Kvstore,
+    start: Start,
+    request: pytest.FixtureRequest,
+    condition: Any,
+    actions: Any,
+    printed: bytes,
+) -> None:
+    key = f"wait/{request.node.name}"
+    running = start(kvstore, "wait", key, *condition, "--timeout", "30s")
+    for action in actions:
+        kvstore.out(*(key if word == "K" else word for word in action))
+    assert running.wait() == 0
+    assert running.stdout == printed
+
+
+def test_wait_changed_ends_with_the_first_change_after_it_looked(kvstore: Kvstore, start: Start) -> None:
+    running = start(kvstore, "wait", "wait/changed", "--changed")
+
+    def has_ended() -> bool:
+        kvstore.out("put", "wait/changed", "v")
+        return running.process.poll() is not None
+
+    wait_until(has_ended, what="it ends")
+    assert (running.wait(), running.stdout) == (0, b"v\n")
+
+
+def test_wait_gone_ends_when_the_key_is_deleted_or_expires(kvstore: Kvstore, start: Start) -> None:
+    kvstore.out("put", "wait/gone", "v")
+    running = start(kvstore, "wait", "wait/gone", "--gone")
+    kvstore.out("delete", "wait/gone")
+    assert running.wait() == 0
+    assert running.stdout == b""
+    kvstore.out("put", "wait/gone", "v", "--ttl", "200ms")
+    assert kvstore("wait", "wait/gone", "--gone", "--timeout", "30s").returncode == 0
+
+
+def test_wait_goes_on_over_a_restart_of_the_whole_service(
+    offline: Kvstore, service: Service, start: Start
+) -> None:
+    offline.environment["KVSTORE_URL"] = service.url
+    running = start(offline, "wait", "late", "--equals", "done", "--timeout", "50s")
+    offline.out("put", "late", "not yet")
+    service.facade.kill()
+    service.daemon.kill()
+    service.daemon.start()
+    service.facade.start()
+    offline.out("put", "late", "done")
+    assert running.wait() == 0
+    assert running.stdout == b"done\n"
