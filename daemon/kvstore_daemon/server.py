@@ -60,7 +60,8 @@ class Server:
         self._committer = GroupCommitter(engine, self._counters)
         self._expiry = Expiry(loop, engine, self._committer)
         self._tick: Timer = loop.timer(self._beat)
-        self._ready: deque[Responder] = deque()
+        # a dict as an ordered set: a responder is noted by its descriptor and after its reply, often both
+        self._ready: dict[Responder, None] = {}
         self._reading: deque[Exchange] = deque()
         self._outbox: deque[Change | Answer] = deque()
         self._is_stopping = False
@@ -92,12 +93,13 @@ class Server:
 
     def _note_ready(self, responder: Responder) -> None:
         if responder.has_request():
-            self._ready.append(responder)
+            self._ready[responder] = None
 
     def _receive_ready(self) -> None:
         """Receive one request from each responder that has one; a second one waits for the next turn."""
-        for _ in range(len(self._ready)):
-            self._receive(self._ready.popleft())
+        ready, self._ready = self._ready, {}
+        for responder in ready:
+            self._receive(responder)
 
     def _receive(self, responder: Responder) -> None:
         frames = responder.receive()

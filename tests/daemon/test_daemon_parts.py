@@ -1,0 +1,167 @@
+"""The parts of the daemon that need no process: grouping, ranges, cursors, timers, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvstore_client.errors import KvError
+from kvstore_client.operations import OPERATIONS
+from kvstore_client.protocol import Limits, Request, decode_request
+from kvstore_daemon.committer import GROUP_BYTES, GROUP_OPS, GroupCommitter
+from kvstore_daemon.engine import Engine, Write, WriteRequest
+from kvstore_daemon.loop import Loop, Signals
+from kvstore_daemon.reading import READS, _bounds, _cursor, _parse_cursor, prefix_end
+from kvstore_daemon.status import Counters
+from kvstore_daemon.writing import WRITES, write_request
+from support.wire import pack, put
+
+keys = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+def test_every_operation_is_either_read_or_written_as_its_row_says() -> None:
+    answered_together, about_the_daemon = {"get"}, {"status"}
+    assert WRITES.keys() == {row.name for row in OPERATIONS.values() if row.writes}
+    reads = READS.keys() | answered_together | about_the_daemon
+    assert reads == {row.name for row in OPERATIONS.values() if not row.writes}
+
+
+class RecordingEngine:
+    """Keeps the groups that it is handed."""
+
+    def __init__(self) -> None:
+        self.groups: list[Sequence[WriteRequest]] = []
+
+    def commit(self, group: Sequence[WriteRequest]) -> None:
+        self.groups.append(group)
+
+
+def write(ops: int = 1, size: int = 1) -> WriteRequest:
+    return WriteRequest([Write("put", b"k", bytes(size))] * ops)
+
+
+def grouped(*requests: WriteRequest) -> list[int]:
+    """The sizes of the groups in which ``requests``, all waiting at once, are handed over."""
+    engine = RecordingEngine()
+    committer = GroupCommitter(cast(Engine, engine), Counters())
+    for request in requests:
+        committer.add(request)
+    while not committer.is_idle():
+        committer.flush()
+        committer.flush()
+        for _ in engine.groups[-1]:
+            committer.answered()
+    assert [request for group in engine.groups for request in group] == list(requests)
+    return [len(group) for group in engine.groups]
+
+
+def test_all_that_waits_is_one_group() -> None:
+    assert grouped(*[write()] * 100) == [100]
+
+
+def test_a_group_is_bounded_by_ops_and_bytes_but_takes_any_single_request() -> None:
+    assert grouped(*[write(GROUP_OPS // 2)] * 3) == [2, 1]
+    assert grouped(*[write(1, GROUP_BYTES // 2 - 1)] * 3) == [2, 1]
+    assert grouped(write(), write(GROUP_OPS), write()) == [1, 1, 1]
+    assert grouped(write(1, 2 * GROUP_BYTES)) == [1]
+
+
+@given(prefix=st.binary(max_size=4), key=st.binary(max_size=6))
+def test_a_prefix_is_the_range_up_to_its_end(prefix: bytes, key: bytes) -> None:
+    end = prefix_end(prefix)
+    assert key.startswith(prefix) == (key >= prefix and (end is None or key < end))
+
+
+@given(prefix=keys | st.just(""), start=keys | st.just(""), end=keys | st.just(""), key=keys)
+def test_the_bounds_of_a_list_are_the_intersection(prefix: str, start: str, end: str, key: str) -> None:
+    low, high = _bounds({"prefix": prefix, "start": start, "end": end})
+    raw = key.encode()
+    wanted = key.startswith(prefix) and raw >= start.encode() and (not end or raw < end.encode())
+    assert wanted == (raw >= low and (high is None or raw < high))
+
+
+@given(key=keys)
+def test_a_cursor_leads_back_to_its_key(key: str) -> None:
+    cursor = _cursor(key.encode())
+    assert cursor is not None
+    assert _parse_cursor(cursor) == key.encode()
+
+
+@given(cursor=st.text(max_size=12))
+def test_a_cursor_is_accepted_only_as_it_was_written(cursor: str) -> None:
+    with contextlib.suppress(KvError):
+        assert _cursor(_parse_cursor(cursor)) == cursor
+
+
+def translated(*ops: dict[str, Any], **header: Any) -> WriteRequest:
+    frames = pack(*ops, **header)
+    request: Request = decode_request(frames, Limits())
+    return write_request(request, frames, "ticket")
+
+
+def test_a_write_request_holds_the_writes_in_their_order() -> None:
+    request = translated(put("a", b"1", ttl=0.0015), {"op": "get", "key": "b"}, {"op": "delete", "key": "c"})
+    assert [(write.op, write.key, write.value, write.ttl_ms) for write in request.writes] == [
+        ("put", b"a", b"1", 2),
+        ("delete", b"c", b"", None),
+    ]
+    assert (request.client, request.ticket) == (None, "ticket")
+
+
+def test_a_fingerprint_tells_requests_apart_that_use_one_number() -> None:
+    prints = [
+        translated(put("k", value), client="c", seq=1).fingerprint for value in (b"1", b"2", b"1", b"", b"11")
+    ]
+    assert prints[0] == prints[2]
+    assert len(set(prints)) == 4
+    assert all(0 <= number < 2**32 for number in prints)
+
+
+def test_a_timer_fires_once_each_time_it_is_set() -> None:
+    fired = []
+    with closing(Loop()) as loop:
+        timer = loop.timer(lambda: fired.append(1))
+        timer.set(0)
+        loop.turn(wait=True)
+        loop.turn(wait=False)
+        assert fired == [1]
+        timer.set(3600)
+        timer.set(0)
+        loop.turn(wait=True)
+        assert fired == [1, 1]
+
+
+def test_a_loop_runs_the_callbacks_of_what_is_readable() -> None:
+    seen = []
+    reader, writer = os.pipe()
+    with closing(Loop()) as loop:
+        loop.watch(reader, lambda: seen.append(os.read(reader, 10)))
+        loop.turn(wait=False)
+        os.write(writer, b"x")
+        loop.turn(wait=True)
+        loop.unwatch(reader)
+        os.write(writer, b"y")
+        loop.turn(wait=False)
+    os.close(reader)
+    os.close(writer)
+    assert seen == [b"x"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_wakes_the_loop_and_the_old_handler_comes_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with Signals((signal.SIGTERM, signal.SIGINT)) as signals, closing(Loop()) as loop:
+        loop.watch(signals.fileno(), signals.drain)
+        assert signals.received is None
+        signal.raise_signal(number)
+        loop.turn(wait=True)
+        assert signals.received is number
+    assert signal.getsignal(number) == before
