@@ -90,13 +90,13 @@ def test_the_page_in_a_browser_follows_and_resumes(serve: Serve, tmp_path: Path)
     with open_browser(tmp_path / "profile") as browser:
 
         def text() -> str:
-            return str(browser.run("document.body.innerText"))
+            return str(browser.run("document.body.textContent"))
 
         browser.open(f"{serve.url}/v1/status")
         browser.run(block.text)
-        wait_until(lambda: "color/sky is blue. " in text(), what="the page shows what was there")
+        wait_until(lambda: "color/sky is blue." in text(), what="the page shows what was there")
         put(serve, "color/sea", "teal")
-        wait_until(lambda: "color/sea is teal. " in text(), what="the page shows a change")
+        wait_until(lambda: "color/sea is teal." in text(), what="the page shows a change")
         serve.restart()
         put(serve, "color/sun", "yellow")
         wait_until(lambda: "color/sun is yellow." in text(), what="the page resumes after a restart")

@@ -144,8 +144,9 @@ class NativeWatcher(Watcher):
 
     def watch(self) -> None:
         with Subscription(**self._endpoints, since=0) as subscription:
-            for event in subscription:
-                self.seen.append(seen_event(event))
+            for item in subscription:
+                if isinstance(item, Event):
+                    self.seen.append(seen_event(item))
                 if self.is_complete():
                     return
 
