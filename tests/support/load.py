@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -115,6 +116,10 @@ class HttpWriter(Writer):
         super().__init__(name, ledger)
         self._address = urlsplit(url).netloc
         self._connection = HTTPConnection(self._address, timeout=PATIENCE_SECONDS)
+
+    def run(self) -> None:
+        with closing(self._connection):
+            super().run()
 
     def put(self, key: str, value: str, ttl: float | None) -> int:
         query = "" if ttl is None else f"?ttl={int(ttl * 1000)}ms"

@@ -55,7 +55,7 @@ def whole_log(requests: str) -> list[Seen]:
         page = client.events(0)
         while True:
             found += map(seen_event, page.events)
-            if page.next.revision >= page.head:
+            if page.next >= page.head:
                 return found
             page = client.events(page.next)
 
