@@ -301,8 +301,9 @@ OPTIONS: dict[str, Option] = {
         Option(
             "responders",
             _count(1, 1024),
-            32,
-            "How many REP sockets answer requests: so many requests can share one commit.",
+            512,
+            "How many REP sockets answer requests: so many requests can share one commit, and the more there "
+            "are, the fewer reads wait behind a write that is being synced. Each takes a file descriptor.",
             _DAEMON,
         ),
         Option(

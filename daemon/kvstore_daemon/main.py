@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,7 @@ def run(settings: DaemonSettings) -> int:
 
 def _serve(settings: DaemonSettings, stack: ExitStack) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
+    _allow_many_descriptors()
     loop = stack.enter_context(closing(Loop()))
     signals = stack.enter_context(Signals((signal.SIGTERM, signal.SIGINT)))
     loop.watch(signals.fileno(), signals.drain)
@@ -85,6 +87,13 @@ def _context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
         yield context
     finally:
         context.term()
+
+
+def _allow_many_descriptors() -> None:
+    """Raise the soft limit to the hard one: libzmq ends the process when it runs out of descriptors,
+    and the usual soft limit of 1,024 leaves little beside the pool."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _settle_memory() -> None:
