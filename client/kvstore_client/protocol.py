@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from kvstore_client.errors import KvError
-from kvstore_client.model import MAX_REVISION, Event, Record
+from kvstore_client.model import MAX_KEY_BYTES, MAX_REVISION, Event, Record
 from kvstore_client.operations import (
     MAX_ATOMIC_BYTES,
     MAX_ATOMIC_OPS,
@@ -190,6 +190,9 @@ def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tup
     values: list[bytes | None] = []
     offset, writes = 0, False
     for index, op in enumerate(ops):
+        if _is_plain_get(op):
+            values.append(None)
+            continue
         operation = check_operation(op, index)
         check_keys(op)
         writes = writes or operation.writes
@@ -209,6 +212,17 @@ def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tup
     if offset != len(blob):
         raise KvError("bad_request", f"the sizes add up to {offset} bytes; the value frame has {len(blob)}")
     return values, writes
+
+
+def _is_plain_get(op: Any) -> bool:
+    """Whether ``op`` is a get of an ASCII key that passes every check of the table.
+
+    Clients read a thousand keys with one request, and this takes a third of the time of the checks.
+    """
+    if type(op) is not dict or len(op) != 2 or op.get("op") != "get":
+        return False
+    key = op.get("key")
+    return type(key) is str and 0 < len(key) <= MAX_KEY_BYTES and key.isascii() and "\0" not in key
 
 
 def _check_atomic(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> None:
