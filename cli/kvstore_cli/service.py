@@ -10,13 +10,15 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic, sleep
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 from kvstore_cli.connection import connect, http_client, reason
 from kvstore_cli.problems import Answer, Trouble, successful
-from kvstore_cli.stream import LineStream
 from kvstore_client.errors import KvError
+
+if TYPE_CHECKING:
+    from kvstore_cli.stream import LineStream
 
 ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.1
@@ -144,6 +146,8 @@ class Service:
         except BaseException:
             connection.close()
             raise
+        from kvstore_cli.stream import LineStream
+
         return LineStream(connection, opened, response, stall_seconds)
 
     def _connect(self, seconds: float) -> http_client.HTTPConnection:

@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from kvstore_cli import output
-from kvstore_cli.configuration import Configuration, Setting, daemon_settings, http_settings, resolve
+from kvstore_cli.configuration import Configuration, Setting, resolve
 from kvstore_cli.flags import given_flags, with_options
+from kvstore_cli.settings import daemon_settings, http_settings
 
 PARTS = ("daemon", "http", "client", "stream")
 

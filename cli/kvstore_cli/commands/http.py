@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.configuration import http_settings, resolve
+from kvstore_cli.configuration import resolve
 from kvstore_cli.flags import given_flags, with_options
+from kvstore_cli.settings import http_settings
 
 
 @click.command()

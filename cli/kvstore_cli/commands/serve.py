@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import click
 
-from kvstore_cli.configuration import daemon_settings, http_settings, resolve
+from kvstore_cli.configuration import resolve
 from kvstore_cli.flags import given_flags, with_options
 from kvstore_cli.options import OPTIONS
+from kvstore_cli.settings import daemon_settings, http_settings
 
 
 @click.command()
