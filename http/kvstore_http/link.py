@@ -346,7 +346,8 @@ class DaemonLink:
         """Close the sockets. Calls that still wait fail with ``unavailable``."""
         self._ticker.close()
         self._heard_at = -FOREVER
-        self._fail_overdue(FOREVER)
+        self._loop.run_callback(self._fail_overdue, FOREVER)  # only the hub may wake who waits
+        gevent.sleep(0)
         self.is_away = True
         for pipe in (self._reads, self._writes, self._probe):
             pipe.close()

@@ -12,7 +12,7 @@ from kvstore_client.errors import ERRORS
 from kvstore_http import contract, problems
 from kvstore_http.bodies import JSON
 from kvstore_http.contract import Endpoint
-from kvstore_http.query import KEY, Parameter
+from kvstore_http.query import KEY, Parameter, read_query
 from kvstore_http.schemas import SCHEMAS, reference
 
 _BODY_SCHEMAS = {"/v1/batch": "Batch", "/": "Pair"}
@@ -24,7 +24,8 @@ class OpenApiResource:
     def __init__(self) -> None:
         self._document = orjson.dumps(document())
 
-    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        read_query(req.env, contract.NOTHING)
         resp.data = self._document
         resp.content_type = JSON
         resp.set_header("cache-control", "no-cache")

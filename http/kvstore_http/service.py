@@ -26,6 +26,7 @@ class LivezResource:
     """``/livez``: this process answers, whatever the daemon does. Restart it if it does not."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        read_query(req.env, contract.NOTHING)
         send_fresh_json(req, resp, {"status": "alive"})
 
 
@@ -36,5 +37,6 @@ class ReadyzResource:
         self._link = link
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        read_query(req.env, contract.NOTHING)
         self._link.call({"op": "status"})
         send_fresh_json(req, resp, {"status": "ready"})

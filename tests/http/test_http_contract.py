@@ -1,0 +1,246 @@
+"""The table of routes, the description made from it, the page about it, and what is really mounted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import openapi_spec_validator
+import pytest
+
+from kvstore_client.errors import ERRORS
+from kvstore_http.contract import ENDPOINTS, Endpoint, methods_of, paths
+from kvstore_http.openapi import document
+from kvstore_http.schemas import SCHEMAS
+from support.markdown import ROOT, table_rows
+from support.session import Session, assert_problem
+
+PAGE = (ROOT / "docs/http.md").read_text()
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND")
+
+
+def name_of(endpoint: Endpoint) -> str:
+    return f"{endpoint.method} {endpoint.path}"
+
+
+@pytest.mark.parametrize("path", paths())
+@pytest.mark.parametrize("method", METHODS)
+def test_a_path_takes_the_methods_of_the_table_and_no_other(session: Session, path: str, method: str) -> None:
+    target = path.replace("{key}", "some-key")
+    if path == "/v1/subscribe":
+        target += "?since=nonsense"  # a stream does not end, its refusal does
+    answer = session.request(method, target)
+    allowed = methods_of(paths()[path])
+    if method in allowed:
+        assert answer.status != 405
+    else:
+        assert answer.status == 405
+        assert answer.headers["allow"] == ", ".join(allowed)
+        if method != "HEAD":
+            assert assert_problem(answer, "method_not_allowed")["allow"] == list(allowed)
+
+
+@pytest.mark.parametrize("path", paths())
+def test_options_names_the_methods(session: Session, path: str) -> None:
+    answer = session.request("OPTIONS", path.replace("{key}", "some-key"))
+    assert (answer.status, answer.body) == (204, b"")
+    assert answer.headers["allow"] == ", ".join(methods_of(paths()[path]))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path, endpoints in paths().items() if endpoints[0].method == "GET" and path != "/v1/subscribe"],
+)
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "missing"])
+def test_head_answers_as_get_does_without_the_body(session: Session, path: str, stored: bool) -> None:
+    target = path.replace("{key}", "headed" if stored else "never-stored")
+    session.put("/v1/kv/headed", b"x")
+    got, headed = session.get(target), session.request("HEAD", target)
+    assert headed.body == b""
+    assert headed.status == got.status
+    varying = {"date", "content-length"} if path == "/v1/status" else {"date"}
+    kept = {name: text for name, text in got.headers.items() if name not in varying}
+    # the length of what is made as it is sent is not known beforehand
+    kept.pop("transfer-encoding", None)
+    assert {name: text for name, text in headed.headers.items() if name in kept} == kept
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1",
+        "/v1/",
+        "/v2/kv/a",
+        "/v1/kw/a",
+        "/kv/a",
+        "/livez/",
+        "/openapi.json/x",
+        "/favicon.ico",
+        "//",
+        "/ALL",
+        "*",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST", "DELETE"])
+def test_other_addresses_are_no_route(session: Session, target: str, method: str) -> None:
+    assert_problem(session.request(method, target), "no_such_route")
+
+
+def test_an_absolute_address_is_the_same(session: Session) -> None:
+    session.put("http://anywhere.example/v1/kv/absolute", b"x")
+    assert session.get("/v1/kv/absolute").body == b"x"
+    assert session.get("http://anywhere.example/v1/kv/absolute?format=json").json["key"] == "absolute"
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
+def test_an_unknown_parameter_is_refused_and_the_known_are_named(
+    session: Session, endpoint: Endpoint
+) -> None:
+    headers = {"Content-Type": endpoint.body[0]} if endpoint.body else {}
+    target = endpoint.path.replace("{key}", "some-key") + "?nonsense=1"
+    problem = assert_problem(
+        session.request(endpoint.method, target, b"" if headers else None, headers), "bad_request"
+    )
+    assert problem["parameter"] == "nonsense"
+
+
+@pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.query], ids=name_of)
+def test_a_parameter_stands_there_once(session: Session, endpoint: Endpoint) -> None:
+    for name, parameter in endpoint.query.items():
+        if not parameter.many:
+            target = endpoint.path.replace("{key}", "some-key") + f"?{name}=1&{name}=1"
+            headers = {"Content-Type": endpoint.body[0]} if endpoint.body else {}
+            answer = session.request(endpoint.method, target, b"" if headers else None, headers)
+            assert_problem(answer, "bad_request")
+
+
+# ── /openapi.json ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_description_is_a_valid_openapi_document(session: Session) -> None:
+    served = session.get("/openapi.json")
+    assert served.headers["content-type"] == "application/json"
+    assert served.json == document()
+    openapi_spec_validator.validate(served.json)
+
+
+def test_the_description_names_every_route_and_no_other() -> None:
+    described = {
+        (method.upper(), path)
+        for path, item in document()["paths"].items()
+        for method in item
+        if method != "parameters"
+    }
+    mounted = {
+        (m, path) for path, endpoints in paths().items() for m in methods_of(endpoints) if m != "OPTIONS"
+    }
+    assert described == mounted
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
+def test_the_description_names_every_parameter(endpoint: Endpoint) -> None:
+    operation = document()["paths"][endpoint.path][endpoint.method.lower()]
+    assert [p["name"] for p in operation["parameters"] if p["in"] == "query"] == list(endpoint.query)
+    assert [p["name"] for p in operation["parameters"] if p["in"] == "header"] == [
+        h.name for h in endpoint.headers
+    ]
+
+
+def test_operation_ids_are_unique() -> None:
+    ids = [
+        operation["operationId"]
+        for item in document()["paths"].values()
+        for method, operation in item.items()
+        if method != "parameters"
+    ]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_schema_is_used() -> None:
+    assert {
+        name for name in SCHEMAS if f'#/components/schemas/{name}"' not in str(document()).replace("'", '"')
+    } == set()
+
+
+ANSWERS = [
+    ("GET", "/v1/kv/described?format=json", "Record"),
+    ("PUT", "/v1/kv/described", "Written"),
+    ("DELETE", "/v1/kv/described", "Deleted"),
+    ("DELETE", "/v1/kv?prefix=nothing-here", "Deleted"),
+    ("GET", "/v1/kv", "Page"),
+    ("GET", "/v1/kv?count=1", "Page"),
+    ("POST", "/v1/incr/described?by=2", "Counted"),
+    ("POST", "/v1/touch/described?ttl=1h", "Written"),
+    ("POST", "/v1/persist/described", "Written"),
+    ("GET", "/v1/history/described", "History"),
+    ("GET", "/v1/status", "Status"),
+    ("GET", "/livez", "Health"),
+    ("GET", "/readyz", "Health"),
+    ("GET", "/v1/kv/never-stored", "Problem"),
+]
+
+
+@pytest.mark.parametrize(("method", "target", "schema"), ANSWERS)
+def test_answers_are_as_described(session: Session, method: str, target: str, schema: str) -> None:
+    session.put("/v1/kv/described?ttl=1h", b"5")
+    answer = session.request(method, target, b"5" if method == "PUT" else None).json
+    _assert_fits(answer, SCHEMAS[schema])
+
+
+def test_batches_are_as_described(session: Session) -> None:
+    answer = session.batch(
+        {"op": "put", "key": "described", "value": "5"}, {"op": "get", "key": "never-stored"}
+    ).json
+    _assert_fits(answer, SCHEMAS["BatchResults"])
+
+
+def _assert_fits(answer: Any, schema: dict[str, Any]) -> None:
+    from openapi_schema_validator import OAS31Validator
+
+    OAS31Validator({**schema, "components": {"schemas": SCHEMAS}}).validate(answer)
+    unknown = answer.keys() - schema["properties"].keys()
+    assert not unknown or schema is SCHEMAS["Status"], f"not described: {unknown}"
+
+
+# ── docs/http.md ─────────────────────────────────────────────────────────────────────────────────
+
+
+def sections() -> Iterator[tuple[str, str]]:
+    """The page's sections about a route: its name, and the text up to the next heading."""
+    parts = re.split(r"^##+ (.*)$", PAGE, flags=re.MULTILINE)
+    for heading, text in zip(parts[1::2], parts[2::2], strict=True):
+        route = re.fullmatch(r"`([A-Z]+ /\S*)`", heading)
+        if route:
+            yield route[1], text
+
+
+SECTIONS = dict(sections())
+
+
+def test_the_page_has_a_section_for_every_route_and_no_other() -> None:
+    assert set(SECTIONS) == set(map(name_of, ENDPOINTS))
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
+def test_the_page_names_every_parameter_and_header(endpoint: Endpoint) -> None:
+    section = SECTIONS[name_of(endpoint)]
+    for name in (*endpoint.query, *(header.name for header in endpoint.headers)):
+        assert f"`{name}`" in section
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
+def test_the_page_names_no_parameter_and_header_that_there_is_not(endpoint: Endpoint) -> None:
+    section = SECTIONS[name_of(endpoint)]
+    for head, known in (
+        ("parameter", set(endpoint.query)),
+        ("request header", {header.name for header in endpoint.headers}),
+    ):
+        for table in re.findall(rf"^\| {head} \|.*\n\|[-|]+\n((?:\|.*\n)+)", section, flags=re.MULTILINE):
+            for row in table.splitlines():
+                assert set(re.findall(r"`([^`]+)`", row.split("|")[1])) <= known
+
+
+def test_the_page_lists_every_error_with_its_status() -> None:
+    rows = {row[0].strip("`"): int(row[1]) for row in table_rows(PAGE, "Errors")}
+    assert rows == {code: row.status for code, row in ERRORS.items()}

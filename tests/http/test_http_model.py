@@ -1,0 +1,287 @@
+"""The whole service over HTTP against a plain dict."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from support.servers import Service
+from support.session import Session, assert_problem, path_of
+from support.surfaces import Answer
+
+KEYS = ["a", "a/", "a//b", "..", "%2F", "b c", "ключ", "\U0001f600", "~" * 511]
+TYPES = ["text/plain", "application/json", "image/x"]
+FAR = "1h"
+
+keys = st.sampled_from(KEYS)
+values = st.binary(max_size=8) | st.integers(-5, 10**6).map(lambda n: str(n).encode())
+prefixes = st.sampled_from(["a", "a/", "%", ".", "кл", "x"])
+
+
+@dataclass
+class Known:
+    """What the model knows of a key."""
+
+    value: bytes
+    content_type: str
+    revision: int
+    create_revision: int
+    version: int
+    expires: bool
+
+
+class ServiceModel(RuleBasedStateMachine):
+    """Every step is done by the service and by a dict, and both must say the same."""
+
+    session: Session
+    url: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        for key in KEYS:
+            self.session.delete(path_of(key))
+        self.model: dict[str, Known] = {}
+        self.head = int(self.session.get("/v1/status").json["revision"])
+
+    # ── what a step must say ────────────────────────────────────────────────────────────────────
+
+    def moved_to(self, answer: Answer) -> int:
+        """The revision that a write made: higher than all before."""
+        revision = int(answer.json["revision"])
+        assert revision > self.head
+        self.head = revision
+        return revision
+
+    def stored(self, key: str, revision: int, value: bytes, content_type: str, expires: bool) -> None:
+        old = self.model.get(key)
+        created = revision if old is None else old.create_revision
+        version = 1 if old is None else old.version + 1
+        self.model[key] = Known(value, content_type, revision, created, version, expires)
+
+    def must_hold(self, key: str, if_revision: int | None) -> bool:
+        """Whether a condition on the key's revision (0: missing) holds."""
+        present = self.model[key].revision if key in self.model else 0
+        return if_revision is None or if_revision == present
+
+    def headers_for(self, if_revision: int | None) -> dict[str, str]:
+        if if_revision is None:
+            return {}
+        return {"if_match": f'"{if_revision}"'} if if_revision else {"if_none_match": "*"}
+
+    def some_revision(self, choice: int, key: str) -> int | None:
+        """No condition, the right one, "must not exist", or one that is wrong."""
+        present = self.model[key].revision if key in self.model else 0
+        return (None, present, 0, self.head + 7)[choice]
+
+    # ── writes ──────────────────────────────────────────────────────────────────────────────────
+
+    @rule(
+        key=keys,
+        value=values,
+        content_type=st.sampled_from(TYPES),
+        expires=st.booleans(),
+        choice=st.integers(0, 3),
+    )
+    def put(self, key: str, value: bytes, content_type: str, expires: bool, choice: int) -> None:
+        if_revision = self.some_revision(choice, key)
+        target = path_of(key) + (f"?ttl={FAR}" if expires else "")
+        answer = self.session.put(target, value, content_type=content_type, **self.headers_for(if_revision))
+        if not self.must_hold(key, if_revision):
+            assert_problem(answer, "condition_failed")
+            return
+        assert answer.status == (200 if key in self.model else 201)
+        self.stored(key, self.moved_to(answer), value, content_type, expires)
+
+    @rule(key=keys, choice=st.integers(0, 3))
+    def delete(self, key: str, choice: int) -> None:
+        if_revision = self.some_revision(choice, key)
+        answer = self.session.delete(path_of(key), **self.headers_for(if_revision))
+        if not self.must_hold(key, if_revision):
+            assert_problem(answer, "condition_failed")
+        elif key not in self.model:
+            assert_problem(answer, "not_found")
+        else:
+            self.moved_to(answer)
+            del self.model[key]
+
+    @rule(key=keys, by=st.integers(-10, 10), choice=st.integers(0, 3))
+    def incr(self, key: str, by: int, choice: int) -> None:
+        if_revision = self.some_revision(choice, key)
+        answer = self.session.post(path_of(key, "incr") + f"?by={by}", **self.headers_for(if_revision))
+        old = self.model.get(key)
+        if not self.must_hold(key, if_revision):
+            assert_problem(answer, "condition_failed")
+        elif old is not None and not old.value.removeprefix(b"-").isdigit():
+            assert_problem(answer, "not_an_integer")
+        else:
+            number = by if old is None else int(old.value) + by
+            assert answer.json["value"] == number
+            content_type = "text/plain; charset=utf-8" if old is None else old.content_type
+            self.stored(
+                key, self.moved_to(answer), str(number).encode(), content_type, bool(old and old.expires)
+            )
+
+    @rule(key=keys, expires=st.booleans(), choice=st.integers(0, 3))
+    def change_lifetime(self, key: str, expires: bool, choice: int) -> None:
+        if_revision = self.some_revision(choice, key)
+        target = path_of(key, "touch") + f"?ttl={FAR}" if expires else path_of(key, "persist")
+        answer = self.session.post(target, **self.headers_for(if_revision))
+        if not self.must_hold(key, if_revision):
+            assert_problem(answer, "condition_failed")
+        elif key not in self.model:
+            assert_problem(answer, "not_found")
+        else:
+            known = self.model[key]
+            if expires or known.expires:
+                known.revision = self.moved_to(answer)
+            known.expires = expires
+            assert answer.json["version"] == known.version
+
+    @rule(key=keys, member=st.sampled_from(["m", "n"]), number=st.none() | st.integers(0, 9))
+    def patch(self, key: str, member: str, number: int | None) -> None:
+        import json
+
+        answer = self.session.patch(path_of(key), {member: number})
+        old = self.model.get(key)
+        try:
+            target = {} if old is None else json.loads(old.value)
+        except ValueError:
+            assert_problem(answer, "not_json")
+            return
+        target = target if isinstance(target, dict) else {}
+        target = (
+            {**target, member: number}
+            if number is not None
+            else {n: v for n, v in target.items() if n != member}
+        )
+        value = json.dumps(target, separators=(",", ":")).encode()
+        content_type = "application/json" if old is None else old.content_type
+        self.stored(key, self.moved_to(answer), value, content_type, bool(old and old.expires))
+
+    @rule(prefix=prefixes)
+    def delete_prefix(self, prefix: str) -> None:
+        gone = [key for key in self.model if key.startswith(prefix)]
+        answer = self.session.delete(f"/v1/kv?prefix={quote_plus(prefix)}")
+        assert answer.json["deleted"] == len(gone)
+        if gone:
+            self.moved_to(answer)
+        for key in gone:
+            del self.model[key]
+
+    @rule(
+        ops=st.lists(
+            st.tuples(st.sampled_from(["put", "delete", "get"]), keys, values), min_size=1, max_size=5
+        )
+    )
+    def independent_batch(self, ops: list[tuple[str, str, bytes]]) -> None:
+        results = self.session.batch(*(_op(*op) for op in ops)).json["results"]
+        for (op, key, value), result in zip(ops, results, strict=True):
+            if op == "put":
+                assert result["status"] == (200 if key in self.model else 201)
+                self.stored(key, result["revision"], value, "application/octet-stream", False)
+            elif op == "delete" and key in self.model:
+                assert (result["status"], result["deleted"]) == (200, 1)
+                del self.model[key]
+            elif op == "delete":
+                assert result["error"]["code"] == "not_found"
+        for (op, key, _), result in zip(ops, results, strict=True):
+            if op == "get":  # after all writes of the batch
+                assert result["status"] == (200 if key in self.model else 404)
+        self.head = max([self.head, *(result.get("revision", 0) for result in results)])
+
+    @rule(
+        chosen=st.lists(st.tuples(keys, values), min_size=1, max_size=4, unique_by=lambda p: p[0]),
+        fails=st.booleans(),
+    )
+    def atomic_batch(self, chosen: list[tuple[str, bytes]], fails: bool) -> None:
+        ops = [_op("put", *pair) for pair in chosen]
+        if fails:
+            ops[-1]["if_revision"] = self.head + 7
+        answer = self.session.batch(*ops, atomic=True)
+        if fails:
+            assert assert_problem(answer, "condition_failed")["op"] == len(ops) - 1
+            return
+        revisions = {result["revision"] for result in answer.json["results"]}
+        assert len(revisions) == 1
+        assert revisions > {self.head} or min(revisions) > self.head
+        self.head = revisions.pop()
+        for key, value in chosen:
+            self.stored(key, self.head, value, "application/octet-stream", False)
+
+    # ── reads ───────────────────────────────────────────────────────────────────────────────────
+
+    @rule(key=keys)
+    def get(self, key: str) -> None:
+        answer = self.session.get(path_of(key))
+        if key not in self.model:
+            assert_problem(answer, "not_found")
+            return
+        known = self.model[key]
+        assert (answer.status, answer.body) == (200, known.value)
+        assert answer.headers["content-type"] == known.content_type
+        assert answer.headers["etag"] == f'"{known.revision}"'
+        assert answer.headers["x-kvstore-create-revision"] == str(known.create_revision)
+        assert answer.headers["x-kvstore-version"] == str(known.version)
+        assert ("x-kvstore-expires-at" in answer.headers) is known.expires
+
+    @rule(prefix=st.just("") | prefixes, limit=st.integers(1, 4))
+    def listing(self, prefix: str, limit: int) -> None:
+        expected = sorted((key for key in self.model if key.startswith(prefix)), key=str.encode)
+        found = list(self._pages(f"prefix={quote_plus(prefix)}&limit={limit}"))
+        assert [item["key"] for item in found] == expected
+        for item in found:
+            known = self.model[item["key"]]
+            assert _value(item) == known.value
+            assert (item["revision"], item["version"]) == (known.revision, known.version)
+            assert ("expires_at" in item) is known.expires
+
+    def _pages(self, query: str) -> Iterator[dict[str, Any]]:
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self.session.get(f"/v1/kv?{query}" + (f"&cursor={cursor}" if cursor else "")).json
+            yield from page["items"]
+            cursor = page["cursor"]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def history(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.model)))
+        last = self.session.get(path_of(key, "history") + "?limit=1").json["events"][0]
+        assert (last["op"], last["revision"]) == ("put", self.model[key].revision)
+        assert _value(last) == self.model[key].value
+
+    @invariant()
+    def the_count_is_right(self) -> None:
+        assert self.session.get("/v1/kv?count=1").json == {"count": len(self.model), "revision": self.head}
+
+
+def _op(op: str, key: str, value: bytes) -> dict[str, Any]:
+    if op != "put":
+        return {"op": op, "key": key}
+    return {"op": "put", "key": key, "value_b64": base64.b64encode(value).decode()}
+
+
+def _value(item: dict[str, Any]) -> bytes:
+    return base64.b64decode(item["value_b64"]) if "value_b64" in item else item["value"].encode()
+
+
+@pytest.mark.timeout(600)
+def test_the_service_does_what_a_dict_does(shared_service: Service, session: Session) -> None:
+    model = type("Model", (ServiceModel,), {"session": session, "url": shared_service.url})
+    run_state_machine_as_test(
+        model, settings=settings(max_examples=40, stateful_step_count=40, deadline=None)
+    )

@@ -1,0 +1,300 @@
+"""Every error of the table that HTTP can give has the right status and shape."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from kvstore_client.errors import ERRORS, KvError
+from kvstore_http.app import create_app
+from kvstore_http.feed import Feed
+from kvstore_http.settings import HttpSettings
+from support.servers import Daemon, Facade, Service
+from support.session import Session, assert_problem, path_of
+from support.surfaces import Answer
+from support.waiting import wait_until
+
+MIB = 1024 * 1024
+
+# ── every code, as the application shows it ──────────────────────────────────────────────────────
+
+SETTINGS = HttpSettings(
+    http="",
+    workers=1,
+    requests="",
+    changes="",
+    daemon_timeout_ms=1000,
+    max_body_bytes=MIB,
+    max_header_bytes=MIB,
+    max_connections=1,
+    max_streams=1,
+    stream_buffer_bytes=1,
+    stream_heartbeat_ms=1,
+    cors_origins=(),
+    allow_anonymous=False,
+    log_level="info",
+)
+
+
+class FailingLink:
+    """A link on which every call fails in the same way."""
+
+    epoch, head = "", 0
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def call(self, *_: Any, **__: Any) -> dict[str, Any]:
+        raise self._error
+
+    request = ask = call
+
+
+def through_the_application(error: Exception, method: str = "GET") -> Answer:
+    """What is answered when the daemon's answer to a read is ``error``."""
+    app = create_app(cast(Any, FailingLink(error)), cast(Feed, None), SETTINGS)
+    environ = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": "/",
+        "QUERY_STRING": "",
+        "kvstore.raw_path": "/v1/kv/some-key",
+        "kvstore.raw_query": "",
+        "wsgi.input": io.BytesIO(b"value"),
+        "wsgi.errors": sys.stderr,
+        "CONTENT_LENGTH": "5" if method == "PUT" else "",
+    }
+    started: list[Any] = []
+    body = b"".join(app(environ, lambda status, headers, _=None: started.extend((status, headers))))
+    return Answer(int(started[0].split()[0]), {name.lower(): text for name, text in started[1]}, body)
+
+
+@pytest.mark.parametrize("code", ERRORS)
+def test_every_row_of_the_table_becomes_a_problem_document(code: str) -> None:
+    error = (
+        KvError(code, "a sentence", allow=["GET"])
+        if code == "method_not_allowed"
+        else KvError(code, "a sentence")
+    )
+    problem = assert_problem(through_the_application(error), code)
+    assert problem["detail"] == "a sentence"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+@pytest.mark.parametrize("code", ["unavailable", "timed_out"])
+def test_details_stand_beside_the_members(code: str, method: str) -> None:
+    error = KvError(code, "who knows", outcome="unknown", revision=7)
+    answer = through_the_application(error, method)
+    problem = assert_problem(answer, code)
+    assert (problem["outcome"], problem["revision"]) == ("unknown", 7)
+    assert answer.headers["x-kvstore-revision"] == "7"
+
+
+def test_details_never_replace_a_member() -> None:
+    problem = assert_problem(
+        through_the_application(KvError("not_found", "a sentence", status=200, title="x", detail="y")),
+        "not_found",
+    )
+    assert problem["detail"] == "a sentence"
+
+
+def test_a_fault_of_ours_is_internal_and_tells_nothing() -> None:
+    answer = through_the_application(RuntimeError("a secret"))
+    assert_problem(answer, "internal")
+    assert b"secret" not in answer.body
+    assert b"Traceback" not in answer.body
+
+
+def test_an_unknown_code_of_a_newer_daemon_is_internal() -> None:
+    error = KvError.from_json({"code": "from_the_future", "message": "x"})
+    assert "from_the_future" in assert_problem(through_the_application(error), "internal")["detail"]
+
+
+# ── codes as requests provoke them ───────────────────────────────────────────────────────────────
+
+Provoke = Callable[[Session, str], Answer]
+
+
+def _not_an_integer(session: Session, key: str) -> Answer:
+    session.put(path_of(key), b"x")
+    return session.post(path_of(key, "incr"))
+
+
+def _out_of_range(session: Session, key: str) -> Answer:
+    session.put(path_of(key), b"9223372036854775807")
+    return session.post(path_of(key, "incr"))
+
+
+def _not_json(session: Session, key: str) -> Answer:
+    session.put(path_of(key), b"x")
+    return session.patch(path_of(key), {})
+
+
+def _sequence_reused(session: Session, key: str) -> Answer:
+    session.put(path_of(key), b"1", idempotency_key=key)
+    return session.put(path_of(key), b"2", idempotency_key=key)
+
+
+PROVOKED: dict[str, Provoke] = {
+    "bad_request": lambda session, key: session.get(path_of(key) + "?nonsense=1"),
+    "unknown_operation": lambda session, _: session.batch({"op": "nonsense"}),
+    "invalid_key": lambda session, _: session.get("/v1/kv/%ff"),
+    "invalid_cursor": lambda session, _: session.get("/v1/kv?cursor=!"),
+    "not_allowed": lambda session, key: session.post(path_of(key, "incr"), origin="http://elsewhere.example"),
+    "no_such_route": lambda session, _: session.get("/v2/kv"),
+    "method_not_allowed": lambda session, key: session.post(path_of(key)),
+    "not_acceptable": lambda session, _: session.get("/v1/status", accept="image/png"),
+    "value_too_large": lambda session, key: session.put(path_of(key), b"x" * (MIB + 1)),
+    "request_too_large": lambda session, key: session.put(path_of(key), b"x" * (18 * MIB)),
+    "uri_too_long": lambda session, _: session.get("/v1/kv?prefix=" + "x" * 70_000),
+    "unsupported_media_type": lambda session, key: session.request("PATCH", path_of(key), b"{}"),
+    "sequence_reused": _sequence_reused,
+    "headers_too_large": lambda session, key: session.get(path_of(key), x_padding="x" * 70_000),
+    "not_found": lambda session, key: session.get(path_of(key)),
+    "not_an_integer": _not_an_integer,
+    "out_of_range": _out_of_range,
+    "not_json": _not_json,
+    "condition_failed": lambda session, key: session.put(path_of(key), b"x", if_match="*"),
+}
+
+
+@pytest.mark.parametrize("code", PROVOKED)
+def test_requests_get_the_problem_that_they_deserve(session: Session, key: str, code: str) -> None:
+    answer = PROVOKED[code](session, key)
+    if "connection" in answer.headers:
+        session.close()
+    assert_problem(answer, code)
+
+
+@pytest.mark.parametrize("code", PROVOKED)
+def test_the_service_goes_on_after_every_problem(session: Session, key: str, code: str) -> None:
+    PROVOKED[code](session, key)
+    session.close()
+    assert session.put(path_of(f"{key}/after"), b"x").status == 201
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET",
+        b"GET /",
+        b"G\xffT / HTTP/1.1",
+        b"GET  / HTTP/1.1",
+        b"GET / HTTP/9.9",
+        b"\x00\x01",
+        b"GET nowhere HTTP/1.1",
+    ],
+)
+def test_what_is_no_request_is_answered_with_a_problem_too(shared_service: Service, line: bytes) -> None:
+    host, _, port = shared_service.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as raw:
+        raw.sendall(line + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert answer.split()[1] in (b"200", b"400", b"404")
+    if answer.split()[1] == b"400":
+        assert b"application/problem+json" in answer
+        assert b'"code":"bad_request"' in answer
+
+
+def test_a_daemon_that_is_away_is_unavailable_until_it_is_back(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    session = Session(start_facade(daemon, daemon_timeout="1s").url)
+    session.put("/v1/kv/a", b"1")
+    daemon.kill()
+    wait_until(lambda: session.get("/v1/kv/a").status == 503, what="the facade notices")
+    for answer in (
+        session.get("/v1/kv/a"),
+        session.get("/v1/kv"),
+        session.get("/v1/status"),
+        session.get("/readyz"),
+        session.put("/v1/kv/a", b"2"),
+        session.batch({"op": "get", "key": "a"}),
+    ):
+        assert_problem(answer, "unavailable")
+    assert session.get("/livez").status == 200
+    daemon.start()
+    wait_until(lambda: session.get("/readyz").status == 200, what="the facade finds the daemon again")
+    assert session.get("/v1/kv/a").status == 200
+    session.close()
+
+
+def test_a_write_that_got_no_answer_says_that_nobody_knows(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    session = Session(start_facade(daemon, daemon_timeout="1s").url)
+    session.put("/v1/kv/a", b"0")
+    daemon.signal(signal.SIGSTOP)
+    try:
+        answer = session.post("/v1/incr/a", idempotency_key="again")
+    finally:
+        daemon.signal(signal.SIGCONT)
+    problem = answer.json
+    assert (problem["status"], problem["retryable"], problem["outcome"]) in (
+        (503, True, "unknown"),
+        (504, True, "unknown"),
+    )
+
+    def again() -> bool:
+        return session.post("/v1/incr/a", idempotency_key="again").status == 200
+
+    wait_until(again, what="the daemon is back")
+    assert session.get("/v1/kv/a").body == b"1"
+    session.close()
+
+
+def test_a_full_store_refuses_writes_and_goes_on_with_the_rest(
+    start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade]
+) -> None:
+    session = Session(start_facade(start_daemon(max_store_bytes="8MiB", sync="none")).url)
+    numbers = iter(range(10_000))
+    refused: list[Answer] = []
+
+    def is_full() -> bool:
+        answer = session.put(f"/v1/kv/{next(numbers)}", b"x" * MIB)
+        if answer.status >= 300:
+            refused.append(answer)
+        return bool(refused)
+
+    wait_until(is_full, what="the store is full")
+    assert_problem(refused[0], "store_full")
+    assert session.get("/v1/kv/0").status == 200
+    assert session.delete("/v1/kv/0").status == 200
+    session.close()
+
+
+def test_a_damaged_record_is_said_to_be_damaged_and_others_are_read(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    session = Session(start_facade(daemon).url)
+    session.put("/v1/kv/good", b"good")
+    session.put("/v1/kv/bad", b"a value that nothing else in the store looks like")
+    daemon.stop()
+    _damage(daemon.data, b"nothing else in the store")
+    daemon.start()
+    wait_until(lambda: session.get("/readyz").status == 200)
+    assert_problem(session.get("/v1/kv/bad"), "damaged")
+    assert session.get("/v1/kv/good").body == b"good"
+    session.close()
+
+
+def _damage(folder: Path, pattern: bytes) -> None:
+    """Flip a bit of every occurrence of ``pattern`` in the files of a store."""
+    damaged = 0
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        with file.open("r+b") as store:
+            content = store.read()
+            at = content.find(pattern)
+            while at >= 0:
+                store.seek(at, os.SEEK_SET)
+                store.write(bytes((content[at] ^ 1,)))
+                damaged += 1
+                at = content.find(pattern, at + 1)
+    assert damaged
