@@ -72,10 +72,16 @@ def _serve(settings: DaemonSettings, stack: ExitStack) -> None:
     broker.start()
     _settle_memory()
     _say(f"ready, requests {broker.endpoint}, changes {publisher.endpoint}, data {settings.data}")
+    _serve_until_signalled(server, broker, signals)
+    server.stop()
+
+
+def _serve_until_signalled(server: Server, broker: Broker, signals: Signals) -> None:
     while signals.received is None:
         server.turn()
+        if not broker.is_alive():
+            raise KvError("internal", "requests are no longer forwarded; the log says why")
     log.info("stopping after %s", signals.received.name)
-    server.stop()
 
 
 @contextmanager
