@@ -67,6 +67,8 @@ class Feed:
         self._socket.subscribe(b"")
         self._reader = self._loop.io(self._socket.getsockopt(zmq.FD), READ)
         self._reader.start(self._receive)
+        # ZMQ_FD, which is edge-triggered, only speaks of what comes after the socket was found empty
+        self._loop.run_callback(self._receive)
 
     # ── tracks ──────────────────────────────────────────────────────────────────────────────────
 

@@ -286,8 +286,6 @@ class DaemonLink:
             self.note_position(outcome.epoch, outcome.revision)
         if self.is_away:
             self.is_away = False
-            self._reads.renew()
-            self._writes.renew()
 
     def note_position(self, epoch: str, revision: int) -> None:
         """The store was heard to be at ``revision``; the feed says so too. While the daemon counts
@@ -319,6 +317,10 @@ class DaemonLink:
             reads += self._reads.overdue(FOREVER)
             writes += self._writes.overdue(FOREVER)
             unsent += [*_overdue(self._waiting_gets, FOREVER), *_overdue(self._waiting_writes, FOREVER)]
+            # what was queued for a connection that did not come is dropped with its socket, and not
+            # delivered long after it was reported as failed
+            self._reads.renew()
+            self._writes.renew()
         for exchange in reads:
             exchange.done(self._failure())
         for exchange in writes:

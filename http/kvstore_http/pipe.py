@@ -8,6 +8,7 @@ greenlet switch of every send and every receive.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import zmq
@@ -92,15 +93,14 @@ class Pipe:
         self._next_id += 1
         self.outstanding[correlation] = exchange
         self._transmit(correlation, exchange)
-        # ZMQ_FD is edge-triggered, and sending may have consumed the edge of an arrived reply
-        if self._socket.get(zmq.EVENTS) & zmq.POLLIN:
-            self._loop.run_callback(self._receive)
 
     def _transmit(self, correlation: bytes, exchange: Exchange) -> None:
-        try:
+        with suppress(zmq.Again):  # immediate, and not connected
             self._socket.send_multipart([correlation, b"", *exchange.frames], zmq.NOBLOCK, copy=True)
-        except zmq.Again:
-            return  # immediate, and not connected
+        # ZMQ_FD is edge-triggered. Sending may have consumed the edge of a reply that is there, and
+        # there is no edge at all for a reply to a socket that nobody found empty before.
+        if self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+            self._loop.run_callback(self._receive)
 
     def renew(self) -> None:
         """Go on with a fresh socket, and send everything that is not answered once more.
