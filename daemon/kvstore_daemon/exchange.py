@@ -91,8 +91,8 @@ class Exchange:
             end += 1
         records, revision = engine.read([op["key"].encode() for op in self._request.ops[start:end]])
         self._saw(revision)
-        self._results[start:end] = map(self._record, records)
-        self._next = end
+        self._next = start + len(records)
+        self._results[start : self._next] = map(self._record, records)
 
     def _record(self, record: Stored | KvError | None) -> Fields:
         if record is None:

@@ -290,6 +290,16 @@ def test_a_page_ends_at_its_bytes_but_holds_at_least_one(store: Store) -> None:
     assert page.next_key == b"b"
 
 
+def test_a_read_of_large_values_gives_the_first_of_them(store: Store) -> None:
+    keys = [b"k%d" % n for n in range(12)]
+    for key in keys:
+        store.write("put", key, value=b"x" * MIB)
+    found, _ = store.engine.read(keys)
+    assert 1 <= len(found) < len(keys)
+    rest, _ = store.engine.read(keys[len(found) :])
+    assert all(stored.value == b"x" * MIB for stored in [*found, *rest])  # type: ignore[union-attr]
+
+
 def test_count_is_of_a_range(store: Store) -> None:
     store.submit(WriteRequest([Write("put", b"k%03d" % n, b"", "t") for n in range(200)]))
     assert store.engine.count(b"", None).total == 200

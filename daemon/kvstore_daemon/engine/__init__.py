@@ -69,7 +69,7 @@ class WriteRequest(NamedTuple):
     Independent writes succeed or fail one by one; an atomic request is applied whole, in one
     revision, or not at all. A numbered request (``client`` is not None) is applied at most once: a
     repeat gets the first answer again. ``fingerprint`` tells a repeat from another request that uses
-    the same number. ``ticket`` is the caller's and comes back with the answer.
+    the same number, in 32 bits. ``ticket`` is the caller's and comes back with the answer.
     """
 
     writes: Sequence[Write]
@@ -211,8 +211,9 @@ class Engine(Protocol):
         """
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[Stored | KvError | None], int]:
-        """The records of ``keys`` from one snapshot, None for a missing or expired one and a
-        KvError for a damaged one; and the snapshot's revision. Never waits for a commit."""
+        """The records of the first of ``keys`` from one snapshot, None for a missing or expired one
+        and a KvError for a damaged one; and the snapshot's revision. All of them unless their values
+        are large together, and at least one. Never waits for a commit."""
 
     def range(
         self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int

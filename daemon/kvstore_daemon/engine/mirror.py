@@ -56,6 +56,7 @@ Clock = Callable[[], int]
 # how many rows one call looks at before it hands back a cursor; some 10 ms at the worst
 _SCAN_LIMIT = 10_000
 _COUNT_LIMIT = 20_000
+_READ_BYTES = 4 * 1024 * 1024
 
 _TIME = struct.Struct(">Q")
 _EMPTY = LogPosition(0, 0, 0, 0)
@@ -166,23 +167,31 @@ class Mirror:
 
     # ── records ──────────────────────────────────────────────────────────────────────────────────
 
-    def read(self, keys: Sequence[bytes]) -> tuple[list[Stored | KvError | None], int]:
+    def read(
+        self, keys: Sequence[bytes], max_bytes: int = _READ_BYTES
+    ) -> tuple[list[Stored | KvError | None], int]:
         """See :meth:`kvstore_daemon.engine.Engine.read`."""
         now = self.clock()
         found: list[Stored | KvError | None] = []
         with self.snapshot() as txn:
-            get, table = txn.get, self.data
+            get, table, decode = txn.get, self.data, rows.decode_stored
             for key in keys:
                 row = get(key, db=table)
                 if row is None:
                     found.append(None)
                     continue
                 try:
-                    stored = rows.decode_record(key, row).stored
+                    stored = decode(key, row)
                 except DamageError as damage:
                     found.append(damaged(key, damage))
                     continue
-                found.append(stored if _is_live(stored, now) else None)
+                if stored.expires_at is not None and stored.expires_at <= now:
+                    found.append(None)
+                    continue
+                found.append(stored)
+                max_bytes -= len(row)
+                if max_bytes <= 0:
+                    break
             return found, self.log_position(txn).head
 
     def range(
@@ -200,7 +209,7 @@ class Mirror:
                     return RecordPage(items, key, head)
                 scanned += 1
                 try:
-                    stored = rows.decode_record(key, row, value=values).stored
+                    stored = rows.decode_stored(key, row, value=values)
                 except DamageError as damage:
                     raise damaged(key, damage) from damage
                 if _is_live(stored, now):
@@ -257,7 +266,7 @@ class Mirror:
                 row = txn.get(key, db=self.data)
                 with contextlib.suppress(DamageError):
                     if row is not None:
-                        stored = rows.decode_record(key, row, value=False).stored
+                        stored = rows.decode_stored(key, row, value=False)
                         # a damaged record that was replaced has left its old time behind
                         if stored.expires_at == time:
                             found.append((key, stored.revision))

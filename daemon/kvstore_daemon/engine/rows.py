@@ -123,12 +123,18 @@ def decode_body(key: Buffer, data: Buffer) -> Buffer:
 
 
 def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> Row:
-    """The record in a data row; with ``value`` false its value is left out, the checksum is not.
+    """The record in a data row; with ``value`` false its value is left out, the checksum is not."""
+    stored = decode_stored(key, data, value=value)
+    return Row(stored, Place(*_PLACE.unpack_from(data, _CRC.size)))
+
+
+def decode_stored(key: Buffer, data: Buffer, *, value: bool = True) -> Stored:
+    """As :func:`decode_record`, without the place of its event.
 
     Every read comes through here, so the row and the envelope in it are unpacked in one go.
     """
     try:
-        crc, revision, nth, create_revision, version, form, modified_at, expires_at, kind_length = (
+        crc, revision, _, create_revision, version, form, modified_at, expires_at, kind_length = (
             _WHOLE.unpack_from(data)
         )
     except struct.error as error:
@@ -136,7 +142,7 @@ def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> Row:
     if crc != zlib.crc32(data[_CRC.size :], zlib.crc32(key)) or form != envelope.FORMAT:
         raise DamageError("the checksum does not match")
     value_at = _WHOLE.size + kind_length
-    stored = Stored(
+    return Stored(
         bytes(data[value_at:]) if value else None,
         str(data[_WHOLE.size : value_at], "ascii"),
         revision,
@@ -145,7 +151,6 @@ def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> Row:
         modified_at,
         expires_at or None,
     )
-    return Row(stored, Place(revision, nth))
 
 
 def encode_event(change: Change, before: Place, record: Buffer, inline: Buffer) -> bytes:
