@@ -358,18 +358,15 @@ class SnapshotMerge:
         records = [record_from(item) for item in result["items"]]
         revision = self._seen_at(reply, records)
         self._cursor = result["cursor"]
-        if not records and self._pending is not None:
-            revision = min(revision, self._pending)
-        if records and self._pending is not None:
-            # An empty page does not say how far it looked. Up to the next key that there is, what
-            # it saw or more holds for it: no record was shown there, so none can come twice.
-            self._cover(self._lower, self._pending)
-            self._lower = records[0].key
-            self._pending = None
+        # A page does not say how far it looked behind its last record. What lies between that and the
+        # next record there is was seen by this page, or only by the one before: the older one holds.
+        # No record was shown there, so none can come twice.
+        between = revision if self._pending is None else min(revision, self._pending)
         if records or self._cursor is None:
-            self._cover(self._lower, revision)
-        else:
-            self._pending = revision
+            self._cover(self._lower, between)
+        if records:
+            self._cover(records[0].key, revision)
+        self._pending = revision if records else between
         self._move_on(records)
         return records
 
