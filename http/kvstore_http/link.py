@@ -26,7 +26,7 @@ import gevent
 import zmq
 from gevent.hub import Waiter
 
-from kvstore_client.errors import ERRORS, KvError
+from kvstore_client.errors import KvError
 from kvstore_client.operations import OPERATIONS, check_keys, check_operation
 from kvstore_client.protocol import Reply, encode_request
 from kvstore_http.pipe import Exchange, Outcome, Pipe
@@ -38,7 +38,6 @@ MERGED_BYTES = 1024 * 1024
 TICK_SECONDS = 0.05
 RETRY_SECONDS = 0.5
 PROBE_SECONDS = 0.5
-RECENT_SECONDS = 2.0
 FOREVER = float("inf")
 
 Result = dict[str, Any] | KvError
@@ -111,7 +110,7 @@ class DaemonLink:
         self._waiting_writes: deque[_Call | _Request] = deque()
         self._gets_under_way = 0
         self._is_flush_due = False
-        self._heard_at = -RECENT_SECONDS
+        self._heard_at = -FOREVER
         self._next_probe = 0.0
         self.is_away = False
         self.epoch = ""
@@ -249,7 +248,8 @@ class DaemonLink:
         except KvError as error:  # nothing was sent, and nobody may be left waiting
             done(error)
         else:
-            pipe.send(Exchange(frames, done, self._loop.now(), deadline, self._retry))
+            now = self._loop.now()
+            pipe.send(Exchange(frames, len(ops), done, deadline, now + self._retry, self._retry))
 
     def _settle(self, calls: list[_Call], outcome: Outcome, queue: deque[Any]) -> None:
         """Give each of the merged calls its own result."""
@@ -263,11 +263,11 @@ class DaemonLink:
                 call.settle(result)
 
     def _settle_refusal(self, calls: list[_Call], error: KvError, queue: deque[Any]) -> None:
-        """A refused request was not applied. If several callers share it, one of them is at fault,
-        or it is too large only because they do: each then asks alone."""
-        is_shared_fault = len(calls) > 1 and not ERRORS[error.code].retryable
+        """A request that is wrong was not applied. If several callers share it, one of them is at
+        fault, or it is too large only because they do: each then asks alone."""
+        is_wrong = error.row.status < 500 or error.code == "reply_too_large"
         for call in calls:
-            if is_shared_fault and error.details.get("outcome") != "unknown":
+            if is_wrong and len(calls) > 1:
                 self._try_alone(call, queue)
             else:
                 call.settle(_copy(error))
@@ -311,7 +311,7 @@ class DaemonLink:
         unsent = [*_overdue(self._waiting_gets, now), *_overdue(self._waiting_writes, now)]
         if not (reads or writes or unsent):
             return False
-        if now - self._heard_at > RECENT_SECONDS:
+        if now - self._heard_at >= self._timeout:
             self.is_away = True
             self._next_probe = 0.0
             reads += self._reads.overdue(FOREVER)

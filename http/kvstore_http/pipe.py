@@ -25,26 +25,39 @@ Outcome = Reply | KvError
 
 
 class Exchange:
-    """A request on its way. ``retry_at`` and ``deadline`` are seconds of the loop's clock.
+    """A request of ``count`` ops on its way. ``retry_at`` and ``deadline`` are seconds of the loop's
+    clock; ``retry_after`` is how long the next repeat waits.
 
     ``done`` is called once, in the hub, with the reply or with the error that refused the request.
     """
 
-    __slots__ = ("deadline", "done", "frames", "retry_after", "retry_at")
+    __slots__ = ("count", "deadline", "done", "frames", "retry_after", "retry_at")
 
     def __init__(
         self,
         frames: Sequence[bytes],
+        count: int,
         done: Callable[[Outcome], None],
-        now: float,
         deadline: float,
-        retry: float,
+        retry_at: float,
+        retry_after: float,
     ) -> None:
         self.frames = frames
+        self.count = count
         self.done = done
         self.deadline = deadline
-        self.retry_after = retry
-        self.retry_at = now + retry
+        self.retry_at = retry_at
+        self.retry_after = retry_after
+
+    def outcome_of(self, frames: Sequence[bytes]) -> Outcome:
+        """What the frames of a reply say."""
+        try:
+            reply = decode_reply(frames)
+        except KvError as error:
+            return error
+        if len(reply.results) != self.count:
+            return KvError("internal", f"the daemon gave {len(reply.results)} results for {self.count} ops")
+        return reply
 
 
 class Pipe:
@@ -140,11 +153,7 @@ class Pipe:
         exchange = self.outstanding.pop(frames[0], None)
         if exchange is None or len(frames) < 3:
             return  # answered already: the reply to a repeat
-        outcome: Outcome
-        try:
-            outcome = decode_reply(frames[2:])
-        except KvError as error:
-            outcome = error
+        outcome = exchange.outcome_of(frames[2:])
         self._heard(outcome)
         exchange.done(outcome)
 

@@ -262,6 +262,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self._writer.close()
             self._writer = None
 
+    def finish(self) -> None:
+        """Serve a request that has already arrived; close the connection if there is none."""
+        if not self.requests:
+            self._on_readable()
+        if not self.requests and not self.total_outbufs_len:
+            self.handle_close()
+
     def sweep(self, now: float) -> None:
         """End the connection if it stands still; called every SWEEP_SECONDS."""
         idle = now - self.last_activity
@@ -454,15 +461,15 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             channel.sweep(now)
 
     def stop_accepting(self) -> None:
-        """Close the listening socket and the idle connections; those with a request in flight end
-        after its response."""
+        """Take what has already arrived, close the listening socket and the idle connections; those
+        with a request in flight end after its response."""
         self.stopping = True
+        self._on_acceptable()
         self._acceptor.close()
         self.accepting = False
         self.socket.close()
         for channel in list(self.active_channels.values()):
-            if not channel.requests and not channel.total_outbufs_len:
-                channel.handle_close()
+            channel.finish()
 
     @property
     def is_idle(self) -> bool:

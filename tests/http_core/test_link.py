@@ -199,6 +199,13 @@ def test_an_answer_too_large_only_because_it_is_shared_is_asked_for_alone(
     assert [result["key"] for result in results] == ["a", "b", "c"]
 
 
+def test_a_reply_that_does_not_fit_its_request_leaves_nobody_waiting(
+    daemon: ScriptedDaemon, link: DaemonLink
+) -> None:
+    daemon.answer = lambda _: encode_reply(EPOCH, 1, [{"key": "one"}] * 2)
+    assert [error.code for error in together(*(get(link, key) for key in "abc"))] == ["internal"] * 3
+
+
 def test_an_op_error_reaches_its_caller_and_nobody_else(daemon: ScriptedDaemon, link: DaemonLink) -> None:
     missing = {"error": KvError("not_found", "no such key").as_json()}
     daemon.answer = lambda request: encode_reply(

@@ -1,0 +1,199 @@
+"""The facade as processes: readiness, crashes, orphans, stopping, and the daemon's absence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from support import Daemon, Facade, wait_until
+from support.servers import clean_environment, kvstore_command
+from support.streams import open_stream
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of the direct children."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def get(url: str, target: str, **headers: str) -> tuple[int, dict[str, str], Any]:
+    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
+        connection.request("GET", target, headers=headers)
+        response = connection.getresponse()
+        body = response.read()
+        is_json = "json" in (response.headers["Content-Type"] or "")
+        return response.status, dict(response.headers), json.loads(body) if is_json else body
+
+
+def put(url: str, key: str) -> tuple[int, dict[str, str], Any]:
+    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
+        connection.request("PUT", f"/v1/kv/{key}", b"v")
+        response = connection.getresponse()
+        return response.status, dict(response.headers), json.loads(response.read())
+
+
+def test_every_worker_accepts_connections(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
+    facade = start_facade(daemon, workers=2)
+    workers = children(facade.pid)
+    assert len(workers) == 2
+    kept = []
+    address = urlsplit(facade.url)
+
+    def all_have_one() -> bool:
+        kept.append(socket.create_connection((address.hostname, address.port)))
+        return all(has_accepted(pid, facade.url) for pid in workers)
+
+    wait_until(all_have_one, what="both workers have a connection")
+    for each in kept:
+        each.close()
+
+
+def has_accepted(pid: int, url: str) -> bool:
+    """Whether the process has a connection on the service's port."""
+    mine = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    return any(f"socket:[{inode}]" in mine for inode in connections(url))
+
+
+def connections(url: str) -> list[str]:
+    """The inodes of the service's ends of its connections; "0" while one is not yet accepted."""
+    port = f":{urlsplit(url).port:04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [line[9] for line in lines if line[1].endswith(port) and line[3] == "01"]
+
+
+def test_a_worker_that_is_killed_is_started_again_and_said(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon, workers=2)
+    victim, other = children(facade.pid)
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: len(workers := children(facade.pid)) == 2 and victim not in workers)
+    assert other in children(facade.pid)
+    assert f"(pid {victim}) was ended by SIGKILL; starting another" in facade.stderr
+    for number in range(30):  # whichever worker they meet, also the one that is still starting
+        assert put(facade.url, f"k{number}")[0] == 201
+
+
+def test_a_worker_that_keeps_dying_is_started_ever_more_slowly(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon, workers=2)
+    steady = children(facade.pid)[1]
+    for _ in range(3):
+        victim = wait_until(lambda: [pid for pid in children(facade.pid) if pid != steady])[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda pid=victim: f"(pid {pid}) was ended" in facade.stderr)  # type: ignore[misc]
+    delays = [line.split()[-2] for line in facade.stderr.splitlines() if "starting another" in line]
+    assert delays == ["0.2", "0.4", "0.8"]
+
+
+def test_no_worker_outlives_a_parent_that_is_killed(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon, workers=2)
+    workers = children(facade.pid)
+    facade.kill()
+    wait_until(lambda: not any(map(is_there, workers)), what="the workers are gone")
+
+
+def test_a_request_in_flight_is_answered_before_the_facade_stops(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon, workers=2)
+    put(facade.url, "k")
+    answers: list[tuple[int, dict[str, str], Any]] = []
+
+    def wait_for_change() -> None:
+        answers.append(get(facade.url, "/v1/kv/k?wait=60s"))
+
+    waiting = [threading.Thread(target=wait_for_change) for _ in range(8)]
+    for thread in waiting:
+        thread.start()
+    wait_until(lambda: len(connections(facade.url)) >= len(waiting))
+    facade.stop()
+    for thread in waiting:
+        thread.join()
+    assert [status for status, _, _ in answers] == [200] * len(waiting)
+    assert all(headers["Connection"] == "close" for _, headers, _ in answers)
+
+
+def test_ready_without_a_daemon_and_answering_503_at_once_until_it_comes(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    daemon.stop()
+    facade = start_facade(daemon, daemon_timeout="300ms")
+    assert get(facade.url, "/livez")[0] == 200
+    for _ in range(50):  # only the first of them waits for the daemon
+        status, headers, problem = get(facade.url, "/v1/kv/k")
+        assert (status, problem["code"], problem["retryable"]) == (503, "unavailable", True)
+        assert headers["Retry-After"]
+    status, _, problem = put(facade.url, "k")
+    assert (status, problem.get("outcome")) == (503, None), "a write that was never sent is not in doubt"
+    assert get(facade.url, "/v1/subscribe")[0] == 503
+    daemon.start()
+    wait_until(lambda: get(facade.url, "/v1/kv/k")[0] == 404)
+    assert put(facade.url, "k")[0] == 201
+    open_stream(facade.url, "").close()
+
+
+def test_a_write_that_was_under_way_when_the_daemon_went_says_that_it_may_have_happened(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon, daemon_timeout="300ms")
+    assert put(facade.url, "k")[0] == 201
+    daemon.signal(signal.SIGSTOP)
+    status, headers, problem = put(facade.url, "k")
+    daemon.signal(signal.SIGCONT)
+    assert (status, problem["code"], problem["outcome"]) == (503, "unavailable", "unknown")
+    assert headers["Retry-After"]
+    wait_until(lambda: put(facade.url, "k")[0] == 200)
+
+
+def test_an_address_that_is_taken_ends_the_facade_with_one_line(
+    daemon: Daemon, start_facade: Callable[..., Facade], tmp_path: Path
+) -> None:
+    taken = urlsplit(start_facade(daemon).url).netloc
+    for workers in ("1", "2"):
+        command = kvstore_command(
+            "http",
+            "--http",
+            taken,
+            "--workers",
+            workers,
+            "--requests",
+            daemon.requests,
+            "--changes",
+            daemon.changes,
+        )
+        done = subprocess.run(command, capture_output=True, env=clean_environment(tmp_path), timeout=60)
+        assert done.returncode == 1
+        assert done.stderr.decode() == f"kvstore http: cannot listen on {taken}: Address already in use\n"
+
+
+def test_port_0_gives_all_workers_one_free_port(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
+    facade = start_facade(daemon, workers=2, http="127.0.0.1:0")
+    assert urlsplit(facade.url).port
+    assert {get(facade.url, "/livez")[0] for _ in range(20)} == {200}
+
+
+def test_the_facade_listens_on_ipv6(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
+    facade = start_facade(daemon, http="[::1]:0")
+    assert facade.url.startswith("http://[::1]:")
+    assert get(facade.url, "/livez")[0] == 200
