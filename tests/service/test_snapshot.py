@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -13,8 +14,10 @@ from kvstore_client import Client, Event, Subscription, Sync, commands
 from support import Service
 from support.streams import open_stream
 
-KEYS = 5_000
-"""Several pages, of which there are 1,000 keys in each."""
+LARGE_KEYS = 48
+LARGE_BYTES = 512 * 1024
+"""A page holds some 4 MiB of values, so that there are several pages, with few keys in each: many of the
+keys that are put meanwhile lie right between two of them."""
 
 LAST_KEY = "~last"
 
@@ -23,24 +26,25 @@ Changes = Callable[[Service], Generator[tuple[str, str, bytes | None], None, Non
 
 
 def prepare(client: Client) -> None:
-    """Every second key is there at the beginning."""
-    for start in range(0, KEYS, 1000):
-        client.batch([commands.put(f"k{number:05}", b"0") for number in range(start, start + 1000, 2)])
+    """Large records, which the churn leaves alone."""
+    for number in range(LARGE_KEYS):
+        client.put(f"k{number:02}", b"v" * LARGE_BYTES)
 
 
 @contextmanager
 def churn(requests: str) -> Iterator[None]:
-    """Puts and deletes all over the key space until the block is left, then a put of the last key."""
+    """Puts keys between the large ones, each once, and deletes some of them, until the block is left;
+    then puts the last key. A change that is not told is not made good by a later one."""
     stopping = threading.Event()
 
     def work() -> None:
         with Client(requests) as client:
-            for number in range(1, 1_000_000):
+            for number in itertools.count():
                 if stopping.is_set():
                     break
-                keys = random.sample(range(KEYS), 20)
-                client.batch([commands.put(f"k{key:05}", str(number).encode()) for key in keys[:12]])
-                client.batch([commands.delete(f"k{key:05}") for key in keys[12:]])
+                keys = [f"k{random.randrange(LARGE_KEYS):02}/{number}.{part}" for part in range(4)]
+                client.batch([commands.put(key, key.encode()) for key in keys])
+                client.delete(keys[0])
             client.put(LAST_KEY, b"")
 
     worker = threading.Thread(target=work)
