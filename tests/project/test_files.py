@@ -172,3 +172,14 @@ def test_the_image_is_given_every_package_and_nothing_secret() -> None:
 def test_the_workflow_tests_every_supported_python() -> None:
     text = (ROOT / ".github/workflows/checks.yaml").read_text()
     assert re.search(r"python: \[(.*)\]", text)[1] == ", ".join(f'"{python}"' for python in PYTHONS)  # type: ignore[index]
+
+
+def test_the_values_of_variables_in_deployment_files_can_be_used() -> None:
+    rows = {row.variable: row for row in OPTIONS.values()}
+    found = []
+    for file in tracked("Dockerfile", "docker-compose.yaml", "deploy"):
+        found += re.findall(r"\b(KVSTORE_[A-Z_]+)(?:=|: )\"?([^\s\"\\]+)", file.read_text())
+    assert len(found) > 5
+    for variable, value in found:
+        if variable in rows:
+            rows[variable].kind.parse(value)
