@@ -20,7 +20,6 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -28,12 +27,12 @@ from gevent.hub import Waiter
 from waitress.adjustments import Adjustments
 from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.server import BaseWSGIServer
-from waitress.task import ErrorTask, WSGITask
 
 from kvstore_client.errors import KvError
-from kvstore_http.parser import Parser, RefusalError, raw_target, refusal_of
+from kvstore_http.parser import Parser, RefusalError
 from kvstore_http.problems import rendered
 from kvstore_http.runners import Runners
+from kvstore_http.tasks import HandOver, RefusalTask, Task
 
 log = logging.getLogger("kvstore.http")
 
@@ -55,64 +54,6 @@ LINGER_SECONDS = 2.0
 
 FLUSH_BYTES = 64 * 1024
 HIGH_WATERMARK_BYTES = 1024 * 1024
-
-HandOver = Callable[[int, bytes, bool], None]
-"""Takes over a connection: its descriptor, bytes still to be sent first, and whether what follows is
-framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0)."""
-
-
-class Task(WSGITask):  # type: ignore[misc]
-    """One request for the application.
-
-    Adds to the environ: ``kvstore.raw_path`` and ``kvstore.raw_query``, the request target exactly
-    as sent; and ``kvstore.hand_over``, a function that takes a :data:`HandOver` to which the
-    connection is given once the response's headers are written. The application then returns a
-    stream without content.
-    """
-
-    hand_over: HandOver | None = None
-    chunked_response = False
-
-    def get_environment(self) -> dict[str, Any]:
-        environ: dict[str, Any] = super().get_environment()
-        environ["kvstore.raw_path"], environ["kvstore.raw_query"] = raw_target(self.request.request_uri)
-        environ["kvstore.hand_over"] = self._take_hand_over
-        return environ
-
-    def _take_hand_over(self, hand_over: HandOver) -> None:
-        self.hand_over = hand_over
-
-    def build_response_header(self) -> bytes:
-        if self.channel.server.stopping:
-            self.set_close_on_finish()
-        header: bytes = super().build_response_header()
-        return header
-
-    def finish(self) -> None:
-        """End the response, or give the connection away with the response still open."""
-        if self.hand_over is not None and self.status.startswith("200"):
-            self.write(b"")
-            self.channel.hand_over = (self.hand_over, self.chunked_response)
-            self.close_on_finish = True
-            return
-        if self.request.command == "HEAD":
-            self.chunked_response = False  # a HEAD response has no body, so no last chunk either
-        super().finish()
-
-
-class RefusalTask(ErrorTask):  # type: ignore[misc]
-    """The answer to a request that did not reach the application."""
-
-    def execute(self) -> None:
-        error = refusal_of(self.request.error)
-        self.status, headers, body = rendered(error)
-        self.response_headers.extend(headers.items())
-        self.set_close_on_finish()
-        self.content_length = len(body)
-        self.channel.lingers = True
-        if getattr(self.request, "command", None) == "HEAD":
-            body = b""
-        self.write(body)
 
 
 class Channel(HTTPChannel):  # type: ignore[misc]
