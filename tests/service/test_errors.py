@@ -312,9 +312,11 @@ def test_timed_out_when_the_daemon_hangs(
                 client.put("k", b"3")
         finally:
             daemon.signal(signal.SIGCONT)
-    check_problem(answer, "timed_out")
+    # which of the two depends on how long ago the daemon was last heard
+    for code in (answer.json["code"], refused.value.code):
+        assert code in ("timed_out", "unavailable")
+    check_problem(answer, answer.json["code"])
     assert answer.json["outcome"] == "unknown"
-    assert refused.value.code in ("timed_out", "unavailable")
     assert refused.value.details["outcome"] == "unknown"
 
 
