@@ -8,10 +8,11 @@ ARGS ?=
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv
 READY := $(VENV)/ready-$(VERSION)
+PEERS := $(VENV)/peers-$(VERSION)
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: help run test check format crash constraints clean
+.PHONY: help run test check format crash bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,13 +39,21 @@ format: $(READY) ## bring the code into the format that 'make check' wants
 crash: $(READY) ## kill -9 the daemon 50 times under load and account for every write
 	@CRASH_KILLS=50 $(BIN)/python -m pytest -m crash --timeout 1800 -s $(ARGS)
 
-constraints: ## resolve constraints.txt anew from pyproject.toml
+bench: $(PEERS) ## measure beside etcd and Redis; QUICK=1: three minutes, ONLY=http_get,http_put: some rows
+	@PYTHONPATH=benchmarks $(BIN)/python -m kvstore_bench \
+		$(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+constraints: ## resolve the files of constraints anew from pyproject.toml
 	@$(PYTHON) tools/constraints.py
 
 clean: ## remove what was built here; stores are left alone
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name node_modules -prune -exec rm -rf {} +
+
+$(PEERS): $(READY) benchmarks/constraints.txt tools/peers
+	@tools/peers $(VENV)
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt tools/environment
 	@tools/environment "$(PYTHON)" $(VENV)

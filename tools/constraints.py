@@ -1,5 +1,9 @@
 """Write constraints.txt: one version, with the hashes of all its files, for every package that
-running, testing or building kvstore installs.
+running, testing or building kvstore installs; and benchmarks/constraints.txt for what 'make bench'
+installs beside them.
+
+    python tools/constraints.py          both
+    python tools/constraints.py bench    the second one, which fits to the first as it is
 
 Works in a temporary virtual environment, so that the tool that resolves is not itself among the
 packages, and with the package index alone: indexes and folders of wheels that a machine's
@@ -9,37 +13,58 @@ configuration adds are left out, because their files exist nowhere else.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 import tempfile
 import tomllib
 import venv
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "constraints.txt"
+BASE = ROOT / "constraints.txt"
+BENCH = ROOT / "benchmarks" / "constraints.txt"
 RESOLVER = "pip-tools>=7.4"
 RESOLVE = [
     *("-m", "piptools", "compile", "--quiet"),
     *("--generate-hashes", "--strip-extras", "--allow-unsafe"),
     *("--no-header", "--no-annotate"),
     *("--no-emit-index-url", "--no-emit-find-links", "--no-emit-trusted-host"),
-    *("--output-file=all.txt", "all.in"),
+    *("--constraint=fixed.txt", "--output-file=all.txt", "all.in"),
 ]
 
 HEADER = """\
-# Every package that running, testing or building kvstore installs, with the hashes of its files for
+# Every package that {what} installs, with the hashes of its files for
 # all platforms. Written by 'make constraints' from pyproject.toml; do not edit.
 """
 
 
-def wanted() -> list[str]:
+class Target(NamedTuple):
+    """A file, what it is for, what is asked for in it, and the versions that are settled already."""
+
+    file: Path
+    what: str
+    wanted: list[str]
+    fixed: list[str]
+
+
+def base() -> Target:
     """The requirements of the package, of its development group and of its build."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    return [
+    wanted = [
         *project["project"]["dependencies"],
         *project["dependency-groups"]["dev"],
         *project["build-system"]["requires"],
     ]
+    return Target(BASE, "running, testing or building kvstore", wanted, [])
+
+
+def bench() -> Target:
+    """What the benchmark compares with, into the same environment."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    fixed = re.findall(r"^[a-z0-9.-]+==\S+", BASE.read_text(), re.MULTILINE)
+    return Target(BENCH, "'make bench'", project["dependency-groups"]["bench"], fixed)
 
 
 def environment() -> dict[str, str]:
@@ -49,16 +74,24 @@ def environment() -> dict[str, str]:
     return {**kept, "PIP_CONFIG_FILE": os.devnull}
 
 
-def main() -> None:
+def resolve(target: Target) -> None:
     """Resolve and write, or leave the old file as it was and fail."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         venv.create(work / "venv", with_pip=True)
         python = work / "venv" / "bin" / "python"
-        (work / "all.in").write_text("\n".join(wanted()) + "\n")
+        (work / "all.in").write_text("\n".join(target.wanted) + "\n")
+        (work / "fixed.txt").write_text("\n".join(target.fixed) + "\n")
         for arguments in (["-m", "pip", "install", "--quiet", RESOLVER], RESOLVE):
             subprocess.run([python, *arguments], cwd=work, env=environment(), check=True)
-        TARGET.write_text(HEADER + (work / "all.txt").read_text())
+        target.file.write_text(HEADER.format(what=target.what) + (work / "all.txt").read_text())
+
+
+def main() -> None:
+    """The second file is resolved after the first, since it has to fit to it."""
+    for target in (base, bench):
+        if sys.argv[1:] in ([], [target.__name__]):
+            resolve(target())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""``make bench``: measure, write ``benchmarks/results/``, print the table.
+
+A full run writes there and into the README; anything less writes into ``benchmarks/results/quick/``,
+which is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from kvstore_bench.registry import ROWS, Row, chosen
+from kvstore_bench.report import markdown, readme_part, summary_table, with_part
+from kvstore_bench.results import Results
+from kvstore_bench.run import run, say
+from kvstore_bench.stage import Stage
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+LARGEST, QUICK_LARGEST = 10_000_000, 100_000
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one round, short, without what takes long")
+    parser.add_argument(
+        "--only", default="", help=f"rows, with commas: {', '.join(row.name for row in ROWS)}"
+    )
+    parser.add_argument("--rounds", type=int, help="how often each row is measured (3, quick: 1)")
+    parser.add_argument("--seconds", type=int, help="how long each figure is measured (5, quick: 1)")
+    parser.add_argument("--largest", type=int, help=f"keys in the largest store ({LARGEST:,})")
+    parser.add_argument("--folder", type=Path, help="where the stores are made, and removed again")
+    parser.add_argument(
+        "--render", action="store_true", help="write report, plots and README anew, measure nothing"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """The exit status: 1 if a row failed; a goal that is not met is a result and not a failure."""
+    asked = arguments()
+    try:
+        rows = chosen(asked.only)
+    except ValueError as error:
+        say(str(error))
+        return 2
+    is_full = not (asked.quick or asked.only)
+    folder = RESULTS if is_full or asked.render else RESULTS / "quick"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results.load(folder / "results.json") if asked.render else _measure(asked, rows, folder)
+    show(results, folder, rows, in_readme=is_full or asked.render)
+    return 1 if results.failures else 0
+
+
+def _measure(asked: argparse.Namespace, rows: list[Row], folder: Path) -> Results:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on the way out
+    with tempfile.TemporaryDirectory(prefix="kvstore-bench-", dir=asked.folder) as stores:
+        stage = Stage(
+            Path(stores),
+            quick=asked.quick,
+            seconds=asked.seconds or (1 if asked.quick else 5),
+            largest=asked.largest or (QUICK_LARGEST if asked.quick else LARGEST),
+        )
+        return run(rows, stage, asked.rounds or (1 if asked.quick else 3), folder / "results.json")
+
+
+def show(results: Results, folder: Path, rows: list[Row], *, in_readme: bool) -> None:
+    """Write the report and the plots, and print the table."""
+    from kvstore_bench.plots import draw
+
+    (folder / "report.md").write_text(markdown(results, rows))
+    draw(results, folder)
+    if in_readme:
+        readme = ROOT / "README.md"
+        readme.write_text(with_part(readme.read_text(), readme_part(results)))
+    print(summary_table(results, rows))
+    for name in results.failures:
+        print(f"\n{name} failed; see {folder / 'report.md'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The facade's own server, workers and router with one route that answers a constant.
+
+    python -m kvstore_bench.constant PORT WORKERS
+
+What it does not do is the facade's work: reading the request, asking the daemon, making the headers.
+The response has the length and the headers of that of a real GET.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import falcon
+
+from kvstore_bench.workload import SMALL, value
+from kvstore_http.listening import bind
+from kvstore_http.rawpath import RawPathRouter
+from kvstore_http.workers import Workers, keep_only
+
+HEADERS = {
+    "cache-control": "no-cache",
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; sandbox",
+    "accept-ranges": "bytes",
+    "etag": '"123456"',
+    "last-modified": "Mon, 01 Jan 2024 00:00:00 GMT",
+    "x-kvstore-revision": "123456",
+    "x-kvstore-create-revision": "123456",
+    "x-kvstore-version": "1",
+}
+VALUE = value(SMALL)
+
+
+class Constant:
+    """The resource."""
+
+    def on_get(self, _req: falcon.Request, resp: falcon.Response, key: str) -> None:  # noqa: ARG002
+        resp.set_headers(HEADERS)
+        resp.content_type = "application/octet-stream"
+        resp.data = VALUE
+
+
+def app() -> falcon.App[Any, Any]:
+    """The application, mounted as the facade mounts its own."""
+    router = RawPathRouter()
+    resource = Constant()
+    router.mount("/v1/kv/{key}", resource, {"GET": resource.on_get})
+    return falcon.App(router=router)
+
+
+def serve(sock: Any, tell_ready: Callable[[], None]) -> int:
+    """One worker; runs until it is killed."""
+    import gc
+
+    from gevent import get_hub
+    from gevent.event import Event
+
+    from kvstore_http.server import Server
+
+    get_hub()
+    server = Server(app(), sock, max_body_bytes=2**20, max_header_bytes=2**16, max_connections=20_000)
+    gc.collect()
+    gc.freeze()
+    tell_ready()
+    Event().wait()
+    server.close()
+    return 0
+
+
+def main() -> int:
+    """As many workers as asked for, also if that is one."""
+    port, count = map(int, sys.argv[1:])
+    sockets = bind(f"127.0.0.1:{port}", count)
+
+    def run(number: int, tell_ready: Callable[[], None]) -> int:
+        return serve(keep_only(sockets, number)[0], tell_ready)
+
+    def say(message: str = "ready") -> None:
+        print(message, flush=True)
+
+    return Workers(count, run, say, say).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The table of what is measured, against what, and how far ahead we want to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from kvstore_bench.rows import command, connections, http, native, size, streams
+from kvstore_bench.samples import Sample
+from kvstore_bench.stage import Stage
+from kvstore_bench.workload import keys_label
+
+
+class Goal(NamedTuple):
+    """``ours`` is to be ``at_least`` so many times as good as ``rival``; None: the ratio is only stated.
+
+    All three names may be patterns (``fnmatch``). Of several contenders that fit, the best in each case
+    stands for them. ``label`` names the ratio where a row has several.
+    """
+
+    ours: str
+    rival: str
+    at_least: float | None
+    cases: str = "*"
+    label: str = ""
+
+
+class Row(NamedTuple):
+    """One row. ``at_least`` is the goals in words."""
+
+    name: str
+    what: str
+    against: str
+    at_least: str
+    goals: tuple[Goal, ...]
+    measure: Callable[[Stage], Iterator[Sample]]
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        "http_get",
+        "HTTP GET, 32 and 128 connections, 2 workers",
+        "etcd's HTTP gateway",
+        "1.6 times",
+        (
+            Goal(http.KVSTORE, http.ETCD, 1.6, label="etcd"),
+            Goal(http.KVSTORE, http.WEBDIS_EVERYSEC, None, label="webdis"),
+        ),
+        http.http_get,
+    ),
+    Row(
+        "http_put",
+        "HTTP durable PUT, 32 and 128 connections",
+        "etcd's HTTP gateway",
+        "1.3 times",
+        (
+            Goal(http.KVSTORE, http.ETCD, 1.3, label="etcd"),
+            Goal(http.KVSTORE, http.WEBDIS_ALWAYS, None, label="webdis, Redis always"),
+            Goal(http.KVSTORE, http.WEBDIS_EVERYSEC, None, label="webdis, Redis everysec"),
+        ),
+        http.http_put,
+    ),
+    Row(
+        "http_batch",
+        "HTTP batch of 100 ops",
+        "etcd transactions of 100 over its gateway",
+        "3 times per op",
+        (Goal(http.KVSTORE, http.ETCD, 3.0),),
+        http.http_batch,
+    ),
+    Row(
+        "native_puts",
+        "native durable puts, 32 clients with one op a request",
+        "etcd through its fastest Python client; Redis `appendfsync always` through redis-py",
+        "ahead of both",
+        (
+            Goal("kvstore, *Client", "etcd, *", 1.0, "32 clients, *", "etcd"),
+            Goal("kvstore, *Client", "Redis always, redis-py*", 1.0, "32 clients, *", "Redis always"),
+            Goal("kvstore, *Client", "Redis everysec, redis-py*", None, "*", "Redis everysec"),
+            Goal(
+                native.KVSTORE_SOCKETS,
+                f"Redis always, {native.REDIS_BENCHMARK}",
+                None,
+                "32 clients, *",
+                "bare sockets, redis-benchmark",
+            ),
+        ),
+        native.native_puts,
+    ),
+    Row(
+        "native_gets",
+        "native gets, 1,000 at once",
+        "redis-py with pipelines; redis-benchmark -P",
+        "ahead of redis-py",
+        (
+            Goal(native.KVSTORE_CLIENT, "redis-py pipeline", 1.0, native.MANY, "redis-py"),
+            Goal(native.KVSTORE_CLIENT, "redis-py MGET", None, native.MANY, "redis-py MGET"),
+            Goal(
+                native.KVSTORE_SOCKETS,
+                f"{native.REDIS_BENCHMARK} -P",
+                None,
+                "*",
+                "bare sockets, redis-benchmark",
+            ),
+        ),
+        native.native_gets,
+    ),
+    Row(
+        "round_trip",
+        "one native get, round trip",
+        "redis-py",
+        "not slower",
+        (
+            Goal(native.KVSTORE_CLIENT, native.REDIS_PY, 1.0, "p50"),
+            Goal(native.KVSTORE_CLIENT, native.REDIS_PY, None, "p99", "p99"),
+            Goal(native.KVSTORE_CLIENT, native.GATEWAY, None, "p50", "etcd"),
+        ),
+        native.round_trip,
+    ),
+    Row(
+        "sse_deliveries",
+        "SSE deliveries a second to 1,000 and 5,000 subscribers",
+        "etcd watchers over its gateway",
+        "5 times, with less memory",
+        (
+            Goal(streams.KVSTORE, streams.ETCD, 5.0, "[0-9]*", "deliveries"),
+            Goal(streams.KVSTORE, streams.ETCD, 1.0, "memory*", "memory"),
+        ),
+        streams.sse_deliveries,
+    ),
+    Row(
+        "native_deliveries",
+        "deliveries to 1,000 native subscribers",
+        "Redis pub/sub",
+        "not slower than half",
+        (
+            Goal(streams.KVSTORE_NATIVE, streams.REDIS, 0.5, "[0-9]*"),
+            Goal(streams.KVSTORE_NATIVE, streams.REDIS, None, "memory*", "memory"),
+        ),
+        streams.native_deliveries,
+    ),
+    Row(
+        "event_latency",
+        "put-to-event latency, 1 and 1,000 subscribers, p50 and p99",
+        "etcd watch over its gateway",
+        "ahead",
+        (
+            Goal(streams.KVSTORE, streams.ETCD, 1.0),
+            Goal(streams.KVSTORE_NATIVE, streams.REDIS, None, "*", "native, Redis pub/sub"),
+        ),
+        streams.event_latency,
+    ),
+    Row(
+        "get_beside_streams",
+        "HTTP GET while 5,000 streams are open",
+        "itself without them",
+        "0.9",
+        (Goal(connections.WITH_STREAMS, connections.NO_STREAMS, 0.9),),
+        connections.get_beside_streams,
+    ),
+    Row(
+        "get_beside_writers",
+        "get p99 while 32 clients write at full speed",
+        "itself idle",
+        "within 2 times",
+        (
+            Goal(native.BESIDE_MANY, native.IDLE, 0.5, "a get, p99"),
+            Goal(native.BESIDE_ONE, native.IDLE, None, "a get, p99", "one client"),
+            Goal(native.BESIDE_BULK, native.IDLE, None, "a get, p99", "puts by the 10,000"),
+        ),
+        native.get_beside_writers,
+    ),
+    Row(
+        "start_and_memory",
+        "time to start with 10 million keys; memory with 1 million",
+        "Redis with AOF; etcd",
+        "ahead of both in start time",
+        (
+            Goal(size.KVSTORE, size.REDIS, 1.0, f"start with {keys_label(size.STARTED)}", "start, Redis"),
+            Goal(size.KVSTORE, size.ETCD, 1.0, f"start with {keys_label(size.STARTED)}", "start, etcd"),
+            Goal(size.KVSTORE, size.REDIS, None, "memory*", "memory, Redis"),
+            Goal(size.KVSTORE, size.ETCD, None, "memory*", "memory, etcd"),
+        ),
+        size.start_and_memory,
+    ),
+    Row(
+        "scale",
+        "throughput at 10^3, 10^5 and 10^7 keys",
+        "itself at 10^3",
+        "flat within 15%",
+        (
+            Goal(keys_label(size.MIDDLE), keys_label(size.SMALLEST), 0.85, label="10^5"),
+            Goal(keys_label(size.STARTED), keys_label(size.SMALLEST), 0.85, label="10^7"),
+        ),
+        size.scale,
+    ),
+    Row(
+        "facade_overhead",
+        "HTTP GET through the facade",
+        "the same falcon route on the same server answering a constant",
+        "0.75",
+        (Goal(connections.KVSTORE, connections.CONSTANT, 0.75),),
+        connections.facade_overhead,
+    ),
+    Row(
+        "cli_get",
+        "`kvstore get` from the shell, whole process",
+        '`python -c "import click"`',
+        "within 2 times",
+        (
+            Goal(command.KVSTORE, command.CLICK, 0.5, "wall clock"),
+            Goal(command.KVSTORE, command.ETCDCTL, None, "wall clock", "etcdctl"),
+        ),
+        command.cli_get,
+    ),
+    Row(
+        "idle_connections",
+        "HTTP GET beside 2,000 idle keep-alive connections",
+        "itself without them",
+        "0.9",
+        (Goal(connections.WITH_IDLE, connections.NO_IDLE, 0.9),),
+        connections.idle_connections,
+    ),
+)
+
+
+def chosen(names: str) -> list[Row]:
+    """The rows of a list with commas, all of them for an empty one; raises ValueError for a name that
+    is none."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = set(wanted) - {row.name for row in ROWS}
+    if unknown:
+        raise ValueError(
+            f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in ROWS)}"
+        )
+    return [row for row in ROWS if not wanted or row.name in wanted]

@@ -1,0 +1,280 @@
+"""What programs with a client library get: durable puts, many gets, and one get after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from statistics import median, quantiles
+
+from kvstore_bench import preload, servers
+from kvstore_bench.load import clients, libraries, redis_benchmark
+from kvstore_bench.load.clients import Work
+from kvstore_bench.load.redis_benchmark import Done as BenchmarkDone
+from kvstore_bench.processes import Process
+from kvstore_bench.samples import Sample, rate
+from kvstore_bench.stage import Stage
+from kvstore_bench.workload import KEYS, LARGE, SMALL, label, value
+
+CLIENTS = 32
+PROCESSES = 2
+LOAD_CORES = 2
+
+KVSTORE_CLIENT = "kvstore, Client"
+KVSTORE_ASYNC = "kvstore, AsyncClient"
+KVSTORE_SOCKETS = "kvstore, bare sockets"
+AETCD = "etcd, aetcd"
+GATEWAY = "etcd, its gateway by http.client"
+REDIS_PY = "redis-py"
+REDIS_ASYNC = "redis-py asyncio"
+REDIS_BENCHMARK = "redis-benchmark"
+
+
+@contextmanager
+def kvstore(stage: Stage, count: int = 0) -> Iterator[servers.Kvstore]:
+    """The daemon alone, with ``count`` keys."""
+    with stage.scratch() as folder, servers.kvstore_daemon(folder) as server:
+        preload.kvstore(server.requests, count)
+        yield server
+
+
+@contextmanager
+def redis(stage: Stage, appendfsync: str = "everysec", count: int = 0) -> Iterator[servers.Peer]:
+    """Redis with ``count`` keys."""
+    with stage.scratch() as folder, servers.redis(folder, appendfsync) as server:
+        preload.redis(server.port, count)
+        yield server
+
+
+@contextmanager
+def etcd(stage: Stage, count: int = 0) -> Iterator[servers.Peer]:
+    """etcd with ``count`` keys."""
+    with stage.scratch() as folder, servers.etcd(folder) as server:
+        preload.etcd(server.port, count)
+        yield server
+
+
+def measured(
+    stage: Stage, case: str, contender: str, works: Sequence[Work], server: Process, unit: str
+) -> Sample:
+    """The rate of some clients."""
+    done = clients.run(works, stage.seconds, server)
+    return rate(
+        case,
+        contender,
+        operations=done.operations,
+        seconds=done.seconds,
+        server_cpu=done.server_cpu,
+        load_cpu=done.load_cpu,
+        load_cores=min(len(works), LOAD_CORES),
+        unit=unit,
+        generator="the clients",
+    )
+
+
+# ── puts ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def native_puts(stage: Stage) -> Iterator[Sample]:
+    """32 clients with one put under way each; and one client with 10,000 puts a request.
+
+    The clients are either 32 processes with a blocking client each, or two processes with 16 in an
+    event loop; of each contender the better of the two counts.
+    """
+    libraries.imported("kvstore_client.client", "kvstore_client.aio", "redis", "redis.asyncio", "aetcd")
+    for family in stage.turns((_kvstore_puts, _etcd_puts, _redis_always_puts, _redis_everysec_puts)):
+        yield from family(stage)
+
+
+def _sizes(stage: Stage) -> dict[str, bytes]:
+    sizes = (SMALL,) if stage.quick else (SMALL, LARGE)
+    return {f"{CLIENTS} clients, {label(size)}": value(size) for size in sizes}
+
+
+BULK = f"one client, {libraries.PUTS:,} puts of 100 B a request"
+PUTS = "puts/s"
+
+
+def _kvstore_puts(stage: Stage) -> Iterator[Sample]:
+    with kvstore(stage) as server:
+        put, put_async = libraries.kvstore_put, libraries.kvstore_put_async
+        for case, data in _sizes(stage).items():
+            works = [clients.blocking(partial(put, server.requests, data))] * CLIENTS
+            yield measured(stage, case, KVSTORE_CLIENT, works, server.process, PUTS)
+            works = [clients.concurrent(partial(put_async, server.requests, data), CLIENTS // PROCESSES)]
+            yield measured(stage, case, KVSTORE_ASYNC, works * PROCESSES, server.process, PUTS)
+            works = [libraries.sockets_put(server.requests, data, CLIENTS // PROCESSES)] * PROCESSES
+            yield measured(stage, case, KVSTORE_SOCKETS, works, server.process, PUTS)
+        works = [libraries.kvstore_put_many(server.requests, value(SMALL))]
+        yield measured(stage, BULK, KVSTORE_CLIENT, works, server.process, PUTS)
+
+
+def _etcd_puts(stage: Stage) -> Iterator[Sample]:
+    with etcd(stage) as server:
+        for case, data in _sizes(stage).items():
+            works = [
+                clients.concurrent(partial(libraries.aetcd_put, server.port, data), CLIENTS // PROCESSES)
+            ]
+            yield measured(stage, case, AETCD, works * PROCESSES, server.process, PUTS)
+            works = [clients.blocking(partial(libraries.gateway_put, server.port, data))] * CLIENTS
+            yield measured(stage, case, GATEWAY, works, server.process, PUTS)
+
+
+def _redis_always_puts(stage: Stage) -> Iterator[Sample]:
+    yield from _redis_puts(stage, "always")
+
+
+def _redis_everysec_puts(stage: Stage) -> Iterator[Sample]:
+    yield from _redis_puts(stage, "everysec")
+
+
+def _redis_puts(stage: Stage, appendfsync: str) -> Iterator[Sample]:
+    name = f"Redis {appendfsync}, "
+    with redis(stage, appendfsync) as server:
+        for case, data in _sizes(stage).items():
+            works = [clients.blocking(partial(libraries.redis_set, server.port, data))] * CLIENTS
+            yield measured(stage, case, name + REDIS_PY, works, server.process, PUTS)
+            if appendfsync == "always" or not stage.quick:
+                connect = partial(libraries.redis_set_async, server.port, data)
+                works = [clients.concurrent(connect, CLIENTS // PROCESSES)] * PROCESSES
+                yield measured(stage, case, name + REDIS_ASYNC, works, server.process, PUTS)
+            done = redis_benchmark.load(
+                server.process,
+                server.port,
+                "set",
+                operations=20_000 * stage.seconds,
+                clients=CLIENTS,
+                pipeline=1,
+                size=len(data),
+                keys=KEYS,
+            )
+            yield _benchmarked(case, name + REDIS_BENCHMARK, done, PUTS)
+        works = [libraries.redis_put_many(server.port, value(SMALL))]
+        yield measured(stage, BULK, name + REDIS_PY, works, server.process, PUTS)
+
+
+def _benchmarked(case: str, contender: str, done: BenchmarkDone, unit: str) -> Sample:
+    return rate(case, contender, **done._asdict(), unit=unit, generator=REDIS_BENCHMARK)
+
+
+# ── gets ─────────────────────────────────────────────────────────────────────────────────────────
+
+GETS = "gets/s"
+MANY = f"{PROCESSES} clients, {libraries.GETS:,} gets of 100 B at once"
+SINGLES = f"{PROCESSES} clients, 256 requests of one get under way"
+
+
+def native_gets(stage: Stage) -> Iterator[Sample]:
+    """Gets by the thousand: in one request for kvstore, in a pipeline for Redis."""
+    libraries.imported("kvstore_client.client", "redis")
+    for family in stage.turns((_kvstore_gets, _redis_gets)):
+        yield from family(stage)
+
+
+def _kvstore_gets(stage: Stage) -> Iterator[Sample]:
+    with kvstore(stage, KEYS) as server:
+        ways = (
+            (MANY, KVSTORE_CLIENT, libraries.kvstore_get_many),
+            (MANY, KVSTORE_SOCKETS, libraries.sockets_get_many),
+            (SINGLES, KVSTORE_SOCKETS, libraries.sockets_get_singles),
+        )
+        for case, contender, way in ways:
+            works = [way(server.requests)] * PROCESSES
+            yield measured(stage, case, contender, works, server.process, GETS)
+
+
+def _redis_gets(stage: Stage) -> Iterator[Sample]:
+    with redis(stage, count=KEYS) as server:
+        ways = (("redis-py pipeline", libraries.redis_get_many), ("redis-py MGET", libraries.redis_mget))
+        for contender, way in ways:
+            works = [way(server.port)] * PROCESSES
+            yield measured(stage, MANY, contender, works, server.process, GETS)
+        for case, pipeline in ((MANY, libraries.GETS), (SINGLES, 256)):
+            done = redis_benchmark.load(
+                server.process,
+                server.port,
+                "get",
+                operations=1_000_000 * stage.seconds,
+                clients=PROCESSES,
+                pipeline=pipeline,
+                size=SMALL,
+                keys=KEYS,
+            )
+            yield _benchmarked(case, f"{REDIS_BENCHMARK} -P", done, GETS)
+
+
+# ── one after another ────────────────────────────────────────────────────────────────────────────
+
+
+def percentiles(case: str, contender: str, taken: Sequence[float]) -> Iterator[Sample]:
+    """The median and the 99th percentile of latencies in microseconds."""
+    prefix = f"{case}, " if case else ""
+    yield Sample(f"{prefix}p50", contender, median(taken), "µs", less_is_better=True)
+    yield Sample(f"{prefix}p99", contender, quantiles(taken, n=100)[98], "µs", less_is_better=True)
+
+
+def round_trip(stage: Stage) -> Iterator[Sample]:
+    """One client that waits for each get before it sends the next."""
+    libraries.imported("kvstore_client.client", "redis")
+    for family in stage.turns((_kvstore_round_trip, _redis_round_trip, _etcd_round_trip)):
+        yield from family(stage)
+
+
+def _kvstore_round_trip(stage: Stage) -> Iterator[Sample]:
+    with kvstore(stage, KEYS) as server:
+        for contender, way in (
+            (KVSTORE_CLIENT, libraries.kvstore_get),
+            (KVSTORE_SOCKETS, libraries.socket_get),
+        ):
+            done = clients.run(
+                [clients.blocking(partial(way, server.requests), timed=True)], stage.seconds, server.process
+            )
+            yield from percentiles("", contender, done.tallies[0].taken)
+
+
+def _redis_round_trip(stage: Stage) -> Iterator[Sample]:
+    with redis(stage, count=KEYS) as server:
+        work = clients.blocking(partial(libraries.redis_get, server.port), timed=True)
+        done = clients.run([work], stage.seconds, server.process)
+        yield from percentiles("", REDIS_PY, done.tallies[0].taken)
+
+
+def _etcd_round_trip(stage: Stage) -> Iterator[Sample]:
+    with etcd(stage, KEYS) as server:
+        work = clients.blocking(partial(libraries.gateway_get, server.port), timed=True)
+        done = clients.run([work], stage.seconds, server.process)
+        yield from percentiles("", GATEWAY, done.tallies[0].taken)
+
+
+# ── gets beside writers ──────────────────────────────────────────────────────────────────────────
+
+IDLE = "idle"
+BESIDE_ONE = "beside 1 client, one put a request"
+BESIDE_MANY = f"beside {CLIENTS} clients, one put a request"
+BESIDE_BULK = f"beside 1 client, {libraries.PUTS:,} puts a request"
+
+
+def get_beside_writers(stage: Stage) -> Iterator[Sample]:
+    """One client that gets, alone and while others write as fast as they can."""
+    libraries.imported("kvstore_client.client")
+    for contender in stage.turns((IDLE, BESIDE_ONE, BESIDE_MANY, BESIDE_BULK)):
+        with kvstore(stage, KEYS) as server:
+            yield from _beside(stage, server, contender)
+
+
+def _beside(stage: Stage, server: servers.Kvstore, contender: str) -> Iterator[Sample]:
+    data = value(SMALL)
+    half = libraries.sockets_put(server.requests, data, CLIENTS // PROCESSES)
+    writers = {
+        IDLE: [],
+        BESIDE_ONE: [libraries.sockets_put(server.requests, data, 1)],
+        BESIDE_MANY: [half] * PROCESSES,
+        BESIDE_BULK: [libraries.kvstore_put_many(server.requests, data)],
+    }[contender]
+    get = clients.blocking(partial(libraries.kvstore_get, server.requests), timed=True)
+    done = clients.run([get, *writers], stage.seconds, server.process)
+    reader, *others = done.tallies
+    yield from percentiles("a get", contender, reader.taken)
+    if others:
+        puts = sum(each.operations / each.seconds for each in others)
+        yield Sample("puts meanwhile", contender, puts, PUTS)

@@ -1,0 +1,204 @@
+"""The contenders' servers: each on loopback, on random ports, with its data in a given folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from kvstore_bench.processes import Process, answers, free_port, running
+
+WORKERS = 2
+
+ETCD_QUOTA_BYTES = 32 * 1024**3
+ETCD_TXN_OPS = 10_000
+"""Both only for loading many keys; neither changes what is measured."""
+
+
+class Kvstore(NamedTuple):
+    """``kvstore serve``, or ``kvstore daemon`` with ``port`` 0."""
+
+    process: Process
+    port: int
+    requests: str
+    changes: str
+
+    @property
+    def url(self) -> str:
+        """Where the facade answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+class Peer(NamedTuple):
+    """A server that answers on one port."""
+
+    process: Process
+    port: int
+
+
+def kvstore_program() -> str:
+    """The command of this environment."""
+    return str(Path(sysconfig.get_path("scripts")) / "kvstore")
+
+
+@contextmanager
+def kvstore(folder: Path, *arguments: str, workers: int = WORKERS) -> Iterator[Kvstore]:
+    """The whole service with its defaults, synced on every commit."""
+    port, ends = free_port(), _endpoints()
+    command = [kvstore_program(), "serve", *ends.flags(folder)]
+    command += ["--http", f"127.0.0.1:{port}", "--workers", str(workers), *arguments]
+    with running(command, folder, "kvstore") as process:
+        process.wait_until(lambda: _is_said("kvstore http: ready", process))
+        yield Kvstore(process, port, ends.requests, ends.changes)
+
+
+@contextmanager
+def kvstore_daemon(folder: Path, *arguments: str) -> Iterator[Kvstore]:
+    """The daemon alone, synced on every commit."""
+    ends = _endpoints()
+    command = [kvstore_program(), "daemon", *ends.flags(folder), *arguments]
+    with running(command, folder, "kvstore") as process:
+        process.wait_until(lambda: _is_said("kvstore daemon: ready", process))
+        yield Kvstore(process, 0, ends.requests, ends.changes)
+
+
+class _Endpoints(NamedTuple):
+    requests: str
+    changes: str
+
+    def flags(self, folder: Path) -> list[str]:
+        return ["--data", str(folder / "data"), "--requests", self.requests, "--changes", self.changes]
+
+
+def _endpoints() -> _Endpoints:
+    return _Endpoints(f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}")
+
+
+def _is_said(words: str, process: Process) -> bool:
+    return words in process.output()
+
+
+@contextmanager
+def constant(folder: Path, *, workers: int = WORKERS) -> Iterator[Peer]:
+    """The facade's server with a route that answers a constant."""
+    port = free_port()
+    command = ["env", f"PYTHONPATH={Path(__file__).parents[1]}", sys.executable]
+    command += ["-m", "kvstore_bench.constant", str(port), str(workers)]
+    with running(command, folder, "constant") as process:
+        process.wait_until(lambda: _is_said("ready", process))
+        yield Peer(process, port)
+
+
+@contextmanager
+def etcd(folder: Path) -> Iterator[Peer]:
+    """One member of its own, synced on every commit, as etcd always is."""
+    port, peer = free_port(), f"http://127.0.0.1:{free_port()}"
+    command = ["etcd", "--data-dir", str(folder / "etcd"), "--logger", "zap", "--log-level", "error"]
+    command += _flags("client-urls", f"http://127.0.0.1:{port}", "listen", "advertise")
+    command += _flags("peer-urls", peer, "listen", "initial-advertise")
+    command += ["--initial-cluster", f"default={peer}"]
+    command += ["--quota-backend-bytes", str(ETCD_QUOTA_BYTES), "--max-txn-ops", str(ETCD_TXN_OPS)]
+    with running(command, folder, "etcd") as process:
+        process.wait_until(lambda: _is_etcd_ready(port))
+        yield Peer(process, port)
+
+
+def _flags(name: str, address: str, *prefixes: str) -> list[str]:
+    return [word for prefix in prefixes for word in (f"--{prefix}-{name}", address)]
+
+
+def _is_etcd_ready(port: int) -> bool:
+    """Whether a linearizable read is answered; before there is a leader none is."""
+    if not answers(port):
+        return False
+    from kvstore_bench.workload import EtcdHttp
+
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(EtcdHttp.get("key"))
+        try:
+            return b" 200 " in connection.recv(65536)
+        except TimeoutError:
+            return False
+
+
+@contextmanager
+def redis(folder: Path, appendfsync: str = "everysec") -> Iterator[Peer]:
+    """Redis with its append-only file."""
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    command += ["--appendonly", "yes", "--appendfsync", appendfsync, "--save", ""]
+    command += ["--enable-debug-command", "no", "--maxclients", "15000"]
+    with running(command, folder, "redis") as process:
+        process.wait_until(lambda: redis_says(port, "PING") == b"+PONG")
+        yield Peer(process, port)
+
+
+def redis_says(port: int, *words: str) -> bytes:
+    """The first line of a Redis server's answer; empty where there is none."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(resp(*words))
+            return connection.recv(65536).partition(b"\r\n")[0]
+    except OSError:
+        return b""
+
+
+def resp(*words: str | bytes) -> bytes:
+    """A Redis command as it is sent."""
+    parts = [word.encode() if isinstance(word, str) else word for word in words]
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+
+
+@contextmanager
+def webdis(folder: Path, redis_port: int) -> Iterator[Peer]:
+    """webdis in front of a Redis, with as many threads as the facade has workers."""
+    port = free_port()
+    settings = {
+        "redis_host": "127.0.0.1",
+        "redis_port": redis_port,
+        "http_host": "127.0.0.1",
+        "http_port": port,
+        "threads": WORKERS,
+        "pool_size": 20,
+        "http_max_request_size": 1 << 20,
+        "daemonize": False,
+        "database": 0,
+        "verbosity": 0,
+        "logfile": str(folder / "webdis.messages"),
+    }
+    (folder / "webdis.json").write_text(json.dumps(settings))
+    with running(["webdis", str(folder / "webdis.json")], folder, "webdis") as process:
+        process.wait_until(lambda: answers(port))
+        yield Peer(process, port)
+
+
+# ── versions ─────────────────────────────────────────────────────────────────────────────────────
+
+_VERSIONS = {
+    "etcd": (["etcd", "--version"], r"etcd Version: (\S+)"),
+    "Redis": (["redis-server", "--version"], r"v=(\S+)"),
+    "webdis": (["dpkg-query", "-W", "-f", "${Version}", "webdis"], r"(\S+)"),
+    "wrk": (["wrk", "--version"], r"wrk (?:debian/)?(\S+)"),
+    "kvstore": ([kvstore_program(), "--version"], r"(\d\S*)"),
+}
+
+
+def versions() -> dict[str, str]:
+    """What each program says of its version; "missing" where it cannot be asked."""
+    return {name: _version(*how) for name, how in _VERSIONS.items()}
+
+
+def _version(command: list[str], pattern: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "missing"
+    found = re.search(pattern, done.stdout + done.stderr)
+    return found[1] if found else "unknown"
