@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 import socket
 import time
 from typing import Any
@@ -41,6 +42,9 @@ READ, WRITE = 1, 2  # libev's event bits
 BACKLOG = 4096
 ACCEPTS_PER_TURN = 64
 """How many connections are accepted before the loop looks at the others again."""
+
+SPARE_DESCRIPTORS = 64
+"""For those who are told that there is no room, and for whatever else a process opens."""
 
 SWEEP_SECONDS = 2.0
 IDLE_SECONDS = 75.0
@@ -307,7 +311,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         self.loop = self.hub.loop
         self.runners = Runners(self.hub)
         self._lingering: dict[int, _Lingering] = {}
-        self._is_overflowing = False
+        self._max_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
         super().__init__(
             application,
             {},
@@ -319,16 +323,12 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             bind_socket=False,
         )
 
-    def getsockname(self) -> tuple[str, Any]:
-        name = self.socket.getsockname()
-        return ("localhost", name) if self.family == socket.AF_UNIX else (name[0], name[1])
+    def getsockname(self) -> tuple[str, int]:
+        host, port, *_ = self.socket.getsockname()
+        return host, port
 
     def set_socket_options(self, conn: socket.socket) -> None:
-        if self.family != socket.AF_UNIX:
-            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def fix_addr(self, addr: Any) -> Any:
-        return ("localhost", None) if self.family == socket.AF_UNIX else addr
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def accept_connections(self) -> None:
         self.accepting = True
@@ -350,8 +350,8 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             except OSError as error:
                 self._pause_accepting(error)
                 return
-            if len(self.active_channels) >= self.adj.connection_limit:
-                self._turn_away(conn)
+            if (full := self._is_full(conn)) is not None:
+                self._turn_away(conn, full)
             else:
                 self.set_socket_options(conn)
                 self.channel_class(self, conn, self.fix_addr(addr), self.adj, map=self._map)
@@ -371,12 +371,19 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         if not self.stopping:
             self._acceptor.start(self._on_acceptable)
 
-    def _turn_away(self, conn: socket.socket) -> None:
-        """Say that there is no room, rather than leave the client waiting in the backlog."""
+    def _is_full(self, conn: socket.socket) -> KvError | None:
+        """Why there is no room for the connection, if there is none."""
         limit = self.adj.connection_limit
-        error = KvError(
-            "too_busy", f"{limit} connections are open, the limit (--max-connections)", limit=limit
-        )
+        if len(self.active_channels) >= limit:
+            message = f"{limit} connections are open, the limit (--max-connections)"
+            return KvError("too_busy", message, limit=limit)
+        # the kernel gives out the lowest number that is free, so this one tells how many are left
+        if conn.fileno() >= self._max_descriptor:
+            return KvError("too_busy", "the process may not open more connections (ulimit -n)")
+        return None
+
+    def _turn_away(self, conn: socket.socket, error: KvError) -> None:
+        """Say that there is no room, rather than leave the client waiting in the backlog."""
         status, headers, body = rendered(error)
         headers |= {"content-length": str(len(body)), "connection": "close"}
         lines = "\r\n".join(f"{name}: {value}" for name, value in headers.items())

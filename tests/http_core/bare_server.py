@@ -32,6 +32,12 @@ def application(environ: dict[str, Any], start_response: Any) -> Any:
         return big()
     if path == "/fail":
         raise RuntimeError("on purpose")
+    if path == "/nothing":
+        start_response("304 Not Modified", [])
+        return []
+    if path == "/piecewise":
+        start_response("200 OK", [])
+        return iter((b"one,", b"two"))
     if path == "/slow":
         gevent.sleep(0.1)
     if path == "/until-gone":

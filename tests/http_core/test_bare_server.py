@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import subprocess
 import sys
@@ -175,6 +176,19 @@ def test_a_head_response_has_no_body_and_the_connection_goes_on(connect: Connect
             assert int(response.headers["Content-Length"]) > 0
 
 
+def test_a_connection_goes_on_after_every_response_that_has_an_end(connect: Connect) -> None:
+    with closing(connect()) as sock:
+        for target, status, body in (("/nothing", 304, b""), ("/piecewise", 200, b"one,two")) * 2:
+            sock.sendall(request(target))
+            response, read = read_response(sock)
+            assert (response.status, read) == (status, body)
+            assert response.headers["Connection"] is None
+        sock.sendall(b"GET /piecewise HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        response, read = read_response(sock)
+        assert (response.headers["Connection"], read) == ("close", b"one,two")
+        assert sock.recv(1) == b""
+
+
 def test_who_expects_100_continue_is_told_to_go_on(connect: Connect) -> None:
     with closing(connect()) as sock:
         sock.sendall(request("/", "Expect: 100-continue", "Content-Length: 3", method="PUT"))
@@ -308,6 +322,11 @@ def test_a_connection_too_many_is_told_so_at_once(connect: Connect) -> None:
     wait_until(there_is_room)
     for sock in kept:
         sock.close()
+
+
+def test_running_out_of_descriptors_is_said_as_well(start_bare: Callable[..., Connect]) -> None:
+    connect = start_bare(SPARE_DESCRIPTORS=resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    assert_problem(*exchange(connect, request("/")), 503, "too_busy")
 
 
 # ── who is not waited for ────────────────────────────────────────────────────────────────────────

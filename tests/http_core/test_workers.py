@@ -42,9 +42,9 @@ def get(url: str, target: str, **headers: str) -> tuple[int, dict[str, str], Any
         return response.status, dict(response.headers), json.loads(body) if is_json else body
 
 
-def put(url: str, key: str) -> tuple[int, dict[str, str], Any]:
+def put(url: str, key: str, value: bytes = b"v") -> tuple[int, dict[str, str], Any]:
     with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
-        connection.request("PUT", f"/v1/kv/{key}", b"v")
+        connection.request("PUT", f"/v1/kv/{key}", value)
         response = connection.getresponse()
         return response.status, dict(response.headers), json.loads(response.read())
 
@@ -132,6 +132,22 @@ def test_a_request_in_flight_is_answered_before_the_facade_stops(
         thread.join()
     assert [status for status, _, _ in answers] == [200] * len(waiting)
     assert all(headers["Connection"] == "close" for _, headers, _ in answers)
+
+
+def test_clients_that_stand_still_do_not_keep_the_facade_from_stopping(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon, workers=2)
+    address = urlsplit(facade.url)
+    half = socket.create_connection((address.hostname, address.port))
+    half.sendall(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+    idle = socket.create_connection((address.hostname, address.port))
+    deaf = [open_stream(facade.url, "") for _ in range(4)]
+    for number in range(60):
+        assert put(facade.url, f"k{number}", b"x" * 200_000)[0] == 201
+    facade.stop()
+    for each in (half, idle, *deaf):
+        each.close()
 
 
 def test_ready_without_a_daemon_and_answering_503_at_once_until_it_comes(
