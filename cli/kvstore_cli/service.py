@@ -66,17 +66,15 @@ class Service:
         *,
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
-        numbered: bool = True,
     ) -> Answer:
         """The service's answer.
 
         A request that met a broken connection, silence, or a service that is away for the moment is
         repeated, four attempts within the time given; a write under one Idempotency-Key, so that it
-        is applied once (not ``numbered``: where the service takes no such key, as doing it twice is
-        the same as once). Raises the KvError of the last attempt.
+        is applied once. Raises the KvError of the last attempt.
         """
         sent = {"Accept": "application/json, */*;q=0.1", **(headers or {})}
-        if method != "GET" and numbered:
+        if method != "GET":
             sent["Idempotency-Key"] = os.urandom(16).hex()
         target = self._base + path + encode_query(query)
         return self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds))

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvstore_client.errors import KvError
 from kvstore_client.protocol import Request, encode_reply
-from kvstore_daemon.engine import Answer, Engine, Stored
+from kvstore_daemon.engine import Answer, Engine, Stored, no_such_key
 from kvstore_daemon.fields import Fields, record_fields
 from kvstore_daemon.reading import READS, Page
 from kvstore_daemon.sockets import Frames, Responder
@@ -24,7 +24,6 @@ GETS_AT_ONCE = 1_000
 _RESULT_BYTES = 160
 """About what a result's JSON takes beside its key and value."""
 
-_NOT_FOUND: Fields = {"error": KvError("not_found", "no such key").as_json()}
 _TOO_LARGE: Fields = {
     "error": KvError(
         "reply_too_large",
@@ -89,14 +88,15 @@ class Exchange:
         limit = min(len(names), start + GETS_AT_ONCE)
         while end < limit and names[end] == "get":
             end += 1
-        records, revision = engine.read([op["key"].encode() for op in self._request.ops[start:end]])
+        keys = [op["key"].encode() for op in self._request.ops[start:end]]
+        records, revision = engine.read(keys)
         self._saw(revision)
         self._next = start + len(records)
-        self._results[start : self._next] = map(self._record, records)
+        self._results[start : self._next] = map(self._record, keys, records)
 
-    def _record(self, record: Stored | KvError | None) -> Fields:
+    def _record(self, key: bytes, record: Stored | KvError | None) -> Fields:
         if record is None:
-            return _NOT_FOUND
+            return {"error": no_such_key(key).as_json()}
         if isinstance(record, KvError):
             return {"error": record.as_json()}
         value = record.value or b""

@@ -198,10 +198,9 @@ def _parse_prefix(text: str) -> str:
 
 def _parse_since(text: str) -> Cursor:
     """A cursor; a bare revision is one without an epoch."""
-    revision, dash, _ = text.partition("-")
-    if dash:
-        return Cursor.parse(text)
-    return Cursor(_integer(0, MAX_REVISION)(revision), "")
+    if text.isascii() and text.isdigit() and int(text) <= MAX_REVISION:
+        return Cursor(int(text), "")
+    return Cursor.parse(text)
 
 
 # ── the parameters ───────────────────────────────────────────────────────────────────────────────

@@ -276,7 +276,7 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["get", "k", "--revision", "99999999"], 1, "revision"),
         (["put", "k", "v", "--content-type", "caf\u00e9"], 2, "content-type"),
         (["put", "k", "v", "--content-type", "a/b\r\nX: y"], 2, "content-type"),
-        (["subscribe", "--since", "yesterday"], 1, "since"),
+        (["subscribe", "--since", "yesterday"], 1, "is not a cursor"),
         (["wait", "no/such", "--exists", "--timeout", "50ms"], 124, "within 50ms"),
         (["get"], 2, "KEY, --all, --prefix"),
         (["get", "a", "--all"], 2, "not several"),

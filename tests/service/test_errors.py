@@ -79,9 +79,9 @@ CASES = [
     ),
     Case(
         "invalid_cursor",
-        ops({"op": "events", "since": "7-yesterday"}),
-        Http("GET", "/v1/subscribe?since=7-yesterday"),
-        Shell(["subscribe", "--since", "7-yesterday"]),
+        ops({"op": "events", "since": "yesterday"}),
+        Http("GET", "/v1/subscribe?since=yesterday"),
+        Shell(["subscribe", "--since", "yesterday"]),
     ),
     Case("no_such_route", None, Http("GET", "/v2/kv/text"), None),
     Case("method_not_allowed", None, Http("POST", "/v1/kv/text", b"v"), None),

@@ -52,7 +52,7 @@ def command(
 def _delete_prefix(service: Service, prefix: str, *, as_json: bool) -> None:
     if not prefix:
         raise click.UsageError("the prefix is empty: that would remove everything")
-    outcome = service.request("DELETE", "/v1/kv", [("prefix", prefix)], numbered=False).json()
+    outcome = service.request("DELETE", "/v1/kv", [("prefix", prefix)]).json()
     if as_json:
         output.write_json(outcome)
     elif output.on_terminal():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from dataclasses import asdict
 
 import click
@@ -40,7 +42,8 @@ def command(context: click.Context) -> int:
 
 def _show_the_way(addresses: dict[str, str]) -> str:
     url = re.sub(r"//(?:0\.0\.0\.0|\[::\])(?=:|$)", "//127.0.0.1", addresses["url"])
-    client = "kvstore" if url == OPTIONS["url"].default else f"KVSTORE_URL={url} kvstore"
+    program = "kvstore" if shutil.which("kvstore") else sys.argv[0]
+    client = program if url == OPTIONS["url"].default else f"KVSTORE_URL={url} {program}"
     return f"""
 kvstore is ready. Its data is in {addresses["data"]}; Ctrl-C stops it.
 

@@ -185,6 +185,11 @@ class EngineSettings(NamedTuple):
     retention: Retention
 
 
+def no_such_key(key: bytes) -> KvError:
+    """The ``not_found`` that names the key."""
+    return KvError("not_found", f"no such key: {key.decode()!r}")
+
+
 class Engine(Protocol):
     """What stands behind the daemon. Errors are KvErrors: ``damaged``, ``store_full``, ``unavailable``."""
 

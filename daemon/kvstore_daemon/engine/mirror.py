@@ -44,6 +44,7 @@ from kvstore_daemon.engine import (
     Retention,
     Statistics,
     Stored,
+    no_such_key,
     rows,
 )
 from kvstore_daemon.engine.envelope import Buffer
@@ -368,7 +369,7 @@ class Mirror:
                 raise damaged(key, damage) from damage
         grave = txn.get(key, db=self.graves)
         if grave is None:
-            raise KvError("not_found", "the key does not exist, and the log has no event of it")
+            raise no_such_key(key)
         return Place.decode(grave)
 
 

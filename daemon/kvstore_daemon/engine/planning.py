@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kvstore_client.errors import KvError
 from kvstore_client.model import TEXT_CONTENT_TYPE
-from kvstore_daemon.engine import Stored, Write
+from kvstore_daemon.engine import Stored, Write, no_such_key
 
 _INTEGER = re.compile(rb"-?[0-9]{1,19}")
 _INT64 = 2**63
@@ -96,11 +96,11 @@ def _count(total: int, content_type: str, current: Stored | None, revision: int,
 
 
 def _touch(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
-    return _set_expiry(_existing(current), revision, now + (write.ttl_ms or 0))
+    return _set_expiry(_existing(write, current), revision, now + (write.ttl_ms or 0))
 
 
-def _persist(_write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
-    found = _existing(current)
+def _persist(write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
+    found = _existing(write, current)
     if found.expires_at is None:
         return Plan(None, None, _result(found))
     return _set_expiry(found, revision, None)
@@ -112,14 +112,14 @@ def _set_expiry(found: Stored, revision: int, expires_at: int | None) -> Plan:
     return Plan("put", record, _result(record))
 
 
-def _existing(current: Stored | None) -> Stored:
+def _existing(write: Write, current: Stored | None) -> Stored:
     if current is None:
-        raise KvError("not_found", "the key does not exist")
+        raise no_such_key(write.key)
     return current
 
 
-def _delete(_write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
-    _existing(current)
+def _delete(write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
+    _existing(write, current)
     return Plan("delete", None, {"revision": revision, "deleted": 1})
 
 
