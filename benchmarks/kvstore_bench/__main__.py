@@ -1,7 +1,7 @@
 """``make bench``: measure, write ``benchmarks/results/``, print the table.
 
-A full run writes there and into the README; anything less writes into ``benchmarks/results/quick/``,
-which is not kept.
+A full run with the defaults of kvstore writes there and into the README; anything else writes into
+``benchmarks/results/quick/``, which is not kept.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from kvstore_bench.registry import ROWS, Row, chosen
-from kvstore_bench.report import markdown, readme_part, summary_table, with_part
+from kvstore_bench.report import markdown, neighbours, readme_part, summary_table, with_part
 from kvstore_bench.results import Results
-from kvstore_bench.run import run, say
+from kvstore_bench.run import options, run, say
 from kvstore_bench.stage import Stage
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def main() -> int:
     except ValueError as error:
         say(str(error))
         return 2
-    is_full = not (asked.quick or asked.only)
+    is_full = not (asked.quick or asked.only or options())
     folder = RESULTS if is_full or asked.render else RESULTS / "quick"
     folder.mkdir(parents=True, exist_ok=True)
     results = Results.load(folder / "results.json") if asked.render else _measure(asked, rows, folder)
@@ -78,7 +78,7 @@ def show(results: Results, folder: Path, rows: list[Row], *, in_readme: bool) ->
     if in_readme:
         readme = ROOT / "README.md"
         readme.write_text(with_part(readme.read_text(), readme_part(results)))
-    print(summary_table(results, rows))
+    print(f"{summary_table(results, rows)}\n\n{neighbours(results)}")
     for name in results.failures:
         print(f"\n{name} failed; see {folder / 'report.md'}")
 

@@ -50,9 +50,9 @@ def _draw_ratios(results: Results) -> Any:
         return None
     figure, axes = pyplot.subplots(figsize=(9, 0.8 + 0.24 * len(judged)))
     for place, (_, ratio) in enumerate(judged):
-        color = MET if ratio.is_met else MISSED
+        color, least = MET if ratio.is_met else MISSED, ratio.goal.at_least or 0.0
         axes.barh(place, ratio.value - 1, left=1, color=color, height=0.7)
-        axes.plot([ratio.goal.at_least] * 2, [place - 0.45, place + 0.45], color=GOAL, linewidth=2)
+        axes.plot([least, least], [place - 0.45, place + 0.45], color=GOAL, linewidth=2)
         axes.annotate(f" {ratio.value:.2f} ", (ratio.value, place), va="center", ha=_side(ratio.value))
     axes.set_yticks(range(len(judged)), [f"{row.name}: {_case(ratio)}" for row, ratio in judged])
     axes.set_xscale("log")

@@ -28,11 +28,10 @@ def samples_of(results: Results, row: Row) -> list[Sample]:
 def summary_table(results: Results | None, rows: Sequence[Row] = ROWS) -> str:
     """What was measured against what, how far ahead we want to be, and how far we are; without
     results only the first three."""
+    head = ["what", "against", "at least"]
     if results is None:
-        head = ("what", "against", "at least")
         return "\n".join(table(head, ((row.what, row.against, row.at_least) for row in rows)))
-    head = ("what", "against", "at least", "measured", "met")
-    return "\n".join(table(head, (_summary(results, row) for row in rows)))
+    return "\n".join(table([*head, "measured", "met"], (_summary(results, row) for row in rows)))
 
 
 def _summary(results: Results, row: Row) -> tuple[str, ...]:
@@ -81,23 +80,34 @@ def markdown(results: Results, rows: Sequence[Row] = ROWS) -> str:
 READING = """\
 Medians over the rounds, with the lowest and the highest round. CPU is seconds per 1,000 operations, the
 server's processes and the load generator's. On a machine where both share the cores it is steadier
-than the rate. A ratio above 1 says that we are better, whether more or less of the unit is better."""
+than the rate. A ratio above 1 says that we are better, whether more or less of the unit is better;
+that of the server CPU says how much less of it ours takes for an operation."""
 
 
 def _preface(results: Results) -> str:
     settings = results.settings
-    foreign = max(results.foreign_cores.values(), default=0.0)
-    how = f"{'quick' if settings['quick'] else 'full'} run"
+    how = "quick" if settings["quick"] else "full"
     rounds = f"{settings['rounds']} round{'s' * (settings['rounds'] != 1)}"
     minutes = sum(results.seconds.values()) / 60
     lines = [
-        f"{settings['began']}, {how}: {rounds}, {settings['seconds']} s a figure, {minutes:.0f} minutes.",
-        f"Programs that are no part of it used up to {foreign:.2f} cores during a row.",
+        f"{settings['began']}, {how} run: {rounds}, {settings['seconds']} s a figure, {minutes:.0f} minutes.",
+        neighbours(results),
         "",
         *(f"- {name}: {value}" for name, value in results.machine.items()),
+        *(f"- not the default: {name}={value}" for name, value in settings["options"].items()),
         "- " + ", ".join(f"{name} {version}" for name, version in results.versions.items()),
     ]
     return "\n".join(lines)
+
+
+QUIET_CORES = 0.1
+
+
+def neighbours(results: Results) -> str:
+    """How far to trust the run: what other programs did meanwhile."""
+    cores = max(results.foreign_cores.values(), default=0.0)
+    said = f"Other programs used up to {cores:.2f} cores while a row was measured"
+    return f"{said}." if cores < QUIET_CORES else f"{said}: trust the CPU figures and not the rates."
 
 
 def _figure_table(samples: Sequence[Sample]) -> Iterator[str]:
@@ -127,7 +137,7 @@ def number(value: float) -> str:
 
 
 def _ratio_table(row: Row, samples: Sequence[Sample]) -> Iterator[str]:
-    head = ("case", "ours", "against", "ratio", "at least", "met")
+    head = ("case", "ours", "against", "ratio", "at least", "met", "server CPU")
     return table(head, map(_ratio_row, ratios(row, figures(samples))))
 
 
@@ -140,6 +150,7 @@ def _ratio_row(ratio: Ratio) -> tuple[str, ...]:
         f"{ratio.value:.2f}",
         "stated" if at_least is None else f"{at_least:g}",
         {True: "yes", False: "no", None: ""}[ratio.is_met],
+        "" if ratio.cpu is None else f"{ratio.cpu:.2f}",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -32,6 +33,7 @@ def run(rows: Sequence[Row], stage: Stage, rounds: int, file: Path) -> Results:
             "rounds": rounds,
             "seconds": stage.seconds,
             "largest": stage.largest,
+            "options": options(),
         },
         machine=machine.description(stage.folder),
         versions={**servers.versions(), **machine.library_versions()},
@@ -40,6 +42,11 @@ def run(rows: Sequence[Row], stage: Stage, rounds: int, file: Path) -> Results:
         _run_row(row, stage, rounds, results)
         results.save(file)
     return results
+
+
+def options() -> dict[str, str]:
+    """The options of kvstore that the environment sets, beside which it has its defaults."""
+    return {name: value for name, value in os.environ.items() if name.startswith("KVSTORE_")}
 
 
 def _run_row(row: Row, stage: Stage, rounds: int, results: Results) -> None:

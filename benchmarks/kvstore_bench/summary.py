@@ -27,13 +27,15 @@ class Figure(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """How many times as good ours is, whether more or less of the unit is better."""
+    """How many times as good ours is, whether more or less of the unit is better; ``cpu``: how many
+    times as much CPU the rival's server takes for an operation."""
 
     goal: Goal
     case: str
     ours: str
     rival: str
     value: float
+    cpu: float | None
 
     @property
     def is_met(self) -> bool | None:
@@ -100,7 +102,8 @@ def _best(candidates: list[Figure]) -> Figure:
 def _ratio(goal: Goal, ours: Figure, rival: Figure) -> Ratio:
     better, worse = (rival, ours) if ours.less_is_better else (ours, rival)
     value = better.median / worse.median if worse.median else 0.0
-    return Ratio(goal, ours.case, ours.contender, rival.contender, value)
+    cpu = rival.server_cpu / ours.server_cpu if ours.server_cpu and rival.server_cpu else None
+    return Ratio(goal, ours.case, ours.contender, rival.contender, value, cpu)
 
 
 def verdict(row: Row, found: list[Ratio]) -> str:

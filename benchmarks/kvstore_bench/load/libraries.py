@@ -155,18 +155,18 @@ def kvstore_get_many(requests: str) -> Work:
     return _repeated(connect, GETS)
 
 
-def kvstore_put_many(requests: str, data: bytes) -> Work:
+def kvstore_put_many(requests: str, data: bytes, size: int = PUTS) -> Work:
     """``Client.batch`` of independent puts."""
 
     @contextmanager
     def connect() -> Iterator[Callable[[], object]]:
         from kvstore_client import Client, commands
 
-        puts = [commands.put(key(number), data) for number in range(PUTS)]
+        puts = [commands.put(key(number), data) for number in range(size)]
         with Client(requests, timeout=30) as client:
             yield lambda: client.batch(puts)
 
-    return _repeated(connect, PUTS)
+    return _repeated(connect, size)
 
 
 def redis_get_many(port: int) -> Work:

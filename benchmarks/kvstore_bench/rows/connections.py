@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
-from kvstore_bench import servers, workload
-from kvstore_bench.load.streams import Streams
-from kvstore_bench.rows import http
+from kvstore_bench import preload, servers, workload
+from kvstore_bench.load.streams import Streams, Writer
 from kvstore_bench.rows.http import KVSTORE, Front, front, measured
 from kvstore_bench.samples import Sample
 from kvstore_bench.stage import Stage
-from kvstore_bench.workload import KEYS, KvstoreHttp, key
+from kvstore_bench.workload import KEYS, SMALL, KvstoreHttp, key, value
 
 STREAMS = 5_000
 IDLE = 2_000
+ELSEWHERE = "elsewhere/"
+CHANGE_SECONDS = 0.5
 
 NO_STREAMS = "no streams"
 WITH_STREAMS = f"{STREAMS:,} open streams"
+WITH_EVENTS = f"{STREAMS:,} streams with events"
 NO_IDLE = "no idle connections"
 WITH_IDLE = f"{IDLE:,} idle connections"
 CONSTANT = "the same server, a constant"
@@ -31,12 +34,40 @@ def _gets() -> list[bytes]:
 
 
 def get_beside_streams(stage: Stage) -> Iterator[Sample]:
-    """GETs while so many event streams are open on the same workers, and without."""
+    """GETs while so many event streams are open on the same workers, and without; and while all of the
+    streams are told of two changes a second."""
     with front(stage, KVSTORE, with_keys=True) as server:
-        for contender, count in stage.turns(((NO_STREAMS, 0), (WITH_STREAMS, STREAMS))):
+        for contender in stage.turns((NO_STREAMS, WITH_STREAMS, WITH_EVENTS)):
             with Streams(server.port, b"~") as streams:
-                streams.open(count, KvstoreHttp.watch("elsewhere/"), b"event: sync")
-                yield from measured(stage, contender, server, _gets(), CASE)
+                streams.open(
+                    0 if contender == NO_STREAMS else STREAMS, KvstoreHttp.watch(ELSEWHERE), b"event: sync"
+                )
+                with _changes(server.port, streams, are_made=contender == WITH_EVENTS):
+                    yield from measured(stage, contender, server, _gets(), CASE)
+
+
+@contextmanager
+def _changes(port: int, streams: Streams, *, are_made: bool) -> Iterator[None]:
+    """A thread that makes a change now and then, and reads all streams until they have it."""
+    stop = threading.Event()
+
+    def work() -> None:
+        put = KvstoreHttp.put(ELSEWHERE + "key", value(SMALL - 1) + b"~")
+        with closing(Writer(port, put, b"HTTP/1.1 ")) as writer:
+            while not stop.wait(CHANGE_SECONDS):
+                writer.send(1)
+                streams.read_until(streams.total + len(streams))
+                writer.finish()
+
+    thread = threading.Thread(target=work)
+    if are_made:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if are_made:
+            thread.join()
 
 
 def idle_connections(stage: Stage) -> Iterator[Sample]:
@@ -74,5 +105,5 @@ def _facade(stage: Stage, contender: str, workers: int) -> Iterator[Front]:
                 yield Front(peer.port, (peer.process,), KvstoreHttp)
         else:
             with servers.kvstore(folder, workers=workers) as ours:
-                http.preload.kvstore(ours.requests, KEYS)
+                preload.kvstore(ours.requests, KEYS)
                 yield Front(ours.port, (ours.process,), KvstoreHttp)

@@ -251,13 +251,14 @@ def _etcd_round_trip(stage: Stage) -> Iterator[Sample]:
 IDLE = "idle"
 BESIDE_ONE = "beside 1 client, one put a request"
 BESIDE_MANY = f"beside {CLIENTS} clients, one put a request"
+BESIDE_HUNDREDS = "beside 1 client, 100 puts a request"
 BESIDE_BULK = f"beside 1 client, {libraries.PUTS:,} puts a request"
 
 
 def get_beside_writers(stage: Stage) -> Iterator[Sample]:
     """One client that gets, alone and while others write as fast as they can."""
     libraries.imported("kvstore_client.client")
-    for contender in stage.turns((IDLE, BESIDE_ONE, BESIDE_MANY, BESIDE_BULK)):
+    for contender in stage.turns((IDLE, BESIDE_ONE, BESIDE_MANY, BESIDE_HUNDREDS, BESIDE_BULK)):
         with kvstore(stage, KEYS) as server:
             yield from _beside(stage, server, contender)
 
@@ -269,6 +270,7 @@ def _beside(stage: Stage, server: servers.Kvstore, contender: str) -> Iterator[S
         IDLE: [],
         BESIDE_ONE: [libraries.sockets_put(server.requests, data, 1)],
         BESIDE_MANY: [half] * PROCESSES,
+        BESIDE_HUNDREDS: [libraries.kvstore_put_many(server.requests, data, 100)],
         BESIDE_BULK: [libraries.kvstore_put_many(server.requests, data)],
     }[contender]
     get = clients.blocking(partial(libraries.kvstore_get, server.requests), timed=True)

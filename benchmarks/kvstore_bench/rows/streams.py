@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from statistics import median
 from typing import Any, NamedTuple, Protocol
 
 from kvstore_bench import servers
@@ -149,7 +150,7 @@ def _subscribed(channel: Channel, subscribers: int) -> Iterator[tuple[Streams, C
 
 # ── how many ─────────────────────────────────────────────────────────────────────────────────────
 
-BURSTS = {1_000: 50, 5_000: 20}
+BURSTS = {1_000: 50, 5_000: 10}
 """Changes in a burst by the number of subscribers."""
 
 
@@ -170,6 +171,7 @@ def native_deliveries(stage: Stage) -> Iterator[Sample]:
 
 def _deliveries(stage: Stage, contender: str, channel: Channel, subscribers: int) -> Iterator[Sample]:
     burst = BURSTS[subscribers]
+    empty = memory_bytes(channel.process)
     with _subscribed(channel, subscribers) as (streams, writer):
         usage, load_before, began = Usage(channel.process), time.process_time(), time.monotonic()
         while (seconds := time.monotonic() - began) < stage.seconds:
@@ -186,9 +188,11 @@ def _deliveries(stage: Stage, contender: str, channel: Channel, subscribers: int
             unit="deliveries/s",
             generator="the reader",
         )
-        memory = memory_bytes(channel.process) / 1e6
-        case = f"memory with {subscribers:,} subscribers"
-        yield Sample(case, contender, memory, "MB", less_is_better=True)
+        memory = memory_bytes(channel.process)
+        each = (memory - empty) / subscribers
+        case = f"{subscribers:,} subscribers"
+        yield Sample(f"memory with {case}", contender, memory / 1e6, "MB", less_is_better=True)
+        yield Sample(f"memory for each of {case}", contender, each / 1e3, "kB", less_is_better=True)
 
 
 # ── how soon ─────────────────────────────────────────────────────────────────────────────────────
@@ -204,20 +208,25 @@ def event_latency(stage: Stage) -> Iterator[Sample]:
         with channel_of(stage) as channel:
             for subscribers, puts in PUTS_A_SECOND.items():
                 with _subscribed(channel, subscribers) as (streams, writer):
-                    taken = _latencies(streams, writer, puts * stage.seconds)
-                yield from percentiles(_counted(subscribers), contender, taken)
+                    taken, last = _latencies(streams, writer, puts * stage.seconds)
+                case = _counted(subscribers)
+                yield from percentiles(case, contender, taken)
+                yield Sample(f"{case}, the last of them", contender, median(last), "µs", less_is_better=True)
 
 
 def _counted(subscribers: int) -> str:
     return "1 subscriber" if subscribers == 1 else f"{subscribers:,} subscribers"
 
 
-def _latencies(streams: Streams, writer: Changes, puts: int) -> list[float]:
+def _latencies(streams: Streams, writer: Changes, puts: int) -> tuple[list[float], list[float]]:
+    """Microseconds of every delivery, and of the last delivery of each put."""
     taken: list[float] = []
+    last: list[float] = []
     for _ in range(puts):
         before, wanted = time.monotonic(), streams.total + len(streams)
         writer.send(1)
         while streams.total < wanted:
             taken += [1e6 * (when - before) for when in streams.read(10)]
+        last.append(taken[-1])
         writer.finish()
-    return taken
+    return taken, last
