@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from kvstore_bench.registry import ROWS, Row, chosen
-from kvstore_bench.report import markdown, neighbours, readme_part, summary_table, with_part
+from kvstore_bench.report import conditions, markdown, readme_part, summary_table, with_part
 from kvstore_bench.results import Results
 from kvstore_bench.run import options, run, say
 from kvstore_bench.stage import Stage
@@ -78,7 +78,7 @@ def show(results: Results, folder: Path, rows: list[Row], *, in_readme: bool) ->
     if in_readme:
         readme = ROOT / "README.md"
         readme.write_text(with_part(readme.read_text(), readme_part(results)))
-    print(f"{summary_table(results, rows)}\n\n{neighbours(results)}")
+    print(f"{summary_table(results, rows)}\n\n{conditions(results)}")
     for name in results.failures:
         print(f"\n{name} failed; see {folder / 'report.md'}")
 

@@ -12,7 +12,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 LIBRARIES = ("pyzmq", "gevent", "falcon", "waitress", "lmdb", "orjson", "redis", "hiredis", "aetcd", "grpcio")
 
@@ -71,27 +71,55 @@ def _sync_us(folder: Path) -> float:
     return median(taken)
 
 
-class Neighbours:
-    """How many cores other programs used since this was made.
+class Conditions(NamedTuple):
+    """How the machine was while a row was measured: how many cores other programs used, how many the
+    host of a virtual machine gave to others, and the most microseconds that a loop of pure arithmetic
+    took, which tells what neither of the two does: a shared core or a slower clock."""
 
-    What the whole machine spent in user and system mode less what this process and its children,
-    servers and generators, did: so it is right once they have been waited for.
+    foreign_cores: float
+    stolen_cores: float
+    loop_us: float
+
+
+class Observer:
+    """Watches the machine from when it is made.
+
+    What others used is what the whole machine spent in user and system mode less what this process
+    and its children, servers and generators, did: right once they have been waited for.
     """
 
     def __init__(self) -> None:
-        self._machine, self._ours, self._clock = _machine_seconds(), _own_seconds(), time.monotonic()
+        self._machine, self._stolen = _machine_seconds()
+        self._ours, self._clock, self._loop_us = _own_seconds(), time.monotonic(), 0.0
 
-    def cores(self) -> float:
-        """On average, so far."""
-        foreign = (_machine_seconds() - self._machine) - (_own_seconds() - self._ours)
-        return max(0.0, foreign / (time.monotonic() - self._clock))
+    def look(self) -> None:
+        """Time the loop; best called between rounds."""
+        self._loop_us = max(self._loop_us, min(_loop_us() for _ in range(5)))
+
+    def conditions(self) -> Conditions:
+        """Since this was made."""
+        machine, stolen = _machine_seconds()
+        seconds = time.monotonic() - self._clock
+        foreign = (machine - self._machine) - (_own_seconds() - self._ours)
+        return Conditions(
+            round(max(0.0, foreign / seconds), 3),
+            round((stolen - self._stolen) / seconds, 3),
+            round(self._loop_us),
+        )
 
 
-def _machine_seconds() -> float:
-    user, nice, system = map(int, Path("/proc/stat").read_text().split(maxsplit=4)[1:4])
-    return (user + nice + system) / _TICKS
+def _machine_seconds() -> tuple[float, float]:
+    """Spent in user and system mode, and taken by the host."""
+    fields = list(map(int, Path("/proc/stat").read_text().partition("\n")[0].split()[1:]))
+    return sum(fields[:3]) / _TICKS, fields[7] / _TICKS
 
 
 def _own_seconds() -> float:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def _loop_us() -> float:
+    before = time.perf_counter()
+    sum(range(100_000))
+    return 1e6 * (time.perf_counter() - before)

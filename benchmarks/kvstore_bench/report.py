@@ -91,7 +91,7 @@ def _preface(results: Results) -> str:
     minutes = sum(results.seconds.values()) / 60
     lines = [
         f"{settings['began']}, {how} run: {rounds}, {settings['seconds']} s a figure, {minutes:.0f} minutes.",
-        neighbours(results),
+        conditions(results),
         "",
         *(f"- {name}: {value}" for name, value in results.machine.items()),
         *(f"- not the default: {name}={value}" for name, value in settings["options"].items()),
@@ -101,13 +101,23 @@ def _preface(results: Results) -> str:
 
 
 QUIET_CORES = 0.1
+STEADY = 1.3
 
 
-def neighbours(results: Results) -> str:
-    """How far to trust the run: what other programs did meanwhile."""
-    cores = max(results.foreign_cores.values(), default=0.0)
-    said = f"Other programs used up to {cores:.2f} cores while a row was measured"
-    return f"{said}." if cores < QUIET_CORES else f"{said}: trust the CPU figures and not the rates."
+def conditions(results: Results) -> str:
+    """How far to trust the run: what the machine was like meanwhile."""
+    seen = list(results.conditions.values())
+    if not seen:
+        return ""
+    foreign, stolen = max(each.foreign_cores for each in seen), max(each.stolen_cores for each in seen)
+    quickest, slowest = min(each.loop_us for each in seen), max(each.loop_us for each in seen)
+    said = (
+        f"While a row was measured, other programs used up to {foreign:.2f} cores, and the machine's host "
+        f"took up to {stolen:.2f}; a loop that took {quickest:,.0f} µs in the best row took {slowest:,.0f} "
+        "in the worst."
+    )
+    is_quiet = max(foreign, stolen) < QUIET_CORES and slowest < STEADY * quickest
+    return said if is_quiet else f"{said} That was no quiet machine: trust only large ratios."
 
 
 def _figure_table(samples: Sequence[Sample]) -> Iterator[str]:

@@ -7,25 +7,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvstore_bench.machine import Conditions
 from kvstore_bench.samples import Sample
 
 
 @dataclass
 class Results:
-    """``samples`` are (row, round, sample); ``foreign_cores`` is how many cores programs that are no
-    part of the benchmark used while a row was measured; ``failures`` says why a row has no figures."""
+    """``samples`` are (row, round, sample); ``conditions`` says how the machine was while a row was
+    measured, ``failures`` why a row has no figures."""
 
     settings: dict[str, Any]
     machine: dict[str, Any]
     versions: dict[str, str]
     samples: list[tuple[str, int, Sample]] = field(default_factory=list)
-    foreign_cores: dict[str, float] = field(default_factory=dict)
+    conditions: dict[str, Conditions] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     def save(self, file: Path) -> None:
         """Write everything as JSON."""
         data = asdict(self)
+        data["conditions"] = {row: each._asdict() for row, each in self.conditions.items()}
         data["samples"] = [
             {"row": row, "round": number, **_rounded(sample)} for row, number, sample in self.samples
         ]
@@ -35,6 +37,7 @@ class Results:
     def load(cls, file: Path) -> Results:
         """What :meth:`save` wrote."""
         data = json.loads(file.read_text())
+        data["conditions"] = {row: Conditions(**each) for row, each in data["conditions"].items()}
         data["samples"] = [(each.pop("row"), each.pop("round"), Sample(**each)) for each in data["samples"]]
         return cls(**data)
 

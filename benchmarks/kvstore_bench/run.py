@@ -50,11 +50,12 @@ def options() -> dict[str, str]:
 
 
 def _run_row(row: Row, stage: Stage, rounds: int, results: Results) -> None:
-    neighbours, began = machine.Neighbours(), time.monotonic()
+    observer, began = machine.Observer(), time.monotonic()
     say(f"{row.name}: {row.what}")
     try:
         for number_of_round in range(rounds):
             stage.round = number_of_round
+            observer.look()
             with closing(row.measure(stage)) as samples:  # type: ignore[type-var]
                 for sample in samples:
                     results.samples.append((row.name, number_of_round, sample))
@@ -64,8 +65,9 @@ def _run_row(row: Row, stage: Stage, rounds: int, results: Results) -> None:
         results.failures[row.name] = traceback.format_exc(limit=-4)
         say(results.failures[row.name])
     results.seconds[row.name] = time.monotonic() - began
-    results.foreign_cores[row.name] = round(neighbours.cores(), 3)
-    say(f"  {results.seconds[row.name]:.0f} s, other programs {results.foreign_cores[row.name]:.2f} cores")
+    observer.look()
+    results.conditions[row.name] = seen = observer.conditions()
+    say(f"  {results.seconds[row.name]:.0f} s, other programs {seen.foreign_cores:.2f} cores")
 
 
 def _line(sample: Sample) -> str:

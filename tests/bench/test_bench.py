@@ -10,8 +10,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from kvstore_bench.machine import Conditions
 from kvstore_bench.registry import ROWS, Goal, Row, chosen
-from kvstore_bench.report import BEGIN, END, markdown, readme_part, summary_table, with_part
+from kvstore_bench.report import BEGIN, END, conditions, markdown, readme_part, summary_table, with_part
 from kvstore_bench.results import Results
 from kvstore_bench.samples import Sample, rate
 from kvstore_bench.stage import Stage
@@ -142,6 +143,7 @@ def test_a_rate_comes_with_cpu_for_a_thousand_operations_and_names_a_generator_a
 
 def test_results_are_read_back_as_they_were_saved(tmp_path: Path) -> None:
     saved = results(("http_get", 0, Sample("a case", "kvstore", 5.0, "/s", server_cpu=0.25, load_cpu=0.5)))
+    saved.conditions["http_get"] = Conditions(0.5, 0.0, 900)
     saved.save(tmp_path / "results.json")
     assert Results.load(tmp_path / "results.json") == saved
 
@@ -156,6 +158,22 @@ def test_the_report_shows_figures_ratios_and_failures() -> None:
     assert "| gets | ours | 4,000 requests/s |" in report
     assert "| gets | ours | theirs | 2.00 | 1.5 | yes |" in report
     assert "it fell over" in report
+
+
+@pytest.mark.parametrize(
+    ("seen", "is_quiet"),
+    [
+        ([Conditions(0.01, 0.0, 900), Conditions(0.02, 0.01, 950)], True),
+        ([Conditions(0.5, 0.0, 900)], False),
+        ([Conditions(0.0, 0.5, 900)], False),
+        ([Conditions(0.0, 0.0, 900), Conditions(0.0, 0.0, 1_800)], False),
+    ],
+    ids=["quiet", "other programs", "another guest", "a slower core"],
+)
+def test_a_run_on_a_machine_that_was_not_quiet_says_so(seen: list[Conditions], is_quiet: bool) -> None:
+    run = results()
+    run.conditions = {str(number): each for number, each in enumerate(seen)}
+    assert ("no quiet machine" not in conditions(run)) is is_quiet
 
 
 def test_a_row_without_figures_is_said_not_to_have_run() -> None:
