@@ -93,8 +93,8 @@ class Observer:
         self._ours, self._clock, self._loop_us = _own_seconds(), time.monotonic(), 0.0
 
     def look(self) -> None:
-        """Time the loop; best called between rounds."""
-        self._loop_us = max(self._loop_us, min(_loop_us() for _ in range(5)))
+        """Time the loop, which takes a few milliseconds; best called between figures."""
+        self._loop_us = max(self._loop_us, min(_loop_us() for _ in range(3)))
 
     def conditions(self) -> Conditions:
         """Since this was made."""

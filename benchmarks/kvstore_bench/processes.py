@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 READY_SECONDS = 600.0
@@ -133,25 +133,29 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time of these processes, all their threads included."""
+def cpu_seconds(pid: int) -> float:
+    """User and system time of the tree, its threads and the children that have ended included: Redis
+    rewrites its file in a child."""
     ticks = 0
-    for pid in pids:
-        fields = _stat(pid)
-        ticks += int(fields[11]) + int(fields[12])
+    for each in tree(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            ticks += sum(map(int, _stat(each)[11:15]))
     return ticks / _TICKS
 
 
 class Usage:
-    """CPU seconds of some processes since this was made."""
+    """CPU seconds of some servers since this was made."""
 
     def __init__(self, *processes: Process) -> None:
-        self._pids = [pid for process in processes for pid in tree(process.pid)]
-        self._before = cpu_seconds(self._pids)
+        self._pids = [process.pid for process in processes]
+        self._before = self._now()
+
+    def _now(self) -> float:
+        return sum(map(cpu_seconds, self._pids))
 
     def seconds(self) -> float:
         """So far."""
-        return cpu_seconds(self._pids) - self._before
+        return self._now() - self._before
 
 
 def memory_bytes(*processes: Process, anonymous: bool = False) -> int:
@@ -161,7 +165,10 @@ def memory_bytes(*processes: Process, anonymous: bool = False) -> int:
     total = 0
     for process in processes:
         for pid in tree(process.pid):
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith(field):
-                    total += int(line.split()[1]) * 1024
+            with suppress(FileNotFoundError, ProcessLookupError):
+                total += _kib(Path(f"/proc/{pid}/smaps_rollup").read_text(), field) * 1024
     return total
+
+
+def _kib(text: str, field: str) -> int:
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(field)), 0)

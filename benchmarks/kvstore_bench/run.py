@@ -55,17 +55,16 @@ def _run_row(row: Row, stage: Stage, rounds: int, results: Results) -> None:
     try:
         for number_of_round in range(rounds):
             stage.round = number_of_round
-            observer.look()
             with closing(row.measure(stage)) as samples:  # type: ignore[type-var]
                 for sample in samples:
                     results.samples.append((row.name, number_of_round, sample))
                     say(f"  {number_of_round + 1}  {_line(sample)}")
+                    observer.look()
     except Exception:
         # the boundary: one peer that cannot be started must not cost the figures of all others
         results.failures[row.name] = traceback.format_exc(limit=-4)
         say(results.failures[row.name])
     results.seconds[row.name] = time.monotonic() - began
-    observer.look()
     results.conditions[row.name] = seen = observer.conditions()
     say(f"  {results.seconds[row.name]:.0f} s, other programs {seen.foreign_cores:.2f} cores")
 
