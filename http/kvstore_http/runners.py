@@ -23,8 +23,10 @@ class Runners:
         self._idle: list[Any] = []
 
     def run(self, function: Callable[[], None]) -> None:
-        """Run ``function`` until it ends or waits for the first time. Call this in the hub only;
-        what ``function`` raises is reported by the hub."""
+        """Run ``function`` until it ends or waits for the first time. Call this in the hub only,
+        since that is where control comes back to; what ``function`` raises is reported by the hub."""
+        if getcurrent() is not self._hub:
+            raise RuntimeError("a runner was started outside the hub, and its caller would never go on")
         runner = self._idle.pop() if self._idle else greenlet(self._loop, self._hub)
         runner.switch(function)
 

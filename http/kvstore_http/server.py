@@ -410,7 +410,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
 
     def stop_accepting(self) -> None:
         """Take what has already arrived, close the listening socket and the idle connections; those
-        with a request in flight end after its response."""
+        with a request in flight end after its response. Runs in the hub."""
         self.stopping = True
         self._on_acceptable()
         self._acceptor.close()

@@ -70,8 +70,11 @@ def _server(app: object, sock: socket.socket, settings: HttpSettings) -> Server:
 
 def _drain(servers: Sequence[Server], feed: Feed) -> None:
     """Take no more connections, end the streams, and let the requests in flight finish."""
+    loop = gevent.get_hub().loop
     for server in servers:
-        server.stop_accepting()
+        # in the hub, where requests that have already arrived can be started
+        loop.run_callback(server.stop_accepting)
+    gevent.sleep(0)
     feed.broadcaster.stop()
     feed.end_waits()
     with gevent.Timeout(GRACE_SECONDS, False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -132,6 +133,32 @@ def test_a_request_in_flight_is_answered_before_the_facade_stops(
         thread.join()
     assert [status for status, _, _ in answers] == [200] * len(waiting)
     assert all(headers["Connection"] == "close" for _, headers, _ in answers)
+
+
+def test_requests_that_arrive_with_the_signal_are_answered_before_the_facade_stops(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon, workers=1)
+    put(facade.url, "k")
+    address = urlsplit(facade.url)
+    request = b"GET /v1/kv/k HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        # more than the loop takes in one turn, so that some are unread when it hears of the signal
+        connections = [
+            stack.enter_context(socket.create_connection((address.hostname, address.port)))
+            for _ in range(300)
+        ]
+        for connection in connections:
+            connection.sendall(request)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        os.kill(facade.pid, signal.SIGSTOP)
+        for connection in connections:
+            connection.sendall(request)
+        os.kill(facade.pid, signal.SIGTERM)
+        os.kill(facade.pid, signal.SIGCONT)
+        for connection in connections:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        facade.stop()
 
 
 def test_clients_that_stand_still_do_not_keep_the_facade_from_stopping(
