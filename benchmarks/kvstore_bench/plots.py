@@ -13,6 +13,8 @@ from kvstore_bench.summary import Figure, Ratio, figures, ratios
 
 MET, MISSED, GOAL, OTHER = "#1a7f5a", "#c2452d", "#444444", "#b8bec4"
 
+COLUMNS = 2
+
 SHOWN = ("http_get", "http_put", "http_batch", "native_puts", "native_gets", "sse_deliveries")
 """The rows whose rates are drawn."""
 
@@ -79,15 +81,22 @@ def _draw_rates(results: Results) -> Any:
     panels = _panels(results)
     if not panels:
         return None
-    columns = 2
-    lines = -(-len(panels) // columns)
-    figure, grid = pyplot.subplots(lines, columns, figsize=(11, 1.7 * lines), squeeze=False)
+    lines = -(-len(panels) // COLUMNS)
+    heights = [0.9 + 0.24 * max(len(bars) for _, bars in panels[at : at + COLUMNS]) for at in _starts(panels)]
+    figure, grid = pyplot.subplots(
+        lines, COLUMNS, figsize=(11, sum(heights)), squeeze=False, height_ratios=heights
+    )
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw_panel(axes, *panel)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     figure.tight_layout()
     return figure
+
+
+def _starts(panels: Sequence[object]) -> range:
+    """Where each line of panels begins."""
+    return range(0, len(panels), COLUMNS)
 
 
 def _panels(results: Results) -> list[tuple[str, list[Figure]]]:
