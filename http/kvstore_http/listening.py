@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+from typing import Any
 
 from kvstore_client.errors import KvError
 
+BACKLOG = 4096
+"""How many connections wait to be accepted; the kernel's net.core.somaxconn may be less."""
+
 
 def bind(address: str, count: int) -> list[socket.socket]:
-    """``count`` sockets bound to ``HOST:PORT`` (``[HOST]:PORT`` for IPv6), one for each worker.
+    """``count`` sockets bound to ``HOST:PORT`` (``[HOST]:PORT`` for IPv6), one for each worker; the
+    first listens already.
 
     With port 0 all have the one free port that the first was given. Raises KvError where the address
-    cannot be had.
+    cannot be had, as when another facade listens on it; connections that a stopped one left behind
+    are not in the way.
 
     The kernel spreads connections over the sockets (SO_REUSEPORT): of 32 connections to two workers
     the busier one had 16 to 23 in ten runs, and 21 to 31 when both accepted on one socket. They are
@@ -22,25 +29,52 @@ def bind(address: str, count: int) -> list[socket.socket]:
     try:
         return _bind_tcp(host.strip("[]"), int(port), count)
     except OSError as error:
-        raise KvError("unavailable", f"cannot listen on {address}: {error.strerror}") from error
+        raise KvError("unavailable", f"cannot listen on {address}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "address in use, perhaps by another kvstore; stop that, or choose another address with --http"
+    return f"{str(error.strerror).lower()}; choose another address with --http"
 
 
 def _bind_tcp(host: str, port: int, count: int) -> list[socket.socket]:
     family, kind, protocol, _, where = socket.getaddrinfo(
         host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    sockets: list[socket.socket] = []
-    for _ in range(count):
-        sock = socket.socket(family, kind, protocol)
-        sockets.append(sock)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if count > 1:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(where)
-        where = (where[0], sock.getsockname()[1], *where[2:])
+    first = _new_socket(family, kind, protocol)
+    sockets = [first]
+    try:
+        _claim(first, where)
+        for _ in range(count - 1):
+            sockets.append(_new_socket(family, kind, protocol))
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sockets[-1].bind(first.getsockname())
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
     return sockets
+
+
+def _new_socket(family: int, kind: int, protocol: int) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return sock
+
+
+def _claim(sock: socket.socket, where: tuple[Any, ...]) -> None:
+    """Listen where nobody else does, and let the sockets of this process join.
+
+    Sockets that share a port from the start would also share it with another facade of the same user,
+    and requests would go to either's store. Until the option is set, the kernel lets one listen: of
+    two facades that start at once, too.
+    """
+    sock.bind(where)
+    sock.listen(BACKLOG)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def url_of(sock: socket.socket) -> str:

@@ -10,14 +10,19 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
+from kvstore_client.errors import KvError
+from kvstore_http.listening import bind
 from support import Daemon, Facade, wait_until
-from support.servers import clean_environment, kvstore_command
+from support.servers import clean_environment, flags, kvstore_command
 from support.streams import open_stream
 
 
@@ -209,25 +214,56 @@ def test_a_write_that_was_under_way_when_the_daemon_went_says_that_it_may_have_h
     wait_until(lambda: put(facade.url, "k")[0] == 200)
 
 
-def test_an_address_that_is_taken_ends_the_facade_with_one_line(
-    daemon: Daemon, start_facade: Callable[..., Facade], tmp_path: Path
+@pytest.mark.parametrize("first_has", [1, 2])
+@pytest.mark.parametrize("second_has", [1, 2])
+def test_an_address_that_another_facade_has_ends_the_facade_with_one_line(
+    daemon: Daemon, start_facade: Callable[..., Facade], tmp_path: Path, first_has: int, second_has: int
 ) -> None:
-    taken = urlsplit(start_facade(daemon).url).netloc
-    for workers in ("1", "2"):
-        command = kvstore_command(
-            "http",
-            "--http",
-            taken,
-            "--workers",
-            workers,
-            "--requests",
-            daemon.requests,
-            "--changes",
-            daemon.changes,
-        )
-        done = subprocess.run(command, capture_output=True, env=clean_environment(tmp_path), timeout=60)
-        assert done.returncode == 1
-        assert done.stderr.decode() == f"kvstore http: cannot listen on {taken}: Address already in use\n"
+    taken = urlsplit(start_facade(daemon, workers=first_has).url).netloc
+    options = {"http": taken, "workers": second_has, "requests": daemon.requests, "changes": daemon.changes}
+    done = subprocess.run(
+        kvstore_command("http", *flags(options)),
+        capture_output=True,
+        env=clean_environment(tmp_path),
+        timeout=60,
+    )
+    assert done.returncode == 1
+    [line] = done.stderr.decode().splitlines()
+    assert line.startswith(f"kvstore http: cannot listen on {taken}: address in use")
+    assert "--http" in line
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_facade_starts_again_at_once_where_connections_were_open(
+    daemon: Daemon, start_facade: Callable[..., Facade], workers: int
+) -> None:
+    facade = start_facade(daemon, workers=workers)
+    address = urlsplit(facade.url)
+    open_ones = [socket.create_connection((address.hostname, address.port)) for _ in range(8)]
+    facade.restart()
+    assert get(facade.url, "/livez")[0] == 200
+    for each in open_ones:
+        each.close()
+
+
+def test_of_facades_that_claim_an_address_at_once_one_gets_it() -> None:
+    with closing(bind("127.0.0.1:0", 1)[0]) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def try_it() -> list[socket.socket]:
+        barrier.wait()
+        try:
+            return bind(address, 2)
+        except KvError:
+            return []
+
+    for _ in range(50):
+        barrier = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            claims = [claim.result() for claim in [pool.submit(try_it) for _ in range(4)]]
+        assert sum(1 for claim in claims if claim) == 1
+        for sock in (sock for claim in claims for sock in claim):
+            sock.close()
 
 
 def test_port_0_gives_all_workers_one_free_port(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
