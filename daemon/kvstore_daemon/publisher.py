@@ -10,7 +10,7 @@ from kvstore_client.errors import KvError
 from kvstore_client.protocol import Heartbeat, encode_change, encode_heartbeat
 from kvstore_daemon.engine import Change, Position
 from kvstore_daemon.fields import change_fields, record_fields, without_value
-from kvstore_daemon.sockets import FLUSH_MS, listen
+from kvstore_daemon.sockets import FLUSH_MS, forget, listen
 
 
 class Publisher:
@@ -71,3 +71,4 @@ class Publisher:
     def close(self) -> None:
         """Close the socket once the network has taken what was sent, or after a while."""
         self._socket.close()
+        forget(self.endpoint)

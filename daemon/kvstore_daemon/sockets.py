@@ -11,6 +11,9 @@ costs Python one receive and one send. Measured, it serves twice as many request
 from __future__ import annotations
 
 import logging
+import os
+import socket as plain_socket
+import stat
 import threading
 from contextlib import suppress
 
@@ -43,6 +46,7 @@ def listen(socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
 
     Raises ``unavailable`` with a sentence that names ``option`` if the endpoint cannot be used.
     """
+    _leave_to_its_owner(endpoint, option)
     # Only for an address written with brackets: with IPv6 on, a plain 127.0.0.1 becomes ::ffff:127.0.0.1
     # in everything that is reported.
     socket.ipv6 = "[" in endpoint
@@ -53,12 +57,60 @@ def listen(socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
-        reason = str(error.strerror).lower()
-        raise KvError(
-            "unavailable", f"cannot listen on {endpoint}: {reason}; choose another address with {option}"
-        ) from error
+        raise _cannot_listen(endpoint, str(error.strerror).lower(), option) from error
     bound: bytes = socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
     return bound.decode()
+
+
+def forget(endpoint: str) -> None:
+    """Remove what :func:`listen` made in the file system; libzmq does not."""
+    path = _socket_path(endpoint)
+    if path is not None:
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def _socket_path(endpoint: str) -> str | None:
+    """The path of an ``ipc://`` endpoint; None of one that is no file (abstract names begin with @)."""
+    scheme, _, path = endpoint.partition("://")
+    return path if scheme == "ipc" and not path.startswith(("@", "*")) else None
+
+
+def _cannot_listen(endpoint: str, reason: str, option: str) -> KvError:
+    return KvError(
+        "unavailable", f"cannot listen on {endpoint}: {reason}; choose another address with {option}"
+    )
+
+
+def _leave_to_its_owner(endpoint: str, option: str) -> None:
+    """Raise ``unavailable`` if an ``ipc://`` path is somebody's: libzmq removes whatever is there before
+    it binds, a living daemon's socket and a file that is none too. What a crash left may be removed."""
+    path = _socket_path(endpoint)
+    if path is None:
+        return
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise _cannot_listen(endpoint, "there is a file that is no socket", option)
+        is_alive = _accepts_connections(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _cannot_listen(endpoint, str(error.strerror).lower(), option) from error
+    if is_alive:
+        raise _cannot_listen(endpoint, "address in use, perhaps by another daemon: stop that one", option)
+
+
+def _accepts_connections(path: str) -> bool:
+    """Whether a process listens on the socket at ``path``."""
+    with plain_socket.socket(plain_socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:  # more connections wait for it than it allows
+            return True
+    return True
 
 
 class Broker:
@@ -122,6 +174,7 @@ class Broker:
         if self._thread.is_alive():
             self._steering.send(b"TERMINATE")
             self._thread.join()
+        forget(self.endpoint)
         self._steering.close(0)
 
     def is_alive(self) -> bool:

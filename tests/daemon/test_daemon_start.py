@@ -94,6 +94,42 @@ def test_ipc_endpoints_work(
     assert subscriber.change()[::2] == (b"k", b"v")
 
 
+@pytest.mark.parametrize("option", ["requests", "changes"])
+def test_the_ipc_path_of_a_living_daemon_is_left_to_it(
+    tmp_path: Path, start_daemon: Callable[..., Daemon], connect: Callable[..., Peer], option: str
+) -> None:
+    first = start_daemon(requests=f"ipc://{tmp_path}/requests", changes=f"ipc://{tmp_path}/changes")
+    endpoint = f"ipc://{tmp_path}/{option}"
+    line = one_line(run_daemon(tmp_path, **{option: endpoint}))
+    assert "address in use" in line
+    assert endpoint in line
+    assert f"--{option}" in line
+    assert connect(first).ask({"op": "status"})
+
+
+def test_ipc_sockets_that_a_crash_left_are_taken_over(
+    tmp_path: Path, start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
+) -> None:
+    daemon = start_daemon(requests=f"ipc://{tmp_path}/requests", changes=f"ipc://{tmp_path}/changes")
+    daemon.kill()
+    assert (tmp_path / "requests").is_socket()
+    daemon.start()
+    assert connect(daemon).ask({"op": "status"})
+
+
+def test_ipc_sockets_are_removed_at_a_clean_stop(tmp_path: Path, start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon(requests=f"ipc://{tmp_path}/requests", changes=f"ipc://{tmp_path}/changes")
+    daemon.stop()
+    assert not (tmp_path / "requests").exists()
+    assert not (tmp_path / "changes").exists()
+
+
+def test_a_file_at_an_ipc_path_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    assert "no socket" in one_line(run_daemon(tmp_path, requests=f"ipc://{tmp_path}/notes"))
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_daemon_with_status_0(ending_daemon: Daemon, number: signal.Signals) -> None:
     assert status_after(ending_daemon, number) == 0
