@@ -32,7 +32,8 @@ def run(name: str, fields: dict[str, Any]) -> int:
     from kvstore_http.main import run as run_http
     from kvstore_http.settings import HttpSettings
 
-    return run_http(HttpSettings(**{**fields, "cors_origins": tuple(fields["cors_origins"])}))
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return run_http(HttpSettings(**{**fields, **lists}))
 
 
 def die_with(parent: int) -> None:

@@ -85,6 +85,20 @@ def _parse_engine(given: Any) -> str:
     return text
 
 
+def _parse_hosts(given: Any) -> tuple[str, ...]:
+    """Host names: a TOML list, or text with commas between them; ``*`` is any name."""
+    import re
+
+    names = given if isinstance(given, list) else _parse_text(given).split(",")
+    cleaned = tuple(_parse_text(name).strip().strip("[]").rstrip(".").lower() for name in names if name)
+    for name in cleaned:
+        if name != "*" and not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", name):
+            raise ValueError(
+                f"{name!r} is not a host's name; write for example kv.example.org, without a port"
+            )
+    return cleaned
+
+
 def _count(low: int, high: int = 2**31 - 1) -> Kind:
     def parse(given: Any) -> int:
         text = "" if isinstance(given, bool) else str(given).replace("_", "").strip()
@@ -130,6 +144,7 @@ _FOLDER = Kind("DIR", "folder", _parse_path)
 _FILE = Kind("FILE", "file", _parse_path)
 _ENGINE = Kind("URL", "address", _parse_engine)
 _ORIGINS = Kind("LIST", "origins", units.parse_origins, lambda value: ",".join(value) or "none")
+_HOSTS = Kind("LIST", "host names", _parse_hosts, lambda value: ",".join(value) or "none")
 
 
 def _xdg(variable: str, fallback: str) -> str:
@@ -372,6 +387,17 @@ OPTIONS: dict[str, Option] = {
             "The web origins whose pages may use the service from a browser. Without any, CORS is off; * "
             "allows every page that a user of the service opens.",
             _HTTP,
+        ),
+        Option(
+            "allowed-hosts",
+            _HOSTS,
+            (),
+            "The names, without ports, that requests may be addressed to (Host) besides localhost and loopback "
+            "addresses; * allows any. Others are refused with not_allowed, so that a page whose name was made "
+            "to lead to this machine cannot use the service. Name those that a proxy in front passes on. "
+            "Without any, a service that listens beyond loopback takes every name.",
+            _HTTP,
+            "none on loopback, any beyond",
         ),
         Option(
             "allow-anonymous",

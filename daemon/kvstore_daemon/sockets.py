@@ -16,6 +16,7 @@ import socket as plain_socket
 import stat
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import zmq
 
@@ -67,7 +68,7 @@ def forget(endpoint: str) -> None:
     path = _socket_path(endpoint)
     if path is not None:
         with suppress(OSError):
-            os.unlink(path)
+            Path(path).unlink()
 
 
 def _socket_path(endpoint: str) -> str | None:

@@ -13,6 +13,7 @@ from kvstore_http.contract import Endpoint
 from kvstore_http.counters import IncrResource, PersistResource, TouchResource
 from kvstore_http.feed import Feed
 from kvstore_http.history import HistoryResource
+from kvstore_http.hosts import HostCheck, allowed_hosts
 from kvstore_http.kv import KeyResource
 from kvstore_http.legacy import AllResource, RootResource
 from kvstore_http.listing import CollectionResource
@@ -36,6 +37,9 @@ def create_app(link: Link, feed: Feed, settings: HttpSettings) -> falcon.App[Any
     for path, endpoints in contract.paths().items():
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
     middleware: list[Any] = [RequestId()]
+    hosts = allowed_hosts(settings.http, settings.allowed_hosts)
+    if hosts is not None:
+        middleware.append(HostCheck(hosts))
     if settings.cors_origins:
         middleware.append(Cors(settings.cors_origins))
     app: falcon.App[Any, Any] = falcon.App(router=router, middleware=middleware)

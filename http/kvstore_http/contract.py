@@ -79,7 +79,16 @@ class Endpoint(NamedTuple):
         return self.path.endswith("{key}")
 
 
-ANYWHERE = ("bad_request", "not_acceptable", "internal", "damaged", "too_busy", "unavailable", "timed_out")
+ANYWHERE = (
+    "bad_request",
+    "not_allowed",
+    "not_acceptable",
+    "internal",
+    "damaged",
+    "too_busy",
+    "unavailable",
+    "timed_out",
+)
 
 _VALUE = Answer(200, "the value, with its own media type", {ANYTHING: "Value", JSON: "Record"})
 _UNCHANGED = Answer(304, "still as you know it")
@@ -198,7 +207,6 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             "value_too_large",
             "request_too_large",
             "unsupported_media_type",
-            "not_allowed",
         ),
     ),
     Endpoint(
@@ -208,7 +216,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         (_COUNTED,),
         INCR,
         _WRITING,
-        errors=(*_WRITE_ERRORS, "not_an_integer", "out_of_range", "not_allowed"),
+        errors=(*_WRITE_ERRORS, "not_an_integer", "out_of_range"),
     ),
     Endpoint(
         "POST",
@@ -217,7 +225,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         (_RECORD_WRITTEN,),
         TOUCH,
         _WRITING,
-        errors=(*_MISSING_ERRORS, "not_allowed"),
+        errors=_MISSING_ERRORS,
     ),
     Endpoint(
         "POST",
@@ -226,7 +234,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         (_RECORD_WRITTEN,),
         NOTHING,
         _WRITING,
-        errors=(*_MISSING_ERRORS, "not_allowed"),
+        errors=_MISSING_ERRORS,
     ),
     Endpoint(
         "GET",

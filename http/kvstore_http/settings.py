@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class HttpSettings:
     """The facade's options, checked and in base units.
 
-    ``cors_origins`` is empty for "CORS is off". ``daemon_timeout_ms`` bounds how long one HTTP
+    ``cors_origins`` is empty for "CORS is off", ``allowed_hosts`` for the names that loopback has (for any
+    name beyond it). ``daemon_timeout_ms`` bounds how long one HTTP
     request waits for the daemon.
     """
 
@@ -26,5 +27,6 @@ class HttpSettings:
     stream_buffer_bytes: int
     stream_heartbeat_ms: int
     cors_origins: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
     allow_anonymous: bool
     log_level: str

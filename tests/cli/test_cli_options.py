@@ -26,6 +26,7 @@ OTHERS: dict[str, Any] = {
     "changes": "ipc:///tmp/changes",
     "http": "127.0.0.1:1",
     "cors-origins": "https://a.example,https://b.example",
+    "allowed-hosts": "kv.example,kv2.example",
     "allow-anonymous": "1",
     "log-level": "debug",
     "url": "https://kv.example",

@@ -39,6 +39,7 @@ SETTINGS = HttpSettings(
     stream_buffer_bytes=1,
     stream_heartbeat_ms=1,
     cors_origins=(),
+    allowed_hosts=(),
     allow_anonymous=False,
     log_level="info",
 )

@@ -28,7 +28,8 @@ class Session:
         self, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> Answer:
         """The answer to one request; header names in lower case."""
-        self._connection.putrequest(method, target, skip_accept_encoding=True)
+        has_host = "host" in map(str.lower, headers or ())
+        self._connection.putrequest(method, target, skip_host=has_host, skip_accept_encoding=True)
         for name, text in (headers or {}).items():
             self._connection.putheader(name, text)
         if body is not None:
