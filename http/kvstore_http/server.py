@@ -20,6 +20,7 @@ import errno
 import logging
 import resource
 import socket
+import sys
 import time
 from typing import Any
 
@@ -82,6 +83,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def __init__(self, server: Server, sock: socket.socket, addr: Any, adj: Any, map: Any = None) -> None:  # noqa: A002
         super().__init__(server, sock, addr, adj, map=map)
+        self.environ = {
+            **server.environ,
+            "REMOTE_ADDR": addr[0],
+            "REMOTE_PORT": str(addr[1]),
+            "waitress.client_disconnected": self.check_client_disconnected,
+        }
         self._reader = server.loop.io(self._fileno, READ)
         self._watch()
 
@@ -255,21 +262,35 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Queue ``data``; wait while more than the high watermark is unsent.
 
         waitress sends on every write, which costs a system call for the headers and one for the
-        body; here they leave together when the request is done.
+        body; here they come together.
         """
         if not self.connected:
             raise ClientDisconnected
         if not data:
             return 0
-        self._append(data)
+        self._append(data if self.total_outbufs_len else self._send_at_once(data))
         if self.total_outbufs_len > FLUSH_BYTES:
             self._flush_exception(self._flush_some, do_close=False)
             self._flush_outbufs_below_high_watermark()
         return len(data)
 
+    def _send_at_once(self, data: bytes) -> bytes:
+        """Send what the socket takes now; the rest, which is nothing for most responses. It spares
+        them the way through waitress's buffers."""
+        try:
+            sent = self.socket.send(data)
+        except BlockingIOError:
+            return data
+        except OSError:
+            self.will_close = True
+            raise ClientDisconnected from None
+        self.last_activity = time.time()
+        return data[sent:]
+
     def _append(self, data: bytes) -> None:
-        self.outbufs[-1].append(data)
-        self.total_outbufs_len += len(data)
+        if data:
+            self.outbufs[-1].append(data)
+            self.total_outbufs_len += len(data)
 
     def _flush_outbufs_below_high_watermark(self) -> None:
         while self.connected and self.total_outbufs_len > HIGH_WATERMARK_BYTES:
@@ -322,6 +343,23 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
             bind_socket=False,
         )
+        self.environ = self._environ()
+
+    def _environ(self) -> dict[str, Any]:
+        """What the environs of all requests have in common."""
+        return {
+            "SERVER_NAME": self.server_name,
+            "SERVER_PORT": str(self.effective_port),
+            "SERVER_SOFTWARE": self.adj.ident,
+            "SCRIPT_NAME": "",
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": False,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+            "wsgi.input_terminated": True,
+        }
 
     def getsockname(self) -> tuple[str, int]:
         host, port, *_ = self.socket.getsockname()

@@ -17,6 +17,15 @@ HandOver = Callable[[int, bytes, bool], None]
 """Takes over a connection: its descriptor, bytes still to be sent first, and whether what follows is
 framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0)."""
 
+_OURS = frozenset(("content-length", "connection", "date", "server"))
+"""Headers that are written here, whatever the application says of them."""
+
+_JOINED_BYTES = 64 * 1024
+"""A head is sent in one piece with a body of up to this size; a larger one is not copied for that."""
+
+_PLAIN_HEADERS = frozenset(("CONTENT_LENGTH", "CONTENT_TYPE"))
+"""Headers whose names stand in the environ without HTTP_ before them (PEP 3333)."""
+
 _SPELLED = {"etag": "ETag", "www-authenticate": "WWW-Authenticate"}
 
 
@@ -46,6 +55,7 @@ class _Head:
     version: str
     has_body: bool
     content_length: int | None
+    wrote_header: bool
     response_headers: list[tuple[str, str]]
     start_time: float
     close_on_finish: bool
@@ -55,22 +65,25 @@ class _Head:
     def build_response_header(self) -> bytes:
         """The status line and the headers. Decides how the body is framed, and whether the
         connection goes on."""
-        has_length = self.has_body and self.content_length is not None
-        is_open_ended = self.has_body and not has_length
+        has_body = self.has_body
+        has_length = has_body and self.content_length is not None
+        is_open_ended = has_body and not has_length
         self.chunked_response = is_open_ended and self.version == "1.1"
         lines = [f"HTTP/{self.version} {self.status}"]
         lines += [
-            f"{_spelled(name)}: {value}"
-            for name, value in self.response_headers
-            if name.lower() not in ("content-length", "connection", "date", "server")
+            f"{_spelled(name)}: {value}" for name, value in self.response_headers if name.lower() not in _OURS
         ]
         if has_length:
             lines.append(f"Content-Length: {self.content_length}")
         elif self.chunked_response:
             lines.append("Transfer-Encoding: chunked")
         lines += self._connection(is_open_ended)
-        lines += [f"Server: {self.channel.server.adj.ident}", f"Date: {_http_date(int(time.time()))}", "\r\n"]
-        return "\r\n".join(lines).encode("latin-1")
+        lines.append(f"Server: {self.channel.server.adj.ident}")
+        lines.append(f"Date: {_http_date(int(time.time()))}")
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) - 1:
+            raise ValueError("a header of the response holds a line feed")
+        return head.encode("latin-1") + b"\r\n\r\n"
 
     def _connection(self, is_open_ended: bool) -> list[str]:
         wish = self.request.headers.get("CONNECTION", "").lower()
@@ -92,12 +105,64 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
     content.
     """
 
+    def execute(self) -> None:
+        """Call the application and write what it answers."""
+        body = self.channel.server.application(self.get_environment(), self._start_response)
+        try:
+            for chunk in body:
+                if chunk:
+                    self.write(chunk)
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+        expected = self.content_length
+        if expected is not None and self.content_bytes_written != expected and self.request.command != "HEAD":
+            # the client would wait for the rest, or take the next response for it
+            self.close_on_finish = True
+
+    def _start_response(self, status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> None:
+        self.complete = True
+        self.status = status
+        self.response_headers = headers
+        for name, value in headers:
+            if name.lower() == "content-length":
+                self.content_length = int(value)
+
     def get_environment(self) -> dict[str, Any]:
-        """waitress's environ and ours."""
-        environ: dict[str, Any] = super().get_environment()
-        environ["kvstore.raw_path"], environ["kvstore.raw_query"] = raw_target(self.request.request_uri)
+        """The WSGI environ: what is the same for the whole connection, then what is this request's.
+
+        In place of waitress's own, which makes all of it anew for each request.
+        """
+        request = self.request
+        environ: dict[str, Any] = self.channel.environ.copy()
+        environ["REQUEST_METHOD"] = request.command
+        environ["SERVER_PROTOCOL"] = f"HTTP/{self.version}"
+        environ["PATH_INFO"] = request.path
+        environ["QUERY_STRING"] = request.query
+        environ["REQUEST_URI"] = request.request_uri
+        environ["wsgi.input"] = request.get_body_stream()
+        for name, value in request.headers.items():
+            environ[name if name in _PLAIN_HEADERS else "HTTP_" + name] = value
+        environ["kvstore.raw_path"], environ["kvstore.raw_query"] = raw_target(request.request_uri)
         environ["kvstore.hand_over"] = self._take_hand_over
         return environ
+
+    def write(self, data: bytes) -> None:
+        """Write a piece of the body, with the head before the first."""
+        head = b""
+        if not self.wrote_header:
+            head = self.build_response_header()
+            self.wrote_header = True
+        if not self.has_body:
+            data = b""
+        self.content_bytes_written += len(data)
+        if self.chunked_response and data:
+            data = b"%X\r\n%b\r\n" % (len(data), data)
+        if len(data) <= _JOINED_BYTES:
+            self.channel.write_soon(head + data)
+        else:
+            self.channel.write_soon(head)
+            self.channel.write_soon(data)
 
     def _take_hand_over(self, hand_over: HandOver) -> None:
         self.hand_over = hand_over

@@ -212,7 +212,7 @@ def test_a_request_learns_that_its_client_is_gone(connect: Connect) -> None:
 
 def test_a_response_far_larger_than_the_buffers_arrives_whole_at_a_slow_reader(connect: Connect) -> None:
     with closing(connect()) as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131_072)
         slow.sendall(request("/big", "Connection: close"))
         assert seen(connect, request("/while-the-other-waits"))["path"] == "/while-the-other-waits"
         _, body = read_response(slow)
