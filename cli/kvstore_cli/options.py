@@ -392,9 +392,9 @@ OPTIONS: dict[str, Option] = {
             "allowed-hosts",
             _HOSTS,
             (),
-            "The names, without ports, that requests may be addressed to (Host) besides localhost and loopback "
-            "addresses; * allows any. Others are refused with not_allowed, so that a page whose name was made "
-            "to lead to this machine cannot use the service. Name those that a proxy in front passes on. "
+            "The names, without ports, that requests may be addressed to (Host), besides localhost and "
+            "loopback addresses; * allows any. Others are refused with not_allowed, so that a page whose "
+            "name was made to lead to this machine cannot use the service. Name those that a proxy passes on. "
             "Without any, a service that listens beyond loopback takes every name.",
             _HTTP,
             "none on loopback, any beyond",

@@ -14,7 +14,7 @@ from kvstore_client.operations import check_keys, check_operation
 from kvstore_http import contract
 from kvstore_http.bodies import JSON, read_json, require_type, send_json
 from kvstore_http.collaborators import Link
-from kvstore_http.conditions import send_once
+from kvstore_http.conditions import refuse_conditions, send_once
 from kvstore_http.problems import problem
 from kvstore_http.query import TTL, read_query
 from kvstore_http.records import reply_json
@@ -36,6 +36,7 @@ class BatchResource:
         self._link = link
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        refuse_conditions(req.env, "give each operation its own if_revision")
         require_type(req.env, JSON)
         read_query(req.env, contract.NOTHING)
         batch = _parsed(read_json(req.env))

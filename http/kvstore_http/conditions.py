@@ -91,7 +91,15 @@ def is_listed(revision: int, tags: Tags) -> bool:
 
 
 def condition_of(environ: dict[str, Any]) -> Condition | None:
-    """The request's condition, None where it has none."""
+    """The request's condition, None where it has none; raises ``bad_request`` for a condition on the
+    time, which cannot tell two writes of one second apart. Beside If-Match that one does not count
+    (RFC 9110 section 13.1.4)."""
+    if "HTTP_IF_UNMODIFIED_SINCE" in environ and "HTTP_IF_MATCH" not in environ:
+        raise KvError(
+            "bad_request",
+            "If-Unmodified-Since is not taken: a second may see many writes; use If-Match with the ETag",
+            header="If-Unmodified-Since",
+        )
     match, none_match = environ.get("HTTP_IF_MATCH"), environ.get("HTTP_IF_NONE_MATCH")
     if match is None and none_match is None:
         return None
@@ -99,6 +107,13 @@ def condition_of(environ: dict[str, Any]) -> Condition | None:
         None if match is None else parse_tags(match, "If-Match"),
         None if none_match is None else parse_tags(none_match, "If-None-Match"),
     )
+
+
+def refuse_conditions(environ: dict[str, Any], instead: str) -> None:
+    """Raise ``bad_request`` for a condition in a header that has no one key to hold for."""
+    for name in ("If-Match", "If-None-Match", "If-Unmodified-Since"):
+        if "HTTP_" + name.upper().replace("-", "_") in environ:
+            raise KvError("bad_request", f"{name} is not taken here: {instead}", header=name)
 
 
 def write(

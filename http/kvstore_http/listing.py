@@ -14,7 +14,7 @@ from kvstore_client.operations import MAX_PAGE
 from kvstore_http import contract
 from kvstore_http.bodies import JSON, NDJSON, choose_type, refuse_body, send_json
 from kvstore_http.collaborators import Link, read_one
-from kvstore_http.conditions import send
+from kvstore_http.conditions import refuse_conditions, send
 from kvstore_http.kv import KeyResource
 from kvstore_http.problems import problem
 from kvstore_http.query import (
@@ -77,8 +77,7 @@ class CollectionResource:
         much was deleted before it. A repeat under the same idempotency key gets the answers of the
         pages that were done, and goes on behind them."""
         refuse_body(req.env)
-        if "HTTP_IF_MATCH" in req.env or "HTTP_IF_NONE_MATCH" in req.env:
-            raise KvError("bad_request", "a prefix has no revision: If-Match and If-None-Match need ?key=")
+        refuse_conditions(req.env, "a prefix has no revision, only ?key= has")
         number = req.env.get("HTTP_IDEMPOTENCY_KEY")
         op, deleted, revision = {"op": "delete_prefix", "prefix": prefix}, 0, None
         for step in itertools.count():

@@ -162,3 +162,35 @@ def test_the_tag_changes_with_every_write_and_names_its_revision(session: Sessio
         assert tags[-1] == f'"{answer.json["revision"]}"'
         assert session.get(path_of(key)).headers["etag"] == tags[-1]
     assert len(set(tags)) == len(writes)
+
+
+def test_a_write_on_condition_of_a_time_is_refused_and_points_to_if_match(session: Session, key: str) -> None:
+    session.put(path_of(key), b"1")
+    date = session.get(path_of(key)).headers["last-modified"]
+    for answer in (
+        session.put(path_of(key), b"2", if_unmodified_since=date),
+        session.patch(path_of(key), {}, if_unmodified_since=date),
+        session.post(path_of(key, "incr"), if_unmodified_since=date),
+        session.delete(path_of(key), if_unmodified_since=date),
+        session.delete(f"/v1/kv?prefix={key}", if_unmodified_since=date),
+    ):
+        problem = assert_problem(answer, "bad_request")
+        assert problem["header"] == "If-Unmodified-Since"
+    assert session.get(path_of(key)).body == b"1"
+
+
+def test_beside_if_match_a_condition_of_a_time_does_not_count(session: Session, key: str) -> None:
+    tag = session.put(path_of(key), b"1").headers["etag"]
+    old = "Thu, 01 Jan 1970 00:00:00 GMT"
+    assert session.put(path_of(key), b"2", if_match=tag, if_unmodified_since=old).status == 200
+
+
+@pytest.mark.parametrize("header", ["If-Match", "If-None-Match", "If-Unmodified-Since"])
+def test_a_batch_on_condition_is_refused_and_points_to_if_revision(
+    session: Session, key: str, header: str
+) -> None:
+    body = {"ops": [{"op": "put", "key": key, "value": "v"}]}
+    problem = assert_problem(session.post("/v1/batch", body, **{header: "*"}), "bad_request")
+    assert problem["header"] == header
+    assert "if_revision" in problem["detail"]
+    assert session.get(path_of(key)).status == 404

@@ -36,6 +36,7 @@ def test_on_loopback_the_machine_s_own_names_are_taken(session: Session, host: s
         "[::2]:1",
         "[::1",
         "@",
+        "localhost, x",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
