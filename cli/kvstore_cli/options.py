@@ -394,8 +394,8 @@ OPTIONS: dict[str, Option] = {
             (),
             "The names, without ports, that requests may be addressed to (Host), besides localhost and "
             "loopback addresses; * allows any. Others are refused with not_allowed, so that a page whose "
-            "name was made to lead to this machine cannot use the service. Name those that a proxy passes on. "
-            "Without any, a service that listens beyond loopback takes every name.",
+            "name was made to lead to this machine cannot use the service. Name those that a proxy passes "
+            "on. Without any, a service that listens beyond loopback takes every name.",
             _HTTP,
             "none on loopback, any beyond",
         ),

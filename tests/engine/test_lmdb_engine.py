@@ -59,6 +59,56 @@ def test_a_file_that_is_no_store_is_refused(open_store: OpenStore, tmp_path: Pat
         open_store()
 
 
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.95])
+def test_a_file_whose_end_is_missing_is_refused(open_store: OpenStore, tmp_path: Path, kept: float) -> None:
+    store = open_store()
+    for number in range(200):
+        store.write("put", b"%d" % number, value=b"x" * 10_000)
+    store.engine.close()
+    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    os.truncate(file, int(file.stat().st_size * kept))
+    with refused("damaged") as caught:
+        open_store()
+    assert "interrupted copy" in caught.value.message
+
+
+def test_a_file_that_lacks_only_pages_without_content_is_opened(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    store = open_store()
+    store.write("put", b"k", value=b"v")
+    store.engine.close()
+    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    with lmdb.open(str(file.parent), max_dbs=8) as environment:
+        with environment.begin(write=True) as txn:
+            for number in range(3000):
+                txn.put(b"%d" % number, b"x" * 1000)
+            for number in range(3000):
+                txn.delete(b"%d" % number)
+        expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    assert file.stat().st_size < expected
+    store = open_store()
+    found = store.get(b"k")
+    assert found is not None
+    assert found.value == b"v"
+
+
+def test_an_empty_file_is_not_taken_for_a_new_store(open_store: OpenStore, tmp_path: Path) -> None:
+    open_store().engine.close()
+    os.truncate(tmp_path / "data" / "lmdb" / "data.mdb", 0)
+    with refused("damaged") as caught:
+        open_store()
+    assert "is empty" in caught.value.message
+
+
+def test_a_file_in_place_of_the_store_s_folder_is_named(open_store: OpenStore, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "lmdb").write_text("")
+    with refused("damaged") as caught:
+        open_store()
+    assert "lmdb is a file" in caught.value.message
+
+
 def test_the_folder_is_for_its_owner_alone(open_store: OpenStore, tmp_path: Path) -> None:
     open_store()
     assert (tmp_path / "data").stat().st_mode & 0o077 == 0

@@ -49,6 +49,7 @@ from kvstore_daemon.engine import (
 )
 from kvstore_daemon.engine.envelope import Buffer
 from kvstore_daemon.engine.rows import NOWHERE, DamageError, LogPosition, LogRow, Place, Row
+from kvstore_daemon.engine.wholeness import refuse_no_store, refuse_part
 
 FORMAT = 1
 
@@ -81,10 +82,12 @@ class Mirror:
     """
 
     def __init__(self, folder: Path, *, map_size: int, sync: bool, clock: Clock) -> None:
+        refuse_no_store(folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.clock = clock
         try:
             self.env = _open_environment(folder, map_size, sync=sync)
+            refuse_part(folder, self.env)
             self.data, self.log_rows, self.expiry, self.graves, self.meta = self._open_tables(folder)
         except lmdb.Error as error:
             raise KvError(
