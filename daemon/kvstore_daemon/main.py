@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 FRAME_FACTOR = 4
 """A frame this many times over the limit ends its sender's connection; up to there it gets an error."""
 
+SPARE_DESCRIPTORS = 128
+"""What is needed beside one for each responder: the store, the sockets, and clients' connections."""
+
 SWITCH_SECONDS = 0.0005
 """How long the engine's writer may hold the interpreter while the loop has a request to answer."""
 
@@ -55,7 +58,7 @@ def run(settings: DaemonSettings) -> int:
 
 def _serve(settings: DaemonSettings, stack: ExitStack) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
-    _allow_many_descriptors()
+    _allow_many_descriptors(settings.responders)
     loop = stack.enter_context(closing(Loop()))
     signals = stack.enter_context(Signals((signal.SIGTERM, signal.SIGINT)))
     loop.watch(signals.fileno(), signals.drain)
@@ -95,11 +98,21 @@ def _context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
         context.term()
 
 
-def _allow_many_descriptors() -> None:
+def _allow_many_descriptors(responders: int) -> None:
     """Raise the soft limit to the hard one: libzmq ends the process when it runs out of descriptors,
-    and the usual soft limit of 1,024 leaves little beside the pool."""
+    and the usual soft limit of 1,024 leaves little beside the pool.
+
+    Raises ``unavailable`` if the hard one does not even suffice for the pool and a few clients.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    needed = responders + SPARE_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise KvError(
+            "unavailable",
+            f"{responders} responders need {needed} file descriptors and the process may open {hard}: "
+            "raise the limit (ulimit -n, LimitNOFILE), or lower --responders",
+        )
 
 
 def _settle_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import subprocess
@@ -92,6 +93,29 @@ def test_ipc_endpoints_work(
     subscriber = subscribe(daemon)
     connect(daemon).ask(put("k", b"v"))
     assert subscriber.change()[::2] == (b"k", b"v")
+
+
+def test_too_few_file_descriptors_are_said_at_the_start(tmp_path: Path) -> None:
+    def start(*more: str) -> subprocess.CompletedProcess[str]:
+        endpoints = ["--requests", f"ipc://{tmp_path}/requests", "--changes", "tcp://127.0.0.1:0"]
+        command = kvstore_command("daemon", "--data", str(tmp_path / "data"), *endpoints, *more)
+        limited = ["prlimit", "--nofile=200:200", *command]
+        return subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
+
+    line = one_line(start())
+    for word in ("640", "200", "ulimit -n", "--responders"):
+        assert word in line
+
+
+def test_fewer_responders_get_along_with_few_file_descriptors(
+    tmp_path: Path, connect: Callable[..., Peer]
+) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    daemon = Daemon(tmp_path, {"responders": 32}).start()
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (32 + 128, hard))
+    peers = [connect(daemon) for _ in range(32)]
+    assert all(peer.ask({"op": "status"}) for peer in peers)
+    daemon.stop()
 
 
 @pytest.mark.parametrize("option", ["requests", "changes"])
