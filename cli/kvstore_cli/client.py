@@ -11,6 +11,8 @@ from kvstore_cli.flags import KindType, given_flags
 from kvstore_cli.options import DURATION
 from kvstore_cli.service import Service
 
+# as in kvstore_client.operations, which takes too long to import
+_LONGEST_TTL_MS = 100 * 366 * 86_400_000
 TIME = KindType(DURATION)
 
 
@@ -33,7 +35,9 @@ def service_of(configuration: Configuration, at_most_ms: int | None = None) -> S
 
 
 def seconds(ms: int) -> str:
-    """A duration in the way the service's parameters take it."""
+    """A TTL in the way the service's parameters take it; a usage error for one that it would refuse."""
+    if ms > _LONGEST_TTL_MS:
+        raise click.UsageError("a TTL is at most 100 years; without one a key stays for ever")
     return f"{ms // 1000}s" if ms % 1000 == 0 else f"{ms}ms"
 
 

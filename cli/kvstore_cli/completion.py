@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _MOST = 50
 _PATIENCE_MS = 1000
@@ -21,5 +26,21 @@ def complete_key(context: click.Context, _parameter: click.Parameter, incomplete
             items = service.request("GET", "/v1/kv", query).json()["items"]
     except Exception:
         return []
-    # a shell could not type the others, or would take them apart
-    return [item["key"] for item in items if item["key"].isprintable() and " " not in item["key"]]
+    # a shell could not type the others, or the command would take them for options
+    return [item["key"] for item in items if item["key"].isprintable() and item["key"][0] != "-"]
+
+
+def complete_file(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem[Any]]:
+    """A file, which is the shell's to find."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_value(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem[Any]]:
+    """The file of an ``@FILE``; nothing for other values."""
+    return complete_file(context, parameter, incomplete[1:]) if incomplete.startswith("@") else []

@@ -123,6 +123,13 @@ def _environment(line: dict[str, Any]) -> dict[bytes, bytes]:
     return {**os.environb, **variables}
 
 
+def is_position(text: str) -> bool:
+    """Whether ``text`` has the form of a cursor, or of a revision."""
+    import re
+
+    return re.fullmatch(r"[0-9]{1,19}(?:-[0-9a-f]+)?", text) is not None
+
+
 class CursorFile:
     """A position that outlives the process. It is replaced whole, never half written."""
 
@@ -131,7 +138,8 @@ class CursorFile:
         self._scratch = self._path.with_name(self._path.name + ".new")
 
     def read(self) -> str | None:
-        """The position that was kept, None if none was; a usage error if the file cannot be read."""
+        """The position that was kept, None if none was; a usage error if the file cannot be used."""
+        self._refuse_missing_folder()
         try:
             cursor = self._path.read_text(encoding="ascii").strip()
         except FileNotFoundError:
@@ -140,7 +148,17 @@ class CursorFile:
             raise click.UsageError(f"cannot read the cursor in {self._path}: {error}") from error
         if not cursor:
             raise click.UsageError(f"{self._path} is empty and should hold a cursor; remove it to start anew")
+        if not is_position(cursor):
+            raise click.UsageError(f"{self._path} holds no cursor; remove it to start anew")
         return cursor
+
+    def _refuse_missing_folder(self) -> None:
+        # what could not be kept later is better told before the first event
+        folder = self._path.parent
+        if not folder.is_dir():
+            raise click.UsageError(f"cannot keep the cursor in {self._path}: there is no folder {folder}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise click.UsageError(f"cannot keep the cursor in {self._path}: {folder} is not writable")
 
     def write(self, cursor: str) -> None:
         """Keep ``cursor``. A machine that crashes may keep an older one, and events come again."""

@@ -43,6 +43,66 @@ class KindType(click.ParamType[Any]):
         return [CompletionItem(word) for word in self._kind.words if word.startswith(incomplete)]
 
 
+class TextType(click.ParamType[str]):
+    """Text that can be sent: UTF-8, and for a key not empty."""
+
+    name = "text"
+
+    def __init__(self, *, may_be_empty: bool) -> None:
+        self._may_be_empty = may_be_empty
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is."""
+        text = str(value)
+        if not text and not self._may_be_empty:
+            self.fail("the key is empty; a key has 1 to 511 bytes of UTF-8", param, ctx)
+        if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+            from kvstore_cli.output import readable
+
+            self.fail(f"'{readable(text)}' is not UTF-8 text, and has to be", param, ctx)
+        return text
+
+
+KEY = TextType(may_be_empty=False)
+TEXT = TextType(may_be_empty=True)
+
+
+class WholeNumber(click.ParamType[int]):
+    """A whole number from ``low`` to ``high``, for a person in plain words."""
+
+    name = "number"
+
+    def __init__(self, low: int, high: int = 2**63 - 1) -> None:
+        self._low, self._high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        if not self._low <= number <= self._high:
+            self.fail(f"{number} is not from {self._low} to {self._high}", param, ctx)
+        return number
+
+
+class Command(click.Command):
+    """A command that refuses an option given twice where one is taken: click would go by the last."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments that are left over; a usage error for what cannot be parsed."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            for parameter in order:
+                if _takes_one(parameter) and order.count(parameter) > 1:
+                    raise click.UsageError(f"{parameter.opts[0]} is given more than once", ctx)
+        return super().parse_args(ctx, args)
+
+
+def _takes_one(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag)
+
+
 def with_options(*parts: str) -> Callable[[_Function], _Function]:
     """Give a command the flags of ``parts``, and pass those that were set as ``flags``, by option name."""
     rows = [*options_of(*parts), CONFIG]

@@ -93,13 +93,15 @@ def follow(
     *,
     stall_ms: int,
     deadline: float | None = None,
+    output: int | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> Generator[Step, None, None]:
     """The steps of the stream that ``wanted`` asks for, from ``position`` on, without end.
 
     Raises what the first connection fails with; later ones are opened again until they succeed, or
     until the service refuses them for a reason that time does not cure. ``notice`` is told when the
-    stream breaks and when it is back. ``timed_out`` is raised at ``deadline`` (of the monotonic clock).
+    stream breaks and when it is back. ``timed_out`` is raised at ``deadline`` (of the monotonic clock),
+    BrokenPipeError when nobody reads any more what is written to the file descriptor ``output``.
     """
 
     def opener(open_it: Callable[..., LineStream]) -> LineStream:
@@ -110,7 +112,7 @@ def follow(
     while True:
         try:
             with stream:
-                for line in stream.lines(deadline):
+                for line in stream.lines(deadline, output):
                     pauses.reset()
                     yield from position.feed(_parsed(line))
         except Trouble as trouble:

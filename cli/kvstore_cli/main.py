@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -90,6 +91,8 @@ def main() -> int:
     """Run the command line; returns the exit status."""
     from kvstore_cli.configuration import ConfigurationError
 
+    if COMPLETE_VARIABLE in os.environ:
+        import_module("kvstore_cli.bash")
     try:
         return int(cli.main(prog_name="kvstore", standalone_mode=False, complete_var=COMPLETE_VARIABLE) or 0)
     except click.UsageError as error:
@@ -104,7 +107,7 @@ def main() -> int:
     except click.Abort:
         return EXIT_INTERRUPTED
     except OSError as error:
-        return _complain(f"{error.filename or 'the system'}: {error.strerror}", EXIT_ERROR)
+        return _complain(": ".join(filter(None, (error.filename, error.strerror))), EXIT_ERROR)
 
 
 def _complain(message: str, status: int) -> int:

@@ -6,23 +6,50 @@ out of a key or value: it would be obeyed.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+import click
 
 _COLOURS = {"put": "32", "delete": "31", "expire": "33", "bold": "1", "dim": "2"}
 
 
 def on_terminal() -> bool:
     """Whether a person reads stdout."""
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def descriptor() -> int | None:
+    """The file descriptor of stdout, None if it is closed."""
+    return None if sys.stdout is None else sys.stdout.fileno()
+
+
+class OutputFailed(click.ClickException):
+    """Standard output takes nothing: it is closed, or what is behind it is full."""
 
 
 def write(data: bytes) -> None:
-    """Put ``data`` on stdout, at once."""
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    """Put ``data`` on stdout, at once. Raises OutputFailed, and BrokenPipeError if its reader is gone."""
+    if sys.stdout is None:
+        raise OutputFailed("standard output is closed")
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        _drop_output()
+        raise OutputFailed(f"writing to standard output failed: {error.strerror}") from error
+
+
+def _drop_output() -> None:
+    # Python would try once more to write what is buffered when it exits, and complain in its own words
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def write_line(text: str) -> None:
@@ -38,7 +65,9 @@ def write_json(value: Any) -> None:
 
 
 def talk(message: str) -> None:
-    """Say something to the person on stderr."""
+    """Say something to the person on stderr, if it is open."""
+    if sys.stderr is None:
+        return
     sys.stderr.write(f"kvstore: {visible(message)}\n")
     sys.stderr.flush()
 
@@ -55,6 +84,34 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def readable(argument: str) -> str:
+    """An argument for a message: bytes of it that are not UTF-8 are shown as ``\\xff``."""
+    return visible(os.fsencode(argument).decode(errors="backslashreplace"))
+
+
+def write_value(value: bytes, content_type: str, *, raw: bool) -> None:
+    """Put one value on stdout, with a newline behind it unless it ends with one or is ``raw``.
+
+    On a terminal, control characters other than newline and tab are written as escapes, and a value
+    that is no text is described; ``raw`` is for those who want it all the same.
+    """
+    if raw:
+        write(value)
+        return
+    if on_terminal():
+        value = _for_the_eye(value, content_type)
+    write(value if value.endswith(b"\n") else value + b"\n")
+
+
+def _for_the_eye(value: bytes, content_type: str) -> bytes:
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return f"({len(value)} bytes, {visible(content_type)}; --raw prints them)".encode()
+    lines = ("\t".join(map(visible, line.split("\t"))) for line in text.split("\n"))
+    return "\n".join(lines).encode()
 
 
 def shown(text: str) -> str:

@@ -32,12 +32,14 @@ class Answer(NamedTuple):
 
 
 class Trouble(Exception):  # noqa: N818 - not an error yet: it becomes one when nobody tries again
-    """An attempt that failed and may be made again, after ``pause`` seconds if the service said so."""
+    """An attempt that failed and may be made again, after ``pause`` seconds if the service said so.
+    ``refused``: nobody listens there now, as while the service restarts."""
 
-    def __init__(self, error: KvError, pause: float | None = None) -> None:
+    def __init__(self, error: KvError, pause: float | None = None, *, refused: bool = False) -> None:
         super().__init__(error.message)
         self.error = error
         self.pause = pause
+        self.refused = refused
 
 
 def successful(answer: Answer) -> Answer:

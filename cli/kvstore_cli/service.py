@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
+# The attempts together last three seconds then; a restart of the service takes two.
+_RESTART_PAUSE_SECONDS = 1.0
 
 Query = Sequence[tuple[str, str]]
 _Result = TypeVar("_Result")
@@ -108,7 +110,7 @@ class Service:
             try:
                 return attempt(max(0.001, deadline - monotonic()))
             except Trouble as trouble:
-                pause = pauses.next(trouble.pause)
+                pause = pauses.next(_RESTART_PAUSE_SECONDS if trouble.refused else trouble.pause)
                 if left == 0 or monotonic() + pause >= deadline:
                     raise trouble.error from trouble
                 sleep(pause)
@@ -156,7 +158,8 @@ class Service:
         except TimeoutError as error:
             raise Trouble(self._cannot_reach("it does not answer")) from error
         except OSError as error:
-            raise Trouble(self._cannot_reach(reason(error))) from error
+            refused = isinstance(error, ConnectionRefusedError)
+            raise Trouble(self._cannot_reach(reason(error)), refused=refused) from error
 
     def _cannot_reach(self, why: str) -> KvError:
         return KvError(

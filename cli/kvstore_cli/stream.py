@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import select
 from collections.abc import Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Self
@@ -32,20 +34,25 @@ class LineStream:
         self._stall_seconds = stall_seconds
         self._rest = b""
 
-    def lines(self, deadline: float | None = None) -> Iterator[bytes]:
+    def lines(self, deadline: float | None = None, output: int | None = None) -> Iterator[bytes]:
         """The lines, without their ends.
+
+        ``output`` is a file descriptor that they are on the way to: BrokenPipeError is raised as soon
+        as nobody reads there any more, and not only when the next line is written to it.
 
         Raises Trouble when the stream ends, breaks or is silent for too long, and ``timed_out`` when
         ``deadline`` (of the monotonic clock) has come. A line that was cut off is not given out.
         """
         while True:
-            *lines, self._rest = (self._rest + self._read(deadline)).split(b"\n")
+            *lines, self._rest = (self._rest + self._read(deadline, output)).split(b"\n")
             yield from lines
 
-    def _read(self, deadline: float | None) -> bytes:
+    def _read(self, deadline: float | None, output: int | None) -> bytes:
         patience = self._stall_seconds
         if deadline is not None:
             patience = min(patience, max(0.001, deadline - monotonic()))
+        if output is not None:
+            self._await_bytes(patience, output)
         self._socket.settimeout(patience)
         try:
             read = self._response.read1(_CHUNK_BYTES)
@@ -58,6 +65,26 @@ class LineStream:
         if not read:
             raise _broken("the service closed it")
         return read
+
+    def _await_bytes(self, patience: float, output: int) -> None:
+        """Return when there is something to read, or ``patience`` is over."""
+        if self._has_buffered():
+            return
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(output, 0)  # POLLERR and POLLHUP come unasked
+        if any(ready == output for ready, _ in poll.poll(patience * 1000)):
+            raise BrokenPipeError(errno.EPIPE, "the reader of standard output is gone")
+
+    def _has_buffered(self) -> bool:
+        # bytes that were read ahead, also by TLS, are not seen by poll
+        self._socket.settimeout(0)
+        try:
+            ahead = self._response.fp.peek(1)
+        except OSError:  # TLS has nothing yet; what is really broken shows when it is read
+            return False
+        # the end of a chunk is left unread until the next one begins
+        return len(ahead) > (2 if getattr(self._response, "chunk_left", None) == 0 else 0)
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,7 +63,7 @@ def _keys() -> st.SearchStrategy[str]:
 def test_keys_and_values_round_trip(kvstore: Kvstore, key: str, value: bytes) -> None:
     kvstore.out("put", "--", key, "-", stdin=value)
     assert kvstore.out("get", "--raw", "--", key) == value
-    assert kvstore.out("get", "--", key) == value + b"\n"
+    assert kvstore.out("get", "--", key) == (value if value.endswith(b"\n") else value + b"\n")
     assert kvstore.out("wait", "--exists", "--raw", "--", key) == value
 
 
@@ -76,7 +75,7 @@ def test_a_value_of_the_largest_size_passes_and_one_more_byte_does_not(kvstore: 
     assert b"1048576" in refused.stderr
     beyond = kvstore("put", "large", "-", stdin=b"x" * 40_000_000)
     assert beyond.returncode == 1
-    assert b"17825792" in beyond.stderr
+    assert b"1048576" in beyond.stderr
 
 
 def test_a_value_can_come_from_a_file_an_argument_or_standard_input(kvstore: Kvstore) -> None:
@@ -271,18 +270,24 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["touch", "no/such", "--ttl", "1s"], 3, "key"),
         (["persist", "no/such"], 3, "key"),
         (["history", "no/such"], 3, "no "),
-        (["get", ""], 1, "the key is empty"),
+        (["get", ""], 2, "the key is empty"),
         (["get", "x" * 512], 1, "511"),
         (["get", "k", "--revision", "99999999"], 1, "revision"),
         (["put", "k", "v", "--content-type", "caf\u00e9"], 2, "content-type"),
         (["put", "k", "v", "--content-type", "a/b\r\nX: y"], 2, "content-type"),
-        (["subscribe", "--since", "yesterday"], 1, "is not a cursor"),
+        (["subscribe", "--since", "yesterday"], 2, "is not a cursor"),
         (["wait", "no/such", "--exists", "--timeout", "50ms"], 124, "within 50ms"),
         (["get"], 2, "KEY, --all, --prefix"),
         (["get", "a", "--all"], 2, "not several"),
         (["get", "--all", "--default", "x"], 2, "go with a KEY"),
         (["put", "k"], 2, "VALUE"),
         (["put", "k", "@no-such-file"], 2, "no-such-file"),
+        (["put", "k", "v", "--ttl", "9999999d"], 2, "100 years"),
+        (["incr", "k", "--by", str(2**63)], 2, "--by"),
+        (["get", "k", "--revision", "abc"], 2, "'abc' is not a whole number"),
+        (["get", "bad\udcff"], 2, "'bad\\xff' is not UTF-8"),
+        (["list", "--prefix", "bad\udcff"], 2, "'bad\\xff' is not UTF-8"),
+        (["subscribe", "--cursor", "nodir/x"], 2, "nodir/x: there is no folder"),
         (["put", "k", "v", "--ttl", "soon"], 2, "not a duration"),
         (["put", "k", "v", "--if-absent", "--if-revision", "3"], 2, "exclude"),
         (["delete", "--prefix", ""], 2, "everything"),
@@ -399,37 +404,6 @@ def test_a_pipe_gets_neither_colours_nor_heads(kvstore: Kvstore) -> None:
 
 
 # ── completion ───────────────────────────────────────────────────────────────────────────────────
-
-
-def complete_in_bash(kvstore: Kvstore, *words: str) -> list[str]:
-    """What bash offers for the last of ``words``."""
-    quoted = " ".join(f"'{word}'" for word in words)
-    script = f"""
-        source <(kvstore completion bash) || exit 1
-        COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}
-        _kvstore_completion kvstore 2>/dev/null
-        printf '%s\\n' "${{COMPREPLY[@]}}"
-    """
-    binaries = Path(kvstore_command()[0]).parent
-    environment = {**kvstore.environment, "PATH": f"{binaries}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, check=True)
-    assert done.stderr == b""
-    return done.stdout.decode().split()
-
-
-def test_bash_completes_commands_options_and_keys(kvstore: Kvstore) -> None:
-    kvstore.out("put", "complete/one", "")
-    kvstore.out("put", "complete/two", "")
-    kvstore.out("put", "complete/with space", "")
-    assert complete_in_bash(kvstore, "kvstore", "sub") == ["subscribe"]
-    assert set(complete_in_bash(kvstore, "kvstore", "wait", "--e")) == {"--exists", "--equals"}
-    assert complete_in_bash(kvstore, "kvstore", "get", "complete/") == ["complete/one", "complete/two"]
-    assert complete_in_bash(kvstore, "kvstore", "serve", "--sync", "i") == ["interval"]
-
-
-def test_completion_of_keys_is_silent_without_a_service(offline: Kvstore) -> None:
-    offline.environment["KVSTORE_URL"] = f"http://127.0.0.1:{free_port()}"
-    assert complete_in_bash(offline, "kvstore", "get", "a") == []
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

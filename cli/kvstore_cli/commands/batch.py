@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,19 +11,20 @@ import click
 
 from kvstore_cli import output
 from kvstore_cli.client import connected
-from kvstore_cli.commands.put import read_file
-from kvstore_cli.flags import with_options
+from kvstore_cli.completion import complete_file
+from kvstore_cli.flags import Command, with_options
 from kvstore_cli.problems import problem_error
 from kvstore_cli.service import Service
-from kvstore_client.errors import EXIT_DONE
+from kvstore_cli.sources import read_batch
+from kvstore_client.errors import EXIT_DONE, KvError
 
 # Independent ops gain nothing from larger requests, and the limits of a service are seldom smaller.
 _REQUEST_OPS = 1000
 _REQUEST_BYTES = 4 * 1024 * 1024
 
 
-@click.command()
-@click.argument("file")
+@click.command(cls=Command)
+@click.argument("file", shell_complete=complete_file)
 @click.option("--atomic", is_flag=True, help="All or nothing, in one revision; each key at most once.")
 @with_options("client")
 @click.pass_context
@@ -54,11 +55,11 @@ def command(context: click.Context, file: str, atomic: bool) -> int:
       jq -c '.[] | {op: "put", key: .id, value: .name}' users.json | kvstore batch -
       echo '[{"op": "incr", "key": "a"}, {"op": "delete", "key": "b"}]' | kvstore batch - --atomic
     """
-    ops, says_atomic = parse(sys.stdin.buffer.read() if file == "-" else read_file(file))
+    ops, says_atomic = parse(read_batch(file))
     with connected(context) as service:
         if atomic or says_atomic:
-            return _print_results(_send(service, _encoded({"atomic": True, "ops": ops})))
-        results = (result for part in _parts(ops) for result in _send(service, part))
+            return _print_results(_send(service, [_encoded(op) for op in ops], atomic=True))
+        results = (result for before, part in _parts(ops) for result in _send(service, part, before))
         return _print_results(results)
 
 
@@ -72,6 +73,9 @@ def parse(text: bytes) -> tuple[list[Any], bool]:
             _parse_line(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()
         ], False
     if isinstance(document, dict) and "ops" in document:
+        unknown = document.keys() - {"ops", "atomic"}
+        if unknown:
+            raise click.UsageError(f"unknown members: {', '.join(sorted(unknown))}; known: ops, atomic")
         return document["ops"], document.get("atomic") is True
     return (document, False) if isinstance(document, list) else ([document], False)
 
@@ -83,34 +87,55 @@ def _parse_line(number: int, line: bytes) -> Any:
         raise click.UsageError(f"line {number} is not JSON: {error}") from error
 
 
-def _parts(ops: list[Any]) -> Iterator[bytes]:
-    """Requests of a bounded size that hold ``ops`` in order."""
+def _parts(ops: list[Any]) -> Iterator[tuple[int, list[bytes]]]:
+    """Requests of a bounded size that hold ``ops`` in order, and how many ops stand before each."""
     part: list[bytes] = []
-    size = 0
+    before = size = 0
     for encoded in map(_encoded, ops):
         if part and (len(part) == _REQUEST_OPS or size + len(encoded) > _REQUEST_BYTES):
-            yield _joined(part)
-            part, size = [], 0
+            yield before, part
+            before, part, size = before + len(part), [], 0
         part.append(encoded)
         size += len(encoded)
     if part:
-        yield _joined(part)
-
-
-def _joined(ops: list[bytes]) -> bytes:
-    return b'{"ops":[' + b",".join(ops) + b"]}"
+        yield before, part
 
 
 def _encoded(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _send(service: Service, body: bytes) -> list[dict[str, Any]]:
+def _send(
+    service: Service, ops: list[bytes], before: int = 0, *, atomic: bool = False
+) -> list[dict[str, Any]]:
+    body = b'{"atomic":%s,"ops":[%s]}' % (b"true" if atomic else b"false", b",".join(ops))
     headers = {"Content-Type": "application/json"}
-    results: list[dict[str, Any]] = service.request("POST", "/v1/batch", body=body, headers=headers).json()[
-        "results"
-    ]
+    try:
+        answer = service.request("POST", "/v1/batch", body=body, headers=headers).json()
+    except KvError as error:
+        raise _naming_op(error, ops, before) from error
+    results: list[dict[str, Any]] = answer["results"]
     return results
+
+
+def _naming_op(error: KvError, ops: list[bytes], before: int) -> KvError:
+    """The error with the op that it is about, as the reader of the whole batch counts and knows it."""
+    index = error.details.get("op")
+    if not isinstance(index, int) or not 0 <= index < len(ops):
+        return error
+    message = re.sub(rf"^ops\[{index}\](: )?", "", error.message)
+    at = f"ops[{before + index}]"
+    if message.startswith("."):
+        return KvError(error.code, at + message, **error.details)
+    return KvError(error.code, f"{at}{_name_of(json.loads(ops[index]))}: {message.strip()}", **error.details)
+
+
+def _name_of(op: Any) -> str:
+    """What an op does, and to what."""
+    if not isinstance(op, dict):
+        return ""
+    words = [str(op.get("op")), *(repr(op[name]) for name in ("key", "prefix") if name in op)]
+    return f" ({' '.join(words)})"
 
 
 def _print_results(results: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from kvstore_cli import output
+from kvstore_cli.flags import Command
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("shell", type=click.Choice(SHELLS))
 def command(shell: str) -> None:
     """Print the script that completes kvstore's commands, options and keys in SHELL.
@@ -22,6 +23,7 @@ def command(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
+    import kvstore_cli.bash  # noqa: F401 - registers itself
     from kvstore_cli.main import COMPLETE_VARIABLE, cli
 
     completion = get_completion_class(shell)

@@ -8,7 +8,7 @@ import click
 
 from kvstore_cli import output
 from kvstore_cli.configuration import Configuration, Setting, resolve
-from kvstore_cli.flags import given_flags, with_options
+from kvstore_cli.flags import Command, given_flags, with_options
 from kvstore_cli.settings import daemon_settings, http_settings
 
 PARTS = ("daemon", "http", "client", "stream")
@@ -25,7 +25,7 @@ def command() -> None:
     """
 
 
-@command.command()
+@command.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @with_options(*PARTS)
 @click.pass_context
@@ -46,7 +46,7 @@ def show(context: click.Context, as_json: bool) -> None:
         output.write_table(("OPTION", "VALUE", "FROM"), rows)
 
 
-@command.command()
+@command.command(cls=Command)
 @with_options(*PARTS)
 @click.pass_context
 def check(context: click.Context) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from kvstore_cli.configuration import resolve
-from kvstore_cli.flags import given_flags, with_options
+from kvstore_cli.flags import Command, given_flags, with_options
 from kvstore_cli.settings import daemon_settings
 
 
-@click.command()
+@click.command(cls=Command)
 @with_options("daemon")
 @click.pass_context
 def command(context: click.Context) -> int:

@@ -8,15 +8,21 @@ from kvstore_cli import output
 from kvstore_cli.client import connected, exactly_one
 from kvstore_cli.commands.put import condition, print_revision
 from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import with_options
+from kvstore_cli.flags import KEY, TEXT, Command, WholeNumber, with_options
 from kvstore_cli.service import Service, key_path
 
 
-@click.command()
-@click.argument("key", required=False, shell_complete=complete_key)
-@click.option("--prefix", metavar="P", help="Every key that begins with P; P may not be empty.")
+@click.command(cls=Command)
+@click.argument("key", type=KEY, required=False, shell_complete=complete_key)
 @click.option(
-    "--if-revision", type=click.IntRange(min=1), metavar="REV", help="Only if the key still has revision REV."
+    "--prefix",
+    type=TEXT,
+    metavar="P",
+    shell_complete=complete_key,
+    help="Every key that begins with P; P may not be empty.",
+)
+@click.option(
+    "--if-revision", type=WholeNumber(1), metavar="REV", help="Only if the key still has revision REV."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @with_options("client")

@@ -7,19 +7,25 @@ import click
 from kvstore_cli import output
 from kvstore_cli.client import connected, exactly_one
 from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import with_options
+from kvstore_cli.flags import KEY, TEXT, Command, WholeNumber, with_options
 from kvstore_cli.service import Query, Service, key_path
 from kvstore_client.errors import KvError
 
 
-@click.command()
-@click.argument("key", required=False, shell_complete=complete_key)
+@click.command(cls=Command)
+@click.argument("key", type=KEY, required=False, shell_complete=complete_key)
 @click.option("--all", "everything", is_flag=True, help="All keys with their values.")
-@click.option("--prefix", metavar="P", help="All keys that begin with P, with their values.")
+@click.option(
+    "--prefix",
+    type=TEXT,
+    metavar="P",
+    shell_complete=complete_key,
+    help="All keys that begin with P, with their values.",
+)
 @click.option("--raw", is_flag=True, help="The value's bytes and nothing else, no newline.")
 @click.option("--json", "as_json", is_flag=True, help="The record as JSON, one object a line.")
 @click.option("--default", metavar="VALUE", help="Print VALUE, and succeed, if there is no such key.")
-@click.option("--revision", type=click.IntRange(min=1), metavar="REV", help="The value as it was at REV.")
+@click.option("--revision", type=WholeNumber(1), metavar="REV", help="The value as it was at REV.")
 @with_options("client")
 @click.pass_context
 def command(
@@ -34,8 +40,9 @@ def command(
 ) -> None:
     """Print the value of KEY, or keys and values with --all or --prefix.
 
-    The value comes out as it went in, with a newline behind it for the eye; --raw leaves the
-    newline out. Several keys come as KEY, a tab, VALUE, one a line; on a terminal as a table.
+    The value comes out as it went in, with a newline behind it unless it ends with one. A terminal
+    gets control characters as escapes and a description of what is no text. --raw gives the bytes
+    alone. Several keys come as KEY, a tab, VALUE, one a line; on a terminal as a table.
 
     Exit status: 0, or 3 if there is no such key.
 
@@ -65,12 +72,13 @@ def _print_one(
         if as_json:
             output.write_json(service.request("GET", path, [*query, ("format", "json")]).json())
             return
-        value = service.request("GET", path, query, headers={"Accept": "*/*"}).body
+        answer = service.request("GET", path, query, headers={"Accept": "*/*"})
+        value, content_type = answer.body, answer.headers.get("Content-Type", "")
     except KvError as error:
         if error.code != "not_found" or default is None:
             raise
-        value = default.encode(errors="surrogateescape")
-    output.write(value if raw else value + b"\n")
+        value, content_type = default.encode(errors="surrogateescape"), "from --default"
+    output.write_value(value, content_type, raw=raw)
 
 
 def _print_many(service: Service, prefix: str, *, raw: bool, as_json: bool) -> None:

@@ -9,13 +9,13 @@ import click
 from kvstore_cli import output
 from kvstore_cli.client import connected
 from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import with_options
+from kvstore_cli.flags import KEY, Command, WholeNumber, with_options
 from kvstore_cli.service import key_path
 
 
-@click.command()
-@click.argument("key", shell_complete=complete_key)
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N events.  [default: all]")
+@click.command(cls=Command)
+@click.argument("key", type=KEY, shell_complete=complete_key)
+@click.option("--limit", type=WholeNumber(1), metavar="N", help="At most N events.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the values.")
 @with_options("client")
 @click.pass_context

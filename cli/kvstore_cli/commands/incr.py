@@ -7,14 +7,19 @@ import click
 from kvstore_cli import output
 from kvstore_cli.client import connected
 from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import with_options
+from kvstore_cli.flags import KEY, Command, WholeNumber, with_options
 from kvstore_cli.service import key_path
 
 
-@click.command()
-@click.argument("key", shell_complete=complete_key)
+@click.command(cls=Command)
+@click.argument("key", type=KEY, shell_complete=complete_key)
 @click.option(
-    "--by", type=int, default=1, show_default=True, metavar="N", help="What to add; may be negative."
+    "--by",
+    type=WholeNumber(-(2**63)),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="What to add; may be negative.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print value, revision and version as JSON.")
 @with_options("client")

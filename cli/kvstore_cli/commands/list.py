@@ -8,15 +8,30 @@ import click
 
 from kvstore_cli import output
 from kvstore_cli.client import connected
-from kvstore_cli.flags import with_options
+from kvstore_cli.completion import complete_key
+from kvstore_cli.flags import TEXT, Command, WholeNumber, with_options
 from kvstore_cli.pages import items
 
 
-@click.command()
-@click.option("--prefix", metavar="P", help="Only keys that begin with P.")
-@click.option("--start", metavar="KEY", help="Only keys from KEY on, in byte order.")
-@click.option("--end", metavar="KEY", help="Only keys before KEY, in byte order.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N keys.  [default: all]")
+@click.command(cls=Command)
+@click.option(
+    "--prefix", type=TEXT, metavar="P", shell_complete=complete_key, help="Only keys that begin with P."
+)
+@click.option(
+    "--start",
+    type=TEXT,
+    metavar="KEY",
+    shell_complete=complete_key,
+    help="Only keys from KEY on, in byte order.",
+)
+@click.option(
+    "--end",
+    type=TEXT,
+    metavar="KEY",
+    shell_complete=complete_key,
+    help="Only keys before KEY, in byte order.",
+)
+@click.option("--limit", type=WholeNumber(1), metavar="N", help="At most N keys.  [default: all]")
 @click.option("--count", is_flag=True, help="Only print how many there are.")
 @click.option("--long", "-l", "long", is_flag=True, help="With revision, version, times and media type.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, without the value.")

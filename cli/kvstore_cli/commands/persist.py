@@ -7,12 +7,12 @@ import click
 from kvstore_cli.client import connected
 from kvstore_cli.commands.put import print_revision
 from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import with_options
+from kvstore_cli.flags import KEY, Command, with_options
 from kvstore_cli.service import key_path
 
 
-@click.command()
-@click.argument("key", shell_complete=complete_key)
+@click.command(cls=Command)
+@click.argument("key", type=KEY, shell_complete=complete_key)
 @click.option("--json", "as_json", is_flag=True, help="Print revision and version as JSON.")
 @with_options("client")
 @click.pass_context

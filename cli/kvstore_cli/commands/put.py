@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
 from kvstore_cli import output
 from kvstore_cli.client import TIME, connected, seconds
-from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import with_options
-from kvstore_cli.service import key_path
+from kvstore_cli.completion import complete_key, complete_value
+from kvstore_cli.flags import KEY, Command, WholeNumber, with_options
+from kvstore_cli.service import Service, key_path
 
 
-@click.command()
-@click.argument("key", shell_complete=complete_key)
-@click.argument("value")
+@click.command(cls=Command)
+@click.argument("key", type=KEY, shell_complete=complete_key)
+@click.argument("value", shell_complete=complete_value)
 @click.option(
     "--ttl", type=TIME, metavar="TIME", help="The key is gone after TIME: 30, 30s, 5m, 2h, 7d, 500ms."
 )
 @click.option("--if-absent", is_flag=True, help="Only if there is no such key yet.")
 @click.option(
     "--if-revision",
-    type=click.IntRange(min=0),
+    type=WholeNumber(0),
     metavar="REV",
     help="Only if the key still has revision REV; 0: only if there is no such key.",
 )
@@ -68,11 +67,11 @@ def command(
         raise click.UsageError("--if-absent and --if-revision exclude each other")
     if content_type is not None and not (content_type.isascii() and content_type.isprintable()):
         raise click.UsageError("--content-type takes printable ASCII, such as text/html; charset=utf-8")
-    body = os.fsencode(value) if literal else _read_value(value)
-    headers = {"Content-Type": content_type or _guess_type(body)}
-    headers |= condition(0 if if_absent else if_revision)
     query = [] if ttl is None else [("ttl", seconds(ttl))]
     with connected(context) as service:
+        body = os.fsencode(value) if literal else _read_value(value, service)
+        headers = {"Content-Type": content_type or _guess_type(body)}
+        headers |= condition(0 if if_absent else if_revision)
         made = service.request("PUT", key_path("kv", key), query, body=body, headers=headers).json()
     print_revision(made, as_json=as_json)
 
@@ -86,30 +85,31 @@ def condition(if_revision: int | None) -> dict[str, str]:
 
 def print_revision(made: dict[str, object], *, as_json: bool) -> None:
     """What a write came to: JSON, a bare revision for a pipe, or words for a person."""
-    if as_json:
-        output.write_json(made)
-    elif output.on_terminal():
-        output.write_line(f"revision {made['revision']}")
-    else:
-        output.write_line(str(made["revision"]))
-
-
-def _read_value(value: str) -> bytes:
-    if value == "-":
-        return sys.stdin.buffer.read()
-    if not value.startswith("@"):
-        return os.fsencode(value)
-    return read_file(value[1:])
-
-
-def read_file(path: str) -> bytes:
-    """The file's bytes; a usage error where it cannot be read."""
-    from pathlib import Path
-
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
+        if as_json:
+            output.write_json(made)
+        elif output.on_terminal():
+            output.write_line(f"revision {made['revision']}")
+        else:
+            output.write_line(str(made["revision"]))
+    except output.OutputFailed as error:
+        message = f"revision {made['revision']} was made, but {error.message}"
+        raise output.OutputFailed(message) from error
+
+
+def _read_value(value: str, service: Service) -> bytes:
+    if value == "@":
+        raise click.UsageError("@ wants the name of a file behind it; --literal stores '@' itself")
+    if value != "-" and not value.startswith("@"):
+        return os.fsencode(value)
+    from kvstore_cli.sources import read_value
+
+    return read_value(value.removeprefix("@"), lambda: _value_limit(service))
+
+
+def _value_limit(service: Service) -> int:
+    limit: int = service.request("GET", "/v1/status").json()["limits"]["value_bytes"]
+    return limit
 
 
 def _guess_type(body: bytes) -> str:

@@ -10,12 +10,12 @@ from dataclasses import asdict
 import click
 
 from kvstore_cli.configuration import resolve
-from kvstore_cli.flags import given_flags, with_options
+from kvstore_cli.flags import Command, given_flags, with_options
 from kvstore_cli.options import OPTIONS
 from kvstore_cli.settings import daemon_settings, http_settings
 
 
-@click.command()
+@click.command(cls=Command)
 @with_options("daemon", "http")
 @click.pass_context
 def command(context: click.Context) -> int:

@@ -9,10 +9,10 @@ import click
 
 from kvstore_cli import output
 from kvstore_cli.client import connected
-from kvstore_cli.flags import with_options
+from kvstore_cli.flags import Command, with_options
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @with_options("client")
 @click.pass_context

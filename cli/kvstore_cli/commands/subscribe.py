@@ -10,16 +10,22 @@ import click
 from kvstore_cli import output
 from kvstore_cli.client import configured, service_of
 from kvstore_cli.completion import complete_key
-from kvstore_cli.delivery import CursorFile, Delivery, JsonLines, Lines, ShellCommand
-from kvstore_cli.flags import with_options
+from kvstore_cli.delivery import CursorFile, Delivery, JsonLines, Lines, ShellCommand, is_position
+from kvstore_cli.flags import KEY, TEXT, Command, WholeNumber, with_options
 from kvstore_cli.follow import EVENTS, RESET, SNAPSHOT, SYNC, Position, Step, follow
 from kvstore_cli.service import Query
 
 
-@click.command()
-@click.argument("keys", nargs=-1, metavar="[KEY]...", shell_complete=complete_key)
+@click.command(cls=Command)
+@click.argument("keys", type=KEY, nargs=-1, metavar="[KEY]...", shell_complete=complete_key)
 @click.option(
-    "--prefix", "prefixes", multiple=True, metavar="P", help="Keys that begin with P; may be repeated."
+    "--prefix",
+    "prefixes",
+    multiple=True,
+    type=TEXT,
+    metavar="P",
+    shell_complete=complete_key,
+    help="Keys that begin with P; may be repeated.",
 )
 @click.option(
     "--op",
@@ -30,7 +36,7 @@ from kvstore_cli.service import Query
 )
 @click.option("--since", metavar="C", help="Go on after the cursor, or the revision, C.")
 @click.option("--snapshot", is_flag=True, help="Begin with the present records.")
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
+@click.option("--count", type=WholeNumber(1), metavar="N", help="Stop after N events.")
 @click.option("--no-values", is_flag=True, help="Leave the values out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--exec", "shell_command", metavar="CMD", help="Run the shell command CMD for each event.")
@@ -83,6 +89,8 @@ def command(
     """
     if fail_fast and shell_command is None:
         raise click.UsageError("--fail-fast goes with --exec")
+    if since is not None and not is_position(since):
+        raise click.UsageError(f"--since {output.readable(since)} is not a cursor and not a revision")
     configuration = configured(context, "stream")
     delivery = _delivery(shell_command, fail_fast=fail_fast, as_json=as_json, with_sync=snapshot)
     kept = CursorFile(cursor_file) if cursor_file else None
@@ -93,6 +101,8 @@ def command(
             _wanted(keys, prefixes, ops, values=not no_values),
             Position(start, snapshot and start is None),
             stall_ms=configuration["stall-timeout"],
+            # a command of --exec need not write anything, and then nobody needs to read it
+            output=None if shell_command is not None else output.descriptor(),
             notice=output.talk,
         )
         with closing(steps):

@@ -13,7 +13,7 @@ import click
 from kvstore_cli import output
 from kvstore_cli.client import TIME, configured, exactly_one, service_of
 from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import with_options
+from kvstore_cli.flags import KEY, Command, WholeNumber, with_options
 from kvstore_cli.follow import EVENTS, RESET, SNAPSHOT, SYNC, Position, Step, follow
 from kvstore_cli.units import show_duration
 from kvstore_client.errors import KvError
@@ -21,15 +21,15 @@ from kvstore_client.errors import KvError
 Record = dict[str, Any] | None
 
 
-@click.command()
-@click.argument("key", shell_complete=complete_key)
+@click.command(cls=Command)
+@click.argument("key", type=KEY, shell_complete=complete_key)
 @click.option("--exists", is_flag=True, help="Until there is such a key.")
 @click.option("--gone", is_flag=True, help="Until there is no such key.")
 @click.option("--equals", metavar="V", help="Until the value is V.")
 @click.option("--changed", is_flag=True, help="Until anything happens to the key.")
 @click.option(
     "--since",
-    type=click.IntRange(min=0),
+    type=WholeNumber(0),
     metavar="REV",
     help="With --changed: the revision you know, 0 for a missing key.  [default: the present one]",
 )
@@ -148,5 +148,4 @@ def _print(record: dict[str, Any], *, raw: bool, as_json: bool) -> None:
     if as_json:
         output.write_json(record)
     else:
-        value = output.value_of(record)
-        output.write(value if raw else value + b"\n")
+        output.write_value(output.value_of(record), record["content_type"], raw=raw)

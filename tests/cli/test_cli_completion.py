@@ -1,0 +1,88 @@
+"""What bash offers for a line that is being typed, and what it would run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import free_port, kvstore_command
+
+Kvstore = Any
+BREAKS = " \t\n\"'@><=;|&(:"
+
+
+def completed(kvstore: Kvstore, line: str, breaks: str = BREAKS) -> list[str]:
+    """What bash would put in place of the last piece of ``line``."""
+    script = """
+        source <(kvstore completion bash) || exit 1
+        COMP_LINE=$1 COMP_POINT=${#1} COMP_WORDBREAKS=$2
+        _kvstore_completion kvstore
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    binaries = Path(kvstore_command()[0]).parent
+    environment = {**kvstore.environment, "PATH": f"{binaries}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", line, breaks],
+        env=environment,
+        cwd=kvstore.folder,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr == b""
+    return [word for word in done.stdout.decode().split("\n") if word]
+
+
+def test_bash_completes_commands_options_and_words(kvstore: Kvstore) -> None:
+    assert completed(kvstore, "kvstore sub") == ["subscribe"]
+    assert set(completed(kvstore, "kvstore wait --e")) == {"--exists", "--equals"}
+    assert completed(kvstore, "kvstore serve --sync i") == ["interval"]
+    assert completed(kvstore, "kvstore serve --sync=i") == ["interval"]
+
+
+def test_keys_are_completed_as_arguments_and_as_prefixes(kvstore: Kvstore) -> None:
+    for key in ("complete/one", "complete/two"):
+        kvstore.out("put", key, "")
+    for command in ("get", "get --prefix", "delete --prefix", "list --prefix", "subscribe --prefix"):
+        assert completed(kvstore, f"kvstore {command} complete/") == ["complete/one", "complete/two"]
+
+
+def test_a_key_with_colons_is_completed_from_the_last_one_where_bash_splits_there(kvstore: Kvstore) -> None:
+    kvstore.out("put", "colon:é:alice", "")
+    assert completed(kvstore, "kvstore get colon:é:al") == ["alice"]
+    assert completed(kvstore, "kvstore get colon:é:") == ["alice"]
+    assert completed(kvstore, "kvstore list --prefix=colon:") == ["é:alice"]
+    assert completed(kvstore, "kvstore get colon:é:al", " \t\n") == ["colon:é:alice"]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    ["x;touch owned", "$HOME", "`touch owned`", "$(touch owned)", "a b", "*", "!!", "'", '"', "\\", "~", "&"],
+)
+def test_a_hostile_key_is_completed_to_one_word_that_is_the_key(kvstore: Kvstore, tail: str) -> None:
+    key = f"hostile/{tail}"
+    kvstore.out("put", "--", key, "")
+    (word,) = completed(kvstore, "kvstore get hostile/")
+    echoed = subprocess.run(
+        ["bash", "-c", f"printf '<%s>' {word}"], capture_output=True, check=True, cwd=kvstore.folder
+    )
+    assert echoed.stdout.decode() == f"<{key}>"
+    assert completed(kvstore, 'kvstore get "hostile/') == []
+    assert not (kvstore.folder / "owned").exists()
+    kvstore.out("delete", "--", key)
+
+
+def test_files_are_completed_where_files_are_read(kvstore: Kvstore) -> None:
+    (kvstore.folder / "changes.ndjson").touch()
+    assert completed(kvstore, "kvstore batch cha") == ["changes.ndjson"]
+    assert completed(kvstore, "kvstore put k @cha") == ["changes.ndjson"]
+    assert completed(kvstore, "kvstore put k @cha", " \t\n") == ["@changes.ndjson"]
+    assert completed(kvstore, "kvstore put k cha") == []
+
+
+def test_completion_of_keys_is_silent_without_a_service(offline: Kvstore) -> None:
+    offline.environment["KVSTORE_URL"] = f"http://127.0.0.1:{free_port()}"
+    assert completed(offline, "kvstore get a") == []
