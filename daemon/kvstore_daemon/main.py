@@ -7,6 +7,7 @@ import logging
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
@@ -39,9 +40,11 @@ def run(settings: DaemonSettings) -> int:
     Call it from the main thread. 0 after a clean stop; 1, with one line on stderr, where the daemon
     could not start or the engine failed.
     """
+    logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
         stream=sys.stderr,
     )
     try:
@@ -73,6 +76,8 @@ def _serve(settings: DaemonSettings, stack: ExitStack) -> None:
     server = Server(loop, settings, engine, publisher, responders)
     server.start()
     broker.start()
+    if settings.sync != "always":
+        log.warning("--sync %s: a crash of the machine may lose writes that were acknowledged", settings.sync)
     _settle_memory()
     _say(f"ready, requests {broker.endpoint}, changes {publisher.endpoint}, data {settings.data}")
     _serve_until_signalled(server, broker, signals)

@@ -17,6 +17,7 @@ calls fail at once, and a probe looks for it.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ TICK_SECONDS = 0.05
 RETRY_SECONDS = 0.5
 PROBE_SECONDS = 0.5
 FOREVER = float("inf")
+
+log = logging.getLogger("kvstore.http")
 
 Result = dict[str, Any] | KvError
 
@@ -99,6 +102,7 @@ class DaemonLink:
     """
 
     def __init__(self, context: zmq.Context[Any], endpoint: str, timeout_ms: int) -> None:
+        self._endpoint = endpoint
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._timeout = timeout_ms / 1000
@@ -287,6 +291,7 @@ class DaemonLink:
             self.note_position(outcome.epoch, outcome.revision)
         if self.is_away:
             self.is_away = False
+            log.warning("the daemon at %s answers again", self._endpoint)
 
     def note_position(self, epoch: str, revision: int) -> None:
         """The store was heard to be at ``revision``; the feed says so too. While the daemon counts
@@ -314,6 +319,11 @@ class DaemonLink:
             return False
         if now - self._heard_at >= self._timeout:
             self.is_away = True
+            if now < FOREVER:  # and not because the link is being closed
+                log.warning(
+                    "the daemon at %s cannot be reached: does it run, and is that its --requests?",
+                    self._endpoint,
+                )
             self._next_probe = 0.0
             reads += self._reads.overdue(FOREVER)
             writes += self._writes.overdue(FOREVER)

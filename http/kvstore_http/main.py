@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from socket import socket
 
@@ -20,9 +21,11 @@ def run(settings: HttpSettings) -> int:
     worker runs in this very process, several in children that end when it ends. 0 after a clean
     stop; 1, with one line on stderr, where the address cannot be had or no worker could start.
     """
+    logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
         stream=sys.stderr,
     )
     try:

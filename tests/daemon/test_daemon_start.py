@@ -197,6 +197,13 @@ def test_sigterm_under_load_ends_the_daemon_with_status_0(
     assert status_after(ending_daemon, signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize(("sync", "warns"), [("always", False), ("interval", True), ("none", True)])
+def test_a_sync_that_may_lose_writes_is_said_at_the_start(
+    start_daemon: Callable[..., Daemon], sync: str, warns: bool
+) -> None:
+    assert (f"--sync {sync}: a crash of the machine may lose" in start_daemon(sync=sync).stderr) is warns
+
+
 def test_values_are_never_logged(start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]) -> None:
     daemon = start_daemon(log_level="debug")
     peer = connect(daemon)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -199,6 +200,22 @@ def test_ready_without_a_daemon_and_answering_503_at_once_until_it_comes(
     wait_until(lambda: get(facade.url, "/v1/kv/k")[0] == 404)
     assert put(facade.url, "k")[0] == 201
     open_stream(facade.url, "").close()
+
+
+def test_the_log_says_once_that_the_daemon_went_and_once_that_it_is_back(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    daemon.stop()
+    facade = start_facade(daemon, daemon_timeout="300ms")
+    for _ in range(5):
+        assert get(facade.url, "/readyz")[0] == 503
+    daemon.start()
+    wait_until(lambda: get(facade.url, "/readyz")[0] == 200)
+    went, back = [line for line in facade.stderr.splitlines() if "WARNING" in line]
+    assert f"the daemon at {daemon.requests} cannot be reached" in went
+    assert f"the daemon at {daemon.requests} answers again" in back
+    for line in (went, back):
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z WARNING ", line)
 
 
 def test_a_write_that_was_under_way_when_the_daemon_went_says_that_it_may_have_happened(
