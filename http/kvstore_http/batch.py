@@ -100,6 +100,10 @@ def _put(entry: dict[str, Any], index: int) -> tuple[dict[str, Any], bytes]:
 
 def _value(entry: dict[str, Any], index: int) -> bytes:
     text, encoded = entry.get("value"), entry.get("value_b64")
+    if "value" in entry and type(text) is not str:
+        raise KvError(
+            "bad_request", f"ops[{index}].value must be text, not {_kind(text)}; bytes go in value_b64"
+        )
     try:
         if type(text) is str and encoded is None:
             return text.encode()
@@ -108,6 +112,13 @@ def _value(entry: dict[str, Any], index: int) -> bytes:
     except (binascii.Error, ValueError) as error:
         raise KvError("bad_request", f"ops[{index}].value_b64 is not base64: {error}") from error
     raise KvError("bad_request", f"ops[{index}] needs one of value (text) and value_b64 (base64)")
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls ``value``."""
+    if value is None or type(value) is bool:
+        return {None: "null", True: "true", False: "false"}[value]
+    return {int: "a number", float: "a number", list: "an array", dict: "an object"}[type(value)]
 
 
 def _result(op: dict[str, Any], result: dict[str, Any] | KvError) -> dict[str, Any]:

@@ -208,3 +208,14 @@ def test_one_value_over_the_limit_names_its_operation(session: Session, key: str
     )
     assert problem["op"] == 1
     assert_problem(session.get(path_of(key)), "not_found")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(5, "a number"), (1.5, "a number"), (True, "true"), (None, "null"), ([], "an array"), ({}, "an object")],
+)
+def test_a_value_that_is_no_text_is_refused_with_what_it_is(
+    session: Session, key: str, value: object, kind: str
+) -> None:
+    problem = assert_problem(session.batch({"op": "put", "key": key, "value": value}), "bad_request")
+    assert f"value must be text, not {kind}" in problem["detail"]
