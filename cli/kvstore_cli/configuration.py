@@ -119,7 +119,9 @@ def _parse_file(path: str, text: bytes) -> dict[str, Any]:
         keys = tomllib.loads(text.decode())
     except ValueError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
-    for key in keys:
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            raise ConfigurationError(f"{path}: the file has no sections, and [{key}] is one")
         if key not in OPTIONS:
             raise ConfigurationError(f"{path}: {key} is not an option{_nearest(key, list(OPTIONS))}")
     return keys

@@ -35,7 +35,9 @@ def connect(
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in the system's own words."""
+    """What went wrong, in the system's own words where it has any."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
+    if isinstance(error, http_client.IncompleteRead):
+        return "it was cut off in the middle"
     return str(error) or type(error).__name__

@@ -40,6 +40,15 @@ SECTIONS = {
         "completion": "Print the completion script for a shell",
     },
 }
+# What people type who know other tools.
+_MEANT = {
+    "ls": "list",
+    "rm": "delete",
+    "set": "put",
+    "watch": "subscribe",
+    "help": "--help",
+    "version": "--version",
+}
 COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
 
 
@@ -57,6 +66,32 @@ class Commands(click.Group):
         command: click.Command = import_module(f"kvstore_cli.commands.{cmd_name}").command
         command.name, command.short_help = cmd_name, COMMANDS[cmd_name]
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The command and its arguments; a usage error for an option that stands in front of it."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from kvstore_cli.options import OPTIONS
+
+            name = error.option_name
+            if name.removeprefix("--") not in OPTIONS:
+                raise
+            raise click.UsageError(
+                f"{name} goes behind the command: kvstore COMMAND {name} ...", ctx
+            ) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; a usage error with the likeliest name for one that is not there."""
+        if args[0] in COMMANDS or args[0].startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        from difflib import get_close_matches
+
+        meant = _MEANT.get(args[0]) or next(iter(get_close_matches(args[0], COMMANDS, n=1)), None)
+        hint = f"; did you mean 'kvstore {meant}'?" if meant else ""
+        raise click.UsageError(f"there is no command '{args[0]}'{hint}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The commands with a summary of each, by section."""

@@ -11,6 +11,7 @@ from kvstore_http.settings import HttpSettings
 def daemon_settings(configuration: Configuration) -> DaemonSettings:
     """The daemon's settings; raises ConfigurationError if it would listen where it may not."""
     refuse_open_doors(configuration, "requests", "changes")
+    _refuse_same_address(configuration)
     _refuse_more("max-value-bytes", "max-batch-bytes", configuration)
     _refuse_more("max-atomic-bytes", "max-batch-bytes", configuration)
     _refuse_more("max-atomic-ops", "max-batch-ops", configuration)
@@ -21,6 +22,12 @@ def http_settings(configuration: Configuration) -> HttpSettings:
     """The facade's settings; raises ConfigurationError if it would listen where it may not."""
     refuse_open_doors(configuration, "http")
     return HttpSettings(**configuration.fields("http"))
+
+
+def _refuse_same_address(configuration: Configuration) -> None:
+    requests, changes = configuration["requests"], configuration["changes"]
+    if requests == changes and not requests.endswith(":0"):
+        raise ConfigurationError(f"--requests and --changes are both {requests}, and have to differ")
 
 
 def _refuse_more(part: str, whole: str, configuration: Configuration) -> None:

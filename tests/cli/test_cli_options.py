@@ -138,7 +138,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(variable: str, mea
 
 @pytest.mark.parametrize(
     ("text", "meant"),
-    [("max_value_bytes = 5", "max-value-bytes"), ("htpp = ':1'", "http"), ("[sync]\nx = 1", "")],
+    [("max_value_bytes = 5", "max-value-bytes"), ("htpp = ':1'", "http"), ("[sync]\nx = 1", "no sections")],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path, text: str, meant: str) -> None:
     with pytest.raises(ConfigurationError, match=meant or "sync"):

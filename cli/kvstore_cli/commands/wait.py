@@ -72,9 +72,17 @@ def command(
     if since is not None and not changed:
         raise click.UsageError("--since goes with --changed")
     is_fulfilled = _conditions(equals, since)[which]
-    record = _wait(context, key, is_fulfilled, timeout)
+    record = _wait(context, key, is_fulfilled, timeout, _SHORTFALLS[which].format(equals))
     if record is not None and not quiet:
         _print(record, raw=raw, as_json=as_json)
+
+
+_SHORTFALLS = {
+    "--exists": "did not come to exist",
+    "--gone": "still existed, and did not go,",
+    "--equals": "did not become {!r}",
+    "--changed": "did not change",
+}
 
 
 def _conditions(equals: str | None, since: int | None) -> dict[str, Callable[[Record], bool]]:
@@ -101,7 +109,11 @@ class _Changed:
 
 
 def _wait(
-    context: click.Context, key: str, is_fulfilled: Callable[[Record], bool], timeout: int | None
+    context: click.Context,
+    key: str,
+    is_fulfilled: Callable[[Record], bool],
+    timeout: int | None,
+    shortfall: str,
 ) -> Record:
     configuration = configured(context, "stream")
     deadline = None if timeout is None else monotonic() + timeout / 1000
@@ -119,7 +131,7 @@ def _wait(
                 return _first(steps, is_fulfilled)
             except KvError as error:
                 if error.code == "timed_out" and timeout is not None:
-                    message = f"{key!r} did not come to be as it should within {show_duration(timeout)}"
+                    message = f"{key!r} {shortfall} within {show_duration(timeout)}"
                     raise KvError("timed_out", message) from error
                 raise
 
