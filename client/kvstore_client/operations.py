@@ -74,7 +74,11 @@ def _is_media_type(value: Any) -> bool:
 
 
 def _is_bound(value: Any) -> bool:
-    return type(value) is str and "\0" not in value and len(value.encode(errors="surrogatepass")) <= MAX_KEY_BYTES
+    return (
+        type(value) is str
+        and "\0" not in value
+        and len(value.encode(errors="surrogatepass")) <= MAX_KEY_BYTES
+    )
 
 
 def _is_filters(value: Any) -> bool:
