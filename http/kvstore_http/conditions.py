@@ -163,7 +163,14 @@ def send_once(
         raise KvError("bad_request", f"Idempotency-Key must be 1 to {MAX_NUMBER} printable ASCII characters")
     # no number that a client can send holds a control character
     name = f"{number}\n{step}" if step else number
-    return link.request(ops, values, atomic=atomic, idempotency_key=name)
+    try:
+        return link.request(ops, values, atomic=atomic, idempotency_key=name)
+    except KvError as error:
+        if error.code != "sequence_reused":
+            raise
+        raise KvError(
+            error.code, "this Idempotency-Key was used for another request; a new request takes a new one"
+        ) from error
 
 
 def refuse_number(number: str | None, reason: str) -> None:

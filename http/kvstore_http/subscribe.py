@@ -128,5 +128,5 @@ def _pairs(raw_query: str) -> Iterable[tuple[str, str]]:
 def _media_type(req: falcon.Request) -> str:
     media_type = req.client_prefers((SSE, NDJSON))
     if media_type is None:
-        raise KvError("not_acceptable", f"the stream comes as {SSE} or as {NDJSON}", available=[SSE, NDJSON])
+        raise KvError("not_acceptable", f"the stream comes as {SSE} or as {NDJSON}", offered=[SSE, NDJSON])
     return media_type

@@ -77,6 +77,9 @@ def _print_one(
     except KvError as error:
         if error.code != "not_found" or default is None:
             raise
+        if as_json:
+            output.write_json({"key": key, "value": default})
+            return
         value, content_type = default.encode(errors="surrogateescape"), "from --default"
     output.write_value(value, content_type, raw=raw)
 
