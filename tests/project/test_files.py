@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from kvstore_cli.options import CONFIG, OPTIONS
+from support.programs import require_program
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -149,14 +149,13 @@ def test_every_target_of_the_makefile_is_in_its_help() -> None:
 
 @pytest.mark.parametrize("unit", ours("deploy/systemd/*.service"), ids=lambda unit: unit.name)
 def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not here")
+    analyze = require_program("systemd-analyze")
     # The program that they start is not installed where tests run; everything else is judged.
     text = unit.read_text()
     assert "ExecStart=/opt/kvstore/bin/kvstore " in text
     copy = tmp_path / unit.name
     copy.write_text(text.replace("/opt/kvstore/bin/kvstore", "/bin/true"))
-    done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
+    done = subprocess.run([analyze, "verify", copy], capture_output=True, text=True, check=False)
     complaints = [line for line in done.stderr.splitlines() if unit.name in line]
     assert not complaints
 
