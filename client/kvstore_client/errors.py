@@ -29,11 +29,6 @@ class ErrorRow(NamedTuple):
 EXIT_DONE = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
-EXIT_NOT_FOUND = 3
-EXIT_CONDITION_FAILED = 4
-EXIT_NOT_ALLOWED = 5
-EXIT_UNREACHABLE = 6
-EXIT_TIMED_OUT = 124
 
 ERRORS: dict[str, ErrorRow] = {
     row.code: row

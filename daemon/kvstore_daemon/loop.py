@@ -50,11 +50,6 @@ class Loop:
         self._callbacks[fd] = callback
         self._epoll.register(fd, select.EPOLLIN)
 
-    def unwatch(self, fd: int) -> None:
-        """Stop watching ``fd``."""
-        del self._callbacks[fd]
-        self._epoll.unregister(fd)
-
     def timer(self, callback: Callback) -> Timer:
         """A new timer, not set yet."""
         timer = Timer(callback)

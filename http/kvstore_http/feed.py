@@ -111,8 +111,9 @@ class Feed:
         if not received:
             return
         self._heard_at = self._loop.now()
-        if self._is_unheard:
-            # decoding an event costs more than all else that a put costs this worker
+        is_unheard = self._is_unheard
+        if is_unheard:
+            # to decode all of them took a fifth of the worker's time under puts, for nobody
             received = received[-1:]
         messages = [message for frames in received if (message := decode_change(frames)) is not None]
         if not messages:
@@ -120,7 +121,7 @@ class Feed:
         newest = messages[-1]
         revision = newest.revision if isinstance(newest, Heartbeat) else newest.event.revision
         self._link.note_position(newest.epoch, revision)
-        if self._is_unheard:
+        if is_unheard:
             self._live.skip_to(newest)
             return
         self._live.hear(messages)

@@ -5,8 +5,7 @@ the ops that the greenlets of one turn of the loop ask for are gathered, and a c
 the turn sends them together. Everything here runs in the hub's thread.
 
 - Of gathered gets one request is under way at a time, so that more gather behind it when there is
-  much to do (with two, the worker needs a fifth more CPU for each get). Other reads are not gathered
-  and do not wait for each other.
+  much to do. Other reads are not gathered and do not wait for each other.
 - Writes go through a few *lanes*. A lane is a client of the daemon's with a number for each request
   and one request at a time, so a repeat is applied once (protocol section 6).
 - A request without an answer is sent again, on a fresh socket and under its number.

@@ -147,6 +147,34 @@ def test_a_writer_may_follow_from_its_own_write_at_once(shared_service: Service,
             assert next(changes(events)).json["revision"] == second
 
 
+def test_a_reader_that_comes_and_goes_between_writes_sees_each_once(
+    shared_service: Service, prefix: str
+) -> None:
+    url = shared_service.url
+    last = f"{put(url, prefix)}-{epoch(url)}"
+    written: list[str] = []
+    read: list[str] = []
+    for visit in range(12):
+        # nobody listens now, so the worker does not look at what is written
+        for number in range(visit % 4):
+            written.append(f"{prefix}{visit}.{number}")
+            put(url, written[-1])
+        pair = [f"{prefix}{visit}.left", f"{prefix}{visit}.right"]
+        ops = [{"op": "put", "key": key, "value": ""} for key in pair]
+        body = json.dumps({"atomic": True, "ops": ops}).encode()
+        ask(url, "POST", "/v1/batch", body, content_type="application/json")
+        written += pair
+        with stream(url, f"prefix={prefix}&since={last}") as events:
+            written.append(f"{prefix}{visit}.live")
+            put(url, written[-1])
+            for event in changes(events):
+                read += keys([event])
+                last = event.id or last
+                if read[-1:] == written[-1:] and event.id:
+                    break
+    assert read == written
+
+
 def test_a_revision_that_the_store_never_gave_out_is_answered_with_a_reset(
     shared_service: Service, prefix: str
 ) -> None:
