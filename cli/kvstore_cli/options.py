@@ -314,11 +314,11 @@ OPTIONS: dict[str, Option] = {
             _DAEMON,
         ),
         Option(
-            "responders",
-            _count(1, 1024),
-            512,
-            "How many REP sockets answer requests: so many requests can share one commit, and the more there "
-            "are, the fewer reads wait behind a write that is being synced. Each takes a file descriptor.",
+            "max-pending-requests",
+            _count(1, 100_000),
+            4096,
+            "How many requests the daemon takes before it has answered the first of them; further ones wait "
+            "with their senders. So many writes can share one commit, and reads wait only behind more.",
             _DAEMON,
         ),
         Option(

@@ -55,11 +55,13 @@ class Limits(NamedTuple):
 class Request(NamedTuple):
     """A checked request. ``values[i]`` is the value of ``ops[i]``, None where it has none.
 
-    ``client`` and ``seq`` number the request so that it is applied once (section 6).
+    ``writes`` says whether any op can change the store; ``client`` and ``seq`` number a request that
+    does, so that it is applied once (section 6).
     """
 
     ops: list[dict[str, Any]]
     values: list[bytes | None]
+    writes: bool
     atomic: bool = False
     client: str | None = None
     seq: int = 0
@@ -145,7 +147,7 @@ def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:
         _check_atomic(ops, blob, limits)
     if client is not None and not writes:
         raise KvError("bad_request", "only a request that writes is numbered; leave out 'client' and 'seq'")
-    return Request(ops, values, atomic, client, seq)
+    return Request(ops, values, writes, atomic, client, seq)
 
 
 def _decode_header(frames: Sequence[bytes]) -> dict[str, Any]:

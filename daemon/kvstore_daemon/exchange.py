@@ -11,7 +11,7 @@ from kvstore_client.protocol import Request, encode_reply
 from kvstore_daemon.engine import Answer, Engine, Stored, no_such_key
 from kvstore_daemon.fields import Fields, record_fields
 from kvstore_daemon.reading import READS, Page
-from kvstore_daemon.sockets import Frames, Responder
+from kvstore_daemon.sockets import Frames, Received
 from kvstore_daemon.status import Status
 from kvstore_daemon.writing import WRITES
 
@@ -34,15 +34,29 @@ _TOO_LARGE: Fields = {
 
 
 class Exchange:
-    """A request that was received and not answered yet; used by the loop's thread only.
+    """A request that was received and not answered yet; used by the loop's thread only. It came with
+    ``size`` bytes.
 
     The writes come first: they are handed to the engine together, and their results put in by
     :meth:`accept`. Then the reads are answered by :meth:`read`, in slices, so that a request with ten
     thousand of them does not make everybody else wait. All of them see the request's own writes.
     """
 
-    def __init__(self, responder: Responder, request: Request) -> None:
-        self.responder = responder
+    __slots__ = (
+        "_names",
+        "_next",
+        "_request",
+        "_results",
+        "_revision",
+        "_room",
+        "_values",
+        "envelope",
+        "size",
+    )
+
+    def __init__(self, received: Received, size: int, request: Request) -> None:
+        self.envelope = received.envelope
+        self.size = size
         self._request = request
         self._names: list[str] = [op["op"] for op in request.ops]
         self._results: list[Any] = [None] * len(request.ops)
@@ -51,19 +65,18 @@ class Exchange:
         self._room = REPLY_BYTES
         self._revision: int | None = None
 
-    def has_writes(self) -> bool:
-        """Whether anything is to be committed before the reply."""
-        return not WRITES.keys().isdisjoint(self._names)
-
     def accept(self, answer: Answer) -> None:
         """Take the results of the writes; raises the error with which all of them were refused."""
-        writes = [index for index, name in enumerate(self._names) if name in WRITES]
+        names = self._names
+        writes = [index for index, name in enumerate(names) if name in WRITES]
         if answer.error is not None:
             raise _at_op(answer.error, writes)
+        if len(writes) == len(names):
+            self._results = [_result(result) for result in answer.results or ()]
+            self._next = len(names)
+            return
         for index, result in zip(writes, answer.results or (), strict=True):
             self._results[index] = _result(result)
-        if len(writes) == len(self._names):
-            self._next = len(writes)
 
     def read(self, engine: Engine, status: Status, deadline: float) -> bool:
         """Answer reads until all are answered (True) or ``time.monotonic()`` passes ``deadline``."""

@@ -1,7 +1,7 @@
 """The daemon's one loop: descriptors, timers and signals, on epoll.
 
-epoll and not ``zmq.Poller``: the daemon watches some hundred REP sockets, and a poller asks each of
-them on every turn, while epoll names the few that have something.
+epoll and not ``zmq.Poller``: a poller asks every socket on every turn, before and after it sleeps,
+while epoll names those that have something.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class Timer:
     def set(self, delay: float) -> None:
         """Fire ``delay`` seconds from now, instead of whenever it was due before."""
         self.at = time.monotonic() + delay
+
+    def is_due_within(self, seconds: float) -> bool:
+        """Whether it is set to fire at most ``seconds`` from now."""
+        return self.at is not None and self.at <= time.monotonic() + seconds
 
     def fire(self) -> None:
         """Clear the timer and run its callback."""

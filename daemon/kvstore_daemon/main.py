@@ -20,15 +20,12 @@ from kvstore_daemon.loop import Loop, Signals
 from kvstore_daemon.publisher import Publisher
 from kvstore_daemon.server import Server
 from kvstore_daemon.settings import DaemonSettings
-from kvstore_daemon.sockets import Broker, Responder
+from kvstore_daemon.sockets import RequestSocket
 
 log = logging.getLogger(__name__)
 
 FRAME_FACTOR = 4
 """A frame this many times over the limit ends its sender's connection; up to there it gets an error."""
-
-SPARE_DESCRIPTORS = 128
-"""What is needed beside one for each responder: the store, the sockets, and clients' connections."""
 
 SWITCH_SECONDS = 0.0005
 """How long the engine's writer may hold the interpreter while the loop has a request to answer."""
@@ -61,7 +58,7 @@ def run(settings: DaemonSettings) -> int:
 
 def _serve(settings: DaemonSettings, stack: ExitStack) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
-    _allow_many_descriptors(settings.responders)
+    _allow_many_descriptors()
     loop = stack.enter_context(closing(Loop()))
     signals = stack.enter_context(Signals((signal.SIGTERM, signal.SIGINT)))
     loop.watch(signals.fileno(), signals.drain)
@@ -69,27 +66,18 @@ def _serve(settings: DaemonSettings, stack: ExitStack) -> None:
     engine: Engine = stack.enter_context(closing(open_engine(settings)))
     publisher = Publisher(context, settings.changes, settings.subscriber_queue)
     stack.callback(publisher.close)
-    # made before the broker, so that they are closed after it has forwarded their last replies
-    responders = [stack.enter_context(closing(Responder(context))) for _ in range(settings.responders)]
-    broker = Broker(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes)
-    stack.callback(broker.stop)
-    server = Server(loop, settings, engine, publisher, responders)
+    requests = RequestSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes)
+    stack.callback(requests.close)
+    server = Server(loop, settings, engine, publisher, requests)
     server.start()
-    broker.start()
     if settings.sync != "always":
         log.warning("--sync %s: a crash of the machine may lose writes that were acknowledged", settings.sync)
     _settle_memory()
-    _say(f"ready, requests {broker.endpoint}, changes {publisher.endpoint}, data {settings.data}")
-    _serve_until_signalled(server, broker, signals)
-    server.stop()
-
-
-def _serve_until_signalled(server: Server, broker: Broker, signals: Signals) -> None:
+    _say(f"ready, requests {requests.endpoint}, changes {publisher.endpoint}, data {settings.data}")
     while signals.received is None:
         server.turn()
-        if not broker.is_alive():
-            raise KvError("internal", "requests are no longer forwarded; the log says why")
     log.info("stopping after %s", signals.received.name)
+    server.stop()
 
 
 @contextmanager
@@ -103,21 +91,11 @@ def _context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
         context.term()
 
 
-def _allow_many_descriptors(responders: int) -> None:
+def _allow_many_descriptors() -> None:
     """Raise the soft limit to the hard one: libzmq ends the process when it runs out of descriptors,
-    and the usual soft limit of 1,024 leaves little beside the pool.
-
-    Raises ``unavailable`` if the hard one does not even suffice for the pool and a few clients.
-    """
+    one for each client, and the usual soft limit is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    needed = responders + SPARE_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise KvError(
-            "unavailable",
-            f"{responders} responders need {needed} file descriptors and the process may open {hard}: "
-            "raise the limit (ulimit -n, LimitNOFILE), or lower --responders",
-        )
 
 
 def _settle_memory() -> None:

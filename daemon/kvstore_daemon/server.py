@@ -2,7 +2,7 @@
 
 Everything here runs in the loop's thread. One turn of the loop:
 
-1. receive a request from each REP socket that has one, answer it if it only reads;
+1. receive the requests that have come, answer those that only read;
 2. hand the writes that have gathered to the engine as one group;
 3. when the engine has committed: publish each change, then answer whose request it was.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from functools import partial
 
 from kvstore_client.errors import KvError
 from kvstore_client.protocol import decode_request, encode_error
@@ -23,7 +22,7 @@ from kvstore_daemon.expiry import Expiry
 from kvstore_daemon.loop import Loop, Timer
 from kvstore_daemon.publisher import Publisher
 from kvstore_daemon.settings import DaemonSettings
-from kvstore_daemon.sockets import Frames, Responder
+from kvstore_daemon.sockets import Frames, Received, RequestSocket
 from kvstore_daemon.status import Counters, Status, limits_of
 from kvstore_daemon.writing import write_request
 
@@ -33,14 +32,23 @@ SLICE_SECONDS = 0.002
 """How long one turn works on what can be done in parts, before it looks for new requests."""
 
 TICK_SECONDS = 1.0
-"""The interval of heartbeats and of trimming."""
+"""The longest interval of heartbeats and of trimming."""
+
+WELCOME_SECONDS = 0.01
+"""How soon after a subscription a heartbeat follows: at once would be one for each of a thousand."""
+
+RECEIVE_AT_ONCE = 64
+"""Requests received in one turn, before what was committed meanwhile is told."""
+
+PENDING_BYTES = 64 * 1024 * 1024
+"""Of the requests that wait for their answer; with more, the next ones wait with their senders."""
 
 STOP_SECONDS = 3.0
 """How long a stop may wait for the engine."""
 
 
 class Server:
-    """Serves the pool of responders from one engine."""
+    """Serves the request address from one engine."""
 
     def __init__(
         self,
@@ -48,20 +56,21 @@ class Server:
         settings: DaemonSettings,
         engine: Engine,
         publisher: Publisher,
-        responders: list[Responder],
+        requests: RequestSocket,
     ) -> None:
         self._loop = loop
         self._engine = engine
         self._publisher = publisher
-        self._responders = responders
+        self._requests = requests
+        self._max_pending = settings.max_pending_requests
+        self._pending = 0
+        self._pending_bytes = 0
         self._limits = limits_of(settings)
         self._counters = Counters()
         self._status = Status(settings, engine, self._counters)
         self._committer = GroupCommitter(engine, self._counters)
         self._expiry = Expiry(loop, engine, self._committer)
         self._tick: Timer = loop.timer(self._beat)
-        # a dict as an ordered set: a responder is noted by its descriptor and after its reply, often both
-        self._ready: dict[Responder, None] = {}
         self._reading: deque[Exchange] = deque()
         self._outbox: deque[Change | Answer] = deque()
         self._is_stopping = False
@@ -69,21 +78,20 @@ class Server:
         self._head = 0
 
     def start(self) -> None:
-        """Watch the engine and the pool, and begin to publish after what the log holds."""
+        """Watch the engine and the sockets, and begin to publish after what the log holds."""
         position = self._engine.position()
         self._epoch, self._head = position.epoch, position.head
         self._publisher.begin(position)
         self._loop.watch(self._engine.fileno(), self._collect)
-        for responder in self._responders:
-            self._loop.watch(responder.fileno(), partial(self._note_ready, responder))
-            self._note_ready(responder)
+        self._loop.watch(self._requests.fileno(), _nothing)
+        self._loop.watch(self._publisher.fileno(), self._welcome)
         self._expiry.start()
         self._tick.set(0)
 
     def turn(self) -> None:
         """One turn of the loop; sleeps until there is something to do."""
-        self._loop.turn(wait=not (self._ready or self._reading or self._outbox))
-        self._receive_ready()
+        self._loop.turn(wait=not (self._reading or self._outbox or self._can_receive()))
+        self._receive_some()
         self._tell()
         self._read_on()
         if len(self._outbox) < GROUP_OPS:
@@ -91,37 +99,42 @@ class Server:
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
-    def _note_ready(self, responder: Responder) -> None:
-        if responder.has_request():
-            self._ready[responder] = None
+    def _has_room(self) -> bool:
+        return self._pending < self._max_pending and self._pending_bytes < PENDING_BYTES
 
-    def _receive_ready(self) -> None:
-        """Receive one request from each responder that has one; a second one waits for the next turn."""
-        ready, self._ready = self._ready, {}
-        for responder in ready:
-            self._receive(responder)
+    def _can_receive(self) -> bool:
+        return self._has_room() and self._requests.has_request()
 
-    def _receive(self, responder: Responder) -> None:
-        frames = responder.receive()
-        if frames is None:
-            self._note_ready(responder)
-            return
+    def _receive_some(self) -> None:
+        for _ in range(RECEIVE_AT_ONCE):
+            if not self._has_room():
+                return
+            received = self._requests.receive()
+            if received is None:
+                return
+            self._receive(received)
+
+    def _receive(self, received: Received) -> None:
+        size = sum(map(len, received.frames))
+        self._pending += 1
+        self._pending_bytes += size
         counters = self._counters
         counters.requests += 1
-        counters.bytes_received += sum(map(len, frames))
+        counters.bytes_received += size
         try:
-            self._begin(responder, frames)
+            self._begin(received, size)
         except Exception as error:  # whatever it is, the client gets its one reply
-            self._refuse(responder, error)
+            self._refuse(received.envelope, size, error)
 
-    def _begin(self, responder: Responder, frames: Frames) -> None:
+    def _begin(self, received: Received, size: int) -> None:
         if self._is_stopping:
             raise KvError("unavailable", "the daemon is stopping; try again when it is back")
+        frames = received.frames
         self._check_size(frames)
         request = decode_request(frames, self._limits)
         self._counters.operations += len(request.ops)
-        exchange = Exchange(responder, request)
-        if exchange.has_writes():
+        exchange = Exchange(received, size, request)
+        if request.writes:
             self._committer.add(write_request(request, frames, exchange))
         else:
             self._read(exchange)
@@ -133,7 +146,7 @@ class Server:
 
     def _read(self, exchange: Exchange) -> None:
         if exchange.read(self._engine, self._status, time.monotonic() + SLICE_SECONDS):
-            self._reply(exchange.responder, exchange.reply(self._epoch, self._head))
+            self._reply(exchange.envelope, exchange.size, exchange.reply(self._epoch, self._head))
         else:
             self._reading.append(exchange)
 
@@ -149,7 +162,7 @@ class Server:
                 exchange.accept(answer)
             self._read(exchange)
         except Exception as error:  # whatever it is, the client gets its one reply
-            self._refuse(exchange.responder, error)
+            self._refuse(exchange.envelope, exchange.size, error)
 
     # ── commits ──────────────────────────────────────────────────────────────────────────────────
 
@@ -166,8 +179,11 @@ class Server:
 
     def _tell(self) -> None:
         """Publish and answer, in the order in which the engine committed, for one slice of time."""
-        deadline = time.monotonic() + SLICE_SECONDS
         outbox = self._outbox
+        if not outbox:
+            return
+        self._welcome()
+        deadline = time.monotonic() + SLICE_SECONDS
         while outbox:
             told = outbox.popleft()
             if isinstance(told, Change):
@@ -179,21 +195,30 @@ class Server:
                 self._finish(told.ticket, told)
             if time.monotonic() > deadline:
                 break
+        # what was sent may have consumed the signal of a subscription that came meanwhile
+        self._welcome()
+
+    def _welcome(self) -> None:
+        """Tell a new subscriber soon where it stands, so that it need not wait for the next tick to see
+        what was committed before its subscription was in effect."""
+        if self._publisher.take_subscriptions() and not self._tick.is_due_within(WELCOME_SECONDS):
+            self._tick.set(WELCOME_SECONDS)
 
     # ── replies ──────────────────────────────────────────────────────────────────────────────────
 
-    def _refuse(self, responder: Responder, error: Exception) -> None:
+    def _refuse(self, envelope: Frames, size: int, error: Exception) -> None:
         """Answer a whole request with an error."""
         if not isinstance(error, KvError):
             log.error("a request failed", exc_info=error)
             error = KvError("internal", "the daemon failed on this request; its log says how")
         self._counters.requests_refused += 1
-        self._reply(responder, encode_error(error))
+        self._reply(envelope, size, encode_error(error))
 
-    def _reply(self, responder: Responder, frames: Frames) -> None:
+    def _reply(self, envelope: Frames, size: int, frames: Frames) -> None:
+        self._pending -= 1
+        self._pending_bytes -= size
         self._counters.bytes_replied += sum(map(len, frames))
-        responder.reply(frames)
-        self._note_ready(responder)
+        self._requests.reply(envelope, frames)
 
     # ── the rest ─────────────────────────────────────────────────────────────────────────────────
 
@@ -217,8 +242,12 @@ class Server:
                 log.error("stopping without an answer from the engine")
                 return
         self._loop.turn(wait=False)
-        self._receive_ready()
+        self._receive_some()
 
     def _has_work(self) -> bool:
-        # responders that are ready do not count: clients that ask again at once would keep us up for ever
+        # requests that wait do not count: clients that ask again at once would keep us up for ever
         return bool(self._outbox or self._reading) or not self._committer.is_idle()
+
+
+def _nothing() -> None:
+    """Requests are received in every turn: their descriptor need only wake the loop."""

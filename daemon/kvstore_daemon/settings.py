@@ -25,7 +25,7 @@ class DaemonSettings:
     retain_events: int
     retain_bytes: int
     retain_age_ms: int
-    responders: int
+    max_pending_requests: int
     subscriber_queue: int
     allow_anonymous: bool
     log_level: str

@@ -47,6 +47,7 @@ class Status:
         self._settings = settings
         self._engine = engine
         self._counters = counters
+        self._version = version("kvstore")
         self._started_at = time.time_ns() // 1_000_000
         self._started = time.monotonic()
 
@@ -54,7 +55,7 @@ class Status:
         """The operation's result. Times are in milliseconds, ``uptime`` in seconds."""
         settings, position = self._settings, self._engine.position()
         return {
-            "version": version("kvstore"),
+            "version": self._version,
             "protocol": VERSION,
             "engine": settings.engine,
             "sync": settings.sync,

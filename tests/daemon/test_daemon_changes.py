@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -220,3 +221,29 @@ def test_a_slow_subscriber_loses_events_but_can_tell(
         gaps += header["prev"] != last
         last = header["revision"]
     assert gaps
+
+
+def test_what_was_written_while_nobody_subscribed_shows_in_prev(
+    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+) -> None:
+    peer = connect(daemon)
+    peer.ask(put("a"), put("b"))
+    for revision in (3, 5, 7):
+        subscriber = subscribe(daemon)
+        peer.ask(put("heard"))
+        _, header, _ = subscriber.change()
+        assert (header["prev"], header["revision"]) == (revision - 1, revision)
+        subscriber.socket.close(0)
+        peer.ask(put("perhaps unheard"))
+
+
+def test_a_heartbeat_follows_a_subscription_before_the_next_is_due(
+    daemon: Daemon, new_socket: Callable[[int], zmq.Socket[bytes]]
+) -> None:
+    times = []
+    for _ in range(10):
+        subscriber = Peer(new_socket(zmq.SUB))
+        subscriber.socket.connect(daemon.changes)
+        subscriber.socket.subscribe(b"\0")
+        times.append(subscriber.heartbeat()["time"])
+    assert min(later - earlier for earlier, later in pairwise(times)) < 900

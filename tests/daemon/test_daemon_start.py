@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from support import Daemon, free_port, kvstore_command, wait_until
-from support.wire import Peer, get, pack, put, unpack
+from support.wire import PATIENCE_MS, Peer, get, pack, put, unpack
 
 # Keeps a broken test from hanging; says nothing about how long a stop may take.
 STOP_SECONDS = 30
@@ -95,26 +95,22 @@ def test_ipc_endpoints_work(
     assert subscriber.change()[::2] == (b"k", b"v")
 
 
-def test_too_few_file_descriptors_are_said_at_the_start(tmp_path: Path) -> None:
-    def start(*more: str) -> subprocess.CompletedProcess[str]:
-        endpoints = ["--requests", f"ipc://{tmp_path}/requests", "--changes", "tcp://127.0.0.1:0"]
-        command = kvstore_command("daemon", "--data", str(tmp_path / "data"), *endpoints, *more)
-        limited = ["prlimit", "--nofile=200:200", *command]
-        return subprocess.run(limited, capture_output=True, text=True, timeout=60, check=False)
-
-    line = one_line(start())
-    for word in ("640", "200", "ulimit -n", "--responders"):
-        assert word in line
-
-
-def test_fewer_responders_get_along_with_few_file_descriptors(
+def test_more_clients_than_file_descriptors_wait_for_those_before_them(
     tmp_path: Path, connect: Callable[..., Peer]
 ) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    daemon = Daemon(tmp_path, {"responders": 32}).start()
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (32 + 128, hard))
-    peers = [connect(daemon) for _ in range(32)]
-    assert all(peer.ask({"op": "status"}) for peer in peers)
+    daemon = Daemon(tmp_path, {}).start()
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (48, 48))
+    peers = [connect(daemon) for _ in range(64)]
+    for peer in peers:
+        peer.socket.send_multipart(pack({"op": "status"}))
+    poller = zmq.Poller()
+    for peer in peers:
+        poller.register(peer.socket, zmq.POLLIN)
+    for _ in peers:
+        answered, _ = poller.poll(PATIENCE_MS)[0]
+        assert unpack(answered.recv_multipart())["results"]
+        poller.unregister(answered)
+        answered.close(0)
     daemon.stop()
 
 
