@@ -73,6 +73,7 @@ class Broadcaster:
         self._link = link
         self._feed = feed
         self._max_streams = settings.max_streams
+        self._patience = settings.daemon_timeout_ms / 1000
         self._runners = Runners(self._hub)
         self._streams = Streams(self._hub, settings.stream_buffer_bytes, self._forget)
         self._groups: dict[Kind, Group] = {}
@@ -153,6 +154,7 @@ class Broadcaster:
 
     def _catch_up(self, stream: Stream, start: Start) -> None:
         try:
+            self._feed.wait_until_started(self._patience)
             catch_up(self, self._link, stream, start)
         except StreamGoneError:
             return

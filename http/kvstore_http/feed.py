@@ -2,6 +2,13 @@
 
 PUB is the fast path and the log is the truth (:mod:`kvstore_client.follow`). When the daemon goes
 away the feed stays where it is, and goes on from there when it is back.
+
+While nobody listens the feed is *asleep*: it is subscribed to heartbeats alone, so that what others
+write costs this worker nothing. To be woken it subscribes to everything, asks where the store stands,
+and follows from there. The subscription may take effect at the daemon before or after that: what
+it came too late for is found when the log is asked, once at the start, and again as soon as a
+heartbeat or a change tells of something that is missing. Streams wait for the position, and for no
+heartbeat.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from gevent.hub import Waiter
 from kvstore_client.errors import KvError
 from kvstore_client.follow import Batch
 from kvstore_client.model import Cursor
-from kvstore_client.protocol import Heartbeat, decode_change
+from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, decode_change
 from kvstore_http.broadcaster import Broadcaster
 from kvstore_http.link import DaemonLink
 from kvstore_http.runners import Runners
@@ -30,6 +37,12 @@ MESSAGES_PER_TURN = 500
 SILENCE_SECONDS = 3.0
 """The daemon sends a heartbeat every second; after three of them are missing the log is asked."""
 
+TICK_SECONDS = 1.0
+"""The feed falls asleep at the second tick of which nobody listens, so that a client that polls, or
+a stream that connects again, finds it awake."""
+
+EVERYTHING = b""
+
 
 class Feed:
     """Follows everything, tells the broadcaster, and wakes those who wait for a key.
@@ -42,7 +55,9 @@ class Feed:
         self._loop = self._hub.loop
         self._link = link
         self._runners = Runners(self._hub)
-        self._started = Signal()
+        self._is_awake = False
+        self._is_idle = False
+        self._started = Signal()  # awake, and the live track has a position that is the present one
         self._is_closed = False
         self._waiting: dict[str, list[tuple[int, Waiter]]] = {}
         self.broadcaster = Broadcaster(link, self, settings)
@@ -50,9 +65,8 @@ class Feed:
         self._previous: Track | None = None
         self._heard_at = self._loop.now()
         self._open_socket(context, settings.changes)
-        self._watch = self._loop.timer(SILENCE_SECONDS, SILENCE_SECONDS)
-        self._watch.start(self._on_silence)
-        self._loop.run_callback(self._runners.run, self._start)
+        self._ticker = self._loop.timer(TICK_SECONDS, TICK_SECONDS)
+        self._ticker.start(self._tick)
 
     def _open_socket(self, context: zmq.Context[Any], endpoint: str) -> None:
         self._socket = context.socket(zmq.SUB)
@@ -64,18 +78,74 @@ class Feed:
         self._socket.reconnect_ivl = 50
         self._socket.reconnect_ivl_max = 500
         self._socket.connect(endpoint)
-        self._socket.subscribe(b"")
+        self._socket.subscribe(HEARTBEAT_TOPIC)
         self._reader = self._loop.io(self._socket.getsockopt(zmq.FD), READ)
         self._reader.start(self._receive)
         # ZMQ_FD, which is edge-triggered, only speaks of what comes after the socket was found empty
         self._loop.run_callback(self._receive)
 
-    # ── tracks ──────────────────────────────────────────────────────────────────────────────────
+    # ── awake and asleep ────────────────────────────────────────────────────────────────────────
 
     def wait_until_started(self, seconds: float) -> None:
-        """Wait until there is a position to begin from; raises ``unavailable`` after ``seconds``."""
-        if not self._started.wait(seconds):
+        """Wait until there is a position to begin from; raises ``unavailable`` after ``seconds``.
+
+        Whoever calls this is about to listen.
+        """
+        self._wake_up()
+        # there is always one in the end where there was one before: see _start
+        if not self._started.wait(None if self._live.is_started else seconds):
             raise KvError("unavailable", "the changes cannot be followed: the daemon was not reached yet")
+
+    def _wake_up(self) -> None:
+        self._is_idle = False
+        if not self._is_awake and not self._is_closed:
+            self._is_awake = True
+            self._socket.subscribe(EVERYTHING)
+            self._loop.run_callback(self._receive)  # the edge of ZMQ_FD may have been consumed
+            # not at once: this may be a greenlet, and a runner starts from the hub only
+            self._loop.run_callback(self._runners.run, self._start)
+
+    def _start(self) -> None:
+        """Follow from the present on. Nobody has listened, so what was missed is for nobody; a long
+        poll that has read before that finds it forgotten, and reads again."""
+        while not self._is_closed:
+            try:
+                reply = self._link.ask([{"op": "status"}])
+            except KvError:
+                if self._live.is_started:
+                    # the daemon is away: a stream may begin where it was last heard to be
+                    self._live.doubt()
+                    break
+                gevent.sleep(RETRY_SECONDS)
+            else:
+                self._live.start(Cursor(reply.revision, reply.epoch))
+                break
+        self._started.set()
+
+    def _fall_asleep(self) -> None:
+        self._is_awake = False
+        self._started.clear()
+        self._socket.unsubscribe(EVERYTHING)
+        self._loop.run_callback(self._receive)
+
+    def _tick(self) -> None:
+        if not self._started.is_set():
+            return
+        if self._loop.now() - self._heard_at >= SILENCE_SECONDS:
+            self._doubt()
+        has_listeners = self._waiting or len(self.broadcaster) or self._live.is_asking
+        if self._is_idle and not has_listeners:
+            self._fall_asleep()
+        self._is_idle = not has_listeners
+
+    def _doubt(self) -> None:
+        """PUB has been silent."""
+        self._heard_at = self._loop.now()
+        self._live.doubt()
+        if self._previous is not None:
+            self._previous.doubt()
+
+    # ── tracks ──────────────────────────────────────────────────────────────────────────────────
 
     def track(self, *, previous: bool) -> Track:
         """The track whose events carry, or do not carry, what they replaced."""
@@ -93,17 +163,6 @@ class Feed:
             track.close()
             self._previous = None
 
-    def _start(self) -> None:
-        while not self._is_closed:
-            try:
-                reply = self._link.ask([{"op": "status"}])
-            except KvError:
-                gevent.sleep(RETRY_SECONDS)
-            else:
-                self._live.start(Cursor(reply.revision, reply.epoch))
-                self._started.set()
-                return
-
     # ── PUB ─────────────────────────────────────────────────────────────────────────────────────
 
     def _receive(self) -> None:
@@ -111,27 +170,17 @@ class Feed:
         if not received:
             return
         self._heard_at = self._loop.now()
-        is_unheard = self._is_unheard
-        if is_unheard:
-            # to decode all of them took a fifth of the worker's time under puts, for nobody
-            received = received[-1:]
         messages = [message for frames in received if (message := decode_change(frames)) is not None]
         if not messages:
             return
         newest = messages[-1]
         revision = newest.revision if isinstance(newest, Heartbeat) else newest.event.revision
         self._link.note_position(newest.epoch, revision)
-        if is_unheard:
-            self._live.skip_to(newest)
-            return
+        if not self._started.is_set():
+            return  # what comes before the position is known is found in the log
         self._live.hear(messages)
         if self._previous is not None:
             self._previous.hear(messages)
-
-    @property
-    def _is_unheard(self) -> bool:
-        """Whether nobody would be told of a change: no stream is open, and nobody waits for a key."""
-        return not (self._waiting or len(self.broadcaster) or self._live.is_asking)
 
     def _take_messages(self) -> list[list[bytes]]:
         received: list[list[bytes]] = []
@@ -147,12 +196,6 @@ class Feed:
         timer.start(self._receive)
         self._again = timer
         return received
-
-    def _on_silence(self) -> None:
-        if self._loop.now() - self._heard_at >= SILENCE_SECONDS:
-            self._live.doubt()
-            if self._previous is not None:
-                self._previous.doubt()
 
     # ── what the live track delivers ────────────────────────────────────────────────────────────
 
@@ -179,14 +222,16 @@ class Feed:
         ``since`` should be the store's revision as of the read that the caller bases this on. True
         is also the answer when the changes since then are no longer remembered: read again.
         """
-        if self._is_closed:
+        deadline = self._loop.now() + timeout
+        self._wake_up()
+        if not self._started.wait(timeout) or self._is_closed:
             return False
         if self._may_have_changed(key, since):
             return True
         waiter = Waiter(self._hub)
         entry = (since, waiter)
         self._waiting.setdefault(key, []).append(entry)
-        timer = self._loop.timer(max(timeout, 0.0))
+        timer = self._loop.timer(max(deadline - self._loop.now(), 0.0))
         timer.start(waiter.switch, False)
         try:
             return bool(waiter.get())
@@ -197,13 +242,12 @@ class Feed:
     def end_waits(self) -> None:
         """Let all who wait for a key go on as if their time were up."""
         self._is_closed = True
+        self._started.set()
         for entries in self._waiting.values():
             for _, waiter in entries:
                 self._loop.run_callback(waiter.switch, False)
 
     def _may_have_changed(self, key: str, since: int) -> bool:
-        if not self._live.is_started:
-            return False
         batches = self._live.after(since)
         return batches is None or any(event.key == key for batch in batches for event in batch)
 
@@ -225,5 +269,5 @@ class Feed:
         if self._previous is not None:
             self._previous.close()
         self._reader.close()
-        self._watch.close()
+        self._ticker.close()
         self._socket.close()

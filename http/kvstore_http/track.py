@@ -61,7 +61,8 @@ class Track:
         self._recent_floor = 0
 
     def start(self, cursor: Cursor) -> None:
-        """Follow everything after ``cursor``."""
+        """Follow everything after ``cursor``; what came before is forgotten. Not while the log is
+        being asked."""
         self._follower = Follower(cursor, log_only=self.previous)
         self._forget_recent(cursor.revision)
         self._look()
@@ -92,24 +93,6 @@ class Track:
     def is_asking(self) -> bool:
         """Whether the log is being asked."""
         return self._is_asking
-
-    def skip_to(self, message: Change | Heartbeat) -> None:
-        """Go on after ``message`` without delivering what led there; for when nobody listens.
-
-        The log is asked once before the next delivery, so nothing that comes after is missed. Whoever
-        wants what was skipped gets it from the log.
-        """
-        if self._follower is None:
-            return
-        if isinstance(message, Heartbeat):
-            reached = message.revision
-        else:
-            event = message.event
-            reached = event.revision if event.index == event.count - 1 else message.prev
-        here = self._follower.cursor
-        if message.epoch != here.epoch or reached > here.revision:
-            self._follower.restart(Cursor(reached, message.epoch))
-            self._forget_recent(reached)
 
     def doubt(self) -> None:
         """Ask the log, for PUB has been silent."""

@@ -1,0 +1,280 @@
+"""When the feed listens to the changes, and that nobody misses what came before it did."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+import zmq
+
+from kvstore_client.follow import Filter
+from kvstore_client.model import Cursor
+from kvstore_client.protocol import (
+    HEARTBEAT_TOPIC,
+    Heartbeat,
+    Limits,
+    decode_request,
+    encode_change,
+    encode_heartbeat,
+    encode_reply,
+)
+from kvstore_http.broadcaster import Kind
+from kvstore_http.feed import Feed
+from kvstore_http.framing import Format
+from kvstore_http.joining import Start
+from kvstore_http.link import DaemonLink
+from kvstore_http.settings import HttpSettings
+
+EPOCH = "00112233445566ff"
+NOW = Start(None)
+SUBSCRIBE, UNSUBSCRIBE = b"\1", b"\0"
+
+Read = Callable[..., "Reader"]
+
+
+class Store:
+    """A daemon in the test's own loop: it publishes when the test says so, and answers from its log."""
+
+    def __init__(self) -> None:
+        self.context = zmq.Context()
+        self.head = 0
+        self.asked: list[str] = []
+        self._requests = self.context.socket(zmq.ROUTER)
+        self._changes = self.context.socket(zmq.XPUB)
+        self.requests = f"tcp://127.0.0.1:{self._requests.bind_to_random_port('tcp://127.0.0.1')}"
+        self.changes = f"tcp://127.0.0.1:{self._changes.bind_to_random_port('tcp://127.0.0.1')}"
+        self.subscriptions: list[bytes] = []
+        self._greenlet = gevent.spawn(self._serve)
+
+    def _serve(self) -> None:
+        while True:
+            while self._changes.poll(0):
+                self.subscriptions.append(self._changes.recv())
+            while self._requests.poll(0):
+                *envelope, header = self._requests.recv_multipart()
+                request = decode_request([header], Limits())
+                self.asked += [op["op"] for op in request.ops]
+                results = [self._result(op) for op in request.ops]
+                self._requests.send_multipart([*envelope, *encode_reply(EPOCH, self.head, results)])
+            gevent.sleep(0.001)
+
+    def _result(self, op: dict[str, Any]) -> dict[str, Any]:
+        if op["op"] == "status":
+            return {"revision": self.head, "epoch": EPOCH, "floor": 0}
+        since = Cursor.parse(op["since"]).revision
+        events = [{**self._event(each), "key": "k"} for each in range(since + 1, self.head + 1)]
+        return {"events": events, "next": max(since, self.head), "floor": 0, "head": self.head}
+
+    def _event(self, revision: int) -> dict[str, Any]:
+        position = {"revision": revision, "index": 0, "count": 1}
+        return {"op": "delete", **position, "time": 0, "previous_revision": 1}
+
+    def commit(self) -> int:
+        """A change that PUB does not bring."""
+        self.head += 1
+        return self.head
+
+    def publish(self) -> int:
+        """A change that it does, to who is subscribed."""
+        revision = self.commit()
+        fields = {"epoch": EPOCH, "prev": revision - 1, **self._event(revision)}
+        self._changes.send_multipart(encode_change(b"k", fields, b""))
+        return revision
+
+    def beat(self) -> None:
+        """A heartbeat."""
+        self._changes.send_multipart(encode_heartbeat(Heartbeat(EPOCH, self.head, 0, 0)))
+
+    def close(self) -> None:
+        self._greenlet.kill()
+        self._requests.close(0)
+        self._changes.close(0)
+        self.context.term()
+
+
+class Reader:
+    """A stream that was handed over to the feed's broadcaster."""
+
+    def __init__(self, feed: Feed, start: Start) -> None:
+        self._socket, other = socket.socketpair()
+        self._socket.setblocking(False)
+        self._received = b""
+        form = Format(is_sse=False, has_values=True, is_chunked=False)
+        feed.broadcaster.adopt(Kind(Filter(), form, previous=False), start, other.detach(), b"")
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """All that has come."""
+        while True:
+            try:
+                self._received += self._socket.recv(65536)
+            except BlockingIOError:
+                return [json.loads(line) for line in self._received.splitlines()]
+
+    @property
+    def is_live(self) -> bool:
+        return any(message["event"] == "sync" for message in self.messages)
+
+    @property
+    def revisions(self) -> list[int]:
+        """Those of the changes."""
+        return [message["revision"] for message in self.messages if message["event"] == "delete"]
+
+    def leave(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    made = Store()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def feed(store: Store) -> Iterator[Feed]:
+    context: zmq.Context[Any] = zmq.Context()
+    settings = HttpSettings(
+        http="",
+        workers=1,
+        requests=store.requests,
+        changes=store.changes,
+        daemon_timeout_ms=5_000,
+        max_body_bytes=0,
+        max_header_bytes=0,
+        max_connections=0,
+        max_streams=100,
+        stream_buffer_bytes=2**20,
+        stream_heartbeat_ms=60_000,
+        cors_origins=(),
+        allowed_hosts=(),
+        allow_anonymous=True,
+        log_level="info",
+    )
+    link = DaemonLink(context, store.requests, settings.daemon_timeout_ms)
+    made = Feed(context, link, settings)
+    until(lambda: store.subscriptions)
+    yield made
+    made.broadcaster.close()
+    made.close()
+    link.close()
+    context.term()
+
+
+@pytest.fixture
+def read(feed: Feed) -> Iterator[Read]:
+    """Opens a stream of the feed."""
+    readers: list[Reader] = []
+
+    def opened(start: Start = NOW) -> Reader:
+        readers.append(Reader(feed, start))
+        return readers[-1]
+
+    yield opened
+    for reader in readers:
+        reader.leave()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Let the loop run until ``condition`` holds."""
+    with gevent.Timeout(30):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def live(store: Store, reader: Reader) -> Reader:
+    """Wait until the stream is live, the subscription in effect, and the log read."""
+    until(lambda: store.subscriptions[-1] == SUBSCRIBE and "events" in store.asked and reader.is_live)
+    return reader
+
+
+def asleep(store: Store) -> None:
+    """Wait until the feed has unsubscribed."""
+    until(lambda: store.subscriptions[-1] == UNSUBSCRIBE)
+    store.asked.clear()
+
+
+def test_changes_are_subscribed_to_only_while_somebody_listens(store: Store, read: Read) -> None:
+    assert store.subscriptions == [SUBSCRIBE + HEARTBEAT_TOPIC]
+    for _ in range(2):
+        live(store, read()).leave()
+        asleep(store)
+    assert store.subscriptions == [SUBSCRIBE + HEARTBEAT_TOPIC, *[SUBSCRIBE, UNSUBSCRIBE] * 2]
+
+
+def test_a_stream_begins_at_the_present_however_long_the_feed_was_asleep(store: Store, read: Read) -> None:
+    live(store, read()).leave()
+    asleep(store)
+    before = [store.publish() for _ in range(5)]
+    reader = live(store, read())
+    assert reader.messages[0]["revision"] == before[-1]
+    after = store.publish()
+    until(lambda: reader.revisions)
+    assert reader.revisions == [after]
+
+
+@pytest.mark.parametrize("tell", [Store.beat, Store.publish])
+def test_what_came_before_the_subscription_took_effect_is_fetched_once_it_is_known(
+    store: Store, feed: Feed, read: Read, tell: Callable[[Store], object]
+) -> None:
+    reader = live(store, read())
+    until(lambda: not feed.track(previous=False).is_asking)
+    missed = [store.commit(), store.commit()]
+    tell(store)
+    until(lambda: len(reader.revisions) >= store.head)
+    store.publish()
+    until(lambda: reader.revisions[-1] == store.head)
+    assert reader.revisions == list(range(missed[0], store.head + 1))
+
+
+def test_a_stream_that_resumes_needs_no_heartbeat(store: Store, read: Read) -> None:
+    seen = store.commit()
+    missed = [store.commit() for _ in range(5)]
+    reader = live(store, read(Start(Cursor(seen, EPOCH))))
+    assert reader.revisions == missed
+    missed.append(store.publish())
+    until(lambda: len(reader.revisions) == len(missed))
+    assert reader.revisions == missed
+
+
+def test_readers_that_come_and_go_see_every_change_once_whoever_else_listens(
+    store: Store, read: Read
+) -> None:
+    last, seen = 0, []
+    for visit in range(3):
+        for _ in range(visit):
+            store.publish()
+        reader = read(Start(Cursor(last, EPOCH)))
+        for _ in range(20):  # before, while and after it becomes live
+            store.publish() if visit % 2 else store.commit()
+            gevent.sleep(0)
+        store.beat()
+        until(lambda r=reader: r.revisions and r.revisions[-1] == store.head)
+        seen += reader.revisions
+        last = store.head
+        reader.leave()
+        asleep(store)
+    assert seen == list(range(1, store.head + 1))
+
+
+def test_a_key_that_changed_while_the_feed_was_asleep_is_looked_at_again(store: Store, feed: Feed) -> None:
+    known = store.head
+    store.commit()
+    assert feed.wait_for_change("k", known, 60)
+
+
+def test_a_change_ends_a_wait_that_woke_the_feed(store: Store, feed: Feed) -> None:
+    known = store.commit()
+    waiting = gevent.spawn(feed.wait_for_change, "k", known, 60)
+    until(lambda: "events" in store.asked and not feed.track(previous=False).is_asking)
+    store.commit()
+    store.beat()
+    assert waiting.get(timeout=30)
+
+
+def test_a_wait_that_woke_the_feed_ends_when_its_time_is_up(store: Store, feed: Feed) -> None:
+    assert not feed.wait_for_change("k", store.head, 0.05)
