@@ -10,7 +10,7 @@ from typing import Any
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import build_http_date
 
-from kvstore_http.parser import raw_target, refusal_of
+from kvstore_http.parser import refusal_of
 from kvstore_http.problems import rendered
 
 HandOver = Callable[[int, bytes, bool], None]
@@ -143,7 +143,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         environ["wsgi.input"] = request.get_body_stream()
         for name, value in request.headers.items():
             environ[name if name in _PLAIN_HEADERS else "HTTP_" + name] = value
-        environ["kvstore.raw_path"], environ["kvstore.raw_query"] = raw_target(request.request_uri)
+        environ["kvstore.raw_path"], environ["kvstore.raw_query"] = request.target
         environ["kvstore.hand_over"] = self._take_hand_over
         return environ
 
