@@ -55,13 +55,13 @@ class Limits(NamedTuple):
 class Request(NamedTuple):
     """A checked request. ``values[i]`` is the value of ``ops[i]``, None where it has none.
 
-    ``writes`` says whether any op can change the store; ``client`` and ``seq`` number a request that
-    does, so that it is applied once (section 6).
+    ``writes`` counts the ops that can change the store; ``client`` and ``seq`` number a request with
+    any, so that it is applied once (section 6).
     """
 
     ops: list[dict[str, Any]]
     values: list[bytes | None]
-    writes: bool
+    writes: int
     atomic: bool = False
     client: str | None = None
     seq: int = 0
@@ -181,8 +181,8 @@ def _decode_number(header: dict[str, Any]) -> tuple[str | None, int]:
     return client, seq
 
 
-def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tuple[list[bytes | None], bool]:
-    """Check every op and cut its value out of ``blob``; also says whether any op writes."""
+def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tuple[list[bytes | None], int]:
+    """Check every op and cut its value out of ``blob``; also counts those that write."""
     if len(blob) > limits.request_bytes:
         raise KvError(
             "request_too_large",
@@ -190,14 +190,14 @@ def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tup
             limit=limits.request_bytes,
         )
     values: list[bytes | None] = []
-    offset, writes = 0, False
+    offset = writes = 0
     for index, op in enumerate(ops):
         if _is_plain_get(op):
             values.append(None)
             continue
         operation = check_operation(op, index)
         check_keys(op)
-        writes = writes or operation.writes
+        writes += operation.writes
         if not operation.has_value:
             values.append(None)
             continue

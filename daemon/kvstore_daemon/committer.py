@@ -6,7 +6,6 @@ from collections import deque
 
 from kvstore_daemon.engine import Engine, WriteRequest
 from kvstore_daemon.status import Counters
-from kvstore_daemon.writing import size_of
 
 GROUP_OPS = 10_000
 GROUP_BYTES = 16 * 1024 * 1024
@@ -22,12 +21,12 @@ class GroupCommitter:
     def __init__(self, engine: Engine, counters: Counters) -> None:
         self._engine = engine
         self._counters = counters
-        self._waiting: deque[WriteRequest] = deque()
+        self._waiting: deque[tuple[WriteRequest, int]] = deque()
         self._under_way = 0
 
-    def add(self, request: WriteRequest) -> None:
-        """Queue a request for the next group."""
-        self._waiting.append(request)
+    def add(self, request: WriteRequest, size: int) -> None:
+        """Queue a request for the next group; ``size`` is how many bytes its keys and values have."""
+        self._waiting.append((request, size))
 
     def answered(self) -> None:
         """Note that the engine has answered one request."""
@@ -50,12 +49,14 @@ class GroupCommitter:
     def _next_group(self) -> list[WriteRequest]:
         """Requests in their order, up to the bounds, but at least one."""
         group: list[WriteRequest] = []
-        ops = size = 0
-        while self._waiting:
-            request = self._waiting[0]
+        ops = total = 0
+        waiting = self._waiting
+        while waiting:
+            request, size = waiting[0]
             ops += len(request.writes)
-            size += size_of(request)
-            if group and (ops > GROUP_OPS or size > GROUP_BYTES):
+            total += size
+            if group and (ops > GROUP_OPS or total > GROUP_BYTES):
                 break
-            group.append(self._waiting.popleft())
+            waiting.popleft()
+            group.append(request)
         return group

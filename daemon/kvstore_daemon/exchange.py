@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from kvstore_client.errors import KvError
@@ -43,65 +44,68 @@ class Exchange:
     """
 
     __slots__ = (
-        "_names",
         "_next",
-        "_request",
+        "_ops",
         "_results",
         "_revision",
         "_room",
         "_values",
         "envelope",
         "size",
+        "writes",
     )
 
     def __init__(self, received: Received, size: int, request: Request) -> None:
         self.envelope = received.envelope
         self.size = size
-        self._request = request
-        self._names: list[str] = [op["op"] for op in request.ops]
-        self._results: list[Any] = [None] * len(request.ops)
+        self.writes = request.writes
+        self._ops = request.ops
+        self._results: list[Any] = [] if self.has_writes_only() else [None] * len(request.ops)
         self._values: list[bytes] = []
         self._next = 0
         self._room = REPLY_BYTES
         self._revision: int | None = None
 
+    def has_writes_only(self) -> bool:
+        """Whether nothing is to be read."""
+        return self.writes == len(self._ops)
+
     def accept(self, answer: Answer) -> None:
         """Take the results of the writes; raises the error with which all of them were refused."""
-        names = self._names
-        writes = [index for index, name in enumerate(names) if name in WRITES]
         if answer.error is not None:
-            raise _at_op(answer.error, writes)
-        if len(writes) == len(names):
-            self._results = [_result(result) for result in answer.results or ()]
-            self._next = len(names)
+            raise _at_op(answer.error, self._writes_at())
+        results = [_result(result) for result in answer.results or ()]
+        if self.has_writes_only():
+            self._results = results
             return
-        for index, result in zip(writes, answer.results or (), strict=True):
-            self._results[index] = _result(result)
+        for index, result in zip(self._writes_at(), results, strict=True):
+            self._results[index] = result
+
+    def _writes_at(self) -> list[int]:
+        return [index for index, op in enumerate(self._ops) if op["op"] in WRITES]
 
     def read(self, engine: Engine, status: Status, deadline: float) -> bool:
         """Answer reads until all are answered (True) or ``time.monotonic()`` passes ``deadline``."""
-        names = self._names
-        while self._next < len(names):
-            name = names[self._next]
+        ops = self._ops
+        while self._next < len(ops):
+            op = ops[self._next]
+            name = op["op"]
             if name == "get":
                 self._get(engine)
             elif name not in WRITES:
-                self._read_one(engine, status, self._request.ops[self._next])
+                self._read_one(engine, status, op)
             else:
                 self._next += 1
                 continue
             if time.monotonic() > deadline:
                 break
-        return self._next == len(names)
+        return self._next == len(ops)
 
     def _get(self, engine: Engine) -> None:
         """Answer the gets that follow one another here."""
-        start, names = self._next, self._names
-        end = start + 1
-        limit = min(len(names), start + GETS_AT_ONCE)
-        while end < limit and names[end] == "get":
-            end += 1
-        keys = [op["key"].encode() for op in self._request.ops[start:end]]
+        start = self._next
+        gets = self._ops[start : start + GETS_AT_ONCE]
+        keys = [op["key"].encode() for op in takewhile(_is_get, gets)]
         records, revision = engine.read(keys)
         self._saw(revision)
         self._next = start + len(records)
@@ -148,6 +152,10 @@ class Exchange:
         """The frames of the finished reply; ``head`` is told where nothing was read."""
         revision = head if self._revision is None else self._revision
         return encode_reply(epoch, revision, self._results, self._values)
+
+
+def _is_get(op: dict[str, Any]) -> bool:
+    return op["op"] == "get"  # type: ignore[no-any-return]
 
 
 def _status(status: Status) -> Page:

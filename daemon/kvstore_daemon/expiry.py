@@ -53,7 +53,7 @@ class Expiry:
         if keys:
             writes = [Write("expire", key, if_revision=revision) for key, revision in keys]
             self._is_removing = True
-            self._committer.add(WriteRequest(writes, ticket=self))
+            self._committer.add(WriteRequest(writes, ticket=self), sum(len(key) for key, _ in keys))
         else:
             self._wait()
 

@@ -55,6 +55,11 @@ class Publisher:
         """The descriptor to watch; edge-triggered, and consumed by any call."""
         return self._socket.fileno()
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody wants changes, as far as :meth:`take_subscriptions` knows."""
+        return bool(self._topics)
+
     def take_subscriptions(self) -> bool:
         """Take note of who came and went since the last call; whether anybody came.
 
@@ -83,7 +88,7 @@ class Publisher:
         their order."""
         if change.revision != self._head:
             self._prev, self._head = self._head, change.revision
-        if not self._topics:
+        if not self.is_heard:
             return
         fields = {"epoch": self._epoch, "prev": self._prev, **change_fields(change)}
         record, previous = change.record, change.previous

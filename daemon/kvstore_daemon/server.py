@@ -135,7 +135,7 @@ class Server:
         self._counters.operations += len(request.ops)
         exchange = Exchange(received, size, request)
         if request.writes:
-            self._committer.add(write_request(request, frames, exchange))
+            self._committer.add(write_request(request, frames, exchange), size)
         else:
             self._read(exchange)
 
@@ -146,7 +146,7 @@ class Server:
 
     def _read(self, exchange: Exchange) -> None:
         if exchange.read(self._engine, self._status, time.monotonic() + SLICE_SECONDS):
-            self._reply(exchange.envelope, exchange.size, exchange.reply(self._epoch, self._head))
+            self._answer(exchange)
         else:
             self._reading.append(exchange)
 
@@ -160,7 +160,10 @@ class Server:
         try:
             if answer is not None:
                 exchange.accept(answer)
-            self._read(exchange)
+            if exchange.has_writes_only():
+                self._answer(exchange)
+            else:
+                self._read(exchange)
         except Exception as error:  # whatever it is, the client gets its one reply
             self._refuse(exchange.envelope, exchange.size, error)
 
@@ -195,8 +198,9 @@ class Server:
                 self._finish(told.ticket, told)
             if time.monotonic() > deadline:
                 break
-        # what was sent may have consumed the signal of a subscription that came meanwhile
-        self._welcome()
+        if self._publisher.is_heard:
+            # what was sent may have consumed the signal of a subscription that came meanwhile
+            self._welcome()
 
     def _welcome(self) -> None:
         """Tell a new subscriber soon where it stands, so that it need not wait for the next tick to see
@@ -205,6 +209,9 @@ class Server:
             self._tick.set(WELCOME_SECONDS)
 
     # ── replies ──────────────────────────────────────────────────────────────────────────────────
+
+    def _answer(self, exchange: Exchange) -> None:
+        self._reply(exchange.envelope, exchange.size, exchange.reply(self._epoch, self._head))
 
     def _refuse(self, envelope: Frames, size: int, error: Exception) -> None:
         """Answer a whole request with an error."""

@@ -86,8 +86,3 @@ def _fingerprint(frames: Sequence[bytes]) -> int:
     for frame in frames:
         checksum = crc32(frame, crc32(len(frame).to_bytes(8), checksum))
     return checksum
-
-
-def size_of(request: WriteRequest) -> int:
-    """The bytes of all keys and values that the request changes."""
-    return sum(len(write.key) + len(write.value) for write in request.writes)

@@ -53,7 +53,7 @@ def grouped(*requests: WriteRequest) -> list[int]:
     engine = RecordingEngine()
     committer = GroupCommitter(cast(Engine, engine), Counters())
     for request in requests:
-        committer.add(request)
+        committer.add(request, sum(len(write.key) + len(write.value) for write in request.writes))
     while not committer.is_idle():
         committer.flush()
         committer.flush()
