@@ -46,10 +46,19 @@ def test_a_folder_that_cannot_be_used_is_named(open_store: OpenStore, tmp_path: 
 def test_a_store_of_a_newer_format_is_refused(open_store: OpenStore, tmp_path: Path) -> None:
     open_store().engine.close()
     with lmdb.open(str(tmp_path / "data" / "lmdb"), max_dbs=8) as env, env.begin(write=True) as txn:
-        txn.put(b"format", b"2", db=env.open_db(b"meta", txn))
+        txn.put(b"format", b"999", db=env.open_db(b"meta", txn))
     with refused("unsupported_version") as caught:
         open_store()
     assert "newer" in caught.value.message
+
+
+def test_a_store_of_a_format_that_was_given_up_is_refused(open_store: OpenStore, tmp_path: Path) -> None:
+    open_store().engine.close()
+    with lmdb.open(str(tmp_path / "data" / "lmdb"), max_dbs=8) as env, env.begin(write=True) as txn:
+        txn.put(b"format", b"1", db=env.open_db(b"meta", txn))
+    with refused("unsupported_version") as caught:
+        open_store()
+    assert "format 1" in caught.value.message
 
 
 def test_a_file_that_is_no_store_is_refused(open_store: OpenStore, tmp_path: Path) -> None:

@@ -24,12 +24,25 @@ RECORDS = st.builds(
 PLACES = st.builds(Place, U63, st.integers(0, 10_000))
 
 
+def _record_row(key: bytes, stored: Stored, nth: int) -> bytes:
+    body = rows.record_body(stored, nth)
+    return rows.encode_record(body, rows.checksum(key, body))
+
+
+def _event_row(change: Change, before: Place, record: bytes, inline: bytes) -> bytes:
+    place = Place(change.revision, change.index).encode()
+    checksum = rows.checksum(change.key, record)
+    return rows.encode_event(change, place, before.encode(), record, checksum, inline)
+
+
 @given(KEYS, RECORDS, st.integers(0, 10_000))
 def test_a_record_comes_back_as_it_was(key: bytes, stored: Stored, nth: int) -> None:
-    row = rows.encode_record(key, rows.record_body(stored, nth))
-    assert rows.decode_record(key, row) == (stored, Place(stored.revision, nth))
-    assert rows.decode_record(memoryview(key), memoryview(row)).stored == stored
-    assert rows.decode_record(key, row, value=False).stored == stored._replace(value=None)
+    row = _record_row(key, stored, nth)
+    assert rows.decode_record(key, row) == stored
+    assert rows.decode_record(memoryview(key), memoryview(row)) == stored
+    assert rows.decode_record(key, row, value=False) == stored._replace(value=None)
+    assert Place.decode(rows.record_place(row)) == (stored.revision, nth)
+    assert rows.decode_body(key, row) == rows.record_body(stored, nth)
 
 
 @given(st.sampled_from(OPS), KEYS, PLACES, PLACES, U63, RECORDS, RECORDS, st.booleans(), st.booleans())
@@ -47,7 +60,7 @@ def test_an_event_comes_back_as_it_was(
     change = Change(op, key, place.revision, place.nth, 7, time, None, None, 0)
     record = rows.record_body(stored, 1) if has_record else b""
     inline = rows.record_body(old, 2) if has_inline else b""
-    event = rows.decode_event(place, rows.encode_event(change, before, record, inline))
+    event = rows.decode_event(place, _event_row(change, before, record, inline))
     assert (event.op, event.key, event.place, event.siblings, event.time, event.before) == (
         op,
         key,
@@ -62,16 +75,35 @@ def test_an_event_comes_back_as_it_was(
 
 @given(KEYS, RECORDS, st.data())
 def test_a_flipped_bit_is_noticed(key: bytes, stored: Stored, data: st.DataObject) -> None:
-    row = bytearray(rows.encode_record(key, rows.record_body(stored, 0)))
+    row = bytearray(_record_row(key, stored, 0))
     bit = data.draw(st.integers(0, len(row) * 8 - 1))
     row[bit // 8] ^= 1 << bit % 8
     with pytest.raises(DamageError):
         rows.decode_record(key, bytes(row))
 
 
+@given(st.sampled_from(OPS), KEYS, PLACES, RECORDS, st.booleans(), st.booleans(), st.data())
+def test_a_flipped_bit_of_an_event_is_noticed(
+    op: str,
+    key: bytes,
+    place: Place,
+    stored: Stored,
+    has_record: bool,
+    has_inline: bool,
+    data: st.DataObject,
+) -> None:
+    change = Change(op, key, place.revision, place.nth, 1, 0, None, None, 0)
+    body = rows.record_body(stored, 0)
+    row = bytearray(_event_row(change, place, body if has_record else b"", body if has_inline else b""))
+    bit = data.draw(st.integers(0, len(row) * 8 - 1))
+    row[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(DamageError):
+        rows.decode_event(place, bytes(row))
+
+
 @given(KEYS, KEYS, RECORDS)
 def test_a_row_under_another_key_is_noticed(key: bytes, other: bytes, stored: Stored) -> None:
-    row = rows.encode_record(key, rows.record_body(stored, 0))
+    row = _record_row(key, stored, 0)
     if key != other:
         with pytest.raises(DamageError):
             rows.decode_record(other, row)
@@ -79,7 +111,7 @@ def test_a_row_under_another_key_is_noticed(key: bytes, other: bytes, stored: St
 
 @given(KEYS, RECORDS, st.data())
 def test_a_row_cut_short_is_noticed(key: bytes, stored: Stored, data: st.DataObject) -> None:
-    row = rows.encode_record(key, rows.record_body(stored, 0))
+    row = _record_row(key, stored, 0)
     with pytest.raises(DamageError):
         rows.decode_record(key, row[: data.draw(st.integers(0, len(row) - 1))])
 

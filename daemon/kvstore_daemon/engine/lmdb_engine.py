@@ -42,7 +42,7 @@ from kvstore_daemon.engine.mirror import Applying, Clock, Mirror, damaged
 from kvstore_daemon.engine.ownership import Ownership
 from kvstore_daemon.engine.planning import GROWING, NEEDS_VALUE, plan
 from kvstore_daemon.engine.replies import Replies
-from kvstore_daemon.engine.rows import NOWHERE, DamageError, Place, Row
+from kvstore_daemon.engine.rows import NOWHERE, DamageError, encode_place
 from kvstore_daemon.engine.space import Space
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 _MAX_GROUP_WRITES = 20_000
 _MAX_GROUP_BYTES = 64 * 1024 * 1024
 _IDLE_TRIM_EVENTS = 2_000
+
+_NOWHERE = NOWHERE.encode()
 
 Outcome = tuple[list[Change], list[Answer]]
 
@@ -207,6 +209,7 @@ class Writer(threading.Thread):
         self._deliver = deliver
         self._replies = Replies(mirror.env)
         self._space = Space(Path(settings.data), settings.max_store_bytes)
+        self._trim_due_at = 0
         self._broken: KvError | None = None
         self._unsynced_since: float | None = None
         self._space.prepare()
@@ -250,13 +253,9 @@ class Writer(threading.Thread):
     def _gather(self, group: Sequence[WriteRequest] | None) -> tuple[list[WriteRequest], bool]:
         """``group`` and what waits behind it, as much as one transaction takes; and whether to stop."""
         requests: list[WriteRequest] = []
-        writes = size = 0
         while group is not None:
             requests += group
-            for request in group:
-                writes += len(request.writes)
-                size += sum(len(write.value) for write in request.writes)
-            if writes >= _MAX_GROUP_WRITES or size >= _MAX_GROUP_BYTES or self._inbox.empty():
+            if self._inbox.empty() or _is_full(requests):
                 return requests, False
             group = self._inbox.get()
         return requests, True
@@ -332,16 +331,23 @@ class Writer(threading.Thread):
 
     def _attempt(self, requests: list[WriteRequest]) -> Outcome:
         now = self._mirror.clock()
-        with self._mirror.env.begin(write=True) as txn:
+        with self._replies.remembering(), self._mirror.env.begin(write=True) as txn:
             applying = Applying(self._mirror, txn, self._position, now)
-            transaction = Transaction(applying, self._space.refusal(self._mirror.used_bytes(txn)))
+            transaction = Transaction(applying, self._refusal(txn))
             answers = [self._answer(txn, transaction, request) for request in requests]
             written = len(applying.changes)
-            applying.trim(self._settings.retention, 2 * written + 16 if requests else _IDLE_TRIM_EVENTS)
+            budget = 2 * written + 16 if requests else _IDLE_TRIM_EVENTS
+            trim_due_at = applying.trim(self._settings.retention, budget, self._trim_due_at)
             self._replies.forget(txn, now, written + 1)
             position = applying.finish()
-        self._position = position
+        self._position, self._trim_due_at = position, trim_due_at
         return applying.changes, answers
+
+    def _refusal(self, txn: lmdb.Transaction[bytes]) -> KvError | None:
+        used_bytes = self._mirror.file_bytes()
+        if used_bytes >= self._settings.max_store_bytes:
+            used_bytes = self._mirror.used_bytes(txn)
+        return self._space.refusal(used_bytes)
 
     def _answer(
         self, txn: lmdb.Transaction[bytes], transaction: Transaction, request: WriteRequest
@@ -352,7 +358,7 @@ class Writer(threading.Thread):
         if kept is not None:
             return kept
         answer = transaction.answer(request)
-        self._replies.keep(txn, request, answer, self._mirror.clock())
+        self._replies.keep(txn, request, answer, transaction.now)
         return answer
 
 
@@ -363,6 +369,7 @@ class Transaction:
     """
 
     def __init__(self, applying: Applying, refusal: KvError | None) -> None:
+        self.now = applying.now
         self._applying = applying
         self._refusal = refusal
 
@@ -390,28 +397,28 @@ class Transaction:
         if current is _DAMAGED:
             self._remove_damaged(write.key, revision)
             return {"revision": revision, "deleted": 1}
-        planned = plan(write, _stored(current), revision, self._applying.now)
-        if planned.op is not None:
-            self._apply(planned.op, write.key, planned.record, current, before, revision, 0, 1)
-        return planned.result
+        op, record, result = plan(write, current, revision, self.now)
+        if op is not None:
+            self._apply(op, write.key, record, current, before, revision, 0, 1)
+        return result
 
     def _all(self, writes: Sequence[Write]) -> list[dict[str, Any] | KvError]:
         """All writes in one revision. Every plan is made before the first is applied; keys differ,
         so none of them depends on another."""
         found = [self._found(index, write) for index, write in enumerate(writes)]
-        revision, now = self._applying.head + 1, self._applying.now
+        revision, now = self._applying.head + 1, self.now
         planned = []
         for index, (write, (current, _)) in enumerate(zip(writes, found, strict=True)):
             with _naming_op(index):
-                planned.append(plan(write, _stored(current), revision, now))
-        changing = [index for index, each in enumerate(planned) if each.op is not None]
+                planned.append(plan(write, current, revision, now))
+        changing = [index for index, (op, _, _) in enumerate(planned) if op is not None]
         for nth, index in enumerate(changing):
             op, record, _ = planned[index]
             current, before = found[index]
             self._apply(op or "", writes[index].key, record, current, before, revision, nth, len(changing))
-        return [each.result for each in planned]
+        return [result for _, _, result in planned]
 
-    def _found(self, index: int, write: Write) -> tuple[Row | None, Place]:
+    def _found(self, index: int, write: Write) -> tuple[Stored | None, bytes]:
         with _naming_op(index):
             self._check_room(write)
             current, before = self._current(write)
@@ -423,8 +430,8 @@ class Transaction:
         if self._refusal is not None and write.op in GROWING:
             raise self._refusal
 
-    def _current(self, write: Write) -> tuple[Row | None, Place]:
-        """The live record of the write's key and the place of its newest event.
+    def _current(self, write: Write) -> tuple[Stored | None, bytes]:
+        """The live record of the write's key and the encoded place of its newest event.
 
         A record whose time has come is expired first, in a revision of its own, so that no write
         ever builds on it. A damaged record may be replaced or deleted without a condition.
@@ -433,50 +440,40 @@ class Transaction:
             current, before = self._applying.current(write.key, value=write.op in NEEDS_VALUE)
         except DamageError as damage:
             if write.if_revision is None and write.op == "put":
-                return None, NOWHERE
+                return None, _NOWHERE
             if write.if_revision is None and write.op == "delete":
-                return _DAMAGED, NOWHERE
+                return _DAMAGED, _NOWHERE
             raise damaged(write.key, damage) from damage
         if current is None or write.op == "expire":
             return current, before
-        expires_at = current.stored.expires_at
-        if expires_at is None or expires_at > self._applying.now:
+        expires_at = current.expires_at
+        if expires_at is None or expires_at > self.now:
             return current, before
+        current, _ = self._applying.current(write.key, value=True)
         revision = self._applying.head + 1
         self._apply("expire", write.key, None, current, before, revision, 0, 1)
-        return None, Place(revision, 0)
+        return None, encode_place(revision, 0)
 
     def _apply(
         self,
         op: str,
         key: bytes,
         record: Stored | None,
-        current: Row | None,
-        before: Place,
+        current: Stored | None,
+        before: bytes,
         revision: int,
         nth: int,
         count: int,
     ) -> None:
-        previous = None
-        if op == "expire":
-            current, _ = self._applying.current(key, value=True)
-            previous = _stored(current)
-        change = Change(
-            op,
-            key,
-            revision,
-            nth,
-            count,
-            self._applying.now,
-            record,
-            previous,
-            0 if current is None else before.revision,
-        )
+        """Record an event; on an expire ``current`` has its value."""
+        previous = current if op == "expire" else None
+        previous_revision = 0 if current is None else current.revision
+        change = Change(op, key, revision, nth, count, self.now, record, previous, previous_revision)
         self._applying.apply(change, current, before)
 
     def _remove_damaged(self, key: bytes, revision: int) -> None:
-        change = Change("delete", key, revision, 0, 1, self._applying.now, None, None, 0)
-        self._applying.apply(change, None, NOWHERE)
+        change = Change("delete", key, revision, 0, 1, self.now, None, None, 0)
+        self._applying.apply(change, None, _NOWHERE)
 
     def _delete_prefix(self, write: Write) -> dict[str, Any]:
         """Remove the first keys with the prefix; those that were expired are told of as such."""
@@ -494,12 +491,15 @@ class Transaction:
         return {"revision": revision, **result} if found else result
 
 
-_DAMAGED = Row(Stored(None, "", 0, 0, 0, 0, None), NOWHERE)
+_DAMAGED = Stored(None, "", 0, 0, 0, 0, None)
 """Stands for a record that cannot be read but may be deleted."""
 
 
-def _stored(row: Row | None) -> Stored | None:
-    return None if row is None else row.stored
+def _is_full(requests: list[WriteRequest]) -> bool:
+    """Whether the requests are as much as one transaction takes."""
+    writes = sum(len(request.writes) for request in requests)
+    size = sum(len(write.value) for request in requests for write in request.writes)
+    return writes >= _MAX_GROUP_WRITES or size >= _MAX_GROUP_BYTES
 
 
 @contextlib.contextmanager

@@ -48,10 +48,10 @@ from kvstore_daemon.engine import (
     rows,
 )
 from kvstore_daemon.engine.envelope import Buffer
-from kvstore_daemon.engine.rows import NOWHERE, DamageError, LogPosition, LogRow, Place, Row
+from kvstore_daemon.engine.rows import NOWHERE, DamageError, LogPosition, LogRow, Place
 from kvstore_daemon.engine.wholeness import refuse_no_store, refuse_part
 
-FORMAT = 1
+FORMAT = 2
 
 Clock = Callable[[], int]
 
@@ -61,6 +61,7 @@ _COUNT_LIMIT = 20_000
 _READ_BYTES = 4 * 1024 * 1024
 
 _TIME = struct.Struct(">Q")
+_NOWHERE = NOWHERE.encode()
 _EMPTY = LogPosition(0, 0, 0, 0)
 
 
@@ -101,6 +102,12 @@ class Mirror:
         meta = self.env.open_db(b"meta")
         with self.env.begin(write=True) as txn:
             found = int(txn.get(b"format", b"%d" % FORMAT, db=meta))
+            if found < FORMAT:
+                raise KvError(
+                    "unsupported_version",
+                    f"the store in {folder} has format {found}, which no release wrote; this kvstore reads "
+                    f"format {FORMAT}: copy the keys over with the version that wrote it, or begin anew",
+                )
             if found > FORMAT:
                 raise KvError(
                     "unsupported_version",
@@ -138,7 +145,7 @@ class Mirror:
             with self.env.begin(buffers=True) as txn:
                 yield txn
         except lmdb.Error as error:
-            raise KvError("damaged", f"the store's file is damaged: {error}; restore a backup") from error
+            raise _file_damaged(error) from error
 
     def log_position(self, txn: lmdb.Transaction[Any]) -> LogPosition:
         """The log's counters as ``txn`` sees them."""
@@ -162,12 +169,17 @@ class Mirror:
             return Statistics(keys, at.events, at.size, self.used_bytes(txn), max_store_bytes)
 
     def used_bytes(self, txn: lmdb.Transaction[Any]) -> int:
-        """The bytes of all pages that hold something; free pages inside the file do not count."""
+        """The bytes of all pages that hold something; free pages inside the file do not count.
+        Asks for each table: :meth:`file_bytes` is cheaper, and never less."""
         pages = 0
         for table in (self.data, self.log_rows, self.expiry, self.graves, self.meta):
             stat = txn.stat(table)
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return pages * self.page_size
+
+    def file_bytes(self) -> int:
+        """The bytes of all pages up to the last one in use, as of the last commit."""
+        return (int(self.env.info()["last_pgno"]) + 1) * self.page_size
 
     # ── records ──────────────────────────────────────────────────────────────────────────────────
 
@@ -177,26 +189,28 @@ class Mirror:
         """See :meth:`kvstore_daemon.engine.Engine.read`."""
         now = self.clock()
         found: list[Stored | KvError | None] = []
-        with self.snapshot() as txn:
-            get, table, decode = txn.get, self.data, rows.decode_stored
-            for key in keys:
-                row = get(key, db=table)
-                if row is None:
-                    found.append(None)
-                    continue
-                try:
-                    stored = decode(key, row)
-                except DamageError as damage:
-                    found.append(damaged(key, damage))
-                    continue
-                if stored.expires_at is not None and stored.expires_at <= now:
-                    found.append(None)
-                    continue
-                found.append(stored)
-                max_bytes -= len(row)
-                if max_bytes <= 0:
-                    break
-            return found, self.log_position(txn).head
+        try:
+            # bytes, not buffers: to slice memoryviews takes longer than to copy rows of usual sizes
+            with self.env.begin(self.data) as txn:
+                get, decode = txn.get, rows.decode_record
+                for key in keys:
+                    row = get(key)
+                    if row is None:
+                        found.append(None)
+                        continue
+                    try:
+                        stored = decode(key, row)
+                    except DamageError as damage:
+                        found.append(damaged(key, damage))
+                        continue
+                    expires_at = stored.expires_at
+                    found.append(stored if expires_at is None or expires_at > now else None)
+                    max_bytes -= len(row)
+                    if max_bytes <= 0:
+                        break
+                return found, self.log_position(txn).head
+        except lmdb.Error as error:
+            raise _file_damaged(error) from error
 
     def range(
         self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
@@ -213,7 +227,7 @@ class Mirror:
                     return RecordPage(items, key, head)
                 scanned += 1
                 try:
-                    stored = rows.decode_stored(key, row, value=values)
+                    stored = rows.decode_record(key, row, value=values)
                 except DamageError as damage:
                     raise damaged(key, damage) from damage
                 if _is_live(stored, now):
@@ -270,7 +284,7 @@ class Mirror:
                 row = txn.get(key, db=self.data)
                 with contextlib.suppress(DamageError):
                     if row is not None:
-                        stored = rows.decode_stored(key, row, value=False)
+                        stored = rows.decode_record(key, row, value=False)
                         # a damaged record that was replaced has left its old time behind
                         if stored.expires_at == time:
                             found.append((key, stored.revision))
@@ -367,7 +381,8 @@ class Mirror:
         row = txn.get(key, db=self.data)
         if row is not None:
             try:
-                return rows.decode_record(key, row, value=False).place
+                rows.decode_body(key, row)
+                return Place.decode(rows.record_place(row))
             except DamageError as damage:
                 raise damaged(key, damage) from damage
         grave = txn.get(key, db=self.graves)
@@ -393,15 +408,19 @@ class Applying:
         self._floor = position.floor
         self._events = position.events
         self._bytes = position.size
+        # a cursor that has just found a key puts its new row without searching for it again
+        self._data = txn.cursor(mirror.data)
+        self._log = txn.cursor(mirror.log_rows)
+        self._graves = txn.cursor(mirror.graves)
+        self._has_graves = self._graves.first()
 
-    def current(self, key: bytes, *, value: bool) -> tuple[Row | None, Place]:
-        """The key's record, expired or not, and the place of its newest event; raises DamageError."""
-        row = self._txn.get(key, db=self._mirror.data)
+    def current(self, key: bytes, *, value: bool) -> tuple[Stored | None, bytes]:
+        """The key's record, expired or not, and the encoded place of its newest event; raises DamageError."""
+        row = self._data.get(key)
         if row is not None:
-            found = rows.decode_record(key, row, value=value)
-            return found, found.place
-        grave = self._txn.get(key, db=self._mirror.graves)
-        return None, NOWHERE if grave is None else Place.decode(grave)
+            return rows.decode_record(key, row, value=value), rows.record_place(row)
+        grave = self._graves.get(key) if self._has_graves else None
+        return None, _NOWHERE if grave is None else grave
 
     def keys(self, prefix: bytes, limit: int) -> list[bytes]:
         """Up to ``limit`` keys that begin with ``prefix``, in order."""
@@ -412,35 +431,37 @@ class Applying:
             found.append(key)
         return found
 
-    def apply(self, change: Change, current: Row | None, before: Place) -> None:
+    def apply(self, change: Change, current: Stored | None, before: bytes) -> None:
         """Store a change: its record, its event, and what the tables beside them need.
 
         ``current`` and ``before`` are what :meth:`current` said of the key. The change's revision
         is the head's, or the next above it.
         """
-        mirror, txn, key = self._mirror, self._txn, change.key
-        place = Place(change.revision, change.index).encode()
-        inline = self._inline(change, current, before)
-        self._move_expiry(key, current, change.record)
-        body = b""
-        if change.record is not None:
-            body = rows.record_body(change.record, change.index)
-            txn.put(key, rows.encode_record(key, body), db=mirror.data)
-            if current is None and before != NOWHERE:
-                txn.delete(key, db=mirror.graves)
+        key, record, revision = change.key, change.record, change.revision
+        place = rows.encode_place(revision, change.index)
+        inline: Buffer = b"" if current is None else self._inline(change, current)
+        self._move_expiry(key, current, record)
+        if record is not None:
+            body = rows.record_body(record, change.index)
+            checksum = rows.checksum(key, body)
+            self._data.put(key, rows.encode_record(body, checksum))
+            if current is None and before != _NOWHERE:
+                self._txn.delete(key, db=self._mirror.graves)
         else:
-            txn.delete(key, db=mirror.data)
-            txn.put(key, place, db=mirror.graves)
-        row = rows.encode_event(change, before, body, inline)
+            body, checksum = b"", rows.checksum(key, b"")
+            self._txn.delete(key, db=self._mirror.data)
+            self._graves.put(key, place)
+            self._has_graves = True
+        row = rows.encode_event(change, place, before, body, checksum, inline)
         # a put at the end of a sorted table: pages are filled to the brim and not split
-        txn.put(place, row, db=mirror.log_rows, append=True)
-        self.head = change.revision
+        self._log.put(place, row, append=True)
+        self.head = revision
         self._events += 1
         self._bytes += len(row) + 12
         self.changes.append(change)
 
-    def _move_expiry(self, key: bytes, current: Row | None, record: Stored | None) -> None:
-        old = current.stored.expires_at if current is not None else None
+    def _move_expiry(self, key: bytes, current: Stored | None, record: Stored | None) -> None:
+        old = current.expires_at if current is not None else None
         new = record.expires_at if record is not None else None
         if old == new:
             return
@@ -449,47 +470,53 @@ class Applying:
         if new is not None:
             self._txn.put(_TIME.pack(new), key, db=self._mirror.expiry)
 
-    def _inline(self, change: Change, current: Row | None, before: Place) -> Buffer:
+    def _inline(self, change: Change, current: Stored) -> Buffer:
         """The replaced record, if it goes into the event's row; empty if not.
 
-        It stands in the log already, at ``before``; but where that is the log's oldest eighth it will
+        It stands in the log already; but where that is the log's oldest eighth it will
         soon be trimmed, and the event could no longer tell its previous value. Keeping it always
         would write every value three times. An expire keeps it always: its old value is promised.
         """
         margin = (self.head - self._floor) // 8
-        if current is None or (change.op != "expire" and before.revision > self._floor + margin):
+        if change.op != "expire" and current.revision > self._floor + margin:
             return b""
-        row = self._txn.get(change.key, db=self._mirror.data)
+        row = self._data.get(change.key)
         return b"" if row is None else rows.decode_body(change.key, row)
 
-    def trim(self, retention: Retention, budget: int) -> None:
-        """Drop the log's oldest revisions while it exceeds ``retention``, about ``budget`` events."""
-        cursor = self._txn.cursor(self._mirror.log_rows)
-        oldest = self.now - retention.age_ms
+    def trim(self, retention: Retention, budget: int, due_at: int) -> int:
+        """Drop the log's oldest revisions while it exceeds ``retention``, about ``budget`` events.
+
+        Returns when the oldest event left will be too old, which is what the next call wants as
+        ``due_at``: until then the log need not be looked at.
+        """
+        if self.now <= due_at and not self._is_too_large(retention):
+            return due_at
+        cursor = self._log
         more = cursor.first()
         while more:
             place, raw = Place.decode(cursor.key()), cursor.value()
-            if place.revision > self._floor and (budget <= 0 or not self._exceeds(retention, raw, oldest)):
-                return
+            due_at = rows.event_time(raw) + retention.age_ms
+            exceeds = self.now > due_at or self._is_too_large(retention)
+            if place.revision > self._floor and (budget <= 0 or not exceeds):
+                return due_at
             self._drop(place, raw)
             budget -= 1
             more = cursor.delete()
+        return self.now + retention.age_ms
 
-    def _exceeds(self, retention: Retention, raw: Buffer, oldest: int) -> bool:
-        return (
-            self._events > retention.events or self._bytes > retention.bytes or rows.event_time(raw) < oldest
-        )
+    def _is_too_large(self, retention: Retention) -> bool:
+        return self._events > retention.events or self._bytes > retention.bytes
 
     def _drop(self, place: Place, raw: Buffer) -> None:
         self._floor = place.revision
         self._events -= 1
         self._bytes -= len(raw) + 12
+        if rows.is_put(raw):
+            return
         try:
             event = rows.decode_event(place, raw)
         except DamageError:
             return  # what it said is lost; that must not keep the log from being trimmed
-        if event.op == "put":
-            return
         grave = self._txn.get(event.key, db=self._mirror.graves)
         if grave is not None and Place.decode(grave) == place:
             self._txn.delete(event.key, db=self._mirror.graves)
@@ -500,6 +527,10 @@ class Applying:
         if position != self._begun_at:
             self._txn.put(b"position", position.encode(), db=self._mirror.meta)
         return position
+
+
+def _file_damaged(error: lmdb.Error) -> KvError:
+    return KvError("damaged", f"the store's file is damaged: {error}; restore a backup")
 
 
 def _open_environment(folder: Path, map_size: int, *, sync: bool) -> lmdb.Environment:

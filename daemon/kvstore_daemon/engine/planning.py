@@ -4,7 +4,7 @@ every engine."""
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from kvstore_client.errors import KvError
 from kvstore_client.model import TEXT_CONTENT_TYPE
@@ -16,16 +16,13 @@ _INT64 = 2**63
 GROWING = frozenset(("put", "incr", "touch", "persist"))
 """The ops that a full store refuses; the others make room."""
 
-NEEDS_VALUE = frozenset(("incr", "touch", "persist"))
-"""The ops whose plan reads the present value."""
+NEEDS_VALUE = frozenset(("incr", "touch", "persist", "expire"))
+"""The ops whose plan, or whose event, has the present value."""
 
 
-class Plan(NamedTuple):
-    """``op`` is the event to record, None if nothing changes; ``result`` is the reply's fields."""
-
-    op: str | None
-    record: Stored | None
-    result: dict[str, Any]
+Plan = tuple[str | None, Stored | None, dict[str, Any]]
+"""The event to record (None if nothing changes), the record it leaves, and the reply's fields.
+A bare tuple, since one is made with every write."""
 
 
 def plan(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
@@ -34,14 +31,15 @@ def plan(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
     ``current`` is the live record, None where there is none. Raises KvError if the write cannot be
     done: ``condition_failed``, ``not_found``, ``not_an_integer``, ``out_of_range``.
     """
-    _check_condition(write, current)
+    if write.if_revision is not None:
+        _check_condition(write, current)
     return _PLANS[write.op](write, current, revision, now)
 
 
 def _check_condition(write: Write, current: Stored | None) -> None:
     wanted = write.if_revision
     found = 0 if current is None else current.revision
-    if wanted is None or wanted == found or write.op == "expire":
+    if wanted == found or write.op == "expire":
         return
     if wanted == 0:
         message = f"the key exists already, at revision {found}"
@@ -62,17 +60,14 @@ def _store(
 ) -> Plan:
     created, version = (revision, 1) if current is None else (current.create_revision, current.version + 1)
     record = Stored(value, content_type, revision, created, version, now, expires_at)
-    return Plan("put", record, _result(record))
+    return "put", record, _result(record)
 
 
 def _result(record: Stored) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "revision": record.revision,
-        "create_revision": record.create_revision,
-        "version": record.version,
-    }
-    if record.expires_at is not None:
-        result["expires_at"] = record.expires_at
+    _, _, revision, created, version, _, expires_at = record
+    result: dict[str, Any] = {"revision": revision, "create_revision": created, "version": version}
+    if expires_at is not None:
+        result["expires_at"] = expires_at
     return result
 
 
@@ -91,8 +86,8 @@ def _count(total: int, content_type: str, current: Stored | None, revision: int,
     if not -_INT64 <= total < _INT64:
         raise KvError("out_of_range", f"the result {total} does not fit a signed 64-bit integer")
     expires_at = None if current is None else current.expires_at
-    planned = _store(b"%d" % total, content_type, current, revision, now, expires_at)
-    return planned._replace(result={"value": total, **planned.result})
+    op, record, result = _store(b"%d" % total, content_type, current, revision, now, expires_at)
+    return op, record, {"value": total, **result}
 
 
 def _touch(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
@@ -102,14 +97,14 @@ def _touch(write: Write, current: Stored | None, revision: int, now: int) -> Pla
 def _persist(write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
     found = _existing(write, current)
     if found.expires_at is None:
-        return Plan(None, None, _result(found))
+        return None, None, _result(found)
     return _set_expiry(found, revision, None)
 
 
 def _set_expiry(found: Stored, revision: int, expires_at: int | None) -> Plan:
     # version and modified_at speak of the value, which stays as it is
     record = found._replace(revision=revision, expires_at=expires_at)
-    return Plan("put", record, _result(record))
+    return "put", record, _result(record)
 
 
 def _existing(write: Write, current: Stored | None) -> Stored:
@@ -120,13 +115,13 @@ def _existing(write: Write, current: Stored | None) -> Stored:
 
 def _delete(write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
     _existing(write, current)
-    return Plan("delete", None, {"revision": revision, "deleted": 1})
+    return "delete", None, {"revision": revision, "deleted": 1}
 
 
 def _expire(write: Write, current: Stored | None, _revision: int, now: int) -> Plan:
     if current is None or current.revision != write.if_revision or (current.expires_at or now + 1) > now:
-        return Plan(None, None, {})  # it was changed since the daemon saw it
-    return Plan("expire", None, {})
+        return None, None, {}  # it was changed since the daemon saw it
+    return "expire", None, {}
 
 
 _PLANS = {

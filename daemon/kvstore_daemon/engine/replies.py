@@ -6,8 +6,10 @@ or neither is. Rows are forgotten ``KEPT_MINUTES`` after their last use, a few w
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import lmdb
 import orjson
@@ -21,13 +23,40 @@ KEPT_MINUTES = 10
 _ROW = struct.Struct(">QIQ")
 _MINUTE = struct.Struct(">Q")
 
+# how many clients' last numbers are held in memory; more are looked up
+_REMEMBERED = 10_000
+
+
+class _Last(NamedTuple):
+    """What a client's row begins with."""
+
+    seq: int
+    fingerprint: int
+    minute: int
+
 
 class Replies:
-    """The tables ``clients`` (client -> row) and ``client_ages`` (minute -> clients)."""
+    """The tables ``clients`` (client -> row) and ``client_ages`` (minute -> clients); used by the
+    writer's thread only.
+
+    The last numbers of clients are held in memory as well: with them a request that is new, as most
+    are, is known to be so without a look into the table.
+    """
 
     def __init__(self, env: lmdb.Environment) -> None:
         self._clients = env.open_db(b"clients")
         self._ages = env.open_db(b"client_ages", dupsort=True)
+        self._last: dict[bytes, _Last] = {}
+        self._forgotten_before = 0
+
+    @contextlib.contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Enclose a transaction with this: what is in memory must not outlive one that failed."""
+        try:
+            yield
+        except BaseException:
+            self._last.clear()
+            raise
 
     def find(self, txn: lmdb.Transaction[bytes], request: WriteRequest) -> Answer | None:
         """The answer that a repeat of ``request`` gets, None if it is new.
@@ -35,42 +64,59 @@ class Replies:
         A number below the client's last is ``sequence_stale``; the last number with other content is
         ``sequence_reused``.
         """
-        row = txn.get(_name(request), db=self._clients)
-        if row is None:
+        client = _name(request)
+        last = self._last_of(txn, client)
+        if last is None or request.seq > last.seq:
             return None
-        seq, fingerprint, _ = _ROW.unpack_from(row)
-        if request.seq > seq:
-            return None
+        seq, fingerprint, _ = last
         if request.seq < seq:
             message = f"request {request.seq} of this client came after {seq} was applied; it was not applied"
             return Answer(request.ticket, None, KvError("sequence_stale", message, seq=seq))
         if request.fingerprint != fingerprint:
             message = f"number {seq} of this client belongs to a request with other content; use a new one"
             return Answer(request.ticket, None, KvError("sequence_reused", message))
+        row = txn.get(client, b"", db=self._clients)
         return _decode(request.ticket, row[_ROW.size :])
+
+    def _last_of(self, txn: lmdb.Transaction[bytes], client: bytes) -> _Last | None:
+        last = self._last.get(client)
+        if last is None:
+            row = txn.get(client, db=self._clients)
+            if row is None:
+                return None
+            last = self._last[client] = _Last(*_ROW.unpack_from(row))
+        return last
 
     def keep(self, txn: lmdb.Transaction[bytes], request: WriteRequest, answer: Answer, now: int) -> None:
         """Remember the answer, unless the request may succeed when it is repeated."""
         if _may_be_repeated(answer):
             return
         client, minute = _name(request), now // 60_000
-        old = txn.get(client, db=self._clients)
-        old_minute = _ROW.unpack_from(old)[2] if old is not None else None
-        if old_minute != minute:
-            if old_minute is not None:
-                txn.delete(_MINUTE.pack(old_minute), client, db=self._ages)
+        last = self._last_of(txn, client)
+        if last is None or last.minute != minute:
+            if last is not None:
+                txn.delete(_MINUTE.pack(last.minute), client, db=self._ages)
             txn.put(_MINUTE.pack(minute), client, db=self._ages)
-        row = _ROW.pack(request.seq, request.fingerprint, minute) + _encode(answer)
-        txn.put(client, row, db=self._clients)
+        if len(self._last) >= _REMEMBERED:
+            self._last.clear()
+        last = self._last[client] = _Last(request.seq, request.fingerprint, minute)
+        txn.put(client, _ROW.pack(*last) + _encode(answer), db=self._clients)
 
     def forget(self, txn: lmdb.Transaction[bytes], now: int, budget: int) -> None:
         """Drop up to ``budget`` rows that were not used for ``KEPT_MINUTES``."""
-        last = _MINUTE.pack(max(0, now // 60_000 - KEPT_MINUTES))
-        cursor = txn.cursor(self._ages)
-        while budget > 0 and cursor.first() and cursor.key() < last:
-            txn.delete(cursor.value(), db=self._clients)
+        oldest = max(0, now // 60_000 - KEPT_MINUTES)
+        if oldest == self._forgotten_before:
+            return
+        cursor, kept = txn.cursor(self._ages), _MINUTE.pack(oldest)
+        while cursor.first() and cursor.key() < kept:
+            if budget <= 0:
+                return
+            client = cursor.value()
+            self._last.pop(client, None)
+            txn.delete(client, db=self._clients)
             cursor.delete()
             budget -= 1
+        self._forgotten_before = oldest
 
 
 def _name(request: WriteRequest) -> bytes:
@@ -80,8 +126,10 @@ def _name(request: WriteRequest) -> bytes:
 def _may_be_repeated(answer: Answer) -> bool:
     if answer.error is not None:
         return answer.error.row.retryable
-    results = answer.results or []
-    return all(isinstance(result, KvError) and result.row.retryable for result in results)
+    for result in answer.results or ():
+        if not isinstance(result, KvError) or not result.row.retryable:
+            return False
+    return True
 
 
 def _encode(answer: Answer) -> bytes:

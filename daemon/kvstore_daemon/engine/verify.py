@@ -24,15 +24,15 @@ def _records(mirror: Mirror, txn: lmdb.Transaction[Any]) -> Iterator[str]:
     at = mirror.log_position(txn)
     for key, row in txn.cursor(mirror.data):
         try:
-            found = rows.decode_record(key, row)
+            stored = rows.decode_record(key, row)
         except DamageError as damage:
             yield f"record {key!r}: {damage}"
             continue
-        stored = found.stored
+        place = rows.record_place(row)
         if not stored.create_revision <= stored.revision <= at.head:
             yield f"record {key!r}: revision {stored.revision} is not between its creation and the head"
-        if found.place.revision > at.floor and txn.get(found.place.encode(), db=mirror.log_rows) is None:
-            yield f"record {key!r}: its event {found.place} is not in the log"
+        if stored.revision > at.floor and txn.get(place, db=mirror.log_rows) is None:
+            yield f"record {key!r}: its event {Place.decode(place)} is not in the log"
         if stored.expires_at is not None and not txn.cursor(mirror.expiry).set_key_dup(
             stored.expires_at.to_bytes(8), key
         ):
@@ -76,7 +76,7 @@ def _chain(mirror: Mirror, txn: lmdb.Transaction[Any], event: LogRow, floor: int
 def _expiry(mirror: Mirror, txn: lmdb.Transaction[Any]) -> Iterator[str]:
     for time, key in txn.cursor(mirror.expiry):
         row = txn.get(key, db=mirror.data)
-        if row is None or rows.decode_record(key, row).stored.expires_at != int.from_bytes(time):
+        if row is None or rows.decode_record(key, row).expires_at != int.from_bytes(time):
             yield f"expiry {int.from_bytes(time)} of {key!r}: no such record"
 
 
