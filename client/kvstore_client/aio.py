@@ -8,10 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import closing
 from typing import Any, Self, TypeVar
-
-import zmq.asyncio
 
 from kvstore_client import commands, plans
 from kvstore_client.client import (
@@ -29,6 +26,7 @@ from kvstore_client.commands import (
     RecordPage,
     Written,
     body_of,
+    result_of,
     results_of,
 )
 from kvstore_client.follow import Batch, Filter, LogPage
@@ -36,6 +34,7 @@ from kvstore_client.lane import DEFAULT_REQUESTS, Body
 from kvstore_client.model import Cursor, Event, Record
 from kvstore_client.plans import Plan
 from kvstore_client.protocol import Heartbeat, Reply
+from kvstore_client.readiness import WatchedContext, until_ready
 from kvstore_client.routine import Routine
 from kvstore_client.subscription import Watching
 from kvstore_client.watcher import Reset, Sync
@@ -47,14 +46,15 @@ _Results = list[Any]
 async def drive_async(routine: Routine[T]) -> T:
     """Run a routine to its end, waiting in the event loop. If the task is cancelled, the routine is
     closed, which lets it leave its sockets in order."""
-    with closing(routine):
+    try:
         while True:
             try:
                 wait = next(routine)
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
-            poller = zmq.asyncio.Poller()
-            await poller.poll(wait.register(poller))
+            await until_ready(wait)
+    finally:
+        routine.close()
 
 
 class AsyncClient:
@@ -73,7 +73,7 @@ class AsyncClient:
     ) -> None:
         self._timeout = timeout
         self._free = asyncio.BoundedSemaphore(connections)
-        self._lanes = Lanes(requests)
+        self._lanes = Lanes(requests, WatchedContext())
 
     async def __aenter__(self) -> Self:
         return self
@@ -89,11 +89,10 @@ class AsyncClient:
         """See :meth:`Client.request`."""
         seconds = self._timeout if timeout is None else timeout
         began = time.monotonic()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._free.acquire()
-        except TimeoutError as error:
-            raise no_lane(seconds, body) from error
+        if self._free.locked():
+            await self._acquire(seconds, body)
+        else:
+            await self._free.acquire()
         try:
             lane = self._lanes.take()
             try:
@@ -103,9 +102,17 @@ class AsyncClient:
         finally:
             self._free.release()
 
+    async def _acquire(self, seconds: float, body: Body) -> None:
+        """Wait for another call to end."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise no_lane(seconds, body) from error
+
     async def run(self, command: Command[T], *, timeout: float | None = None) -> T:
         """See :meth:`Client.run`."""
-        return await self._carry_out(plans.single(command), timeout)
+        return result_of(command, await self.request(body_of((command,)), timeout))
 
     async def _carry_out(self, plan: Plan[T], timeout: float | None) -> T:
         try:
@@ -271,6 +278,8 @@ class AsyncClient:
 class AsyncSubscription(Watching):
     """The changes of a store, as an asynchronous iterator; see :class:`Subscription` for the arguments,
     the items and what is promised. To be used by one task at a time; a cancelled wait loses nothing."""
+
+    _context_class = WatchedContext
 
     async def __aenter__(self) -> Self:
         return self

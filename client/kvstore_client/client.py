@@ -23,11 +23,12 @@ from kvstore_client.commands import (
     RecordPage,
     Written,
     body_of,
+    result_of,
     results_of,
 )
 from kvstore_client.errors import KvError
 from kvstore_client.follow import Filter, LogPage
-from kvstore_client.lane import DEFAULT_REQUESTS, Body, Lane
+from kvstore_client.lane import DEFAULT_REQUESTS, Body, Context, Lane
 from kvstore_client.model import Cursor, Record
 from kvstore_client.plans import Plan
 from kvstore_client.protocol import Reply
@@ -45,12 +46,12 @@ EVERYTHING = Filter()
 class Lanes:
     """A client's idle lanes, the one used last on top.
 
-    Threads may share it without a lock: the list's ``pop`` and ``append`` are atomic.
+    Threads may share it without a lock: the list's ``pop`` and ``append`` are atomic. It owns ``context``.
     """
 
-    def __init__(self, requests: str) -> None:
+    def __init__(self, requests: str, context: Context) -> None:
         self._requests = requests
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = context
         self._is_closed = False
         try:
             self._idle = [Lane(self._context, requests)]
@@ -98,7 +99,7 @@ class Client:
     ) -> None:
         self._timeout = timeout
         self._free = threading.BoundedSemaphore(connections)
-        self._lanes = Lanes(requests)
+        self._lanes = Lanes(requests, zmq.Context())
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +128,7 @@ class Client:
 
     def run(self, command: Command[T], *, timeout: float | None = None) -> T:
         """Run one command; raises the KvError with which it fails."""
-        return self._carry_out(plans.single(command), timeout)
+        return result_of(command, self.request(body_of((command,)), timeout))
 
     def _carry_out(self, plan: Plan[T], timeout: float | None) -> T:
         try:

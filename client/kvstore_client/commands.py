@@ -121,6 +121,14 @@ def results_of(commands: Sequence[Command[Any]], reply: Reply) -> list[Any]:
         raise KvError("internal", f"the daemon's reply is malformed: {error!r}") from error
 
 
+def result_of(command: Command[T], reply: Reply) -> T:
+    """The result of the one command of a request; raises the KvError with which it failed."""
+    (result,) = results_of((command,), reply)
+    if isinstance(result, KvError):
+        raise result
+    return result  # type: ignore[no-any-return]
+
+
 def get(key: str) -> Command[Record]:
     """The record of ``key``; ``not_found`` if there is none."""
     return _command("get", lambda fields, _: record_from(fields, key), key=key)

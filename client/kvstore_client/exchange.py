@@ -8,8 +8,8 @@ applies it once however often it arrives (protocol section 6).
 from __future__ import annotations
 
 import random
-import secrets
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 from kvstore_client.errors import KvError
@@ -22,6 +22,11 @@ LONGEST_PAUSE_SECONDS = 1.0
 
 _TRY_AGAIN = frozenset(("too_busy", "unavailable"))
 """Refusals of a whole request that time may cure; ``store_full`` is not cured by asking again."""
+
+
+_numbers = count(1)
+"""What tells the requests of this process apart. No other process sends on its sockets, so a number
+does it, at a tenth of what random bytes cost; ``next`` is atomic."""
 
 
 class Step(NamedTuple):
@@ -46,7 +51,7 @@ class Exchange:
     def __init__(
         self, request: Sequence[bytes], *, writes: bool, endpoint: str, seconds: float, now: float
     ) -> None:
-        self._id = secrets.token_bytes(8)
+        self._id = next(_numbers).to_bytes(8, "big")
         self.frames = [self._id, b"", *request]
         self._writes = writes
         self._endpoint = endpoint
@@ -139,4 +144,4 @@ class Exchange:
 
 def _jittered(seconds: float) -> float:
     """Spread by a quarter to both sides, so that clients cut off together do not return together."""
-    return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - not a secret
+    return seconds * (0.75 + 0.5 * random.random())  # noqa: S311 - not a secret

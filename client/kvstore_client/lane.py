@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from kvstore_client.exchange import Exchange
+from kvstore_client.exchange import Exchange, Step
 from kvstore_client.protocol import Reply, encode_request
-from kvstore_client.routine import Routine, Socket, Wait
+from kvstore_client.routine import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Routine, Socket, Wait
 
 DEFAULT_REQUESTS = "tcp://127.0.0.1:5555"
 DEFAULT_CHANGES = "tcp://127.0.0.1:5556"
@@ -80,28 +80,30 @@ class Lane:
         )
         is_answered = False
         try:
-            reply = yield from self._converse(exchange)
-            is_answered = True
-            return reply
+            while True:
+                step = exchange.next(time.monotonic())
+                if step.is_fresh:
+                    self._replace_socket()
+                if step.is_sending:
+                    if not self._send(exchange.frames):
+                        yield self._wait(POLLOUT, step)
+                        continue
+                    exchange.sent()
+                # no reply is there as soon as its request is sent, and a recv in vain is an exception
+                yield self._wait(POLLIN, step)
+                frames = self._receive()
+                if frames is None:
+                    continue
+                reply = exchange.receive(frames, time.monotonic())
+                if reply is not None:
+                    is_answered = True
+                    return reply
         finally:
             if not is_answered:
                 self._replace_socket()
 
-    def _converse(self, exchange: Exchange) -> Routine[Reply]:
-        while True:
-            step = exchange.next(time.monotonic())
-            if step.is_fresh:
-                self._replace_socket()
-            if step.is_sending:
-                if self._send(exchange.frames):
-                    exchange.sent()
-                    continue
-            elif (frames := self._receive()) is not None:
-                if (reply := exchange.receive(frames, time.monotonic())) is not None:
-                    return reply
-                continue
-            flag = zmq.POLLOUT if step.is_sending else zmq.POLLIN
-            yield Wait([(self._socket, flag)], step.until - time.monotonic())
+    def _wait(self, flag: int, step: Step) -> Wait:
+        return Wait(((self._socket, flag),), step.until - time.monotonic())
 
     def _encode(self, body: Body) -> list[bytes]:
         if not body.writes:
@@ -113,15 +115,22 @@ class Lane:
 
     def _send(self, frames: list[bytes]) -> bool:
         """Whether there was a connection to hand the frames to."""
+        send = self._socket.send
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
+            for frame in frames[:-1]:
+                send(frame, NOBLOCK | SNDMORE)
+            send(frames[-1], NOBLOCK)
         except zmq.Again:
             return False
         return True
 
     def _receive(self) -> list[bytes] | None:
+        socket = self._socket
         try:
-            return self._socket.recv_multipart(zmq.NOBLOCK)
+            frames = [socket.recv(NOBLOCK)]
+            while socket.getsockopt(zmq.RCVMORE):
+                frames.append(socket.recv(NOBLOCK))
+            return frames
         except zmq.Again:
             return None
 

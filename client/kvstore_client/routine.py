@@ -8,7 +8,6 @@ event loop runs meanwhile. Nothing else differs between the two forms of the cli
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import closing
 from typing import NamedTuple, TypeVar
 
 import zmq
@@ -17,17 +16,20 @@ T = TypeVar("T")
 Socket = zmq.Socket[bytes]
 
 
+POLLIN, POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
+NOBLOCK, SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+"""As plain numbers: pyzmq's enumerations take a microsecond for each ``|`` and ``&``."""
+
+
 class Wait(NamedTuple):
     """Until a socket is ready for its flags, or ``seconds`` have passed."""
 
     sockets: Sequence[tuple[Socket, int]]
     seconds: float
 
-    def register(self, poller: zmq.Poller) -> int:
-        """Tell ``poller`` the sockets; gives the time-out in milliseconds, never rounded down to a
-        moment before the time has come, which would make the waiting busy."""
-        for socket, flags in self.sockets:
-            poller.register(socket, flags)
+    def milliseconds(self) -> int:
+        """The time in milliseconds, never rounded down to a moment before it has come, which would
+        make the waiting busy."""
         return max(0, int(self.seconds * 1000)) + 1
 
 
@@ -37,11 +39,11 @@ Routine = Generator[Wait, None, T]
 def drive(routine: Routine[T]) -> T:
     """Run a routine to its end, waiting in this thread. If the wait is interrupted, the routine is
     closed, which lets it leave its sockets in order."""
-    with closing(routine):
+    try:
         while True:
-            try:
-                wait = next(routine)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            poller = zmq.Poller()
-            poller.poll(wait.register(poller))
+            wait = next(routine)
+            zmq.zmq_poll(wait.sockets, wait.milliseconds())
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+    finally:
+        routine.close()

@@ -11,7 +11,7 @@ import zmq
 
 from kvstore_client.errors import KvError
 from kvstore_client.follow import Batch, Filter
-from kvstore_client.lane import DEFAULT_CHANGES, DEFAULT_REQUESTS, Body, Lane, connect
+from kvstore_client.lane import DEFAULT_CHANGES, DEFAULT_REQUESTS, Body, Context, Lane, connect
 from kvstore_client.model import Cursor, Event, check_key
 from kvstore_client.operations import EVENT_OPS
 from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, Reply
@@ -29,6 +29,8 @@ _MESSAGES_PER_TURN = 500
 
 class Watching:
     """The sockets of a subscription and the routine that uses them; the two forms below wait for it."""
+
+    _context_class: type[Context] = zmq.Context
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Watching:
         self._rest_begins_after: Cursor | None = None
         self._call: Routine[Reply] | None = None
         self._call_waits = Wait((), 0)
-        self._context: zmq.Context[Socket] = zmq.Context()
+        self._context = self._context_class()
         try:
             self._lane = Lane(self._context, requests)
             self._sub = self._open()
