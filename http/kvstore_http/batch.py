@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import falcon
 
 from kvstore_client.errors import KvError
-from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
+from kvstore_client.model import DEFAULT_CONTENT_TYPE, MAX_KEY_BYTES, TEXT_CONTENT_TYPE
 from kvstore_client.operations import check_keys, check_operation
 from kvstore_http import contract
 from kvstore_http.bodies import JSON, read_json, require_type, send_json
@@ -59,13 +59,33 @@ def _parsed(body: Any) -> _Batch:
     atomic = body.get("atomic", False)
     if type(atomic) is not bool:
         raise KvError("bad_request", "'atomic' must be true or false")
-    batch = _Batch([], [], atomic)
+    ops: list[dict[str, Any]] = []
+    values: list[bytes] = []
     for index, entry in enumerate(body["ops"]):
-        op, value = _parsed_op(entry, index)
-        batch.ops.append(op)
+        op, value = _plain(entry) or _parsed_op(entry, index)
+        ops.append(op)
         if value is not None:
-            batch.values.append(value)
-    return batch
+            values.append(value)
+    return _Batch(ops, values, atomic)
+
+
+def _plain(entry: Any) -> tuple[dict[str, Any], bytes | None] | None:
+    """The op and the value of a get, or of a put of a text without options, whose key is ASCII and
+    passes every check; None for all else.
+
+    Nearly all large batches are made of these, and this takes a quarter of the time of the checks.
+    """
+    if type(entry) is not dict or type(key := entry.get("key")) is not str:
+        return None
+    if not (0 < len(key) <= MAX_KEY_BYTES and key.isascii()) or "\0" in key:
+        return None
+    name = entry.get("op")
+    if name == "get" and len(entry) == 2:
+        return entry, None
+    if name == "put" and len(entry) == 3 and type(text := entry.get("value")) is str:
+        value = text.encode()
+        return {"op": "put", "key": key, "size": len(value), "content_type": TEXT_CONTENT_TYPE}, value
+    return None
 
 
 def _parsed_op(entry: Any, index: int) -> tuple[dict[str, Any], bytes | None]:
@@ -126,6 +146,7 @@ def _result(op: dict[str, Any], result: dict[str, Any] | KvError) -> dict[str, A
     a failed one has its problem document as ``error``."""
     if isinstance(result, KvError):
         return {"status": result.row.status, "error": problem(result)}
-    is_new = op["op"] == "put" and result["version"] == 1
-    named = {"key": op["key"]} if "key" in op else {"prefix": op["prefix"]}
-    return reply_json(result, status=201 if is_new else 200, **named)
+    status = 201 if op["op"] == "put" and result["version"] == 1 else 200
+    if "key" in op:
+        return reply_json(result, status=status, key=op["key"])
+    return reply_json(result, status=status, prefix=op["prefix"])

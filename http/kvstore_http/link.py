@@ -41,6 +41,8 @@ RETRY_SECONDS = 0.5
 PROBE_SECONDS = 0.5
 FOREVER = float("inf")
 
+_WRITING = frozenset(row.name for row in OPERATIONS.values() if row.writes)
+
 log = logging.getLogger("kvstore.http")
 
 Result = dict[str, Any] | KvError
@@ -172,7 +174,7 @@ class DaemonLink:
         """As :meth:`request`, the whole reply."""
         request = _Request(ops, values, atomic, self._deadline(), self._hub)
         send = partial(self._send, ops=ops, values=values, done=request.settle, deadline=request.deadline)
-        if not any(map(_writes, ops)):
+        if not any(op["op"] in _WRITING for op in ops):
             send(self._reads, atomic=atomic)
         elif idempotency_key is not None:
             send(self._writes, atomic=atomic, client=f"http:{idempotency_key}", seq=1)
@@ -384,11 +386,6 @@ def _overdue(queue: deque[Any], now: float) -> list[Any]:
     while queue and queue[0].deadline <= now:
         late.append(queue.popleft())
     return late
-
-
-def _writes(op: dict[str, Any]) -> bool:
-    row = OPERATIONS.get(op.get("op", ""))
-    return row is not None and row.writes
 
 
 def _copy(error: KvError) -> KvError:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 _TIMES = ("modified_at", "expires_at", "time", "started_at")
+_MILLISECONDS = tuple(f".{rest:03d}Z" for rest in range(1000))
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -15,7 +16,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 def timestamp(milliseconds: int) -> str:
     """RFC 3339 in UTC with milliseconds: ``2026-01-31T12:00:00.000Z``."""
     seconds, rest = divmod(milliseconds, 1000)
-    return f"{_to_the_second(seconds)}.{rest:03d}Z"
+    return _to_the_second(seconds) + _MILLISECONDS[rest]
 
 
 @lru_cache(maxsize=1024)
@@ -43,14 +44,14 @@ def value_member(value: bytes) -> dict[str, str]:
 def reply_json(fields: dict[str, Any], **first: Any) -> dict[str, Any]:
     """A reply's ``fields`` with ``first`` in front of them: times as text, a value as
     :func:`value_member` has it, ``size`` left out."""
-    body = first
-    for name, field in fields.items():
-        if name in _TIMES:
-            body[name] = timestamp(field)
-        elif name == "value" and type(field) is bytes:
-            body |= value_member(field)
-        elif name == "previous":
-            body[name] = reply_json(field)
-        elif name != "size":
-            body[name] = field
+    body = {**first, **fields}
+    body.pop("size", None)
+    for name in _TIMES:
+        if name in body:
+            body[name] = timestamp(body[name])
+    if type(value := body.get("value")) is bytes:
+        del body["value"]
+        body |= value_member(value)
+    if "previous" in body:
+        body["previous"] = reply_json(body["previous"])
     return body

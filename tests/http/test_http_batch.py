@@ -126,6 +126,13 @@ MALFORMED: list[tuple[Any, str, int | None]] = [
     ({"ops": [PUT, {"op": "get", "key": "a\0"}]}, "invalid_key", 1),
     ({"ops": [PUT, {"op": "get", "key": "x" * 512}]}, "invalid_key", 1),
     ({"ops": [PUT, {"op": "get", "key": 5}]}, "bad_request", 1),
+    ({"ops": [PUT, {**PUT, "key": ""}]}, "invalid_key", 1),
+    ({"ops": [PUT, {**PUT, "key": "a\0"}]}, "invalid_key", 1),
+    ({"ops": [PUT, {**PUT, "key": "x" * 512}]}, "invalid_key", 1),
+    ({"ops": [PUT, {**PUT, "key": "é" * 256}]}, "invalid_key", 1),
+    ({"ops": [PUT, {**PUT, "key": 5}]}, "bad_request", 1),
+    ({"ops": [PUT, {**PUT, "op": "get"}]}, "bad_request", 1),
+    ({"ops": [PUT, {"op": "put", "key": "a", "valve": "x"}]}, "bad_request", 1),
     ({"ops": [PUT, {"op": "get", "key": "a", "size": 1}]}, "bad_request", 1),
     ({"ops": [PUT, {**PUT, "size": 1}]}, "bad_request", 1),
     ({"ops": [PUT, {"op": "put", "key": "a"}]}, "bad_request", 1),
@@ -189,6 +196,16 @@ def test_values_of_a_batch_over_the_limit_are_refused_whole(session: Session, ke
     ops = [{"op": "put", "key": f"{key}/{number}", "value_b64": value} for number in range(17)]
     assert_problem(session.batch(*ops), "request_too_large")
     assert session.get(f"/v1/kv?count=1&prefix={key}").json["count"] == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 511, "é" * 255, "a//../b %2F", "\n"])
+@pytest.mark.parametrize("options", [{}, {"content_type": "text/x"}], ids=["plain", "with options"])
+def test_every_key_is_one_in_a_batch_too(session: Session, name: str, options: dict[str, str]) -> None:
+    put = {"op": "put", "key": name, "value": "žluť", **options}
+    stored, got = results(session, put, {"op": "get", "key": name})
+    assert stored["key"] == got["key"] == name
+    assert (got["revision"], got["value"]) == (stored["revision"], "žluť")
+    assert got["content_type"] == options.get("content_type", "text/plain; charset=utf-8")
 
 
 def test_a_batch_may_be_as_large_as_the_limits(session: Session, key: str) -> None:
