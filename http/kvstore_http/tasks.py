@@ -26,19 +26,35 @@ _JOINED_BYTES = 64 * 1024
 _PLAIN_HEADERS = frozenset(("CONTENT_LENGTH", "CONTENT_TYPE"))
 """Headers whose names stand in the environ without HTTP_ before them (PEP 3333)."""
 
+_BODILESS = ("1", "204", "304")
+"""How the statuses begin whose responses end with their head."""
+
 _SPELLED = {"etag": "ETag", "www-authenticate": "WWW-Authenticate"}
 
 
-@lru_cache(maxsize=512)
+class _Prefixes(dict[str, str]):
+    """What stands before a header's value, by its name; nothing for a header that is not to be written.
+
+    The application names few headers, so they are never dropped.
+    """
+
+    def __missing__(self, name: str) -> str:
+        self[name] = prefix = "" if name.lower() in _OURS else f"{_spelled(name)}: "
+        return prefix
+
+
+_PREFIXES = _Prefixes()
+
+
 def _spelled(name: str) -> str:
     """The header's name as people write it; its case has no meaning."""
     return _SPELLED.get(name.lower()) or "-".join(word.capitalize() for word in name.split("-"))
 
 
 @lru_cache(maxsize=2)
-def _http_date(second: int) -> str:
-    date: str = build_http_date(second)
-    return date
+def _tail(ident: str, second: int) -> str:
+    """The end of every head that is written within ``second``."""
+    return f"\r\nServer: {ident}\r\nDate: {build_http_date(second)}\r\n\r\n"
 
 
 class _Head:
@@ -53,7 +69,7 @@ class _Head:
     request: Any
     status: str
     version: str
-    has_body: bool
+    has_body = True
     content_length: int | None
     wrote_header: bool
     response_headers: list[tuple[str, str]]
@@ -70,20 +86,16 @@ class _Head:
         is_open_ended = has_body and not has_length
         self.chunked_response = is_open_ended and self.version == "1.1"
         lines = [f"HTTP/{self.version} {self.status}"]
-        lines += [
-            f"{_spelled(name)}: {value}" for name, value in self.response_headers if name.lower() not in _OURS
-        ]
+        lines += [prefix + value for name, value in self.response_headers if (prefix := _PREFIXES[name])]
         if has_length:
             lines.append(f"Content-Length: {self.content_length}")
         elif self.chunked_response:
             lines.append("Transfer-Encoding: chunked")
         lines += self._connection(is_open_ended)
-        lines.append(f"Server: {self.channel.server.adj.ident}")
-        lines.append(f"Date: {_http_date(int(time.time()))}")
         head = "\r\n".join(lines)
         if head.count("\n") != len(lines) - 1:
             raise ValueError("a header of the response holds a line feed")
-        return head.encode("latin-1") + b"\r\n\r\n"
+        return (head + _tail(self.channel.server.adj.ident, int(time.time()))).encode("latin-1")
 
     def _connection(self, is_open_ended: bool) -> list[str]:
         wish = self.request.headers.get("CONNECTION", "").lower()
@@ -123,6 +135,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
     def _start_response(self, status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> None:
         self.complete = True
         self.status = status
+        self.has_body = not status.startswith(_BODILESS)
         self.response_headers = headers
         for name, value in headers:
             if name.lower() == "content-length":
