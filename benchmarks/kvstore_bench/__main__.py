@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
         "--only", default="", help=f"rows, with commas: {', '.join(row.name for row in ROWS)}"
     )
     parser.add_argument("--rounds", type=int, help="how often each row is measured (3, quick: 1)")
-    parser.add_argument("--seconds", type=int, help="how long each figure is measured (5, quick: 1)")
+    parser.add_argument("--seconds", type=int, help="how long each figure is measured (3, quick: 1)")
     parser.add_argument("--largest", type=int, help=f"keys in the largest store ({LARGEST:,})")
     parser.add_argument("--folder", type=Path, help="where the stores are made, and removed again")
     parser.add_argument(
@@ -63,7 +63,7 @@ def _measure(asked: argparse.Namespace, rows: list[Row], folder: Path) -> Result
         stage = Stage(
             Path(stores),
             quick=asked.quick,
-            seconds=asked.seconds or (1 if asked.quick else 5),
+            seconds=asked.seconds or (1 if asked.quick else 3),
             largest=asked.largest or (QUICK_LARGEST if asked.quick else LARGEST),
         )
         return run(rows, stage, asked.rounds or (1 if asked.quick else 3), folder / "results.json")

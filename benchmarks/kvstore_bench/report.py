@@ -52,6 +52,21 @@ def _measured(row: Row, found: list[Ratio]) -> str:
     return "; ".join(parts) or "no goal in this run"
 
 
+def losses(results: Results, rows: Sequence[Row] = ROWS) -> str:
+    """Where kvstore is behind: the aims that were missed, and what else came out below 1, as a list."""
+    lines = []
+    for row in rows:
+        found = ratios(row, figures(samples_of(results, row)))
+        if any(ratio.is_met is False for ratio in found):
+            lines.append(f"- {row.what}: {_measured(row, found)}, where the aim is {row.at_least}")
+        for goal in row.goals:
+            behind = [ratio for ratio in found if ratio.goal is goal and ratio.value < 1]
+            if goal.at_least is None and behind:
+                against = goal.label or behind[0].rival
+                lines.append(f"- {row.what}, against {against}: {_range([each.value for each in behind])}")
+    return "\n".join(lines)
+
+
 def _named(goal: Goal, row: Row, text: str) -> str:
     is_alone = sum(each.at_least is not None for each in row.goals) == 1
     return text if is_alone or not goal.label else f"{goal.label} {text}"
@@ -183,6 +198,8 @@ def readme_part(results: Results | None) -> str:
         "",
         "![How many times as fast kvstore is](benchmarks/results/ratios.svg)",
     ]
+    if behind := losses(results):
+        lines += ["", "Where kvstore is behind what it was measured against, or behind its aim:", "", behind]
     return "\n".join(lines)
 
 

@@ -12,7 +12,16 @@ from packaging.utils import canonicalize_name
 
 from kvstore_bench.machine import Conditions
 from kvstore_bench.registry import ROWS, Goal, Row, chosen
-from kvstore_bench.report import BEGIN, END, conditions, markdown, readme_part, summary_table, with_part
+from kvstore_bench.report import (
+    BEGIN,
+    END,
+    conditions,
+    losses,
+    markdown,
+    readme_part,
+    summary_table,
+    with_part,
+)
 from kvstore_bench.results import Results
 from kvstore_bench.samples import Sample, rate
 from kvstore_bench.stage import Stage
@@ -174,6 +183,18 @@ def test_a_run_on_a_machine_that_was_not_quiet_says_so(seen: list[Conditions], i
     run = results()
     run.conditions = {str(number): each for number, each in enumerate(seen)}
     assert ("no quiet machine" not in conditions(run)) is is_quiet
+
+
+def test_where_we_lose_is_said_of_aims_and_of_what_is_only_stated() -> None:
+    measured = row(
+        Goal("ours", "missed", 2.0), Goal("ours", "faster", None, label="it"), Goal("ours", "slower", None)
+    )
+    found = samples("gets", "/s", ours=[4], missed=[3], faster=[8], slower=[1])
+    said = losses(results(*(("a_row", 0, sample) for sample in found)), [measured])
+    assert said.splitlines() == [
+        "- what: 1.33, where the aim is twice",
+        "- what, against it: 0.50",
+    ]
 
 
 def test_a_row_without_figures_is_said_not_to_have_run() -> None:
