@@ -26,6 +26,7 @@ from kvstore_client.commands import (
     RecordPage,
     Written,
     body_of,
+    body_of_one,
     result_of,
     results_of,
 )
@@ -112,7 +113,7 @@ class AsyncClient:
 
     async def run(self, command: Command[T], *, timeout: float | None = None) -> T:
         """See :meth:`Client.run`."""
-        return result_of(command, await self.request(body_of((command,)), timeout))
+        return result_of(command, await self.request(body_of_one(command), timeout))
 
     async def _carry_out(self, plan: Plan[T], timeout: float | None) -> T:
         try:

@@ -7,7 +7,7 @@ failed so may have been applied stands in ``error.details["outcome"]``: ``none``
 
 from __future__ import annotations
 
-import threading
+import queue
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self, TypeVar
@@ -23,6 +23,7 @@ from kvstore_client.commands import (
     RecordPage,
     Written,
     body_of,
+    body_of_one,
     result_of,
     results_of,
 )
@@ -98,7 +99,10 @@ class Client:
         connections: int = DEFAULT_CONNECTIONS,
     ) -> None:
         self._timeout = timeout
-        self._free = threading.BoundedSemaphore(connections)
+        # a token for each call that may be under way; a semaphore does the same in Python, and slower
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(connections):
+            self._free.put(None)
         self._lanes = Lanes(requests, zmq.Context())
 
     def __enter__(self) -> Self:
@@ -115,8 +119,10 @@ class Client:
         """Send one request and give its reply as it came; what all other methods are made of."""
         seconds = self._timeout if timeout is None else timeout
         began = time.monotonic()
-        if not self._free.acquire(timeout=seconds):
-            raise no_lane(seconds, body)
+        try:
+            self._free.get(timeout=max(0.0, seconds))
+        except queue.Empty as error:
+            raise no_lane(seconds, body) from error
         try:
             lane = self._lanes.take()
             try:
@@ -124,11 +130,11 @@ class Client:
             finally:
                 self._lanes.give_back(lane)
         finally:
-            self._free.release()
+            self._free.put(None)
 
     def run(self, command: Command[T], *, timeout: float | None = None) -> T:
         """Run one command; raises the KvError with which it fails."""
-        return result_of(command, self.request(body_of((command,)), timeout))
+        return result_of(command, self.request(body_of_one(command), timeout))
 
     def _carry_out(self, plan: Plan[T], timeout: float | None) -> T:
         try:

@@ -217,20 +217,24 @@ class Follower:
     def _release(self) -> list[Batch]:
         """Take from what is held all that continues the position without a gap."""
         batches: list[Batch] = []
-        while batch := self._first_held_revision():
-            batches.append(batch)
-            self._revision = batch[0].revision
+        while self._holds_what_is_next():
+            first = self._held[0].event
+            batches.append([held.event for held in islice(self._held, first.count)])
+            self._revision = first.revision
             self._let_go_through(self._revision)
         return batches
 
-    def _first_held_revision(self) -> Batch:
-        """The events of the first held revision; empty if it is not whole or does not continue."""
-        if not self._held or self._held[0].prev > self._revision:
-            return []
-        count = self._held[0].event.count
-        revision = self._held[0].event.revision
-        batch = [held.event for held in islice(self._held, count) if held.event.revision == revision]
-        return batch if len(batch) == count else []
+    def _holds_what_is_next(self) -> bool:
+        """Whether the first held revision is whole and continues the position.
+
+        What is held is in order and without repeats, so the revision is whole if as many events as it
+        has do not reach beyond it. This is asked for every message, so it does not walk them.
+        """
+        held = self._held
+        if not held or held[0].prev > self._revision:
+            return False
+        first = held[0].event
+        return first.count <= len(held) and held[first.count - 1].event.revision == first.revision
 
     def _let_go_through(self, revision: int) -> None:
         while self._held and self._held[0].event.revision <= revision:

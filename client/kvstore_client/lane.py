@@ -126,10 +126,13 @@ class Lane:
 
     def _receive(self) -> list[bytes] | None:
         socket = self._socket
+        recv = socket.recv
         try:
-            frames = [socket.recv(NOBLOCK)]
+            # name, delimiter and header are there in every reply: asking for more costs as much as
+            # they do. What has fewer frames is no reply, and whatever is then read instead neither.
+            frames = [recv(NOBLOCK), recv(NOBLOCK), recv(NOBLOCK)]
             while socket.getsockopt(zmq.RCVMORE):
-                frames.append(socket.recv(NOBLOCK))
+                frames.append(recv(NOBLOCK))
             return frames
         except zmq.Again:
             return None

@@ -79,6 +79,11 @@ class Cursor(NamedTuple):
 _CURSOR = re.compile(r"([0-9]{1,19})-([0-9a-f]{16})", re.ASCII)
 
 
+def is_plain_key(key: object) -> bool:
+    """Whether ``key`` is ASCII text that :func:`check_key` accepts, which is most keys and quickly told."""
+    return type(key) is str and 0 < len(key) <= MAX_KEY_BYTES and key.isascii() and "\0" not in key
+
+
 def check_key(key: str) -> bytes:
     """The key's UTF-8 bytes; raises ``invalid_key`` if it is not 1 to 511 bytes of NUL-free UTF-8."""
     try:
