@@ -190,7 +190,7 @@ class Broadcaster:
     # ── changes ─────────────────────────────────────────────────────────────────────────────────
 
     def deliver(self, track: Track, batches: list[Batch]) -> None:
-        """Queue the changes for all streams that want them. (Listener)"""
+        """Send the changes to all streams that want them. (Listener)"""
         encoder = Encoder(track.cursor.epoch)
         queue = self._streams.queue
         for group, taken in self._indexes[track.previous].matches(batches).items():
@@ -202,6 +202,8 @@ class Broadcaster:
             if group.ahead:
                 self._deliver_ahead(group, encoder, taken)
         self._let_catch_up(track)
+        # not in the next turn of the loop: requests may be served in between, each some 70 µs
+        self._streams.flush()
 
     def _deliver_ahead(self, group: Group, encoder: Encoder, batches: list[Batch]) -> None:
         form = group.kind.form

@@ -18,6 +18,10 @@ from kvstore_client.protocol import Reply, decode_reply
 
 READ = 1
 
+# As plain numbers: those of zmq are enums, of which an "or" alone costs more than sending a frame.
+_MORE, _AT_ONCE = int(zmq.SNDMORE | zmq.NOBLOCK), int(zmq.NOBLOCK)
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
+
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 500
 
@@ -109,10 +113,15 @@ class Pipe:
 
     def _transmit(self, correlation: bytes, exchange: Exchange) -> None:
         with suppress(zmq.Again):  # immediate, and not connected
-            self._socket.send_multipart([correlation, b"", *exchange.frames], zmq.NOBLOCK, copy=True)
+            send, last = self._socket.send, exchange.frames[-1]
+            send(correlation, _MORE)
+            send(b"", _MORE)
+            for frame in exchange.frames[:-1]:
+                send(frame, _MORE)
+            send(last, _AT_ONCE)
         # ZMQ_FD is edge-triggered. Sending may have consumed the edge of a reply that is there, and
         # there is no edge at all for a reply to a socket that nobody found empty before.
-        if self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+        if self._socket.get(_EVENTS) & _READABLE:
             self._loop.run_callback(self._receive)
 
     def renew(self) -> None:
@@ -143,11 +152,12 @@ class Pipe:
     def _receive(self) -> None:
         if self._socket.closed:
             return
-        try:
-            while True:
-                self._deliver(self._socket.recv_multipart(zmq.NOBLOCK))
-        except zmq.Again:
-            return
+        socket = self._socket
+        with suppress(zmq.Again):
+            self._deliver(socket.recv_multipart(_AT_ONCE))
+            # to ask costs half of an exception
+            while not socket.closed and socket.get(_EVENTS) & _READABLE:
+                self._deliver(socket.recv_multipart(_AT_ONCE))
 
     def _deliver(self, frames: list[bytes]) -> None:
         exchange = self.outstanding.pop(frames[0], None)

@@ -88,7 +88,7 @@ class Streams:
             stream.pending = [data]
             self._due.append(stream)
             if not self._flusher.active:
-                self._flusher.start(self._flush)
+                self._flusher.start(self.flush)
         elif stream.is_blocked and stream.unsent > self._buffer_bytes:
             self.drop(stream)
             return
@@ -123,7 +123,7 @@ class Streams:
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Write to some of the streams that have something; the rest in the next turn of the loop,
         after whatever else is ready, so that a change for many streams delays no request."""
         due = self._due
@@ -131,8 +131,10 @@ class Streams:
             stream = due.popleft()
             if not stream.is_blocked:
                 self._write(stream)
-        if due:
-            self._flusher.start(self._flush)
+        if not due:
+            self._flusher.stop()
+        elif not self._flusher.active:
+            self._flusher.start(self.flush)
 
     def _write(self, stream: Stream) -> None:
         pending = stream.pending
