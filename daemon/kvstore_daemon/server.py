@@ -2,9 +2,9 @@
 
 Everything here runs in the loop's thread. One turn of the loop:
 
-1. receive the requests that have come, answer those that only read;
-2. hand the writes that have gathered to the engine as one group;
-3. when the engine has committed: publish each change, then answer whose request it was.
+1. of what the engine has committed, publish each change, then answer whose request it was;
+2. receive the requests that have come, answer those that only read;
+3. hand the writes that have gathered to the engine as one group.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Server:
         self._max_pending = settings.max_pending_requests
         self._pending = 0
         self._pending_bytes = 0
+        self._is_drained = False
         self._limits = limits_of(settings)
         self._counters = Counters()
         self._status = Status(settings, engine, self._counters)
@@ -83,7 +84,7 @@ class Server:
         self._epoch, self._head = position.epoch, position.head
         self._publisher.begin(position)
         self._loop.watch(self._engine.fileno(), self._collect)
-        self._loop.watch(self._requests.fileno(), _nothing)
+        self._loop.watch(self._requests.fileno(), self._hear)
         self._loop.watch(self._publisher.fileno(), self._welcome)
         self._expiry.start()
         self._tick.set(0)
@@ -91,8 +92,8 @@ class Server:
     def turn(self) -> None:
         """One turn of the loop; sleeps until there is something to do."""
         self._loop.turn(wait=not (self._reading or self._outbox or self._can_receive()))
-        self._receive_some()
         self._tell()
+        self._receive_some()
         self._read_on()
         if len(self._outbox) < GROUP_OPS:
             self._committer.flush()
@@ -102,17 +103,27 @@ class Server:
     def _has_room(self) -> bool:
         return self._pending < self._max_pending and self._pending_bytes < PENDING_BYTES
 
+    def _hear(self) -> None:
+        self._is_drained = False
+
     def _can_receive(self) -> bool:
-        return self._has_room() and self._requests.has_request()
+        return not self._is_drained and self._has_room() and self._requests.has_request()
 
     def _receive_some(self) -> None:
-        for _ in range(RECEIVE_AT_ONCE):
-            if not self._has_room():
+        """Receive until there is nothing left, there is no room, or it is others' turn.
+
+        Once the socket was found empty it is not asked again before its descriptor has spoken, or a
+        reply may have consumed what it had to say.
+        """
+        for number in range(RECEIVE_AT_ONCE):
+            if self._is_drained or not self._has_room():
                 return
             received = self._requests.receive()
-            if received is None:
-                return
-            self._receive(received)
+            if received is not None:
+                self._receive(received)
+            # A lone request is followed by none: to ask takes less than to receive nothing.
+            if received is None or (number == 0 and not self._requests.has_request()):
+                self._is_drained = True
 
     def _receive(self, received: Received) -> None:
         size = sum(map(len, received.frames))
@@ -226,6 +237,7 @@ class Server:
         self._pending_bytes -= size
         self._counters.bytes_replied += sum(map(len, frames))
         self._requests.reply(envelope, frames)
+        self._is_drained = False
 
     # ── the rest ─────────────────────────────────────────────────────────────────────────────────
 
@@ -254,7 +266,3 @@ class Server:
     def _has_work(self) -> bool:
         # requests that wait do not count: clients that ask again at once would keep us up for ever
         return bool(self._outbox or self._reading) or not self._committer.is_idle()
-
-
-def _nothing() -> None:
-    """Requests are received in every turn: their descriptor need only wake the loop."""
