@@ -22,11 +22,13 @@ import resource
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import gevent
 from gevent.hub import Waiter
 from waitress.adjustments import Adjustments
+from waitress.buffers import OverflowableBuffer
 from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.server import BaseWSGIServer
 
@@ -258,39 +260,51 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.close_when_flushed = True
         self._settle()
 
-    def write_soon(self, data: Any) -> int:
-        """Queue ``data``; wait while more than the high watermark is unsent.
+    def write_soon(self, *pieces: bytes) -> int:
+        """Queue ``pieces``; wait while more than the high watermark is unsent.
 
         waitress sends on every write, which costs a system call for the headers and one for the
         body; here they come together.
         """
         if not self.connected:
             raise ClientDisconnected
-        if not data:
+        size = sum(map(len, pieces))
+        if not size:
             return 0
-        self._append(data if self.total_outbufs_len else self._send_at_once(data))
+        if self.total_outbufs_len:
+            self._append(pieces)
+        else:
+            self._send_at_once(pieces, size)
         if self.total_outbufs_len > FLUSH_BYTES:
             self._flush_exception(self._flush_some, do_close=False)
             self._flush_outbufs_below_high_watermark()
-        return len(data)
+        return size
 
-    def _send_at_once(self, data: bytes) -> bytes:
-        """Send what the socket takes now; the rest, which is nothing for most responses. It spares
-        them the way through waitress's buffers."""
+    def _send_at_once(self, pieces: Sequence[bytes], size: int) -> None:
+        """Send what the socket takes now and queue the rest, which is nothing for most responses. It
+        spares them the way through waitress's buffers."""
         try:
-            sent = self.socket.send(data)
+            sent = self.socket.send(pieces[0]) if len(pieces) == 1 else self.socket.sendmsg(pieces)
         except BlockingIOError:
-            return data
+            sent = 0
         except OSError:
             self.will_close = True
             raise ClientDisconnected from None
-        self.last_activity = time.time()
-        return data[sent:]
+        if sent:
+            self.last_activity = time.time()
+        if sent < size:
+            self._append(pieces, sent)
 
-    def _append(self, data: bytes) -> None:
-        if data:
-            self.outbufs[-1].append(data)
-            self.total_outbufs_len += len(data)
+    def _append(self, pieces: Sequence[bytes], sent: int = 0) -> None:
+        """Queue ``pieces`` without the first ``sent`` bytes of them."""
+        for piece in pieces:
+            rest = memoryview(piece)[sent:]
+            sent = max(0, sent - len(piece))
+            self.total_outbufs_len += len(rest)
+            if len(rest) > FLUSH_BYTES:
+                self.outbufs += [_Unsent(rest), OverflowableBuffer(self.adj.outbuf_overflow)]
+            else:
+                self.outbufs[-1].append(rest)
 
     def _flush_outbufs_below_high_watermark(self) -> None:
         while self.connected and self.total_outbufs_len > HIGH_WATERMARK_BYTES:
@@ -307,6 +321,26 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         ):
             self._drained = None
             self.server.loop.run_callback(waiter.switch, None)
+
+
+class _Unsent:
+    """In place of waitress's buffers, which copy what they are given and what they give out: a large
+    piece of a response, as it is."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    def get(self, numbytes: int = -1) -> memoryview:
+        return self._view if numbytes < 0 else self._view[:numbytes]
+
+    def skip(self, numbytes: int, _allow_prune: bool = False) -> None:
+        self._view = self._view[numbytes:]
+
+    def close(self) -> None:
+        self._view = memoryview(b"")
 
 
 class InlineDispatcher:

@@ -21,10 +21,13 @@ _OURS = frozenset(("content-length", "connection", "date", "server"))
 """Headers that are written here, whatever the application says of them."""
 
 _JOINED_BYTES = 64 * 1024
-"""A head is sent in one piece with a body of up to this size; a larger one is not copied for that."""
+"""A head is joined with a body of up to this size; a larger one is sent behind it without being copied."""
 
 _PLAIN_HEADERS = frozenset(("CONTENT_LENGTH", "CONTENT_TYPE"))
 """Headers whose names stand in the environ without HTTP_ before them (PEP 3333)."""
+
+_LENGTH_NAME_SIZE = len("content-length")
+"""Hardly another header has a name of this size, so few are looked at twice."""
 
 _BODILESS = ("1", "204", "304")
 """How the statuses begin whose responses end with their head."""
@@ -138,7 +141,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         self.has_body = not status.startswith(_BODILESS)
         self.response_headers = headers
         for name, value in headers:
-            if name.lower() == "content-length":
+            if len(name) == _LENGTH_NAME_SIZE and name.lower() == "content-length":
                 self.content_length = int(value)
 
     def get_environment(self) -> dict[str, Any]:
@@ -174,8 +177,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         if len(data) <= _JOINED_BYTES:
             self.channel.write_soon(head + data)
         else:
-            self.channel.write_soon(head)
-            self.channel.write_soon(data)
+            self.channel.write_soon(head, data)
 
     def _take_hand_over(self, hand_over: HandOver) -> None:
         self.hand_over = hand_over

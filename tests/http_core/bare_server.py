@@ -30,6 +30,9 @@ def application(environ: dict[str, Any], start_response: Any) -> Any:
     if path == "/big":
         start_response("200 OK", [("Content-Length", str(BIG_BLOCKS * len(BLOCK)))])
         return big()
+    if path == "/big-at-once":
+        start_response("200 OK", [("Content-Length", str(BIG_BLOCKS * len(BLOCK)))])
+        return [BLOCK * BIG_BLOCKS]
     if path == "/fail":
         raise RuntimeError("on purpose")
     if path == "/nothing":

@@ -210,19 +210,23 @@ def test_a_request_learns_that_its_client_is_gone(connect: Connect) -> None:
     wait_until(lambda: seen(connect, request("/"))["gone"] == ["me"], what="the request ends")
 
 
-def test_a_response_far_larger_than_the_buffers_arrives_whole_at_a_slow_reader(connect: Connect) -> None:
+@pytest.mark.parametrize("target", ["/big", "/big-at-once"])
+def test_a_response_far_larger_than_the_buffers_arrives_whole_at_a_slow_reader(
+    connect: Connect, target: str
+) -> None:
     with closing(connect()) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131_072)
-        slow.sendall(request("/big", "Connection: close"))
+        slow.sendall(request(target, "Connection: close"))
         assert seen(connect, request("/while-the-other-waits"))["path"] == "/while-the-other-waits"
         _, body = read_response(slow)
     assert body == bytes(range(256)) * (BIG_BYTES // 256)
 
 
-def test_a_reader_that_goes_away_in_the_middle_disturbs_nobody(connect: Connect) -> None:
+@pytest.mark.parametrize("target", ["/big", "/big-at-once"])
+def test_a_reader_that_goes_away_in_the_middle_disturbs_nobody(connect: Connect, target: str) -> None:
     for _ in range(5):
         with closing(connect()) as sock:
-            sock.sendall(request("/big"))
+            sock.sendall(request(target))
             assert sock.recv(1000)
     assert seen(connect, request("/still-here"))["path"] == "/still-here"
 
