@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import falcon
@@ -42,7 +43,7 @@ def create_app(link: Link, feed: Feed, settings: HttpSettings) -> falcon.App[Any
         middleware.append(HostCheck(hosts))
     if settings.cors_origins:
         middleware.append(Cors(settings.cors_origins))
-    app: falcon.App[Any, Any] = falcon.App(router=router, middleware=middleware)
+    app: falcon.App[Any, Any] = falcon.App(router=router, middleware=middleware, response_type=Response)
     problems.install(app)
     return app
 
@@ -82,6 +83,16 @@ def _responders(resource: object, endpoints: list[Endpoint], origins: tuple[str,
 
     methods["OPTIONS"] = on_options
     return methods
+
+
+class Response(falcon.Response):
+    """Falcon's response, for whom several headers come under names in lower case, with texts as values.
+
+    Falcon's makes sure of both, which took 1.1 µs of each GET.
+    """
+
+    def set_headers(self, headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> None:
+        self._headers.update(headers)
 
 
 class RequestId:
