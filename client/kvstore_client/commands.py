@@ -105,7 +105,7 @@ def body_of(commands: Sequence[Command[Any]], *, atomic: bool = False) -> Body:
         [command.op for command in commands],
         [command.value for command in commands if command.value is not None],
         atomic,
-        any(command.writes for command in commands),
+        any(OPERATIONS[name].writes for name in {command.op["op"] for command in commands}),
     )
 
 

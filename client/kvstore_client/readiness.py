@@ -20,8 +20,8 @@ class Watch:
     """What the event loop knows of a socket, and who waits for it: one task at a time."""
 
     def __init__(self, socket: Socket, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._socket = socket
-        self._loop = loop
         self._descriptor = socket.fileno()
         self._flags = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -43,26 +43,30 @@ class Watch:
             self._waiter.set_result(None)
 
     def end(self) -> None:
-        """The socket is about to be closed."""
-        self._loop.remove_reader(self._descriptor)
+        """The socket is about to be closed, or another loop takes over."""
+        self.loop.remove_reader(self._descriptor)
 
 
 class WatchedSocket(zmq.Socket[bytes]):
-    """A socket that the running event loop watches once :meth:`watch` was called."""
+    """A socket that an event loop watches once :meth:`watch` was called."""
 
     _watch: Watch | None = None
 
-    def watch(self) -> Watch:
-        """The watch of the running event loop."""
-        if self._watch is None:
-            self._watch = Watch(self, asyncio.get_running_loop())
+    def watch(self, loop: asyncio.AbstractEventLoop) -> Watch:
+        """The watch of ``loop``; that of an earlier loop ends."""
+        if self._watch is None or self._watch.loop is not loop:
+            self._end_watch()
+            self._watch = Watch(self, loop)
         return self._watch
 
-    def close(self, linger: int | None = None) -> None:
-        """End the watch first, since the number of a closed descriptor is soon that of another."""
+    def _end_watch(self) -> None:
         if self._watch is not None:
             self._watch.end()
             self._watch = None
+
+    def close(self, linger: int | None = None) -> None:
+        """End the watch first, since the number of a closed descriptor is soon that of another."""
+        self._end_watch()
         super().close(linger)
 
 
@@ -74,8 +78,8 @@ class WatchedContext(zmq.Context[Socket]):
 
 async def until_ready(wait: Wait) -> None:
     """Return when one of the sockets, made by a WatchedContext, is ready or the time is over."""
-    watches = [(cast(WatchedSocket, socket).watch(), flags) for socket, flags in wait.sockets]
     loop = asyncio.get_running_loop()
+    watches = [(cast(WatchedSocket, socket).watch(loop), flags) for socket, flags in wait.sockets]
     waiter = loop.create_future()
     for watch, flags in watches:
         # what became ready before is not told again

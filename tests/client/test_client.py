@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,15 @@ def test_any_text_is_a_key(client: Client, key: str) -> None:
 def test_an_unacceptable_key_is_refused_without_asking_anybody(key: str) -> None:
     with Client(NOBODY) as client, refused("invalid_key"):
         client.get(key)
+
+
+@pytest.mark.parametrize("key", [None, 5, b"k"])
+def test_a_key_that_is_no_text_is_refused_without_asking_anybody(key: Any) -> None:
+    with Client(NOBODY) as client:
+        with refused("bad_request"):
+            client.get(key)
+        with refused("bad_request"):
+            client.put(key, b"v")
 
 
 def test_a_value_that_is_no_bytes_is_a_type_error() -> None:
@@ -272,6 +282,25 @@ def test_tasks_share_an_asyncio_client(daemon: Daemon) -> None:
                 await client.create("n", b"0")
 
     asyncio.run(run())
+
+
+def test_an_event_loop_outlives_many_asyncio_clients(daemon: Daemon) -> None:
+    """A closed client's descriptors are free for the next one's sockets."""
+
+    async def run() -> None:
+        for number in range(20):
+            async with AsyncClient(daemon.requests) as one, AsyncClient(daemon.requests) as other:
+                await asyncio.gather(*[client.put("k", b"%d" % number) for client in (one, one, other)])
+                assert (await other.get("k")).value == b"%d" % number
+
+    asyncio.run(run())
+
+
+def test_an_asyncio_client_may_be_taken_to_another_event_loop(daemon: Daemon) -> None:
+    client = AsyncClient(daemon.requests)
+    asyncio.run(client.put("k", b"1"))
+    assert asyncio.run(client.get("k")).value == b"1"
+    client.close()
 
 
 def test_a_cancelled_call_leaves_the_client_in_order(daemon: Daemon) -> None:

@@ -143,6 +143,14 @@ def test_a_stray_reply_is_never_taken_for_an_answer() -> None:
         assert client.put("k", b"v").revision == 7
 
 
+def test_a_message_too_short_to_be_a_reply_is_never_taken_for_an_answer() -> None:
+    answers = iter([[], written(7)])
+
+    with Swallower(lambda _: next(answers)) as daemon, Client(daemon.endpoint, timeout=20) as client:
+        assert client.put("k", b"v").revision == 7
+        assert len({number_of(request) for request in daemon.requests}) == 1
+
+
 def test_a_malformed_reply_is_an_internal_error() -> None:
     for reply in ([b"no json"], [b"{}"], [b'{"v":1,"epoch":"e","revision":1,"results":[{}]}']):
         with Swallower(lambda _, reply=reply: reply) as daemon, Client(daemon.endpoint) as client:  # type: ignore[misc]
