@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -149,6 +150,31 @@ def test_a_message_too_short_to_be_a_reply_is_never_taken_for_an_answer() -> Non
     with Swallower(lambda _: next(answers)) as daemon, Client(daemon.endpoint, timeout=20) as client:
         assert client.put("k", b"v").revision == 7
         assert len({number_of(request) for request in daemon.requests}) == 1
+
+
+class Interruption(BaseException):
+    """What a signal's handler raises, as Ctrl-C raises KeyboardInterrupt."""
+
+
+def test_an_interrupted_call_leaves_the_client_in_order() -> None:
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    def answer(request: list[bytes]) -> list[bytes] | None:
+        if number_of(request)[1] > 1:
+            return written(7)
+        signal.pthread_kill(waiting, signal.SIGUSR1)
+        return written(1)
+
+    waiting = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with Swallower(answer) as daemon, Client(daemon.endpoint, connections=1, timeout=20) as client:
+            with pytest.raises(Interruption):
+                client.put("k", b"1")
+            assert client.put("k", b"2").revision == 7
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_malformed_reply_is_an_internal_error() -> None:
