@@ -283,6 +283,27 @@ def test_a_disk_that_fills_up_within_a_commit_loses_nothing(
     assert store.get(b"kept") is None
 
 
+def test_numbered_requests_of_a_commit_that_was_undone_are_applied_once(
+    open_store: OpenStore, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvstore_daemon.engine.space.Space.refusal", lambda *_: None)
+    store = open_store(data=small_disk / "data")
+    _fill(small_disk)
+    count = WriteRequest([Write("incr", b"count")], client="counting", seq=1)
+    big = [
+        WriteRequest([Write("put", b"big%d" % n, b"x" * 900_000, "t")], client=f"c{n}", seq=1)
+        for n in range(40)
+    ]
+    (first, *others) = store.submit(count, *big)
+    assert any(answer.error is not None for answer in others)
+    assert first.error is None
+    (again,) = store.submit(count)
+    assert again.results == first.results
+    found = store.get(b"count")
+    assert found is not None
+    assert found.value == b"1"
+
+
 def test_after_a_failed_sync_no_write_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.write("put", b"before")
 

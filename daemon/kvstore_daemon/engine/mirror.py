@@ -140,7 +140,8 @@ class Mirror:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[lmdb.Transaction[memoryview]]:
         """A read transaction that sees the last commit, and nothing that comes after."""
-        # py-lmdb keeps an ended read transaction and renews it, so this allocates no reader slot
+        # py-lmdb keeps an ended read transaction and renews it, so this allocates no reader slot.
+        # Without buffers each row is copied twice more: reading 1 MiB takes 1 ms then, instead of 0.3
         try:
             with self.env.begin(buffers=True) as txn:
                 yield txn
@@ -190,8 +191,8 @@ class Mirror:
         now = self.clock()
         found: list[Stored | KvError | None] = []
         try:
-            # bytes, not buffers: to slice memoryviews takes longer than to copy rows of usual sizes
-            with self.env.begin(self.data) as txn:
+            # not by way of snapshot(), which would be a quarter of what a single read takes
+            with self.env.begin(self.data, buffers=True) as txn:
                 get, decode = txn.get, rows.decode_record
                 for key in keys:
                     row = get(key)

@@ -135,11 +135,11 @@ def _may_be_repeated(answer: Answer) -> bool:
 def _encode(answer: Answer) -> bytes:
     if answer.error is not None:
         return orjson.dumps({"error": answer.error.as_json()})
-    results = [
-        {"error": result.as_json()} if isinstance(result, KvError) else result
-        for result in answer.results or ()
-    ]
-    return orjson.dumps({"results": results})
+    return orjson.dumps({"results": answer.results}, default=_error_as_json)
+
+
+def _error_as_json(error: KvError) -> dict[str, Any]:
+    return {"error": error.as_json()}
 
 
 def _decode(ticket: Any, data: bytes) -> Answer:

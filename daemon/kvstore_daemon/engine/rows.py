@@ -117,16 +117,14 @@ def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> Stored:
         )
     except struct.error as error:
         raise DamageError("the row is too short") from error
-    value_at = _SEALED_RECORD.size + kind_length
-    # in two parts, so that a large value is copied once and not once more for its checksum
-    head, raw = data[_CRC.size : value_at], data[value_at:]
-    if crc != crc32(raw, crc32(head, crc32(key))) or form != envelope.FORMAT:
+    if crc != crc32(data[_CRC.size :], crc32(key)) or form != envelope.FORMAT:
         raise DamageError("the checksum does not match")
+    value_at = _SEALED_RECORD.size + kind_length
     return _new_tuple(
         Stored,
         (
-            bytes(raw) if value else None,
-            str(head[_RECORD.size :], "ascii"),
+            bytes(data[value_at:]) if value else None,
+            str(data[_SEALED_RECORD.size : value_at], "ascii"),
             revision,
             create_revision,
             version,
