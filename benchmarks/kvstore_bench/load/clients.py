@@ -168,22 +168,32 @@ def blocking(connect: Callable[[], AbstractContextManager[Operation]], *, timed:
     return work
 
 
-def concurrent(connect: Callable[[], AbstractAsyncContextManager[AsyncOperation]], clients: int) -> Work:
-    """Clients in one event loop, each doing one operation after another."""
+def concurrent(
+    connect: Callable[[], AbstractAsyncContextManager[AsyncOperation]], clients: int, *, shared: bool = False
+) -> Work:
+    """Clients in one event loop, each doing one operation after another; ``shared``: one client for
+    so many tasks."""
 
     def work(number: int, start: Start) -> Tally:
-        return asyncio.run(_repeat_all(connect, range(number * clients, (number + 1) * clients), start))
+        numbers = range(number * clients, (number + 1) * clients)
+        return asyncio.run(_repeat_all(connect, numbers, start, shared=shared))
 
     return work
 
 
 async def _repeat_all(
-    connect: Callable[[], AbstractAsyncContextManager[AsyncOperation]], numbers: range, start: Start
+    connect: Callable[[], AbstractAsyncContextManager[AsyncOperation]],
+    numbers: range,
+    start: Start,
+    *,
+    shared: bool,
 ) -> Tally:
     async with AsyncExitStack() as stack:
-        operations = [await stack.enter_async_context(connect()) for _ in numbers]
-        for operation in operations:
-            await operation(key(0))
+        if shared:
+            operations = [await stack.enter_async_context(connect())] * len(numbers)
+        else:
+            operations = [await stack.enter_async_context(connect()) for _ in numbers]
+        await asyncio.gather(*(operation(key(0)) for operation in operations))
         span = start()
         loops = [_repeat(*pair, span.end) for pair in zip(operations, numbers, strict=True)]
         return tally(sum(await asyncio.gather(*loops)), span)

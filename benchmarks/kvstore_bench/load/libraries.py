@@ -83,6 +83,14 @@ async def redis_set_async(port: int, data: bytes) -> AsyncIterator[AsyncOperatio
 
 
 @asynccontextmanager
+async def redis_pool_set_async(port: int, data: bytes, connections: int) -> AsyncIterator[AsyncOperation]:
+    import redis.asyncio
+
+    async with redis.asyncio.Redis(port=port, max_connections=connections) as client:
+        yield lambda name: client.set(name, data)
+
+
+@asynccontextmanager
 async def aetcd_put(port: int, data: bytes) -> AsyncIterator[AsyncOperation]:
     import aetcd
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
 from statistics import median, quantiles
 
 from kvstore_bench import preload, servers
 from kvstore_bench.load import clients, libraries, redis_benchmark
-from kvstore_bench.load.clients import Work
+from kvstore_bench.load.clients import AsyncOperation, Work
 from kvstore_bench.load.redis_benchmark import Done as BenchmarkDone
 from kvstore_bench.processes import Process
 from kvstore_bench.samples import Sample, rate
 from kvstore_bench.stage import Stage
 from kvstore_bench.workload import KEYS, LARGE, SMALL, label, value
+
+Connect = Callable[[], AbstractAsyncContextManager[AsyncOperation]]
 
 CLIENTS = 32
 PROCESSES = 2
@@ -23,10 +25,13 @@ LOAD_CORES = 2
 KVSTORE_CLIENT = "kvstore, Client"
 KVSTORE_ASYNC = "kvstore, AsyncClient"
 KVSTORE_SOCKETS = "kvstore, bare sockets"
+KVSTORE_SHARED = "kvstore, one AsyncClient"
 AETCD = "etcd, aetcd"
+AETCD_SHARED = "etcd, one aetcd"
 GATEWAY = "etcd, its gateway by http.client"
 REDIS_PY = "redis-py"
 REDIS_ASYNC = "redis-py asyncio"
+REDIS_SHARED = "redis-py asyncio, one pool"
 REDIS_BENCHMARK = "redis-benchmark"
 
 
@@ -79,7 +84,8 @@ def native_puts(stage: Stage) -> Iterator[Sample]:
     """32 clients with one put under way each; and one client with 10,000 puts a request.
 
     The clients are either 32 processes with a blocking client each, or two processes with 16 in an
-    event loop; of each contender the better of the two counts.
+    event loop, or with 16 tasks that share a client and its connections; of each contender the best
+    of these counts.
     """
     libraries.imported("kvstore_client.client", "kvstore_client.aio", "redis", "redis.asyncio", "aetcd")
     for family in stage.turns((_kvstore_puts, _etcd_puts, _redis_always_puts, _redis_everysec_puts)):
@@ -89,6 +95,18 @@ def native_puts(stage: Stage) -> Iterator[Sample]:
 def _sizes(stage: Stage) -> dict[str, bytes]:
     sizes = (SMALL,) if stage.quick else (SMALL, LARGE)
     return {f"{CLIENTS} clients, {label(size)}": value(size) for size in sizes}
+
+
+def _own_clients(connect: Connect) -> list[Work]:
+    return [clients.concurrent(connect, CLIENTS // PROCESSES)] * PROCESSES
+
+
+def _one_client(connect: Connect) -> list[Work]:
+    return [clients.concurrent(connect, CLIENTS // PROCESSES, shared=True)] * PROCESSES
+
+
+def _in_loops(connect: Connect, own: str, shared: str) -> list[tuple[str, list[Work]]]:
+    return [(own, _own_clients(connect)), (shared, _one_client(connect))]
 
 
 BULK = f"one client, {libraries.PUTS:,} puts of 100 B a request"
@@ -101,8 +119,9 @@ def _kvstore_puts(stage: Stage) -> Iterator[Sample]:
         for case, data in _sizes(stage).items():
             works = [clients.blocking(partial(put, server.requests, data))] * CLIENTS
             yield measured(stage, case, KVSTORE_CLIENT, works, server.process, PUTS)
-            works = [clients.concurrent(partial(put_async, server.requests, data), CLIENTS // PROCESSES)]
-            yield measured(stage, case, KVSTORE_ASYNC, works * PROCESSES, server.process, PUTS)
+            connect = partial(put_async, server.requests, data)
+            for name, works in _in_loops(connect, KVSTORE_ASYNC, KVSTORE_SHARED):
+                yield measured(stage, case, name, works, server.process, PUTS)
             works = [libraries.sockets_put(server.requests, data, CLIENTS // PROCESSES)] * PROCESSES
             yield measured(stage, case, KVSTORE_SOCKETS, works, server.process, PUTS)
         works = [libraries.kvstore_put_many(server.requests, value(SMALL))]
@@ -112,10 +131,9 @@ def _kvstore_puts(stage: Stage) -> Iterator[Sample]:
 def _etcd_puts(stage: Stage) -> Iterator[Sample]:
     with etcd(stage) as server:
         for case, data in _sizes(stage).items():
-            works = [
-                clients.concurrent(partial(libraries.aetcd_put, server.port, data), CLIENTS // PROCESSES)
-            ]
-            yield measured(stage, case, AETCD, works * PROCESSES, server.process, PUTS)
+            connect = partial(libraries.aetcd_put, server.port, data)
+            for name, works in _in_loops(connect, AETCD, AETCD_SHARED):
+                yield measured(stage, case, name, works, server.process, PUTS)
             works = [clients.blocking(partial(libraries.gateway_put, server.port, data))] * CLIENTS
             yield measured(stage, case, GATEWAY, works, server.process, PUTS)
 
@@ -136,8 +154,9 @@ def _redis_puts(stage: Stage, appendfsync: str) -> Iterator[Sample]:
             yield measured(stage, case, name + REDIS_PY, works, server.process, PUTS)
             if appendfsync == "always" or not stage.quick:
                 connect = partial(libraries.redis_set_async, server.port, data)
-                works = [clients.concurrent(connect, CLIENTS // PROCESSES)] * PROCESSES
-                yield measured(stage, case, name + REDIS_ASYNC, works, server.process, PUTS)
+                yield measured(stage, case, name + REDIS_ASYNC, _own_clients(connect), server.process, PUTS)
+                pool = partial(libraries.redis_pool_set_async, server.port, data, CLIENTS // PROCESSES)
+                yield measured(stage, case, name + REDIS_SHARED, _one_client(pool), server.process, PUTS)
             done = redis_benchmark.load(
                 server.process,
                 server.port,
