@@ -79,7 +79,8 @@ class Feed:
         self._socket.reconnect_ivl_max = 500
         self._socket.connect(endpoint)
         self._socket.subscribe(HEARTBEAT_TOPIC)
-        self._reader = self._loop.io(self._socket.getsockopt(zmq.FD), READ)
+        # first of what is ready in a turn: an event does not wait for the requests, each some 70 µs
+        self._reader = self._loop.io(self._socket.getsockopt(zmq.FD), READ, priority=self._loop.MAXPRI)
         self._reader.start(self._receive)
         # ZMQ_FD, which is edge-triggered, only speaks of what comes after the socket was found empty
         self._loop.run_callback(self._receive)
