@@ -64,7 +64,8 @@ def _is_text(value: Any) -> bool:
     return type(value) is str
 
 
-def _is_media_type(value: Any) -> bool:
+def is_media_type(value: Any) -> bool:
+    """Whether ``value`` may be a record's media type."""
     return (
         type(value) is str
         and 0 < len(value) <= MAX_CONTENT_TYPE_BYTES
@@ -111,7 +112,7 @@ OPERATIONS: dict[str, Operation] = {
             {
                 "key": _KEY,
                 "size": Field(_is_int(0, 2**40), "the number of the value's bytes", required=True),
-                "content_type": Field(_is_media_type, "printable ASCII of 1 to 255 characters"),
+                "content_type": Field(is_media_type, "printable ASCII of 1 to 255 characters"),
                 "ttl": _TTL,
                 "if_revision": _IF_REVISION,
             },

@@ -40,7 +40,7 @@ from kvstore_daemon.engine import (
 from kvstore_daemon.engine.clock import wall_clock
 from kvstore_daemon.engine.mirror import Applying, Clock, Mirror, damaged
 from kvstore_daemon.engine.ownership import Ownership
-from kvstore_daemon.engine.planning import GROWING, NEEDS_VALUE, plan
+from kvstore_daemon.engine.planning import GROWING, NEEDS_VALUE, Plan, plan
 from kvstore_daemon.engine.replies import Replies
 from kvstore_daemon.engine.rows import NOWHERE, DamageError, encode_place
 from kvstore_daemon.engine.space import Space
@@ -405,12 +405,17 @@ class Transaction:
     def _all(self, writes: Sequence[Write]) -> list[dict[str, Any] | KvError]:
         """All writes in one revision. Every plan is made before the first is applied; keys differ,
         so none of them depends on another."""
-        found = [self._found(index, write) for index, write in enumerate(writes)]
-        revision, now = self._applying.head + 1, self.now
-        planned = []
-        for index, (write, (current, _)) in enumerate(zip(writes, found, strict=True)):
-            with _naming_op(index):
+        found: list[tuple[Stored | None, bytes]] = []
+        planned: list[Plan] = []
+        try:
+            for write in writes:
+                found.append(self._found(write))  # noqa: PERF401 - how many there are tells which one failed
+            revision, now = self._applying.head + 1, self.now
+            for write, (current, _) in zip(writes, found, strict=True):
                 planned.append(plan(write, current, revision, now))
+        except KvError as error:
+            at = len(planned) if len(found) == len(writes) else len(found)
+            raise KvError(error.code, error.message, **{**error.details, "op": at}) from error
         changing = [index for index, (op, _, _) in enumerate(planned) if op is not None]
         for nth, index in enumerate(changing):
             op, record, _ = planned[index]
@@ -418,13 +423,12 @@ class Transaction:
             self._apply(op or "", writes[index].key, record, current, before, revision, nth, len(changing))
         return [result for _, _, result in planned]
 
-    def _found(self, index: int, write: Write) -> tuple[Stored | None, bytes]:
-        with _naming_op(index):
-            self._check_room(write)
-            current, before = self._current(write)
-            if current is _DAMAGED:
-                raise damaged(write.key, DamageError("it cannot be deleted in an atomic batch"))
-            return current, before
+    def _found(self, write: Write) -> tuple[Stored | None, bytes]:
+        self._check_room(write)
+        current, before = self._current(write)
+        if current is _DAMAGED:
+            raise damaged(write.key, DamageError("it cannot be deleted in an atomic batch"))
+        return current, before
 
     def _check_room(self, write: Write) -> None:
         if self._refusal is not None and write.op in GROWING:
@@ -500,15 +504,6 @@ def _is_full(requests: list[WriteRequest]) -> bool:
     writes = sum(len(request.writes) for request in requests)
     size = sum(len(write.value) for request in requests for write in request.writes)
     return writes >= _MAX_GROUP_WRITES or size >= _MAX_GROUP_BYTES
-
-
-@contextlib.contextmanager
-def _naming_op(index: int) -> Any:
-    """Let an error say which op of an atomic batch it is about."""
-    try:
-        yield
-    except KvError as error:
-        raise KvError(error.code, error.message, **{**error.details, "op": index}) from error
 
 
 def _boot_id() -> bytes:
