@@ -6,8 +6,9 @@ the turn sends them together. Everything here runs in the hub's thread.
 
 - Of gathered gets one request is under way at a time, so that more gather behind it when there is
   much to do. Other reads are not gathered and do not wait for each other.
-- Writes go through a few *lanes*. A lane is a client of the daemon's with a number for each request
-  and one request at a time, so a repeat is applied once (protocol section 6).
+- Writes go through *lanes*. A lane is a client of the daemon's with a number for each request and one
+  request at a time, so a repeat is applied once (protocol section 6). Gathered writes have few of them,
+  so that more gather; batches, which cannot be gathered, have many, so that many share a commit.
 - A request without an answer is sent again, on a fresh socket and under its number.
 
 When nothing was heard for the whole time that a request may take, the daemon counts as away: all
@@ -19,7 +20,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,7 @@ from kvstore_client.protocol import Reply, encode_request
 from kvstore_http.pipe import Exchange, Outcome, Pipe
 
 LANES = 2
+BATCH_LANES = 64
 READS_UNDER_WAY = 1
 MERGED_OPS = 500
 MERGED_BYTES = 1024 * 1024
@@ -112,8 +114,10 @@ class DaemonLink:
         self._writes = Pipe(context, self._loop, endpoint, self._note)
         self._probe = Pipe(context, self._loop, endpoint, self._note, immediate=True)
         self._lanes = [_Lane() for _ in range(LANES)]
+        self._batch_lanes = [_Lane() for _ in range(BATCH_LANES)]
         self._waiting_gets: deque[_Call] = deque()
-        self._waiting_writes: deque[_Call | _Request] = deque()
+        self._waiting_writes: deque[_Call] = deque()
+        self._waiting_batches: deque[_Request] = deque()
         self._gets_under_way = 0
         self._is_flush_due = False
         self._heard_at = -FOREVER
@@ -179,7 +183,7 @@ class DaemonLink:
         elif idempotency_key is not None:
             send(self._writes, atomic=atomic, client=f"http:{idempotency_key}", seq=1)
         else:
-            self._waiting_writes.append(request)
+            self._waiting_batches.append(request)
             self._flush_soon()
         outcome = request.waiter.get()
         if isinstance(outcome, KvError):
@@ -204,11 +208,12 @@ class DaemonLink:
         self._is_flush_due = False
         while self._waiting_gets and self._gets_under_way < READS_UNDER_WAY:
             self._send_gets(_take(self._waiting_gets))
-        for lane in self._lanes:
-            if not self._waiting_writes:
-                return
-            if not lane.is_busy:
+        if self._waiting_writes:
+            for lane in _free(self._lanes, self._waiting_writes):
                 self._send_writes(lane)
+        if self._waiting_batches:
+            for lane in _free(self._batch_lanes, self._waiting_batches):
+                self._send_batch(lane)
 
     def _send_gets(self, calls: list[_Call]) -> None:
         def done(outcome: Outcome) -> None:
@@ -220,16 +225,26 @@ class DaemonLink:
         self._send(self._reads, [call.op for call in calls], (), done, calls[0].deadline)
 
     def _send_writes(self, lane: _Lane) -> None:
-        first = self._waiting_writes[0]
-        if isinstance(first, _Request):
-            self._waiting_writes.popleft()
-            ops, values, atomic, settle = first.ops, first.values, first.atomic, first.settle
-        else:
-            calls = _take(self._waiting_writes)
-            ops, atomic = [call.op for call in calls], False
-            values = [call.value for call in calls if call.value is not None]
-            settle = partial(self._settle, calls, queue=self._waiting_writes)
+        calls = _take(self._waiting_writes)
+        ops = [call.op for call in calls]
+        values = [call.value for call in calls if call.value is not None]
+        settle = partial(self._settle, calls, queue=self._waiting_writes)
+        self._send_numbered(lane, ops, values, settle, calls[0].deadline)
 
+    def _send_batch(self, lane: _Lane) -> None:
+        batch = self._waiting_batches.popleft()
+        self._send_numbered(lane, batch.ops, batch.values, batch.settle, batch.deadline, atomic=batch.atomic)
+
+    def _send_numbered(
+        self,
+        lane: _Lane,
+        ops: Sequence[dict[str, Any]],
+        values: Sequence[bytes],
+        settle: Callable[[Outcome], None],
+        deadline: float,
+        *,
+        atomic: bool = False,
+    ) -> None:
         def done(outcome: Outcome) -> None:
             lane.is_busy = False
             settle(outcome)
@@ -238,7 +253,7 @@ class DaemonLink:
         lane.seq += 1
         lane.is_busy = True
         number = {"client": lane.client, "seq": lane.seq}
-        self._send(self._writes, ops, values, done, first.deadline, atomic=atomic, **number)
+        self._send(self._writes, ops, values, done, deadline, atomic=atomic, **number)
 
     def _send(
         self,
@@ -315,7 +330,7 @@ class DaemonLink:
         """Fail what has waited too long; all that waits if the daemon was silent as long. Whether
         that is so."""
         reads, writes = self._reads.overdue(now), self._writes.overdue(now)
-        unsent = [*_overdue(self._waiting_gets, now), *_overdue(self._waiting_writes, now)]
+        unsent = self._take_unsent(now)
         if not (reads or writes or unsent):
             return False
         if now - self._heard_at >= self._timeout:
@@ -328,7 +343,7 @@ class DaemonLink:
             self._next_probe = 0.0
             reads += self._reads.overdue(FOREVER)
             writes += self._writes.overdue(FOREVER)
-            unsent += [*_overdue(self._waiting_gets, FOREVER), *_overdue(self._waiting_writes, FOREVER)]
+            unsent += self._take_unsent(FOREVER)
             # what was queued for a connection that did not come is dropped with its socket, and not
             # delivered long after it was reported as failed
             self._reads.renew()
@@ -340,6 +355,10 @@ class DaemonLink:
         for waiting in unsent:
             waiting.settle(self._failure())
         return self.is_away
+
+    def _take_unsent(self, now: float) -> list[_Call | _Request]:
+        queues: tuple[deque[Any], ...] = (self._waiting_gets, self._waiting_writes, self._waiting_batches)
+        return [late for queue in queues for late in _overdue(queue, now)]
 
     def _failure(self, **details: Any) -> KvError:
         if self.is_away:
@@ -367,13 +386,22 @@ class DaemonLink:
             pipe.close()
 
 
-def _take(queue: deque[Any]) -> list[_Call]:
+def _free(lanes: Sequence[_Lane], queue: deque[Any]) -> Iterator[_Lane]:
+    """Lanes that may send, as long as something waits in ``queue``."""
+    for lane in lanes:
+        if not queue:
+            return
+        if not lane.is_busy:
+            yield lane
+
+
+def _take(queue: deque[_Call]) -> list[_Call]:
     """Take from the front what goes into one request; at least one call."""
     calls: list[_Call] = [queue.popleft()]
     size = calls[0].size
     while queue and len(calls) < MERGED_OPS and not calls[0].alone:
         call = queue[0]
-        if not isinstance(call, _Call) or call.alone or size + call.size > MERGED_BYTES:
+        if call.alone or size + call.size > MERGED_BYTES:
             break
         size += call.size
         calls.append(queue.popleft())
