@@ -170,6 +170,13 @@ ROWS: tuple[Row, ...] = (
         "within 2 times",
         (
             Goal(native.BESIDE_MANY, native.IDLE, 0.5, "a get, p99"),
+            Goal(
+                native.BESIDE_MANY,
+                native.ELSEWHERE,
+                None,
+                "a get, p99",
+                "an idle daemon on a machine as busy",
+            ),
             Goal(native.BESIDE_ONE, native.IDLE, None, "a get, p99", "one client"),
             Goal(native.BESIDE_HUNDREDS, native.IDLE, None, "a get, p99", "puts by the 100"),
             Goal(native.BESIDE_BULK, native.IDLE, None, "a get, p99", "puts by the 10,000"),

@@ -271,29 +271,37 @@ IDLE = "idle"
 BESIDE_ONE = "beside 1 client, one put a request"
 BESIDE_MANY = f"beside {CLIENTS} clients, one put a request"
 BESIDE_HUNDREDS = "beside 1 client, 100 puts a request"
+ELSEWHERE = f"an idle daemon, {CLIENTS} clients at another one"
 BESIDE_BULK = f"beside 1 client, {libraries.PUTS:,} puts a request"
 
 
 def get_beside_writers(stage: Stage) -> Iterator[Sample]:
-    """One client that gets, alone and while others write as fast as they can."""
+    """One client that gets, alone and while others write as fast as they can, to the same daemon or to
+    another one that has the cores as busy."""
     libraries.imported("kvstore_client.client")
     for contender in stage.turns((IDLE, BESIDE_ONE, BESIDE_MANY, BESIDE_HUNDREDS, BESIDE_BULK)):
         with kvstore(stage, KEYS) as server:
-            yield from _beside(stage, server, contender)
+            yield from _beside(stage, server, server, contender)
+    # What the machine does to a get while its cores are busy with somebody else's writes.
+    with kvstore(stage, KEYS) as idle, kvstore(stage, KEYS) as busy:
+        yield from _beside(stage, idle, busy, ELSEWHERE)
 
 
-def _beside(stage: Stage, server: servers.Kvstore, contender: str) -> Iterator[Sample]:
+def _beside(
+    stage: Stage, read: servers.Kvstore, written: servers.Kvstore, contender: str
+) -> Iterator[Sample]:
     data = value(SMALL)
-    half = libraries.sockets_put(server.requests, data, CLIENTS // PROCESSES)
+    half = libraries.sockets_put(written.requests, data, CLIENTS // PROCESSES)
     writers = {
         IDLE: [],
-        BESIDE_ONE: [libraries.sockets_put(server.requests, data, 1)],
+        BESIDE_ONE: [libraries.sockets_put(written.requests, data, 1)],
         BESIDE_MANY: [half] * PROCESSES,
-        BESIDE_HUNDREDS: [libraries.kvstore_put_many(server.requests, data, 100)],
-        BESIDE_BULK: [libraries.kvstore_put_many(server.requests, data)],
+        BESIDE_HUNDREDS: [libraries.kvstore_put_many(written.requests, data, 100)],
+        BESIDE_BULK: [libraries.kvstore_put_many(written.requests, data)],
+        ELSEWHERE: [half] * PROCESSES,
     }[contender]
-    get = clients.blocking(partial(libraries.kvstore_get, server.requests), timed=True)
-    done = clients.run([get, *writers], stage.seconds, server.process)
+    get = clients.blocking(partial(libraries.kvstore_get, read.requests), timed=True)
+    done = clients.run([get, *writers], stage.seconds, read.process)
     reader, *others = done.tallies
     yield from percentiles("a get", contender, reader.taken)
     if others:
