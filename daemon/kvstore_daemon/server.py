@@ -2,9 +2,10 @@
 
 Everything here runs in the loop's thread. One turn of the loop:
 
-1. of what the engine has committed, publish each change, then answer whose request it was;
-2. receive the requests that have come, answer those that only read;
-3. hand the writes that have gathered to the engine as one group.
+1. receive the requests that have come, answer those that only read;
+2. hand the writes that have gathered to the engine as one group, if it has committed the last one;
+3. of what it has committed, publish each change, then answer whose request it was. The next group is
+   on its way to the disk meanwhile.
 """
 
 from __future__ import annotations
@@ -92,11 +93,11 @@ class Server:
     def turn(self) -> None:
         """One turn of the loop; sleeps until there is something to do."""
         self._loop.turn(wait=not (self._reading or self._outbox or self._can_receive()))
-        self._tell()
         self._receive_some()
-        self._read_on()
         if len(self._outbox) < GROUP_OPS:
             self._committer.flush()
+        self._tell()
+        self._read_on()
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
