@@ -27,6 +27,10 @@ GRACE_SECONDS = 4.0
 
 POLL_SECONDS = 0.02
 
+COLLECT_AFTER = (20_000, 20, 50)
+"""New objects before the collector looks for cycles among them; with Python's 700, 10 and 10 it took a
+tenth of the time of gets on 128 connections, whose requests are all alive at once."""
+
 
 def serve(settings: HttpSettings, sockets: Sequence[socket.socket], on_ready: Callable[[], None]) -> int:
     """Serve on bound ``sockets`` until SIGTERM or SIGINT; returns the exit status.
@@ -89,6 +93,8 @@ def _raise_descriptor_limit() -> None:
 
 
 def _settle_memory() -> None:
-    """Modules and tables live as long as the process: keep the collector from walking them."""
+    """Modules and tables live as long as the process: keep the collector from walking them, and let it
+    look less often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
