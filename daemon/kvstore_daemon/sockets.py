@@ -29,7 +29,8 @@ FLUSH_MS = 1_000
 """How long a closing socket may take to hand the last replies or changes to the network."""
 
 REQUEST_FRAMES = 2
-MAX_ENVELOPE_FRAMES = 16
+MAX_ENVELOPE_FRAMES = 10
+"""The sender's identity, eight frames of its own, and the empty one (protocol section 2)."""
 REQUEST_QUEUE = 128
 REPLY_QUEUE = 10_000
 ZERO_COPY_BYTES = 64 * 1024

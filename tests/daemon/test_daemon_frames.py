@@ -140,12 +140,14 @@ def test_the_frames_before_the_delimiter_come_back_unchanged(
     shared_daemon: Daemon, connect: Callable[..., Peer]
 ) -> None:
     dealer = connect(shared_daemon, zmq.DEALER).socket
-    for correlation in ([b"1"], [b"a", b"b" * 300], []):
+    for correlation in ([b"1"], [b"a", b"b" * 300], [], [b"c"] * 8):
         dealer.send_multipart([*correlation, b"", header(GET)])
         assert dealer.recv_multipart()[:-1] == [*correlation, b""]
 
 
-@pytest.mark.parametrize("frames", [[b"no delimiter"], [b""], [b"id", b""], [b"a", b"b"]])
+@pytest.mark.parametrize(
+    "frames", [[b"no delimiter"], [b""], [b"id", b""], [b"a", b"b"], [b"c"] * 9 + [b"", b"{}"]]
+)
 def test_a_message_that_is_no_request_is_dropped_and_the_next_is_answered(
     shared_daemon: Daemon, connect: Callable[..., Peer], frames: list[bytes]
 ) -> None:

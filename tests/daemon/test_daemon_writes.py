@@ -161,3 +161,16 @@ def test_sigkill_under_load_loses_nothing_acknowledged(daemon: Daemon, connect: 
         daemon.start()
     records = connect(daemon).ask(*map(get, acknowledged))
     assert [record["value"] for record in records] == list(acknowledged.values())
+
+
+def test_requests_beyond_the_limit_wait_for_those_before_them(
+    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
+) -> None:
+    daemon = start_daemon(max_pending_requests=2)
+    dealer = connect(daemon, zmq.DEALER).socket
+    sent = 300
+    for number in range(sent):
+        op = {"op": "incr", "key": "n"} if number % 2 else get("n")
+        dealer.send_multipart([b"%d" % number, b"", *pack(op)])
+    assert sorted(int(dealer.recv_multipart()[0]) for _ in range(sent)) == list(range(sent))
+    assert connect(daemon).ask(get("n"))[0]["value"] == b"%d" % (sent // 2)

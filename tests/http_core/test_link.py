@@ -152,6 +152,20 @@ def test_a_lane_has_one_request_at_a_time_and_counts_up(daemon: ScriptedDaemon, 
     assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in by_client.values())
 
 
+def test_batches_do_not_wait_for_each_other_but_writes_gather(
+    daemon: ScriptedDaemon, link: DaemonLink
+) -> None:
+    def answer_once_all_are_there(request: Request) -> list[bytes] | None:
+        return echo(request) if sum(each.atomic for each in daemon.requests) >= 20 else None
+
+    daemon.answer = answer_once_all_are_there
+    ops = [{"op": "put", "key": key, "size": 1} for key in "ab"]
+    batches = [lambda: link.request(ops, [b"1", b"2"], atomic=True)] * 20
+    together(*batches, *(put(link, f"k{number}") for number in range(30)))
+    assert len({request.client for request in daemon.requests if request.atomic}) == 20
+    assert len({request.client for request in daemon.requests if not request.atomic}) <= LANES
+
+
 def test_a_merged_request_stays_below_its_size(daemon: ScriptedDaemon, link: DaemonLink) -> None:
     value = b"x" * (MERGED_BYTES // 3)
     together(*(put(link, f"k{number}", value) for number in range(7)))
