@@ -112,7 +112,7 @@ ROWS: tuple[Row, ...] = (
         "not slower",
         (
             Goal(native.KVSTORE_CLIENT, native.REDIS_PY, 1.0, "p50"),
-            Goal(native.KVSTORE_CLIENT, native.REDIS_PY, None, "p99", "p99"),
+            Goal(native.KVSTORE_CLIENT, native.REDIS_PY, None, "p99", "redis-py, p99"),
             Goal(native.KVSTORE_CLIENT, native.GATEWAY, None, "p50", "etcd"),
         ),
         native.round_trip,
@@ -136,7 +136,7 @@ ROWS: tuple[Row, ...] = (
         "not slower than half",
         (
             Goal(streams.KVSTORE_NATIVE, streams.REDIS, 0.5, "[0-9]*"),
-            Goal(streams.KVSTORE_NATIVE, streams.REDIS, None, "memory*", "memory"),
+            Goal(streams.KVSTORE_NATIVE, streams.REDIS, None, "memory*", "Redis pub/sub, memory"),
         ),
         streams.native_deliveries,
     ),

@@ -53,17 +53,19 @@ def _measured(row: Row, found: list[Ratio]) -> str:
 
 
 def losses(results: Results, rows: Sequence[Row] = ROWS) -> str:
-    """Where kvstore is behind: the aims that were missed, and what else came out below 1, as a list."""
+    """Where kvstore is behind, as a list: the aims that were missed, and what else was measured of others
+    (under a label) and came out below 1."""
     lines = []
     for row in rows:
         found = ratios(row, figures(samples_of(results, row)))
         if any(ratio.is_met is False for ratio in found):
             lines.append(f"- {row.what}: {_measured(row, found)}, where the aim is {row.at_least}")
+        if row.against.startswith("itself"):
+            continue
         for goal in row.goals:
-            behind = [ratio for ratio in found if ratio.goal is goal and ratio.value < 1]
-            if goal.at_least is None and behind:
-                against = goal.label or behind[0].rival
-                lines.append(f"- {row.what}, against {against}: {_range([each.value for each in behind])}")
+            behind = [ratio.value for ratio in found if ratio.goal is goal and ratio.value < 1]
+            if goal.at_least is None and goal.label and behind:
+                lines.append(f"- {row.what}, against {goal.label}: {_range(behind)}")
     return "\n".join(lines)
 
 

@@ -187,7 +187,9 @@ def test_a_run_on_a_machine_that_was_not_quiet_says_so(seen: list[Conditions], i
 
 def test_where_we_lose_is_said_of_aims_and_of_what_is_only_stated() -> None:
     measured = row(
-        Goal("ours", "missed", 2.0), Goal("ours", "faster", None, label="it"), Goal("ours", "slower", None)
+        Goal("ours", "missed", 2.0),
+        Goal("ours", "faster", None, label="it"),
+        Goal("ours", "slower", None, label="that"),
     )
     found = samples("gets", "/s", ours=[4], missed=[3], faster=[8], slower=[1])
     said = losses(results(*(("a_row", 0, sample) for sample in found)), [measured])
