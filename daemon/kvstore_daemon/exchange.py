@@ -9,7 +9,7 @@ from typing import Any
 
 from kvstore_client.errors import KvError
 from kvstore_client.protocol import Request, encode_reply
-from kvstore_daemon.engine import Answer, Engine, Stored, no_such_key
+from kvstore_daemon.engine import Answer, Engine, no_such_key
 from kvstore_daemon.fields import Fields, record_fields
 from kvstore_daemon.reading import READS, Page
 from kvstore_daemon.sockets import Frames, Received
@@ -109,20 +109,21 @@ class Exchange:
         records, revision = engine.read(keys)
         self._saw(revision)
         self._next = start + len(records)
-        self._results[start : self._next] = map(self._record, keys, records)
-
-    def _record(self, key: bytes, record: Stored | KvError | None) -> Fields:
-        if record is None:
-            return {"error": no_such_key(key).as_json()}
-        if isinstance(record, KvError):
-            return {"error": record.as_json()}
-        value = record.value or b""
-        room = self._room - len(value) - _RESULT_BYTES
-        if room < 0:
-            return _TOO_LARGE
+        results, values, room = [], self._values, self._room
+        for key, record in zip(keys, records, strict=False):  # a reply's worth may be fewer than asked for
+            if record is None or isinstance(record, KvError):
+                results.append({"error": (record or no_such_key(key)).as_json()})
+                continue
+            value = record.value or b""
+            left = room - len(value) - _RESULT_BYTES
+            if left < 0:
+                results.append(_TOO_LARGE)
+                continue
+            room = left
+            values.append(value)
+            results.append(record_fields(record))
         self._room = room
-        self._values.append(value)
-        return record_fields(record)
+        self._results[start : self._next] = results
 
     def _read_one(self, engine: Engine, status: Status, op: dict[str, Any]) -> None:
         self._results[self._next] = self._page(engine, status, op)
