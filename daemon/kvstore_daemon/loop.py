@@ -31,10 +31,6 @@ class Timer:
         """Fire ``delay`` seconds from now, instead of whenever it was due before."""
         self.at = time.monotonic() + delay
 
-    def is_due_within(self, seconds: float) -> bool:
-        """Whether it is set to fire at most ``seconds`` from now."""
-        return self.at is not None and self.at <= time.monotonic() + seconds
-
     def fire(self) -> None:
         """Clear the timer and run its callback."""
         self.at = None

@@ -33,10 +33,11 @@ SLICE_SECONDS = 0.002
 """How long one turn works on what can be done in parts, before it looks for new requests."""
 
 TICK_SECONDS = 1.0
-"""The longest interval of heartbeats and of trimming."""
+"""The interval of heartbeats and of trimming."""
 
 WELCOME_SECONDS = 0.01
-"""How soon after a subscription a heartbeat follows: at once would be one for each of a thousand."""
+"""How soon after a subscription a heartbeat follows: at once would be one for each of a thousand that come
+together."""
 
 RECEIVE_AT_ONCE = 64
 """Requests received in one turn, before what was committed meanwhile is told."""
@@ -73,6 +74,7 @@ class Server:
         self._committer = GroupCommitter(engine, self._counters)
         self._expiry = Expiry(loop, engine, self._committer)
         self._tick: Timer = loop.timer(self._beat)
+        self._welcome: Timer = loop.timer(self._send_heartbeat)
         self._reading: deque[Exchange] = deque()
         self._outbox: deque[Change | Answer] = deque()
         self._is_stopping = False
@@ -86,7 +88,7 @@ class Server:
         self._publisher.begin(position)
         self._loop.watch(self._engine.fileno(), self._collect)
         self._loop.watch(self._requests.fileno(), self._hear)
-        self._loop.watch(self._publisher.fileno(), self._welcome)
+        self._loop.watch(self._publisher.fileno(), self._note_subscriptions)
         self._expiry.start()
         self._tick.set(0)
 
@@ -197,7 +199,7 @@ class Server:
         outbox = self._outbox
         if not outbox:
             return
-        self._welcome()
+        self._note_subscriptions()
         deadline = time.monotonic() + SLICE_SECONDS
         while outbox:
             told = outbox.popleft()
@@ -211,14 +213,17 @@ class Server:
             if time.monotonic() > deadline:
                 break
         if self._publisher.is_heard:
-            # what was sent may have consumed the signal of a subscription that came meanwhile
-            self._welcome()
+            self._note_subscriptions()
 
-    def _welcome(self) -> None:
-        """Tell a new subscriber soon where it stands, so that it need not wait for the next tick to see
-        what was committed before its subscription was in effect."""
-        if self._publisher.take_subscriptions() and not self._tick.is_due_within(WELCOME_SECONDS):
-            self._tick.set(WELCOME_SECONDS)
+    def _note_subscriptions(self) -> None:
+        """Tell new subscribers soon where the store stands, so that they need not wait for the next tick
+        to see what was committed before their subscription was in effect.
+
+        Sending may consume the signal of a subscription that came meanwhile, so this is called before
+        changes are sent, which are encoded only if anybody subscribes, and after anything was sent.
+        """
+        if self._publisher.take_subscriptions() and self._welcome.at is None:
+            self._welcome.set(WELCOME_SECONDS)
 
     # ── replies ──────────────────────────────────────────────────────────────────────────────────
 
@@ -244,9 +249,13 @@ class Server:
 
     def _beat(self) -> None:
         self._tick.set(TICK_SECONDS)
-        self._publisher.heartbeat(self._engine.position().floor)
+        self._send_heartbeat()
         if self._committer.is_idle():
             self._engine.trim()
+
+    def _send_heartbeat(self) -> None:
+        self._publisher.heartbeat(self._engine.position().floor)
+        self._note_subscriptions()
 
     def stop(self) -> None:
         """Finish what was accepted: commit it, publish it, answer it; and turn away what still comes.
