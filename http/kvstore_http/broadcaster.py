@@ -202,7 +202,7 @@ class Broadcaster:
             if group.ahead:
                 self._deliver_ahead(group, encoder, taken)
         self._let_catch_up(track)
-        # not in the next turn of the loop: requests may be served in between, each some 70 µs
+        # not in the next turn of the loop: requests may be served in between, each some 50 µs
         self._streams.flush()
 
     def _deliver_ahead(self, group: Group, encoder: Encoder, batches: list[Batch]) -> None:
