@@ -12,7 +12,7 @@ from kvstore_client.protocol import Request, encode_reply
 from kvstore_daemon.engine import Answer, Engine, no_such_key
 from kvstore_daemon.fields import Fields, record_fields
 from kvstore_daemon.reading import READS, Page
-from kvstore_daemon.sockets import Frames, Received
+from kvstore_daemon.sockets import Frames
 from kvstore_daemon.status import Status
 from kvstore_daemon.writing import WRITES
 
@@ -35,8 +35,8 @@ _TOO_LARGE: Fields = {
 
 
 class Exchange:
-    """A request that was received and not answered yet; used by the loop's thread only. It came with
-    ``size`` bytes.
+    """A request that was received and not answered yet; used by the loop's thread only. It came along
+    ``envelope`` and has ``size`` bytes.
 
     The writes come first: they are handed to the engine together, and their results put in by
     :meth:`accept`. Then the reads are answered by :meth:`read`, in slices, so that a request with ten
@@ -50,15 +50,15 @@ class Exchange:
         "_revision",
         "_room",
         "_values",
+        "_writes",
         "envelope",
         "size",
-        "writes",
     )
 
-    def __init__(self, received: Received, size: int, request: Request) -> None:
-        self.envelope = received.envelope
+    def __init__(self, envelope: Frames, size: int, request: Request) -> None:
+        self.envelope = envelope
         self.size = size
-        self.writes = request.writes
+        self._writes = request.writes
         self._ops = request.ops
         self._results: list[Any] = [] if self.has_writes_only() else [None] * len(request.ops)
         self._values: list[bytes] = []
@@ -68,7 +68,7 @@ class Exchange:
 
     def has_writes_only(self) -> bool:
         """Whether nothing is to be read."""
-        return self.writes == len(self._ops)
+        return self._writes == len(self._ops)
 
     def accept(self, answer: Answer) -> None:
         """Take the results of the writes; raises the error with which all of them were refused."""

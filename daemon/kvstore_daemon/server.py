@@ -147,7 +147,7 @@ class Server:
         self._check_size(frames)
         request = decode_request(frames, self._limits)
         self._counters.operations += len(request.ops)
-        exchange = Exchange(received, size, request)
+        exchange = Exchange(received.envelope, size, request)
         if request.writes:
             self._committer.add(write_request(request, frames, exchange), size)
         else:
