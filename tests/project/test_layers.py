@@ -29,6 +29,9 @@ HOMES = {
     "gevent": ("kvstore_http",),
     "zmq": ("kvstore_client", "kvstore_daemon", "kvstore_http"),
     "click": ("kvstore_cli",),
+    "rich": ("kvstore_cli",),
+    # the facade writes the format, `kvstore top` reads it
+    "prometheus_client": ("kvstore_http", "kvstore_cli"),
 }
 
 # package -> the packages of ours that it may import
@@ -43,7 +46,17 @@ LAYERS = {
 # what a command that only asks the service must not load: each costs more time than the command takes
 # what starts servers, or tells how they would be started
 SERVERS = {"serve", "daemon", "http", "config"}
-HEAVY = {"lmdb", "falcon", "waitress", "gevent", "zmq", "kvstore_daemon", "kvstore_http"}
+HEAVY = {
+    "lmdb",
+    "falcon",
+    "waitress",
+    "gevent",
+    "zmq",
+    "rich",
+    "prometheus_client",
+    "kvstore_daemon",
+    "kvstore_http",
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
