@@ -24,6 +24,9 @@ def main(arguments: list[str]) -> int:
 
 def run(name: str, fields: dict[str, Any]) -> int:
     """Run what is called ``name`` with the settings in ``fields``."""
+    from kvstore_cli.logs import set_up
+
+    set_up(name, fields["log_level"], fields["log_format"])
     if name == "daemon":
         from kvstore_daemon.main import run as run_daemon
         from kvstore_daemon.settings import DaemonSettings

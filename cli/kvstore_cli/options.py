@@ -415,6 +415,14 @@ OPTIONS: dict[str, Option] = {
             _SERVERS,
         ),
         Option(
+            "log-format",
+            _choice("auto", "text", "json"),
+            "auto",
+            "How they say it. text: lines for people; json: one JSON object a line, for programs that "
+            "collect logs; auto: text on a terminal, JSON elsewhere.",
+            _SERVERS,
+        ),
+        Option(
             "url",
             _URL,
             "http://127.0.0.1:5000",

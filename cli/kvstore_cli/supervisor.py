@@ -1,14 +1,15 @@
 """``kvstore serve`` from the inside: two processes that are watched, restarted and stopped by a third.
 
 The parent runs one loop in one thread. It reads what its children say, which is how it learns that
-they are ready and on which addresses, and hands it on to its own standard error. Each child leads a
-process group: a Ctrl-C in the terminal reaches the parent alone, which then stops the facade before
-the daemon, and of a facade that was killed no worker is left behind.
+they are ready and on which addresses, and hands it on, line by line, to its own standard error. Each
+child leads a process group: a Ctrl-C in the terminal reaches the parent alone, which then stops the
+facade before the daemon, and of a facade that was killed no worker is left behind.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import selectors
@@ -21,6 +22,9 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+from kvstore_cli.logs import stderr
+from kvstore_client.logs import announcer
+
 STOP_SECONDS = 10.0
 """How long a child may take to stop; the daemon needs 5 s at most."""
 FIRST_PAUSE_SECONDS = 0.2
@@ -31,7 +35,10 @@ MOST_FALSE_STARTS = 5
 _REFUSALS = (1, 2)
 """Exit statuses with which a child says that it cannot run like this."""
 
-Ready = Callable[[re.Match[str]], None]
+Ready = Callable[[dict[str, str]], None]
+
+_LONGEST_LINE_BYTES = 1024 * 1024
+"""A longer one is handed on in pieces."""
 
 
 class Child:
@@ -89,19 +96,25 @@ class Child:
         be more to come."""
         with suppress(BlockingIOError):
             while said := os.read(self.descriptor, 65536):
-                hand_on(said)
-                *lines, self._rest = (self._rest + said).split(b"\n")
-                for line in lines:
-                    self._look_at(line.decode(errors="replace"))
+                whole, feed, self._rest = (self._rest + said).rpartition(b"\n")
+                if len(self._rest) > _LONGEST_LINE_BYTES:
+                    whole, feed, self._rest = self._rest, b"\n", b""
+                hand_on(whole + feed)
+                if not self.is_ready:
+                    self._look_at(whole.split(b"\n"))
+            hand_on(self._rest and self._rest + b"\n")
+            self._rest = b""
             return False
         return True
 
-    def _look_at(self, line: str) -> None:
-        match = self._ready_line.match(line)
-        if match is not None and not self.is_ready:
-            self.is_ready = self.was_ever_ready = True
-            self.false_starts = 0
-            self._on_ready(match)
+    def _look_at(self, lines: list[bytes]) -> None:
+        for line in lines:
+            match = self._ready_line.match(_message(line))
+            if match is not None:
+                self.is_ready = self.was_ever_ready = True
+                self.false_starts = 0
+                self._on_ready(match.groupdict())
+                return
 
     def signal(self, number: int) -> None:
         """Send a signal to the process alone."""
@@ -131,11 +144,11 @@ class Child:
 
 
 class Supervisor:
-    """Keeps a daemon and a facade running until a signal ends both. ``guide`` gives the text that is
-    said once both are ready, from the daemon's settings and the facade's ``url``."""
+    """Keeps a daemon and a facade running until a signal ends both. ``on_ready`` is called once both
+    are ready, with the daemon's settings and the facade's ``url``."""
 
     def __init__(
-        self, daemon: dict[str, Any], http: dict[str, Any], guide: Callable[[dict[str, str]], str]
+        self, daemon: dict[str, Any], http: dict[str, Any], on_ready: Callable[[dict[str, str]], None]
     ) -> None:
         self._daemon = Child(
             "daemon",
@@ -151,7 +164,7 @@ class Supervisor:
             r"kvstore http: ready, (?P<url>https?://(?P<address>[^\s,/]+))",
             self._facade_is_ready,
         )
-        self._guide = guide
+        self._on_ready = on_ready
         self._is_announced = False
         self._signals = 0
         self._failure: int | None = None
@@ -213,7 +226,7 @@ class Supervisor:
         if not child.is_ready:
             child.false_starts += 1
         if status in _REFUSALS and not child.was_ever_ready:
-            say(f"{child.label} did not start, the reason is above; stopping")
+            say(f"{child.label} did not start, the reason is above; stopping", logging.ERROR)
             self._failure = status
         elif child.false_starts >= MOST_FALSE_STARTS:
             say(f"{child.label} {how} before it was ready, {child.false_starts} times in a row; stopping")
@@ -223,19 +236,19 @@ class Supervisor:
 
     # ── readiness ───────────────────────────────────────────────────────────────────────────────
 
-    def _daemon_is_ready(self, ready: re.Match[str]) -> None:
+    def _daemon_is_ready(self, where: dict[str, str]) -> None:
         # where port 0 was asked for, the port that was found is kept over restarts: the facade and
         # everybody else go on knowing it
-        self._daemon.fields |= ready.groupdict()
-        self._facade.fields |= {name: connectable(address) for name, address in ready.groupdict().items()}
+        self._daemon.fields |= where
+        self._facade.fields |= {name: connectable(address) for name, address in where.items()}
         if not self._facade.is_there and self._facade.restart_at is None:
             self._start(self._facade)
 
-    def _facade_is_ready(self, ready: re.Match[str]) -> None:
-        self._facade.fields["http"] = ready["address"]
+    def _facade_is_ready(self, where: dict[str, str]) -> None:
+        self._facade.fields["http"] = where["address"]
         if not self._is_announced:
             self._is_announced = True
-            hand_on(self._guide({**self._daemon.fields, "url": ready["url"]}).encode())
+            self._on_ready({**self._daemon.fields, "url": where["url"]})
 
     # ── stopping ────────────────────────────────────────────────────────────────────────────────
 
@@ -246,7 +259,7 @@ class Supervisor:
     def _stop(self) -> None:
         """Stop the facade, then the daemon, so that no request meets a daemon that is gone."""
         if self._signals:
-            say("stopping")
+            say("stopping", logging.INFO)
         for child in (self._facade, self._daemon):
             if child.is_there:
                 self._stop_one(child)
@@ -297,12 +310,27 @@ def connectable(endpoint: str) -> str:
     return re.sub(r"^tcp://(?:\*|0\.0\.0\.0):", "tcp://127.0.0.1:", endpoint).replace("//[::]:", "//[::1]:")
 
 
-def say(line: str) -> None:
-    """Say something on standard error."""
-    hand_on(f"kvstore serve: {line}\n".encode())
+def announce(addresses: dict[str, str]) -> None:
+    """Say that the service is ready, and where."""
+    where = {name: addresses[name] for name in ("url", "requests", "changes", "data")}
+    line = "kvstore serve: ready, %(url)s, requests %(requests)s, changes %(changes)s, data %(data)s"
+    announcer.info(line, where, extra=where)
+
+
+def say(line: str, level: int = logging.WARNING) -> None:
+    """Say what becomes of the service."""
+    announcer.log(level, "kvstore serve: %s", line)
 
 
 def hand_on(said: bytes) -> None:
-    """Write to standard error as it stands; nobody listening is no reason to fail."""
-    with suppress(OSError):
-        os.write(sys.stderr.fileno(), said)
+    """Write whole lines to standard error as they stand; nobody listening is no reason to fail or to wait."""
+    if said:
+        stderr.write(said)
+
+
+def _message(line: bytes) -> str:
+    """What a line of a child's log says, whether it is text or JSON."""
+    if line.startswith(b"{"):
+        with suppress(ValueError):
+            return str(json.loads(line).get("message", ""))
+    return line.decode(errors="replace")

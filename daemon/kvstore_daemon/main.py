@@ -7,13 +7,13 @@ import logging
 import resource
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import zmq
 
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR, KvError
+from kvstore_client.logs import announcer
 from kvstore_daemon.engine import Engine
 from kvstore_daemon.engine.registry import open_engine
 from kvstore_daemon.loop import Loop, Signals
@@ -38,21 +38,14 @@ SWITCH_SECONDS = 0.0005
 def run(settings: DaemonSettings) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
 
-    Call it from the main thread. 0 after a clean stop; 1, with one line on stderr, where the daemon
-    could not start or the engine failed.
+    Call it from the main thread, with logging set up. 0 after a clean stop; 1, with one line in the log,
+    where the daemon could not start or the engine failed.
     """
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-        stream=sys.stderr,
-    )
     try:
         with ExitStack() as stack:
             _serve(settings, stack)
     except KvError as error:
-        _say(error.message)
+        announcer.error("kvstore daemon: %s", error.message)
         return EXIT_ERROR
     except Exception:
         log.critical("the daemon failed", exc_info=True)
@@ -77,7 +70,7 @@ def _serve(settings: DaemonSettings, stack: ExitStack) -> None:
     if settings.sync != "always":
         log.warning("--sync %s: a crash of the machine may lose writes that were acknowledged", settings.sync)
     _settle_memory()
-    _say(f"ready, requests {requests.endpoint}, changes {publisher.endpoint}, data {settings.data}")
+    _announce(requests=requests.endpoint, changes=publisher.endpoint, data=settings.data)
     while signals.received is None:
         server.turn()
     log.info("stopping after %s", signals.received.name)
@@ -109,7 +102,7 @@ def _settle_memory() -> None:
     gc.set_threshold(*COLLECT_AFTER)
 
 
-def _say(line: str) -> None:
-    """Write one of the lines that are promised, whatever the log level is."""
-    sys.stderr.write(f"kvstore daemon: {line}\n")
-    sys.stderr.flush()
+def _announce(**where: str) -> None:
+    """Say that requests are taken, and where."""
+    places = ", ".join(f"{name} {place}" for name, place in where.items())
+    announcer.info("kvstore daemon: ready, %s", places, extra=where)

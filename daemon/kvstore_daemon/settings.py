@@ -29,3 +29,4 @@ class DaemonSettings:
     subscriber_queue: int
     allow_anonymous: bool
     log_level: str
+    log_format: str

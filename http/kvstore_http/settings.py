@@ -30,3 +30,4 @@ class HttpSettings:
     allowed_hosts: tuple[str, ...]
     allow_anonymous: bool
     log_level: str
+    log_format: str

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gevent
 import zmq
@@ -41,6 +42,7 @@ def serve(settings: HttpSettings, sockets: Sequence[socket.socket], on_ready: Ca
     _raise_descriptor_limit()
     stop = Signal()
     hub = gevent.get_hub()
+    hub.print_exception = _log_failure
     watchers = [hub.loop.signal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     for watcher in watchers:
         watcher.start(stop.set)
@@ -60,6 +62,11 @@ def serve(settings: HttpSettings, sockets: Sequence[socket.socket], on_ready: Ca
     link.close()
     context.term()
     return EXIT_DONE
+
+
+def _log_failure(context: object, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What gevent would print of an exception that reached the hub."""
+    log.error("%s failed", context, exc_info=(kind, error, trace))
 
 
 def _server(app: object, sock: socket.socket, settings: HttpSettings) -> Server:

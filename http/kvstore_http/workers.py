@@ -7,12 +7,12 @@ neither: the parent of the workers is a small process that only waits.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import select
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -24,6 +24,8 @@ Serve = Callable[[int, Callable[[], None]], int]
 the exit status."""
 
 Say = Callable[[str], None]
+
+log = logging.getLogger("kvstore.http")
 
 FIRST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 10.0
@@ -101,8 +103,9 @@ class Workers:
                 os.close(descriptor)
             status = self._serve(number, self._tell_ready)
         except BaseException:
-            traceback.print_exc()
+            log.critical("the worker failed", exc_info=True)
         finally:
+            logging.shutdown()
             os._exit(status)
 
     def _tell_ready(self) -> None:

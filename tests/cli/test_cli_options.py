@@ -29,6 +29,7 @@ OTHERS: dict[str, Any] = {
     "allowed-hosts": "kv.example,kv2.example",
     "allow-anonymous": "1",
     "log-level": "debug",
+    "log-format": "json",
     "url": "https://kv.example",
     "ca-file": "/etc/ca.pem",
 }

@@ -41,6 +41,7 @@ def run_daemon(folder: Path, **options: Any) -> subprocess.CompletedProcess[str]
         "data": folder / "other",
         "requests": f"tcp://127.0.0.1:{free_port()}",
         "changes": f"tcp://127.0.0.1:{free_port()}",
+        "log-format": "text",
         **options,
     }
     flags = [part for name, value in chosen.items() for part in (f"--{name}", str(value))]

@@ -42,6 +42,7 @@ SETTINGS = HttpSettings(
     allowed_hosts=(),
     allow_anonymous=False,
     log_level="info",
+    log_format="text",
 )
 
 

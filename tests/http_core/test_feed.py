@@ -154,6 +154,7 @@ def feed(store: Store) -> Iterator[Feed]:
         allowed_hosts=(),
         allow_anonymous=True,
         log_level="info",
+        log_format="text",
     )
     link = DaemonLink(context, store.requests, settings.daemon_timeout_ms)
     made = Feed(context, link, settings)

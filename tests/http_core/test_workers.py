@@ -238,6 +238,7 @@ def test_an_address_that_another_facade_has_ends_the_facade_with_one_line(
 ) -> None:
     taken = urlsplit(start_facade(daemon, workers=first_has).url).netloc
     options = {"http": taken, "workers": second_has, "requests": daemon.requests, "changes": daemon.changes}
+    options["log_format"] = "text"
     done = subprocess.run(
         kvstore_command("http", *flags(options)),
         capture_output=True,

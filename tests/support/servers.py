@@ -6,6 +6,7 @@ test. Whatever happens to the test run, no server outlives it (PR_SET_PDEATHSIG)
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -47,6 +48,17 @@ def flags(options: dict[str, Any]) -> list[str]:
     return line
 
 
+def messages(said: str) -> str:
+    """What a log says: its lines as they are, and of those in JSON the message."""
+    lines = [json.loads(line)["message"] if line.startswith("{") else line for line in whole_lines(said)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def whole_lines(said: str) -> list[str]:
+    """The lines that are complete."""
+    return said.split("\n")[:-1]
+
+
 class Server:
     """One ``kvstore`` server process, with its stderr in a file.
 
@@ -61,7 +73,8 @@ class Server:
         self.options = options
         self.folder = folder
         self.log = folder / f"{self.name}.stderr"
-        self.environment = clean_environment(folder, **(environment or {}))
+        # what a person would see on a terminal, unless the test asks for something else
+        self.environment = clean_environment(folder, **{"KVSTORE_LOG_FORMAT": "text", **(environment or {})})
         self.process: subprocess.Popen[bytes] | None = None
         self._expected_to_run = False
 
@@ -85,7 +98,7 @@ class Server:
     def _wait_until_ready(self, offset: int) -> None:
         def ready() -> re.Match[str] | None:
             assert self.is_running, f"{self.name} ended before it was ready:\n{self.stderr}"
-            return self.ready_line.search(self._read(offset))
+            return self.ready_line.search(messages(self._read(offset)))
 
         found = wait_until(ready, timeout=READY_SECONDS, what=f"{self.name} says that it is ready")
         self._note_addresses(found.groupdict())

@@ -24,6 +24,8 @@ def command(context: click.Context) -> int:
       kvstore daemon --requests tcp://127.0.0.1:0 --changes tcp://127.0.0.1:0
     """
     settings = daemon_settings(resolve(given_flags(context), "daemon"))
+    from kvstore_cli.logs import chosen_format, set_up
     from kvstore_daemon.main import run
 
+    set_up("daemon", settings.log_level, chosen_format(settings.log_format))
     return run(settings)

@@ -24,6 +24,8 @@ def command(context: click.Context) -> int:
       kvstore http --http 127.0.0.1:8080 --requests tcp://127.0.0.1:5555
     """
     settings = http_settings(resolve(given_flags(context), "http"))
+    from kvstore_cli.logs import chosen_format, set_up
     from kvstore_http.main import run
 
+    set_up("http", settings.log_level, chosen_format(settings.log_format))
     return run(settings)

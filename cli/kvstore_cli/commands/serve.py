@@ -35,12 +35,24 @@ def command(context: click.Context) -> int:
     """
     configuration = resolve(given_flags(context), "daemon", "http")
     daemon, http = daemon_settings(configuration), http_settings(configuration)
-    from kvstore_cli.supervisor import Supervisor
+    from kvstore_cli.logs import chosen_format, set_up
+    from kvstore_cli.supervisor import Supervisor, announce, hand_on
 
-    return Supervisor(asdict(daemon), asdict(http), _show_the_way).run()
+    # The children's standard error is a pipe: what reads ours decides how they write.
+    log_format = chosen_format(daemon.log_format)
+    set_up("serve", daemon.log_level, log_format)
+
+    def on_ready(addresses: dict[str, str]) -> None:
+        if log_format == "json":
+            announce(addresses)
+        else:
+            hand_on(_guide(addresses).encode())
+
+    chosen = {"log_format": log_format}
+    return Supervisor({**asdict(daemon), **chosen}, {**asdict(http), **chosen}, on_ready).run()
 
 
-def _show_the_way(addresses: dict[str, str]) -> str:
+def _guide(addresses: dict[str, str]) -> str:
     url = re.sub(r"//(?:0\.0\.0\.0|\[::\])(?=:|$)", "//127.0.0.1", addresses["url"])
     program = "kvstore" if shutil.which("kvstore") else sys.argv[0]
     client = program if url == OPTIONS["url"].default else f"KVSTORE_URL={url} {program}"
