@@ -10,6 +10,7 @@ from kvstore_client.errors import KvError
 from kvstore_daemon.committer import GroupCommitter
 from kvstore_daemon.engine import Answer, Change, Engine, Write, WriteRequest
 from kvstore_daemon.loop import Loop
+from kvstore_daemon.status import Counters
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,10 @@ class Expiry:
     being quick. Each key is removed on the condition that it still has the revision that was seen.
     """
 
-    def __init__(self, loop: Loop, engine: Engine, committer: GroupCommitter) -> None:
+    def __init__(self, loop: Loop, engine: Engine, committer: GroupCommitter, counters: Counters) -> None:
         self._engine = engine
         self._committer = committer
+        self._counters = counters
         self._timer = loop.timer(self._remove_due)
         self._next_ms: int | None = None
         self._is_removing = False
@@ -76,11 +78,14 @@ class Expiry:
         self._timer.set(0 if removed else RETRY_SECONDS)
 
     def saw(self, changes: Sequence[Change]) -> None:
-        """Take note of keys that will expire sooner than any known before."""
+        """Take note of what expired, and of keys that will expire sooner than any known before."""
         soonest = self._next_ms
         for change in changes:
             record = change.record
-            if record is None or record.expires_at is None:
+            if record is None:
+                self._counters.expiries += change.op == "expire"
+                continue
+            if record.expires_at is None:
                 continue
             if soonest is None or record.expires_at < soonest:
                 soonest = record.expires_at

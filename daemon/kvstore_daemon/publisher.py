@@ -60,6 +60,11 @@ class Publisher:
         """Whether anybody wants changes, as far as :meth:`take_subscriptions` knows."""
         return bool(self._topics)
 
+    @property
+    def topics(self) -> int:
+        """How many different topics are subscribed to, heartbeats not counted."""
+        return len(self._topics)
+
     def take_subscriptions(self) -> bool:
         """Take note of who came and went since the last call; whether anybody came.
 

@@ -70,9 +70,9 @@ class Server:
         self._is_drained = False
         self._limits = limits_of(settings)
         self._counters = Counters()
-        self._status = Status(settings, engine, self._counters)
+        self._status = Status(settings, engine, self._counters, self._present)
         self._committer = GroupCommitter(engine, self._counters)
-        self._expiry = Expiry(loop, engine, self._committer)
+        self._expiry = Expiry(loop, engine, self._committer, self._counters)
         self._tick: Timer = loop.timer(self._beat)
         self._welcome: Timer = loop.timer(self._send_heartbeat)
         self._reading: deque[Exchange] = deque()
@@ -146,7 +146,7 @@ class Server:
         frames = received.frames
         self._check_size(frames)
         request = decode_request(frames, self._limits)
-        self._counters.operations += len(request.ops)
+        self._counters.count_operations(request.ops)
         exchange = Exchange(received.envelope, size, request)
         if request.writes:
             self._committer.add(write_request(request, frames, exchange), size)
@@ -252,6 +252,13 @@ class Server:
         self._send_heartbeat()
         if self._committer.is_idle():
             self._engine.trim()
+
+    def _present(self) -> dict[str, int]:
+        return {
+            "pending": self._pending,
+            "pending_bytes": self._pending_bytes,
+            "subscriptions": self._publisher.topics,
+        }
 
     def _send_heartbeat(self) -> None:
         self._publisher.heartbeat(self._engine.position().floor)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from operator import itemgetter
 from typing import Any
 
 from kvstore_client.model import MAX_KEY_BYTES
 from kvstore_client.operations import MAX_PAGE
 from kvstore_client.protocol import VERSION, Limits
 from kvstore_daemon.engine import Engine
+from kvstore_daemon.process import Usage
 from kvstore_daemon.settings import DaemonSettings
 
 
@@ -22,11 +26,29 @@ class Counters:
     requests: int = 0
     operations: int = 0
     requests_refused: int = 0
+    expiries: int = 0
     groups_committed: int = 0
     requests_committed: int = 0
     changes_published: int = 0
     bytes_received: int = 0
     bytes_replied: int = 0
+    operations_by_name: Counter[str] = field(default_factory=Counter)
+
+    def count_operations(self, ops: Sequence[dict[str, Any]]) -> None:
+        """Count the ops of a request that was found to be in order."""
+        self.operations += len(ops)
+        if len(ops) == 1:
+            self.operations_by_name[ops[0]["op"]] += 1
+        else:
+            self.operations_by_name.update(map(_NAME, ops))
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts by their names."""
+        by_name = dict(self.operations_by_name)
+        return {**{name: getattr(self, name) for name in self.__slots__}, "operations_by_name": by_name}
+
+
+_NAME = itemgetter("op")
 
 
 def limits_of(settings: DaemonSettings) -> Limits:
@@ -41,12 +63,20 @@ def limits_of(settings: DaemonSettings) -> Limits:
 
 
 class Status:
-    """Answers ``status``."""
+    """Answers ``status``; ``present`` gives the fields that say what is going on now."""
 
-    def __init__(self, settings: DaemonSettings, engine: Engine, counters: Counters) -> None:
+    def __init__(
+        self,
+        settings: DaemonSettings,
+        engine: Engine,
+        counters: Counters,
+        present: Callable[[], dict[str, int]],
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._counters = counters
+        self._present = present
+        self._usage = Usage()
         self._version = version("kvstore")
         self._started_at = time.time_ns() // 1_000_000
         self._started = time.monotonic()
@@ -54,6 +84,8 @@ class Status:
     def fields(self) -> dict[str, Any]:
         """The operation's result. Times are in milliseconds, ``uptime`` in seconds."""
         settings, position = self._settings, self._engine.position()
+        statistics = self._engine.statistics()
+        refusal = statistics.writes_refused
         return {
             "version": self._version,
             "protocol": VERSION,
@@ -62,12 +94,25 @@ class Status:
             "epoch": position.epoch,
             "revision": position.head,
             "floor": position.floor,
-            **self._engine.statistics()._asdict(),
+            **statistics._asdict(),
+            "writes_refused": None if refusal is None else refusal.as_json(),
+            "commits": statistics.commits.as_json(),
+            "retention": self._retention(),
+            **self._present(),
             "started_at": self._started_at,
             "uptime": round(time.monotonic() - self._started, 3),
             "pid": os.getpid(),
+            "process": self._usage.fields(),
             "limits": self._limits(),
-            "counters": asdict(self._counters),
+            "counters": self._counters.as_json(),
+        }
+
+    def _retention(self) -> dict[str, int]:
+        settings = self._settings
+        return {
+            "events": settings.retain_events,
+            "bytes": settings.retain_bytes,
+            "age": settings.retain_age_ms,
         }
 
     def _limits(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from kvstore_http import contract
 from kvstore_http.bodies import send_fresh_json
 from kvstore_http.collaborators import Link
 from kvstore_http.query import read_query
-from kvstore_http.records import reply_json
+from kvstore_http.records import reply_json, timestamp
 
 
 class StatusResource:
@@ -19,7 +19,11 @@ class StatusResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         read_query(req.env, contract.NOTHING)
-        send_fresh_json(req, resp, reply_json(self._link.call({"op": "status"})))
+        status = reply_json(self._link.call({"op": "status"}))
+        for name in ("oldest_event_at", "newest_event_at"):
+            if status[name] is not None:
+                status[name] = timestamp(status[name])
+        send_fresh_json(req, resp, status)
 
 
 class LivezResource:

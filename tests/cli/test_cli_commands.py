@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -203,6 +204,14 @@ def test_status_says_what_the_daemon_says(kvstore: Kvstore) -> None:
     status = kvstore.lines("status", "--json")[0]
     assert status["limits"]["key_bytes"] == 511
     assert b"limits.key_bytes\t511\n" in kvstore.out("status")
+
+
+def test_status_tells_a_histogram_in_a_few_words(kvstore: Kvstore) -> None:
+    kvstore.out("put", "counted", "x")
+    assert sum(kvstore.lines("status", "--json")[0]["commits"]["ops"]["counts"]) > 0
+    assert re.search(
+        rb"^commits\.ops\tmean [0-9.]+, 99% at most [0-9]+$", kvstore.out("status"), re.MULTILINE
+    )
 
 
 # ── batch ────────────────────────────────────────────────────────────────────────────────────────

@@ -84,6 +84,10 @@ def test_the_limits_and_the_status_are_those_of_a_daemon(daemon: Daemon) -> None
     with Client(daemon.requests) as client:
         status = client.status()
     assert set(first_column("4.11 status")) == set(status)
+    explained = section("4.11 status")
+    for part in ("process", "counters", "commits", "retention"):
+        for name in status[part]:
+            assert f"`{name}`" in explained, f"{part}.{name}"
     rows = table_rows(TEXT, "8. Limits")
     described = {plain(name): int(default) for name, default, _ in rows}
     assert described == status["limits"]

@@ -277,6 +277,46 @@ def test_status_tells_where_the_store_is_and_what_it_takes(peer: Peer, shared_da
     assert status["counters"]["requests"] > 0
 
 
+def test_status_counts_what_was_asked_and_what_became_of_it(
+    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
+) -> None:
+    peer = connect(start_daemon())
+    peer.ask(put("a"), put("b"), get("a"))
+    peer.ask(put("soon", ttl=0.001))
+    peer.reply_to({"op": "get"})
+
+    def expiries() -> int:
+        return int(peer.ask({"op": "status"})[0]["counters"]["expiries"])
+
+    wait_until(expiries, what="the key expires")
+    [status] = peer.ask({"op": "status"})
+    counters, commits = status["counters"], status["commits"]
+    by_name = counters["operations_by_name"]
+    assert {name: by_name[name] for name in ("put", "get")} == {"put": 3, "get": 1}
+    assert sum(by_name.values()) == counters["operations"]
+    assert (counters["requests_refused"], counters["expiries"]) == (1, 1)
+    assert (commits["count"], commits["requests"], commits["ops"]["sum"]) == (3, 3, 4)
+    assert (status["pending"], status["subscriptions"], status["writes_refused"]) == (1, 0, None)
+    assert status["process"]["cpu_seconds"] > 0
+    assert 0 < status["process"]["open_files"] < status["process"]["max_files"]
+
+
+def test_status_counts_the_topics_that_are_subscribed_to(
+    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+) -> None:
+    daemon = start_daemon()
+    peer = connect(daemon)
+    subscribers = [subscribe(daemon, b"a/", b"b/"), subscribe(daemon, b"a/")]
+
+    def subscriptions() -> int:
+        return int(peer.ask({"op": "status"})[0]["subscriptions"])
+
+    assert subscriptions() == 2
+    for subscriber in subscribers:
+        subscriber.socket.close(0)
+    wait_until(lambda: subscriptions() == 0, what="the subscribers are gone")
+
+
 def test_a_reply_holds_what_fits_and_refuses_the_ops_that_do_not(peer: Peer, unique: str) -> None:
     peer.ask(put(unique, bytes(1024 * 1024)), put(unique + "small"))
     results = peer.ask(*[get(unique)] * 70, get(unique + "small"), get(unique + "missing"))

@@ -14,6 +14,8 @@ from support.engine_store import Store, refused
 
 MIB = 1024 * 1024
 
+OpenStore = Callable[..., Store]
+
 
 def test_a_put_is_read_back_with_its_metadata(store: Store) -> None:
     result = store.write("put", b"a", value=b"\x00\xff", content_type="image/png", ttl_ms=5000)
@@ -501,5 +503,38 @@ def test_statistics_are_counts_of_what_is_there(store: Store) -> None:
     store.write("put", b"b")
     store.write("delete", b"a")
     statistics = store.engine.statistics()
-    assert (statistics.keys, statistics.log_events) == (1, 3)
+    assert (statistics.keys, statistics.expiring_keys, statistics.log_events) == (1, 0, 3)
     assert 0 < statistics.log_bytes < statistics.store_bytes < statistics.max_store_bytes
+    assert 0 < statistics.data_bytes < statistics.store_bytes <= statistics.file_bytes
+    assert 0 < statistics.disk_free_bytes <= statistics.disk_bytes
+    assert statistics.writes_refused is None
+    store.write("put", b"c", ttl_ms=60_000)
+    assert store.engine.statistics().expiring_keys == 1
+
+
+def test_statistics_tell_how_far_back_the_log_reaches(open_store: OpenStore) -> None:
+    store = open_store(retention=Retention(2, 1 << 30, 7 * 86_400_000))
+    empty = store.engine.statistics()
+    assert (empty.oldest_event_at, empty.newest_event_at) == (None, None)
+    times = []
+    for _ in range(4):
+        store.clock.now += 1_000
+        times.append(store.clock.now)
+        store.write("put")
+    statistics = store.engine.statistics()
+    assert (statistics.oldest_event_at, statistics.newest_event_at) == (times[2], times[3])
+
+
+def test_commits_that_change_something_are_counted_with_their_writes_and_times(store: Store) -> None:
+    store.submit(WriteRequest([Write("put", b"a"), Write("put", b"b")]), WriteRequest([Write("put", b"c")]))
+    store.submit(WriteRequest([Write("delete", b"missing")]))
+    commits = store.engine.statistics().commits.as_json()
+    assert (commits["count"], commits["requests"], commits["ops"]["sum"]) == (1, 2, 3)
+    seconds, synced = commits["seconds"], commits["sync_seconds"]
+    assert 0 < synced["sum"] < seconds["sum"]
+    for histogram in (commits["ops"], seconds, synced):
+        assert sum(histogram["counts"]) == 1
+        assert len(histogram["counts"]) == len(histogram["bounds"]) + 1
+        at = histogram["counts"].index(1)
+        low, high = (0, *histogram["bounds"])[at], (*histogram["bounds"], float("inf"))[at]
+        assert low < histogram["sum"] <= high

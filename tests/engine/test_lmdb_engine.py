@@ -18,6 +18,7 @@ from kvstore_client.errors import KvError
 from kvstore_daemon.engine import EventFilter, Write, WriteRequest
 from kvstore_daemon.engine.space import BALLAST_BYTES
 from support.engine_store import Store, refused
+from support.waiting import wait_until
 
 MIB = 1024 * 1024
 
@@ -195,6 +196,9 @@ def test_a_full_store_refuses_writes_and_takes_deletes(open_store: OpenStore) ->
             written.append(b"k%03d" % n)
     assert "--max-store-bytes" in caught.value.message
     assert len(written) > 10
+    refusal = store.engine.statistics().writes_refused
+    assert refusal is not None
+    assert (refusal.code, refusal.message) == ("store_full", caught.value.message)
     for op in ("put", "incr"):
         with refused("store_full"):
             store.write(op, b"x")
@@ -205,6 +209,7 @@ def test_a_full_store_refuses_writes_and_takes_deletes(open_store: OpenStore) ->
         assert store.get(key) is not None
         store.write("delete", key)
     assert store.keys() == []
+    assert store.engine.statistics().writes_refused is None
 
 
 def test_a_full_store_takes_writes_again_once_its_log_is_short(open_store: OpenStore) -> None:
@@ -318,7 +323,44 @@ def test_after_a_failed_sync_no_write_is_taken(store: Store, monkeypatch: pytest
     (later,) = store.submit(WriteRequest([Write("put", b"k", b"", "t")]))
     assert later.error is not None
     assert "restarted" in later.error.message
+    assert store.engine.statistics().writes_refused is later.error
     assert store.get(b"before") is not None
+
+
+class FailingSync:
+    """An LMDB environment on a disk that no longer takes anything."""
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self._env = env
+
+    def sync(self, _force: bool) -> None:
+        raise lmdb.Error("Input/output error")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+
+def test_after_a_failed_sync_on_a_timer_no_write_is_taken_either(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(sync="interval")
+    mirror = store.engine._mirror  # type: ignore[attr-defined]
+    monkeypatch.setattr(mirror, "env", FailingSync(mirror.env))
+    store.write("put", b"before")
+    wait_until(lambda: store.engine.statistics().writes_refused, what="the sync has failed")
+    with refused("internal"):
+        store.write("put")
+    assert store.get(b"before") is not None
+    monkeypatch.undo()
+
+
+def test_syncs_on_a_timer_are_counted_apart_from_commits(open_store: OpenStore) -> None:
+    store = open_store(sync="interval")
+    store.write("put")
+    store.write("put")
+    commits = store.engine.statistics().commits
+    assert sum(commits.seconds.counts) == 2
+    wait_until(lambda: sum(commits.sync_seconds.counts) == 1, what="one sync serves both")
 
 
 @pytest.mark.parametrize("sync", ["interval", "none"])

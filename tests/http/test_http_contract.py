@@ -188,6 +188,13 @@ def test_answers_are_as_described(session: Session, method: str, target: str, sc
     _assert_fits(answer, SCHEMAS[schema])
 
 
+def test_times_in_the_status_are_times(session: Session) -> None:
+    session.put("/v1/kv/timed", b"x")
+    status = session.get("/v1/status").json
+    for name in ("started_at", "oldest_event_at", "newest_event_at"):
+        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", status[name])
+
+
 def test_batches_are_as_described(session: Session) -> None:
     answer = session.batch(
         {"op": "put", "key": "described", "value": "5"}, {"op": "get", "key": "never-stored"}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from kvstore_client.errors import KvError
+from kvstore_daemon.engine.measures import Commits
 
 
 class Stored(NamedTuple):
@@ -157,13 +158,30 @@ class EventFilter(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Counts that an operator asks for; all are kept up to date, none is computed by a scan."""
+    """Counts that an operator asks for; all are kept up to date, none is computed by a scan.
+
+    ``expiring_keys`` are those with a time to live. ``oldest_event_at`` and ``newest_event_at`` are None
+    while the log is empty. ``data_bytes`` is what the records take, ``store_bytes`` everything,
+    ``file_bytes`` that and the room inside the file that is free for what comes next.
+    ``disk_bytes`` and ``disk_free_bytes`` are those of the file system that the store is on.
+    ``writes_refused`` is the error that a write which grows the store would get now, None if it is taken.
+    ``commits`` goes on being counted while it is read.
+    """
 
     keys: int
+    expiring_keys: int
     log_events: int
     log_bytes: int
+    oldest_event_at: int | None
+    newest_event_at: int | None
+    data_bytes: int
     store_bytes: int
+    file_bytes: int
     max_store_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+    writes_refused: KvError | None
+    commits: Commits
 
 
 class Retention(NamedTuple):

@@ -38,6 +38,7 @@ from kvstore_daemon.engine import (
     WriteRequest,
 )
 from kvstore_daemon.engine.clock import wall_clock
+from kvstore_daemon.engine.measures import Commits
 from kvstore_daemon.engine.mirror import Applying, Clock, Mirror, damaged
 from kvstore_daemon.engine.ownership import Ownership
 from kvstore_daemon.engine.planning import GROWING, NEEDS_VALUE, Plan, plan
@@ -186,13 +187,24 @@ class LmdbEngine:
 
     def statistics(self) -> Statistics:
         """See :meth:`kvstore_daemon.engine.Engine.statistics`."""
-        return self._mirror.statistics(self._settings.max_store_bytes)
+        counts = self._mirror.counts()
+        disk = self._writer.space.disk()
+        return Statistics(
+            **counts._asdict(),
+            max_store_bytes=self._settings.max_store_bytes,
+            disk_bytes=disk.size,
+            disk_free_bytes=disk.free,
+            writes_refused=self._writer.broken or self._writer.space.shortage(counts.store_bytes),
+            commits=self._writer.commits,
+        )
 
 
 class Writer(threading.Thread):
-    """The one thread that writes. All its state is its own; it is spoken to through ``inbox``.
+    """The one thread that writes. It is spoken to through ``inbox``.
 
     ``deliver`` is called in this thread with what was committed and answered, in commit order.
+    All its state is its own, but others may look at ``commits``, and at ``broken``: the error that
+    every write gets since a commit failed.
     """
 
     def __init__(
@@ -208,11 +220,12 @@ class Writer(threading.Thread):
         self._inbox = inbox
         self._deliver = deliver
         self._replies = Replies(mirror.env)
-        self._space = Space(Path(settings.data), settings.max_store_bytes)
+        self.commits = Commits()
+        self.broken: KvError | None = None
+        self.space = Space(Path(settings.data), settings.max_store_bytes)
         self._trim_due_at = 0
-        self._broken: KvError | None = None
         self._unsynced_since: float | None = None
-        self._space.prepare()
+        self.space.prepare()
         self._begin_weak_sync()
         with mirror.env.begin() as txn:
             self._position = mirror.log_position(txn)
@@ -266,8 +279,14 @@ class Writer(threading.Thread):
         return max(0.0, self._unsynced_since + self._settings.sync_interval_ms / 1000 - time.monotonic())
 
     def _sync(self) -> None:
-        self._mirror.env.sync(True)
+        started = time.perf_counter()
         self._unsynced_since = None
+        try:
+            self._mirror.env.sync(True)
+        except lmdb.Error as error:
+            self._break([], error)
+        else:
+            self.commits.sync_seconds.count(time.perf_counter() - started)
 
     def _end(self) -> None:
         self._mirror.env.sync(True)
@@ -283,14 +302,14 @@ class Writer(threading.Thread):
             self._deliver(changes, answers)
 
     def _commit(self, requests: list[WriteRequest]) -> Outcome:
-        if self._broken is not None:
-            return [], [Answer(request.ticket, None, self._broken) for request in requests]
+        if self.broken is not None:
+            return [], [Answer(request.ticket, None, self.broken) for request in requests]
         try:
             return self._attempt(requests)
         except Exception as error:
             if not self._found_no_room(error):
                 return [], self._break(requests, error)
-            self._space.release()
+            self.space.release()
             return self._commit_one_by_one(requests)
 
     def _found_no_room(self, error: Exception) -> bool:
@@ -301,7 +320,7 @@ class Writer(threading.Thread):
         """
         if isinstance(error, lmdb.MapFullError | lmdb.DiskError):
             return True
-        return isinstance(error, lmdb.Error) and self._space.is_used_up()
+        return isinstance(error, lmdb.Error) and self.space.is_used_up()
 
     def _commit_one_by_one(self, requests: list[WriteRequest]) -> Outcome:
         """After a transaction found no room: let those through that still find some."""
@@ -312,7 +331,7 @@ class Writer(threading.Thread):
                 more_changes, more_answers = self._attempt([request])
             except Exception as error:
                 if self._found_no_room(error):
-                    answers.append(Answer(request.ticket, None, self._space.disk_full()))
+                    answers.append(Answer(request.ticket, None, self.space.disk_full()))
                 else:
                     answers += self._break([request], error)
             else:
@@ -325,12 +344,13 @@ class Writer(threading.Thread):
         have dropped the pages, and a second sync would succeed without having written them."""
         log.critical("a commit failed; writes are refused from now on", exc_info=error)
         reason = f"a commit failed ({error}); writes are refused until the daemon is restarted"
-        self._broken = KvError("internal", reason)
+        self.broken = KvError("internal", reason)
         unknown = KvError("internal", reason, outcome="unknown")
         return [Answer(request.ticket, None, unknown) for request in requests]
 
     def _attempt(self, requests: list[WriteRequest]) -> Outcome:
         now = self._mirror.clock()
+        started = time.perf_counter()
         with self._replies.remembering(), self._mirror.env.begin(write=True) as txn:
             applying = Applying(self._mirror, txn, self._position, now)
             transaction = Transaction(applying, self._refusal(txn))
@@ -340,14 +360,24 @@ class Writer(threading.Thread):
             trim_due_at = applying.trim(self._settings.retention, budget, self._trim_due_at)
             self._replies.forget(txn, now, written + 1)
             position = applying.finish()
+            applied = time.perf_counter()
+        if applying.changes:
+            self._count(requests, started, applied)
         self._position, self._trim_due_at = position, trim_due_at
         return applying.changes, answers
+
+    def _count(self, requests: list[WriteRequest], started: float, applied: float) -> None:
+        """Note a commit that changed something: of others none is written to the disk."""
+        done = time.perf_counter()
+        self.commits.count(len(requests), sum(len(request.writes) for request in requests), done - started)
+        if self._settings.sync == "always":
+            self.commits.sync_seconds.count(done - applied)
 
     def _refusal(self, txn: lmdb.Transaction[bytes]) -> KvError | None:
         used_bytes = self._mirror.file_bytes()
         if used_bytes >= self._settings.max_store_bytes:
             used_bytes = self._mirror.used_bytes(txn)
-        return self._space.refusal(used_bytes)
+        return self.space.refusal(used_bytes)
 
     def _answer(
         self, txn: lmdb.Transaction[bytes], transaction: Transaction, request: WriteRequest

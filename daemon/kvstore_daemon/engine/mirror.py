@@ -25,9 +25,9 @@ import contextlib
 import os
 import secrets
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 
@@ -42,7 +42,6 @@ from kvstore_daemon.engine import (
     Position,
     RecordPage,
     Retention,
-    Statistics,
     Stored,
     no_such_key,
     rows,
@@ -73,6 +72,20 @@ def damaged(key: bytes, damage: DamageError) -> KvError:
         f"the record of {name!r} is damaged ({damage}); put or delete it, or restore a backup",
         key=name,
     )
+
+
+class Counts(NamedTuple):
+    """The part of :class:`kvstore_daemon.engine.Statistics` that the tables know."""
+
+    keys: int
+    expiring_keys: int
+    log_events: int
+    log_bytes: int
+    oldest_event_at: int | None
+    newest_event_at: int | None
+    data_bytes: int
+    store_bytes: int
+    file_bytes: int
 
 
 class Mirror:
@@ -162,21 +175,29 @@ class Mirror:
         at = self.log_position(txn)
         return Position(self.epoch, at.floor, at.head)
 
-    def statistics(self, max_store_bytes: int) -> Statistics:
-        """See :meth:`kvstore_daemon.engine.Engine.statistics`."""
+    def counts(self) -> Counts:
+        """What the tables hold, as of the last commit."""
         with self.snapshot() as txn:
             at = self.log_position(txn)
-            keys = int(txn.stat(self.data)["entries"])
-            return Statistics(keys, at.events, at.size, self.used_bytes(txn), max_store_bytes)
+            data = txn.stat(self.data)
+            log = txn.cursor(self.log_rows)
+            return Counts(
+                keys=data["entries"],
+                expiring_keys=txn.stat(self.expiry)["entries"],
+                log_events=at.events,
+                log_bytes=at.size,
+                oldest_event_at=rows.event_time(log.value()) if log.first() else None,
+                newest_event_at=rows.event_time(log.value()) if log.last() else None,
+                data_bytes=_pages(data) * self.page_size,
+                store_bytes=self.used_bytes(txn),
+                file_bytes=self.file_bytes(),
+            )
 
     def used_bytes(self, txn: lmdb.Transaction[Any]) -> int:
         """The bytes of all pages that hold something; free pages inside the file do not count.
         Asks for each table: :meth:`file_bytes` is cheaper, and never less."""
-        pages = 0
-        for table in (self.data, self.log_rows, self.expiry, self.graves, self.meta):
-            stat = txn.stat(table)
-            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        return pages * self.page_size
+        tables = (self.data, self.log_rows, self.expiry, self.graves, self.meta)
+        return sum(_pages(txn.stat(table)) for table in tables) * self.page_size
 
     def file_bytes(self) -> int:
         """The bytes of all pages up to the last one in use, as of the last commit."""
@@ -528,6 +549,10 @@ class Applying:
         if position != self._begun_at:
             self._txn.put(b"position", position.encode(), db=self._mirror.meta)
         return position
+
+
+def _pages(stat: Mapping[str, Any]) -> int:
+    return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
 
 
 def _file_damaged(error: lmdb.Error) -> KvError:

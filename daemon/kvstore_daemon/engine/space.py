@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from kvstore_client.errors import KvError
 
@@ -15,8 +16,16 @@ BALLAST_BYTES = 8 * 1024 * 1024
 USED_UP_BYTES = 1024 * 1024
 
 
+class Disk(NamedTuple):
+    """A file system: its size, and what of it can still be written, in bytes."""
+
+    size: int
+    free: int
+
+
 class Space:
-    """Says whether the store may grow. Used by the writer's thread only.
+    """Says whether the store may grow. Used by the writer's thread only, but for :meth:`disk` and
+    :meth:`shortage`.
 
     A delete needs room too, because pages are copied before they are changed. On a disk that is
     full it would find none; so a file of ballast lies beside the store, and is given up for it.
@@ -29,7 +38,7 @@ class Space:
 
     def prepare(self) -> None:
         """Lay the ballast down if it is not there and the disk has room to spare."""
-        if self._free_bytes() < 4 * BALLAST_BYTES or self._ballast.exists():
+        if self.disk().free < 4 * BALLAST_BYTES or self._ballast.exists():
             return
         try:
             with self._ballast.open("wb") as file:
@@ -45,7 +54,15 @@ class Space:
             log.warning("no room was left under %s: the ballast was given up for deletes", self._folder)
 
     def refusal(self, used_bytes: int) -> KvError | None:
-        """The ``store_full`` with which a write that grows the store is refused, None if it may."""
+        """The ``store_full`` with which a write that grows the store is refused, None if it may. Lays
+        the ballast down again once there is room."""
+        refusal = self.shortage(used_bytes)
+        if refusal is None and not self._ballast.exists():
+            self.prepare()
+        return refusal
+
+    def shortage(self, used_bytes: int) -> KvError | None:
+        """The same, and nothing else happens."""
         if used_bytes >= self._max_store_bytes:
             return KvError(
                 "store_full",
@@ -53,16 +70,11 @@ class Space:
                 "shorten the log (--retain-bytes), or restart with a larger --max-store-bytes",
                 limit=self._max_store_bytes,
             )
-        free = self._free_bytes()
-        if free < BALLAST_BYTES:
-            return self.disk_full()
-        if not self._ballast.exists():
-            self.prepare()
-        return None
+        return self.disk_full() if self.disk().free < BALLAST_BYTES else None
 
     def is_used_up(self) -> bool:
         """Whether the disk has practically nothing left."""
-        return self._free_bytes() < USED_UP_BYTES
+        return self.disk().free < USED_UP_BYTES
 
     def disk_full(self) -> KvError:
         """The ``store_full`` of a full disk."""
@@ -70,6 +82,7 @@ class Space:
             "store_full", f"the disk under {self._folder} is full: make room on it, or delete keys"
         )
 
-    def _free_bytes(self) -> int:
+    def disk(self) -> Disk:
+        """The file system that the store is on."""
         disk = os.statvfs(self._folder)
-        return disk.f_bavail * disk.f_frsize
+        return Disk(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)

@@ -1,0 +1,85 @@
+"""What is counted of commits, in the thread that makes them, for whoever asks how an engine is doing."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+SECONDS = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+
+
+class Histogram:
+    """How many values lay at or below each bound, and above the bound before it.
+
+    One thread counts. Another may read at any time; its copy may lack the value that is being counted.
+    """
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total: float = 0
+
+    def count(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def as_json(self) -> dict[str, Any]:
+        """``bounds``, ``counts`` (one more than there are bounds, the last for what is above all of
+        them) and the ``sum`` of the values."""
+        return {"bounds": self.bounds, "counts": self.counts.copy(), "sum": round(self.total, 9)}
+
+
+class Commits:
+    """The commits since the engine was opened. The engine's writing thread counts.
+
+    ``requests`` is how many requests they had, ``ops`` how many writes each had, ``seconds`` how long
+    each took from its beginning until it was durable, and ``sync_seconds`` how long the disk took of that.
+    Where commits are not synced one by one, ``sync_seconds`` are those of the syncs that follow.
+    """
+
+    __slots__ = ("ops", "requests", "seconds", "sync_seconds")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.ops = Histogram(SIZES)
+        self.seconds = Histogram(SECONDS)
+        self.sync_seconds = Histogram(SECONDS)
+
+    def count(self, requests: int, ops: int, seconds: float) -> None:
+        """Count one commit."""
+        self.requests += requests
+        self.ops.count(ops)
+        self.seconds.count(seconds)
+
+    def as_json(self) -> dict[str, Any]:
+        """The number of commits and of their requests, and the histograms."""
+        ops = self.ops.as_json()
+        return {
+            "count": sum(ops["counts"]),
+            "requests": self.requests,
+            "ops": ops,
+            "seconds": self.seconds.as_json(),
+            "sync_seconds": self.sync_seconds.as_json(),
+        }

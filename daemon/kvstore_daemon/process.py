@@ -1,0 +1,43 @@
+"""What the daemon takes of the machine, from the system's own books."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from typing import Any
+
+KEPT_SECONDS = 1.0
+"""How long the figures are given out again: to count thousands of descriptors takes milliseconds, and many
+may ask at once."""
+
+
+class Usage:
+    """CPU time, memory and descriptors of this process."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, Any] = {}
+        self._taken_at = -KEPT_SECONDS
+
+    def fields(self) -> dict[str, Any]:
+        """The figures, at most ``KEPT_SECONDS`` old. What the system does not tell (no ``/proc``) is left
+        out."""
+        now = time.monotonic()
+        if now - self._taken_at >= KEPT_SECONDS:
+            self._fields, self._taken_at = _measured(), now
+        return self._fields
+
+
+def _measured() -> dict[str, Any]:
+    times = os.times()
+    fields: dict[str, Any] = {"cpu_seconds": round(times.user + times.system, 2)}
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - a third of the time that Path takes
+            virtual, resident = file.read().split()[:2]
+        fields["virtual_bytes"] = int(virtual) * resource.getpagesize()
+        fields["resident_bytes"] = int(resident) * resource.getpagesize()
+        fields["open_files"] = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - the one that lists
+    except OSError:
+        pass
+    fields["max_files"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return fields
