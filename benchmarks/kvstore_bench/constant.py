@@ -9,13 +9,14 @@ The response has the length and the headers of that of a real GET.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import falcon
 
 from kvstore_bench.workload import SMALL, value
+from kvstore_cli.notify import Notifier
 from kvstore_http.listening import bind
+from kvstore_http.overseer import BEAT_SECONDS, Herald, Overseer
 from kvstore_http.rawpath import RawPathRouter
 from kvstore_http.workers import Workers, keep_only
 
@@ -50,7 +51,7 @@ def app() -> falcon.App[Any, Any]:
     return falcon.App(router=router)
 
 
-def serve(sock: Any, tell_ready: Callable[[], None]) -> int:
+def serve(sock: Any, overseer: Overseer) -> int:
     """One worker; runs until it is killed."""
     import gc
 
@@ -59,11 +60,13 @@ def serve(sock: Any, tell_ready: Callable[[], None]) -> int:
 
     from kvstore_http.server import Server
 
-    get_hub()
+    hub = get_hub()
     server = Server(app(), sock, max_body_bytes=2**20, max_header_bytes=2**16, max_connections=20_000)
     gc.collect()
     gc.freeze()
-    tell_ready()
+    overseer.ready()
+    beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
+    beats.start(overseer.beat)
     Event().wait()
     server.close()
     return 0
@@ -74,13 +77,13 @@ def main() -> int:
     port, count = map(int, sys.argv[1:])
     sockets = bind(f"127.0.0.1:{port}", count)
 
-    def run(number: int, tell_ready: Callable[[], None]) -> int:
-        return serve(keep_only(sockets, number)[0], tell_ready)
+    def run(number: int, overseer: Overseer) -> int:
+        return serve(keep_only(sockets, number)[0], overseer)
 
-    def say(message: str = "ready") -> None:
+    def say(message: str) -> None:
         print(message, flush=True)
 
-    return Workers(count, run, say, say).run()
+    return Workers(count, run, say, Herald(Notifier(), "", lambda: say("ready"))).run()
 
 
 if __name__ == "__main__":

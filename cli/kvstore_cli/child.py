@@ -12,6 +12,8 @@ import signal
 import sys
 from typing import Any
 
+from kvstore_cli.notify import Notifier
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -23,7 +25,8 @@ def main(arguments: list[str]) -> int:
 
 
 def run(name: str, fields: dict[str, Any]) -> int:
-    """Run what is called ``name`` with the settings in ``fields``."""
+    """Run what is called ``name`` with the settings in ``fields``; only the parent speaks to a service
+    manager."""
     from kvstore_cli.logs import set_up
 
     set_up(name, fields["log_level"], fields["log_format"])
@@ -31,12 +34,12 @@ def run(name: str, fields: dict[str, Any]) -> int:
         from kvstore_daemon.main import run as run_daemon
         from kvstore_daemon.settings import DaemonSettings
 
-        return run_daemon(DaemonSettings(**fields))
+        return run_daemon(DaemonSettings(**fields), Notifier())
     from kvstore_http.main import run as run_http
     from kvstore_http.settings import HttpSettings
 
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return run_http(HttpSettings(**{**fields, **lists}))
+    return run_http(HttpSettings(**{**fields, **lists}), Notifier())
 
 
 def die_with(parent: int) -> None:

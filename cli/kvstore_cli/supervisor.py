@@ -19,10 +19,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from time import monotonic
 from typing import Any
 
 from kvstore_cli.logs import stderr
+from kvstore_cli.notify import Notifier
 from kvstore_client.logs import announcer
 
 STOP_SECONDS = 10.0
@@ -32,6 +34,8 @@ LONGEST_PAUSE_SECONDS = 10.0
 STEADY_SECONDS = 30.0
 """A child that ran for so long is restarted as quickly as at first."""
 MOST_FALSE_STARTS = 5
+BEAT_SECONDS = 1.0
+"""How often the service manager is told that the loop turns."""
 _REFUSALS = (1, 2)
 """Exit statuses with which a child says that it cannot run like this."""
 
@@ -145,10 +149,15 @@ class Child:
 
 class Supervisor:
     """Keeps a daemon and a facade running until a signal ends both. ``on_ready`` is called once both
-    are ready, with the daemon's settings and the facade's ``url``."""
+    are ready, with the daemon's settings and the facade's ``url``. ``notifier`` is told the same, that
+    the loop turns, and which of the two is away."""
 
     def __init__(
-        self, daemon: dict[str, Any], http: dict[str, Any], on_ready: Callable[[dict[str, str]], None]
+        self,
+        daemon: dict[str, Any],
+        http: dict[str, Any],
+        on_ready: Callable[[dict[str, str]], None],
+        notifier: Notifier,
     ) -> None:
         self._daemon = Child(
             "daemon",
@@ -165,6 +174,7 @@ class Supervisor:
             self._facade_is_ready,
         )
         self._on_ready = on_ready
+        self._notifier = notifier
         self._is_announced = False
         self._signals = 0
         self._failure: int | None = None
@@ -188,19 +198,20 @@ class Supervisor:
 
     def _watch(self) -> None:
         while not self._signals and self._failure is None:
-            self._turn(self._next_restart())
+            self._turn(min(self._next_restart(), monotonic() + BEAT_SECONDS))
             self._look_after(self._daemon)
             self._look_after(self._facade)
+            if self._is_announced:
+                self._notifier.beat()
 
-    def _turn(self, until: float | None) -> None:
+    def _turn(self, until: float) -> None:
         """Wait for a child to say something or to end, for a signal, or for the moment ``until``."""
-        seconds = None if until is None else max(0.0, until - monotonic())
-        for key, _ in self._selector.select(seconds):
+        for key, _ in self._selector.select(max(0.0, until - monotonic())):
             key.data()
 
-    def _next_restart(self) -> float | None:
+    def _next_restart(self) -> float:
         moments = [child.restart_at for child in (self._daemon, self._facade) if child.restart_at is not None]
-        return min(moments, default=None)
+        return min(moments, default=inf)
 
     def _start(self, child: Child) -> None:
         descriptor = child.start()
@@ -232,7 +243,9 @@ class Supervisor:
             say(f"{child.label} {how} before it was ready, {child.false_starts} times in a row; stopping")
             self._failure = status if status > 0 else 1
         else:
-            say(f"{child.label} {how}; starting it again in {child.restart_later():g} s")
+            news = f"{child.label} {how}; starting it again in {child.restart_later():g} s"
+            say(news)
+            self._notifier.status(news)
 
     # ── readiness ───────────────────────────────────────────────────────────────────────────────
 
@@ -243,12 +256,20 @@ class Supervisor:
         self._facade.fields |= {name: connectable(address) for name, address in where.items()}
         if not self._facade.is_there and self._facade.restart_at is None:
             self._start(self._facade)
+        self._tell_manager()
 
     def _facade_is_ready(self, where: dict[str, str]) -> None:
         self._facade.fields["http"] = where["address"]
+        self._tell_manager()
         if not self._is_announced:
             self._is_announced = True
             self._on_ready({**self._daemon.fields, "url": where["url"]})
+
+    def _tell_manager(self) -> None:
+        """Say that the service is ready, at first and whenever it is whole again."""
+        if all(child.is_there and child.is_ready for child in (self._daemon, self._facade)):
+            daemon = "requests {requests}, changes {changes}, data {data}".format_map(self._daemon.fields)
+            self._notifier.ready(f"HTTP {self._facade.fields['http']}, {daemon}")
 
     # ── stopping ────────────────────────────────────────────────────────────────────────────────
 
@@ -258,6 +279,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Stop the facade, then the daemon, so that no request meets a daemon that is gone."""
+        self._notifier.stopping()
         if self._signals:
             say("stopping", logging.INFO)
         for child in (self._facade, self._daemon):

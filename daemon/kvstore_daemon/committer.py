@@ -36,6 +36,10 @@ class GroupCommitter:
         """Whether nothing waits and nothing is under way."""
         return not self._under_way and not self._waiting
 
+    def group_under_way(self) -> int | None:
+        """The number of the group that the engine has not answered yet, None if there is none."""
+        return self._counters.groups_committed if self._under_way else None
+
     def flush(self) -> None:
         """Hand over the next group, if one waits and none is under way."""
         if self._under_way or not self._waiting:

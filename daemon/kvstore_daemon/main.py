@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import logging
 import resource
@@ -17,6 +18,7 @@ from kvstore_client.logs import announcer
 from kvstore_daemon.engine import Engine
 from kvstore_daemon.engine.registry import open_engine
 from kvstore_daemon.loop import Loop, Signals
+from kvstore_daemon.manager import ServiceManager
 from kvstore_daemon.publisher import Publisher
 from kvstore_daemon.server import Server
 from kvstore_daemon.settings import DaemonSettings
@@ -35,15 +37,18 @@ SWITCH_SECONDS = 0.0005
 """How long the engine's writer may hold the interpreter while the loop has a request to answer."""
 
 
-def run(settings: DaemonSettings) -> int:
+def run(settings: DaemonSettings, manager: ServiceManager) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
 
     Call it from the main thread, with logging set up. 0 after a clean stop; 1, with one line in the log,
-    where the daemon could not start or the engine failed.
+    where the daemon could not start or the engine failed. ``manager`` is told when the daemon is ready,
+    that it works, and when it stops.
     """
+    # SIGABRT is how a service manager ends a process that hangs: it leaves behind where that was
+    faulthandler.enable()
     try:
         with ExitStack() as stack:
-            _serve(settings, stack)
+            _serve(settings, manager, stack)
     except KvError as error:
         announcer.error("kvstore daemon: %s", error.message)
         return EXIT_ERROR
@@ -53,7 +58,7 @@ def run(settings: DaemonSettings) -> int:
     return EXIT_DONE
 
 
-def _serve(settings: DaemonSettings, stack: ExitStack) -> None:
+def _serve(settings: DaemonSettings, manager: ServiceManager, stack: ExitStack) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     _allow_many_descriptors()
     loop = stack.enter_context(closing(Loop()))
@@ -65,15 +70,16 @@ def _serve(settings: DaemonSettings, stack: ExitStack) -> None:
     stack.callback(publisher.close)
     requests = RequestSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes)
     stack.callback(requests.close)
-    server = Server(loop, settings, engine, publisher, requests)
+    server = Server(loop, settings, engine, publisher, requests, manager)
     server.start()
     if settings.sync != "always":
         log.warning("--sync %s: a crash of the machine may lose writes that were acknowledged", settings.sync)
     _settle_memory()
-    _announce(requests=requests.endpoint, changes=publisher.endpoint, data=settings.data)
+    _announce(manager, requests=requests.endpoint, changes=publisher.endpoint, data=settings.data)
     while signals.received is None:
         server.turn()
     log.info("stopping after %s", signals.received.name)
+    manager.stopping()
     server.stop()
 
 
@@ -102,7 +108,8 @@ def _settle_memory() -> None:
     gc.set_threshold(*COLLECT_AFTER)
 
 
-def _announce(**where: str) -> None:
+def _announce(manager: ServiceManager, **where: str) -> None:
     """Say that requests are taken, and where."""
     places = ", ".join(f"{name} {place}" for name, place in where.items())
     announcer.info("kvstore daemon: ready, %s", places, extra=where)
+    manager.ready(places)

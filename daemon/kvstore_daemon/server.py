@@ -21,6 +21,7 @@ from kvstore_daemon.engine import Answer, Change, Engine
 from kvstore_daemon.exchange import Exchange
 from kvstore_daemon.expiry import Expiry
 from kvstore_daemon.loop import Loop, Timer
+from kvstore_daemon.manager import Pulse, ServiceManager
 from kvstore_daemon.publisher import Publisher
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.sockets import Frames, Received, RequestSocket
@@ -33,7 +34,7 @@ SLICE_SECONDS = 0.002
 """How long one turn works on what can be done in parts, before it looks for new requests."""
 
 TICK_SECONDS = 1.0
-"""The interval of heartbeats and of trimming."""
+"""The interval of heartbeats, to subscribers and to the service manager, and of trimming."""
 
 WELCOME_SECONDS = 0.01
 """How soon after a subscription a heartbeat follows: at once would be one for each of a thousand that come
@@ -59,6 +60,7 @@ class Server:
         engine: Engine,
         publisher: Publisher,
         requests: RequestSocket,
+        manager: ServiceManager,
     ) -> None:
         self._loop = loop
         self._engine = engine
@@ -73,6 +75,7 @@ class Server:
         self._status = Status(settings, engine, self._counters, self._present)
         self._committer = GroupCommitter(engine, self._counters)
         self._expiry = Expiry(loop, engine, self._committer, self._counters)
+        self._pulse = Pulse(manager, self._committer)
         self._tick: Timer = loop.timer(self._beat)
         self._welcome: Timer = loop.timer(self._send_heartbeat)
         self._reading: deque[Exchange] = deque()
@@ -249,6 +252,7 @@ class Server:
 
     def _beat(self) -> None:
         self._tick.set(TICK_SECONDS)
+        self._pulse.tick()
         self._send_heartbeat()
         if self._committer.is_idle():
             self._engine.trim()

@@ -2,51 +2,57 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from socket import socket
 from typing import Any
 
 from kvstore_client.errors import EXIT_ERROR, KvError
 from kvstore_client.logs import announcer
 from kvstore_http.listening import bind, url_of
+from kvstore_http.overseer import Herald, Overseer, ServiceManager
 from kvstore_http.settings import HttpSettings
 from kvstore_http.workers import Workers, keep_only
 
+PLACES = "%(url)s, requests %(requests)s, changes %(changes)s"
 
-def run(settings: HttpSettings) -> int:
+
+def run(settings: HttpSettings, manager: ServiceManager) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
 
     Call it from the main thread of a process in which gevent and ZeroMQ have not been used, with logging
     set up. One worker runs in this very process, several in children that end when it ends. 0 after a
     clean stop; 1, with one line in the log, where the address cannot be had or no worker could start.
+    ``manager`` is told when the facade is ready, that it works, and when it stops.
     """
+    # SIGABRT is how a process that hangs is ended: it leaves behind where that was
+    faulthandler.enable()
     try:
         sockets = bind(settings.http, settings.workers)
     except KvError as error:
         announcer.error("kvstore http: %s", error.message)
         return EXIT_ERROR
     where = {"url": url_of(sockets[0]), "requests": settings.requests, "changes": settings.changes}
+    overseer = Herald(manager, PLACES % where, lambda: _announce(where))
     if settings.workers == 1:
-        return _serve(settings, sockets, 0, lambda: _announce(where))
-    return _run_workers(settings, sockets, lambda: _announce(where))
+        return _serve(settings, sockets, 0, overseer)
+    return _run_workers(settings, sockets, overseer)
 
 
-def _run_workers(settings: HttpSettings, sockets: Sequence[socket], on_ready: Callable[[], None]) -> int:
-    def serve(number: int, tell_ready: Callable[[], None]) -> int:
-        return _serve(settings, keep_only(sockets, number), number, tell_ready)
+def _run_workers(settings: HttpSettings, sockets: Sequence[socket], overseer: Overseer) -> int:
+    def serve(number: int, parent: Overseer) -> int:
+        return _serve(settings, keep_only(sockets, number), number, parent)
 
-    return Workers(settings.workers, serve, _warn, on_ready).run()
+    return Workers(settings.workers, serve, _warn, overseer).run()
 
 
-def _serve(
-    settings: HttpSettings, sockets: Sequence[socket], number: int, on_ready: Callable[[], None]
-) -> int:
+def _serve(settings: HttpSettings, sockets: Sequence[socket], number: int, overseer: Overseer) -> int:
     _name_worker(number)
     # Not at the top: gevent and ZeroMQ belong to the workers, not to their parent.
     from kvstore_http.worker import serve
 
-    return serve(settings, sockets, on_ready)
+    return serve(settings, sockets, overseer)
 
 
 def _name_worker(number: int) -> None:
@@ -63,8 +69,7 @@ def _name_worker(number: int) -> None:
 
 def _announce(where: dict[str, str]) -> None:
     """Say that requests are taken, and where."""
-    line = "kvstore http: ready, %(url)s, requests %(requests)s, changes %(changes)s"
-    announcer.info(line, where, extra=where)
+    announcer.info(f"kvstore http: ready, {PLACES}", where, extra=where)
 
 
 def _warn(message: str) -> None:

@@ -7,7 +7,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gevent
@@ -18,6 +18,7 @@ from kvstore_client.errors import EXIT_DONE
 from kvstore_http.app import create_app
 from kvstore_http.feed import Feed
 from kvstore_http.link import DaemonLink
+from kvstore_http.overseer import BEAT_SECONDS, Overseer
 from kvstore_http.server import Server
 from kvstore_http.settings import HttpSettings
 
@@ -33,11 +34,11 @@ COLLECT_AFTER = (20_000, 20, 50)
 tenth of the time of gets on 128 connections, whose requests are all alive at once."""
 
 
-def serve(settings: HttpSettings, sockets: Sequence[socket.socket], on_ready: Callable[[], None]) -> int:
+def serve(settings: HttpSettings, sockets: Sequence[socket.socket], overseer: Overseer) -> int:
     """Serve on bound ``sockets`` until SIGTERM or SIGINT; returns the exit status.
 
-    ``on_ready`` is called when connections are accepted. The daemon need not be there: requests are
-    answered with 503 until it is.
+    ``overseer`` is told when connections are accepted, and after that that the hub turns. The daemon
+    need not be there: requests are answered with 503 until it is.
     """
     _raise_descriptor_limit()
     stop = Signal()
@@ -52,8 +53,11 @@ def serve(settings: HttpSettings, sockets: Sequence[socket.socket], on_ready: Ca
     app = create_app(link, feed, settings)
     servers = [_server(app, sock, settings) for sock in sockets]
     _settle_memory()
-    on_ready()
+    overseer.ready()
+    beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
+    beats.start(overseer.beat)
     stop.wait()
+    overseer.stopping()
     _drain(servers, feed)
     for server in servers:
         server.close()
@@ -61,6 +65,7 @@ def serve(settings: HttpSettings, sockets: Sequence[socket.socket], on_ready: Ca
     feed.close()
     link.close()
     context.term()
+    beats.close()
     return EXIT_DONE
 
 

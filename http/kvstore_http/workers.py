@@ -14,14 +14,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_http.overseer import BEAT_SECONDS, Overseer
 
-Serve = Callable[[int, Callable[[], None]], int]
-"""Runs worker number N until it is told to stop, calls the function once it is ready, and returns
-the exit status."""
+Serve = Callable[[int, Overseer], int]
+"""Runs worker number N until it is told to stop, tells its overseer once it is ready and then every
+``BEAT_SECONDS``, and returns the exit status."""
 
 Say = Callable[[str], None]
 
@@ -35,6 +37,13 @@ STABLE_SECONDS = 30.0
 STOP_SECONDS = 4.8
 """Workers that are still there this long after SIGTERM are killed."""
 
+LATE_TICKS = 5
+"""A worker that has not beaten for so many of the parent's ticks keeps the parent from beating."""
+STUCK_TICKS = 20
+"""One that has not for so many is ended, and another one is started."""
+KILL_TICKS = 22
+"""And if SIGABRT, which lets it say where it hangs, did not end it until then, SIGKILL does."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -46,6 +55,7 @@ class _Worker:
     restart_at: float = 0.0
     delay: float = FIRST_DELAY_SECONDS
     is_ready: bool = field(default=False)
+    silent_ticks: int = 0
 
     @property
     def is_running(self) -> bool:
@@ -53,21 +63,25 @@ class _Worker:
 
 
 class Workers:
-    """``count`` workers; a crashed one is started again with growing delays, and said aloud."""
+    """``count`` workers; one that crashed or hangs is started again with growing delays, and said aloud.
 
-    def __init__(self, count: int, serve: Serve, say: Say, on_ready: Callable[[], None]) -> None:
+    ``overseer`` is told once all were ready, and then that every worker that runs has beaten lately.
+    """
+
+    def __init__(self, count: int, serve: Serve, say: Say, overseer: Overseer) -> None:
         self._serve = serve
         self._say = say
-        self._on_ready = on_ready
+        self._overseer = overseer
         self._workers = [_Worker(number) for number in range(count)]
         self._was_ready = False
         self._stop_at: float | None = None
         self._status = EXIT_DONE
+        self._tick_at = 0.0
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; returns the exit status. Call it from the main thread."""
         self._wake_in, self._wake_out = _pipe()
-        self._ready_in, self._ready_out = _pipe()
+        self._beats_in, self._beats_out = _pipe()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, _noticed_by_descriptor)
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
@@ -82,7 +96,7 @@ class Workers:
         now = time.monotonic()
         for worker in self._workers:
             if self._stop_at is None and not worker.is_running and worker.restart_at <= now:
-                worker.started_at, worker.is_ready = now, False
+                worker.started_at, worker.is_ready, worker.silent_ticks = now, False, 0
                 worker.pid = self._fork(worker.number)
 
     def _fork(self, number: int) -> int:
@@ -99,44 +113,66 @@ class Workers:
             for each in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
                 signal.signal(each, signal.SIG_DFL)
             _die_with(parent)
-            for descriptor in (self._wake_in, self._wake_out, self._ready_in):
+            for descriptor in (self._wake_in, self._wake_out, self._beats_in):
                 os.close(descriptor)
-            status = self._serve(number, self._tell_ready)
+            status = self._serve(number, _Parent(self._beats_out))
         except BaseException:
             log.critical("the worker failed", exc_info=True)
         finally:
             logging.shutdown()
             os._exit(status)
 
-    def _tell_ready(self) -> None:
-        os.write(self._ready_out, os.getpid().to_bytes(4, "big"))
-
     # ── waiting ─────────────────────────────────────────────────────────────────────────────────
 
     def _wait(self) -> None:
-        readable, _, _ = select.select([self._wake_in, self._ready_in], [], [], self._seconds_to_wait())
-        if self._ready_in in readable:
-            self._note_ready(os.read(self._ready_in, 4096))
+        readable, _, _ = select.select([self._wake_in, self._beats_in], [], [], self._seconds_to_wait())
+        if self._beats_in in readable:
+            self._note_beats(os.read(self._beats_in, 4096))
         if self._wake_in in readable:
             self._note_signals(os.read(self._wake_in, 4096))
         self._reap()
+        if self._stop_at is None and time.monotonic() >= self._tick_at:
+            self._tick()
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self._signal_all(signal.SIGKILL)
 
-    def _seconds_to_wait(self) -> float | None:
+    def _seconds_to_wait(self) -> float:
         now = time.monotonic()
         if self._stop_at is not None:
             return max(0.0, self._stop_at - now) or 0.1
         due = [worker.restart_at for worker in self._workers if not worker.is_running]
-        return max(0.0, min(due) - now) if due else None
+        return max(0.0, min([self._tick_at, *due]) - now)
 
-    def _note_ready(self, pids: bytes) -> None:
-        ready = {int.from_bytes(pids[at : at + 4], "big") for at in range(0, len(pids), 4)}
+    def _note_beats(self, pids: bytes) -> None:
+        beating = {int.from_bytes(pids[at : at + 4], "big") for at in range(0, len(pids), 4)}
         for worker in self._workers:
-            worker.is_ready = worker.is_ready or worker.pid in ready
+            if worker.pid in beating:
+                worker.is_ready, worker.silent_ticks = True, 0
         if not self._was_ready and all(worker.is_ready for worker in self._workers):
             self._was_ready = True
-            self._on_ready()
+            self._overseer.ready()
+
+    def _tick(self) -> None:
+        """Once in ``BEAT_SECONDS``: see to workers that hang, and beat if there is none.
+
+        Ticks are counted and not seconds: a parent that the system held up, with its workers, must not
+        take their absence for silence.
+        """
+        self._tick_at = time.monotonic() + BEAT_SECONDS
+        running = [worker for worker in self._workers if worker.is_running]
+        for worker in running:
+            worker.silent_ticks += 1
+            if worker.is_ready:
+                self._end_if_stuck(worker)
+        if self._was_ready and all(worker.silent_ticks <= LATE_TICKS for worker in running):
+            self._overseer.beat()
+
+    def _end_if_stuck(self, worker: _Worker) -> None:
+        if worker.silent_ticks == STUCK_TICKS:
+            self._say(f"worker {worker.number} (pid {worker.pid}) hangs; ending it")
+            os.kill(worker.pid, signal.SIGABRT)
+        elif worker.silent_ticks >= KILL_TICKS:
+            os.kill(worker.pid, signal.SIGKILL)
 
     def _note_signals(self, numbers: bytes) -> None:
         if {signal.SIGTERM, signal.SIGINT} & set(numbers):
@@ -145,6 +181,7 @@ class Workers:
     def _stop(self) -> None:
         if self._stop_at is None:
             self._stop_at = time.monotonic() + STOP_SECONDS
+            self._overseer.stopping()
             self._signal_all(signal.SIGTERM)
 
     def _signal_all(self, number: int) -> None:
@@ -175,6 +212,23 @@ class Workers:
         worker.restart_at = now + worker.delay
         self._say(f"worker {worker.number} (pid {pid}) {how}; starting another in {worker.delay:g} s")
         worker.delay = min(2 * worker.delay, LONGEST_DELAY_SECONDS)
+
+
+class _Parent:
+    """The parent, as a worker sees it. Every message is the worker's process id; the first one says
+    that it is ready. A pipe that is full or has no reader is the parent's trouble and not the worker's."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    def beat(self) -> None:
+        with suppress(OSError):
+            os.write(self._pipe, os.getpid().to_bytes(4, "big"))
+
+    ready = beat
+
+    def stopping(self) -> None:
+        """The parent said so, or sees the worker end."""
 
 
 def _pipe() -> tuple[int, int]:

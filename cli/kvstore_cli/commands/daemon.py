@@ -25,7 +25,8 @@ def command(context: click.Context) -> int:
     """
     settings = daemon_settings(resolve(given_flags(context), "daemon"))
     from kvstore_cli.logs import chosen_format, set_up
+    from kvstore_cli.notify import Notifier
     from kvstore_daemon.main import run
 
     set_up("daemon", settings.log_level, chosen_format(settings.log_format))
-    return run(settings)
+    return run(settings, Notifier.from_environment())

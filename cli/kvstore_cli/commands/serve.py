@@ -36,6 +36,7 @@ def command(context: click.Context) -> int:
     configuration = resolve(given_flags(context), "daemon", "http")
     daemon, http = daemon_settings(configuration), http_settings(configuration)
     from kvstore_cli.logs import chosen_format, set_up
+    from kvstore_cli.notify import Notifier
     from kvstore_cli.supervisor import Supervisor, announce, hand_on
 
     # The children's standard error is a pipe: what reads ours decides how they write.
@@ -49,7 +50,8 @@ def command(context: click.Context) -> int:
             hand_on(_guide(addresses).encode())
 
     chosen = {"log_format": log_format}
-    return Supervisor({**asdict(daemon), **chosen}, {**asdict(http), **chosen}, on_ready).run()
+    parts = {**asdict(daemon), **chosen}, {**asdict(http), **chosen}
+    return Supervisor(*parts, on_ready, Notifier.from_environment()).run()
 
 
 def _guide(addresses: dict[str, str]) -> str:

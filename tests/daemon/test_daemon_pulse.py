@@ -1,0 +1,128 @@
+"""What lets the daemon beat: a loop that turns, and an engine that commits."""
+
+from __future__ import annotations
+
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from kvstore_cli.configuration import resolve
+from kvstore_cli.settings import daemon_settings
+from kvstore_daemon.committer import GroupCommitter
+from kvstore_daemon.engine import Engine, Write, WriteRequest
+from kvstore_daemon.engine.registry import open_engine
+from kvstore_daemon.manager import Pulse
+from kvstore_daemon.status import Counters
+
+HOLD = """
+import lmdb, sys
+with lmdb.open(sys.argv[1], max_dbs=16).begin(write=True):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+class Heard:
+    """What a service manager hears."""
+
+    def __init__(self) -> None:
+        self.beats = 0
+        self.lines: list[str] = []
+
+    def ready(self, status: str) -> None:
+        raise AssertionError(status)
+
+    def stopping(self) -> None:
+        raise AssertionError
+
+    def status(self, line: str) -> None:
+        self.lines.append(line)
+
+    def beat(self) -> None:
+        self.beats += 1
+
+
+class Writing:
+    """A real engine with the daemon's way of handing groups to it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._committer = GroupCommitter(engine, Counters())
+        self.heard = Heard()
+        self.pulse = Pulse(self.heard, self._committer)
+
+    def begin(self) -> None:
+        """Hand a write over, if none is under way."""
+        self._committer.add(WriteRequest([Write("put", b"k", b"v")]), 2)
+        self._committer.flush()
+
+    def end(self) -> None:
+        """Wait until what is under way is answered."""
+        readable, _, _ = select.select([self._engine.fileno()], [], [], 30)
+        assert readable, "the engine never answered"
+        for _ in self._engine.poll()[1]:
+            self._committer.answered()
+
+    def tick(self, times: int) -> None:
+        for _ in range(times):
+            self.pulse.tick()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def writing(store: Path) -> Iterator[Writing]:
+    settings = daemon_settings(resolve({"data": str(store)}, "daemon", environ={"HOME": str(store)}))
+    with closing(open_engine(settings)) as engine:
+        yield Writing(engine)
+
+
+@contextmanager
+def write_lock_held(store: Path) -> Iterator[None]:
+    """Another process is in the middle of a write transaction, so the engine's cannot begin."""
+    command = [sys.executable, "-c", HOLD, str(store / "lmdb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        try:
+            yield
+        finally:
+            holder.communicate()
+
+
+def test_an_idle_daemon_beats_on_every_tick(writing: Writing) -> None:
+    writing.tick(1000)
+    assert writing.heard.beats == 1000
+
+
+def test_a_daemon_that_writes_beats_on_every_tick(writing: Writing) -> None:
+    for _ in range(2 * Pulse.PATIENCE_TICKS):
+        writing.begin()
+        writing.tick(1)
+        writing.end()
+    assert writing.heard.beats == 2 * Pulse.PATIENCE_TICKS
+
+
+def test_a_commit_that_does_not_end_silences_the_daemon_after_its_patience(
+    writing: Writing, store: Path
+) -> None:
+    with write_lock_held(store):
+        writing.begin()
+        writing.tick(Pulse.PATIENCE_TICKS)
+        assert writing.heard.beats == Pulse.PATIENCE_TICKS
+        assert not writing.heard.lines
+        writing.tick(50)
+        assert writing.heard.beats == Pulse.PATIENCE_TICKS
+        assert len(writing.heard.lines) == 1
+        assert "a commit" in writing.heard.lines[0]
+    writing.end()
+    writing.tick(5)
+    assert writing.heard.beats == Pulse.PATIENCE_TICKS + 5, "it ended after all"

@@ -1,0 +1,261 @@
+"""What a service manager hears from the servers, over a real datagram socket."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from kvstore_cli.notify import Notifier
+from kvstore_client import Client
+from support import Daemon, Facade, Serve, wait_until
+from support.manager import Manager
+from support.servers import clean_environment, kvstore_command
+
+NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    with closing(Manager.at_path(tmp_path) if request.param == "path" else Manager.abstract()) as manager:
+        yield manager
+
+
+@pytest.fixture
+def one_manager(tmp_path: Path) -> Iterator[Manager]:
+    with closing(Manager.at_path(tmp_path)) as manager:
+        yield manager
+
+
+def status_of(url: str, target: str) -> int:
+    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
+        connection.request("GET", target)
+        return connection.getresponse().status
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    return [each for child in children(pid) for each in (child, *descendants(child))]
+
+
+def environment_of(pid: int) -> set[str]:
+    """The names of the variables that a process was started with."""
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return {pair.partition(b"=")[0].decode() for pair in pairs}
+
+
+def assert_whole_life(manager: Manager, pid: int) -> None:
+    """READY first and once, then beats, then STOPPING last and once; all from the process itself."""
+    said = manager.listen()
+    assert said[0].startswith("READY=1\nSTATUS=")
+    assert said[-1] == "STOPPING=1\nSTATUS=stopping"
+    assert set(said[1:-1]) == {"WATCHDOG=1"}
+    assert {sender for sender, _ in manager.heard} == {pid}
+
+
+# ── a whole life ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_daemon_is_ready_beats_and_stops(start_daemon: Callable[..., Daemon], manager: Manager) -> None:
+    daemon = start_daemon(environment=manager.environment)
+    status = manager.wait_for("READY=1")
+    assert daemon.requests in status
+    assert str(daemon.data) in status
+    with Client(daemon.requests) as client:
+        client.put("key", b"value")
+    manager.wait_for("WATCHDOG=1", times=3)
+    daemon.stop()
+    assert_whole_life(manager, daemon.pid)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_facade_is_ready_beats_and_stops(
+    daemon: Daemon, start_facade: Callable[..., Facade], manager: Manager, workers: int
+) -> None:
+    facade = start_facade(daemon, workers=workers, environment=manager.environment)
+    assert facade.url in manager.wait_for("READY=1")
+    manager.wait_for("WATCHDOG=1", times=3)
+    facade.stop()
+    assert_whole_life(manager, facade.pid)
+
+
+def test_the_facade_beats_while_the_daemon_is_away(
+    daemon: Daemon, start_facade: Callable[..., Facade], one_manager: Manager
+) -> None:
+    facade = start_facade(daemon, environment=one_manager.environment, daemon_timeout="300ms")
+    daemon.stop()
+    assert status_of(facade.url, "/readyz") == 503
+    one_manager.wait_for("WATCHDOG=1", times=one_manager.count("WATCHDOG=1") + 3)
+
+
+def test_serve_is_ready_when_both_parts_are_and_again_when_one_came_back(
+    start_serve: Callable[..., Serve], one_manager: Manager
+) -> None:
+    serve = start_serve(workers=2, environment=one_manager.environment)
+    ready = one_manager.wait_for("READY=1")
+    assert urlsplit(serve.url).netloc in ready
+    assert serve.requests in ready
+    os.kill(children(serve.pid)[0], signal.SIGKILL)
+    assert "the daemon was ended by SIGKILL" in one_manager.wait_for("STATUS=")
+    one_manager.wait_for("READY=1", times=2)
+    assert status_of(serve.url, "/readyz") == 200
+    one_manager.wait_for("WATCHDOG=1", times=3)
+    serve.stop()
+    assert one_manager.listen()[-1] == "STOPPING=1\nSTATUS=stopping"
+    assert {sender for sender, _ in one_manager.heard} == {serve.pid}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ready_means_that_the_address_answers(
+    daemon: Daemon, start_facade: Callable[..., Facade], one_manager: Manager, workers: int
+) -> None:
+    facade = start_facade(daemon, workers=workers, environment=one_manager.environment)
+    for _ in range(3):
+        facade.stop()
+        seen = one_manager.count("READY=1")
+        # READY may come before `start` has seen the line on stderr, never after
+        facade.start()
+        one_manager.wait_for("READY=1", times=seen + 1)
+        assert status_of(facade.url, "/readyz") == 200
+
+
+def test_a_daemon_that_cannot_start_is_never_ready(
+    daemon: Daemon, one_manager: Manager, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        kvstore_command("daemon", "--data", str(daemon.data)),
+        env=clean_environment(tmp_path, **one_manager.environment),
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert b"is in use by" in done.stderr
+    assert one_manager.listen() == []
+
+
+# ── the watchdog ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_worker_that_hangs_silences_the_facade_and_is_replaced(
+    daemon: Daemon, start_facade: Callable[..., Facade], one_manager: Manager
+) -> None:
+    facade = start_facade(daemon, workers=2, environment=one_manager.environment)
+    one_manager.wait_for("WATCHDOG=1")
+    stuck, steady = children(facade.pid)
+    os.kill(stuck, signal.SIGSTOP)
+    wait_until(lambda: f"(pid {stuck}) hangs; ending it" in facade.stderr, timeout=120)
+    before = one_manager.count("WATCHDOG=1")
+    # the beats of the five seconds in which it was only late, and not those of the next fifteen
+    assert before < 15
+    wait_until(lambda: f"(pid {stuck}) was ended by SIG" in facade.stderr, timeout=120)
+    one_manager.wait_for("WATCHDOG=1", times=before + 3)
+    assert steady in children(facade.pid)
+    assert stuck not in children(facade.pid)
+    assert one_manager.count("READY=1") == 1
+    assert {status_of(facade.url, "/readyz") for _ in range(20)} == {200}
+
+
+def test_a_facade_that_was_held_up_with_its_workers_takes_none_for_stuck(
+    daemon: Daemon, start_facade: Callable[..., Facade], one_manager: Manager
+) -> None:
+    facade = start_facade(daemon, workers=2, environment=one_manager.environment)
+    one_manager.wait_for("WATCHDOG=1")
+    workers = children(facade.pid)
+    for pid in (facade.pid, *workers):
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(is_stopped(pid) for pid in (facade.pid, *workers)))
+    beats = one_manager.count("WATCHDOG=1")
+    for pid in (facade.pid, *workers):
+        os.kill(pid, signal.SIGCONT)
+    one_manager.wait_for("WATCHDOG=1", times=beats + 3)
+    assert children(facade.pid) == workers
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_what_hung_says_where_when_the_watchdog_ends_it(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon()
+    daemon._expected_to_run = False
+    daemon.signal(signal.SIGABRT)
+    assert daemon.process is not None
+    assert daemon.process.wait(60) == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in daemon.stderr
+    assert re.search(r'File ".*/kvstore_daemon/loop.py", line \d+ in turn', daemon.stderr)
+    assert re.search(r'File ".*/engine/lmdb_engine.py", line \d+ in run', daemon.stderr)
+
+
+# ── the environment ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_child_inherits_the_managers_variables(
+    start_serve: Callable[..., Serve], one_manager: Manager
+) -> None:
+    serve = start_serve(workers=2, environment=one_manager.environment)
+    assert {"NOTIFY_SOCKET", "WATCHDOG_USEC"} <= environment_of(serve.pid)
+    family = descendants(serve.pid)
+    assert len(family) == 4  # daemon, facade, two workers
+    for pid in family:
+        assert not environment_of(pid) & set(NAMES)
+
+
+def test_a_manager_that_is_not_there_is_no_failure(
+    start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade], tmp_path: Path
+) -> None:
+    nobody = {"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "30000000"}
+    daemon = start_daemon(environment=nobody)
+    facade = start_facade(daemon, environment=nobody)
+    assert status_of(facade.url, "/readyz") == 200
+    facade.stop()
+    daemon.stop()
+
+
+@pytest.mark.parametrize("address", ["", "relative", "vsock:2:1234", "/" + "x" * 200, "@"])
+def test_an_address_that_cannot_be_used_is_no_failure(address: str) -> None:
+    notifier = Notifier(address, is_watched=True)
+    notifier.ready("ready")
+    notifier.beat()
+    notifier.stopping()
+
+
+def test_a_status_stays_one_line(one_manager: Manager) -> None:
+    Notifier(one_manager.address).status("two\nREADY=1 lines")
+    assert one_manager.listen() == ["STATUS=two READY=1 lines"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "beats"),
+    [
+        ({}, 0),
+        ({"WATCHDOG_USEC": "30000000"}, 1),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 1),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, 0),
+    ],
+)
+def test_beats_are_for_the_process_that_is_watched(
+    one_manager: Manager, environment: dict[str, str], beats: int
+) -> None:
+    environ: dict[str, Any] = {"NOTIFY_SOCKET": one_manager.address, "HOME": "/", **environment}
+    notifier = Notifier.from_environment(environ)
+    assert environ == {"HOME": "/"}
+    notifier.beat()
+    assert len(one_manager.listen()) == beats
+
+
+def test_a_beat_does_not_wait_for_a_manager_that_is_busy(one_manager: Manager) -> None:
+    notifier = Notifier(one_manager.address, is_watched=True)
+    for _ in range(10_000):  # more than any queue of datagrams holds
+        notifier.beat()
+    assert 0 < one_manager.count("WATCHDOG=1") < 10_000
