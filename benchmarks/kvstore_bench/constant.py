@@ -75,10 +75,10 @@ def serve(sock: Any, overseer: Overseer) -> int:
 def main() -> int:
     """As many workers as asked for, also if that is one."""
     port, count = map(int, sys.argv[1:])
-    sockets = bind(f"127.0.0.1:{port}", count)
+    shares = bind(f"127.0.0.1:{port}", count)
 
     def run(number: int, overseer: Overseer) -> int:
-        return serve(keep_only(sockets, number)[0], overseer)
+        return serve(keep_only(shares, number)[0], overseer)
 
     def say(message: str) -> None:
         print(message, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from kvstore_client.errors import KvError
@@ -12,8 +13,21 @@ BACKLOG = 4096
 """How many connections wait to be accepted; the kernel's net.core.somaxconn may be less."""
 
 
-def bind(address: str, count: int) -> list[socket.socket]:
-    """``count`` sockets bound to ``HOST:PORT`` (``[HOST]:PORT`` for IPv6), one for each worker; the
+Shares = Sequence[Sequence[socket.socket]]
+"""The sockets that each worker accepts on, by its number."""
+
+
+def shared(sockets: Sequence[socket.socket], count: int) -> Shares:
+    """All of ``sockets`` for each of ``count`` workers; nothing if there are none.
+
+    The kernel lets whoever comes first have a connection, so they are spread less evenly than over
+    the sockets that :func:`bind` makes.
+    """
+    return [sockets] * count if sockets else []
+
+
+def bind(address: str, count: int) -> Shares:
+    """A socket for each of ``count`` workers, bound to ``HOST:PORT`` (``[HOST]:PORT`` for IPv6); the
     first listens already.
 
     With port 0 all have the one free port that the first was given. Raises KvError where the address
@@ -27,7 +41,7 @@ def bind(address: str, count: int) -> list[socket.socket]:
     """
     host, _, port = address.rpartition(":")
     try:
-        return _bind_tcp(host.strip("[]"), int(port), count)
+        return [[sock] for sock in _bind_tcp(host.strip("[]"), int(port), count)]
     except OSError as error:
         raise KvError("unavailable", f"cannot listen on {address}: {_reason(error)}") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kvstore_client.errors import EXIT_ERROR, KvError
 from kvstore_client.logs import announcer
-from kvstore_http.listening import bind, url_of
+from kvstore_http.listening import Shares, bind, shared, url_of
 from kvstore_http.overseer import Herald, Overseer, ServiceManager
 from kvstore_http.settings import HttpSettings
 from kvstore_http.workers import Workers, keep_only
@@ -18,31 +18,32 @@ from kvstore_http.workers import Workers, keep_only
 PLACES = "%(url)s, requests %(requests)s, changes %(changes)s"
 
 
-def run(settings: HttpSettings, manager: ServiceManager) -> int:
+def run(settings: HttpSettings, manager: ServiceManager, inherited: Sequence[socket] = ()) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
 
     Call it from the main thread of a process in which gevent and ZeroMQ have not been used, with logging
     set up. One worker runs in this very process, several in children that end when it ends. 0 after a
     clean stop; 1, with one line in the log, where the address cannot be had or no worker could start.
-    ``manager`` is told when the facade is ready, that it works, and when it stops.
+    ``manager`` is told when the facade is ready, that it works, and when it stops. Where listening
+    sockets were ``inherited``, all workers accept on them, and nothing is bound.
     """
     # SIGABRT is how a process that hangs is ended: it leaves behind where that was
     faulthandler.enable()
     try:
-        sockets = bind(settings.http, settings.workers)
+        shares = shared(inherited, settings.workers) or bind(settings.http, settings.workers)
     except KvError as error:
         announcer.error("kvstore http: %s", error.message)
         return EXIT_ERROR
-    where = {"url": url_of(sockets[0]), "requests": settings.requests, "changes": settings.changes}
+    where = {"url": url_of(shares[0][0]), "requests": settings.requests, "changes": settings.changes}
     overseer = Herald(manager, PLACES % where, lambda: _announce(where))
     if settings.workers == 1:
-        return _serve(settings, sockets, 0, overseer)
-    return _run_workers(settings, sockets, overseer)
+        return _serve(settings, shares[0], 0, overseer)
+    return _run_workers(settings, shares, overseer)
 
 
-def _run_workers(settings: HttpSettings, sockets: Sequence[socket], overseer: Overseer) -> int:
+def _run_workers(settings: HttpSettings, shares: Shares, overseer: Overseer) -> int:
     def serve(number: int, parent: Overseer) -> int:
-        return _serve(settings, keep_only(sockets, number), number, parent)
+        return _serve(settings, keep_only(shares, number), number, parent)
 
     return Workers(settings.workers, serve, _warn, overseer).run()
 

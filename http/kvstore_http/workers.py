@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NoReturn
 
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_http.listening import Shares
 from kvstore_http.overseer import BEAT_SECONDS, Overseer
 
 Serve = Callable[[int, Overseer], int]
@@ -249,14 +251,14 @@ def _die_with(parent: int) -> None:
         os._exit(EXIT_ERROR)
 
 
-def keep_only(sockets: Sequence[socket.socket], number: int) -> list[socket.socket]:
-    """The socket of worker ``number``; the others, which are inherited too, are closed.
+def keep_only(shares: Shares, number: int) -> Sequence[socket.socket]:
+    """The sockets of worker ``number``; the others, which are inherited too, are closed.
 
     A listening socket that stays open in a process that never accepts on it takes its share of the
     connections and lets them wait for ever.
     """
-    mine = sockets[number]
-    for sock in sockets:
-        if sock is not mine:
+    mine = shares[number]
+    for sock in chain.from_iterable(shares):
+        if sock not in mine:
             sock.close()
-    return [mine]
+    return mine

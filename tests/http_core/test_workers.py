@@ -265,13 +265,13 @@ def test_a_facade_starts_again_at_once_where_connections_were_open(
 
 
 def test_of_facades_that_claim_an_address_at_once_one_gets_it() -> None:
-    with closing(bind("127.0.0.1:0", 1)[0]) as free:
+    with closing(bind("127.0.0.1:0", 1)[0][0]) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
 
     def try_it() -> list[socket.socket]:
         barrier.wait()
         try:
-            return bind(address, 2)
+            return [sock for [sock] in bind(address, 2)]
         except KvError:
             return []
 

@@ -68,6 +68,10 @@ class Server:
 
     name: str
     ready_line: re.Pattern[str]
+    wrapper: Sequence[str] = ()
+    """A program that does something and then becomes the server."""
+    passed_descriptors: Sequence[int] = ()
+    """What it inherits besides the standard streams."""
 
     def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
         self.options = options
@@ -84,7 +88,8 @@ class Server:
         offset = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                _dies_with_us(kvstore_command(self.name, *flags(self.options))),
+                _dies_with_us([*self.wrapper, *kvstore_command(self.name, *flags(self.options))]),
+                pass_fds=self.passed_descriptors,
                 env=self.environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,

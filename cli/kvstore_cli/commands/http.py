@@ -16,17 +16,23 @@ def command(context: click.Context) -> int:
     """Run the HTTP facade alone, beside a daemon that runs elsewhere.
 
     It stays in the foreground, says on standard error when it is ready, and stops cleanly on
-    SIGTERM and Ctrl-C. While the daemon is away it answers 503 and keeps its streams open.
+    SIGTERM and Ctrl-C. While the daemon is away it answers 503 and keeps its streams open. Sockets
+    that a service manager hands over (systemd's socket activation) take the place of --http.
 
     \b
     Examples:
       kvstore http --workers 2
       kvstore http --http 127.0.0.1:8080 --requests tcp://127.0.0.1:5555
     """
-    settings = http_settings(resolve(given_flags(context), "http"))
+    from kvstore_cli.activation import address_of, inherited_sockets
+
+    flags, inherited = given_flags(context), inherited_sockets()
+    if inherited:
+        flags = {**flags, "http": address_of(inherited)}
+    settings = http_settings(resolve(flags, "http"))
     from kvstore_cli.logs import chosen_format, set_up
     from kvstore_cli.notify import Notifier
     from kvstore_http.main import run
 
     set_up("http", settings.log_level, chosen_format(settings.log_format))
-    return run(settings, Notifier.from_environment())
+    return run(settings, Notifier.from_environment(), inherited)
