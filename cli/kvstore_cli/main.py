@@ -31,6 +31,10 @@ SECTIONS = {
         "subscribe": "Print every change as it happens, or run a command for it",
         "wait": "Wait until a key exists, is gone, changes, or has a value",
     },
+    "Moving data": {
+        "export": "Write all records to a file, as they were at one revision",
+        "import": "Put the records of a file",
+    },
     "The service": {
         "serve": "Run the service: daemon and HTTP facade",
         "daemon": "Run the daemon alone",
@@ -46,6 +50,9 @@ _MEANT = {
     "rm": "delete",
     "set": "put",
     "watch": "subscribe",
+    "dump": "export",
+    "load": "import",
+    "restore": "import",
     "help": "--help",
     "version": "--version",
 }

@@ -72,12 +72,12 @@ class Service:
         """The service's answer.
 
         A request that met a broken connection, silence, or a service that is away for the moment is
-        repeated, four attempts within the time given; a write under one Idempotency-Key, so that it
-        is applied once. Raises the KvError of the last attempt.
+        repeated, four attempts within the time given; a write under one Idempotency-Key, that of
+        ``headers`` or a new one, so that it is applied once. Raises the KvError of the last attempt.
         """
         sent = {"Accept": "application/json, */*;q=0.1", **(headers or {})}
         if method != "GET":
-            sent["Idempotency-Key"] = os.urandom(16).hex()
+            sent.setdefault("Idempotency-Key", os.urandom(16).hex())
         target = self._base + path + encode_query(query)
         return self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds))
 
