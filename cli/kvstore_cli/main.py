@@ -40,6 +40,7 @@ SECTIONS = {
         "daemon": "Run the daemon alone",
         "http": "Run the HTTP facade alone",
         "status": "Say how the service is",
+        "ping": "Check that the service answers: for health checks",
         "config": "Show and check the configuration",
         "completion": "Print the completion script for a shell",
     },

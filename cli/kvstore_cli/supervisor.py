@@ -25,6 +25,7 @@ from typing import Any
 
 from kvstore_cli.logs import stderr
 from kvstore_cli.notify import Notifier
+from kvstore_cli.units import connectable
 from kvstore_client.logs import announcer
 
 STOP_SECONDS = 10.0
@@ -324,12 +325,6 @@ class _Wakeups:
         signal.set_wakeup_fd(-1)
         self._reader.close()
         self._writer.close()
-
-
-def connectable(endpoint: str) -> str:
-    """Where to connect to on this machine what listens on ``endpoint``, which may stand for all its
-    addresses."""
-    return re.sub(r"^tcp://(?:\*|0\.0\.0\.0):", "tcp://127.0.0.1:", endpoint).replace("//[::]:", "//[::1]:")
 
 
 def announce(addresses: dict[str, str]) -> None:

@@ -79,6 +79,12 @@ def parse_endpoint(given: Any) -> str:
     raise ValueError(f"{text!r} is not an endpoint; write tcp://HOST:PORT or ipc://PATH")
 
 
+def connectable(endpoint: str) -> str:
+    """Where to connect to on this machine what listens on ``endpoint``, which may stand for all its
+    addresses."""
+    return re.sub(r"^tcp://(?:\*|0\.0\.0\.0):", "tcp://127.0.0.1:", endpoint).replace("//[::]:", "//[::1]:")
+
+
 def parse_url(given: Any) -> str:
     """The service's address, ``http://`` or ``https://``, without a slash at the end."""
     from urllib.parse import urlsplit

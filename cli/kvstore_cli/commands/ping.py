@@ -1,0 +1,54 @@
+"""``kvstore ping``."""
+
+from __future__ import annotations
+
+import click
+
+from kvstore_cli import output
+from kvstore_cli.client import configured, service_of
+from kvstore_cli.configuration import Configuration
+from kvstore_cli.flags import Command, with_options
+from kvstore_cli.units import connectable
+
+LONGEST_MS = 3000
+"""Who checks health wants an answer now: an orchestrator ends a check after a few seconds, and with it
+the message that says what is wrong."""
+
+
+@click.command(cls=Command)
+@click.option("--daemon", "is_daemon", is_flag=True, help="Ask the daemon itself, at KVSTORE_REQUESTS.")
+@with_options("client")
+@click.pass_context
+def command(context: click.Context, is_daemon: bool) -> None:
+    """Check that the service answers: the HTTP facade, and through it the daemon.
+
+    It waits for 3 s at most, or --request-timeout if that is less. This is the check for containers and
+    orchestrators; 'kvstore status' tells more.
+
+    Exit status: 0; 6 if the service, or the daemon behind it, cannot be reached; 124 if it does not
+    answer in time.
+
+    \b
+    Examples:
+      kvstore ping
+      kvstore ping --daemon
+      until kvstore ping; do sleep 1; done
+    """
+    configuration = configured(context, "daemon")
+    output.write_line((_ping_daemon if is_daemon else _ping_facade)(configuration))
+
+
+def _ping_facade(configuration: Configuration) -> str:
+    with service_of(configuration, at_most_ms=LONGEST_MS) as service:
+        service.request("GET", "/readyz")
+    return f"{configuration['url']} is ready"
+
+
+def _ping_daemon(configuration: Configuration) -> str:
+    from kvstore_client import Client
+
+    requests = connectable(configuration["requests"])
+    seconds = min(configuration["request-timeout"], LONGEST_MS) / 1000
+    with Client(requests, timeout=seconds, connections=1) as client:
+        client.status()
+    return f"{requests} is ready"
