@@ -1,9 +1,10 @@
 """Write constraints.txt: one version, with the hashes of all its files, for every package that
-running, testing or building kvstore installs; and benchmarks/constraints.txt for what 'make bench'
-installs beside them.
+running, testing or building kvstore installs; requirements.txt, the part of it that the image is built
+from; and benchmarks/constraints.txt for what 'make bench' installs beside them.
 
-    python tools/constraints.py          both
-    python tools/constraints.py bench    the second one, which fits to the first as it is
+    python tools/constraints.py          all of them
+    python tools/constraints.py image    requirements.txt, which fits to constraints.txt as it is
+    python tools/constraints.py bench    the benchmark's, which does so too
 
 Works in a temporary virtual environment, so that the tool that resolves is not itself among the
 packages, and with the package index alone: indexes and folders of wheels that a machine's
@@ -20,10 +21,11 @@ import tempfile
 import tomllib
 import venv
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "constraints.txt"
+IMAGE = ROOT / "requirements.txt"
 BENCH = ROOT / "benchmarks" / "constraints.txt"
 RESOLVER = "pip-tools>=7.4"
 RESOLVE = [
@@ -49,22 +51,31 @@ class Target(NamedTuple):
     fixed: list[str]
 
 
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
 def base() -> Target:
     """The requirements of the package, of its development group and of its build."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [
-        *project["project"]["dependencies"],
-        *project["dependency-groups"]["dev"],
-        *project["build-system"]["requires"],
-    ]
+    wanted = [*_run_and_built_with(), *PROJECT["dependency-groups"]["dev"]]
     return Target(BASE, "running, testing or building kvstore", wanted, [])
+
+
+def image() -> Target:
+    """The requirements of the package and of its build, without those of development."""
+    return Target(IMAGE, "running or building kvstore", _run_and_built_with(), _settled())
 
 
 def bench() -> Target:
     """What the benchmark compares with, into the same environment."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    fixed = re.findall(r"^[a-z0-9.-]+==\S+", BASE.read_text(), re.MULTILINE)
-    return Target(BENCH, "'make bench'", project["dependency-groups"]["bench"], fixed)
+    return Target(BENCH, "'make bench'", PROJECT["dependency-groups"]["bench"], _settled())
+
+
+def _run_and_built_with() -> list[str]:
+    return [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]]
+
+
+def _settled() -> list[str]:
+    return re.findall(r"^[a-z0-9.-]+==\S+", BASE.read_text(), re.MULTILINE)
 
 
 def environment() -> dict[str, str]:
@@ -88,8 +99,8 @@ def resolve(target: Target) -> None:
 
 
 def main() -> None:
-    """The second file is resolved after the first, since it has to fit to it."""
-    for target in (base, bench):
+    """The others are resolved after the first, since they have to fit to it."""
+    for target in (base, image, bench):
         if sys.argv[1:] in ([], [target.__name__]):
             resolve(target())
 

@@ -40,12 +40,17 @@ def ours(*patterns: str) -> list[Path]:
     return found
 
 
-# ── constraints.txt ──────────────────────────────────────────────────────────────────────────────
+# ── constraints.txt and requirements.txt ─────────────────────────────────────────────────────────
 
 
-def test_constraints_hold_versions_and_hashes_and_no_address() -> None:
-    text = (ROOT / "constraints.txt").read_text()
-    for line in text.splitlines():
+def pinned_in(name: str) -> dict[str, str]:
+    """The packages of a file of constraints, each with its version and its hashes as they stand there."""
+    return dict(re.findall(r"^([a-z0-9.-]+)(==[^#]*?)\n(?=[^ ]|\Z)", (ROOT / name).read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "requirements.txt"])
+def test_constraints_hold_versions_and_hashes_and_no_address(name: str) -> None:
+    for line in (ROOT / name).read_text().splitlines():
         assert re.fullmatch(r"#.*|[a-z0-9.-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
 
 
@@ -59,6 +64,26 @@ def requirements() -> Iterator[Requirement]:
 @pytest.mark.parametrize("requirement", list(requirements()), ids=str)
 def test_constraints_satisfy_what_the_project_asks_for(requirement: Requirement) -> None:
     assert requirement.specifier.contains(PINNED[canonicalize_name(requirement.name)])
+
+
+def test_the_image_gets_the_constrained_versions() -> None:
+    constraints = pinned_in("constraints.txt")
+    assert len(constraints) == len(PINNED)
+    for name, pin in pinned_in("requirements.txt").items():
+        assert pin == constraints[name]
+
+
+def test_the_image_gets_what_kvstore_is_run_and_built_with_and_no_more() -> None:
+    needed: set[str] = set()
+    lines = [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]]
+    while lines:
+        requirement = Requirement(lines.pop())
+        name = canonicalize_name(requirement.name)
+        here = requirement.marker is None or any(map(requirement.marker.evaluate, environments()))
+        if here and name not in needed:
+            needed.add(name)
+            lines += metadata.requires(name) or ()
+    assert set(pinned_in("requirements.txt")) == needed
 
 
 def environments() -> Iterator[dict[str, str]]:
@@ -166,9 +191,9 @@ def test_the_image_is_given_every_package_and_nothing_secret() -> None:
         path.partition("/")[0] for path in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     }
     assert ignored[1] == "*"
-    assert {f"!{name}" for name in (*roots, "pyproject.toml", "constraints.txt", "README.md", "LICENSE")} == {
-        line for line in ignored if line.startswith("!")
-    }
+    assert {
+        f"!{name}" for name in (*roots, "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
+    } == {line for line in ignored if line.startswith("!")}
 
 
 def test_the_workflow_tests_every_supported_python() -> None:
