@@ -98,9 +98,9 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         """The line; what a client sent can neither begin another nor steer a terminal."""
         message = record.message if record.name == announcer.name else super().formatMessage(record)
-        request_id = getattr(record, "request_id", None)
-        if isinstance(request_id, str):
-            message += f" (request {request_id})"
+        ids = getattr(record, "request_id", None)
+        if ids:
+            message += f" (request {ids})" if isinstance(ids, str) else f" (requests {', '.join(ids)})"
         return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", message)
 
 

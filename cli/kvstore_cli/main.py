@@ -146,11 +146,19 @@ def main() -> int:
     except ConfigurationError as error:
         return _complain(str(error), EXIT_USAGE)
     except KvError as error:
-        return _complain(error.message, error.row.exit)
+        return _complain(_with_request_id(error), error.row.exit)
     except click.Abort:
         return EXIT_INTERRUPTED
     except OSError as error:
         return _complain(": ".join(filter(None, (error.filename, error.strerror))), EXIT_ERROR)
+
+
+def _with_request_id(error: KvError) -> str:
+    """The message; where the service is at fault, with what to look for in its log."""
+    request_id = error.details.get("request_id")
+    return (
+        f"{error.message} (request {request_id})" if request_id and error.row.status >= 500 else error.message
+    )
 
 
 def _complain(message: str, status: int) -> int:

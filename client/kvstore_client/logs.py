@@ -6,7 +6,37 @@ How a line looks and where it goes is decided by whoever starts the servers (``k
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Sequence
+from typing import Any
 
 announcer = logging.getLogger("kvstore.announce")
 """For the lines that are promised: they come whatever the log level is, and scripts read them."""
 announcer.setLevel(logging.INFO)
+
+
+def named(request_id: str | Sequence[str | None] | None) -> dict[str, Any] | None:
+    """What a line about the request, or the ops of several, is logged with (``extra``)."""
+    if request_id is None or isinstance(request_id, str):
+        return None if request_id is None else {"request_id": request_id}
+    ids = list(dict.fromkeys(each for each in request_id if each is not None))
+    return {"request_id": ids[0] if len(ids) == 1 else ids} if ids else None
+
+
+class Seldom:
+    """Holds back lines that would fill the log: one in ``seconds`` may pass."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._passed_at = -seconds
+        self._held_back = 0
+
+    def turn(self) -> str | None:
+        """None to be silent; else what to add to the line, which is empty unless some were held back."""
+        now = time.monotonic()
+        if now - self._passed_at < self._seconds:
+            self._held_back += 1
+            return None
+        since = f" ({self._held_back} more since the last such line)" if self._held_back else ""
+        self._passed_at, self._held_back = now, 0
+        return since

@@ -26,6 +26,7 @@ MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
 MAX_CONTENT_TYPE_BYTES = 255
 MAX_CLIENT_BYTES = 128
 MAX_FILTERS = 1_000
+MAX_REQUEST_ID = 128
 INT64 = 2**63
 
 
@@ -71,6 +72,17 @@ def is_media_type(value: Any) -> bool:
         and 0 < len(value) <= MAX_CONTENT_TYPE_BYTES
         and value.isascii()
         and value.isprintable()
+    )
+
+
+def is_request_id(value: Any) -> bool:
+    """Whether ``value`` may name a request in the logs."""
+    return (
+        type(value) is str
+        and 0 < len(value) <= MAX_REQUEST_ID
+        and value.isascii()
+        and value.isprintable()
+        and " " not in value
     )
 
 

@@ -29,16 +29,21 @@ from kvstore_client.operations import (
     MAX_CLIENT_BYTES,
     MAX_OPS,
     MAX_REQUEST_BYTES,
+    MAX_REQUEST_ID,
     OPERATIONS,
     check_keys,
     check_operation,
     is_media_type,
+    is_request_id,
 )
 
 VERSION = 1
 
 HEARTBEAT_TOPIC = b"\0heartbeat"
 """No key begins like this, since no key holds NUL; subscribe to ``b"\\0"`` for heartbeats alone."""
+
+RequestId = str | Sequence[str | None]
+"""What a request is called in the logs; or for each op what its own caller calls it."""
 
 _REQUEST_FIELDS = frozenset(("v", "ops", "atomic", "client", "seq"))
 
@@ -57,7 +62,8 @@ class Request(NamedTuple):
     """A checked request. ``values[i]`` is the value of ``ops[i]``, None where it has none.
 
     ``writes`` counts the ops that can change the store; ``client`` and ``seq`` number a request with
-    any, so that it is applied once (section 6).
+    any, so that it is applied once (section 6). ``header`` is frame 1 without the request ids: what a
+    repeat is compared by.
     """
 
     ops: list[dict[str, Any]]
@@ -66,6 +72,8 @@ class Request(NamedTuple):
     atomic: bool = False
     client: str | None = None
     seq: int = 0
+    request_id: RequestId | None = None
+    header: bytes = b""
 
 
 class Reply(NamedTuple):
@@ -106,6 +114,7 @@ def encode_request(
     atomic: bool = False,
     client: str | None = None,
     seq: int = 0,
+    request_id: RequestId | None = None,
 ) -> list[bytes]:
     """The frames of a request. ``values`` are those of the ops that have one, in their order;
     each such op must already say its ``size``."""
@@ -115,6 +124,8 @@ def encode_request(
     if client is not None:
         header["client"] = client
         header["seq"] = seq
+    if request_id is not None:
+        header["request_id"] = request_id
     encoded = _dumps(header)
     return [encoded, b"".join(values)] if values else [encoded]
 
@@ -129,6 +140,8 @@ def _dumps(header: dict[str, Any]) -> bytes:
 def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:
     """The request in ``frames``, checked in full; raises KvError and keeps nothing otherwise."""
     header = _decode_header(frames)
+    request_id = header.pop("request_id", None)
+    _refuse_unknown_fields(header)
     ops = header.get("ops")
     if type(ops) is not list or not ops:
         raise KvError("bad_request", "'ops' must be a list with at least one op")
@@ -148,7 +161,24 @@ def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:
         _check_atomic(ops, blob, limits)
     if client is not None and not writes:
         raise KvError("bad_request", "only a request that writes is numbered; leave out 'client' and 'seq'")
-    return Request(ops, values, writes, atomic, client, seq)
+    plain = frames[0]
+    if request_id is not None:
+        _check_request_id(request_id, len(ops))
+        plain = orjson.dumps(header)
+    return Request(ops, values, writes, atomic, client, seq, request_id, plain)
+
+
+def _check_request_id(request_id: Any, count: int) -> None:
+    if type(request_id) is list and len(request_id) == count:
+        is_good = all(each is None or is_request_id(each) for each in request_id)
+    else:
+        is_good = is_request_id(request_id)
+    if not is_good:
+        raise KvError(
+            "bad_request",
+            f"'request_id' must be 1 to {MAX_REQUEST_ID} visible ASCII characters, "
+            "or a list with one such text, or null, for each op",
+        )
 
 
 def _decode_header(frames: Sequence[bytes]) -> dict[str, Any]:
@@ -165,10 +195,13 @@ def _decode_header(frames: Sequence[bytes]) -> dict[str, Any]:
         raise KvError(
             "unsupported_version", f"'v' must be {VERSION}, the version spoken here", versions=[VERSION]
         )
+    return header
+
+
+def _refuse_unknown_fields(header: dict[str, Any]) -> None:
     if not header.keys() <= _REQUEST_FIELDS:
         unknown = sorted(header.keys() - _REQUEST_FIELDS)
         raise KvError("bad_request", f"unknown fields in the request: {', '.join(map(repr, unknown))}")
-    return header
 
 
 def _decode_number(header: dict[str, Any]) -> tuple[str | None, int]:
@@ -274,19 +307,29 @@ def _check_atomic(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> Non
 
 
 def encode_reply(
-    epoch: str, revision: int, results: Sequence[dict[str, Any]], values: Sequence[bytes] = ()
+    epoch: str,
+    revision: int,
+    results: Sequence[dict[str, Any]],
+    values: Sequence[bytes] = (),
+    request_id: RequestId | None = None,
 ) -> list[bytes]:
     """The frames of a reply; ``values`` in the order in which ``size`` stands in ``results``.
 
     The second frame is there whenever any ``size`` is, even if all of them are 0.
     """
-    header = orjson.dumps({"v": VERSION, "epoch": epoch, "revision": revision, "results": results})
-    return [header, b"".join(values)] if values else [header]
+    header = {"v": VERSION, "epoch": epoch, "revision": revision, "results": results}
+    if request_id is not None:
+        header["request_id"] = request_id
+    encoded = orjson.dumps(header)
+    return [encoded, b"".join(values)] if values else [encoded]
 
 
-def encode_error(error: KvError) -> list[bytes]:
+def encode_error(error: KvError, request_id: RequestId | None = None) -> list[bytes]:
     """The frames of a reply that refuses the whole request."""
-    return [orjson.dumps({"v": VERSION, "error": error.as_json()})]
+    header = {"v": VERSION, "error": error.as_json()}
+    if request_id is not None:
+        header["request_id"] = request_id
+    return [orjson.dumps(header)]
 
 
 def decode_reply(frames: Sequence[bytes]) -> Reply:

@@ -22,6 +22,9 @@ REPLY_BYTES = 64 * 1024 * 1024
 GETS_AT_ONCE = 1_000
 """Consecutive gets that share a snapshot, and the most that are read without a look at the clock."""
 
+SHOWN_OPS = 5
+"""Of a request in the log."""
+
 _RESULT_BYTES = 160
 """About what a result's JSON takes beside its key and value."""
 
@@ -52,12 +55,14 @@ class Exchange:
         "_values",
         "_writes",
         "envelope",
+        "request_id",
         "size",
     )
 
     def __init__(self, envelope: Frames, size: int, request: Request) -> None:
         self.envelope = envelope
         self.size = size
+        self.request_id = request.request_id
         self._writes = request.writes
         self._ops = request.ops
         self._results: list[Any] = [] if self.has_writes_only() else [None] * len(request.ops)
@@ -149,10 +154,16 @@ class Exchange:
         if self._revision is None or revision < self._revision:
             self._revision = revision
 
+    def summary(self) -> str:
+        """Which ops they are, for the log; no values."""
+        shown = [f"{op['op']} {op.get('key', '')}".rstrip() for op in self._ops[:SHOWN_OPS]]
+        more = len(self._ops) - len(shown)
+        return ", ".join(shown) + (f" and {more} more" if more else "")
+
     def reply(self, epoch: str, head: int) -> Frames:
         """The frames of the finished reply; ``head`` is told where nothing was read."""
         revision = head if self._revision is None else self._revision
-        return encode_reply(epoch, revision, self._results, self._values)
+        return encode_reply(epoch, revision, self._results, self._values, self.request_id)
 
 
 def _is_get(op: dict[str, Any]) -> bool:

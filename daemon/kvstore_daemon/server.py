@@ -15,7 +15,8 @@ import time
 from collections import deque
 
 from kvstore_client.errors import KvError
-from kvstore_client.protocol import decode_request, encode_error
+from kvstore_client.logs import named
+from kvstore_client.protocol import RequestId, decode_request, encode_error
 from kvstore_daemon.committer import GROUP_OPS, GroupCommitter
 from kvstore_daemon.engine import Answer, Change, Engine
 from kvstore_daemon.exchange import Exchange
@@ -154,7 +155,7 @@ class Server:
         if request.writes:
             self._committer.add(write_request(request, frames, exchange), size)
         else:
-            self._read(exchange)
+            self._finish(exchange)
 
     def _check_size(self, frames: Frames) -> None:
         limit = self._limits.request_bytes
@@ -182,7 +183,7 @@ class Server:
             else:
                 self._read(exchange)
         except Exception as error:  # whatever it is, the client gets its one reply
-            self._refuse(exchange.envelope, exchange.size, error)
+            self._refuse(exchange.envelope, exchange.size, error, exchange.request_id)
 
     # ── commits ──────────────────────────────────────────────────────────────────────────────────
 
@@ -231,15 +232,21 @@ class Server:
     # ── replies ──────────────────────────────────────────────────────────────────────────────────
 
     def _answer(self, exchange: Exchange) -> None:
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("answered %s", exchange.summary(), extra=named(exchange.request_id))
         self._reply(exchange.envelope, exchange.size, exchange.reply(self._epoch, self._head))
 
-    def _refuse(self, envelope: Frames, size: int, error: Exception) -> None:
+    def _refuse(
+        self, envelope: Frames, size: int, error: Exception, request_id: RequestId | None = None
+    ) -> None:
         """Answer a whole request with an error."""
         if not isinstance(error, KvError):
-            log.error("a request failed", exc_info=error)
+            log.error("a request failed", exc_info=error, extra=named(request_id))
             error = KvError("internal", "the daemon failed on this request; its log says how")
+        elif log.isEnabledFor(logging.DEBUG):
+            log.debug("refused a request: %s: %s", error.code, error.message, extra=named(request_id))
         self._counters.requests_refused += 1
-        self._reply(envelope, size, encode_error(error))
+        self._reply(envelope, size, encode_error(error, request_id))
 
     def _reply(self, envelope: Frames, size: int, frames: Frames) -> None:
         self._pending -= 1

@@ -69,14 +69,14 @@ def write_request(request: Request, frames: Sequence[bytes], ticket: Any) -> Wri
     """The writes of ``request`` in its order; its reads are left out.
 
     ``frames`` are those it was decoded from: a numbered request's fingerprint is a checksum of them, so
-    only a repeat that is the same byte for byte counts as one.
+    only a repeat that is the same byte for byte counts as one, but for the request ids.
     """
     writes = [
         WRITES[op["op"]](op, value or b"")
         for op, value in zip(request.ops, request.values, strict=True)
         if op["op"] in WRITES
     ]
-    fingerprint = _fingerprint(frames) if request.client is not None else 0
+    fingerprint = _fingerprint([request.header, *frames[1:]]) if request.client is not None else 0
     return WriteRequest(writes, request.atomic, request.client, request.seq, fingerprint, ticket)
 
 

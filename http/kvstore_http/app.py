@@ -25,8 +25,6 @@ from kvstore_http.service import LivezResource, ReadyzResource, StatusResource
 from kvstore_http.settings import HttpSettings
 from kvstore_http.subscribe import SubscribeResource
 
-MAX_REQUEST_ID = 128
-
 
 def create_app(link: Link, feed: Feed, settings: HttpSettings) -> falcon.App[Any, Any]:
     """The application that answers for the daemon behind ``link``, with changes from ``feed``.
@@ -37,7 +35,7 @@ def create_app(link: Link, feed: Feed, settings: HttpSettings) -> falcon.App[Any
     resources = _resources(link, feed, settings)
     for path, endpoints in contract.paths().items():
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
-    middleware: list[Any] = [RequestId()]
+    middleware: list[Any] = []
     hosts = allowed_hosts(settings.http, settings.allowed_hosts)
     if hosts is not None:
         middleware.append(HostCheck(hosts))
@@ -93,14 +91,3 @@ class Response(falcon.Response):
 
     def set_headers(self, headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> None:
         self._headers.update(headers)
-
-
-class RequestId:
-    """Middleware that gives a request's ``X-Request-Id`` back, so that a caller can match its logs."""
-
-    def process_response(
-        self, req: falcon.Request, resp: falcon.Response, _resource: object, _succeeded: bool
-    ) -> None:
-        request_id = req.env.get("HTTP_X_REQUEST_ID")
-        if request_id is not None and request_id.isascii() and len(request_id) <= MAX_REQUEST_ID:
-            resp.set_header("x-request-id", request_id)

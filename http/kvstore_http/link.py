@@ -30,8 +30,9 @@ from gevent.hub import Waiter
 
 from kvstore_client.errors import KvError
 from kvstore_client.operations import OPERATIONS, check_keys, check_operation
-from kvstore_client.protocol import Reply, encode_request
+from kvstore_client.protocol import Reply, RequestId, encode_request
 from kvstore_http.pipe import Exchange, Outcome, Pipe
+from kvstore_http.requestids import travelling
 
 LANES = 2
 BATCH_LANES = 64
@@ -53,7 +54,7 @@ Result = dict[str, Any] | KvError
 class _Call:
     """One op whose greenlet waits. ``alone`` keeps it from being merged with others."""
 
-    __slots__ = ("alone", "deadline", "op", "size", "value", "waiter")
+    __slots__ = ("alone", "deadline", "op", "request_id", "size", "value", "waiter")
 
     def __init__(self, op: dict[str, Any], value: bytes | None, deadline: float, hub: Any) -> None:
         self.op = op
@@ -62,6 +63,7 @@ class _Call:
         self.deadline = deadline
         self.waiter = Waiter(hub)
         self.alone = False
+        self.request_id = travelling.get()
 
     def settle(self, result: Result) -> None:
         self.waiter.switch(result)
@@ -70,7 +72,7 @@ class _Call:
 class _Request:
     """A request that a greenlet made itself and that is sent as it is."""
 
-    __slots__ = ("atomic", "deadline", "ops", "values", "waiter")
+    __slots__ = ("atomic", "deadline", "ops", "request_id", "values", "waiter")
 
     def __init__(
         self, ops: Sequence[dict[str, Any]], values: Sequence[bytes], atomic: bool, deadline: float, hub: Any
@@ -80,6 +82,7 @@ class _Request:
         self.atomic = atomic
         self.deadline = deadline
         self.waiter = Waiter(hub)
+        self.request_id = travelling.get()
 
     def settle(self, outcome: Outcome) -> None:
         self.waiter.switch(outcome)
@@ -179,9 +182,10 @@ class DaemonLink:
         request = _Request(ops, values, atomic, self._deadline(), self._hub)
         send = partial(self._send, ops=ops, values=values, done=request.settle, deadline=request.deadline)
         if not any(op["op"] in _WRITING for op in ops):
-            send(self._reads, atomic=atomic)
+            send(self._reads, atomic=atomic, request_id=request.request_id)
         elif idempotency_key is not None:
-            send(self._writes, atomic=atomic, client=f"http:{idempotency_key}", seq=1)
+            number: dict[str, Any] = {"client": f"http:{idempotency_key}", "seq": 1}
+            send(self._writes, atomic=atomic, request_id=request.request_id, **number)
         else:
             self._waiting_batches.append(request)
             self._flush_soon()
@@ -222,18 +226,20 @@ class DaemonLink:
             self._flush_soon()
 
         self._gets_under_way += 1
-        self._send(self._reads, [call.op for call in calls], (), done, calls[0].deadline)
+        ops = [call.op for call in calls]
+        self._send(self._reads, ops, (), done, calls[0].deadline, request_id=_ids_of(calls))
 
     def _send_writes(self, lane: _Lane) -> None:
         calls = _take(self._waiting_writes)
         ops = [call.op for call in calls]
         values = [call.value for call in calls if call.value is not None]
         settle = partial(self._settle, calls, queue=self._waiting_writes)
-        self._send_numbered(lane, ops, values, settle, calls[0].deadline)
+        self._send_numbered(lane, ops, values, settle, calls[0].deadline, request_id=_ids_of(calls))
 
     def _send_batch(self, lane: _Lane) -> None:
         batch = self._waiting_batches.popleft()
-        self._send_numbered(lane, batch.ops, batch.values, batch.settle, batch.deadline, atomic=batch.atomic)
+        how = {"atomic": batch.atomic, "request_id": batch.request_id}
+        self._send_numbered(lane, batch.ops, batch.values, batch.settle, batch.deadline, **how)
 
     def _send_numbered(
         self,
@@ -242,8 +248,7 @@ class DaemonLink:
         values: Sequence[bytes],
         settle: Callable[[Outcome], None],
         deadline: float,
-        *,
-        atomic: bool = False,
+        **how: Any,
     ) -> None:
         def done(outcome: Outcome) -> None:
             lane.is_busy = False
@@ -253,7 +258,7 @@ class DaemonLink:
         lane.seq += 1
         lane.is_busy = True
         number = {"client": lane.client, "seq": lane.seq}
-        self._send(self._writes, ops, values, done, deadline, atomic=atomic, **number)
+        self._send(self._writes, ops, values, done, deadline, **how, **number)
 
     def _send(
         self,
@@ -406,6 +411,14 @@ def _take(queue: deque[_Call]) -> list[_Call]:
         size += call.size
         calls.append(queue.popleft())
     return calls
+
+
+def _ids_of(calls: Sequence[_Call]) -> RequestId | None:
+    """What the requests are called that share one; None if none of them is to be named."""
+    ids = [call.request_id for call in calls]
+    if not any(ids):
+        return None
+    return ids if len(ids) > 1 else ids[0]
 
 
 def _overdue(queue: deque[Any], now: float) -> list[Any]:

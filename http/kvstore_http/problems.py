@@ -13,6 +13,8 @@ import falcon
 import orjson
 
 from kvstore_client.errors import KvError
+from kvstore_client.logs import named
+from kvstore_http.requestids import REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
@@ -20,7 +22,7 @@ RETRY_AFTER_SECONDS = 1
 log = logging.getLogger(__name__)
 
 
-def problem(error: KvError) -> dict[str, Any]:
+def problem(error: KvError, request_id: str | None = None) -> dict[str, Any]:
     """The problem document: the details stand beside the members of RFC 9457 and never replace one."""
     row = error.row
     members = {
@@ -31,13 +33,15 @@ def problem(error: KvError) -> dict[str, Any]:
         "code": row.code,
         "retryable": row.retryable,
     }
+    if request_id is not None:
+        members["request_id"] = request_id
     return {**members, **error.details, **members}
 
 
-def rendered(error: KvError) -> tuple[str, dict[str, str], bytes]:
-    """Status line, headers and body of the response that reports ``error``."""
+def rendered(error: KvError, request_id: str | None) -> tuple[str, dict[str, str], bytes]:
+    """Status line, headers and body of the response that reports ``error`` to the request."""
     status = falcon.code_to_http_status(error.row.status)
-    return status, _headers(error), orjson.dumps(problem(error))
+    return status, _headers(error), orjson.dumps(problem(error, request_id))
 
 
 def _headers(error: KvError) -> dict[str, str]:
@@ -61,11 +65,11 @@ def install(app: falcon.App[Any, Any]) -> None:
     app.add_error_handler(KvError, _on_error)
 
 
-def _on_error(_req: falcon.Request, resp: falcon.Response, error: KvError, _params: dict[str, Any]) -> None:
+def _on_error(req: falcon.Request, resp: falcon.Response, error: KvError, _params: dict[str, Any]) -> None:
     # Headers of the answer that was being prepared describe something else than the problem.
     for name in resp.headers:
         resp.delete_header(name)
-    resp.status, headers, resp.data = rendered(error)
+    resp.status, headers, resp.data = rendered(error, req.env.get(REQUEST_ID))
     resp.set_headers(headers)
 
 
@@ -83,5 +87,5 @@ def _on_http_error(
 def _on_exception(
     req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]
 ) -> None:
-    log.error("%s %s failed", req.method, req.path, exc_info=error)
+    log.error("%s %s failed", req.method, req.path, exc_info=error, extra=named(req.env.get(REQUEST_ID)))
     _on_error(req, resp, KvError("internal", "the facade failed; its log has the cause"), params)

@@ -67,6 +67,7 @@ _PROBLEM: Schema = {
     "retryable": _FLAG,
     "revision": _INTEGER,
     "outcome": {"const": "unknown"},
+    "request_id": _TEXT,
 }
 
 SCHEMAS: dict[str, Schema] = {

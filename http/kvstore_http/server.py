@@ -35,6 +35,7 @@ from waitress.server import BaseWSGIServer
 from kvstore_client.errors import KvError
 from kvstore_http.parser import Parser, RefusalError
 from kvstore_http.problems import rendered
+from kvstore_http.requestids import new_id
 from kvstore_http.runners import Runners
 from kvstore_http.tasks import HandOver, RefusalTask, Task
 
@@ -395,6 +396,10 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             "wsgi.input_terminated": True,
         }
 
+    def is_traced(self) -> bool:
+        """Whether the log speaks of each request, so that all that is done for one has to say its id."""
+        return log.isEnabledFor(logging.DEBUG)
+
     def getsockname(self) -> tuple[str, int]:
         host, port, *_ = self.socket.getsockname()
         return host, port
@@ -456,8 +461,9 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
 
     def _turn_away(self, conn: socket.socket, error: KvError) -> None:
         """Say that there is no room, rather than leave the client waiting in the backlog."""
-        status, headers, body = rendered(error)
-        headers |= {"content-length": str(len(body)), "connection": "close"}
+        request_id = new_id()  # that of the request was not read
+        status, headers, body = rendered(error, request_id)
+        headers |= {"content-length": str(len(body)), "connection": "close", "x-request-id": request_id}
         lines = "\r\n".join(f"{name}: {value}" for name, value in headers.items())
         conn.setblocking(False)
         try:

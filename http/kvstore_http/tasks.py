@@ -12,12 +12,13 @@ from waitress.utilities import build_http_date
 
 from kvstore_http.parser import refusal_of
 from kvstore_http.problems import rendered
+from kvstore_http.requestids import REQUEST_ID, new_id, sent_id, travelling
 
 HandOver = Callable[[int, bytes, bool], None]
 """Takes over a connection: its descriptor, bytes still to be sent first, and whether what follows is
 framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0)."""
 
-_OURS = frozenset(("content-length", "connection", "date", "server"))
+_OURS = frozenset(("content-length", "connection", "date", "server", "x-request-id"))
 """Headers that are written here, whatever the application says of them."""
 
 _JOINED_BYTES = 64 * 1024
@@ -80,6 +81,7 @@ class _Head:
     close_on_finish: bool
     hand_over: HandOver | None = None
     chunked_response = False
+    request_id: str
 
     def build_response_header(self) -> bytes:
         """The status line and the headers. Decides how the body is framed, and whether the
@@ -94,6 +96,7 @@ class _Head:
             lines.append(f"Content-Length: {self.content_length}")
         elif self.chunked_response:
             lines.append("Transfer-Encoding: chunked")
+        lines.append(f"X-Request-Id: {self.request_id}")
         lines += self._connection(is_open_ended)
         head = "\r\n".join(lines)
         if head.count("\n") != len(lines) - 1:
@@ -115,13 +118,26 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
     """One request for the application.
 
     Adds to the environ: ``kvstore.raw_path`` and ``kvstore.raw_query``, the request target as sent;
-    and ``kvstore.hand_over``, a function that takes a :data:`HandOver` to which the connection is
-    given once the response's headers are written. The application then returns a stream without
-    content.
+    ``kvstore.request_id``; and ``kvstore.hand_over``, a function that takes a :data:`HandOver` to which
+    the connection is given once the response's headers are written. The application then returns a stream
+    without content.
     """
 
     def execute(self) -> None:
         """Call the application and write what it answers."""
+        sent = sent_id(self.request.headers)
+        if sent is None and not self.channel.server.is_traced():
+            self.request_id = new_id()
+            self._answer()
+            return
+        self.request_id = sent or new_id()
+        token = travelling.set(self.request_id)
+        try:
+            self._answer()
+        finally:
+            travelling.reset(token)
+
+    def _answer(self) -> None:
         body = self.channel.server.application(self.get_environment(), self._start_response)
         try:
             for chunk in body:
@@ -159,6 +175,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         environ["wsgi.input"] = request.get_body_stream()
         for name, value in request.headers.items():
             environ[name if name in _PLAIN_HEADERS else "HTTP_" + name] = value
+        environ[REQUEST_ID] = self.request_id
         environ["kvstore.raw_path"], environ["kvstore.raw_query"] = request.target
         environ["kvstore.hand_over"] = self._take_hand_over
         return environ
@@ -199,7 +216,8 @@ class RefusalTask(_Head, ErrorTask):  # type: ignore[misc]
 
     def execute(self) -> None:
         """Write the problem document; the connection ends after it."""
-        self.status, headers, body = rendered(refusal_of(self.request.error))
+        self.request_id = sent_id(self.request.headers) or new_id()
+        self.status, headers, body = rendered(refusal_of(self.request.error), self.request_id)
         self.response_headers.extend(headers.items())
         self.close_on_finish = True
         self.content_length = len(body)
