@@ -41,6 +41,7 @@ SECTIONS = {
         "http": "Run the HTTP facade alone",
         "status": "Say how the service is",
         "ping": "Check that the service answers: for health checks",
+        "doctor": "Measure the service through what stands in between, and say what to change",
         "config": "Show and check the configuration",
         "completion": "Print the completion script for a shell",
     },

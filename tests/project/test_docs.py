@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
+from kvstore_cli.doctor.causes import CAUSES
+from kvstore_cli.doctor.table import CHECKS
 from kvstore_cli.main import cli
 from kvstore_cli.options import OPTIONS
 from support.markdown import ROOT, anchors, blocks, links, steps, table_rows
@@ -123,6 +125,21 @@ def test_make_targets_that_are_named_exist() -> None:
         named = re.findall(r"`make ([a-z]+)", page.read_text())
         shown = re.findall(r"^make ([a-z]+)", page.read_text(), re.MULTILINE)
         assert set(named + shown) <= targets, name_of(page)
+
+
+# ── what kvstore doctor looks at ─────────────────────────────────────────────────────────────────
+
+PROXIES = (ROOT / "docs/proxies.md").read_text()
+
+
+def test_proxies_shows_what_the_doctor_can_find_and_what_it_then_says() -> None:
+    shown = [tuple(row) for row in table_rows(PROXIES, "What it finds")]
+    assert shown == [(f"`{name}`", fix.nginx or "—", fix.others) for name, fix in CAUSES.items()]
+
+
+def test_proxies_names_every_check_of_the_doctor() -> None:
+    named = [name for row in table_rows(PROXIES, "`kvstore doctor`") for name in row[0].split(", ")]
+    assert named == [check.name for check in CHECKS]
 
 
 # ── the walk through the code ────────────────────────────────────────────────────────────────────

@@ -1,0 +1,270 @@
+"""The service as the doctor asks it: every answer is data, also one that comes from something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from math import inf
+from time import monotonic
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from kvstore_cli.connection import connect, http_client, reason
+from kvstore_cli.doctor.stream import WatchedStream
+from kvstore_cli.service import encode_query, key_path
+from kvstore_client.errors import KvError
+
+SCRATCH = "kvstore-doctor/"
+"""What the keys of every run begin with; a random part follows."""
+
+PATIENCE_SECONDS = 3.0
+"""How long something may take that should come at once."""
+
+_TTL_SECONDS = 900
+_LARGEST_HEAD_BYTES = 64 * 1024
+
+
+class Reply(NamedTuple):
+    """An answer, whoever gave it, read to its end. ``seconds`` is how long it took."""
+
+    status: int
+    headers: http_client.HTTPMessage
+    body: bytes
+    seconds: float
+
+    @property
+    def code(self) -> str | None:
+        """The code of an error of kvstore's own; None for a success, and for what others answered."""
+        if not self.headers.get("Content-Type", "").startswith("application/problem+json"):
+            return None
+        code = self.json().get("code")
+        return code if isinstance(code, str) else None
+
+    def json(self) -> dict[str, Any]:
+        """The body as a JSON object; an empty one if it is something else."""
+        try:
+            parsed = json.loads(self.body)
+        except ValueError:
+            return {}
+        return parsed if isinstance(parsed, dict) else {}
+
+    @property
+    def shown(self) -> str:
+        """The answer in a few words."""
+        return f"{self.status} {self.code}" if self.code else f"{self.status}"
+
+
+class Verdict(NamedTuple):
+    """What the head of a request was answered with, before any of its body was sent: 100 if the body
+    may come, 0 if nothing came. ``is_ours`` tells a refusal of kvstore from one of something else."""
+
+    status: int
+    is_ours: bool
+
+
+class NotStoredError(Exception):
+    """A value of ``size`` bytes, which the service would take, was refused on the way."""
+
+    def __init__(self, reply: Reply, size: int) -> None:
+        super().__init__(reply.shown)
+        self.reply = reply
+        self.size = size
+
+
+@dataclass
+class Probe:
+    """One service at one address, and a place in its store of which the doctor may dispose.
+
+    ``timeout`` bounds each answer and ``idle`` is how long silence is listened to, both in seconds.
+    Nothing is begun after ``deadline``, of the monotonic clock, and no answer waited for. Not for
+    several threads. What one check learns is kept for those that follow.
+    """
+
+    url: str
+    timeout: float
+    idle: float
+    ca_file: str | None = None
+    scratch: str = field(default_factory=lambda: f"{SCRATCH}{os.urandom(8).hex()}/")
+    status: dict[str, Any] = field(default_factory=dict)
+    server: str = ""
+    round_trip: float = 0.0
+    are_streams_live: bool = True
+    deadline: float = inf
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        self.secure = parts.scheme == "https"
+        self.host = parts.hostname or ""
+        self.port = parts.port or (443 if self.secure else 80)
+        self.base = parts.path
+        self.has_written = False
+        self._connection: http_client.HTTPConnection | None = None
+
+    # ── asking ──────────────────────────────────────────────────────────────────────────────────
+
+    def connect(self) -> http_client.HTTPConnection:
+        """A new connection. Raises OSError, and ``not_allowed`` for a certificate that is not trusted."""
+        seconds = self._left(self.timeout)
+        return connect(self.host, self.port, seconds=seconds, secure=self.secure, ca_file=self.ca_file)
+
+    def ask(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Reply:
+        """The answer, in ``timeout`` seconds if that is given. Connections are kept; one that the other
+        side closed meanwhile is replaced. Raises ``unavailable`` and ``timed_out``."""
+        kept, self._connection = self._connection, None
+        if kept is not None:
+            try:
+                return self._exchange(kept, method, target, body, headers, timeout)
+            except (ConnectionError, http_client.BadStatusLine):
+                kept.close()
+            except (OSError, http_client.HTTPException) as error:
+                kept.close()
+                raise _no_answer(method, error) from error
+        try:
+            return self._exchange(self.connect(), method, target, body, headers, timeout)
+        except (OSError, http_client.HTTPException) as error:
+            raise _no_answer(method, error) from error
+
+    def _exchange(
+        self,
+        connection: http_client.HTTPConnection,
+        method: str,
+        target: str,
+        body: bytes | None,
+        headers: dict[str, str] | None,
+        timeout: float | None,
+    ) -> Reply:
+        connection.sock.settimeout(self._left(timeout or self.timeout))
+        begin = monotonic()
+        try:
+            connection.request(method, self.base + target, body, headers or {})
+        except ConnectionError:
+            # who refuses a large body answers before having read it, and closes: the answer may be here
+            if body is None:
+                raise
+        response = connection.getresponse()
+        reply = Reply(response.status, response.headers, response.read(), monotonic() - begin)
+        if connection.sock is not None:  # it is None where the other side wants no more on it
+            self._connection = connection
+        return reply
+
+    def watch(self, query: list[tuple[str, str]], headers: dict[str, str]) -> WatchedStream:
+        """An event stream, read by a thread of its own. Raises like :meth:`ask`."""
+        try:
+            connection = self.connect()
+            sock = connection.sock
+            connection.request("GET", f"{self.base}/v1/subscribe{encode_query(query)}", headers=headers)
+        except (OSError, http_client.HTTPException) as error:
+            raise _no_answer("GET", error) from error
+        return WatchedStream(connection, sock)
+
+    def announce(self, method: str, target: str, size: int) -> Verdict:
+        """What is answered to a request that announces ``size`` bytes and waits for ``100 Continue``
+        before it sends them; they are never sent. Raises like :meth:`ask`."""
+        try:
+            connection = self.connect()
+            try:
+                connection.putrequest(method, self.base + target)
+                for name, value in (
+                    ("Content-Length", str(size)),
+                    ("Content-Type", "application/json"),
+                    ("Expect", "100-continue"),
+                ):
+                    connection.putheader(name, value)
+                connection.endheaders()
+                connection.sock.settimeout(PATIENCE_SECONDS)
+                return _read_verdict(connection)
+            finally:
+                connection.close()
+        except (OSError, http_client.HTTPException) as error:
+            raise _no_answer(method, error) from error
+
+    def _left(self, seconds: float) -> float:
+        left = self.deadline - monotonic()
+        if left <= 0:
+            raise KvError("timed_out", "the time for the whole examination is over")
+        return min(seconds, left)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # ── keys ────────────────────────────────────────────────────────────────────────────────────
+
+    def key(self, name: str) -> str:
+        """A key that is the doctor's own."""
+        return self.scratch + name
+
+    def put(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> Reply:
+        """Store a scratch value, with a TTL, under ``?key=``: a path that a proxy rewrote could name a
+        key of somebody else."""
+        self.has_written = True
+        return self.ask("PUT", by_query(key, ttl=f"{_TTL_SECONDS}s"), value, headers)
+
+    def store(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> Reply:
+        """Like :meth:`put`; raises NotStoredError if it was refused."""
+        reply = self.put(key, value, headers)
+        if reply.status not in (200, 201):
+            raise NotStoredError(reply, len(value))
+        return reply
+
+    def clean(self) -> None:
+        """Delete everything that was written. What this fails to delete has a TTL."""
+        if self.has_written:
+            self.deadline = inf
+            self.close()
+            self.ask("DELETE", f"/v1/kv{encode_query([('prefix', self.scratch)])}")
+            self.has_written = False
+
+
+def by_query(key: str, **parameters: str) -> str:
+    """The address of ``key`` as a parameter."""
+    return f"/v1/kv{encode_query([('key', key), *parameters.items()])}"
+
+
+def by_path(key: str) -> str:
+    """The address of ``key`` as a path, encoded as the commands do it."""
+    return key_path("kv", key)
+
+
+def percentiles(seconds: list[float]) -> tuple[float, float]:
+    """The median and the 99th percentile, in milliseconds."""
+    return percentile(seconds, 50), percentile(seconds, 99)
+
+
+def percentile(seconds: list[float], percent: int) -> float:
+    """In milliseconds."""
+    ordered = sorted(seconds)
+    return round(ordered[round((len(ordered) - 1) * percent / 100)] * 1000, 2)
+
+
+def _read_verdict(connection: http_client.HTTPConnection) -> Verdict:
+    head = b""
+    try:
+        while b"\r\n\r\n" not in head and len(head) < _LARGEST_HEAD_BYTES:
+            read = connection.sock.recv(4096)
+            if not read:
+                break
+            head += read
+    except TimeoutError:
+        return Verdict(0, is_ours=False)
+    found = re.match(rb"HTTP/1\.[01] (\d{3})", head)
+    is_ours = b"application/problem+json" in head.lower()
+    return Verdict(int(found[1]) if found else 0, is_ours)
+
+
+def _no_answer(method: str, error: Exception) -> KvError:
+    if isinstance(error, TimeoutError):
+        return KvError("timed_out", f"{method} was not answered in time")
+    return KvError("unavailable", f"{method} was not answered: {reason(error)}")

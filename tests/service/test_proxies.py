@@ -1,0 +1,329 @@
+"""The service behind real proxies, and whether ``kvstore doctor`` names what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from kvstore_cli.doctor.probe import Probe
+from support import Service
+from support.fronts import HaProxy, Nginx
+from support.markdown import ROOT, blocks
+from support.programs import require_program
+from support.servers import clean_environment, kvstore_command
+from support.surfaces import call
+from support.waiting import wait_until
+
+SHIPPED = (ROOT / "deploy/nginx/kvstore.conf").read_text()
+PAGE = (ROOT / "docs/proxies.md").read_text()
+
+# How fast things are depends on what else runs on the machine, and is nothing that these tests promise.
+SPEED = {"slow_disk", "slow_events"}
+
+
+class Examined(NamedTuple):
+    """What ``kvstore doctor`` said."""
+
+    exit: int
+    checks: list[dict[str, Any]]
+
+    @property
+    def causes(self) -> set[str]:
+        """What it found wrong, and of headers and methods which."""
+        found = set()
+        for check in self.checks:
+            figures = check.get("figures", {})
+            detail = figures.get("header") or figures.get("method")
+            if check.get("cause") not in (None, *SPEED):
+                found.add(check["cause"] + (f" {detail}" if detail else ""))
+        return found
+
+
+def examine(url: str, folder: Path, *flags: str) -> Examined:
+    """Run ``kvstore doctor --json``, without the listening to silence unless flags are given."""
+    done = subprocess.run(
+        kvstore_command("doctor", "--json", "--url", url, *(flags or ["--quick"])),
+        capture_output=True,
+        env=clean_environment(folder),
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout, done.stderr.decode()
+    return Examined(done.returncode, json.loads(done.stdout)["checks"])
+
+
+@pytest.fixture(scope="module")
+def url(shared_service: Service) -> str:
+    """The service without anything in front."""
+    return shared_service.url
+
+
+@pytest.fixture
+def front(tmp_path: Path, url: str) -> Iterator[Callable[[str], str]]:
+    """``front(settings)``: the address of an nginx with these settings in front of the service."""
+    running: list[Nginx] = []
+
+    def start(http: str) -> str:
+        number = len(running)
+        running.append(
+            Nginx(tmp_path / f"nginx{number}", http.replace("{service}", url.removeprefix("http://")))
+        )
+        return running[-1].__enter__().url
+
+    yield start
+    for nginx in running:
+        nginx.__exit__()
+
+
+def shipped(service: str) -> str:
+    """The configuration that is shipped, for the addresses of a test and else as it is."""
+    text = SHIPPED.replace("listen 80;", "listen 127.0.0.1:{port};").replace("kv.example.org;", "127.0.0.1;")
+    assert "server 127.0.0.1:5000;" in text
+    return text.replace("127.0.0.1:5000", service)
+
+
+PLAIN = "server { listen 127.0.0.1:{port}; location / { proxy_pass http://{service}; } }"
+
+
+# ── nginx as it should be ────────────────────────────────────────────────────────────────────────
+
+
+def test_the_shipped_configuration_is_accepted_without_a_warning(tmp_path: Path) -> None:
+    said = Nginx(tmp_path / "nginx", shipped("127.0.0.1:5000")).check()
+    assert "warn" not in said
+
+
+def test_through_the_shipped_configuration_everything_is_as_without_it(
+    front: Callable[[str], str], tmp_path: Path
+) -> None:
+    examined = examine(front(shipped("{service}")), tmp_path, "--idle", "3s")
+    assert examined.causes == set()
+    assert examined.exit == 0
+    assert {check["check"] for check in examined.checks if check["status"] == "note"} == {"protocol"}
+    assert not [check for check in examined.checks if check["status"] == "skipped"]
+
+
+def test_the_shipped_configuration_refuses_names_that_are_not_its_own(front: Callable[[str], str]) -> None:
+    own = front(shipped("{service}"))
+    assert call(own, "GET", "/v1/status").status == 200
+    assert call(own, "GET", "/v1/status", headers={"Host": "evil.example.org"}).status == 421
+
+
+def test_a_page_of_the_proxys_own_site_may_write_and_another_may_not(front: Callable[[str], str]) -> None:
+    own = front(shipped("{service}"))
+    target = "/v1/incr/pages"
+    assert call(own, "POST", target, headers={"Origin": own}).status == 200
+    assert call(own, "POST", target, headers={"Origin": f"{own}0"}).status == 403
+    assert call(own, "POST", target, headers={"Origin": "https://evil.example.org"}).status == 403
+
+
+def test_a_request_without_an_id_is_given_one(front: Callable[[str], str]) -> None:
+    own = front(shipped("{service}"))
+    assert call(own, "GET", "/livez").headers["x-request-id"]
+    assert call(own, "GET", "/livez", headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1 with its key, in one file."""
+    file, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    options = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", file]
+    subprocess.run([require_program("openssl"), *options, *names], capture_output=True, check=True)
+    file.write_text(file.read_text() + key.read_text())
+    return file
+
+
+def test_with_tls_as_the_shipped_configuration_has_it_browsers_get_http2(
+    front: Callable[[str], str], certificate: Path, tmp_path: Path
+) -> None:
+    text = shipped("{service}").replace("    listen 127.0.0.1:{port};\n", "")
+    text = text.replace("# listen 443 ssl", "listen 127.0.0.1:{port} ssl").replace("# ssl_", "ssl_")
+    for suffix in ("pem", "key"):
+        text = text.replace(f"/etc/ssl/kv.example.org.{suffix};", f"{certificate};")
+    secure = front(text).replace("http:", "https:")
+    examined = examine(secure, tmp_path, "--ca-file", str(certificate), "--quick")
+    assert examined.causes == set()
+    assert not [check for check in examined.checks if check["status"] == "note"]
+
+
+def test_with_passwords_as_the_shipped_configuration_has_them_strangers_are_refused(
+    front: Callable[[str], str], tmp_path: Path
+) -> None:
+    users = tmp_path / "users"
+    users.write_text("somebody:{PLAIN}secret\n")
+    text = (
+        shipped("{service}")
+        .replace("# auth_basic", "auth_basic")
+        .replace("/etc/nginx/kvstore.users;", f"{users};", 1)
+    )
+    own = front(text)
+    assert call(own, "GET", "/livez").status == 401
+    known = {"Authorization": "Basic c29tZWJvZHk6c2VjcmV0"}
+    assert call(own, "GET", "/livez", headers=known).status == 200
+    examined = examine(own, tmp_path)
+    assert (examined.exit, examined.causes) == (5, {"login_wanted"})
+
+
+@pytest.mark.parametrize(
+    ("http", "is_told"), [(shipped("{service}"), True), (PLAIN, False)], ids=["shipped", "plain"]
+)
+def test_a_body_that_is_cut_off_is_seen_as_cut_off_only_with_http_1_1(
+    http: str, is_told: bool, service: Service, tmp_path: Path
+) -> None:
+    own = http.replace("{service}", service.url.removeprefix("http://"))
+    with (
+        Nginx(tmp_path / "nginx", own) as nginx,
+        Probe(nginx.url, 20, 0).watch([("key", "k")], {}) as stream,
+    ):
+        assert stream.wait_for(lambda: b"sync" in stream.text, 20)
+        service.facade.kill()
+        wait_until(lambda: stream.ended is not None, what="the stream ends")
+        assert (stream.ended != "") is is_told
+
+
+# ── nginx as it is by default, and as it should not be ──────────────────────────────────────────
+
+
+def test_through_nginx_without_settings_only_large_bodies_fail(
+    front: Callable[[str], str], tmp_path: Path
+) -> None:
+    examined = examine(front(PLAIN), tmp_path)
+    assert (examined.exit, examined.causes) == (1, {"body_limit"})
+
+
+def with_setting(setting: str, proxied: str = "proxy_pass http://{service};") -> str:
+    """An nginx without other faults than ``setting``."""
+    return (
+        "server { listen 127.0.0.1:{port}; client_max_body_size 17m; "
+        f"location / {{ {proxied} {setting} }} }}"
+    )
+
+
+CACHE = "proxy_cache_path {folder}/cache keys_zone=cache:1m;"
+CASES = {
+    "proxy_ignore_headers X-Accel-Buffering;": {"buffered"},
+    "client_max_body_size 1k;": {"body_limit"},
+    "client_max_body_size 1m;": {"body_limit"},
+    "gzip on; gzip_types text/event-stream application/x-ndjson;": {"stream_compressed"},
+    "gzip on; gzip_types application/json;": {"etag_weakened"},
+    'proxy_set_header If-Match "";': {"request_header_lost If-Match"},
+    'proxy_set_header If-None-Match "";': {"request_header_lost If-None-Match"},
+    'proxy_set_header Idempotency-Key "";': {"request_header_lost Idempotency-Key"},
+    'proxy_set_header Last-Event-ID "";': {"request_header_lost Last-Event-ID"},
+    'proxy_set_header Range "";': {"request_header_lost Range"},
+    'proxy_set_header Accept "";': {"request_header_lost Accept", "stream_changed"},
+    "proxy_set_header X-Request-Id $request_id;": {"request_header_lost X-Request-Id"},
+    "proxy_hide_header ETag;": {"response_header_lost ETag"},
+    "proxy_hide_header X-Kvstore-Revision;": {"response_header_lost X-Kvstore-Revision"},
+    "proxy_hide_header Cache-Control;": {"response_header_lost Cache-Control", "stream_changed"},
+    "limit_except GET PUT POST DELETE OPTIONS { deny all; }": {"method_refused PATCH"},
+    "sub_filter_types application/octet-stream; sub_filter_once off; sub_filter aa bb;": {"body_changed"},
+}
+
+
+@pytest.mark.parametrize("setting", CASES)
+def test_the_doctor_names_what_a_setting_breaks_and_nothing_else(
+    setting: str, front: Callable[[str], str], tmp_path: Path
+) -> None:
+    assert examine(front(with_setting(setting)), tmp_path).causes == CASES[setting]
+
+
+WHOLE = {
+    "a path behind the address": (with_setting("", "proxy_pass http://{service}/;"), {"path_rewritten"}),
+    "a cache": (
+        CACHE
+        + with_setting("proxy_cache cache; proxy_cache_valid any 1m; proxy_ignore_headers Cache-Control;"),
+        {"cached"},
+    ),
+    "the caller's Host": (with_setting("proxy_set_header Host kv.example.org;"), {"host_refused"}),
+    "nobody behind it": (with_setting("", "proxy_pass http://127.0.0.1:1;"), {"no_upstream"}),
+    "another site": (with_setting("", "return 200;"), {"not_kvstore"}),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_doctor_names_what_a_configuration_breaks(
+    name: str, front: Callable[[str], str], tmp_path: Path
+) -> None:
+    http, causes = WHOLE[name]
+    assert examine(front(http), tmp_path).causes == causes
+
+
+def test_an_idle_time_below_the_heartbeat_is_told_as_cut_by_something_in_front(
+    front: Callable[[str], str], tmp_path: Path
+) -> None:
+    examined = examine(front(with_setting("proxy_read_timeout 1s;")), tmp_path, "--idle", "3s")
+    assert examined.causes == {"idle_cut", "wait_cut"}
+    (cut,) = [check for check in examined.checks if check.get("cause") == "idle_cut"]
+    assert cut["figures"]["heartbeats"] == 0
+    assert "something in front of the service cut it" in cut["message"]
+    assert cut["fix"]["nginx"] == "proxy_read_timeout 660s;"
+
+
+def test_what_events_are_held_back_by_is_measured(front: Callable[[str], str], tmp_path: Path) -> None:
+    http = with_setting("proxy_ignore_headers X-Accel-Buffering; proxy_buffer_size 8k;")
+    examined = examine(front(http), tmp_path)
+    lumps = [
+        check["figures"]["lump_bytes"]
+        for check in examined.checks
+        if "lump_bytes" in check.get("figures", {})
+    ]
+    assert len(lumps) == 1
+    assert 4096 < lumps[0] <= 8192
+
+
+def test_the_largest_body_that_passes_is_measured(front: Callable[[str], str], tmp_path: Path) -> None:
+    examined = examine(front(with_setting("client_max_body_size 100000;")), tmp_path)
+    passing = [
+        check["figures"]["passing_bytes"]
+        for check in examined.checks
+        if "passing_bytes" in check.get("figures", {})
+    ]
+    assert passing == [100_000]
+
+
+# ── HAProxy ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def haproxy_example() -> str:
+    """The configuration that the page shows."""
+    (example,) = [block.text for block in blocks(PAGE) if block.language == "haproxy"]
+    return example
+
+
+def haproxy_of(url: str, folder: Path, extra: str = "") -> HaProxy:
+    """An HAProxy with the page's configuration in front of the service, and ``extra`` in its backend."""
+    example = haproxy_example().replace("bind :80", "bind 127.0.0.1:{port}")
+    assert "server kvstore 127.0.0.1:5000" in example
+    return HaProxy(folder, example.replace("127.0.0.1:5000", url.removeprefix("http://")) + extra)
+
+
+def test_through_haproxy_as_the_page_shows_it_everything_is_as_without_it(url: str, tmp_path: Path) -> None:
+    with haproxy_of(url, tmp_path / "haproxy") as proxy:
+        examined = examine(proxy.url, tmp_path, "--idle", "3s")
+    assert (examined.exit, examined.causes) == (0, set())
+
+
+@pytest.mark.parametrize(
+    ("extra", "causes"),
+    [
+        ("    http-request del-header If-Match\n", {"request_header_lost If-Match"}),
+        ("    http-response set-header Date 'Mon, 01 Jan 2001 00:00:00 GMT'\n", {"clock_skew"}),
+        ("    http-request set-path %[path,regsub(//,/,g)]\n", {"path_rewritten"}),
+        ("    http-request set-query %[query,url_dec]\n", {"query_rewritten"}),
+    ],
+)
+def test_the_doctor_names_what_haproxy_breaks(extra: str, causes: set[str], url: str, tmp_path: Path) -> None:
+    with haproxy_of(url, tmp_path / "haproxy", extra) as proxy:
+        assert examine(proxy.url, tmp_path).causes == causes
+
+
+def test_the_doctor_names_haproxys_timeout(url: str, tmp_path: Path) -> None:
+    with haproxy_of(url, tmp_path / "haproxy", "    timeout server 1s\n") as proxy:
+        assert examine(proxy.url, tmp_path, "--idle", "3s").causes == {"idle_cut", "wait_cut"}
