@@ -414,6 +414,21 @@ def test_the_log_is_trimmed_by_age_and_by_bytes(open_store: Callable[..., Store]
     assert 0 < position.head - position.floor <= 5
 
 
+def test_the_log_may_be_trimmed_to_its_end(open_store: Callable[..., Store]) -> None:
+    store = open_store(retention=Retention(3, 1 << 30, 86_400_000))
+    store.write("put", b"first")
+    # more events than the log may hold, and none of a revision goes without the others
+    store.atomic(*(Write("put", b"%d" % n, b"", "t") for n in range(5)))
+    store.write("put", b"second")
+    assert [change.key for change in store.log(store.engine.position().floor).changes] == [b"second"]
+    store.clock.now += 86_400_001
+    store.submit(WriteRequest([Write("delete", b"none")]))
+    position = store.engine.position()
+    assert position.floor == position.head
+    store.write("put", b"third")
+    assert store.keys() == [b"0", b"1", b"2", b"3", b"4", b"first", b"second", b"third"]
+
+
 def test_trimming_forgets_events_and_no_record(open_store: Callable[..., Store]) -> None:
     store = open_store(retention=Retention(3, 1 << 30, 86_400_000))
     store.write("put", b"kept", value=b"here")

@@ -523,7 +523,8 @@ class Applying:
                 return due_at
             self._drop(place, raw)
             budget -= 1
-            more = cursor.delete()
+            # deleting the last row is a success too, and leaves the cursor on an empty key
+            more = cursor.delete() and bool(cursor.key())
         return self.now + retention.age_ms
 
     def _is_too_large(self, retention: Retention) -> bool:
