@@ -31,9 +31,13 @@ SECTIONS = {
         "subscribe": "Print every change as it happens, or run a command for it",
         "wait": "Wait until a key exists, is gone, changes, or has a value",
     },
-    "Moving data": {
+    "Data": {
+        "backup": "Write the store, as it is at one revision, to a file",
+        "restore": "Make a store from a backup",
         "export": "Write all records to a file, as they were at one revision",
         "import": "Put the records of a file",
+        "check": "Verify a store or a backup, all of it",
+        "compact": "Give the store's free pages back to the disk",
     },
     "The service": {
         "serve": "Run the service: daemon and HTTP facade",
@@ -54,6 +58,10 @@ _MEANT = {
     "watch": "subscribe",
     "dump": "export",
     "load": "import",
+    "snapshot": "backup",
+    "verify": "check",
+    "defrag": "compact",
+    "vacuum": "compact",
     "restore": "import",
     "help": "--help",
     "version": "--version",

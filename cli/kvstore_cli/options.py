@@ -31,7 +31,8 @@ class Kind(NamedTuple):
 class Option(NamedTuple):
     """One row. ``default`` may be a function where it depends on the machine; ``default_text`` then
     says in words what it comes to. ``parts`` are those that take it:
-    daemon, http, client (commands that ask the service), stream (those that follow its changes)."""
+    daemon, http, client (commands that ask the service), stream (those that follow its changes), store
+    (commands that work on the store's files)."""
 
     name: str
     kind: Kind
@@ -178,6 +179,7 @@ def default_workers() -> int:
 
 _MIB = 1024 * 1024
 _DAEMON = ("daemon",)
+_STORE = ("daemon", "store")
 _HTTP = ("http",)
 _SERVERS = ("daemon", "http")
 _CLIENT = ("client",)
@@ -190,7 +192,7 @@ OPTIONS: dict[str, Option] = {
             _FOLDER,
             default_data,
             "Where the store lives. One daemon at a time may use a folder; it is made if missing.",
-            _DAEMON,
+            _STORE,
             "$XDG_DATA_HOME/kvstore, else ~/.local/share/kvstore",
         ),
         Option(

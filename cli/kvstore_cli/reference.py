@@ -86,7 +86,7 @@ def _event_variables() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "daemon-options": lambda: _options(("daemon",)),
+    "daemon-options": lambda: _options(("daemon",), ("daemon", "store")),
     "http-options": lambda: _options(("http",)),
     "shared-options": lambda: _options(("daemon", "http")),
     "client-options": lambda: _options(("client",), ("stream",)),

@@ -10,7 +10,6 @@ import pytest
 
 from kvstore_daemon.engine import EngineSettings, Retention
 from kvstore_daemon.engine.lmdb_engine import LmdbEngine
-from kvstore_daemon.engine.verify import verify
 from support.engine_store import FakeClock, Store
 
 WIDE = Retention(1_000_000, 1 << 30, 7 * 86_400_000)
@@ -45,7 +44,7 @@ def open_store(
     yield open_one
     for store in opened:
         if getattr(store.engine, "_open", False):
-            faults = verify(store.engine._mirror)  # type: ignore[attr-defined]
+            faults = store.faults()
             store.engine.close()
             assert not faults
 

@@ -13,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kvstore_client.errors import KvError
 from kvstore_daemon.engine import EngineSettings, EventFilter, Retention, Write, WriteRequest
 from kvstore_daemon.engine.lmdb_engine import LmdbEngine
-from kvstore_daemon.engine.verify import verify
 from support.engine_store import FakeClock, Store, refused
 
 KEYS = st.sampled_from([b"a", b"a/", b"a/b", b"a/c", b"b", "ü".encode(), b"z" * 511])
@@ -52,7 +51,7 @@ class EngineModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
-            faults = verify(self.store.engine._mirror)  # type: ignore[attr-defined]
+            faults = self.store.faults()
             self.store.engine.close()
             self.folder.cleanup()
             assert not faults

@@ -18,6 +18,7 @@ from kvstore_daemon.engine import (
     Write,
     WriteRequest,
 )
+from kvstore_daemon.engine.verify import verify
 
 MIB = 1024 * 1024
 
@@ -77,6 +78,12 @@ class Store:
             raise answer.error
         assert answer.results is not None
         return answer.results
+
+    def faults(self) -> list[str]:
+        """What is wrong with the store, by a walk through all of it."""
+        env = self.engine._mirror.env  # type: ignore[attr-defined]
+        with env.begin() as txn:
+            return list(verify(env, txn))
 
     def get(self, key: bytes = b"k") -> Stored | None:
         (found,), _ = self.engine.read([key])

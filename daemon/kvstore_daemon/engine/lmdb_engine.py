@@ -39,7 +39,7 @@ from kvstore_daemon.engine import (
 )
 from kvstore_daemon.engine.clock import wall_clock
 from kvstore_daemon.engine.measures import Commits
-from kvstore_daemon.engine.mirror import Applying, Clock, Mirror, damaged
+from kvstore_daemon.engine.mirror import DRAFT, Applying, Clock, Mirror, damaged
 from kvstore_daemon.engine.ownership import Ownership
 from kvstore_daemon.engine.planning import GROWING, NEEDS_VALUE, Plan, plan
 from kvstore_daemon.engine.replies import Replies
@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 _MAX_GROUP_WRITES = 20_000
 _MAX_GROUP_BYTES = 64 * 1024 * 1024
 _IDLE_TRIM_EVENTS = 2_000
+# how often the places of readers that were killed are cleared; while one is left, no page is used again
+_READER_CHECK_MS = 5_000
 
 _NOWHERE = NOWHERE.encode()
 
@@ -96,6 +98,7 @@ class LmdbEngine:
             sync=settings.sync == "always",
             clock=self._clock,
         )
+        (self._folder / "lmdb" / DRAFT).unlink(missing_ok=True)
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._writer = Writer(self._mirror, settings, self._inbox, self._deliver)
         self._writer.start()
@@ -224,6 +227,7 @@ class Writer(threading.Thread):
         self.broken: KvError | None = None
         self.space = Space(Path(settings.data), settings.max_store_bytes)
         self._trim_due_at = 0
+        self._reader_check_due_at = 0
         self._unsynced_since: float | None = None
         self.space.prepare()
         self._begin_weak_sync()
@@ -350,6 +354,9 @@ class Writer(threading.Thread):
 
     def _attempt(self, requests: list[WriteRequest]) -> Outcome:
         now = self._mirror.clock()
+        if now >= self._reader_check_due_at:
+            self._mirror.env.reader_check()
+            self._reader_check_due_at = now + _READER_CHECK_MS
         started = time.perf_counter()
         with self._replies.remembering(), self._mirror.env.begin(write=True) as txn:
             applying = Applying(self._mirror, txn, self._position, now)

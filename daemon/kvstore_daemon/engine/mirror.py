@@ -52,6 +52,9 @@ from kvstore_daemon.engine.wholeness import refuse_no_store, refuse_part
 
 FORMAT = 2
 
+DRAFT = "new.mdb"
+"""The name of a file that is to become the store's; one that is left over is worth nothing."""
+
 Clock = Callable[[], int]
 
 # how many rows one call looks at before it hands back a cursor; some 10 ms at the worst

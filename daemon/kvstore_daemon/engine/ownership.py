@@ -1,4 +1,4 @@
-"""One daemon for one data folder."""
+"""One owner for one data folder: a daemon, or a command that replaces its store."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class Ownership:
     The lock is flock's; what stands in the file is only there to name the owner to the next one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, who: str = "the kvstore daemon") -> None:
         self._folder = folder
+        self._who = who
         self._fd = -1
 
     def take(self) -> None:
-        """Own the folder; raises ``not_allowed`` naming the daemon that does."""
+        """Own the folder; raises ``not_allowed`` naming the process that does."""
         fd = os.open(self._folder / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -31,13 +32,14 @@ class Ownership:
             os.close(fd)
             raise KvError(
                 "not_allowed",
-                f"the data folder {self._folder} is in use by {owner}; stop it, or choose another --data",
+                f"the data folder {self._folder.absolute()} is in use by {owner}; "
+                "stop it, or choose another --data",
             ) from error
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         os.ftruncate(fd, 0)
         os.write(
             fd,
-            f"the kvstore daemon with pid {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(),
+            f"{self._who} with pid {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(),
         )
         self._fd = fd
 

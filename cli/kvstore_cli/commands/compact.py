@@ -1,0 +1,39 @@
+"""``kvstore compact``."""
+
+from __future__ import annotations
+
+import click
+
+from kvstore_cli import output
+from kvstore_cli.flags import Command, with_options
+from kvstore_cli.upkeep import data_folder, progress, size
+
+
+@click.command(cls=Command)
+@click.option("--dry-run", is_flag=True, help="Only say how much would be gained, also beside a daemon.")
+@with_options("store")
+@click.pass_context
+def command(context: click.Context, dry_run: bool) -> None:
+    """Give the room of the store's free pages back to the disk.
+
+    The daemon has to be stopped. The store is written anew beside the old file, verified, and then takes
+    its place in one step; until then the disk needs room for both. Free pages are used again by new
+    writes, so this is only for a store that has shrunk for good.
+
+    \b
+    Examples:
+      kvstore compact --dry-run
+      kvstore compact --data /var/lib/kvstore
+    """
+    folder = data_folder(context)
+    from kvstore_daemon.engine import apart
+    from kvstore_daemon.engine.owner import as_owner
+    from kvstore_daemon.engine.replacing import Compacted, compact
+
+    if dry_run:
+        found = apart.facts(folder)
+        done, verb = Compacted(found["file_bytes"], found["bytes"]), "would become"
+    else:
+        with progress() as steps:
+            done, verb = compact(as_owner(folder), steps), "became"
+    output.talk(f"{size(done.before_bytes)} {verb} {size(done.after_bytes)}")

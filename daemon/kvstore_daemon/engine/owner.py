@@ -1,0 +1,52 @@
+"""Root that looks after a store acts as the store's owner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvstore_client.errors import KvError
+
+
+def as_owner(path: Path) -> Path:
+    """Act as the owner of the data folder ``path`` if this process is root's; the path to use from then on.
+
+    Whatever the process makes from now on is the owner's, as the daemon needs it, and nothing that the
+    owner may have put into the folder can lead root astray. The process goes into the folder first, since
+    the way to it may be root's alone (``/var/lib/private``). Does nothing for a file, or for any other
+    user. Raises ``not_allowed`` where root may not do it.
+    """
+    if os.geteuid() != 0 or not path.is_dir():
+        return path
+    owner = path.stat()
+    if owner.st_uid == 0:
+        return path
+    try:
+        os.chdir(path)
+        os.setgroups([])
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+    except PermissionError as error:
+        raise KvError(
+            "not_allowed", f"{path} belongs to the user {owner.st_uid}: do this as that user ({error})"
+        ) from error
+    return Path()
+
+
+@contextmanager
+def root_again() -> Iterator[None]:
+    """Act as root within the block, if :func:`as_owner` gave that up: to start a program, which the store's
+    owner need not be able to do."""
+    user, group = os.geteuid(), os.getegid()
+    if user == 0 or os.getuid() != 0:
+        yield
+        return
+    os.seteuid(0)
+    os.setegid(0)
+    try:
+        yield
+    finally:
+        os.setegid(group)
+        os.seteuid(user)

@@ -1,0 +1,222 @@
+"""``kvstore backup``, ``restore``, ``check`` and ``compact`` as an operator calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvstore_client import Client, commands
+from support import Daemon
+from support.waiting import wait_until
+
+Kvstore = Any
+
+
+@pytest.fixture
+def filled(daemon: Daemon) -> Daemon:
+    """A daemon with 300 keys."""
+    with Client(daemon.requests) as client:
+        client.batch([commands.put(f"k{n:03}", b"value %d " % n * 20) for n in range(300)])
+    return daemon
+
+
+def test_a_backup_beside_a_daemon_is_restored_into_a_new_folder(
+    offline: Kvstore, filled: Daemon, start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    done = offline("backup", "b.kvb", "--data", str(filled.data))
+    assert done.returncode == 0
+    assert b"revision 300, 300 keys, 300 events" in done.stderr
+    assert done.stdout == b""
+    assert (tmp_path / "b.kvb").stat().st_mode & 0o777 == 0o600
+    with Client(filled.requests) as client:
+        client.put("later", b"")
+    assert offline("check", "b.kvb").returncode == 0
+    done = offline("restore", "b.kvb", "--data", "new")
+    assert done.returncode == 0, done.stderr
+    assert b"restored 300 keys as of revision 300" in done.stderr
+    again = start_daemon(data=tmp_path / "new")
+    with Client(filled.requests) as old, Client(again.requests) as new:
+        assert list(new.list()) == [record for record in old.list() if record.key != "later"]
+        assert new.status()["epoch"] != old.status()["epoch"]
+        assert new.status()["revision"] >= 10**9
+
+
+def test_a_backup_goes_through_a_pipe(offline: Kvstore, filled: Daemon, tmp_path: Path) -> None:
+    image = offline.out("backup", "-", "--data", str(filled.data))
+    done = offline("restore", "-", "--data", "new", stdin=image)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(offline.out("check", "--data", "new", "--json"))["keys"] == 300
+    for part in (image[:-1], image[: len(image) // 2], b""):
+        done = offline("restore", "-", "--data", "other", stdin=part)
+        assert done.returncode == 1
+        assert not (tmp_path / "other" / "lmdb" / "data.mdb").exists()
+
+
+def test_what_a_backup_holds_is_given_to_programs(offline: Kvstore, filled: Daemon) -> None:
+    (said,) = offline.lines("backup", "b.kvb", "--json", "--data", str(filled.data))
+    (found,) = offline.lines("check", "b.kvb", "--json")
+    assert found["whole"]
+    assert found["faults"] == []
+    assert said.items() <= found.items()
+    assert (said["revision"], said["keys"], said["events"]) == (300, 300, 300)
+
+
+def test_a_file_that_exists_is_replaced_only_when_told(
+    offline: Kvstore, filled: Daemon, tmp_path: Path
+) -> None:
+    (tmp_path / "b.kvb").write_text("precious")
+    done = offline("backup", "b.kvb", "--data", str(filled.data))
+    assert done.returncode == 1
+    assert b"--force" in done.stderr
+    assert (tmp_path / "b.kvb").read_text() == "precious"
+    assert offline("backup", "b.kvb", "--force", "--data", str(filled.data)).returncode == 0
+    assert offline("check", "b.kvb").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_backup_that_is_interrupted_leaves_nothing(
+    offline: Kvstore,
+    filled: Daemon,
+    tmp_path: Path,
+    start: Callable[..., Any],
+    number: signal.Signals,
+) -> None:
+    with Client(filled.requests) as client:
+        for n in range(60):
+            client.put(f"large{n}", b"x" * 1_000_000)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    running = start(offline, "backup", "b.kvb", "--data", str(filled.data))
+    wait_until(lambda: list(tmp_path.glob(".b.kvb*")), what="the backup has begun")
+    running.process.send_signal(number)
+    assert running.wait() == 128 + number
+    assert sorted({path.name for path in tmp_path.iterdir()} - {"0.out", "0.err"}) == before
+    assert running.stderr.strip() == ""
+
+
+def test_a_full_disk_leaves_nothing(offline: Kvstore, filled: Daemon, tmp_path: Path) -> None:
+    with Client(filled.requests) as client:
+        for n in range(5):
+            client.put(f"large{n}", b"x" * 1_000_000)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("mounting a small file system needs root; CI has it")
+    try:
+        done = offline("backup", str(disk / "b.kvb"), "--data", str(filled.data))
+        assert done.returncode == 1
+        assert b"No space left" in done.stderr
+        assert list(disk.iterdir()) == []
+        image = offline.out("backup", "-", "--data", str(filled.data))
+        done = offline("restore", "-", "--data", str(disk / "data"), stdin=image)
+        assert done.returncode == 1
+        assert b"No space left" in done.stderr
+        assert list((disk / "data" / "lmdb").iterdir()) == []
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_damage_is_told_line_by_line(offline: Kvstore, filled: Daemon) -> None:
+    filled.stop()
+    file = filled.data / "lmdb" / "data.mdb"
+    file.write_bytes(file.read_bytes().replace(b"value 7 value", b"value 7 velue"))
+    done = offline("check", "--data", str(filled.data))
+    assert done.returncode == 1
+    assert done.stdout.decode().splitlines() == [
+        "record 'k007': the checksum does not match",
+        "event 8.0: the checksum does not match",
+    ]
+    assert b"2 faults" in done.stderr
+    (found,) = offline("check", "--json", "--data", str(filled.data)).stdout.splitlines()
+    assert json.loads(found)["fault_count"] == 2
+
+
+@pytest.mark.parametrize("command", ["backup", "check", "compact", "restore"])
+def test_what_is_not_there_is_named(offline: Kvstore, command: str, tmp_path: Path) -> None:
+    arguments = [command, "b.kvb"] if command in ("backup", "restore") else [command]
+    done = offline(*arguments, "--data", "nowhere")
+    assert done.returncode == (2 if command == "restore" else 1)
+    assert (b"b.kvb" if command == "restore" else b"nowhere") in done.stderr
+    assert not (tmp_path / "nowhere").exists()
+    assert not list(tmp_path.glob("*.kvb"))
+
+
+@pytest.mark.parametrize("command", ["restore", "compact"])
+def test_a_store_in_use_is_not_replaced(offline: Kvstore, filled: Daemon, command: str) -> None:
+    offline.out("backup", "b.kvb", "--data", str(filled.data))
+    arguments = ["restore", "--force", "b.kvb"] if command == "restore" else ["compact"]
+    done = offline(*arguments, "--data", str(filled.data))
+    assert done.returncode == 5
+    assert f"pid {filled.pid}" in done.stderr.decode()
+
+
+def test_compacting_gives_room_back(offline: Kvstore, daemon: Daemon) -> None:
+    with Client(daemon.requests) as client:
+        for n in range(20):
+            client.put(f"large{n}", b"x" * 500_000)
+    daemon.restart(retain_events=1)
+    with Client(daemon.requests) as client:
+        client.delete_prefix("large")
+        client.put("kept", b"v")
+        file = daemon.data / "lmdb" / "data.mdb"
+        wait_until(lambda: client.status()["log_events"] <= 1)
+        before, status = file.stat().st_size, client.status()
+    assert b"would become" in offline("compact", "--dry-run", "--data", str(daemon.data)).stderr
+    daemon.stop()
+    done = offline("compact", "--data", str(daemon.data))
+    assert done.returncode == 0, done.stderr
+    assert file.stat().st_size < before / 10
+    daemon.start()
+    with Client(daemon.requests) as client:
+        assert [record.key for record in client.list()] == ["kept"]
+        after = client.status()
+        assert (after["epoch"], after["revision"]) == (status["epoch"], status["revision"])
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root; CI has it")
+
+
+@needs_root
+def test_root_leaves_everything_to_the_owner(offline: Kvstore, filled: Daemon, tmp_path: Path) -> None:
+    """The data folder is another user's, as a service's is; and the way to it is root's alone."""
+    filled.stop()
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    data = filled.data.rename(private / "data")
+    (data / "lmdb" / "lock.mdb").unlink()
+    for path in (data, *data.rglob("*")):
+        os.chown(path, 4711, 4711)
+    for arguments in (
+        ["backup", "b.kvb"],
+        ["check"],
+        ["compact"],
+        ["restore", "--force", "b.kvb"],
+        ["check"],
+    ):
+        done = offline(*arguments, "--data", str(data))
+        assert done.returncode == 0, done.stderr
+    assert {path.stat().st_uid for path in (data, *data.rglob("*"))} == {4711}
+    assert (tmp_path / "b.kvb").stat().st_uid == 0
+
+
+@needs_root
+def test_a_user_who_may_not_read_the_store_is_told_who_may(filled: Daemon) -> None:
+    # in one process: a stranger may be unable to run this very Python
+    program = (
+        "import os, sys; from kvstore_daemon.engine import reader;"
+        "os.setgroups([]); os.setuid(4711); reader.main('copy', sys.argv[1])"
+    )
+    for path in list(filled.data.parents)[:-2]:
+        path.chmod(path.stat().st_mode | 0o011)
+    filled.data.chmod(0o711)
+    done = subprocess.run([sys.executable, "-c", program, filled.data], check=True, capture_output=True)
+    event, error = json.loads(done.stdout)
+    assert (event, error["code"]) == ("error", "not_allowed")
+    assert "the user who runs the daemon" in error["message"]

@@ -1,0 +1,431 @@
+"""A backup holds one revision, all of it; it is restored whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvstore_client.errors import KvError
+from kvstore_daemon.engine import EngineSettings, Retention, Write, WriteRequest, apart
+from kvstore_daemon.engine.apart import nobody_asks
+from kvstore_daemon.engine.backup import Backup, back_up, check_backup, read_image, read_trailer
+from kvstore_daemon.engine.lmdb_engine import LmdbEngine
+from kvstore_daemon.engine.replacing import Restored, compact, restore
+from kvstore_daemon.engine.verify import open_tables
+from support.engine_store import FakeClock, Store, refused
+
+OpenStore = Callable[..., Store]
+Tables = dict[str, list[tuple[bytes, bytes]]]
+
+KEYS = st.sampled_from([b"a", b"a/b", b"b", "ü".encode(), b"z" * 511])
+WRITES = st.builds(
+    Write,
+    st.sampled_from(["put", "put", "put", "delete", "incr", "touch", "persist", "delete_prefix"]),
+    KEYS,
+    st.binary(max_size=40) | st.integers(1, 5).map(lambda n: b"x" * 3000 * n) | st.just(b"7"),
+    st.just("t/t"),
+    st.none() | st.integers(1, 5000),
+)
+REQUESTS = st.lists(
+    st.tuples(
+        st.lists(WRITES, min_size=1, max_size=5, unique_by=lambda write: write.key),
+        st.booleans(),
+        st.none() | st.sampled_from(["client", "another"]),
+        st.integers(0, 3000),
+    ),
+    max_size=30,
+)
+
+
+def silent(_step: str) -> Callable[[int, int], None]:
+    return nobody_asks
+
+
+def backed_up(folder: Path, now: int = 1_700_000_000_000) -> tuple[bytes, Backup]:
+    file = io.BytesIO()
+    backup = back_up(folder, file.write, now)
+    return file.getvalue(), backup
+
+
+def restored(data: bytes, folder: Path, now: int = 1_700_000_000_000, *, replace: bool = False) -> Restored:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        return restore(file, folder, now, replace=replace, steps=silent)
+
+
+def rows_of(env: lmdb.Environment) -> Tables:
+    with env.begin() as txn:
+        return {name: list(txn.cursor(table)) for name, table in open_tables(env, txn).items()}
+
+
+def rows_in(folder: Path) -> Tables:
+    with lmdb.open(str(folder / "lmdb"), max_dbs=8, readonly=True, lock=False) as env:
+        return rows_of(env)
+
+
+def without_meta(tables: Tables) -> Tables:
+    return {name: rows for name, rows in tables.items() if name != "meta"}
+
+
+@pytest.fixture
+def filled(open_store: OpenStore) -> Store:
+    """A store with something of everything."""
+    store = open_store()
+    for n in range(200):
+        store.write("put", b"key/%03d" % n, value=b"value of %d " % n * 5)
+    for n in range(0, 200, 7):
+        store.write("delete", b"key/%03d" % n)
+    for n in range(20):
+        store.write("put", b"expiring/%d" % n, ttl_ms=100_000 + n // 4)
+    store.write("put", b"large", value=random.Random(1).randbytes(50_000))
+    store.atomic(*(Write("put", b"batch/%d" % n, b"together", "t") for n in range(5)))
+    for seq in range(1, 4):
+        store.submit(WriteRequest([Write("incr", b"count")], client="counting", seq=seq))
+    return store
+
+
+# ── what comes back ──────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=15)
+@given(requests=REQUESTS)
+def test_what_is_restored_is_what_was_there(requests: list[Any]) -> None:
+    clock, seq = FakeClock(), 0
+    with tempfile.TemporaryDirectory() as name:
+        data, copy = Path(name) / "data", Path(name) / "copy"
+        engine = LmdbEngine(
+            EngineSettings(str(data), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)), clock
+        )
+        engine.open()
+        store = Store(engine, clock)
+        for writes, atomic, client, pause in requests:
+            seq += 1
+            is_atomic = atomic and all(write.op != "delete_prefix" for write in writes)
+            store.submit(WriteRequest(writes, is_atomic, client, seq if client else 0))
+            clock.now += pause
+        image, backup = backed_up(data)
+        rows = rows_of(engine._mirror.env)
+        position = engine.position()
+        engine.close()
+        assert (backup.revision, backup.epoch, backup.keys) == (
+            position.head,
+            position.epoch,
+            len(rows["data"]),
+        )
+        found = restored(image, copy)
+        assert without_meta(rows_in(copy)) == without_meta(rows)
+        again = LmdbEngine(
+            EngineSettings(str(copy), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)), clock
+        )
+        again.open()
+        after = Store(again, clock)
+        assert after.write("put", b"new")["revision"] == found.head + 1
+        assert again.position().epoch != position.epoch
+        faults = after.faults()
+        again.close()
+        assert not faults
+
+
+def test_a_backup_is_an_lmdb_file(filled: Store, tmp_path: Path) -> None:
+    image, _ = backed_up(tmp_path / "data")
+    (tmp_path / "file").write_bytes(image)
+    with lmdb.open(str(tmp_path / "file"), subdir=False, readonly=True, lock=False, max_dbs=8) as env:
+        assert rows_of(env)["data"] == rows_of(filled.engine._mirror.env)["data"]  # type: ignore[attr-defined]
+
+
+def test_no_revision_is_used_twice_however_late_the_backup_is_restored(filled: Store, tmp_path: Path) -> None:
+    image, backup = backed_up(tmp_path / "data", now=1_000)
+    week_ms = 7 * 86_400_000
+    heads = [restored(image, tmp_path / str(late), late).head for late in (0, 1_000, week_ms)]
+    assert heads[0] == heads[1] >= backup.revision + 10**9
+    # a million a second for all of the time that the lost store may have gone on
+    assert heads[2] >= backup.revision + 1_000 * (week_ms - 1_000)
+
+
+def test_a_repeat_of_what_is_in_the_backup_gets_its_answer_and_a_later_write_is_applied(
+    filled: Store, open_store: OpenStore, tmp_path: Path
+) -> None:
+    image, _ = backed_up(tmp_path / "data")
+    later = WriteRequest([Write("incr", b"count")], client="counting", seq=4)
+    filled.submit(later)
+    restored(image, tmp_path / "copy")
+    store = open_store(data=tmp_path / "copy")
+    (repeated,) = store.submit(WriteRequest([Write("incr", b"count")], client="counting", seq=3))
+    assert repeated.results is not None
+    assert repeated.results[0]["value"] == 3  # type: ignore[index]
+    (applied,) = store.submit(later)
+    assert applied.results is not None
+    assert applied.results[0]["value"] == 4  # type: ignore[index]
+
+
+def test_expiry_goes_on_after_a_restore(filled: Store, open_store: OpenStore, tmp_path: Path) -> None:
+    image, _ = backed_up(tmp_path / "data")
+    restored(image, tmp_path / "copy")
+    store = open_store(data=tmp_path / "copy")
+    assert store.get(b"expiring/1") is not None
+    store.clock.now += 200_000
+    assert store.get(b"expiring/1") is None
+    store.expire_due()
+    assert [change.op for change in store.feed].count("expire") == 20
+
+
+# ── damage ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def is_refused(data: bytes) -> bool:
+    file = io.BytesIO(data)
+    try:
+        read_image(file, read_trailer(file))
+    except KvError as error:
+        return error.code in ("damaged", "unsupported_version")
+    return False
+
+
+def test_every_flipped_bit_of_a_backup_is_found(filled: Store, tmp_path: Path) -> None:
+    image, backup = backed_up(tmp_path / "data")
+    assert not is_refused(image)
+    anywhere = [random.randrange(backup.bytes * 8) for _ in range(300)]
+    for bit in [*anywhere, *range(backup.bytes * 8, len(image) * 8)]:
+        flipped = bytearray(image)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert is_refused(bytes(flipped)), f"bit {bit}"
+
+
+def test_a_backup_that_is_not_all_there_is_refused(filled: Store, tmp_path: Path) -> None:
+    image, backup = backed_up(tmp_path / "data")
+    cuts = [0, 1, 47, 48, backup.bytes, len(image) - 1, *(random.randrange(len(image)) for _ in range(50))]
+    for cut in cuts:
+        assert is_refused(image[:cut]), f"the first {cut} bytes"
+    assert is_refused(image + b"\n")
+    assert is_refused(b"\n" + image)
+
+
+def test_a_damaged_backup_is_not_restored_and_changes_nothing(filled: Store, tmp_path: Path) -> None:
+    image, _ = backed_up(tmp_path / "data")
+    filled.engine.close()
+    before = rows_in(tmp_path / "data")
+    flipped = bytearray(image)
+    flipped[len(flipped) // 2] ^= 1
+    with refused("damaged"):
+        restored(bytes(flipped), tmp_path / "data", replace=True)
+    assert rows_in(tmp_path / "data") == before
+    assert sorted(path.name for path in (tmp_path / "data" / "lmdb").iterdir()) == ["data.mdb", "lock.mdb"]
+
+
+def test_a_backup_of_a_damaged_store_is_told_apart_by_check(filled: Store, tmp_path: Path) -> None:
+    """The copy is exact, the damaged record included: its checksum cannot know, the walk does."""
+    filled.engine.close()
+    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    file.write_bytes(file.read_bytes().replace(b"value of 8 value", b"value of 8 velue"))
+    image, _ = backed_up(tmp_path / "data")
+    (tmp_path / "file").write_bytes(image)
+    faults: list[str] = []
+    with (tmp_path / "file").open("rb") as backup:
+        check_backup(backup, faults.append, silent)
+    assert any("record 'key/008'" in fault for fault in faults)
+    with refused("damaged"):
+        restored(image, tmp_path / "copy")
+    assert not (tmp_path / "copy" / "lmdb" / "data.mdb").exists()
+
+
+@pytest.mark.timeout(300)
+def test_a_flipped_bit_of_a_store_is_found_or_changes_nothing_that_is_read(
+    filled: Store, tmp_path: Path
+) -> None:
+    """All pages of a compact store are live. A bit that is not found is in the unused room of a page, or is
+    one of those that no checksum covers: the epoch and the kept replies."""
+    filled.engine.close()
+    data = tmp_path / "data"
+    compact(data, silent)
+    file = data / "lmdb" / "data.mdb"
+    whole, rows = file.read_bytes(), rows_in(data)
+    assert apart.check(data, pytest.fail)
+    chooser, found = random.Random(), 0
+    for _ in range(FLIPS):
+        bit = chooser.randrange(len(whole) * 8)
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        faults: list[str] = []
+        apart.check(data, faults.append)
+        found += bool(faults)
+        if not faults:
+            read = rows_in(data)
+            for name in ("data", "log", "expiry", "graves", "client_ages"):
+                assert read[name] == rows[name], f"bit {bit} was flipped unnoticed in {name}"
+    assert found > FLIPS // 3
+
+
+FLIPS = int(os.environ.get("FLIPS", "40"))
+
+
+def test_what_is_missing_from_an_index_is_found_both_ways(filled: Store, tmp_path: Path) -> None:
+    filled.engine.close()
+    rows = rows_in(tmp_path / "data")
+    for table, expected in [
+        ("expiry", "its expiry is not in the expiry table"),
+        ("graves", "there is neither record nor grave"),
+        ("log", "is not in the log"),
+        ("data", "neither record nor grave"),
+        ("client_ages", "not in the table of ages"),
+        ("clients", "no such reply"),
+    ]:
+        folder = tmp_path / "copies" / table
+        image, _ = backed_up(tmp_path / "data")
+        restored(image, folder)
+        key, value = rows[table][-1]
+        with lmdb.open(str(folder / "lmdb"), max_dbs=8) as env, env.begin(write=True) as txn:
+            assert txn.delete(key, value, db=open_tables(env, txn)[table])
+        faults: list[str] = []
+        apart.check(folder, faults.append)
+        assert any(expected in fault for fault in faults), (table, faults)
+
+
+def test_a_file_of_noise_is_damage_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "data" / "lmdb").mkdir(parents=True)
+    (tmp_path / "data" / "lmdb" / "data.mdb").write_bytes(random.randbytes(100_000))
+    faults: list[str] = []
+    assert apart.check(tmp_path / "data", faults.append) == {}
+    assert faults
+    with refused("damaged"):
+        backed_up(tmp_path / "data")
+
+
+def test_a_file_whose_end_is_missing_is_damage_and_no_crash(filled: Store, tmp_path: Path) -> None:
+    filled.engine.close()
+    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    os.truncate(file, file.stat().st_size // 2)
+    faults: list[str] = []
+    apart.check(tmp_path / "data", faults.append)
+    assert faults
+    with refused("damaged"):
+        backed_up(tmp_path / "data")
+
+
+# ── beside others ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_store_that_is_there_is_replaced_only_when_told_and_kept(
+    filled: Store, open_store: OpenStore, tmp_path: Path
+) -> None:
+    image, _ = backed_up(tmp_path / "data")
+    filled.write("put", b"later")
+    filled.engine.close()
+    before = rows_in(tmp_path / "data")
+    with refused("not_allowed") as caught:
+        restored(image, tmp_path / "data")
+    assert "--force" in caught.value.message
+    assert rows_in(tmp_path / "data") == before
+    found = restored(image, tmp_path / "data", replace=True)
+    assert open_store().get(b"later") is None
+    assert found.kept is not None
+    with lmdb.open(str(found.kept), subdir=False, readonly=True, lock=False, max_dbs=8) as env:
+        assert rows_of(env) == before
+
+
+def test_nothing_is_replaced_under_a_daemon(filled: Store, tmp_path: Path) -> None:
+    image, _ = backed_up(tmp_path / "data")
+    for replacing in (
+        lambda: restored(image, tmp_path / "data", replace=True),
+        lambda: compact(tmp_path / "data", silent),
+    ):
+        with refused("not_allowed") as caught:
+            replacing()
+        assert f"pid {os.getpid()} " in caught.value.message
+    filled.write("put", b"goes on")
+
+
+def test_a_compact_store_is_smaller_and_the_same(
+    filled: Store, open_store: OpenStore, tmp_path: Path
+) -> None:
+    for n in range(300):
+        filled.write("put", b"room/%03d" % n, value=b"x" * 10_000)
+    filled.write("delete_prefix", b"room/")
+    filled.clock.now += 8 * 86_400_000
+    for _ in range(60):
+        filled.write("put", b"trims the log")
+    filled.engine.close()
+    before = rows_in(tmp_path / "data")
+    done = compact(tmp_path / "data", silent)
+    assert done.after_bytes < done.before_bytes / 4
+    assert (tmp_path / "data" / "lmdb" / "data.mdb").stat().st_size == done.after_bytes
+    assert rows_in(tmp_path / "data") == before
+    open_store().write("put", b"goes on")
+
+
+def test_what_a_killed_reader_held_is_used_again(filled: Store, tmp_path: Path) -> None:
+    """A reader keeps the pages of its revision; one that was killed must not do so for ever."""
+    env = filled.engine._mirror.env  # type: ignore[attr-defined]
+    filled.write("put", b"large", value=b"x" * 1_000_000)
+    command = [sys.executable, "-m", "kvstore_daemon.engine.reader", "copy", str(tmp_path / "data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        # its pipe is full long before the large value is through
+        assert str(reader.pid) in env.readers()
+        reader.send_signal(signal.SIGKILL)
+        reader.wait()
+    assert str(reader.pid) in env.readers()
+    filled.clock.now += 60_000
+    filled.write("put", b"k")
+    assert str(reader.pid) not in env.readers()
+
+
+@pytest.mark.timeout(300)
+def test_a_restore_that_is_killed_leaves_the_old_store_or_the_new_one(filled: Store, tmp_path: Path) -> None:
+    image, _ = backed_up(tmp_path / "data")
+    filled.write("put", b"later")
+    filled.engine.close()
+    (tmp_path / "backup").write_bytes(image)
+    lmdb_folder = tmp_path / "data" / "lmdb"
+    old = rows_in(tmp_path / "data")
+    outcomes = set()
+    program = """
+import os, signal, sys
+from pathlib import Path
+from kvstore_daemon.engine import files, replacing
+from kvstore_daemon.engine.replacing import restore
+stop_at, count = int(sys.argv[3]), 0
+def trace(frame, event, argument):
+    global count
+    if frame.f_code.co_filename.endswith("replacing.py") and event == "line":
+        count += 1
+        if count == stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return trace
+sys.settrace(trace)
+with open(sys.argv[1], "rb") as file:
+    restore(file, Path(sys.argv[2]), 1, replace=True, steps=lambda name: lambda done, total: None)
+"""
+    for line in range(1, 1000, 7):
+        done = subprocess.run(
+            [sys.executable, "-c", program, tmp_path / "backup", tmp_path / "data", str(line)], check=False
+        )
+        faults: list[str] = []
+        apart.check(tmp_path / "data", faults.append)
+        assert not faults
+        is_old = rows_in(tmp_path / "data") == old
+        outcomes.add(is_old)
+        if not is_old:
+            assert not any(key == b"later" for key, _ in rows_in(tmp_path / "data")["data"])
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+    else:
+        pytest.fail("the restore never came to its end")
+    assert outcomes == {True, False}
+    assert sorted(path.name for path in lmdb_folder.glob("new*")) == []
