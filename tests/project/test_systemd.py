@@ -1,0 +1,156 @@
+"""What is installed for systemd: it understands the units, they give away little, and the script that
+installs them keeps what is an operator's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kvstore_cli.options import OPTIONS
+from support.programs import require_program
+
+FOLDER = Path(__file__).parents[2] / "deploy/systemd"
+SERVICES = sorted(FOLDER.glob("*.service"))
+UNITS = [*SERVICES, *sorted(FOLDER.glob("*.socket"))]
+PROGRAM = "/opt/kvstore/bin/kvstore"
+MOST_EXPOSURE = 20
+"""In tenths, as `systemd-analyze security` wants it."""
+
+
+def name_of(file: Path) -> str:
+    return file.name
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """A folder with the units, starting a program that is installed where tests run."""
+    for unit in UNITS:
+        (tmp_path / unit.name).write_text(unit.read_text().replace(PROGRAM, "/bin/true"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=name_of)
+def test_units_are_understood_by_systemd(unit: Path, units: Path) -> None:
+    analyze = require_program("systemd-analyze")
+    done = subprocess.run([analyze, "verify", units / unit.name], capture_output=True, text=True)
+    complaints = [line for line in done.stderr.splitlines() if "kvstore" in line]
+    assert not complaints
+
+
+@pytest.mark.parametrize("unit", SERVICES, ids=name_of)
+def test_services_expose_little(unit: Path, units: Path) -> None:
+    analyze = require_program("systemd-analyze")
+    command = [analyze, "security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSURE}"]
+    done = subprocess.run([*command, units / unit.name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"Overall exposure level for .*: ([\d.]+)", done.stdout)
+    assert found is not None
+    page = (FOLDER.parents[1] / "docs/systemd.md").read_text()
+    assert float(found[1]) <= float(re.search(r"the exposure of each at ([\d.]+) of 10", page)[1])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("unit", SERVICES, ids=name_of)
+def test_services_start_a_command_notify_and_are_watched(unit: Path) -> None:
+    text = unit.read_text()
+    command = unit.stem.removeprefix("kvstore-")
+    assert f"\nExecStart={PROGRAM} {command}\n" in text
+    assert "\nType=notify\n" in text
+    assert "\nWatchdogSec=30\n" in text
+
+
+def test_the_services_may_do_the_same() -> None:
+    """One list of what is forbidden, in two files: it must not drift apart."""
+    lists = [unit.read_text().partition("# What it may do")[2].splitlines() for unit in SERVICES]
+    sets = [{line for line in each if line and not line.startswith(("#", "ProcSubset="))} for each in lists]
+    assert len(sets[0]) > 30
+    assert sets[0] == sets[1]
+
+
+def test_the_socket_is_where_the_facade_listens_by_default() -> None:
+    text = (FOLDER / "kvstore-http.socket").read_text()
+    assert f"\nListenStream={OPTIONS['http'].default}\n" in text
+
+
+def test_the_settings_that_are_installed_are_the_defaults_and_all_commented_out() -> None:
+    rows = {row.variable: row for row in OPTIONS.values()}
+    lines = (FOLDER / "kvstore.env").read_text().splitlines()
+    assert all(line.startswith("#") or not line for line in lines)
+    shown = [match for line in lines if (match := re.fullmatch(r"#(KVSTORE_\w+)=(.*)", line))]
+    assert len(shown) > 5
+    for match in shown:
+        row = rows[match[1]]
+        if row.name != "allowed-hosts":
+            assert row.kind.parse(match[2]) == row.default_value(), match[0]
+
+
+# ── the script ───────────────────────────────────────────────────────────────────────────────────
+
+INSTALL = FOLDER / "install"
+
+
+def run(*arguments: str | Path, status: int = 0) -> str:
+    done = subprocess.run([INSTALL, *arguments], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--what"], ["--root"], ["--purge"], ["now"], ["--uninstall", "--purge", "--python"]]
+)
+def test_what_the_script_does_not_know_changes_nothing(arguments: list[str]) -> None:
+    said = run(*arguments, status=2)
+    assert "deploy/systemd/install --uninstall" in said
+
+
+def test_a_python_that_is_too_old_or_missing_is_named(tmp_path: Path) -> None:
+    assert "no 'python9' here" in run("--root", tmp_path / "root", "--python", "python9", status=1)
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    assert "3.11 or newer is needed" in run("--root", tmp_path / "root", "--python", old, status=1)
+    assert not (tmp_path / "root").exists()
+
+
+def installed(root: Path) -> None:
+    """What an installation leaves, in short."""
+    for name in ("opt/kvstore/bin", "usr/local/bin", "etc/systemd/system", "etc/kvstore", "var/lib/kvstore"):
+        (root / name).mkdir(parents=True)
+    (root / "opt/kvstore/bin/kvstore").touch()
+    (root / "usr/local/bin/kvstore").symlink_to(PROGRAM)
+    (root / "etc/kvstore/kvstore.env").write_text("KVSTORE_SYNC=always\n")
+    (root / "var/lib/kvstore/owner").touch()
+    for unit in UNITS:
+        (root / "etc/systemd/system" / unit.name).touch()
+    (root / "etc/systemd/system/other.service").touch()
+
+
+def files(root: Path) -> set[str]:
+    return {str(file.relative_to(root)) for file in root.rglob("*") if not file.is_dir()}
+
+
+def test_uninstalling_leaves_settings_and_store_unless_told_otherwise(tmp_path: Path) -> None:
+    installed(tmp_path)
+    kept = {"etc/kvstore/kvstore.env", "var/lib/kvstore/owner"}
+    others = {"etc/systemd/system/other.service"}
+    run("--uninstall", "--root", tmp_path)
+    assert files(tmp_path) == kept | others
+    run("--uninstall", "--root", tmp_path)
+    assert files(tmp_path) == kept | others
+    run("--uninstall", "--purge", "--root", tmp_path)
+    assert files(tmp_path) == others
+
+
+def test_uninstalling_leaves_a_command_of_that_name_that_is_not_ours(tmp_path: Path) -> None:
+    installed(tmp_path)
+    link = tmp_path / "usr/local/bin/kvstore"
+    link.unlink()
+    link.symlink_to("/somewhere/else")
+    run("--uninstall", "--root", tmp_path)
+    assert link.is_symlink()
+
+
+def test_the_script_has_no_faults_that_shellcheck_knows() -> None:
+    subprocess.run([require_program("shellcheck"), INSTALL], check=True)
