@@ -9,6 +9,7 @@ import falcon
 
 from kvstore_http import contract, problems
 from kvstore_http.batch import BatchResource
+from kvstore_http.cells import Board
 from kvstore_http.collaborators import Link
 from kvstore_http.contract import Endpoint
 from kvstore_http.counters import IncrResource, PersistResource, TouchResource
@@ -18,6 +19,7 @@ from kvstore_http.hosts import HostCheck, allowed_hosts
 from kvstore_http.kv import KeyResource
 from kvstore_http.legacy import AllResource, RootResource
 from kvstore_http.listing import CollectionResource
+from kvstore_http.metrics import MetricsResource
 from kvstore_http.openapi import OpenApiResource
 from kvstore_http.origins import Cors, guarded
 from kvstore_http.rawpath import RawPathRouter
@@ -26,13 +28,16 @@ from kvstore_http.settings import HttpSettings
 from kvstore_http.subscribe import SubscribeResource
 
 
-def create_app(link: Link, feed: Feed, settings: HttpSettings) -> falcon.App[Any, Any]:
+def create_app(
+    link: Link, feed: Feed, settings: HttpSettings, board: Board | None = None
+) -> falcon.App[Any, Any]:
     """The application that answers for the daemon behind ``link``, with changes from ``feed``.
 
-    It keeps no state of its own between requests, so any number may run beside each other.
+    It keeps no state of its own between requests, so any number may run beside each other. ``board`` is
+    where all workers count.
     """
     router = RawPathRouter()
-    resources = _resources(link, feed, settings)
+    resources = _resources(link, feed, settings, board or Board(1))
     for path, endpoints in contract.paths().items():
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
     middleware: list[Any] = []
@@ -46,7 +51,7 @@ def create_app(link: Link, feed: Feed, settings: HttpSettings) -> falcon.App[Any
     return app
 
 
-def _resources(link: Link, feed: Feed, settings: HttpSettings) -> dict[str, object]:
+def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> dict[str, object]:
     one = KeyResource(link, feed)
     return {
         "/v1/kv/{key}": one,
@@ -60,6 +65,7 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings) -> dict[str, obje
         "/v1/status": StatusResource(link),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(link),
+        "/metrics": MetricsResource(link, board),
         "/openapi.json": OpenApiResource(),
         "/": RootResource(link),
         "/all": AllResource(link),

@@ -23,6 +23,7 @@ from kvstore_http.framing import Encoder, Format
 from kvstore_http.groups import Index
 from kvstore_http.joining import Start, catch_up
 from kvstore_http.link import DaemonLink
+from kvstore_http.measures import Measures
 from kvstore_http.runners import Runners
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streams import Stream, StreamGoneError, Streams
@@ -67,7 +68,8 @@ class Group:
 class Broadcaster:
     """All streams of the worker. Every method runs in the hub's thread and none waits."""
 
-    def __init__(self, link: DaemonLink, feed: Feed, settings: HttpSettings) -> None:
+    def __init__(self, link: DaemonLink, feed: Feed, settings: HttpSettings, measures: Measures) -> None:
+        self.measures = measures
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._link = link
@@ -75,7 +77,7 @@ class Broadcaster:
         self._max_streams = settings.max_streams
         self._patience = settings.daemon_timeout_ms / 1000
         self._runners = Runners(self._hub)
-        self._streams = Streams(self._hub, settings.stream_buffer_bytes, self._forget)
+        self._streams = Streams(self._hub, settings.stream_buffer_bytes, self._forget, measures)
         self._groups: dict[Kind, Group] = {}
         self._members: dict[Group, int] = {}
         self._indexes: dict[bool, Index[Group]] = {False: Index(), True: Index()}
@@ -98,6 +100,7 @@ class Broadcaster:
         """Raise ``too_busy`` if no further stream is taken."""
         if self._is_stopping or len(self._streams) >= self._max_streams:
             limit = self._max_streams
+            self.measures.stream_dropped("no_room")
             raise KvError("too_busy", f"{limit} streams are open, the limit (--max-streams)", limit=limit)
 
     def adopt(self, kind: Kind, start: Start, fd: int, unsent: bytes) -> None:
@@ -108,6 +111,7 @@ class Broadcaster:
         stream.group = group
         self._members[group] += 1
         self._streams.add(stream)
+        self.measures.stream_opened(is_resumed=start.since is not None)
         self._beats[fd % BEATS].add(stream)
         hello = framing.retry(form, random.randint(*RETRY_MS))  # noqa: S311  # not a secret
         self._streams.queue(stream, unsent + form.framed(hello))
@@ -160,6 +164,7 @@ class Broadcaster:
             return
         except Exception:
             log.exception("a stream could not be caught up")
+            self.measures.stream_dropped("failed")
             self._streams.drop(stream)
         finally:
             self._joining -= 1
@@ -172,12 +177,16 @@ class Broadcaster:
 
     def push(self, stream: Stream, messages: bytes) -> None:
         """Send ``messages`` and wait until they are taken. Raises StreamGoneError."""
-        self._streams.push(stream, stream.form.framed(messages))
+        data = stream.form.framed(messages)
+        self.measures.sent(len(data))
+        self._streams.push(stream, data)
 
     def go_live(self, stream: Stream, messages: bytes, position: int) -> None:
         """Send ``messages``, after which the stream has everything up to ``position``, and let it
         have what its track delivers beyond."""
-        self._streams.queue(stream, stream.form.framed(messages))
+        data = stream.form.framed(messages)
+        self.measures.sent(len(data))
+        self._streams.queue(stream, data)
         if stream.is_gone or stream.is_ending:
             return
         group: Group = stream.group
@@ -193,10 +202,13 @@ class Broadcaster:
         """Send the changes to all streams that want them. (Listener)"""
         encoder = Encoder(track.cursor.epoch)
         queue = self._streams.queue
-        for group, taken in self._indexes[track.previous].matches(batches).items():
+        found = self._indexes[track.previous].matches(batches)
+        for group, taken in found.items():
             form = group.kind.form
             if group.live:
                 data = form.framed(encoder.batches(form, taken))
+                readers = len(group.live)
+                self.measures.sent(readers * len(data), readers * sum(map(len, taken)))
                 for stream in list(group.live):
                     queue(stream, data)
             if group.ahead:
@@ -204,13 +216,17 @@ class Broadcaster:
         self._let_catch_up(track)
         # not in the next turn of the loop: requests may be served in between, each some 50 µs
         self._streams.flush()
+        if found:
+            self.measures.changes_sent(time.time_ns() // 1_000_000 - batches[-1][0].time)
 
     def _deliver_ahead(self, group: Group, encoder: Encoder, batches: list[Batch]) -> None:
         form = group.kind.form
         for stream, position in list(group.ahead.items()):
             later = [batch for batch in batches if batch[0].revision > position]
             if later:
-                self._streams.queue(stream, form.framed(encoder.batches(form, later)))
+                data = form.framed(encoder.batches(form, later))
+                self.measures.sent(len(data), sum(map(len, later)))
+                self._streams.queue(stream, data)
 
     def _let_catch_up(self, track: Track) -> None:
         """Streams that were ahead of the track and are not any more are like all others."""
@@ -228,7 +244,9 @@ class Broadcaster:
         start = Start(None, snapshot=True, reset_reason=reason, floor=floor)
         for group in self._groups.values():
             if group.kind.previous == track.previous:
-                for stream in [*group.live, *group.ahead]:
+                streams = [*group.live, *group.ahead]
+                self.measures.streams_reset(len(streams))
+                for stream in streams:
                     self._join(stream, start)
                 group.live.clear()
                 group.ahead.clear()
@@ -236,6 +254,7 @@ class Broadcaster:
     # ── heartbeats ──────────────────────────────────────────────────────────────────────────────
 
     def _tick(self) -> None:
+        self.measures.note_backlog(self._streams.backlog_bytes)
         self._beat = (self._beat + 1) % BEATS
         streams = self._beats[self._beat]
         if streams and self._feed.track(previous=False).is_started:
@@ -254,6 +273,7 @@ class Broadcaster:
             if data is None:
                 beat = framing.heartbeat(stream.form, track.cursor, now, is_position=is_live)
                 data = made[which] = stream.form.framed(beat)
+            self.measures.sent(len(data))
             self._streams.queue(stream, data)
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────

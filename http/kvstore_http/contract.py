@@ -16,6 +16,7 @@ from kvstore_http.query import Known, known
 ANYTHING = "*/*"
 TEXT = "text/plain"
 STREAM = "text/event-stream"
+OPENMETRICS = "application/openmetrics-text"
 
 # ── what a query may carry ───────────────────────────────────────────────────────────────────────
 
@@ -259,6 +260,16 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/livez", "Whether the facade runs", (Answer(200, "it does", {JSON: "Health"}),)),
     Endpoint(
         "GET", "/readyz", "Whether the facade reaches the daemon", (Answer(200, "it does", {JSON: "Health"}),)
+    ),
+    Endpoint(
+        "GET",
+        "/metrics",
+        "What all workers and the daemon count, for Prometheus",
+        (
+            Answer(
+                200, "the metrics; also while the daemon is away", {TEXT: "Metrics", OPENMETRICS: "Metrics"}
+            ),
+        ),
     ),
     Endpoint(
         "GET",

@@ -26,6 +26,7 @@ from kvstore_client.model import Cursor
 from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, decode_change
 from kvstore_http.broadcaster import Broadcaster
 from kvstore_http.link import DaemonLink
+from kvstore_http.measures import Measures
 from kvstore_http.runners import Runners
 from kvstore_http.settings import HttpSettings
 from kvstore_http.track import RETRY_SECONDS, Track
@@ -50,7 +51,13 @@ class Feed:
     All methods run in the hub's thread; those that say so wait, and only their greenlet does.
     """
 
-    def __init__(self, context: zmq.Context[Any], link: DaemonLink, settings: HttpSettings) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        link: DaemonLink,
+        settings: HttpSettings,
+        measures: Measures | None = None,
+    ) -> None:
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._link = link
@@ -60,10 +67,10 @@ class Feed:
         self._started = Signal()  # awake, and the live track has a position that is the present one
         self._is_closed = False
         self._waiting: dict[str, list[tuple[int, Waiter]]] = {}
-        self.broadcaster = Broadcaster(link, self, settings)
+        self.broadcaster = Broadcaster(link, self, settings, measures or Measures.alone())
         self._live = Track(link, self._runners, self, previous=False)
         self._previous: Track | None = None
-        self._heard_at = self._loop.now()
+        self._heard_at = self._published_at = self._loop.now()
         self._open_socket(context, settings.changes)
         self._ticker = self._loop.timer(TICK_SECONDS, TICK_SECONDS)
         self._ticker.start(self._tick)
@@ -96,6 +103,11 @@ class Feed:
         # there is always one in the end where there was one before: see _start
         if not self._started.wait(None if self._live.is_started else seconds):
             raise KvError("unavailable", "the changes cannot be followed: the daemon was not reached yet")
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long nothing was heard on PUB, which tells something every second."""
+        return self._loop.now() - self._published_at  # type: ignore[no-any-return]
 
     def _wake_up(self) -> None:
         self._is_idle = False
@@ -170,7 +182,7 @@ class Feed:
         received = self._take_messages()
         if not received:
             return
-        self._heard_at = self._loop.now()
+        self._heard_at = self._published_at = self._loop.now()
         messages = [message for frames in received if (message := decode_change(frames)) is not None]
         if not messages:
             return

@@ -93,6 +93,7 @@ class _Joining:
         if error.code != "cursor_expired":
             raise error
         floor = error.details.get("floor", 0)
+        self._broadcaster.measures.streams_reset(1)
         reason = error.details.get("reason") or reset_reason(position, self._link.epoch, floor)
         return Start(None, snapshot=True, reset_reason=reason, floor=floor)
 
@@ -104,6 +105,7 @@ class _Joining:
             return
         while not merge.is_complete:
             records = merge.accept(self._ask(merge.next_ops()))
+            self._broadcaster.measures.sent(0, len(records))
             self._push(framing.snapshot(self._form, records))
 
     # ── the log ─────────────────────────────────────────────────────────────────────────────────
@@ -151,6 +153,7 @@ class _Joining:
 
     def _encode(self, batches: list[Batch]) -> bytes:
         wanted = [[event for event in batch if self._wants(event)] for batch in batches]
+        self._broadcaster.measures.sent(0, sum(map(len, wanted)))
         epoch = self._broadcaster.track(self._stream).cursor.epoch
         return Encoder(epoch).batches(self._form, [batch for batch in wanted if batch])
 

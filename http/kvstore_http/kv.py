@@ -34,7 +34,7 @@ from kvstore_http.conditions import (
 from kvstore_http.mergepatch import Patch
 from kvstore_http.query import EMPTY, FORMAT, REVISION, SINCE, TTL, WAIT, Query, read_query
 from kvstore_http.records import http_date, reply_json, timestamp
-from kvstore_http.waiting import Unchanged, read_after_change
+from kvstore_http.waiting import WAITS, Unchanged, read_after_change
 
 # A value is whatever somebody stored, on the origin of this service: a browser must neither guess
 # that it is a page nor run it as one that may speak for its reader.
@@ -61,6 +61,8 @@ class KeyResource:
         self.get(req, resp, key, read_query(req.env, contract.GET_KEY))
 
     def get(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
+        if query is not EMPTY and WAIT in query:
+            req.env[WAITS] = True
         record = self._record(key, query)
         if isinstance(record, Unchanged):
             _send_unchanged(resp, record)

@@ -22,6 +22,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from time import perf_counter_ns
 from typing import Any
 
 import gevent
@@ -31,6 +32,7 @@ from gevent.hub import Waiter
 from kvstore_client.errors import KvError
 from kvstore_client.operations import OPERATIONS, check_keys, check_operation
 from kvstore_client.protocol import Reply, RequestId, encode_request
+from kvstore_http.measures import Measures
 from kvstore_http.pipe import Exchange, Outcome, Pipe
 from kvstore_http.requestids import travelling
 
@@ -107,8 +109,11 @@ class DaemonLink:
     ``details["outcome"] == "unknown"``.
     """
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, timeout_ms: int) -> None:
+    def __init__(
+        self, context: zmq.Context[Any], endpoint: str, timeout_ms: int, measures: Measures | None = None
+    ) -> None:
         self._endpoint = endpoint
+        self._measures = measures or Measures.alone()
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._timeout = timeout_ms / 1000
@@ -305,8 +310,9 @@ class DaemonLink:
 
     # ── is the daemon there? ────────────────────────────────────────────────────────────────────
 
-    def _note(self, outcome: Outcome) -> None:
+    def _note(self, exchange: Exchange, outcome: Outcome) -> None:
         """A reply came."""
+        self._measures.daemon_answered(exchange.count, perf_counter_ns() - exchange.begun_at)
         self._heard_at = self._loop.now()
         if isinstance(outcome, Reply):
             self.note_position(outcome.epoch, outcome.revision)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 from collections.abc import Sequence
 from socket import socket
 from typing import Any
 
 from kvstore_client.errors import EXIT_ERROR, KvError
 from kvstore_client.logs import announcer
+from kvstore_http.cells import Board
 from kvstore_http.listening import Shares, bind, shared, url_of
 from kvstore_http.overseer import Herald, Overseer, ServiceManager
 from kvstore_http.settings import HttpSettings
@@ -36,24 +38,29 @@ def run(settings: HttpSettings, manager: ServiceManager, inherited: Sequence[soc
         return EXIT_ERROR
     where = {"url": url_of(shares[0][0]), "requests": settings.requests, "changes": settings.changes}
     overseer = Herald(manager, PLACES % where, lambda: _announce(where))
+    board = Board(settings.workers)
     if settings.workers == 1:
-        return _serve(settings, shares[0], 0, overseer)
-    return _run_workers(settings, shares, overseer)
+        board.note_start(0, os.getpid())
+        return _serve(settings, shares[0], 0, board, overseer)
+    return _run_workers(settings, shares, board, overseer)
 
 
-def _run_workers(settings: HttpSettings, shares: Shares, overseer: Overseer) -> int:
+def _run_workers(settings: HttpSettings, shares: Shares, board: Board, overseer: Overseer) -> int:
     def serve(number: int, parent: Overseer) -> int:
-        return _serve(settings, keep_only(shares, number), number, parent)
+        return _serve(settings, keep_only(shares, number), number, board, parent)
 
-    return Workers(settings.workers, serve, _warn, overseer).run()
+    return Workers(settings.workers, serve, _warn, overseer, board).run()
 
 
-def _serve(settings: HttpSettings, sockets: Sequence[socket], number: int, overseer: Overseer) -> int:
+def _serve(
+    settings: HttpSettings, sockets: Sequence[socket], number: int, board: Board, overseer: Overseer
+) -> int:
     _name_worker(number)
     # Not at the top: gevent and ZeroMQ belong to the workers, not to their parent.
+    from kvstore_http.measures import Measures
     from kvstore_http.worker import serve
 
-    return serve(settings, sockets, overseer)
+    return serve(settings, sockets, Measures(board, number), overseer)
 
 
 def _name_worker(number: int) -> None:

@@ -127,6 +127,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
     """
 
     error: Any = None
+    command = ""
     target: tuple[str, str]
     proxy_scheme = proxy_netloc = fragment = ""
 

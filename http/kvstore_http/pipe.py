@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from time import perf_counter_ns
 from typing import Any
 
 import zmq
@@ -30,12 +31,12 @@ Outcome = Reply | KvError
 
 class Exchange:
     """A request of ``count`` ops on its way. ``retry_at`` and ``deadline`` are seconds of the loop's
-    clock; ``retry_after`` is how long the next repeat waits.
+    clock; ``retry_after`` is how long the next repeat waits; ``begun_at`` is in nanoseconds.
 
     ``done`` is called once, in the hub, with the reply or with the error that refused the request.
     """
 
-    __slots__ = ("count", "deadline", "done", "frames", "retry_after", "retry_at")
+    __slots__ = ("begun_at", "count", "deadline", "done", "frames", "retry_after", "retry_at")
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Exchange:
         retry_at: float,
         retry_after: float,
     ) -> None:
+        self.begun_at = perf_counter_ns()
         self.frames = frames
         self.count = count
         self.done = done
@@ -76,7 +78,7 @@ class Pipe:
         context: zmq.Context[Any],
         loop: Any,
         endpoint: str,
-        heard: Callable[[Outcome], None],
+        heard: Callable[[Exchange, Outcome], None],
         *,
         immediate: bool = False,
     ) -> None:
@@ -164,7 +166,7 @@ class Pipe:
         if exchange is None or len(frames) < 3:
             return  # answered already: the reply to a repeat
         outcome = exchange.outcome_of(frames[2:])
-        self._heard(outcome)
+        self._heard(exchange, outcome)
         exchange.done(outcome)
 
     def close(self) -> None:

@@ -21,6 +21,9 @@ RAW_PATH = "kvstore.raw_path"
 RAW_QUERY = "kvstore.raw_query"
 """Where the server leaves the two halves of the request target, exactly as they were sent."""
 
+ROUTE = "kvstore.route"
+"""Where the router leaves the template of the route, for whoever counts and logs requests."""
+
 _NOT_ENCODED = re.compile("%(?![0-9A-Fa-f]{2})")
 
 Found = tuple[object, dict[str, Any], dict[str, Any], str | None]
@@ -89,7 +92,11 @@ class RawPathRouter(CompiledRouter):
         path: str = req.env[RAW_PATH]
         route = self._fixed.get(path)
         if route is not None:
+            req.env[ROUTE] = path
             return route.found(req, {})
         end = path.find("/", len("/v1/")) + 1
         route = self._keyed.get(path[:end])
-        return None if route is None else route.found(req, {"key": decoded_key(path[end:])})
+        if route is None:
+            return None
+        req.env[ROUTE] = route.template
+        return route.found(req, {"key": decoded_key(path[end:])})

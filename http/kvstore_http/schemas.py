@@ -72,6 +72,7 @@ _PROBLEM: Schema = {
 
 SCHEMAS: dict[str, Schema] = {
     "Value": {"description": "any bytes"},
+    "Metrics": {"type": "string", "description": "Prometheus' exposition format"},
     "Object": {"type": "object"},
     "Record": _object(_RECORD, "revision", "create_revision", "version", "content_type", "modified_at"),
     "Written": _object(_WRITTEN, "key", "revision", "create_revision", "version"),

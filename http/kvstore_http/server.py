@@ -33,6 +33,7 @@ from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.server import BaseWSGIServer
 
 from kvstore_client.errors import KvError
+from kvstore_http.measures import Measures
 from kvstore_http.parser import Parser, RefusalError
 from kvstore_http.problems import rendered
 from kvstore_http.requestids import new_id
@@ -170,6 +171,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _give_away(self, taker: HandOver, chunked: bool) -> None:
         unsent = b"".join(outbuf.get() for outbuf in self.outbufs)
         taker(self._release().detach(), unsent, chunked)
+
+    def add_channel(self, map: Any = None) -> None:  # noqa: A002
+        super().add_channel(map)
+        self.server.note_connections()
+
+    def del_channel(self, map: Any = None) -> None:  # noqa: A002
+        super().del_channel(map)
+        self.server.note_connections()
 
     def _release(self) -> socket.socket:
         """Forget the socket without closing it."""
@@ -362,7 +371,10 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
     channel_class = Channel
     stopping = False
 
-    def __init__(self, application: Any, sock: socket.socket, **adjustments: Any) -> None:
+    def __init__(
+        self, application: Any, sock: socket.socket, measures: Measures | None = None, **adjustments: Any
+    ) -> None:
+        self.measures = measures or Measures.alone()
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
         self.runners = Runners(self.hub)
@@ -399,6 +411,10 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
     def is_traced(self) -> bool:
         """Whether the log speaks of each request, so that all that is done for one has to say its id."""
         return log.isEnabledFor(logging.DEBUG)
+
+    def note_connections(self) -> None:
+        """A connection came or went."""
+        self.measures.note_connections(len(self.active_channels))
 
     def getsockname(self) -> tuple[str, int]:
         host, port, *_ = self.socket.getsockname()
@@ -463,6 +479,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         """Say that there is no room, rather than leave the client waiting in the backlog."""
         request_id = new_id()  # that of the request was not read
         status, headers, body = rendered(error, request_id)
+        self.measures.turn_away(status)
         headers |= {"content-length": str(len(body)), "connection": "close", "x-request-id": request_id}
         lines = "\r\n".join(f"{name}: {value}" for name, value in headers.items())
         conn.setblocking(False)

@@ -16,6 +16,7 @@ from typing import Any
 from gevent.hub import Waiter
 
 from kvstore_http.framing import Format
+from kvstore_http.measures import Measures
 
 READ = 1
 
@@ -59,11 +60,15 @@ class Streams:
     something is added is cut off.
     """
 
-    def __init__(self, hub: Any, buffer_bytes: int, on_gone: Callable[[Stream], None]) -> None:
+    def __init__(
+        self, hub: Any, buffer_bytes: int, on_gone: Callable[[Stream], None], measures: Measures
+    ) -> None:
         self._hub = hub
         self._loop = hub.loop
         self._buffer_bytes = buffer_bytes
         self._on_gone = on_gone
+        self._measures = measures
+        self._blocked: set[Stream] = set()
         self._by_fd: dict[int, Stream] = {}
         self._due: deque[Stream] = deque()
         self._epoll = select.epoll()
@@ -79,6 +84,12 @@ class Streams:
         os.set_blocking(stream.fd, False)
         self._by_fd[stream.fd] = stream
         self._epoll.register(stream.fd, _INPUT)
+        self._measures.note_streams(len(self._by_fd))
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What waits for the stream that is furthest behind."""
+        return max((stream.unsent for stream in self._blocked), default=0)
 
     def queue(self, stream: Stream, data: bytes) -> None:
         """Send ``data`` soon, together with what else comes until then."""
@@ -90,6 +101,7 @@ class Streams:
             if not self._flusher.active:
                 self._flusher.start(self.flush)
         elif stream.is_blocked and stream.unsent > self._buffer_bytes:
+            self._measures.stream_dropped("slow")
             self.drop(stream)
             return
         else:
@@ -118,7 +130,8 @@ class Streams:
         finally:
             timer.close()
             stream.drained = None
-        if stream.unsent >= unsent:
+        if stream.unsent >= unsent and not stream.is_gone:
+            self._measures.stream_dropped("stalled")
             self.drop(stream)
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
@@ -156,11 +169,13 @@ class Streams:
             stream.pending = [memoryview(data)[sent:]]
             if not stream.is_blocked:
                 stream.is_blocked = True
+                self._blocked.add(stream)
                 self._epoll.modify(stream.fd, _INPUT | select.EPOLLOUT)
 
     def _on_drained(self, stream: Stream) -> None:
         if stream.is_blocked:
             stream.is_blocked = False
+            self._blocked.discard(stream)
             self._epoll.modify(stream.fd, _INPUT)
         if stream.is_ending:
             self.drop(stream)
@@ -221,6 +236,8 @@ class Streams:
             return
         stream.is_gone = True
         del self._by_fd[stream.fd]
+        self._blocked.discard(stream)
+        self._measures.note_streams(len(self._by_fd))
         os.close(stream.fd)  # which also takes it out of the epoll set
         stream.pending = None
         self._wake(stream)

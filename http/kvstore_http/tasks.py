@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from time import perf_counter_ns
 from typing import Any
 
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import build_http_date
 
+from kvstore_http.measures import OTHER
 from kvstore_http.parser import refusal_of
 from kvstore_http.problems import rendered
+from kvstore_http.rawpath import ROUTE
 from kvstore_http.requestids import REQUEST_ID, new_id, sent_id, travelling
+from kvstore_http.waiting import WAITS
 
 HandOver = Callable[[int, bytes, bool], None]
 """Takes over a connection: its descriptor, bytes still to be sent first, and whether what follows is
@@ -77,11 +81,28 @@ class _Head:
     content_length: int | None
     wrote_header: bool
     response_headers: list[tuple[str, str]]
-    start_time: float
     close_on_finish: bool
     hand_over: HandOver | None = None
     chunked_response = False
     request_id: str
+    route = OTHER
+    is_held = False
+
+    def service(self) -> None:
+        """Answer, and count it: also how long it took, unless the client had a say in that."""
+        measures = self.channel.server.measures
+        started = perf_counter_ns()
+        measures.begin()
+        try:
+            self.execute()  # type: ignore[attr-defined]  # the next class is waitress's
+            self.finish()  # type: ignore[attr-defined]
+        except OSError:
+            self.close_on_finish = True
+            raise
+        finally:
+            has_no_end = self.has_body and self.content_length is None
+            took = None if has_no_end or self.is_held else perf_counter_ns() - started
+            measures.end(self.route, self.request.command, self.status, took)
 
     def build_response_header(self) -> bytes:
         """The status line and the headers. Decides how the body is framed, and whether the
@@ -138,7 +159,11 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
             travelling.reset(token)
 
     def _answer(self) -> None:
-        body = self.channel.server.application(self.get_environment(), self._start_response)
+        environ = self.get_environment()
+        body = self.channel.server.application(environ, self._start_response)
+        self.route = environ.get(ROUTE, OTHER)
+        self.is_held = WAITS in environ
+        del environ  # it leads back to this task
         try:
             for chunk in body:
                 if chunk:

@@ -9,6 +9,9 @@ from kvstore_client.errors import KvError
 from kvstore_client.model import Cursor
 from kvstore_http.collaborators import Feed, Link
 
+WAITS = "kvstore.waits"
+"""Stands in the environ of a request whose client asked to wait: how long it took says nothing."""
+
 
 class _State(NamedTuple):
     """A key at one moment: its record (None: missing), and the revision of its last change.

@@ -18,6 +18,7 @@ from kvstore_client.errors import EXIT_DONE
 from kvstore_http.app import create_app
 from kvstore_http.feed import Feed
 from kvstore_http.link import DaemonLink
+from kvstore_http.measures import Measures
 from kvstore_http.overseer import BEAT_SECONDS, Overseer
 from kvstore_http.server import Server
 from kvstore_http.settings import HttpSettings
@@ -34,11 +35,13 @@ COLLECT_AFTER = (20_000, 20, 50)
 tenth of the time of gets on 128 connections, whose requests are all alive at once."""
 
 
-def serve(settings: HttpSettings, sockets: Sequence[socket.socket], overseer: Overseer) -> int:
+def serve(
+    settings: HttpSettings, sockets: Sequence[socket.socket], measures: Measures, overseer: Overseer
+) -> int:
     """Serve on bound ``sockets`` until SIGTERM or SIGINT; returns the exit status.
 
     ``overseer`` is told when connections are accepted, and after that that the hub turns. The daemon
-    need not be there: requests are answered with 503 until it is.
+    need not be there: requests are answered with 503 until it is. What happens is counted in ``measures``.
     """
     _raise_descriptor_limit()
     stop = Signal()
@@ -48,10 +51,10 @@ def serve(settings: HttpSettings, sockets: Sequence[socket.socket], overseer: Ov
     for watcher in watchers:
         watcher.start(stop.set)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    link = DaemonLink(context, settings.requests, settings.daemon_timeout_ms)
-    feed = Feed(context, link, settings)
-    app = create_app(link, feed, settings)
-    servers = [_server(app, sock, settings) for sock in sockets]
+    link = DaemonLink(context, settings.requests, settings.daemon_timeout_ms, measures)
+    feed = Feed(context, link, settings, measures)
+    app = create_app(link, feed, settings, measures.board)
+    servers = [_server(app, sock, measures, settings) for sock in sockets]
     _settle_memory()
     overseer.ready()
     beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
@@ -74,10 +77,11 @@ def _log_failure(context: object, kind: type[BaseException], error: BaseExceptio
     log.error("%s failed", context, exc_info=(kind, error, trace))
 
 
-def _server(app: object, sock: socket.socket, settings: HttpSettings) -> Server:
+def _server(app: object, sock: socket.socket, measures: Measures, settings: HttpSettings) -> Server:
     return Server(
         app,
         sock,
+        measures,
         max_body_bytes=settings.max_body_bytes,
         max_header_bytes=settings.max_header_bytes,
         max_connections=settings.max_connections,

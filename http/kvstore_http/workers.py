@@ -20,6 +20,7 @@ from itertools import chain
 from typing import NoReturn
 
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_http.cells import Board
 from kvstore_http.listening import Shares
 from kvstore_http.overseer import BEAT_SECONDS, Overseer
 
@@ -67,13 +68,17 @@ class _Worker:
 class Workers:
     """``count`` workers; one that crashed or hangs is started again with growing delays, and said aloud.
 
+    ``board`` says which of them run, and how often one was started again.
     ``overseer`` is told once all were ready, and then that every worker that runs has beaten lately.
     """
 
-    def __init__(self, count: int, serve: Serve, say: Say, overseer: Overseer) -> None:
+    def __init__(
+        self, count: int, serve: Serve, say: Say, overseer: Overseer, board: Board | None = None
+    ) -> None:
         self._serve = serve
         self._say = say
         self._overseer = overseer
+        self._board = board or Board(count)
         self._workers = [_Worker(number) for number in range(count)]
         self._was_ready = False
         self._stop_at: float | None = None
@@ -106,6 +111,7 @@ class Workers:
         pid = os.fork()
         if pid == 0:
             self._be_worker(number, parent)
+        self._board.note_start(number, pid)
         return pid
 
     def _be_worker(self, number: int, parent: int) -> NoReturn:
@@ -197,6 +203,7 @@ class Workers:
                 pid, status = os.waitpid(worker.pid, os.WNOHANG)
                 if pid:
                     worker.pid = 0
+                    self._board.note_end(worker.number)
                     self._note_end(worker, pid, os.waitstatus_to_exitcode(status))
 
     def _note_end(self, worker: _Worker, pid: int, code: int) -> None:

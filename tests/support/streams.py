@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any, NamedTuple
@@ -52,9 +53,25 @@ class Stream:
         self.connection.close()
 
 
-def open_stream(url: str, query: str, last_id: str | None = None, *, timeout: float = 60) -> Stream:
-    """Open ``/v1/subscribe?QUERY`` at the service ``url``; ``timeout`` is how long it may be silent."""
-    connection = HTTPConnection(urlsplit(url).netloc, timeout=timeout)
+def open_stream(
+    url: str,
+    query: str,
+    last_id: str | None = None,
+    *,
+    timeout: float = 60,
+    receive_buffer: int | None = None,
+) -> Stream:
+    """Open ``/v1/subscribe?QUERY`` at the service ``url``; ``timeout`` is how long it may be silent.
+
+    A small ``receive_buffer`` (bytes) makes a client that takes little at a time.
+    """
+    address = urlsplit(url)
+    connection = HTTPConnection(address.netloc, timeout=timeout)
+    if receive_buffer is not None:
+        connection.sock = socket.socket()
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        connection.sock.settimeout(timeout)
+        connection.sock.connect((address.hostname, address.port))
     headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
     connection.request("GET", f"/v1/subscribe?{query}", headers=headers)
     response = connection.getresponse()

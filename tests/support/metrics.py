@@ -1,0 +1,68 @@
+"""What ``/metrics`` says, read with Prometheus' own parser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.request import urlopen
+
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.session import Session
+from support.streams import open_stream
+
+
+class Scrape:
+    """One answer of ``/metrics``."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.families = {_exposed(family): family for family in text_string_to_metric_families(text)}
+        self._samples = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in self.families.values()
+            for sample in family.samples
+        }
+
+    def value(self, name: str, **labels: str) -> float:
+        """The value of one series; 0 where there is none."""
+        return self._samples.get((name, frozenset(labels.items())), 0.0)
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of the series that have ``labels`` among theirs."""
+        wanted = frozenset(labels.items())
+        return sum(value for (found, has), value in self._samples.items() if found == name and wanted <= has)
+
+    def labels(self, name: str) -> list[dict[str, str]]:
+        """The labels of each series of ``name``, but for those of a histogram's buckets."""
+        return [dict(has) for found, has in self._samples if found == name]
+
+
+def _exposed(family: Metric) -> str:
+    return f"{family.name}_total" if family.type == "counter" else family.name
+
+
+def scrape(url: str) -> Scrape:
+    """What the service at ``url`` exposes now; over a connection of its own, so any worker may answer."""
+    with urlopen(f"{url}/metrics", timeout=30) as answer:  # noqa: S310
+        return Scrape(answer.read().decode())
+
+
+def let_things_happen(url: str) -> None:
+    """Traffic of each kind, so that every metric has something to tell."""
+    session = Session(url)
+    for number in range(5):
+        session.put(f"/v1/kv/metrics/{number}", b"x")
+    session.put("/v1/kv/metrics/soon?ttl=1h", b"x")
+    session.get("/v1/kv/metrics/0")
+    session.get("/v1/kv/metrics/missing")
+    stream = open_stream(url, "prefix=metrics/&since=0")
+    events: Callable[[], Any] = iter(stream).__next__
+    while events().name != "sync":
+        pass
+    session.put("/v1/kv/metrics/0", b"y")
+    while events().name != "put":
+        pass
+    stream.close()
+    session.close()
