@@ -68,18 +68,19 @@ class Service:
         *,
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
+        attempts: int = ATTEMPTS,
     ) -> Answer:
         """The service's answer.
 
         A request that met a broken connection, silence, or a service that is away for the moment is
-        repeated, four attempts within the time given; a write under one Idempotency-Key, that of
+        repeated, ``attempts`` in all within the time given; a write under one Idempotency-Key, that of
         ``headers`` or a new one, so that it is applied once. Raises the KvError of the last attempt.
         """
         sent = {"Accept": "application/json, */*;q=0.1", **(headers or {})}
         if method != "GET":
             sent.setdefault("Idempotency-Key", os.urandom(16).hex())
         target = self._base + path + encode_query(query)
-        return self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds))
+        return self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds), attempts)
 
     def open_stream(self, path: str, query: Query, *, stall_seconds: float) -> LineStream:
         """The lines of an answer that goes on. Raises like :meth:`request`."""
@@ -103,10 +104,10 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _repeat(self, attempt: Callable[[float], _Result]) -> _Result:
+    def _repeat(self, attempt: Callable[[float], _Result], attempts: int = ATTEMPTS) -> _Result:
         deadline = monotonic() + self._timeout_seconds
         pauses = Pauses()
-        for left in reversed(range(ATTEMPTS)):
+        for left in reversed(range(attempts)):
             try:
                 return attempt(max(0.001, deadline - monotonic()))
             except Trouble as trouble:

@@ -83,7 +83,7 @@ def command(
       kvstore export | jq -r 'select(.key) | .key'
       kvstore export --prefix app/ | kvstore import - --url http://other:5000
     """
-    from kvstore_cli.exporting import Scope
+    from kvstore_cli.transfer.exporting import Scope
 
     if file != "-":
         _refuse_target(Path(file), force=force)
@@ -102,9 +102,9 @@ def _refuse_target(path: Path, *, force: bool) -> None:
 
 
 def _export(service: Service, scope: Any, file: str, *, stall_ms: int, retry_ms: int) -> None:
-    from kvstore_cli.exporting import Collection
-    from kvstore_cli.patience import Patience
     from kvstore_cli.progress import bar, is_seen
+    from kvstore_cli.transfer.exporting import Collection
+    from kvstore_cli.transfer.patience import Patience
 
     folder = None if file == "-" else str(Path(file).parent)
     with Collection(scope, folder) as collection:
@@ -121,7 +121,7 @@ def _export(service: Service, scope: Any, file: str, *, stall_ms: int, retry_ms:
 
 def _write(write: Write, collection: Any, scope: Any) -> tuple[int, int]:
     """Write the whole export; how many records and bytes that were."""
-    from kvstore_cli.archive import Sealing
+    from kvstore_cli.transfer.archive import Sealing
 
     seal = Sealing()
     bounds = {name: text for name, text in (("start", scope.start), ("end", scope.end)) if text}

@@ -17,8 +17,8 @@ from kvstore_cli.flags import TEXT, Command, with_options
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR, KvError
 
 if TYPE_CHECKING:
-    from kvstore_cli.importing import Importer, Policy, State, StateFile, Tally
-    from kvstore_cli.intake import Intake
+    from kvstore_cli.transfer.importing import Importer, Policy, State, StateFile, Tally
+    from kvstore_cli.transfer.intake import Intake
 
 
 @click.command(cls=Command)
@@ -85,9 +85,9 @@ def command(
       kvstore import users.ndjson --prefix-strip user: --prefix-add customer: --dry-run
       jq -c '.[] | {key: .id, value: .name, ttl: "1h"}' users.json | kvstore import - --if-absent
     """
-    from kvstore_cli.importing import Importer, Policy
-    from kvstore_cli.intake import opened
-    from kvstore_cli.patience import Patience
+    from kvstore_cli.transfer.importing import Importer, Policy
+    from kvstore_cli.transfer.intake import opened
+    from kvstore_cli.transfer.patience import Patience
 
     policy = Policy(if_absent, prefix_strip, prefix_add, keep_going)
     with opened(file) as intake, connected(context) as service:
@@ -110,8 +110,8 @@ def command(
 
 def _checked(intake: Intake, importer: Importer) -> Tally:
     """What would become of the whole file, once it was read to its end; sends nothing."""
-    from kvstore_cli.importing import Tally
     from kvstore_cli.progress import bar
+    from kvstore_cli.transfer.importing import Tally
 
     tally = Tally()
     reader = intake.whole()
@@ -124,7 +124,7 @@ def _checked(intake: Intake, importer: Importer) -> Tally:
 
 
 def _state_file(intake: Intake, path: str | None) -> StateFile | None:
-    from kvstore_cli.importing import StateFile
+    from kvstore_cli.transfer.importing import StateFile
 
     if not intake.can_rewind:
         if path is not None:
@@ -138,7 +138,7 @@ def _state_file(intake: Intake, path: str | None) -> StateFile | None:
 
 def _begin(intake: Intake, epoch: str, policy: Policy, kept: StateFile | None, restart: bool) -> State:
     """Where the import begins: where it was interrupted, or with the first line."""
-    from kvstore_cli.importing import State
+    from kvstore_cli.transfer.importing import State
 
     new = State(intake.sha256, epoch, policy._asdict())
     if kept is None or restart:

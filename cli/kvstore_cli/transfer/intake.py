@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 import click
 
-from kvstore_cli.archive import Reader
+from kvstore_cli.transfer.archive import Reader
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BUFFER_BYTES = 256 * 1024

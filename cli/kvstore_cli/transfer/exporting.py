@@ -16,10 +16,10 @@ from typing import IO, Any, NamedTuple, Self
 
 import orjson
 
-from kvstore_cli.archive import line_of
-from kvstore_cli.patience import Patience
 from kvstore_cli.problems import Trouble
 from kvstore_cli.service import Query, Service
+from kvstore_cli.transfer.archive import line_of
+from kvstore_cli.transfer.patience import Patience
 from kvstore_client.errors import KvError
 
 _MOST_BREAKS = 10

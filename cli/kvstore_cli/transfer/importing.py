@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import click
 import orjson
 
-from kvstore_cli.archive import Entry, Put
-from kvstore_cli.patience import Patience
 from kvstore_cli.problems import problem_error
 from kvstore_cli.service import Service
+from kvstore_cli.transfer.archive import Entry, Put
+from kvstore_cli.transfer.patience import Patience
 from kvstore_client.errors import KvError
 from kvstore_client.model import TEXT_CONTENT_TYPE, check_key
 from kvstore_client.operations import MAX_TTL_SECONDS

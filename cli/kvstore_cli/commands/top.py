@@ -1,0 +1,110 @@
+"""``kvstore top``."""
+
+from __future__ import annotations
+
+import itertools
+import ssl  # noqa: F401 - before http.client, which prometheus_client needs whole: see kvstore_cli.connection
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from kvstore_cli import output
+from kvstore_cli.client import TIME, configured, service_of
+from kvstore_cli.configuration import Configuration
+from kvstore_cli.flags import Command, WholeNumber, with_options
+from kvstore_cli.units import show_duration
+from kvstore_client.errors import KvError
+
+if TYPE_CHECKING:
+    from kvstore_cli.top.sampling import Look, Sampler
+
+_SHORTEST_MS = 100
+_HEAD_EVERY = 20
+
+
+@click.command(cls=Command)
+@click.option(
+    "--interval", type=TIME, default="1s", show_default=True, metavar="TIME", help="How often to look."
+)
+@click.option("--count", type=WholeNumber(1), metavar="N", help="Stop after N intervals.")
+@click.option("--plain", is_flag=True, help="A line for each interval, as into a pipe.")
+@click.option("--json", "as_json", is_flag=True, help="All figures of each interval as a JSON object.")
+@with_options("client")
+@click.pass_context
+def command(context: click.Context, interval: int, count: int | None, plain: bool, as_json: bool) -> None:
+    """Show what the service is doing, as it happens: requests, streams, commits, sizes, processes.
+
+    Rates are a second and latencies those of the last interval, from the service's own /metrics. The
+    screen is for a terminal, and q or Ctrl-C ends it; anything else gets a line for each interval.
+    A service that goes away is shown as away, and it goes on when it is back.
+
+    \b
+    Examples:
+      kvstore top
+      kvstore top --interval 5s --plain >> load.log
+      kvstore top --count 1 --json | jq .http.p99
+    """
+    if plain and as_json:
+        raise click.UsageError("--plain and --json are two forms; give one")
+    if interval < _SHORTEST_MS:
+        raise click.UsageError(f"--interval is at least {show_duration(_SHORTEST_MS)}")
+    from kvstore_cli.top.sampling import Sampler
+
+    configuration = configured(context)
+    sampler = Sampler(lambda: _metrics(configuration), interval / 1000)
+    sampler.begin()
+    if plain or as_json or not _has_screen():
+        with suppress(KeyboardInterrupt):
+            _print(sampler, count, as_json=as_json)
+        return
+    from kvstore_cli.top.terminal import show
+
+    show(sampler, configuration["url"], interval, count)
+
+
+def _metrics(configuration: Configuration) -> str:
+    """The text of ``/metrics``; raises the KvError of a service that does not give it."""
+    # the next look is a repeat as good as any
+    with service_of(configuration) as service:
+        try:
+            wanted = {"Accept": "text/plain"}
+            return service.request("GET", "/metrics", headers=wanted, attempts=1).body.decode()
+        except KvError as error:
+            if error.code != "no_such_route":
+                raise
+            message = f"{configuration['url']} has no /metrics: it runs an older version of kvstore"
+            raise KvError(error.code, message) from error
+
+
+def _has_screen() -> bool:
+    import os
+
+    return output.on_terminal() and os.environ.get("TERM") not in (None, "", "dumb")
+
+
+def _print(sampler: Sampler, count: int | None, *, as_json: bool) -> None:
+    """A line for each interval."""
+    write = _write_json if as_json else _write_plain
+    for number in itertools.count():
+        if number == count:
+            return
+        write(number, sampler.looks.get())
+
+
+def _write_json(_number: int, look: Look) -> None:
+    if look.error is None:
+        output.write_json({"service_up": True, **(look.shown or {})})
+    else:
+        output.write_json({"service_up": False, "error": look.error.message})
+
+
+def _write_plain(number: int, look: Look) -> None:
+    from kvstore_cli.top.screen import PLAIN_HEAD, plain_line
+
+    if number % _HEAD_EVERY == 0:
+        output.write_line(PLAIN_HEAD)
+    if look.shown is not None:
+        output.write_line(plain_line(look.shown))
+    elif look.error is not None:
+        output.write_line(f"no figures from the service: {look.error.message}")

@@ -1,0 +1,1 @@
+"""``kvstore top``: what ``/metrics`` says, again and again, as figures and as a screen."""
