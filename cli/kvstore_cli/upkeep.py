@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from kvstore_cli.configuration import resolve
 from kvstore_cli.flags import given_flags
+from kvstore_cli.progress import is_seen
 
 Report = Callable[[int, int], None]
 Steps = Callable[[str], Report]
@@ -33,7 +33,7 @@ def progress() -> Iterator[Steps]:
     Within the block SIGTERM ends the command as Ctrl-C does: what it began is undone.
     """
     signal.signal(signal.SIGTERM, _end)
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not is_seen():
         yield lambda _name: lambda _done, _total: None
         return
     from rich.console import Console

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -74,7 +75,7 @@ def test_a_file_that_exists_is_replaced_only_when_told(
 ) -> None:
     (tmp_path / "b.kvb").write_text("precious")
     done = offline("backup", "b.kvb", "--data", str(filled.data))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert b"--force" in done.stderr
     assert (tmp_path / "b.kvb").read_text() == "precious"
     assert offline("backup", "b.kvb", "--force", "--data", str(filled.data)).returncode == 0
@@ -178,6 +179,18 @@ def test_compacting_gives_room_back(offline: Kvstore, daemon: Daemon) -> None:
         assert [record.key for record in client.list()] == ["kept"]
         after = client.status()
         assert (after["epoch"], after["revision"]) == (status["epoch"], status["revision"])
+
+
+def test_a_reader_whose_place_is_taken_is_told_so(offline: Kvstore, filled: Daemon) -> None:
+    """As by a reader with the same process id in another container on the same volume."""
+    with (filled.data / "lmdb" / "lock.mdb").open("r+b") as lock:
+        # LMDB locks the byte that has the reader's process id as its number
+        for start, end in ((2, filled.pid), (filled.pid + 1, 2**22)):
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, end - start, start)
+        done = offline("backup", "b.kvb", "--data", str(filled.data))
+    assert done.returncode == 1
+    assert b"is taken" in done.stderr
+    assert offline("backup", "b.kvb", "--data", str(filled.data)).returncode == 0
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root; CI has it")

@@ -105,6 +105,7 @@ def test_a_backup_under_load_is_the_store_at_its_revision(
         file = tmp_path / f"{number}.kvb"
         done = kvstore(tmp_path, "backup", str(file), "--json", "--data", str(service.daemon.data))
         said = json.loads(done.stdout)
+        kvstore(tmp_path, "check", "--data", str(service.daemon.data))
         backups.append((file, said["revision"], said["epoch"]))
     for writer in writers:
         writer.finish()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvstore_cli import output
+from kvstore_cli.completion import complete_file
 from kvstore_cli.flags import Command, with_options
 from kvstore_cli.upkeep import Report, data_folder, progress, size
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("file", metavar="FILE", shell_complete=complete_file)
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the backup holds as one JSON object.")
 @with_options("store")
@@ -75,7 +76,9 @@ def _to_file(folder: Path, path: Path, report: Report, *, replace: bool) -> Back
         with whole_file(path, replace=replace) as file:
             return back_up(folder, file.write, _now(), report)
     except FileExistsError as error:
-        raise click.ClickException(f"{output.readable(str(path))} exists; --force replaces it") from error
+        raise click.UsageError(
+            f"{output.readable(str(path))} is there already; --force replaces it"
+        ) from error
     except OSError as error:
         raise click.ClickException(
             f"{output.readable(str(path))} cannot be written: {error.strerror}; nothing was left of it"

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kvstore_cli import output
+from kvstore_cli.completion import complete_file
 from kvstore_cli.flags import Command, given_flags, with_options
 from kvstore_cli.upkeep import Steps, data_folder, progress, size
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
@@ -16,7 +17,7 @@ SHOWN_FAULTS = 100
 
 
 @click.command(cls=Command)
-@click.argument("file", metavar="[FILE]", required=False, type=click.Path())
+@click.argument("file", metavar="[FILE]", required=False, shell_complete=complete_file)
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @with_options("store")
 @click.pass_context

@@ -10,12 +10,13 @@ from typing import BinaryIO
 import click
 
 from kvstore_cli import output
+from kvstore_cli.completion import complete_file
 from kvstore_cli.flags import Command, with_options
 from kvstore_cli.upkeep import data_folder, progress
 
 
 @click.command(cls=Command)
-@click.argument("file", metavar="FILE", type=click.Path())
+@click.argument("file", metavar="FILE", shell_complete=complete_file)
 @click.option("--force", is_flag=True, help="Replace the store that is there; its file is kept beside.")
 @with_options("store")
 @click.pass_context

@@ -20,6 +20,7 @@ from kvstore_daemon.engine.owner import root_again
 Progress = Callable[[int, int], None]
 """Called now and then with what is done and what there is to do."""
 
+_ATTEMPTS = 5
 _CHUNK_BYTES = 1 << 20
 _Process = subprocess.Popen[bytes]
 
@@ -30,6 +31,10 @@ def nobody_asks(_done: int, _total: int) -> None:
 
 def facts(path: Path) -> dict[str, Any]:
     """What the store in the data folder, or in the LMDB file, ``path`` is. Raises KvError."""
+    return _patiently(lambda: _facts(path))
+
+
+def _facts(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with _reader("facts", path) as process:
         for event, value in _events(process):
@@ -42,6 +47,10 @@ def facts(path: Path) -> dict[str, Any]:
 def check(path: Path, on_fault: Callable[[str], None], progress: Progress = nobody_asks) -> dict[str, Any]:
     """Tell ``on_fault`` everything that is wrong with the store at ``path``; its facts, if it could be read
     to the end. ``progress`` counts rows. Raises KvError where it cannot be looked at."""
+    return _patiently(lambda: _check(path, on_fault, progress))
+
+
+def _check(path: Path, on_fault: Callable[[str], None], progress: Progress) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with _reader("check", path) as process:
         for event, value in _events(process):
@@ -64,12 +73,31 @@ def copy(path: Path, write: Callable[[bytes], Any], progress: Progress = nobody_
 
     Raises KvError, also after a part was given: that part is worth nothing then.
     """
+    return _patiently(lambda: _copy(path, write, progress))
+
+
+def _copy(path: Path, write: Callable[[bytes], Any], progress: Progress) -> dict[str, Any]:
     with _reader("copy", path) as process:
         found: dict[str, Any] = next((value for _, value in _events(process)), {})
         if found:
             _pass_on(process, found["bytes"], write, progress)
         _expect_success(process, path)
     return found
+
+
+def _patiently(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``read`` gives, in another process if the place of the first one is taken.
+
+    LMDB knows its readers by their process ids, and two containers on one volume may both have a process
+    of that number. It is told at once, before anything was read.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return read()
+        except KvError as error:
+            if error.code != "too_busy":
+                raise
+    return read()
 
 
 def _pass_on(process: _Process, total: int, write: Callable[[bytes], Any], progress: Progress) -> None:

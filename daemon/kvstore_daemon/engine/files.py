@@ -18,7 +18,7 @@ def whole_file(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
     """
     if not replace and os.path.lexists(path):
         raise FileExistsError(17, "File exists", os.fspath(path))
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(descriptor, "w+b") as file:  # noqa: PTH123 - it is open already
