@@ -23,7 +23,7 @@ SHIPPED = (ROOT / "deploy/nginx/kvstore.conf").read_text()
 PAGE = (ROOT / "docs/proxies.md").read_text()
 
 # How fast things are depends on what else runs on the machine, and is nothing that these tests promise.
-SPEED = {"slow_disk", "slow_events"}
+SPEED = {"slow_disk", "slow_writes", "slow_events"}
 
 
 class Examined(NamedTuple):
@@ -179,7 +179,7 @@ def test_a_body_that_is_cut_off_is_seen_as_cut_off_only_with_http_1_1(
     own = http.replace("{service}", service.url.removeprefix("http://"))
     with (
         Nginx(tmp_path / "nginx", own) as nginx,
-        Probe(nginx.url, 20, 0).watch([("key", "k")], {}) as stream,
+        Probe(nginx.url, 20, 0).watch("/v1/subscribe", {}) as stream,
     ):
         assert stream.wait_for(lambda: b"sync" in stream.text, 20)
         service.facade.kill()
@@ -322,6 +322,16 @@ def test_through_haproxy_as_the_page_shows_it_everything_is_as_without_it(url: s
 def test_the_doctor_names_what_haproxy_breaks(extra: str, causes: set[str], url: str, tmp_path: Path) -> None:
     with haproxy_of(url, tmp_path / "haproxy", extra) as proxy:
         assert examine(proxy.url, tmp_path).causes == causes
+
+
+def test_haproxy_delays_events_without_the_option_that_the_page_shows(url: str, tmp_path: Path) -> None:
+    latencies = []
+    for number, extra in enumerate(("", "    no option http-no-delay\n")):
+        with haproxy_of(url, tmp_path / f"haproxy{number}", extra) as proxy:
+            checks = examine(proxy.url, tmp_path).checks
+        latencies.append([check["figures"]["event_p50_ms"] for check in checks if check["check"] == "events"])
+    assert max(latencies[0]) < min(latencies[1])
+    assert [check["cause"] for check in checks if check["check"] == "events"] == ["slow_events"] * 2
 
 
 def test_the_doctor_names_haproxys_timeout(url: str, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from kvstore_cli import output
@@ -53,6 +56,8 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
         for line in lines(name, finding, probe.server):
             output.write_line(line)
 
+    # as Ctrl-C does, so that what was written is deleted
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     seconds = longest_seconds(probe.idle, is_quick=quick, is_read_only=read_only)
     writes = "writes nothing" if read_only else f"writes under {probe.scratch} and deletes it"
     output.talk(f"examining {url}: takes at most {seconds} s, {writes}")

@@ -42,7 +42,14 @@ CAUSES: dict[str, Fix] = {
     ),
     # ── speed ──
     "slow_disk": Fix("", "put --data on a faster local disk, and look for what else writes to it"),
-    "slow_events": Fix("", "look for what is busy: the machine, the proxy, the network between them"),
+    "slow_writes": Fix(
+        "", "look for what keeps the machine, the daemon or the way to it busy: it is not the disk's syncs"
+    ),
+    "slow_events": Fix(
+        "tcp_nodelay on;",
+        "have small pieces sent at once (HAProxy: option http-no-delay; without it each event waits 200 ms), "
+        "and look for what keeps the machine or the network busy",
+    ),
     # ── event streams ──
     "buffered": Fix(
         "proxy_buffering off; and no proxy_ignore_headers X-Accel-Buffering",

@@ -59,25 +59,25 @@ def examine(probe: Probe, tell: Tell, *, is_quick: bool, is_read_only: bool) -> 
     """
     probe.deadline = monotonic() + longest_seconds(0, is_quick=True, is_read_only=is_read_only)
     findings: list[tuple[str, Finding]] = []
-    exit_status = EXIT_DONE
     try:
         for check in CHECKS:
-            why_not = _why_not(check, is_quick=is_quick, is_read_only=is_read_only)
+            why_not = _why_not(check, probe, is_quick=is_quick, is_read_only=is_read_only)
             for finding in [skipped(why_not)] if why_not else _made(check, probe):
                 findings.append((check.name, finding))
                 tell(check.name, finding)
-                exit_status = max(exit_status, EXIT_ERROR if finding.status == FAILED else EXIT_DONE)
-            if check.name in _FIRST and exit_status != EXIT_DONE:
-                exit_status = _exit_of(findings[-1][1])
-                break
+                if check.name in _FIRST and finding.status == FAILED and finding.cause != "store_full":
+                    return Outcome(findings, _exit_of(finding))
     finally:
         _clean(probe)
-    return Outcome(findings, exit_status)
+    has_failed = any(finding.status == FAILED for _, finding in findings)
+    return Outcome(findings, EXIT_ERROR if has_failed else EXIT_DONE)
 
 
-def _why_not(check: Check, *, is_quick: bool, is_read_only: bool) -> str:
+def _why_not(check: Check, probe: Probe, *, is_quick: bool, is_read_only: bool) -> str:
     if check.does_write and is_read_only:
         return "writes, and --read-only was given"
+    if check.does_write and probe.status.get("writes_refused"):
+        return "writes, and writes are refused"
     if check.seconds == 0 and is_quick:
         return "takes long, and --quick was given"
     return ""

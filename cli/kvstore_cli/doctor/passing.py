@@ -110,7 +110,7 @@ def _last_event_id(probe: Probe) -> Finding | None:
     key = probe.key("resumed")
     cursor = f"{_revision(probe.store(key, b'1')) - 1}-{probe.status.get('epoch', '')}"
     headers = {"Accept": "text/event-stream", "Last-Event-ID": cursor}
-    with probe.watch([("key", key)], headers) as stream:
+    with probe.watch(f"/v1/subscribe{encode_query([('key', key)])}", headers) as stream:
         if not stream.wait_for(lambda: b"event: sync" in stream.text, PATIENCE_SECONDS):
             return None  # a stream that does not begin is told of by another check
         if b"event: put" in stream.text.partition(b"event: sync")[0]:

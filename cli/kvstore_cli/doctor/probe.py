@@ -157,12 +157,12 @@ class Probe:
             self._connection = connection
         return reply
 
-    def watch(self, query: list[tuple[str, str]], headers: dict[str, str]) -> WatchedStream:
-        """An event stream, read by a thread of its own. Raises like :meth:`ask`."""
+    def watch(self, target: str, headers: dict[str, str]) -> WatchedStream:
+        """An answer that takes its time, read by a thread of its own. Raises like :meth:`ask`."""
         try:
             connection = self.connect()
             sock = connection.sock
-            connection.request("GET", f"{self.base}/v1/subscribe{encode_query(query)}", headers=headers)
+            connection.request("GET", self.base + target, headers=headers)
         except (OSError, http_client.HTTPException) as error:
             raise _no_answer("GET", error) from error
         return WatchedStream(connection, sock)
@@ -240,13 +240,9 @@ def by_path(key: str) -> str:
 
 def percentiles(seconds: list[float]) -> tuple[float, float]:
     """The median and the 99th percentile, in milliseconds."""
-    return percentile(seconds, 50), percentile(seconds, 99)
-
-
-def percentile(seconds: list[float], percent: int) -> float:
-    """In milliseconds."""
     ordered = sorted(seconds)
-    return round(ordered[round((len(ordered) - 1) * percent / 100)] * 1000, 2)
+    last = len(ordered) - 1
+    return round(ordered[last // 2] * 1000, 2), round(ordered[round(last * 0.99)] * 1000, 2)
 
 
 def _read_verdict(connection: http_client.HTTPConnection) -> Verdict:

@@ -16,7 +16,7 @@ from kvstore_cli.doctor.probe import Probe, Reply, by_query, percentiles
 from kvstore_client.errors import KvError
 
 _ROUND_TRIPS = 15
-_FULL = 0.9
+_FULL = 0.95
 _SKEW_SECONDS = 2.0
 
 
@@ -85,10 +85,13 @@ def daemon(probe: Probe) -> Iterator[Finding]:
         yield failed("daemon_away", f"the status cannot be had ({reply.shown})")
         return
     probe.status = status = reply.json()
+    if "version" not in status:
+        yield failed("not_kvstore", "/v1/status was not answered by kvstore")
+        return
     yield from _judged(status)
     yield ok(
-        f"kvstore {status['version']}, up {status['uptime']:.0f} s, revision {status['revision']}, "
-        f"{status['keys']} keys, sync {status['sync']}",
+        f"kvstore {status['version']}, up {status.get('uptime', 0):.0f} s, "
+        f"revision {status.get('revision')}, {status.get('keys')} keys, sync {status.get('sync')}",
         version=status["version"],
     )
 
@@ -96,16 +99,23 @@ def daemon(probe: Probe) -> Iterator[Finding]:
 def _judged(status: dict[str, Any]) -> Iterator[Finding]:
     own = version("kvstore")
     if status["version"] != own:
-        yield warning(
-            "version_differs", f"the service is kvstore {status['version']}, this command is {own}", own=own
-        )
-    if status["sync"] != "always":
-        yield warning(
-            "weak_sync", f"sync is {status['sync']}: a power cut loses writes that were acknowledged"
-        )
-    share = status["store_bytes"] / status["max_store_bytes"]
-    if share > _FULL:
-        yield warning("store_full", f"the store is {share:.0%} full", share=round(share, 3))
+        message = f"the service is kvstore {status['version']}, this command is {own}"
+        yield warning("version_differs", message, own=own, version=status["version"])
+    if status.get("sync") != "always":
+        message = f"sync is {status.get('sync')}: a power cut loses writes that were acknowledged"
+        yield warning("weak_sync", message)
+    if status.get("writes_refused") is not None:
+        yield failed("store_full", f"writes are refused: {status['writes_refused'].get('message')}")
+    for what, used, size in (
+        ("the store", status.get("store_bytes", 0), status.get("max_store_bytes", 1)),
+        (
+            "its disk",
+            status.get("disk_bytes", 1) - status.get("disk_free_bytes", 1),
+            status.get("disk_bytes", 1),
+        ),
+    ):
+        if used / size > _FULL:
+            yield warning("store_full", f"{what} is {used / size:.0%} full", used_bytes=used, bytes=size)
 
 
 def clock(probe: Probe) -> Iterator[Finding]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 from kvstore_cli.doctor.findings import Finding, failed, ok, skipped, warning
 from kvstore_cli.doctor.probe import PATIENCE_SECONDS, Probe, by_query, percentiles
 from kvstore_cli.doctor.stream import WatchedStream
-from kvstore_client.errors import KvError
+from kvstore_cli.service import encode_query
 
 SSE, NDJSON = "text/event-stream", "application/x-ndjson"
 EVENTS = 20
@@ -41,7 +40,8 @@ def opening(probe: Probe) -> Iterator[Finding]:
 
 def _open(probe: Probe, name: str, media_type: str) -> WatchedStream:
     # as a browser asks, so that what compresses for browsers compresses
-    return probe.watch([("key", probe.key(name))], {"Accept": media_type, "Accept-Encoding": "gzip"})
+    target = f"/v1/subscribe{encode_query([('key', probe.key(name))])}"
+    return probe.watch(target, {"Accept": media_type, "Accept-Encoding": "gzip"})
 
 
 def _not_begun(probe: Probe, stream: WatchedStream, media_type: str) -> Finding:
@@ -135,19 +135,19 @@ def idle(probe: Probe) -> Iterator[Finding]:
             "events do not come as they happen, so silence cannot be told from that: repair it first"
         )
         return
-    waiting = min(probe.idle, _LONGEST_WAIT_SECONDS)
-    with ThreadPoolExecutor(1) as pool:
-        waited = pool.submit(_wait, probe, waiting)
-        yield _listen(probe)
-        yield waited.result()
-
-
-def _listen(probe: Probe) -> Finding:
-    with _open(probe, "idle", SSE) as stream:
+    seconds = min(probe.idle, _LONGEST_WAIT_SECONDS)
+    wait = by_query(probe.key("never"), wait=f"{int(seconds * 1000)}ms", since="0")
+    with _open(probe, "idle", SSE) as stream, probe.watch(wait, {}) as waiting:
         stream.wait_for(lambda: False, probe.idle)
-        ended, gap = stream.ended, stream.longest_gap()
-        heartbeats = stream.text.count(b"event: heartbeat")
-        seconds = probe.idle if ended is None else stream.ended_after
+        yield _of_silence(stream, probe.idle)
+        waiting.wait_for(lambda: False, probe.timeout)
+        yield _of_waiting(waiting, seconds)
+
+
+def _of_silence(stream: WatchedStream, listened: float) -> Finding:
+    ended, gap = stream.ended, stream.longest_gap()
+    heartbeats = stream.text.count(b"event: heartbeat")
+    seconds = listened if ended is None else stream.ended_after
     figures = {
         "open_seconds": round(seconds, 1),
         "heartbeats": heartbeats,
@@ -171,26 +171,13 @@ def _listen(probe: Probe) -> Finding:
     )
 
 
-def _wait(probe: Probe, seconds: float) -> Finding:
-    """A request with ``?wait=`` for a key that does not come: 304 when the time is over."""
-    own = Probe(probe.url, probe.timeout, probe.idle, probe.ca_file)
-    target = by_query(probe.key("never"), wait=f"{int(seconds * 1000)}ms", since="0")
-    begin = monotonic()
-    try:
-        reply = own.ask("GET", target, timeout=seconds + probe.timeout)
-        seen = reply.shown
-    except KvError as error:
-        seen = str(error)
-    finally:
-        own.close()
-    took = monotonic() - begin
-    if seen == "304":
-        return ok(
-            f"a request with ?wait={seconds:g}s was answered after {took:.1f} s",
-            waited_seconds=round(took, 1),
-        )
-    return warning(
-        "wait_cut",
-        f"a request with ?wait={seconds:g}s ended after {took:.1f} s with: {seen}",
-        waited_seconds=round(took, 1),
-    )
+def _of_waiting(waiting: WatchedStream, seconds: float) -> Finding:
+    """A request with ``?wait=`` for a key that does not come is answered with 304 when the time is over."""
+    took = round(waiting.ended_after, 1)
+    what = f"a request with ?wait={seconds:g}s"
+    if waiting.status == 304:
+        return ok(f"{what} was answered after {took} s", waited_seconds=took)
+    if waiting.ended is None:
+        return warning("wait_cut", f"{what} was not answered, nor refused")
+    how = f"was answered {waiting.status}" if waiting.status else f"broke off ({waiting.ended})"
+    return warning("wait_cut", f"{what} {how} after {took} s", waited_seconds=took)
