@@ -84,7 +84,8 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_examples_in_the_documents_parse(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = [words for page in (*PAGES, "backup.md", "monitoring.md") for words in invocations(shell_blocks(page))]
+    pages = (*PAGES, "backup.md", "monitoring.md")
+    examples = [words for page in pages for words in invocations(shell_blocks(page))]
     assert len(examples) > 20
     for words in examples:
         parse(words, monkeypatch)
