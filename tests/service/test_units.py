@@ -1,0 +1,131 @@
+"""The units as systemd runs them, with all that they forbid in force."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from support import wait_until
+from support.machine import Machine, require_machine
+
+DAEMON, FACADE = "kvstore-daemon.service", "kvstore-http.service"
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    require_machine()
+    folder = tmp_path_factory.mktemp("machine") / f"m{os.getpid()}"
+    folder.mkdir()
+    with Machine(folder) as machine:
+        yield machine
+
+
+@pytest.fixture
+def running(machine: Machine) -> Iterator[Machine]:
+    """The machine with both services, as they were installed; they stop cleanly after the test."""
+    machine.call("systemctl", "start", DAEMON, FACADE)
+    yield machine
+    machine.call("systemctl", "stop", "kvstore-http.socket", FACADE, DAEMON)
+    for unit in (DAEMON, FACADE):
+        assert machine.property(unit, "Result") == "success"
+    machine.shell("rm -rf /etc/kvstore/* /run/systemd/system/kvstore-*; systemctl daemon-reload")
+
+
+def test_the_service_works_and_everything_that_it_does_is_allowed(running: Machine) -> None:
+    for unit, said in ((DAEMON, "tcp://127.0.0.1:5555"), (FACADE, "http://127.0.0.1:5000")):
+        assert said in running.property(unit, "StatusText")
+    running.kvstore("put", "color/sky", "blue", "--ttl", "1h")
+    assert running.kvstore("get", "color/sky") == "blue"
+    assert running.kvstore("list") == "color/sky"
+    assert "color/sky" in running.kvstore("subscribe", "--since", "0", "--count", "1")
+    assert "blue" in running.kvstore("export")
+    running.kvstore("status")
+    running.kvstore("backup", "/root/backup", "--data", "/var/lib/kvstore")
+    running.kvstore("put", "color/sky", "grey")
+    assert "not permitted" not in running.journal().lower()
+    for unit in (DAEMON, FACADE):
+        assert running.property(unit, "NRestarts") == "0"
+
+
+@pytest.mark.parametrize("unit", [DAEMON, FACADE])
+def test_the_service_is_confined(running: Machine, unit: str) -> None:
+    pid = running.property(unit, "MainPID")
+    status = dict(re.findall(r"(\w+):\s+(.*)", running.call("cat", f"/proc/{pid}/status")))
+    assert "0" not in status["Uid"].split()
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    assert status["Umask"] == "0077"
+    for namespace in ("mnt", "user", "ipc", "uts"):
+        theirs = running.call("readlink", f"/proc/{pid}/ns/{namespace}")
+        assert theirs != running.call("readlink", f"/proc/1/ns/{namespace}"), namespace
+    mounts = running.call("cat", f"/proc/{pid}/mounts").splitlines()
+    writable = {line.split()[1] for line in mounts if line.split()[3].startswith("rw")}
+    assert "/" not in writable
+    assert ("/var/lib/private/kvstore" in writable) == (unit == DAEMON)
+
+
+def test_what_is_killed_is_started_again(running: Machine) -> None:
+    running.kvstore("put", "key", "value")
+    for unit in (DAEMON, FACADE):
+        restarts = int(running.property(unit, "NRestarts"))
+        running.call("systemctl", "kill", "--signal=KILL", unit)
+        wait_until(lambda unit=unit, seen=restarts: int(running.property(unit, "NRestarts")) > seen)  # type: ignore[misc]
+        wait_until(lambda unit=unit: running.property(unit, "ActiveState") == "active")  # type: ignore[misc]
+    assert running.kvstore("get", "key") == "value"
+
+
+@pytest.mark.parametrize("unit", [DAEMON, FACADE])
+def test_what_hangs_is_started_again(running: Machine, unit: str) -> None:
+    faster = f"/run/systemd/system/{unit}.d"
+    running.shell(
+        f"mkdir -p {faster}; printf '[Service]\\nWatchdogSec=5\\nTimeoutAbortSec=1\\n' > {faster}/w.conf"
+    )
+    running.shell(f"systemctl daemon-reload; systemctl restart {unit}")
+    running.call("kill", "-STOP", running.property(unit, "MainPID"))
+    wait_until(lambda: int(running.property(unit, "NRestarts")) > 0, timeout=60)
+    wait_until(lambda: running.property(unit, "ActiveState") == "active")
+    running.kvstore("status")
+
+
+def test_an_option_that_cannot_be_used_is_not_tried_again(running: Machine) -> None:
+    running.shell("echo KVSTORE_SYNC=perhaps > /etc/kvstore/kvstore.env")
+    running.call("systemctl", "restart", DAEMON, check=False)
+    assert running.property(DAEMON, "ActiveState") == "failed"
+    assert running.property(DAEMON, "ExecMainStatus") == "2"
+    assert "'perhaps' is not one of always, interval, none" in running.journal(DAEMON)
+    running.shell("rm /etc/kvstore/kvstore.env")
+    running.call("systemctl", "restart", DAEMON)
+
+
+@pytest.mark.parametrize("place", ["/var/lib/private/kvstore/lmdb", "/var/lib/private/kvstore"])
+def test_what_root_put_back_belongs_to_the_daemon_again(running: Machine, place: str) -> None:
+    running.kvstore("put", "key", place)
+    running.call("systemctl", "stop", DAEMON)
+    running.shell(f"rm -rf /root/copy; cp -r {place} /root/copy; rm -r {place}; cp -r /root/copy {place}")
+    assert running.call("stat", "--format=%u", place) == "0"
+    running.call("systemctl", "start", DAEMON)
+    assert running.call("stat", "--format=%u", place) != "0"
+    assert running.kvstore("get", "key") == place
+
+
+def test_with_the_socket_unit_a_restart_refuses_nobody(running: Machine) -> None:
+    running.shell(f"systemctl stop {FACADE}; systemctl start kvstore-http.socket")
+    assert running.property(FACADE, "ActiveState") == "inactive"
+    ask = "curl --silent --max-time 60 --output /dev/null --write-out '%{http_code} ' http://127.0.0.1:5000/readyz"
+    assert running.shell(ask) == "200"
+    # asks before, while and after it restarts: the job is done when the loop is
+    answers = running.shell(f"systemctl restart {FACADE} & for n in $(seq 100); do {ask}; done; wait $!")
+    assert set(answers.split()) == {"200"}
+
+
+def test_a_command_of_root_leaves_nothing_that_locks_the_daemon_out(running: Machine) -> None:
+    running.shell("systemctl stop kvstore-daemon; rm -f /var/lib/kvstore/lmdb/lock.mdb")
+    running.kvstore("check", "--data", "/var/lib/kvstore")
+    running.call("systemctl", "start", DAEMON)
+    running.kvstore("status")
