@@ -7,7 +7,7 @@ from typing import Any
 
 import falcon
 
-from kvstore_http import contract, problems
+from kvstore_http import contract, page, problems
 from kvstore_http.batch import BatchResource
 from kvstore_http.cells import Board
 from kvstore_http.collaborators import Link
@@ -38,8 +38,11 @@ def create_app(
     """
     router = RawPathRouter()
     resources = _resources(link, feed, settings, board or Board(1))
-    for path, endpoints in contract.paths().items():
+    table = contract.paths()
+    for path, endpoints in table.items():
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
+    for path, part in page.parts().items():
+        router.mount(path, part, _responders(part, table["/ui/"], settings.cors_origins))
     middleware: list[Any] = []
     hosts = allowed_hosts(settings.http, settings.allowed_hosts)
     if hosts is not None:
@@ -52,7 +55,7 @@ def create_app(
 
 
 def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> dict[str, object]:
-    one = KeyResource(link, feed)
+    one, history = KeyResource(link, feed), HistoryResource(link)
     return {
         "/v1/kv/{key}": one,
         "/v1/kv": CollectionResource(link, one),
@@ -60,7 +63,8 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> 
         "/v1/incr/{key}": IncrResource(link),
         "/v1/touch/{key}": TouchResource(link),
         "/v1/persist/{key}": PersistResource(link),
-        "/v1/history/{key}": HistoryResource(link),
+        "/v1/history/{key}": history,
+        "/v1/history": history,
         "/v1/subscribe": SubscribeResource(feed, settings),
         "/v1/status": StatusResource(link),
         "/livez": LivezResource(),
@@ -69,6 +73,7 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> 
         "/openapi.json": OpenApiResource(),
         "/": RootResource(link),
         "/all": AllResource(link),
+        "/ui/": page.File("index.html"),
     }
 
 

@@ -13,6 +13,7 @@ from kvstore_client.operations import MAX_CONTENT_TYPE_BYTES
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+HTML = "text/html"
 MERGE_PATCH = "application/merge-patch+json"
 FORM = "application/x-www-form-urlencoded"
 

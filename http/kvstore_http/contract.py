@@ -1,8 +1,9 @@
 """The one table of routes: what each takes and answers.
 
-The application mounts what stands here and nothing else, the query of a request is checked against
-it, ``/openapi.json`` is made from it, and ``docs/http.md`` is compared with it by a test. Adding a
-route is one row here and one responder. HEAD goes with every GET, OPTIONS with everything.
+The application mounts what stands here, and beside ``/ui/`` the files of that page; the query of a
+request is checked against it, ``/openapi.json`` is made from it, and ``docs/http.md`` is compared with
+it by a test. Adding a route is one row here and one responder. HEAD goes with every GET, OPTIONS with
+everything.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvstore_http import query as q
-from kvstore_http.bodies import JSON, MERGE_PATCH, NDJSON
+from kvstore_http.bodies import HTML, JSON, MERGE_PATCH, NDJSON
 from kvstore_http.query import Known, known
 
 ANYTHING = "*/*"
@@ -42,6 +43,7 @@ class Header(NamedTuple):
 IF_MATCH = Header("If-Match", 'only if the key has this revision: `"7"`, a list of those, or `*` (it exists)')
 IF_NONE_MATCH = Header("If-None-Match", "`*`: only if the key does not exist; or tags that it must not have")
 IF_NONE_MATCH_READ = Header("If-None-Match", "the revision you have: 304 while the key still has it")
+IF_NONE_MATCH_FILE = Header("If-None-Match", "the tag of the copy you have: 304 while it is good")
 IF_MODIFIED_SINCE = Header("If-Modified-Since", "304 unless the value is newer, by whole seconds")
 RANGE = Header("Range", "one range of the value's bytes")
 IF_RANGE = Header("If-Range", "the revision that the range is meant for")
@@ -247,6 +249,14 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         "GET",
+        "/v1/history",
+        "The same, of ?key=",
+        (Answer(200, "a page of events", {JSON: "History"}),),
+        {**JUST_KEY, **HISTORY},
+        errors=("invalid_key", "not_found", "invalid_cursor"),
+    ),
+    Endpoint(
+        "GET",
         "/v1/subscribe",
         "Every change as it happens",
         (Answer(200, "a stream that does not end", {STREAM: "Event", NDJSON: "Event"}),),
@@ -279,9 +289,20 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         "GET",
+        "/ui/",
+        "A page for browsers, to look at the store and change it",
+        (Answer(200, "the page", {HTML: "Value"}), _UNCHANGED),
+        NOTHING,
+        (IF_NONE_MATCH_FILE,),
+    ),
+    Endpoint(
+        "GET",
         "/",
         "Where to go from here; with key, its value as text",
-        (Answer(200, "links, or the value", {JSON: "Object", TEXT: "Value"}),),
+        (
+            Answer(200, "links, or the value", {JSON: "Object", TEXT: "Value"}),
+            Answer(303, "without key, to a browser: the page is at /ui/"),
+        ),
         JUST_KEY,
         errors=("invalid_key", "not_found"),
     ),

@@ -1,4 +1,4 @@
-"""``GET /v1/history/{key}``."""
+"""``GET /v1/history/{key}``, and the same with ``?key=``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from kvstore_http import contract
 from kvstore_http.bodies import send_fresh_json
 from kvstore_http.collaborators import Link
 from kvstore_http.listing import DEFAULT_LIMIT
-from kvstore_http.query import BEFORE, CURSOR, LIMIT, VALUES, read_query
+from kvstore_http.query import BEFORE, CURSOR, KEY, LIMIT, VALUES, read_query
 from kvstore_http.records import reply_json
+
+_BY_QUERY = {**contract.JUST_KEY, **contract.HISTORY}
 
 
 class HistoryResource:
-    """``/v1/history/{key}``."""
+    """``/v1/history/{key}``, and ``/v1/history?key=``."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
-        query = read_query(req.env, contract.HISTORY)
+    def on_get(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
+        query = read_query(req.env, _BY_QUERY if key is None else contract.HISTORY)
+        key = query.required(KEY) if key is None else key
         op: dict[str, Any] = {"op": "history", "key": key, "limit": query.get(LIMIT) or DEFAULT_LIMIT}
         chosen = {"before": query.get(BEFORE), "cursor": query.get(CURSOR), "values": query.get(VALUES)}
         op |= {name: choice for name, choice in chosen.items() if choice is not None}

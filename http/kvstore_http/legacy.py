@@ -14,8 +14,8 @@ import orjson
 
 from kvstore_client.errors import KvError
 from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, check_key
-from kvstore_http import contract
-from kvstore_http.bodies import JSON, read_json
+from kvstore_http import contract, page
+from kvstore_http.bodies import HTML, JSON, read_json
 from kvstore_http.collaborators import Link
 from kvstore_http.conditions import write
 from kvstore_http.query import KEY, read_query
@@ -31,6 +31,7 @@ INDEX = {
         "subscribe": "/v1/subscribe",
         "status": "/v1/status",
         "description": "/openapi.json",
+        "page": "/ui/",
     },
     "try": [
         "curl -X PUT -d hello {here}/v1/kv/greeting",
@@ -47,11 +48,14 @@ class RootResource:
         self._link = link
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """The key's value as text; without ``key``, where to go."""
+        """The key's value as text; without ``key``, where to go, which for a browser is the page."""
         key = read_query(req.env, contract.JUST_KEY).get(KEY)
         resp.set_header("cache-control", "no-store")
         if key is None:
-            # browsers ask for HTML first, and a JSON index is better than a refusal
+            resp.set_header("vary", "Accept")
+            if _prefers_html(req):
+                page.lead(resp)
+                return
             resp.data = orjson.dumps(_index(req), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
             resp.content_type = JSON
             return
@@ -94,6 +98,11 @@ class AllResource:
                 break
             page = self._link.call({"op": "list", "cursor": page["cursor"]})
         yield b"{}\n" if separator == b"{" else b"}\n"
+
+
+def _prefers_html(req: falcon.Request) -> bool:
+    # Whoever would take both alike, as curl would, is no browser.
+    return "text/html" in req.env.get("HTTP_ACCEPT", "") and req.client_prefers((JSON, HTML)) == HTML
 
 
 def _index(req: falcon.Request) -> dict[str, Any]:

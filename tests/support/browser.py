@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -28,6 +29,19 @@ FLAGS = [
     "--remote-debugging-pipe",
 ]
 
+_CODES = {
+    "Backspace": 8,
+    "Tab": 9,
+    "Enter": 13,
+    "Escape": 27,
+    "ArrowUp": 38,
+    "ArrowDown": 40,
+    "Delete": 46,
+    "/": 191,
+    "?": 191,
+}
+"""Windows' numbers of keys whose character is not their number."""
+
 
 class Browser:
     """One page. Commands are those of the DevTools protocol, JSON ended by NUL, over two pipes: a
@@ -35,8 +49,10 @@ class Browser:
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._out = os.fdopen(to_browser, "wb", buffering=0)
-        self._in = os.fdopen(from_browser, "rb")
+        self._in = from_browser
+        self._received = bytearray()
         self._number = 0
+        self.events: list[tuple[str, dict[str, Any]]] = []
         self._session: str | None = None
         target = self.command("Target.createTarget", url="about:blank")["targetId"]
         attached = self.command("Target.attachToTarget", targetId=target, flatten=True)
@@ -44,25 +60,35 @@ class Browser:
         self.command("Page.enable")
 
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command and return its result; events that come before it are dropped."""
+        """Send a command and return its result; events that come before it are kept in ``events``."""
+        number = self._send(method, parameters)
+        while True:
+            answer = self._receive()
+            if answer.get("id") == number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                result: dict[str, Any] = answer["result"]
+                return result
+            if "method" in answer:
+                self.events.append((answer["method"], answer["params"]))
+            if answer.get("method") == "Page.javascriptDialogOpening":
+                # "Leave the page?" would hold up everything; its answer to this is skipped above.
+                self._send("Page.handleJavaScriptDialog", {"accept": True})
+
+    def _send(self, method: str, parameters: dict[str, Any]) -> int:
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
             message["sessionId"] = self._session
         self._out.write(json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._receive()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, f"{method}: {answer['error']}"
-                result: dict[str, Any] = answer["result"]
-                return result
+        return self._number
 
     def _receive(self) -> dict[str, Any]:
-        message = bytearray()
-        while (byte := self._in.read(1)) != b"\0":
-            assert byte, "the browser is gone"
-            message += byte
-        received: dict[str, Any] = json.loads(message)
+        while (end := self._received.find(b"\0")) < 0:
+            more = os.read(self._in, 1 << 16)
+            assert more, "the browser is gone"
+            self._received += more
+        received: dict[str, Any] = json.loads(self._received[:end])
+        del self._received[: end + 1]
         return received
 
     def open(self, url: str) -> None:
@@ -80,13 +106,37 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def heard(self, event: str) -> list[dict[str, Any]]:
+        """The parameters of the events of a name (``Network.requestWillBeSent``) since ``events`` was
+        emptied; those of a domain come once it is enabled (``Network.enable``)."""
+        self.run("0")
+        return [parameters for name, parameters in self.events if name == event]
+
+    def press(self, key: str, *, control: bool = False) -> None:
+        """Press and let go of one key, ``a`` or ``Enter``, as a person does."""
+        text = key if len(key) == 1 else {"Enter": "\r"}.get(key)
+        named: dict[str, Any] = {"key": key, "modifiers": 2 if control else 0}
+        named["windowsVirtualKeyCode"] = _CODES.get(key) or ord(key.upper())
+        if text and not control:
+            named["text"] = text
+        self.command("Input.dispatchKeyEvent", type="keyDown", **named)
+        self.command("Input.dispatchKeyEvent", type="keyUp", **named)
+
+    def write(self, text: str) -> None:
+        """Type ``text`` into what has the focus, all at once."""
+        self.command("Input.insertText", text=text)
+
+    def screenshot(self, file: Path) -> None:
+        """Write what is to be seen as a PNG."""
+        file.write_bytes(base64.b64decode(self.command("Page.captureScreenshot")["data"]))
+
     def close(self) -> None:
         """Let go of the pipes, whereupon the browser ends."""
         with contextlib.suppress(AssertionError, OSError):
             self._session = None
             self.command("Browser.close")
         self._out.close()
-        self._in.close()
+        os.close(self._in)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,238 @@
+// @ts-check
+// The page: where the reader is, what the keyboard does, and how the service fares.
+
+import { address, reach, status } from "./api.js";
+import { ChangesView } from "./changes.js";
+import { announce, byId, el } from "./dom.js";
+import { clock, counted, grouped } from "./format.js";
+import { hashOf, parentOf, placeOf, shownKey } from "./keys.js";
+import { ListView } from "./list.js";
+import { Follower } from "./stream.js";
+import { ValueView } from "./value.js";
+
+const STATUS_MS = 5_000;
+
+let place = placeOf(location.hash);
+const value = new ValueView({ go });
+const list = new ListView({ onShown: showEmptiness });
+const changes = new ChangesView({ go });
+const follower = new Follower({
+  onChange: (change) => {
+    list.apply(change);
+    value.apply(change);
+    askStatusSoon();
+  },
+  onSync: catchUp,
+  onReset: () => announce("The store started over; everything is read anew."),
+  onState: (state) => {
+    if (state === "lost") askStatus();
+  },
+});
+
+// ── where the reader is ─────────────────────────────────────────────────────────────────────────
+
+/** @param {Partial<import("./keys.js").Place>} change @param {{ replace?: boolean }} [how] */
+function go(change, { replace = false } = {}) {
+  const hash = hashOf({ ...place, ...change });
+  if (replace) history.replaceState(null, "", hash);
+  else if (hash !== (location.hash || "#")) history.pushState(null, "", hash);
+  show();
+}
+
+function show() {
+  place = placeOf(location.hash);
+  const isKeys = place.view === "keys";
+  byId("keys-view").hidden = !isKeys;
+  byId("changes-view").hidden = isKeys;
+  byId("keys-view").classList.toggle("open", Boolean(place.key || place.isNew));
+  for (const [id, isHere] of [["to-keys", isKeys], ["to-changes", !isKeys]]) {
+    if (isHere) byId(id).setAttribute("aria-current", "page");
+    else byId(id).removeAttribute("aria-current");
+  }
+  byId("to-changes").href = hashOf({ view: "changes", prefix: place.prefix });
+  byId("to-keys").href = isKeys ? hashOf({}) : hashOf({ prefix: place.prefix });
+  byId("new-key").href = hashOf({ ...place, isNew: true, tab: "value" });
+  document.title = `${place.isNew ? "New key" : place.key ? shownKey(place.key) : isKeys ? "Keys" : "Changes"} · kvstore`;
+  if (isKeys) showKeys();
+  else {
+    follower.stop();
+    changes.show(place.prefix);
+  }
+}
+
+function showKeys() {
+  changes.stop();
+  const input = byId("prefix");
+  if (input.value !== place.prefix) input.value = place.prefix;
+  byId("flat").checked = place.flat;
+  list.show(place);
+  value.show(place);
+  follower.follow({ prefixes: [place.prefix], keys: place.key ? [place.key] : [] });
+}
+
+/** Everything up to `revision` came. In the beginning, and after a loss, the list may be older than that.
+ * @param {number} revision */
+function catchUp(revision) {
+  if (!list.isLoaded || revision <= list.revision) return;
+  list.reload();
+  value.catchUp();
+}
+
+/** What stands beside the list while no key is open. @param {number} count @param {boolean} isWhole */
+function showEmptiness(count, isWhole) {
+  if (place.key || place.isNew) return;
+  const isEmpty = isWhole && !count && !place.prefix;
+  value.showNothing(isEmpty ? welcome() : el("p", { class: "nothing quiet" }, "Choose a key to see its value, or press ", el("kbd", {}, "?"), " for the shortcuts."));
+  byId("keys-view").classList.toggle("empty", isEmpty);
+}
+
+function welcome() {
+  const at = address("v1/kv/greeting");
+  return el(
+    "div",
+    { class: "welcome" },
+    el("h2", {}, "Nothing is stored yet"),
+    el("p", {}, "A key can be any text, and a value any bytes. Store the first one here, or from a shell:"),
+    el("pre", { tabindex: 0, "aria-label": "An example" }, `curl -X PUT -d 'hello' ${at}\ncurl ${at}`),
+    el("p", { class: "quiet" }, "It appears in this page at once."),
+    el("a", { class: "button primary", href: hashOf({ isNew: true }) }, "Create a key"),
+  );
+}
+
+// ── how the service fares ───────────────────────────────────────────────────────────────────────
+
+let state = "unknown";
+let since = 0;
+let asking = 0;
+
+reach.addEventListener("reached", (event) => {
+  const now = /** @type {CustomEvent} */ (event).detail;
+  if (now !== state) {
+    since = Date.now();
+    const was = state;
+    state = now;
+    if (now === "yes" && was !== "unknown") {
+      list.reload();
+      value.catchUp();
+    }
+  }
+  const text = { yes: "Connected", daemon: `The daemon is away since ${clock(since)}`, service: `Not reachable since ${clock(since)}` }[state];
+  if (byId("health-text").textContent !== text) byId("health-text").textContent = text ?? "";
+  byId("health").dataset.state = state;
+  changes.showReach(state);
+});
+
+async function askStatus() {
+  clearTimeout(asking);
+  asking = setTimeout(askStatus, state === "yes" ? STATUS_MS : 1_000);
+  if (document.hidden) return;
+  const told = await status().catch(() => null);
+  if (told) byId("figures").textContent = `revision ${grouped(told.revision)} · ${counted(told.keys, "key")}`;
+  else byId("figures").textContent = "";
+}
+
+function askStatusSoon() {
+  clearTimeout(asking);
+  asking = setTimeout(askStatus, 300);
+}
+
+// ── the keyboard ────────────────────────────────────────────────────────────────────────────────
+
+const help = byId("help");
+const NO_SHORTCUTS = "kvstore.no-shortcuts";
+
+const SHORTCUTS = {
+  "/": () => {
+    const field = place.view === "keys" ? byId("prefix") : byId("tail-prefix");
+    if (place.view === "keys" && matchMedia("(max-width: 44rem)").matches) go({ key: "", isNew: false });
+    field.focus();
+    field.select();
+  },
+  "?": () => help.showModal(),
+  j: () => list.move(1),
+  ArrowDown: () => list.move(1),
+  k: () => list.move(-1),
+  ArrowUp: () => list.move(-1),
+  u: () => go({ prefix: parentOf(place.prefix), key: "", isNew: false }),
+  n: () => go({ isNew: true, tab: "value" }),
+  e: () => value.edit(),
+  d: () => value.remove(),
+  h: () => place.key && go({ tab: place.tab === "history" ? "value" : "history" }),
+  c: () => go({ view: place.view === "keys" ? "changes" : "keys", key: "", isNew: false }),
+  p: () => place.view === "changes" && changes.pause(),
+};
+
+/** @param {KeyboardEvent} event */
+function onKey(event) {
+  const target = /** @type {HTMLElement} */ (event.target);
+  const isTyping = target.matches("input:not([type=checkbox]), textarea, select");
+  if (document.querySelector("dialog[open]") || event.defaultPrevented || event.isComposing) return;
+  if ((event.ctrlKey || event.metaKey) && !event.altKey && (event.key === "Enter" || event.key.toLowerCase() === "s")) {
+    if (!value.editor) return;
+    event.preventDefault();
+    value.editor.store();
+  } else if (event.key === "Escape") {
+    onEscape(target);
+  } else if (target.id === "prefix" && (event.key === "ArrowDown" || event.key === "Enter")) {
+    event.preventDefault();
+    list.move(0);
+  } else if (!isTyping && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    onShortcut(event, target);
+  }
+}
+
+/** @param {HTMLElement} target */
+function onEscape(target) {
+  if (target.id === "prefix" || target.id === "tail-prefix") target.blur();
+  else if (value.editor) value.editor.close();
+  else if (place.view === "keys") {
+    const { key } = place;
+    value.close();
+    if (key) list.move(0);
+  }
+}
+
+/** @param {KeyboardEvent} event @param {HTMLElement} target */
+function onShortcut(event, target) {
+  const isArrow = event.key.startsWith("Arrow");
+  if (isArrow && (place.view !== "keys" || target.closest("#detail"))) return; // there they scroll
+  if (!isArrow && localStorageHas(NO_SHORTCUTS)) return;
+  const act = SHORTCUTS[/** @type {keyof typeof SHORTCUTS} */ (event.key)];
+  if (!act) return;
+  event.preventDefault();
+  act();
+}
+
+/** @param {string} name */
+function localStorageHas(name) {
+  try {
+    return localStorage.getItem(name) !== null;
+  } catch {
+    return false;
+  }
+}
+
+byId("help-button").addEventListener("click", () => help.showModal());
+byId("help-close").addEventListener("click", () => help.close());
+byId("shortcuts").checked = !localStorageHas(NO_SHORTCUTS);
+byId("shortcuts").addEventListener("change", (/** @type {any} */ event) => {
+  try {
+    if (event.target.checked) localStorage.removeItem(NO_SHORTCUTS);
+    else localStorage.setItem(NO_SHORTCUTS, "1");
+  } catch {
+    announce("The browser does not let this page remember that.");
+  }
+});
+
+let typing = 0;
+byId("prefix").addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(() => go({ prefix: byId("prefix").value }, { replace: true }), 120);
+});
+byId("flat").addEventListener("change", () => go({ flat: byId("flat").checked }));
+addEventListener("popstate", show);
+addEventListener("keydown", onKey);
+document.addEventListener("visibilitychange", () => document.hidden || askStatus());
+
+show();
+askStatus();

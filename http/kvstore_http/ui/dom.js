@@ -1,0 +1,65 @@
+// @ts-check
+// Elements without markup: text only ever becomes text.
+
+/**
+ * @param {string} tag
+ * @param {Record<string, any>} [attributes] functions are listeners (`onclick`), true stands alone, false and null are left out
+ * @param {...(Node | string | null | undefined | false)} children
+ * @returns {any}
+ */
+export function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") node.addEventListener(name.slice(2), value);
+    else if (name === "value" || name === "checked") /** @type {any} */ (node)[name] = value;
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined && child !== false).map((child) => /** @type {any} */ (child)));
+  return node;
+}
+
+/** @param {string} id @returns {any} */
+export const byId = (id) => document.getElementById(id);
+
+/** @param {string} label @param {() => void} onclick @param {Record<string, any>} [attributes] */
+export const button = (label, onclick, attributes = {}) => el("button", { type: "button", ...attributes, onclick }, label);
+
+/** Say `text` to those who cannot see the page change. @param {string} text */
+export function announce(text) {
+  byId("announcer").textContent = text;
+}
+
+/** What went wrong, in the words of the service. @param {import("./api.js").Problem} problem @param {...Node} more */
+export function problemBox(problem, ...more) {
+  return el(
+    "div",
+    { class: "box bad", role: "alert" },
+    el("strong", {}, problem.title),
+    el("p", {}, problem.message),
+    more.length ? el("div", { class: "actions" }, ...more) : null,
+  );
+}
+
+/**
+ * Ask in a dialog; true if the reader says yes.
+ * @param {string} title @param {(Node | string)[]} body @param {string} yes @param {string} [kind]
+ * @returns {Promise<boolean>}
+ */
+export function confirmed(title, body, yes, kind = "danger") {
+  return new Promise((resolve) => {
+    const dialog = el(
+      "dialog",
+      { "aria-labelledby": "question", onclose: () => (dialog.remove(), resolve(dialog.returnValue === "yes")) },
+      el("h2", { id: "question" }, title),
+      el("p", {}, ...body),
+      el(
+        "div",
+        { class: "actions" },
+        button("Cancel", () => dialog.close("no")),
+        button(yes, () => dialog.close("yes"), { class: kind, id: "yes" }),
+      ),
+    );
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}

@@ -1,0 +1,361 @@
+// @ts-check
+// Writing a value, on condition that nobody else wrote it meanwhile.
+
+import { Problem, bytesOf, get, put, serviceNow, writeNumber } from "./api.js";
+import { sideBySide } from "./compare.js";
+import { merge } from "./diff.js";
+import { announce, button, confirmed, el, problemBox } from "./dom.js";
+import { draftOf, dropDraft, keepDraft } from "./drafts.js";
+import { clock, size, span } from "./format.js";
+import { faultOf, shownKey } from "./keys.js";
+
+const TEXT = "text/plain; charset=utf-8";
+const TYPES = [TEXT, "application/json", "text/html; charset=utf-8", "application/yaml", "application/octet-stream", "image/png", "image/svg+xml"];
+const MARKERS = /^(<<<<<<< mine|>>>>>>> theirs)$/m;
+
+/** A text area has only line feeds. @param {string} text */
+const withLineFeeds = (text) => text.replace(/\r\n?/g, "\n");
+
+/** Whether a text area can give back what it is given. @param {import("./api.js").Value} value */
+export const isEditable = ({ text }) => text !== null && !text.includes("\0");
+
+/** @param {import("./api.js").Value} record @returns {import("./drafts.js").Draft} */
+function draftFrom(record) {
+  const text = withLineFeeds(record.text ?? "");
+  return {
+    key: record.key,
+    isNew: false,
+    text,
+    contentType: record.content_type,
+    expiry: record.expires_at ? "keep" : "none",
+    ttl: "",
+    base: baseFrom(record),
+  };
+}
+
+/** @param {import("./api.js").Value} record */
+function baseFrom(record) {
+  const text = record.text ?? "";
+  return { revision: record.revision, text: withLineFeeds(text), crlf: /\r\n/.test(text), expiresAt: record.expires_at };
+}
+
+/** @param {string} prefix @returns {import("./drafts.js").Draft} */
+const newDraft = (prefix) => ({ key: prefix, isNew: true, text: "", contentType: TEXT, expiry: "none", ttl: "", base: { revision: 0, text: "", crlf: false } });
+
+/** A form for one key. `root` is its element. */
+export class Editor {
+  /**
+   * @param {{ record?: import("./api.js").Value, prefix?: string, onSaved: (key: string, revision: number) => void, onClosed: () => void }} what
+   */
+  constructor({ record, prefix = "", onSaved, onClosed }) {
+    this.record = record;
+    this.isNew = !record;
+    this.onSaved = onSaved;
+    this.onClosed = onClosed;
+    const kept = draftOf(record?.key ?? "", this.isNew);
+    this.draft = kept ?? (record ? draftFrom(record) : newDraft(prefix));
+    /** @type {File | null} */
+    this.file = null;
+    this.isFileWanted = record !== undefined && !isEditable(record);
+    this.isSaving = false;
+    this.attempt = { what: "", number: "", ttl: undefined };
+    this.#build();
+    if (record && kept && kept.base.revision !== record.revision) this.changed(record.revision, true);
+  }
+
+  // ── the form ──────────────────────────────────────────────────────────────────────────────────
+
+  #build() {
+    const { draft } = this;
+    const keep = () => this.#keep();
+    this.notice = el("div", { class: "notice" });
+    this.keyInput = el("input", { id: "edit-key", value: draft.key, autocomplete: "off", autocapitalize: "off", spellcheck: "false", oninput: keep });
+    this.area = el("textarea", { id: "edit-value", spellcheck: "false", autocapitalize: "off", rows: 14, value: draft.text, oninput: keep });
+    this.chooser = el("input", { id: "edit-file", type: "file", onchange: () => this.#choose() });
+    this.type = el("input", { id: "edit-type", value: draft.contentType, list: "types", autocomplete: "off", autocapitalize: "off", spellcheck: "false", oninput: keep });
+    this.expiry = el("select", { id: "edit-expiry", onchange: keep }, ...this.#expiries());
+    this.expiry.value = draft.expiry;
+    this.ttl = el("input", { id: "edit-ttl", value: draft.ttl, placeholder: "30s, 5m, 2h, 7d", "aria-label": "Time to live", autocomplete: "off", oninput: keep });
+    this.hint = el("p", { class: "quiet" });
+    this.save = button("Save", () => this.store(), { class: "primary" });
+    this.switcher = button("", () => this.#switch());
+    this.textField = el("div", { class: "field grow" }, el("label", { for: "edit-value" }, "Value"), this.area);
+    this.fileField = el("div", { class: "field grow" }, el("label", { for: "edit-file" }, "The new value, from a file"), this.chooser, el("p", { class: "quiet" }, this.record && !isEditable(this.record) ? "This value is binary. A text field would damage it, so it can only be replaced as a whole." : ""));
+    this.root = el(
+      "form",
+      { class: "editor", "aria-label": this.isNew ? "New key" : `Edit ${shownKey(draft.key)}`, onsubmit: (/** @type {Event} */ event) => (event.preventDefault(), this.store()) },
+      this.notice,
+      this.isNew && el("div", { class: "field" }, el("label", { for: "edit-key" }, "Key"), this.keyInput),
+      this.textField,
+      this.fileField,
+      el(
+        "div",
+        { class: "pair" },
+        el("div", { class: "field" }, el("label", { for: "edit-type" }, "Media type"), this.type, el("datalist", { id: "types" }, ...TYPES.map((type) => el("option", { value: type })))),
+        el("div", { class: "field" }, el("label", { for: "edit-expiry" }, "Expires"), el("div", { class: "row" }, this.expiry, this.ttl)),
+      ),
+      this.hint,
+      el("div", { class: "actions" }, button("Close", () => this.close()), this.switcher, this.save),
+    );
+    this.#refresh();
+  }
+
+  #expiries() {
+    const { expiresAt } = this.draft.base;
+    return [
+      el("option", { value: "none" }, "never"),
+      expiresAt ? el("option", { value: "keep" }, `as it is: ${clock(expiresAt)}`) : null,
+      el("option", { value: "set" }, "after …"),
+    ];
+  }
+
+  #switch() {
+    this.isFileWanted = !this.isFileWanted;
+    this.#refresh();
+  }
+
+  #choose() {
+    this.file = this.chooser.files[0] ?? null;
+    if (this.file?.type) this.type.value = this.file.type;
+    this.#refresh();
+  }
+
+  /** Note what was typed, where it outlasts everything. */
+  #keep() {
+    Object.assign(this.draft, { text: this.area.value, contentType: this.type.value, expiry: this.expiry.value, ttl: this.ttl.value });
+    if (this.isNew) this.draft.key = this.keyInput.value;
+    this.#refresh();
+    clearTimeout(this.keeping);
+    this.keeping = setTimeout(() => this.#store(), 200);
+  }
+
+  #store() {
+    clearTimeout(this.keeping);
+    if (this.isDirty) keepDraft(this.draft);
+    else dropDraft(this.draft.key, this.isNew);
+  }
+
+  /** Whether closing would lose anything that was typed. */
+  get isDirty() {
+    const { draft, record } = this;
+    if (!record) return draft.text !== "";
+    return draft.text !== withLineFeeds(record.text ?? "") || draft.contentType !== record.content_type || draft.base.revision !== record.revision;
+  }
+
+  #refresh() {
+    this.textField.hidden = this.isFileWanted;
+    this.fileField.hidden = !this.isFileWanted;
+    this.switcher.hidden = this.record !== undefined && !isEditable(this.record);
+    this.switcher.textContent = this.isFileWanted ? "Type a text instead" : "Take a file instead";
+    this.ttl.hidden = this.expiry.value !== "set";
+    this.hint.textContent = this.#hintText();
+  }
+
+  #hintText() {
+    if (this.isFileWanted) return this.file ? `${this.file.name}, ${size(this.file.size)}` : "";
+    if (/[/+]json\b/i.test(this.type.value)) {
+      try {
+        JSON.parse(this.area.value);
+      } catch (error) {
+        return `Not JSON yet: ${/** @type {Error} */ (error).message}`;
+      }
+    }
+    const { text } = this.record ?? { text: null };
+    if (text && /\r/.test(text)) {
+      return /^(\r\n|[^\r\n])*$/.test(text) ? "Its lines end with CR LF, and will again." : "Its lines end in different ways; saved from here, all end with CR LF.";
+    }
+    return "";
+  }
+
+  focus() {
+    (this.isNew ? this.keyInput : this.isFileWanted ? this.chooser : this.area).focus();
+  }
+
+  /** Close the form. What was typed stays as a draft. */
+  close() {
+    this.#store();
+    if (this.isDirty) announce("Closed. What you typed is kept as a draft.");
+    this.onClosed();
+  }
+
+  // ── saving ────────────────────────────────────────────────────────────────────────────────────
+
+  /** Store the value if the key still is as it was when the editing began. */
+  async store() {
+    if (this.isSaving) return;
+    const key = this.isNew ? this.keyInput.value : this.draft.key;
+    const fault = faultOf(key);
+    if (fault) return this.#complain(new Problem({ title: "This key cannot be used", detail: fault }), this.keyInput);
+    if (this.isFileWanted && !this.file) return this.#complain(new Problem({ title: "No file is chosen", detail: "Choose the file that holds the new value." }), this.chooser);
+    if (!this.isFileWanted && MARKERS.test(this.draft.text) && this.isMerging) {
+      const body = ["Lines with <<<<<<< and >>>>>>> mark what still needs a decision."];
+      if (!(await confirmed("Save with the marks of the merge?", body, "Save as it is", "primary"))) return;
+    }
+    this.#store();
+    this.#setSaving(true);
+    try {
+      const bytes = this.isFileWanted ? new Uint8Array(await /** @type {File} */ (this.file).arrayBuffer()) : bytesOf(this.#wholeText());
+      const written = await put(key, bytes, this.#how(key));
+      dropDraft(this.draft.key, this.isNew);
+      announce(`Saved at revision ${written.revision}.`);
+      this.onSaved(key, written.revision);
+    } catch (problem) {
+      this.#failed(key, /** @type {Problem} */ (problem));
+    } finally {
+      this.#setSaving(false);
+    }
+  }
+
+  #wholeText() {
+    return this.draft.base.crlf ? this.draft.text.replace(/\n/g, "\r\n") : this.draft.text;
+  }
+
+  /** The same number for the same write, so that trying again cannot do it twice. @param {string} key */
+  #how(key) {
+    const { contentType, expiry, ttl, base } = this.draft;
+    const what = JSON.stringify([key, this.isFileWanted ? [this.file?.name, this.file?.lastModified] : this.draft.text, contentType, expiry, ttl, base.revision]);
+    if (what !== this.attempt.what) this.attempt = { what, number: writeNumber(), ttl: this.#ttl() };
+    return { contentType: contentType || "application/octet-stream", revision: base.revision, number: this.attempt.number, ttl: this.attempt.ttl };
+  }
+
+  #ttl() {
+    const { expiry, ttl, base } = this.draft;
+    if (expiry === "set") return ttl.trim();
+    if (expiry !== "keep" || !base.expiresAt) return undefined;
+    return `${Math.max(1, Math.round(Date.parse(base.expiresAt) - serviceNow()))}ms`;
+  }
+
+  /** @param {boolean} isSaving */
+  #setSaving(isSaving) {
+    this.isSaving = isSaving;
+    this.area.readOnly = isSaving;
+    this.save.textContent = isSaving ? "Saving …" : "Save";
+    this.save.setAttribute("aria-disabled", String(isSaving));
+  }
+
+  /** @param {Problem} problem @param {HTMLElement} [field] */
+  #complain(problem, field) {
+    this.notice.replaceChildren(problemBox(problem));
+    field?.focus();
+  }
+
+  /** @param {string} key @param {Problem} problem */
+  #failed(key, problem) {
+    if (!(problem instanceof Problem)) problem = new Problem({ title: "The page failed", detail: String(problem) });
+    if (problem.code === "condition_failed") {
+      this.attempt.what = "";
+      this.#compare(key);
+      return;
+    }
+    if (!problem.retryable) this.attempt.what = "";
+    const kept = el("span", { class: "quiet" }, "Nothing is lost: what you typed is kept here.");
+    this.notice.replaceChildren(problemBox(problem, kept, button("Try again", () => this.store())));
+    this.notice.scrollIntoView({ block: "nearest" });
+  }
+
+  // ── conflicts ─────────────────────────────────────────────────────────────────────────────────
+
+  /** Somebody else wrote the key while it is edited. @param {number} revision @param {boolean} [isOld] */
+  changed(revision, isOld = false) {
+    if (revision <= this.draft.base.revision || this.isComparing || this.isSaving) return;
+    const said = isOld ? `Your draft began at revision ${this.draft.base.revision}; the key is at ${revision} now.` : `Changed to revision ${revision} by someone else while you edit.`;
+    const box = el("div", { class: "box warn", role: "status" }, el("p", {}, said), el("div", { class: "actions" }, button("Compare", () => this.#compare(this.draft.key))));
+    this.notice.replaceChildren(box);
+  }
+
+  /** Show both versions, and let the reader choose. @param {string} key */
+  async #compare(key) {
+    this.isComparing = true;
+    let theirs;
+    try {
+      theirs = await get(key);
+    } catch (error) {
+      const problem = /** @type {Problem} */ (error);
+      if (problem.code !== "not_found") {
+        this.isComparing = false;
+        this.#failed(key, problem);
+        return;
+      }
+    }
+    this.notice.replaceChildren(this.#conflict(key, theirs));
+    this.notice.scrollIntoView({ block: "start" });
+    this.notice.querySelector("h3")?.focus();
+    for (const field of [this.textField, this.fileField]) field.hidden = true;
+    this.save.hidden = true;
+    this.switcher.hidden = true;
+  }
+
+  /** @param {string} key @param {import("./api.js").Value | undefined} theirs */
+  #conflict(key, theirs) {
+    const mine = this.isFileWanted ? null : this.draft.text;
+    const said = theirs
+      ? this.draft.base.revision
+        ? `It is at revision ${theirs.revision} now; you began with ${this.draft.base.revision}.`
+        : `It has been created meanwhile, at revision ${theirs.revision}.`
+      : "It has been deleted meanwhile.";
+    const canMerge = theirs && mine !== null && isEditable(theirs);
+    const title = el("h3", { tabindex: -1 }, "Someone else changed this key");
+    const shown = theirs && mine !== null && isEditable(theirs)
+      ? sideBySide(withLineFeeds(theirs.text ?? ""), mine, el("span", {}, `Theirs, revision ${theirs.revision}`), el("span", {}, "Mine, not saved"))
+      : el("p", {}, this.#summary(theirs), " Mine: ", mine === null ? `the file ${this.file?.name}` : size(bytesOf(mine).length), ".");
+    return el(
+      "div",
+      { class: "box warn conflict", role: "alertdialog", "aria-label": "Someone else changed this key" },
+      title,
+      el("p", {}, said, " Nothing was stored."),
+      shown,
+      el(
+        "div",
+        { class: "actions" },
+        button("Keep theirs", () => this.close(), { title: "What you typed stays as a draft until you discard it" }),
+        canMerge && button("Edit a merge", () => this.#merge(key, /** @type {import("./api.js").Value} */ (theirs))),
+        button("Overwrite with mine", () => this.#overwrite(theirs), { class: "danger" }),
+      ),
+    );
+  }
+
+  /** @param {import("./api.js").Value | undefined} theirs */
+  #summary(theirs) {
+    return theirs ? `Theirs: ${theirs.content_type}, ${size(theirs.bytes.length)}.` : "There is no value any more.";
+  }
+
+  #settle() {
+    this.isComparing = false;
+    this.save.hidden = false;
+    this.notice.replaceChildren();
+    this.#refresh();
+  }
+
+  /** @param {import("./api.js").Value | undefined} theirs */
+  async #overwrite(theirs) {
+    this.draft.base = { ...this.draft.base, revision: theirs?.revision ?? 0 };
+    this.#settle();
+    await this.store();
+  }
+
+  /** @param {string} key @param {import("./api.js").Value} theirs */
+  #merge(key, theirs) {
+    const base = this.draft.base.text;
+    const { text, conflicts } = merge(base, this.draft.text, withLineFeeds(theirs.text ?? ""));
+    const before = { ...this.draft };
+    this.draft.base = baseFrom(theirs);
+    this.area.value = text;
+    this.isMerging = true;
+    this.#settle();
+    this.#keep();
+    const said = conflicts
+      ? `${conflicts === 1 ? "One place" : `${conflicts} places`} need your decision: both stand between <<<<<<< and >>>>>>>.`
+      : "Both changes are in the text below. Look at it, then save.";
+    const undo = button("Back to what I typed", () => {
+      this.draft.base = before.base;
+      this.area.value = before.text;
+      this.#keep();
+      this.#compare(key);
+    });
+    this.notice.replaceChildren(el("div", { class: "box", role: "status" }, el("p", {}, said), el("div", { class: "actions" }, undo)));
+    this.area.focus();
+  }
+}
+
+/** How long until `expiresAt`, in words. @param {string} expiresAt */
+export const left = (expiresAt) => span(Date.parse(expiresAt) - serviceNow());

@@ -1,0 +1,110 @@
+// @ts-check
+// What happened to a key, newest first, what each change changed, and the way back.
+
+import { Problem, get, history, put, textOf, valueAddress, withBytes, writeNumber } from "./api.js";
+import { changesOf } from "./compare.js";
+import { announce, button, confirmed, el, problemBox } from "./dom.js";
+import { grouped, moment, size } from "./format.js";
+import { fileName, shownKey } from "./keys.js";
+
+const PAGE = 20;
+const NAMES = { put: "stored", delete: "deleted", expire: "expired" };
+
+export class HistoryView {
+  /** @param {string} key @param {() => number} present the key's revision, 0 if it is gone @param {() => void} onRestored */
+  constructor(key, present, onRestored) {
+    this.key = key;
+    this.present = present;
+    this.onRestored = onRestored;
+    this.events = [];
+    /** @type {string | null} */
+    this.cursor = null;
+    this.list = el("ol", { class: "events", "aria-label": "Events, newest first" });
+    this.foot = el("div", { class: "foot quiet" }, "Reading …");
+    this.root = el("div", {}, this.list, this.foot);
+    this.#read();
+  }
+
+  async #read() {
+    let page;
+    try {
+      page = await history(this.key, this.cursor, PAGE);
+    } catch (problem) {
+      this.foot.replaceChildren(problemBox(/** @type {Problem} */ (problem)));
+      return;
+    }
+    this.cursor = page.cursor;
+    for (const fields of page.events) {
+      const event = fields.op === "put" ? withBytes(fields) : fields;
+      this.events.push(event);
+      this.list.append(this.#item(event, this.events.length - 1));
+    }
+    const first = page.truncated ? "The log does not reach further back." : "This is where it began.";
+    this.foot.replaceChildren(this.cursor ? button("Older ones", () => this.#read()) : first);
+  }
+
+  /** @param {any} event @param {number} index */
+  #item(event, index) {
+    const about = event.op === "put" ? [event.content_type, size(event.bytes.length)] : [];
+    if (event.expires_at) about.push(`expires ${moment(event.expires_at)}`);
+    const body = el("div", { class: "body" });
+    const details = el(
+      "details",
+      { ontoggle: () => details.open && !body.hasChildNodes() && this.#compare(event, index, body) },
+      el("summary", {}, el("span", { class: `op ${event.op}` }, this.#name(event)), ` revision ${grouped(event.revision)} `, el("time", { datetime: event.time }, moment(event.time))),
+      el("p", { class: "quiet" }, about.join(" · ")),
+      body,
+    );
+    if (index === 0) details.open = true;
+    return el("li", {}, details);
+  }
+
+  /** @param {any} event */
+  #name(event) {
+    if (event.op !== "put") return NAMES[/** @type {"delete"} */ (event.op)];
+    if (!event.previous_revision) return "created";
+    return event.time === event.modified_at ? "stored" : "expiry changed";
+  }
+
+  /** The value before `event`, from what is here or from the service; null if there was none or it is no longer known.
+   * @param {any} event @param {number} index */
+  async #before(event, index) {
+    if (!event.previous_revision) return null;
+    const older = this.events.slice(index + 1).find(({ op }) => op === "put");
+    if (older?.revision === event.previous_revision) return older;
+    return get(this.key, event.previous_revision).catch(() => null);
+  }
+
+  /** @param {any} event @param {number} index @param {HTMLElement} body */
+  async #compare(event, index, body) {
+    body.replaceChildren(el("p", { class: "quiet" }, "Reading …"));
+    const before = await this.#before(event, index);
+    const [was, is] = [before, event].map((state) => (state?.bytes ? textOf(state.bytes) : ""));
+    const known = before || !event.previous_revision;
+    const difference = !known
+      ? el("p", { class: "quiet" }, "What was there before is no longer in the log.")
+      : was === null || is === null
+        ? el("p", { class: "quiet" }, `Binary: ${before ? size(before.bytes.length) : "nothing"} before, ${event.bytes ? size(event.bytes.length) : "nothing"} after.`)
+        : changesOf(was, is);
+    const actions = event.op === "put" && el(
+      "div",
+      { class: "actions start" },
+      event.revision === this.present() ? el("span", { class: "quiet" }, "This is the present value.") : button("Restore this version", () => this.#restore(event, body)),
+      el("a", { class: "button", download: fileName(this.key), href: valueAddress(this.key, event.revision) }, "Download"),
+    );
+    body.replaceChildren(difference, ...(actions ? [actions] : []));
+  }
+
+  /** Put the value of `event` again, on condition that the key is as it is known here. @param {any} event @param {HTMLElement} body */
+  async #restore(event, body) {
+    const what = ["The value of ", el("code", {}, shownKey(this.key)), ` as of revision ${event.revision} is stored again, as a new version without an expiry. The history keeps the present one.`];
+    if (!(await confirmed("Restore this version?", what, "Restore", "primary"))) return;
+    try {
+      const { revision } = await put(this.key, event.bytes, { contentType: event.content_type, revision: this.present(), number: writeNumber() });
+      announce(`Restored as revision ${revision}.`);
+      this.onRestored();
+    } catch (problem) {
+      body.prepend(problemBox(/** @type {Problem} */ (problem)));
+    }
+  }
+}

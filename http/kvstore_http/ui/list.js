@@ -1,0 +1,267 @@
+// @ts-check
+// The list of keys and folders below a prefix. It is read page by page, and follows changes by itself.
+
+import { Problem, list } from "./api.js";
+import { byId, button, el, problemBox } from "./dom.js";
+import { counted } from "./format.js";
+import { behindFolder, compareKeys, folderOf, hashOf, innerFolder, shownKey, trail } from "./keys.js";
+
+const WANTED = 200; // entries that are read at once, in at most …
+const REQUESTS = 12; // … this many requests: a folder may fill whole pages and be one entry
+const PAGE = 200;
+const CHECK_MS = 300;
+
+/** @typedef {{ id: string, isFolder: boolean, revision: number, expires?: string, row?: HTMLElement }} Entry */
+
+export class ListView {
+  /** @param {{ onShown: (count: number, isWhole: boolean) => void }} listeners */
+  constructor({ onShown }) {
+    this.onShown = onShown;
+    this.prefix = "";
+    this.isFlat = false;
+    this.key = "";
+    this.isLoaded = false;
+    this.revision = 0;
+    /** @type {Entry[]} in the store's order */
+    this.entries = [];
+    /** @type {Map<string, Entry>} */
+    this.byId = new Map();
+    /** @type {{ start?: string, cursor?: string } | null} where to read on, null at the end */
+    this.next = {};
+    this.turn = 0;
+    this.checks = new Set();
+    this.node = byId("entries");
+    this.foot = byId("list-foot");
+    this.problem = byId("list-problem");
+    this.more = button("Load more", () => this.#read());
+    new IntersectionObserver(([seen]) => seen.isIntersecting && this.isLoaded && this.#read(), {
+      root: byId("browser"),
+      rootMargin: "600px",
+    }).observe(this.more);
+    this.node.addEventListener("focusin", (/** @type {any} */ event) => this.#rove(event.target));
+  }
+
+  /** @param {import("./keys.js").Place} place */
+  show({ prefix, flat, key }) {
+    this.key = key;
+    if (this.isLoaded && prefix === this.prefix && flat === this.isFlat) {
+      this.#mark();
+      return;
+    }
+    this.prefix = prefix;
+    this.isFlat = flat;
+    this.#showTrail();
+    this.reload();
+  }
+
+  /** Read the list anew, as far as it was read before. */
+  async reload() {
+    const isSame = this.shownFor === `${this.isFlat} ${this.prefix}`;
+    await this.#read(true, isSame ? Math.max(WANTED, this.entries.length) : WANTED);
+  }
+
+  async #read(isAnew = false, wanted = WANTED) {
+    if (!isAnew && (this.isReading || !this.next)) return;
+    const turn = ++this.turn;
+    this.isReading = true;
+    /** @type {Entry[]} */
+    const found = [];
+    let next = isAnew ? {} : this.next;
+    let revision = this.revision;
+    try {
+      for (let asked = 0; next && found.length < wanted && asked < REQUESTS; asked++) {
+        const page = await list({ prefix: this.prefix, limit: PAGE, ...next });
+        if (turn !== this.turn) return;
+        if (isAnew && !asked) revision = page.revision;
+        next = this.#sort(page, found);
+      }
+    } catch (problem) {
+      if (turn !== this.turn) return;
+      this.problem.replaceChildren(problemBox(/** @type {Problem} */ (problem), button("Try again", () => this.#read(isAnew, wanted))));
+      return;
+    } finally {
+      if (turn === this.turn) this.isReading = false;
+    }
+    this.problem.replaceChildren();
+    this.next = next;
+    this.revision = revision;
+    this.isLoaded = true;
+    if (isAnew) this.#replace(found);
+    else this.#append(found);
+  }
+
+  /** Put a page's records into `found`; where to read on. @param {any} page @param {Entry[]} found */
+  #sort({ items, cursor }, found) {
+    let last = null;
+    for (const { key, revision, expires_at: expires } of items) {
+      last = this.#folderOf(key);
+      if (!last) found.push({ id: key, isFolder: false, revision, expires });
+      else if (found.at(-1)?.id !== last) found.push({ id: last, isFolder: true, revision: 0 });
+    }
+    if (!cursor) return null;
+    return last ? { start: behindFolder(last) } : { cursor };
+  }
+
+  /** @param {string} key */
+  #folderOf(key) {
+    return this.isFlat ? null : innerFolder(key, folderOf(this.prefix));
+  }
+
+  // ── showing ───────────────────────────────────────────────────────────────────────────────────
+
+  /** @param {Entry[]} entries */
+  #replace(entries) {
+    const hadFocus = this.node.contains(document.activeElement) ? this.#idOf(document.activeElement) : null;
+    const wanted = `${this.isFlat} ${this.prefix}`;
+    if (this.shownFor !== wanted) byId("browser").scrollTop = 0;
+    this.shownFor = wanted;
+    this.entries = [];
+    this.byId.clear();
+    this.node.replaceChildren();
+    this.#append(entries);
+    if (hadFocus !== null) (this.byId.get(hadFocus)?.row ?? this.node.querySelector("a"))?.focus();
+  }
+
+  /** @param {Entry[]} entries */
+  #append(entries) {
+    for (const entry of entries) {
+      if (this.byId.has(entry.id)) continue;
+      this.byId.set(entry.id, entry);
+      this.entries.push(entry);
+      this.node.append(this.#item(entry));
+    }
+    this.#mark();
+    this.#count();
+  }
+
+  /** @param {Entry} entry */
+  #item(entry) {
+    const { id, isFolder } = entry;
+    const place = isFolder ? { prefix: id } : { prefix: this.prefix, flat: this.isFlat, key: id };
+    const base = this.isFlat ? "" : folderOf(this.prefix);
+    const name = shownKey(id.slice(base.length)) || shownKey(id);
+    entry.row = el("a", { href: hashOf(place), class: isFolder ? "folder" : "key", tabindex: -1, "data-id": id }, el("span", { class: "name" }, name), el("span", { class: "meta" }, this.#meta(entry)));
+    return el("li", {}, entry.row);
+  }
+
+  /** @param {Entry} entry */
+  #meta({ isFolder, revision, expires }) {
+    if (isFolder) return "";
+    return expires ? `expires · ${revision}` : `${revision}`;
+  }
+
+  #mark() {
+    for (const row of this.node.querySelectorAll("[aria-current]")) row.removeAttribute("aria-current");
+    const row = this.byId.get(this.key)?.row;
+    row?.setAttribute("aria-current", "true");
+    this.#rove(row ?? this.node.querySelector("a[tabindex='0']") ?? this.node.querySelector("a"));
+  }
+
+  /** One row at a time takes part in Tab; the others are reached by arrows. @param {HTMLElement | undefined | null} row */
+  #rove(row) {
+    if (!row) return;
+    for (const other of this.node.querySelectorAll("a[tabindex='0']")) other.setAttribute("tabindex", "-1");
+    row.setAttribute("tabindex", "0");
+  }
+
+  #count() {
+    const count = this.entries.length;
+    const keys = this.entries.filter((entry) => !entry.isFolder).length;
+    const parts = [keys || count === 0 ? counted(keys, "key") : "", count - keys ? counted(count - keys, "folder") : ""];
+    const text = `${parts.filter(Boolean).join(", ")}${this.next ? " so far" : ""}`;
+    this.foot.replaceChildren(this.prefix && !count ? `No key begins with “${shownKey(this.prefix)}”.` : text, " ", this.next ? this.more : "");
+    this.onShown(count, !this.next);
+  }
+
+  #showTrail() {
+    const steps = [{ name: "all keys", prefix: "" }, ...trail(this.prefix)];
+    const here = folderOf(this.prefix);
+    const links = steps.map(({ name, prefix }) =>
+      el("a", { href: hashOf({ prefix, flat: this.isFlat }), "aria-current": prefix === here ? "location" : null }, shownKey(name)),
+    );
+    byId("trail").replaceChildren(...links);
+  }
+
+  // ── following changes ─────────────────────────────────────────────────────────────────────────
+
+  /** @param {import("./stream.js").Change} change */
+  apply(change) {
+    const { op, key, revision } = change;
+    if (!this.isLoaded || !key.startsWith(this.prefix) || revision <= this.revision) return;
+    const folder = this.#folderOf(key);
+    const id = folder ?? key;
+    const entry = this.byId.get(id);
+    if (op !== "put") {
+      if (folder) this.#checkFolder(folder);
+      else if (entry) this.#drop(entry);
+    } else if (!entry) {
+      this.#insert({ id, isFolder: folder !== null, revision, expires: change.expires_at });
+    } else if (!folder && revision > entry.revision) {
+      entry.revision = revision;
+      entry.expires = change.expires_at;
+      const meta = /** @type {any} */ (entry.row?.querySelector(".meta"));
+      meta.textContent = this.#meta(entry);
+      this.#flash(entry);
+    }
+  }
+
+  /** @param {Entry} entry */
+  #flash({ row }) {
+    row?.classList.remove("changed");
+    void row?.offsetWidth; // lets the animation start over
+    row?.classList.add("changed");
+  }
+
+  /** @param {Entry} entry */
+  #insert(entry) {
+    let at = this.entries.length;
+    while (at > 0 && compareKeys(this.entries[at - 1].id, entry.id) > 0) at--;
+    if (at === this.entries.length && this.next) return; // it will come with what is not read yet
+    this.entries.splice(at, 0, entry);
+    this.byId.set(entry.id, entry);
+    this.node.insertBefore(this.#item(entry), this.node.children[at] ?? null);
+    this.#flash(entry);
+    this.#mark();
+    this.#count();
+  }
+
+  /** @param {Entry} entry */
+  #drop(entry) {
+    const at = this.entries.indexOf(entry);
+    this.entries.splice(at, 1);
+    this.byId.delete(entry.id);
+    const item = this.node.children[at];
+    if (item.contains(document.activeElement)) this.move(at ? -1 : 1);
+    item.remove();
+    this.#mark();
+    this.#count();
+  }
+
+  /** A key was taken out of a folder: was it the last one? @param {string} folder */
+  #checkFolder(folder) {
+    if (this.checks.has(folder)) return;
+    this.checks.add(folder);
+    setTimeout(async () => {
+      this.checks.delete(folder);
+      const page = await list({ prefix: folder, limit: 1 }).catch(() => null);
+      const entry = this.byId.get(folder);
+      if (page && !page.items.length && entry) this.#drop(entry);
+    }, CHECK_MS);
+  }
+
+  // ── keyboard ──────────────────────────────────────────────────────────────────────────────────
+
+  /** @param {Element} row */
+  #idOf(row) {
+    return row.getAttribute("data-id");
+  }
+
+  /** Move the focus by so many rows. @param {number} by */
+  move(by) {
+    const rows = /** @type {HTMLElement[]} */ ([...this.node.querySelectorAll("a")]);
+    if (!rows.length) return;
+    const from = rows.findIndex((row) => row === document.activeElement);
+    const start = from >= 0 ? from + by : Math.max(0, rows.findIndex((row) => row.tabIndex === 0));
+    rows[Math.min(Math.max(start, 0), rows.length - 1)].focus();
+  }
+}

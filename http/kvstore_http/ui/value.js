@@ -1,0 +1,359 @@
+// @ts-check
+// One key: its value, what is known about it, and what can be done with it.
+
+import { Problem, get, persist, remove, touch, valueAddress } from "./api.js";
+import { announce, byId, button, confirmed, el, problemBox } from "./dom.js";
+import { draftOf, dropDraft } from "./drafts.js";
+import { Editor, isEditable, left } from "./editor.js";
+import { clock, grouped, hex, moment, pictureType, prettyJson, size } from "./format.js";
+import { HistoryView } from "./history.js";
+import { fileName, hashOf, shownKey } from "./keys.js";
+
+const SHOWN_BYTES = 64 * 1024; // of a hex dump, until more is asked for
+const SHOWN_CHARACTERS = 256 * 1024; // of a text
+const SVG = /^image\/svg\+xml\b/i;
+
+/** @typedef {"text" | "json" | "image" | "hex"} Form */
+
+export class ValueView {
+  /** @param {{ go: (change: Partial<import("./keys.js").Place>, how?: { replace?: boolean }) => void }} navigation */
+  constructor({ go }) {
+    this.go = go;
+    this.root = byId("detail");
+    this.key = "";
+    /** @type {import("./keys.js").Place} */
+    this.place = /** @type {any} */ ({});
+    /** @type {import("./api.js").Value | null} */
+    this.record = null;
+    /** @type {Editor | null} */
+    this.editor = null;
+    /** @type {Form | null} what the reader chose to see, if it is there */
+    this.chosen = null;
+    this.turn = 0;
+    this.picture = "";
+    setInterval(() => this.#tick(), 1000);
+  }
+
+  // ── where the reader is ───────────────────────────────────────────────────────────────────────
+
+  /** @param {import("./keys.js").Place} place */
+  show(place) {
+    const isSame = place.key === this.place.key && place.isNew === this.place.isNew;
+    const isOtherTab = place.tab !== this.place.tab;
+    this.place = place;
+    if (isSame) {
+      if (isOtherTab && place.key) this.#showTab();
+      return;
+    }
+    this.editor?.close();
+    this.editor = null;
+    this.record = null;
+    this.key = place.isNew ? "" : place.key;
+    this.turn++;
+    if (place.isNew) this.#showNew();
+    else if (this.key) this.#open();
+  }
+
+  /** What stands here while no key is open. @param {Node} node */
+  showNothing(node) {
+    if (!this.key && !this.place.isNew) this.root.replaceChildren(node);
+  }
+
+  #showNew() {
+    this.#edit(new Editor({
+      prefix: this.place.prefix,
+      onSaved: (key) => {
+        this.editor = null;
+        this.go({ key, isNew: false });
+      },
+      onClosed: () => {
+        this.editor = null;
+        this.go({ isNew: false });
+      },
+    }));
+    this.root.replaceChildren(el("div", { class: "head" }, this.#back(), el("h2", {}, "New key")), /** @type {any} */ (this.editor).root);
+    /** @type {any} */ (this.editor).focus();
+  }
+
+  /** @param {Editor} editor */
+  #edit(editor) {
+    this.editor = editor;
+  }
+
+  #back() {
+    return button("‹ Keys", () => this.go({ key: "", isNew: false, tab: "value" }), { class: "back" });
+  }
+
+  /** The frame that stays while the value changes, so that the focus stays too. */
+  #open() {
+    this.notice = el("div", { class: "notice" });
+    this.facts = el("dl", { class: "facts" });
+    this.body = el("div", { class: "body" });
+    this.editButton = button("Edit", () => this.edit(), { title: "e" });
+    this.deleteButton = button("Delete", () => this.remove(), { class: "danger", title: "d" });
+    this.download = el("a", { class: "button", download: fileName(this.key), href: valueAddress(this.key) }, "Download");
+    this.tabs = el("nav", { class: "tabs", "aria-label": "Value or history" });
+    this.actions = el("div", { class: "actions start" }, this.editButton, this.download, this.deleteButton);
+    this.root.replaceChildren(
+      el("div", { class: "head" }, this.#back(), el("h2", { class: "key" }, shownKey(this.key))),
+      this.actions,
+      this.notice,
+      this.facts,
+      this.tabs,
+      this.body,
+    );
+    this.body.replaceChildren(el("p", { class: "quiet" }, "Reading …"));
+    this.root.scrollTop = 0;
+    this.refresh();
+  }
+
+  /** Read the value anew and show it. */
+  async refresh() {
+    const { key } = this;
+    const turn = ++this.turn;
+    try {
+      const record = await get(key);
+      if (turn !== this.turn) return;
+      this.record = record;
+      this.missing = null;
+    } catch (problem) {
+      if (turn !== this.turn) return;
+      this.missing = /** @type {Problem} */ (problem);
+      if (this.missing.code === "not_found") this.record = null;
+      else if (this.record) {
+        this.notice.replaceChildren(problemBox(this.missing, button("Try again", () => this.refresh())));
+        return;
+      }
+    }
+    this.#showRecord();
+  }
+
+  #showRecord() {
+    const { record } = this;
+    for (const node of [this.editButton, this.download, this.deleteButton, this.facts]) node.hidden = !record;
+    this.#showFacts();
+    this.#showDraft();
+    this.#showTab();
+  }
+
+  #showDraft() {
+    const draft = draftOf(this.key);
+    if (!draft || this.editor) {
+      this.notice.replaceChildren();
+      return;
+    }
+    const discard = () => {
+      dropDraft(this.key);
+      this.#showDraft();
+    };
+    const go = this.record && button("Go on editing", () => this.edit());
+    const lost = !this.record && el("details", {}, el("summary", {}, "Show what you typed"), el("pre", {}, draft.text));
+    this.notice.replaceChildren(el("div", { class: "box warn" }, el("p", {}, "You typed something here that is not saved."), lost, el("div", { class: "actions" }, button("Discard it", discard), go)));
+  }
+
+  #showTab() {
+    if (this.editor) return;
+    const link = (/** @type {"value" | "history"} */ tab, /** @type {string} */ name) =>
+      el("a", { href: hashOf({ ...this.place, tab }), "aria-current": this.place.tab === tab ? "page" : null }, name);
+    this.tabs.replaceChildren(link("value", "Value"), link("history", "History"));
+    this.tabs.hidden = false;
+    if (this.place.tab === "history") this.#showHistory();
+    else if (this.record) this.#showValue(this.record);
+    else if (this.missing) this.#showMissing(this.missing);
+  }
+
+  #showHistory() {
+    this.history = new HistoryView(this.key, () => this.record?.revision ?? 0, () => this.refresh());
+    this.body.replaceChildren(this.history.root);
+  }
+
+  /** @param {Problem} problem */
+  #showMissing(problem) {
+    const isGone = problem.code === "not_found";
+    const create = isGone && el("a", { class: "button primary", href: hashOf({ prefix: this.key, isNew: true }) }, "Create it");
+    const again = !isGone && button("Try again", () => this.refresh());
+    const history = isGone && el("a", { class: "button", href: hashOf({ ...this.place, tab: "history" }) }, "What happened to it");
+    this.body.replaceChildren(problemBox(problem, ...[again, history, create].filter(Boolean)));
+  }
+
+  // ── what is known about it ────────────────────────────────────────────────────────────────────
+
+  #showFacts() {
+    const { record } = this;
+    if (!record) return;
+    const fact = (/** @type {string} */ name, /** @type {(Node | string | false | undefined)[]} */ ...what) => el("div", {}, el("dt", {}, name), el("dd", {}, ...what));
+    this.countdown = record.expires_at ? el("span", {}, `in ${left(record.expires_at)}`) : null;
+    this.facts.replaceChildren(
+      fact("Type", record.content_type),
+      fact("Size", size(record.bytes.length)),
+      fact("Revision", grouped(record.revision)),
+      fact("Created at revision", grouped(record.create_revision)),
+      fact("Version", grouped(record.version)),
+      fact("Modified", el("time", { datetime: record.modified_at }, moment(record.modified_at))),
+      fact("Expires", record.expires_at ? el("time", { datetime: record.expires_at, title: moment(record.expires_at) }, this.countdown) : "never", " ", button("Change", () => this.#askTtl(), { class: "link", "aria-label": "Change when it expires" })),
+    );
+  }
+
+  #tick() {
+    if (this.countdown && this.record?.expires_at) this.countdown.textContent = `in ${left(this.record.expires_at)}`;
+  }
+
+  #askTtl() {
+    const input = el("input", { id: "ttl", placeholder: "30s, 5m, 2h, 7d", autocomplete: "off" });
+    const form = el(
+      "form",
+      { class: "box row", onsubmit: (/** @type {Event} */ event) => (event.preventDefault(), this.#setTtl((revision) => touch(this.key, input.value.trim(), revision))) },
+      el("label", { for: "ttl" }, "Expires after"),
+      input,
+      el("button", { class: "primary" }, "Set"),
+      this.record?.expires_at && button("Never", () => this.#setTtl((revision) => persist(this.key, revision))),
+      button("Cancel", () => this.#showDraft()),
+    );
+    this.notice.replaceChildren(form);
+    input.focus();
+  }
+
+  /** @param {(revision: number) => Promise<any>} write */
+  async #setTtl(write) {
+    if (!this.record) return;
+    try {
+      const { expires_at: expires } = await write(this.record.revision);
+      announce(expires ? `Expires at ${clock(expires)}.` : "Does not expire any more.");
+      this.refresh();
+    } catch (problem) {
+      this.notice.append(problemBox(/** @type {Problem} */ (problem)));
+    }
+  }
+
+  // ── the value ─────────────────────────────────────────────────────────────────────────────────
+
+  /** @param {import("./api.js").Value} record */
+  #showValue(record) {
+    /** @type {Map<Form, () => Node>} */
+    const forms = new Map();
+    const pretty = this.#pretty(record);
+    const picture = SVG.test(record.content_type) ? "svg" : pictureType(record.bytes);
+    if (picture) forms.set("image", () => this.#image(record, picture));
+    if (pretty !== null) forms.set("json", () => this.#text(pretty));
+    if (record.text !== null) forms.set("text", () => this.#text(/** @type {string} */ (record.text)));
+    forms.set("hex", () => this.#hex(record.bytes));
+    const natural = record.text?.includes("\0") ? "hex" : /** @type {Form} */ (forms.keys().next().value);
+    const form = this.chosen && forms.has(this.chosen) ? this.chosen : natural;
+    const names = { image: "Picture", json: "JSON", text: pretty === null ? "Text" : "As stored", hex: "Hex" };
+    const choices = [...forms.keys()].map((each) => button(names[each], () => ((this.chosen = each), this.#showValue(record)), { "aria-pressed": String(each === form), "data-form": each }));
+    const hadFocus = document.activeElement?.getAttribute("data-form");
+    const copy = record.text !== null && button("Copy", () => this.#copy(/** @type {string} */ (record.text)), { class: "link" });
+    const node = /** @type {() => Node} */ (forms.get(form))();
+    this.body.replaceChildren(el("div", { class: "forms", role: "group", "aria-label": "Show as" }, ...choices, copy), node);
+    if (hadFocus) this.body.querySelector(`[data-form=${hadFocus}]`)?.focus();
+  }
+
+  /** @param {import("./api.js").Value} record */
+  #pretty({ text, content_type: type }) {
+    if (text === null || !(/[/+]json\b/i.test(type) || /^\s*[[{]/.test(text))) return null;
+    try {
+      return prettyJson(text);
+    } catch {
+      return null;
+    }
+  }
+
+  /** @param {string} text */
+  #text(text) {
+    if (!text) return el("p", { class: "quiet" }, "The value is empty.");
+    const pre = el("pre", { tabindex: 0, "aria-label": "The value" }, text.slice(0, SHOWN_CHARACTERS));
+    if (text.length <= SHOWN_CHARACTERS) return pre;
+    return el("div", {}, pre, button(`Show all ${grouped(text.length)} characters`, () => pre.replaceChildren(text)));
+  }
+
+  /** @param {Uint8Array} bytes */
+  #hex(bytes) {
+    if (!bytes.length) return el("p", { class: "quiet" }, "The value is empty.");
+    const pre = el("pre", { class: "hex", tabindex: 0, "aria-label": "The bytes" }, hex(bytes, SHOWN_BYTES));
+    if (bytes.length <= SHOWN_BYTES) return pre;
+    return el("div", {}, pre, button(`Show all ${grouped(bytes.length)} bytes`, () => pre.replaceChildren(hex(bytes))));
+  }
+
+  /** @param {import("./api.js").Value} record @param {string} type */
+  #image(record, type) {
+    URL.revokeObjectURL(this.picture);
+    // A drawing comes from its own address, where it may run nothing even when opened alone; a blob would
+    // be of this page's origin.
+    this.picture = type === "svg" ? "" : URL.createObjectURL(new Blob([/** @type {any} */ (record.bytes)], { type }));
+    const caption = el("figcaption", { class: "quiet" });
+    const image = el("img", { alt: `The picture stored under ${shownKey(record.key)}` });
+    image.addEventListener("load", () => (caption.textContent = `${image.naturalWidth} × ${image.naturalHeight}`));
+    image.addEventListener("error", () => (caption.textContent = "The browser cannot show this picture."));
+    image.src = this.picture || `${valueAddress(record.key)}#${record.revision}`;
+    return el("figure", {}, image, caption);
+  }
+
+  /** @param {string} text */
+  async #copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+      announce("Copied.");
+    } catch {
+      announce("The browser does not let this page copy; select the text instead.");
+    }
+  }
+
+  // ── changing it ───────────────────────────────────────────────────────────────────────────────
+
+  edit() {
+    if (!this.record || this.editor) return;
+    const close = () => {
+      this.editor = null;
+      for (const node of [this.actions, this.facts, this.tabs]) node.hidden = false;
+      this.refresh();
+      this.editButton.focus();
+    };
+    this.editor = new Editor({ record: this.record, onSaved: close, onClosed: close });
+    for (const node of [this.actions, this.facts, this.tabs]) node.hidden = true;
+    this.notice.replaceChildren();
+    this.body.replaceChildren(this.editor.root);
+    this.editor.focus();
+  }
+
+  /** Delete the key if it still is as it is shown here. */
+  async remove() {
+    const { record, key } = this;
+    if (!record || this.editor) return;
+    const body = ["The key ", el("code", {}, shownKey(key)), ` and its value at revision ${record.revision} will be gone. The history keeps them for a while.`];
+    if (!(await confirmed("Delete this key?", body, "Delete"))) return;
+    try {
+      const { revision } = await remove(key, record.revision);
+      announce(`Deleted at revision ${revision}.`);
+    } catch (problem) {
+      await this.refresh();
+      this.notice.replaceChildren(problemBox(/** @type {Problem} */ (problem)));
+      return;
+    }
+    this.refresh();
+  }
+
+  // ── what others change ────────────────────────────────────────────────────────────────────────
+
+  /** @param {import("./stream.js").Change} change */
+  apply({ op, key, revision }) {
+    if (key !== this.key || revision <= (this.record?.revision ?? 0)) return;
+    if (this.editor) this.editor.changed(revision);
+    else {
+      announce(op === "put" ? `Changed to revision ${revision}.` : `Gone at revision ${revision}.`);
+      this.refresh();
+    }
+  }
+
+  /** Read it again, if it is not being edited: something may have been missed. */
+  catchUp() {
+    if (this.key && !this.editor) this.refresh();
+  }
+
+  /** What Esc does here: leave the form, or the key. */
+  close() {
+    if (this.editor) this.editor.close();
+    else if (this.key) this.go({ key: "", tab: "value" });
+  }
+}
+
+export { isEditable };
