@@ -14,6 +14,7 @@ from kvstore_http.collaborators import Link
 from kvstore_http.contract import Endpoint
 from kvstore_http.counters import IncrResource, PersistResource, TouchResource
 from kvstore_http.feed import Feed
+from kvstore_http.health import LivezResource, ReadyzResource
 from kvstore_http.history import HistoryResource
 from kvstore_http.hosts import HostCheck, allowed_hosts
 from kvstore_http.kv import KeyResource
@@ -23,7 +24,7 @@ from kvstore_http.metrics import MetricsResource
 from kvstore_http.openapi import OpenApiResource
 from kvstore_http.origins import Cors, guarded
 from kvstore_http.rawpath import RawPathRouter
-from kvstore_http.service import LivezResource, ReadyzResource, StatusResource
+from kvstore_http.service import StatusResource
 from kvstore_http.settings import HttpSettings
 from kvstore_http.subscribe import SubscribeResource
 
@@ -68,7 +69,7 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> 
         "/v1/subscribe": SubscribeResource(feed, settings),
         "/v1/status": StatusResource(link),
         "/livez": LivezResource(),
-        "/readyz": ReadyzResource(link),
+        "/readyz": ReadyzResource(link, feed),
         "/metrics": MetricsResource(link, board),
         "/openapi.json": OpenApiResource(),
         "/": RootResource(link),

@@ -50,6 +50,10 @@ def read_one(link: Link, op: dict[str, Any]) -> tuple[dict[str, Any], int]:
 class Feed(Protocol):
     """The changes as they happen."""
 
+    @property
+    def silent_seconds(self) -> float:
+        """For how long nothing was heard of them; the daemon tells something every second."""
+
     def wait_for_change(self, key: str, since: int, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds until ``key`` may have changed after revision ``since``.
 

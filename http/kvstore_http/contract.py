@@ -30,6 +30,7 @@ JUST_KEY = known(q.KEY)
 INCR = known(q.BY)
 TOUCH = known(q.TTL)
 HISTORY = known(q.LIMIT, q.CURSOR, q.BEFORE, q.VALUES)
+READYZ = known(q.VERBOSE, q.EXCLUDE)
 SUBSCRIBE = known(q.STREAM_PREFIX, q.STREAM_KEY, q.STREAM_SINCE, q.SNAPSHOT, q.OPS, q.VALUES, q.PREVIOUS)
 
 
@@ -269,7 +270,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("GET", "/livez", "Whether the facade runs", (Answer(200, "it does", {JSON: "Health"}),)),
     Endpoint(
-        "GET", "/readyz", "Whether the facade reaches the daemon", (Answer(200, "it does", {JSON: "Health"}),)
+        "GET",
+        "/readyz",
+        "Whether the service can do its work",
+        (Answer(200, "it can", {JSON: "Health", TEXT: "Lines"}),),
+        READYZ,
     ),
     Endpoint(
         "GET",

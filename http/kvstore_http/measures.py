@@ -164,9 +164,9 @@ class Measures:
         """A connection was answered with this status line before it had said anything."""
         self._cells[self._places[OTHER, OTHER, status][0]] += 1
 
-    def note_connections(self, count: int) -> None:
-        """So many connections are open."""
-        self._cells[CONNECTIONS] = count
+    def connections_changed(self, by: int) -> None:
+        """So many more connections are open."""
+        self._cells[CONNECTIONS] += by
 
     # ── the daemon ──────────────────────────────────────────────────────────────────────────────
 

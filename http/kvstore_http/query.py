@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 MAX_WAIT_SECONDS = 600
 
+CHECKS = ("daemon", "writes", "disk", "store", "log", "feed")
+"""What ``/readyz`` looks at."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter(Generic[T]):
@@ -95,7 +98,8 @@ EMPTY = Query({})
 
 
 def read_query(environ: dict[str, Any], parameters: Known | None = None) -> Query:
-    """The request's parameters, each at most once; None for ``parameters`` leaves them unchecked."""
+    """The request's parameters, each at most once, or several times joined by commas where it may be
+    ``many``; None for ``parameters`` leaves them unchecked."""
     raw = environ[RAW_QUERY]
     if not raw:
         return EMPTY
@@ -105,6 +109,9 @@ def read_query(environ: dict[str, Any], parameters: Known | None = None) -> Quer
             continue
         raw_name, _, raw_text = pair.partition("=")
         name = _decoded(raw_name, "a parameter's name")
+        if name in texts and parameters is not None and name in parameters and parameters[name].many:
+            texts[name] += "," + _decoded(raw_text, name)
+            continue
         if name in texts:
             raise KvError("bad_request", f"the parameter {name!r} stands there twice", parameter=name)
         texts[name] = _decoded(raw_text, name)
@@ -203,6 +210,13 @@ def _parse_since(text: str) -> Cursor:
     return Cursor.parse(text)
 
 
+def _parse_checks(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(name in CHECKS for name in names):
+        raise ValueError(text)
+    return names
+
+
 # ── the parameters ───────────────────────────────────────────────────────────────────────────────
 
 _FLAG = "1 or 0"
@@ -295,6 +309,14 @@ BY = Parameter(
     "a signed 64-bit integer",
     "what to add; 1 by default",
     _int_schema(-INT64, INT64 - 1),
+)
+VERBOSE = Parameter("verbose", _parse_flag, _FLAG, "also what was checked, and what was found", _FLAG_SCHEMA)
+EXCLUDE = Parameter(
+    "exclude",
+    _parse_checks,
+    f"names out of {', '.join(CHECKS)}, with commas",
+    "do not make these checks",
+    many=True,
 )
 
 # The event stream reads its parameters itself; they stand here for the description of the service.

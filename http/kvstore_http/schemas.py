@@ -72,6 +72,7 @@ _PROBLEM: Schema = {
 
 SCHEMAS: dict[str, Schema] = {
     "Value": {"description": "any bytes"},
+    "Lines": {"type": "string", "description": "a line for each check, and one for all of them"},
     "Metrics": {"type": "string", "description": "Prometheus' exposition format"},
     "Object": {"type": "object"},
     "Record": _object(_RECORD, "revision", "create_revision", "version", "content_type", "modified_at"),
@@ -101,6 +102,12 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "BatchResults": _object({"results": _list("BatchResult")}, "results"),
     "Status": _object({"epoch": _TEXT, "revision": _INTEGER, "floor": _INTEGER}, "epoch", "revision"),
-    "Health": _object({"status": _TEXT}, "status"),
+    "Health": _object({"status": _TEXT, "checks": _list("Check")}, "status"),
+    "Check": _object(
+        {"name": _TEXT, "status": {"type": "string", "enum": ["ok", "warning", "failed"]}, "message": _TEXT},
+        "name",
+        "status",
+        "message",
+    ),
     "Problem": _object(_PROBLEM, "type", "title", "status", "detail", "code", "retryable"),
 }

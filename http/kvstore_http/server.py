@@ -174,11 +174,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def add_channel(self, map: Any = None) -> None:  # noqa: A002
         super().add_channel(map)
-        self.server.note_connections()
+        self.server.measures.connections_changed(1)
 
     def del_channel(self, map: Any = None) -> None:  # noqa: A002
+        is_open = self.server.active_channels.get(self._fileno) is self
         super().del_channel(map)
-        self.server.note_connections()
+        self.server.measures.connections_changed(-is_open)
 
     def _release(self) -> socket.socket:
         """Forget the socket without closing it."""
@@ -411,10 +412,6 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
     def is_traced(self) -> bool:
         """Whether the log speaks of each request, so that all that is done for one has to say its id."""
         return log.isEnabledFor(logging.DEBUG)
-
-    def note_connections(self) -> None:
-        """A connection came or went."""
-        self.measures.note_connections(len(self.active_channels))
 
     def getsockname(self) -> tuple[str, int]:
         host, port, *_ = self.socket.getsockname()

@@ -1,4 +1,4 @@
-"""What operators ask: the daemon's status, and whether this facade is alive and ready."""
+"""``/v1/status``: what the daemon says of itself."""
 
 from __future__ import annotations
 
@@ -24,23 +24,3 @@ class StatusResource:
             if status[name] is not None:
                 status[name] = timestamp(status[name])
         send_fresh_json(req, resp, status)
-
-
-class LivezResource:
-    """``/livez``: this process answers, whatever the daemon does. Restart it if it does not."""
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        read_query(req.env, contract.NOTHING)
-        send_fresh_json(req, resp, {"status": "alive"})
-
-
-class ReadyzResource:
-    """``/readyz``: the daemon answers through this process; otherwise the problem why not, as 503."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        read_query(req.env, contract.NOTHING)
-        self._link.call({"op": "status"})
-        send_fresh_json(req, resp, {"status": "ready"})

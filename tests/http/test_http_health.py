@@ -1,0 +1,222 @@
+"""``/livez`` and ``/readyz``: what is looked at, what makes the service unready, and what only warns."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from http.client import HTTPConnection
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import falcon
+import pytest
+from falcon.testing import TestClient
+
+from kvstore_client.errors import KvError
+from kvstore_http.health import ReadyzResource
+from kvstore_http.query import CHECKS
+from support.markdown import ROOT
+from support.ports import free_port
+from support.servers import Daemon, Facade, Service
+from support.session import Session, assert_problem
+from support.waiting import wait_until
+
+TEXT = "text/plain"
+PAGE = (ROOT / "docs/monitoring.md").read_text()
+
+
+def checks(session: Session, target: str = "/readyz?verbose") -> dict[str, dict[str, Any]]:
+    """What the checks found, by their names."""
+    return {check["name"]: check for check in session.get(target).json["checks"]}
+
+
+def test_all_is_well_with_a_new_service(session: Session) -> None:
+    assert session.get("/readyz").json == {"status": "ready"}
+    found = checks(session)
+    assert tuple(found) == CHECKS
+    assert {check["status"] for check in found.values()} <= {"ok", "warning"}
+    assert found["daemon"]["status"] == found["writes"]["status"] == "ok"
+    assert 0 < found["daemon"]["round_trip_seconds"] < 30
+
+
+def test_the_last_commit_is_told_with_its_age(own: Session) -> None:
+    assert checks(own)["writes"]["last_commit_at"] is None
+    own.put("/v1/kv/a", b"x")
+    writes = checks(own)["writes"]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", writes["last_commit_at"])
+    assert writes["last_commit_age_seconds"] >= 0
+    assert "ago" in writes["message"]
+
+
+def test_plain_text_is_as_etcd_and_kubernetes_write_it(session: Session) -> None:
+    answer = session.get("/readyz", accept=TEXT)
+    assert (answer.body, answer.headers["content-type"]) == (b"ok\n", "text/plain; charset=utf-8")
+    *lines, verdict = session.get("/readyz?verbose", accept=TEXT).body.decode().splitlines()
+    assert verdict == "readyz check passed"
+    shown = [re.fullmatch(r"\[([+!])\]([a-z]+) (ok|warning): \S.*", line) for line in lines]
+    assert [match and match[2] for match in shown] == list(CHECKS)
+    assert all(match and (match[1] == "+") == (match[3] == "ok") for match in shown)
+
+
+@pytest.mark.parametrize("target", ["exclude=disk,log", "exclude=disk&exclude=log"])
+def test_checks_can_be_left_out(session: Session, target: str) -> None:
+    found = checks(session, f"/readyz?verbose&{target}")
+    assert set(found) == set(CHECKS) - {"disk", "log"}
+
+
+@pytest.mark.parametrize("excluded", ["", "dusk", "disk,", "disk,dusk"])
+def test_a_check_that_there_is_not_is_named_with_those_that_there_are(
+    session: Session, excluded: str
+) -> None:
+    problem = assert_problem(session.get(f"/readyz?exclude={excluded}"), "bad_request")
+    assert all(name in problem["detail"] for name in CHECKS)
+
+
+def test_the_page_lists_the_checks() -> None:
+    listed = re.findall(r"^\| `([a-z]+)` \|", PAGE.split("## Metrics")[0], re.MULTILINE)
+    assert tuple(listed) == CHECKS
+    shown = re.findall(r"^\[[+!-]\]([a-z]+) ", PAGE, re.MULTILINE)
+    assert tuple(shown) == CHECKS
+
+
+# ── what makes it unready ────────────────────────────────────────────────────────────────────────
+
+
+def test_without_the_daemon_it_is_not_ready_and_says_so(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    session = Session(start_facade(daemon, daemon_timeout="500ms").url)
+    daemon.kill()
+    problem = assert_problem(session.get("/readyz"), "unavailable")
+    first, *_ = problem["checks"]
+    assert (first["name"], first["status"]) == ("daemon", "failed")
+    answer = session.get("/readyz", accept=TEXT)
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    lines = answer.body.decode().splitlines()
+    assert lines[0].startswith("[-]daemon failed: ")
+    assert lines[-1] == "readyz check failed"
+    assert session.get("/readyz?exclude=daemon").status == 200
+    assert session.get("/livez").json == {"status": "alive"}
+    daemon.start()
+    wait_until(lambda: session.get("/readyz").status == 200)
+    session.close()
+
+
+def test_a_full_store_is_a_warning(
+    start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade]
+) -> None:
+    session = Session(start_facade(start_daemon(max_store_bytes="8MiB", sync="none")).url)
+    number = 0
+    while session.put(f"/v1/kv/{number}", os.urandom(500_000)).status == 201:
+        number += 1
+    found = checks(session)
+    assert (found["writes"]["status"], found["writes"]["code"]) == ("warning", "store_full")
+    assert "--max-store-bytes" in found["writes"]["message"]
+    assert found["store"]["status"] == "warning"
+    assert session.get("/readyz").status == 200
+    session.close()
+
+
+def test_a_log_that_reaches_back_for_minutes_is_a_warning(
+    start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade]
+) -> None:
+    session = Session(start_facade(start_daemon(retain_events=3)).url)
+    assert checks(session)["log"]["status"] == "ok"
+
+    def is_cut() -> bool:
+        session.put("/v1/kv/a", b"x")
+        return checks(session)["log"]["shortened_by"] is not None
+
+    wait_until(is_cut, what="the log is trimmed")
+    log = checks(session)["log"]
+    assert (log["status"], log["shortened_by"]) == ("warning", "--retain-events")
+    assert log["floor"] > 0
+    assert log["reach_seconds"] >= 0
+    session.close()
+
+
+def test_a_wrong_address_of_changes_is_a_warning(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
+    facade = start_facade(daemon, changes=f"tcp://127.0.0.1:{free_port()}")
+    session = Session(facade.url)
+    wait_until(lambda: checks(session)["feed"]["status"] == "warning", what="the silence is noticed")
+    assert "--changes" in checks(session)["feed"]["message"]
+    assert session.get("/readyz").status == 200
+    session.close()
+
+
+def test_a_daemon_that_stands_still_for_a_moment_does_not_make_it_unready(service: Service) -> None:
+    probe = HTTPConnection(urlsplit(service.url).netloc, timeout=30)
+    service.daemon.signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: _state(service.daemon.pid) == b"T", what="the daemon stands still")
+        probe.request("GET", "/readyz")
+    finally:
+        service.daemon.signal(signal.SIGCONT)
+    assert probe.getresponse().status == 200
+    probe.close()
+
+
+def _state(pid: int) -> bytes:
+    with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+        return file.read().rpartition(b")")[2].split()[0]
+
+
+# ── what cannot be brought about from outside ────────────────────────────────────────────────────
+
+
+class Answers:
+    """A link on which ``status`` is answered with ``outcome``, and a feed that heard something just now."""
+
+    silent_seconds = 0.0
+
+    def __init__(self, outcome: dict[str, Any] | KvError) -> None:
+        self._outcome = outcome
+
+    def call(self, _op: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(self._outcome, KvError):
+            raise self._outcome
+        return self._outcome
+
+
+class WithRawQuery:
+    """Leaves the query where the server does."""
+
+    def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
+        req.env["kvstore.raw_query"] = req.query_string
+
+
+def readyz_where(outcome: dict[str, Any] | KvError) -> Any:
+    """``/readyz?verbose`` as text, where ``status`` is answered with ``outcome``."""
+    app = falcon.App(middleware=[WithRawQuery()])
+    both = Answers(outcome)
+    app.add_route("/readyz", ReadyzResource(cast(Any, both), cast(Any, both)))
+    return TestClient(app).simulate_get("/readyz", query_string="verbose", headers={"Accept": TEXT})
+
+
+def test_a_daemon_with_much_to_do_is_a_warning() -> None:
+    answer = readyz_where(KvError("timed_out", "the daemon did not answer within 5 s"))
+    assert answer.status_code == 200
+    assert answer.text.startswith("[!]daemon warning: the daemon did not answer within 5 s, though")
+
+
+def test_after_a_failed_commit_it_is_not_ready(session: Session) -> None:
+    broken = {"code": "internal", "message": "a commit failed (Input/output error)"}
+    fields = {**raw_status(session), "writes_refused": broken}
+    answer = readyz_where(fields)
+    assert answer.status_code == 503
+    assert "[-]writes failed: writes are refused: a commit failed (Input/output error)" in answer.text
+
+
+def test_a_disk_with_little_room_is_a_warning(session: Session) -> None:
+    fields = {**raw_status(session), "disk_bytes": 100 * 2**30, "disk_free_bytes": 2**30 - 1}
+    assert "[!]disk warning: 1024.0 MiB of 100.0 GiB are free, less than 1.0 GiB" in readyz_where(fields).text
+    fields |= {"disk_bytes": 2**30, "disk_free_bytes": 2**28}
+    assert "[+]disk ok: 256.0 MiB of 1.0 GiB are free" in readyz_where(fields).text
+
+
+def raw_status(session: Session) -> dict[str, Any]:
+    """The daemon's status, with the times as the protocol has them."""
+    status = session.get("/v1/status").json
+    return {**status, "newest_event_at": None, "oldest_event_at": None}
