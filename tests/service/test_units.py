@@ -25,6 +25,14 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield machine
 
 
+def add_to(machine: Machine, unit: str, *settings: str) -> None:
+    """Change the service as ``systemctl edit`` does, and restart it."""
+    folder = f"/run/systemd/system/{unit}.d"
+    lines = " ".join(f"'{line}'" for line in ("[Service]", *settings))
+    machine.shell(f"mkdir -p {folder}; printf '%s\\n' {lines} > {folder}/test.conf")
+    machine.shell(f"systemctl daemon-reload; systemctl restart {unit}")
+
+
 @pytest.fixture
 def running(machine: Machine) -> Iterator[Machine]:
     """The machine with both services, as they were installed; they stop cleanly after the test."""
@@ -82,11 +90,7 @@ def test_what_is_killed_is_started_again(running: Machine) -> None:
 
 @pytest.mark.parametrize("unit", [DAEMON, FACADE])
 def test_what_hangs_is_started_again(running: Machine, unit: str) -> None:
-    faster = f"/run/systemd/system/{unit}.d"
-    running.shell(
-        f"mkdir -p {faster}; printf '[Service]\\nWatchdogSec=5\\nTimeoutAbortSec=1\\n' > {faster}/w.conf"
-    )
-    running.shell(f"systemctl daemon-reload; systemctl restart {unit}")
+    add_to(running, unit, "WatchdogSec=5", "TimeoutAbortSec=1")
     running.call("kill", "-STOP", running.property(unit, "MainPID"))
     wait_until(lambda: int(running.property(unit, "NRestarts")) > 0, timeout=60)
     wait_until(lambda: running.property(unit, "ActiveState") == "active")
@@ -112,6 +116,17 @@ def test_what_root_put_back_belongs_to_the_daemon_again(running: Machine, place:
     running.call("systemctl", "start", DAEMON)
     assert running.call("stat", "--format=%u", place) != "0"
     assert running.kvstore("get", "key") == place
+
+
+def test_other_machines_are_kept_out_until_a_drop_in_lets_them_in(running: Machine) -> None:
+    running.call("ip", "address", "replace", "10.9.9.9/32", "dev", "lo")
+    settings = "Environment=KVSTORE_HTTP=0.0.0.0:5000 KVSTORE_ALLOW_ANONYMOUS=true"
+    ask = ["curl", "--silent", "--max-time", "2", "--interface", "10.9.9.9", "http://10.9.9.9:5000/livez"]
+    add_to(running, FACADE, settings)
+    running.kvstore("status")
+    assert running.call(*ask, check=False) == ""
+    add_to(running, FACADE, settings, "IPAddressAllow=10.0.0.0/8")
+    assert "alive" in running.call(*ask)
 
 
 def test_with_the_socket_unit_a_restart_refuses_nobody(running: Machine) -> None:
