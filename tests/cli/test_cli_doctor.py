@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvstore_cli.doctor.causes import CAUSES
 from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING
 from kvstore_cli.doctor.probe import SCRATCH
+from kvstore_cli.doctor.reach import compared
 from kvstore_cli.doctor.table import CHECKS
 from kvstore_client.errors import ERRORS
 from support import Daemon, Facade, Service, wait_until
@@ -183,6 +186,28 @@ def test_what_a_killed_run_leaves_has_a_ttl(listening: Any, kvstore: Kvstore) ->
     left = scratch_keys(kvstore)
     assert left
     assert all("expires_at" in record for record in left)
+
+
+# ── clocks ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(
+    ahead=st.floats(-1e5, 1e5),
+    before=st.floats(1e9, 2e9),
+    took=st.floats(0, 30),
+    moment=st.floats(0, 1),
+    step=st.sampled_from([0.001, 1.0]),
+)
+def test_no_clock_is_said_to_differ_by_more_than_it_does_and_none_that_does_is_missed(
+    ahead: float, before: float, took: float, moment: float, step: float
+) -> None:
+    stamp = (before + took * moment + ahead) // step * step
+    finding = compared("a clock", stamp, step, before, before + took)
+    skew, doubt = finding.figures["skew_seconds"], finding.figures["doubt_seconds"]
+    rounding = 0.003
+    assert abs(skew) <= abs(ahead) + rounding
+    assert abs(ahead - skew) <= doubt + rounding
+    assert (finding.status == WARNING) == (abs(skew) > 2) or abs(abs(skew) - 2) < rounding
 
 
 # ── the table ────────────────────────────────────────────────────────────────────────────────────

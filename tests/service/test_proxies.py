@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pytest
 
@@ -82,7 +83,9 @@ def front(tmp_path: Path, url: str) -> Iterator[Callable[[str], str]]:
 
 def shipped(service: str) -> str:
     """The configuration that is shipped, for the addresses of a test and else as it is."""
-    text = SHIPPED.replace("listen 80;", "listen 127.0.0.1:{port};").replace("kv.example.org;", "127.0.0.1;")
+    text = SHIPPED.replace("listen 80;", "listen 127.0.0.1:{port};").replace(
+        "server_name kv.example.org;", "server_name 127.0.0.1;"
+    )
     assert "server 127.0.0.1:5000;" in text
     return text.replace("127.0.0.1:5000", service)
 
@@ -185,6 +188,27 @@ def test_a_body_that_is_cut_off_is_seen_as_cut_off_only_with_http_1_1(
         service.facade.kill()
         wait_until(lambda: stream.ended is not None, what="the stream ends")
         assert (stream.ended != "") is is_told
+
+
+def test_under_a_path_of_another_site_everything_is_as_without_it(
+    front: Callable[[str], str], tmp_path: Path
+) -> None:
+    (example,) = [block.text for block in blocks(PAGE) if block.language == "nginx"]
+    cut_out, _, inside = example.partition("\n\n")
+    location, proxied = inside.strip().splitlines()
+    text = shipped("{service}").replace("location / {", location)
+    text = text.replace("proxy_pass http://kvstore;", proxied.strip())
+    examined = examine(f"{front(cut_out + text)}/kv", tmp_path)
+    assert (examined.exit, examined.causes) == (0, set())
+
+
+def test_keys_that_climb_above_the_root_are_refused_by_nginx_and_go_as_a_parameter(
+    front: Callable[[str], str],
+) -> None:
+    own = front(shipped("{service}"))
+    key = "a/../../../../b"
+    assert call(own, "PUT", f"/v1/kv/{quote(key, safe='')}", b"1").status == 400
+    assert call(own, "PUT", f"/v1/kv?key={quote(key, safe='')}", b"1").status == 201
 
 
 # ── nginx as it is by default, and as it should not be ──────────────────────────────────────────

@@ -34,6 +34,7 @@ CAUSES: dict[str, Fix] = {
     ),
     "daemon_away": Fix("", "start the daemon, and compare its --requests with that of the facade"),
     "store_full": Fix("", "free room: see 'When something is full' in docs/operations.md"),
+    "service_warns": Fix("", "see docs/monitoring.md for what the service's own checks mean"),
     "weak_sync": Fix("", "start the daemon with --sync always, unless losing the last writes is all right"),
     "version_differs": Fix("", "install the same release here and there"),
     "clock_skew": Fix("", "synchronise the clocks (chrony, systemd-timesyncd) of both machines"),

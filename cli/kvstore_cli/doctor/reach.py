@@ -16,7 +16,6 @@ from kvstore_cli.doctor.probe import Probe, Reply, by_query, percentiles
 from kvstore_client.errors import KvError
 
 _ROUND_TRIPS = 15
-_FULL = 0.95
 _SKEW_SECONDS = 2.0
 
 
@@ -73,27 +72,34 @@ def _not_ours(reply: Reply) -> Finding | None:
 
 
 def daemon(probe: Probe) -> Iterator[Finding]:
-    """Whether the facade reaches a daemon that takes writes, and of which version it is."""
-    ready = probe.ask("GET", "/readyz")
+    """Whether the facade reaches a daemon that can do its work, and of which version it is."""
+    ready = probe.ask("GET", "/readyz?verbose=1")
+    if ready.code == "bad_request":  # of a version that only says whether it is ready
+        ready = probe.ask("GET", "/readyz")
     if ready.status != 200:
-        yield failed(
-            "daemon_away", f"the facade is not ready ({ready.shown}): {ready.json().get('detail', '')}"
-        )
+        detail = ready.json().get("detail", "")
+        yield failed("daemon_away", f"the facade is not ready ({ready.shown}): {detail}")
         return
     reply = probe.ask("GET", "/v1/status")
-    if reply.status != 200:
+    if reply.status != 200 or "version" not in reply.json():
         yield failed("daemon_away", f"the status cannot be had ({reply.shown})")
         return
     probe.status = status = reply.json()
-    if "version" not in status:
-        yield failed("not_kvstore", "/v1/status was not answered by kvstore")
-        return
+    yield from _service_warnings(ready.json().get("checks", []))
     yield from _judged(status)
     yield ok(
         f"kvstore {status['version']}, up {status.get('uptime', 0):.0f} s, "
         f"revision {status.get('revision')}, {status.get('keys')} keys, sync {status.get('sync')}",
         version=status["version"],
     )
+
+
+def _service_warnings(checks: list[dict[str, Any]]) -> Iterator[Finding]:
+    """What the service itself warns of; refused writes are judged by the status."""
+    for check in checks:
+        if check.get("status") == "warning" and check.get("name") != "writes":
+            cause = "store_full" if check["name"] in ("disk", "store") else "service_warns"
+            yield warning(cause, f"{check['name']}: {check.get('message')}", name=check["name"])
 
 
 def _judged(status: dict[str, Any]) -> Iterator[Finding]:
@@ -106,16 +112,6 @@ def _judged(status: dict[str, Any]) -> Iterator[Finding]:
         yield warning("weak_sync", message)
     if status.get("writes_refused") is not None:
         yield failed("store_full", f"writes are refused: {status['writes_refused'].get('message')}")
-    for what, used, size in (
-        ("the store", status.get("store_bytes", 0), status.get("max_store_bytes", 1)),
-        (
-            "its disk",
-            status.get("disk_bytes", 1) - status.get("disk_free_bytes", 1),
-            status.get("disk_bytes", 1),
-        ),
-    ):
-        if used / size > _FULL:
-            yield warning("store_full", f"{what} is {used / size:.0%} full", used_bytes=used, bytes=size)
 
 
 def clock(probe: Probe) -> Iterator[Finding]:
@@ -128,7 +124,7 @@ def clock(probe: Probe) -> Iterator[Finding]:
         yield note("the answers have no Date, so the clock in front cannot be compared")
         return
     there = parsedate_to_datetime(told).timestamp()
-    yield _compared("the clock of what answers", there, 1.0, before, after)
+    yield compared("the clock of what answers", there, 1.0, before, after)
 
 
 def daemon_clock(probe: Probe) -> Iterator[Finding]:
@@ -142,10 +138,10 @@ def daemon_clock(probe: Probe) -> Iterator[Finding]:
         yield failed("no_answer", "a key that was just stored could not be read as JSON")
         return
     there = datetime.fromisoformat(stamp).timestamp()
-    yield _compared("the daemon's clock", there, 0.001, before, after)
+    yield compared("the daemon's clock", there, 0.001, before, after)
 
 
-def _compared(whose: str, stamp: float, step: float, before: float, after: float) -> Finding:
+def compared(whose: str, stamp: float, step: float, before: float, after: float) -> Finding:
     """A stamp cut to multiples of ``step``, made somewhen between two moments of the clock here; all in
     seconds. What differs by less than that leaves open is no difference."""
     skew = max(stamp - after, 0.0) + min(stamp + step - before, 0.0)
