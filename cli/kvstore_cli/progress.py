@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Advance = Callable[[int], None]
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+def end_on_sigterm() -> None:
+    """From now on SIGTERM ends the command as Ctrl-C does: what it began is undone."""
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(_number: int, _frame: Any) -> None:
+    raise SystemExit(EXIT_TERMINATED)
 
 
 def is_seen() -> bool:

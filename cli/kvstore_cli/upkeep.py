@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
 from kvstore_cli.configuration import resolve
 from kvstore_cli.flags import given_flags
-from kvstore_cli.progress import is_seen
+from kvstore_cli.progress import end_on_sigterm, is_seen
 
 Report = Callable[[int, int], None]
 Steps = Callable[[str], Report]
-
-EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def data_folder(context: click.Context) -> Path:
@@ -32,7 +28,7 @@ def progress() -> Iterator[Steps]:
 
     Within the block SIGTERM ends the command as Ctrl-C does: what it began is undone.
     """
-    signal.signal(signal.SIGTERM, _end)
+    end_on_sigterm()
     if not is_seen():
         yield lambda _name: lambda _done, _total: None
         return
@@ -47,10 +43,6 @@ def progress() -> Iterator[Steps]:
             return lambda done, total: bars.update(bar, completed=done, total=total)
 
         yield begin
-
-
-def _end(_number: int, _frame: Any) -> None:
-    raise SystemExit(EXIT_TERMINATED)
 
 
 def size(count: int) -> str:

@@ -23,9 +23,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvstore_cli.transfer.archive import Reader, Sealing, line_of
-from support import Service, wait_until
+from support import Service, kvstore_command, wait_until
 from support.load import HttpWriter, Ledger
 from support.proxy import CuttingProxy
+from support.terminal import Terminal
 
 Kvstore = Any
 Start = Callable[..., Any]
@@ -219,17 +220,44 @@ def test_an_export_that_cannot_be_finished_leaves_nothing(shared_service: Servic
         assert (failed.returncode, failed.stdout) == (6, b"")
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_export_that_is_ended_leaves_nothing(
+    shared_service: Service, offline: Kvstore, start: Start, number: int, status: int
+) -> None:
+    put_all(shared_service.url, many(3000))
+    with CuttingProxy(shared_service.url, cut_after_bytes=50_000) as proxy:
+        running = start(offline, "export", "e", "--url", proxy.endpoint.replace("tcp", "http"))
+        wait_until(lambda: "trying again" in running.stderr, what="it is in the middle of it")
+        running.process.send_signal(number)
+        assert running.wait() == status
+    left = {path.name for path in offline.folder.iterdir()}
+    assert left == {running.out_path.name, running.err_path.name}
+
+
+def test_a_person_sees_how_far_it_is(shared_service: Service, offline: Kvstore) -> None:
+    empty(shared_service.url)
+    put_all(shared_service.url, many(5000))
+    environment = {**offline.environment, "KVSTORE_URL": shared_service.url}
+    for arguments, labels in (
+        (["export", "e"], ["exporting", "exported 5000 records"]),
+        (["import", "e"], ["checking", "importing", "5000 records put"]),
+    ):
+        with Terminal(kvstore_command(*arguments), (100, 24), environment, offline.folder) as terminal:
+            assert terminal.wait() == 0
+            for label in labels:
+                wait_until(lambda: label in terminal.output, what=label)  # noqa: B023
+
+
 def test_an_export_outlasts_a_broken_connection(
     shared_service: Service, offline: Kvstore, start: Start
 ) -> None:
     empty(shared_service.url)
     put_all(shared_service.url, many(30_000))
-    with CuttingProxy(shared_service.url) as proxy:
+    with CuttingProxy(shared_service.url, cut_after_bytes=1_000_000) as proxy:
         running = start(offline, "export", "e", "--url", proxy.endpoint.replace("tcp", "http"))
-        wait_until(lambda: proxy.connections, what="it has begun")
-        proxy.cut()
+        wait_until(lambda: "trying again" in running.stderr, what="it broke")
+        proxy.cut_after_bytes = None
         assert running.wait() == 0
-        assert proxy.connections > 1 or "broke" not in running.stderr
     lines = json_lines((offline.folder / "e").read_bytes())
     assert lines[1:-1] == list(records(shared_service.url).values())
 

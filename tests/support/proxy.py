@@ -11,11 +11,11 @@ from typing import Self
 class CuttingProxy:
     """Relays connections to a port of this machine. ``cut`` breaks all that are open, with whatever is
     under way in them; with ``cut_after_bytes`` a connection also breaks by itself after that many bytes
-    in one direction."""
+    in one direction, each as it is set when the connection begins."""
 
     def __init__(self, target: str, cut_after_bytes: int | None = None) -> None:
         self._target = ("127.0.0.1", int(target.rpartition(":")[2]))
-        self._cut_after_bytes = cut_after_bytes
+        self.cut_after_bytes = cut_after_bytes
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -63,7 +63,7 @@ class CuttingProxy:
             self._start(self._relay, far, near)
 
     def _relay(self, source: socket.socket, target: socket.socket) -> None:
-        left = self._cut_after_bytes
+        left = self.cut_after_bytes
         with suppress(OSError):
             while (left is None or left > 0) and (data := source.recv(65536 if left is None else left)):
                 target.sendall(data)

@@ -83,8 +83,10 @@ def command(
       kvstore export | jq -r 'select(.key) | .key'
       kvstore export --prefix app/ | kvstore import - --url http://other:5000
     """
+    from kvstore_cli.progress import end_on_sigterm
     from kvstore_cli.transfer.exporting import Scope
 
+    end_on_sigterm()
     if file != "-":
         _refuse_target(Path(file), force=force)
     scope = Scope(tuple(dict.fromkeys(prefixes)), start or None, end or None)

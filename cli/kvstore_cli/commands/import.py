@@ -85,10 +85,12 @@ def command(
       kvstore import users.ndjson --prefix-strip user: --prefix-add customer: --dry-run
       jq -c '.[] | {key: .id, value: .name, ttl: "1h"}' users.json | kvstore import - --if-absent
     """
+    from kvstore_cli.progress import end_on_sigterm
     from kvstore_cli.transfer.importing import Importer, Policy
     from kvstore_cli.transfer.intake import opened
     from kvstore_cli.transfer.patience import Patience
 
+    end_on_sigterm()
     policy = Policy(if_absent, prefix_strip, prefix_add, keep_going)
     with opened(file) as intake, connected(context) as service:
         status = service.request("GET", "/v1/status").json()
@@ -186,11 +188,11 @@ def _telling_how_far(intake: Intake, kept: StateFile | None, state: State) -> It
     """Say with an error how much had been put, and how to go on."""
     try:
         yield
-    except (click.ClickException, KvError, KeyboardInterrupt) as error:
+    except (click.ClickException, KvError, KeyboardInterrupt, SystemExit) as error:
         far = f"put up to line {state.line}" if state.line else "nothing was put"
         how = "; the same command goes on from there" if kept is not None and state.line else ""
         name = "standard input" if intake.name == "-" else output.readable(intake.name)
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
             output.talk(f"interrupted, {far}{how}")
             raise
         message = f"{name}: {error.message}; {far}{how}"

@@ -30,8 +30,8 @@ from kvstore_client.model import TEXT_CONTENT_TYPE, check_key
 from kvstore_client.operations import MAX_TTL_SECONDS
 
 _MOST_OPS = 1000
-# Proxies commonly take no more, and larger requests are no faster.
-_REQUEST_BYTES = 1024 * 1024
+# Proxies commonly take 1 MiB and no more, and larger requests are no faster.
+_REQUEST_BYTES = 1_000_000
 _TOLD_EVERY = 500
 _STATE_FORMAT = 1
 
