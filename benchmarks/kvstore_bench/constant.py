@@ -83,7 +83,7 @@ def main() -> int:
     def say(message: str) -> None:
         print(message, flush=True)
 
-    return Workers(count, run, say, Herald(Notifier(), "", lambda: say("ready"))).run()
+    return Workers(count, run, say, Herald(Notifier(), "", lambda: say("ready")), lambda _: None).run()
 
 
 if __name__ == "__main__":

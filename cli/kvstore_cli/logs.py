@@ -6,24 +6,23 @@ object without a line feed in it, whatever the message or a traceback holds.
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import logging
 import os
 import re
 import select
+import signal
 import stat
 import sys
 import threading
 import time
 from collections import deque
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
-from kvstore_client.logs import announcer
+from kvstore_client.logs import LEVEL_SIGNALS, announcer
 
 BACKLOG_BYTES = 1024 * 1024
 """Of lines that nobody has read yet; what comes beyond is left out."""
@@ -50,8 +49,8 @@ def chosen_format(wish: str) -> str:
 def set_up(part: str, level: str, log_format: str) -> None:
     """Send what this process logs from ``level`` upwards to standard error, under the name ``part``.
 
-    Also what is not logged by anybody: exceptions that end the process or a thread, warnings of Python,
-    and a traceback when the process is ended by a fault such as an unreadable page of the store.
+    Also what is not logged by anybody: exceptions that end the process or a thread, and warnings of
+    Python. Call it in the main thread.
     """
     _occupy_standard_descriptors()
     handler = StderrHandler()
@@ -65,8 +64,9 @@ def set_up(part: str, level: str, log_format: str) -> None:
     threading.excepthook = lambda failed: _log_uncaught(
         failed.exc_type, failed.exc_value or failed.exc_type(), failed.exc_traceback
     )
-    with suppress(OSError, ValueError):
-        faulthandler.enable(2)
+    for number in LEVEL_SIGNALS:
+        # until the server takes care of them: they would end it
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _occupy_standard_descriptors() -> None:
@@ -77,6 +77,8 @@ def _occupy_standard_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for the life of the process
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:

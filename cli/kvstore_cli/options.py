@@ -54,7 +54,7 @@ class Option(NamedTuple):
     @property
     def field(self) -> str:
         """The option in a settings class: the name with its unit, where it is a duration."""
-        return self.name.replace("-", "_") + ("_ms" if self.kind is DURATION else "")
+        return self.name.replace("-", "_") + ("_ms" if self.kind.unit == DURATION.unit else "")
 
     def default_value(self) -> Any:
         """The default on this machine, in base units."""
@@ -137,6 +137,7 @@ def _parse_positive_duration(given: Any) -> int:
 
 
 DURATION = Kind("TIME", "duration", _parse_positive_duration, units.show_duration)
+_DURATION_OR_NEVER = Kind("TIME", "duration", units.parse_duration, units.show_duration)
 FLAG = Kind("", "flag", units.parse_flag, lambda value: "yes" if value else "no")
 _ADDRESS = Kind("HOST:PORT", "address", units.parse_address)
 _ENDPOINT = Kind("ENDPOINT", "ZeroMQ address", units.parse_endpoint)
@@ -410,10 +411,34 @@ OPTIONS: dict[str, Option] = {
             _SERVERS,
         ),
         Option(
+            "access-log",
+            _choice("off", "errors", "on"),
+            "off",
+            "A line in the log for each HTTP request (on), or for each that is answered with a status of 400 "
+            "and above (errors). Keys are shown, values never.",
+            _HTTP,
+        ),
+        Option(
+            "slow-request",
+            _DURATION_OR_NEVER,
+            1000,
+            "How long an HTTP request may take before the log says so (one line in ten seconds at most; "
+            "waits and streams do not count); 0: never.",
+            _HTTP,
+        ),
+        Option(
+            "slow-commit",
+            _DURATION_OR_NEVER,
+            1000,
+            "How long a commit may take before the log says so (one line in ten seconds at most); 0: never.",
+            _DAEMON,
+        ),
+        Option(
             "log-level",
             _choice("debug", "info", "warning", "error"),
             "info",
-            "How much daemon and facade say on standard error.",
+            "How much daemon and facade say on standard error. SIGUSR1 makes them say one step more, SIGUSR2 "
+            "as much as is configured.",
             _SERVERS,
         ),
         Option(

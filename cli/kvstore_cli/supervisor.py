@@ -26,7 +26,7 @@ from typing import Any
 from kvstore_cli.logs import stderr
 from kvstore_cli.notify import Notifier
 from kvstore_cli.units import connectable
-from kvstore_client.logs import announcer
+from kvstore_client.logs import LEVEL_SIGNALS, announcer
 
 STOP_SECONDS = 10.0
 """How long a child may take to stop; the daemon needs 5 s at most."""
@@ -275,7 +275,11 @@ class Supervisor:
     # ── stopping ────────────────────────────────────────────────────────────────────────────────
 
     def _on_signal(self, number: int) -> None:
-        if number != signal.SIGCHLD:
+        if number in LEVEL_SIGNALS:
+            for child in (self._daemon, self._facade):
+                if child.is_ready:
+                    child.signal(number)
+        elif number != signal.SIGCHLD:
             self._signals += 1
 
     def _stop(self) -> None:
@@ -317,7 +321,7 @@ class _Wakeups:
 
     def __enter__(self) -> _Wakeups:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, *LEVEL_SIGNALS):
             signal.signal(number, lambda *_: None)  # the wake-up descriptor tells
         return self
 

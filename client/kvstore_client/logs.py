@@ -6,6 +6,7 @@ How a line looks and where it goes is decided by whoever starts the servers (``k
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -40,3 +41,25 @@ class Seldom:
         since = f" ({self._held_back} more since the last such line)" if self._held_back else ""
         self._passed_at, self._held_back = now, 0
         return since
+
+
+LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+
+LEVEL_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+class LogLevel:
+    """The level of everything that is logged: SIGUSR1 makes it one step more talkative, SIGUSR2 what
+    it was configured as. Not to be used in a signal handler."""
+
+    def __init__(self, configured: str) -> None:
+        self._configured = getattr(logging, configured.upper())
+
+    def change(self, number: int) -> str:
+        """Do what the signal asks for; returns the name of the level that holds now."""
+        root = logging.getLogger()
+        if number == signal.SIGUSR1:
+            root.setLevel(max((level for level in LEVELS if level < root.level), default=logging.DEBUG))
+        else:
+            root.setLevel(self._configured)
+        return logging.getLevelName(root.level).lower()

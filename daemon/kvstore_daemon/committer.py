@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
+from collections.abc import Sequence
+from math import inf
 
+from kvstore_client.logs import Seldom, named
 from kvstore_daemon.engine import Engine, WriteRequest
 from kvstore_daemon.status import Counters
 
+log = logging.getLogger(__name__)
+
 GROUP_OPS = 10_000
 GROUP_BYTES = 16 * 1024 * 1024
+SHOWN_IDS = 10
 
 
 class GroupCommitter:
@@ -18,11 +26,16 @@ class GroupCommitter:
     the first is under way would be spread over more and smaller groups.
     """
 
-    def __init__(self, engine: Engine, counters: Counters) -> None:
+    def __init__(self, engine: Engine, counters: Counters, slow_seconds: float = inf) -> None:
+        """A group that takes ``slow_seconds`` or longer is told of in the log."""
         self._engine = engine
         self._counters = counters
         self._waiting: deque[tuple[WriteRequest, int]] = deque()
         self._under_way = 0
+        self._slow_seconds = slow_seconds
+        self._seldom = Seldom()
+        self._group: list[WriteRequest] = []
+        self._began = 0.0
 
     def add(self, request: WriteRequest, size: int) -> None:
         """Queue a request for the next group; ``size`` is how many bytes its keys and values have."""
@@ -31,6 +44,32 @@ class GroupCommitter:
     def answered(self) -> None:
         """Note that the engine has answered one request."""
         self._under_way -= 1
+        if not self._under_way:
+            seconds = time.monotonic() - self._began
+            if seconds >= self._slow_seconds:
+                self._tell_slow(seconds)
+            self._group = []
+
+    def _tell_slow(self, seconds: float) -> None:
+        more = self._seldom.turn()
+        if more is None:
+            return
+        count = len(self._group)
+        log.warning(
+            "a commit took %.2f s, for %d requests; is the disk slow, or busy with something else?%s",
+            seconds,
+            count,
+            more,
+            extra={"seconds": round(seconds, 3), "count": count, **(named(self._ids()) or {})},
+        )
+
+    def _ids(self) -> Sequence[str | None]:
+        """The request ids of the group, as many as a line should have."""
+        ids: list[str | None] = []
+        for request in self._group:
+            request_id = getattr(request.ticket, "request_id", None)
+            ids += [request_id] if isinstance(request_id, str) else request_id or []
+        return [each for each in ids if each is not None][:SHOWN_IDS]
 
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing is under way."""
@@ -46,6 +85,7 @@ class GroupCommitter:
             return
         group = self._next_group()
         self._under_way = len(group)
+        self._group, self._began = group, time.monotonic()
         self._counters.groups_committed += 1
         self._counters.requests_committed += len(group)
         self._engine.commit(group)

@@ -22,7 +22,7 @@ REPLY_BYTES = 64 * 1024 * 1024
 GETS_AT_ONCE = 1_000
 """Consecutive gets that share a snapshot, and the most that are read without a look at the clock."""
 
-SHOWN_OPS = 5
+SHOWN_OPS = 20
 """Of a request in the log."""
 
 _RESULT_BYTES = 160

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -82,20 +82,26 @@ class Loop:
 class Signals:
     """Turns signals into a readable descriptor for as long as the ``with`` block runs.
 
-    ``received`` stays set once a signal came. The handlers do nothing else: code that runs between two
-    bytecodes of a commit's bookkeeping must not touch it.
+    ``received`` stays set once one of those came that end the loop. For others, :meth:`drain` makes a call
+    with the signal's number. The handlers do nothing else: code that runs between two bytecodes of a
+    commit's bookkeeping must not touch it.
     """
 
-    def __init__(self, numbers: Iterable[signal.Signals]) -> None:
-        self._numbers = tuple(numbers)
+    def __init__(
+        self, ending: Iterable[signal.Signals], others: Mapping[int, Callable[[int], None]] | None = None
+    ) -> None:
+        self._ending = tuple(ending)
+        self._others = dict(others or {})
         self._previous: dict[signal.Signals, Any] = {}
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> Self:
         self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._previous_wakeup = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        for number in self._numbers:
+        for number in self._ending:
             self._previous[number] = signal.signal(number, self._note)
+        for other in self._others:
+            self._previous[signal.Signals(other)] = signal.signal(other, _told_by_descriptor)
         return self
 
     def __exit__(
@@ -116,5 +122,11 @@ class Signals:
         return self._read_fd
 
     def drain(self) -> None:
-        """Make the descriptor quiet again; ``received`` stays."""
-        os.read(self._read_fd, 4096)
+        """Make the descriptor quiet again, and make the calls that are due; ``received`` stays."""
+        for number in os.read(self._read_fd, 4096):
+            if number in self._others:
+                self._others[number](number)
+
+
+def _told_by_descriptor(_number: int, _frame: FrameType | None) -> None:
+    """Without a handler the signal would end the process, and the descriptor would not tell of it."""

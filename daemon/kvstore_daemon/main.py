@@ -8,13 +8,14 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 
 import zmq
 
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR, KvError
-from kvstore_client.logs import announcer
+from kvstore_client.logs import LEVEL_SIGNALS, LogLevel, announcer
 from kvstore_daemon.engine import Engine
 from kvstore_daemon.engine.registry import open_engine
 from kvstore_daemon.loop import Loop, Signals
@@ -62,7 +63,9 @@ def _serve(settings: DaemonSettings, manager: ServiceManager, stack: ExitStack) 
     sys.setswitchinterval(SWITCH_SECONDS)
     _allow_many_descriptors()
     loop = stack.enter_context(closing(Loop()))
-    signals = stack.enter_context(Signals((signal.SIGTERM, signal.SIGINT)))
+    change_level = partial(_change_level, LogLevel(settings.log_level))
+    others: dict[int, Callable[[int], None]] = dict.fromkeys(LEVEL_SIGNALS, change_level)
+    signals = stack.enter_context(Signals((signal.SIGTERM, signal.SIGINT), others))
     loop.watch(signals.fileno(), signals.drain)
     context = stack.enter_context(_context())
     engine: Engine = stack.enter_context(closing(open_engine(settings)))
@@ -81,6 +84,10 @@ def _serve(settings: DaemonSettings, manager: ServiceManager, stack: ExitStack) 
     log.info("stopping after %s", signals.received.name)
     manager.stopping()
     server.stop()
+
+
+def _change_level(level: LogLevel, number: int) -> None:
+    announcer.info("kvstore daemon: the log level is now %s", level.change(number))
 
 
 @contextmanager

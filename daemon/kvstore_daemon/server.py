@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from math import inf
 
 from kvstore_client.errors import KvError
 from kvstore_client.logs import named
@@ -74,7 +75,7 @@ class Server:
         self._limits = limits_of(settings)
         self._counters = Counters()
         self._status = Status(settings, engine, self._counters, self._present)
-        self._committer = GroupCommitter(engine, self._counters)
+        self._committer = GroupCommitter(engine, self._counters, settings.slow_commit_ms / 1000 or inf)
         self._expiry = Expiry(loop, engine, self._committer, self._counters)
         self._pulse = Pulse(manager, self._committer)
         self._tick: Timer = loop.timer(self._beat)
@@ -193,6 +194,10 @@ class Server:
         if changes:
             self._head = changes[-1].revision
             self._expiry.saw(changes)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "committed %d changes of %d requests; the head is %d", len(changes), len(answers), self._head
+            )
         self._outbox.extend(changes)
         self._outbox.extend(answers)
         for _ in answers:

@@ -28,5 +28,6 @@ class DaemonSettings:
     max_pending_requests: int
     subscriber_queue: int
     allow_anonymous: bool
+    slow_commit_ms: int
     log_level: str
     log_format: str

@@ -55,14 +55,28 @@ class Kind(NamedTuple):
 
 class Group:
     """The streams of one kind. ``live`` get every delivery; those in ``ahead`` have already been
-    sent everything up to a revision that their track has not reached yet."""
+    sent everything up to a revision that their track has not reached yet. ``events`` counts what live
+    ones were sent; what a stream had of it is reckoned when it comes and when it goes."""
 
-    __slots__ = ("ahead", "kind", "live")
+    __slots__ = ("ahead", "events", "kind", "live")
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.live: set[Stream] = set()
         self.ahead: dict[Stream, int] = {}
+        self.events = 0
+
+    def enter(self, stream: Stream) -> None:
+        """Make ``stream`` live."""
+        stream.events -= self.events
+        self.live.add(stream)
+
+    def leave(self, stream: Stream) -> None:
+        """Let ``stream`` have nothing more of the group."""
+        if stream in self.live:
+            self.live.remove(stream)
+            stream.events += self.events
+        self.ahead.pop(stream, None)
 
 
 class Broadcaster:
@@ -103,7 +117,7 @@ class Broadcaster:
             self.measures.stream_dropped("no_room")
             raise KvError("too_busy", f"{limit} streams are open, the limit (--max-streams)", limit=limit)
 
-    def adopt(self, kind: Kind, start: Start, fd: int, unsent: bytes) -> None:
+    def adopt(self, kind: Kind, start: Start, fd: int, unsent: bytes) -> Stream:
         """Take over a connection whose response headers are sent, but for what is ``unsent``."""
         form = kind.form
         stream = Stream(fd, form)
@@ -119,6 +133,7 @@ class Broadcaster:
             self._streams.end(stream)
         else:
             self._join(stream, start)
+        return stream
 
     def _group(self, kind: Kind) -> Group:
         group = self._groups.get(kind)
@@ -130,8 +145,7 @@ class Broadcaster:
 
     def _forget(self, stream: Stream) -> None:
         group: Group = stream.group
-        group.live.discard(stream)
-        group.ahead.pop(stream, None)
+        group.leave(stream)
         self._beats[stream.fd % BEATS].discard(stream)
         self._members[group] -= 1
         if self._members[group]:
@@ -165,7 +179,7 @@ class Broadcaster:
         except Exception:
             log.exception("a stream could not be caught up")
             self.measures.stream_dropped("failed")
-            self._streams.drop(stream)
+            self._streams.drop(stream, "it could not be caught up")
         finally:
             self._joining -= 1
             self._start_joining()
@@ -194,7 +208,7 @@ class Broadcaster:
             group.ahead[stream] = position
             self._with_ahead.add(group)
         else:
-            group.live.add(stream)
+            group.enter(stream)
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────
 
@@ -207,8 +221,9 @@ class Broadcaster:
             form = group.kind.form
             if group.live:
                 data = form.framed(encoder.batches(form, taken))
-                readers = len(group.live)
-                self.measures.sent(readers * len(data), readers * sum(map(len, taken)))
+                readers, events = len(group.live), sum(map(len, taken))
+                self.measures.sent(readers * len(data), readers * events)
+                group.events += events
                 for stream in list(group.live):
                     queue(stream, data)
             if group.ahead:
@@ -224,8 +239,9 @@ class Broadcaster:
         for stream, position in list(group.ahead.items()):
             later = [batch for batch in batches if batch[0].revision > position]
             if later:
-                data = form.framed(encoder.batches(form, later))
-                self.measures.sent(len(data), sum(map(len, later)))
+                data, events = form.framed(encoder.batches(form, later)), sum(map(len, later))
+                self.measures.sent(len(data), events)
+                stream.events += events
                 self._streams.queue(stream, data)
 
     def _let_catch_up(self, track: Track) -> None:
@@ -235,7 +251,7 @@ class Broadcaster:
             for stream, position in list(group.ahead.items()):
                 if position <= reached:
                     del group.ahead[stream]
-                    group.live.add(stream)
+                    group.enter(stream)
             if not group.ahead:
                 self._with_ahead.discard(group)
 
@@ -247,9 +263,8 @@ class Broadcaster:
                 streams = [*group.live, *group.ahead]
                 self.measures.streams_reset(len(streams))
                 for stream in streams:
+                    group.leave(stream)
                     self._join(stream, start)
-                group.live.clear()
-                group.ahead.clear()
 
     # ── heartbeats ──────────────────────────────────────────────────────────────────────────────
 

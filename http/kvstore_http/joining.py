@@ -105,7 +105,7 @@ class _Joining:
             return
         while not merge.is_complete:
             records = merge.accept(self._ask(merge.next_ops()))
-            self._broadcaster.measures.sent(0, len(records))
+            self._count(len(records))
             self._push(framing.snapshot(self._form, records))
 
     # ── the log ─────────────────────────────────────────────────────────────────────────────────
@@ -153,9 +153,13 @@ class _Joining:
 
     def _encode(self, batches: list[Batch]) -> bytes:
         wanted = [[event for event in batch if self._wants(event)] for batch in batches]
-        self._broadcaster.measures.sent(0, sum(map(len, wanted)))
+        self._count(sum(map(len, wanted)))
         epoch = self._broadcaster.track(self._stream).cursor.epoch
         return Encoder(epoch).batches(self._form, [batch for batch in wanted if batch])
+
+    def _count(self, events: int) -> None:
+        self._stream.events += events
+        self._broadcaster.measures.sent(0, events)
 
     def _wants(self, event: Any) -> bool:
         is_shown = self._merge is not None and self._merge.shows(event)

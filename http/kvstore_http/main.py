@@ -10,7 +10,7 @@ from socket import socket
 from typing import Any
 
 from kvstore_client.errors import EXIT_ERROR, KvError
-from kvstore_client.logs import announcer
+from kvstore_client.logs import LogLevel, announcer
 from kvstore_http.cells import Board
 from kvstore_http.listening import Shares, bind, shared, url_of
 from kvstore_http.overseer import Herald, Overseer, ServiceManager
@@ -49,7 +49,12 @@ def _run_workers(settings: HttpSettings, shares: Shares, board: Board, overseer:
     def serve(number: int, parent: Overseer) -> int:
         return _serve(settings, keep_only(shares, number), number, board, parent)
 
-    return Workers(settings.workers, serve, _warn, overseer, board).run()
+    level = LogLevel(settings.log_level)
+
+    def on_level(number: int) -> None:
+        announcer.info("kvstore http: the log level is now %s", level.change(number))
+
+    return Workers(settings.workers, serve, _warn, overseer, on_level, board).run()
 
 
 def _serve(

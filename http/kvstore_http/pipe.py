@@ -7,6 +7,7 @@ greenlet switch of every send and every receive.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter_ns
@@ -18,6 +19,8 @@ from kvstore_client.errors import KvError
 from kvstore_client.protocol import Reply, decode_reply
 
 READ = 1
+
+log = logging.getLogger("kvstore.http")
 
 # As plain numbers: those of zmq are enums, of which an "or" alone costs more than sending a frame.
 _MORE, _AT_ONCE = int(zmq.SNDMORE | zmq.NOBLOCK), int(zmq.NOBLOCK)
@@ -131,6 +134,7 @@ class Pipe:
 
         What was on its way in the old connection may be lost with it, and ZeroMQ does not say so.
         """
+        log.debug("a fresh socket to %s; %d requests are sent again", self._endpoint, len(self.outstanding))
         self._shut()
         self._open()
         for correlation, exchange in list(self.outstanding.items()):

@@ -33,6 +33,7 @@ from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.server import BaseWSGIServer
 
 from kvstore_client.errors import KvError
+from kvstore_http.journal import Ended, Journal
 from kvstore_http.measures import Measures
 from kvstore_http.parser import Parser, RefusalError
 from kvstore_http.problems import rendered
@@ -80,6 +81,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     serving = False
     has_task = False
     hand_over: tuple[HandOver, bool] | None = None
+    on_stream_end: Ended | None = None
     _drained: Waiter | None = None
     _writer: Any = None
     _is_reading = False
@@ -170,7 +172,9 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def _give_away(self, taker: HandOver, chunked: bool) -> None:
         unsent = b"".join(outbuf.get() for outbuf in self.outbufs)
-        taker(self._release().detach(), unsent, chunked)
+        stream = taker(self._release().detach(), unsent, chunked)
+        if self.on_stream_end is not None:
+            stream.on_end = self.on_stream_end
 
     def add_channel(self, map: Any = None) -> None:  # noqa: A002
         super().add_channel(map)
@@ -373,9 +377,15 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
     stopping = False
 
     def __init__(
-        self, application: Any, sock: socket.socket, measures: Measures | None = None, **adjustments: Any
+        self,
+        application: Any,
+        sock: socket.socket,
+        measures: Measures | None = None,
+        journal: Journal | None = None,
+        **adjustments: Any,
     ) -> None:
         self.measures = measures or Measures.alone()
+        self.journal = journal or Journal()
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
         self.runners = Runners(self.hub)
@@ -408,10 +418,6 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             "wsgi.run_once": False,
             "wsgi.input_terminated": True,
         }
-
-    def is_traced(self) -> bool:
-        """Whether the log speaks of each request, so that all that is done for one has to say its id."""
-        return log.isEnabledFor(logging.DEBUG)
 
     def getsockname(self) -> tuple[str, int]:
         host, port, *_ = self.socket.getsockname()

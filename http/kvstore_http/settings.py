@@ -29,5 +29,7 @@ class HttpSettings:
     cors_origins: tuple[str, ...]
     allowed_hosts: tuple[str, ...]
     allow_anonymous: bool
+    access_log: str
+    slow_request_ms: int
     log_level: str
     log_format: str

@@ -30,15 +30,35 @@ _INPUT = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
+STOPPING = "the service is stopping"
+
+
 class StreamGoneError(Exception):
     """The client is gone, was cut off, or the service is stopping."""
 
 
 class Stream:
     """One open stream. ``is_blocked`` says that the socket takes no more for now; ``pending`` is
-    then what has to wait, else what is sent in this turn, and None when there is nothing."""
+    then what has to wait, else what is sent in this turn, and None when there is nothing.
 
-    __slots__ = ("drained", "fd", "form", "group", "is_blocked", "is_ending", "is_gone", "pending", "unsent")
+    ``sent`` counts bytes and ``events`` events (without those that its group had while the stream was
+    live); ``on_end`` is told both, and why, when the stream has ended.
+    """
+
+    __slots__ = (
+        "drained",
+        "events",
+        "fd",
+        "form",
+        "group",
+        "is_blocked",
+        "is_ending",
+        "is_gone",
+        "on_end",
+        "pending",
+        "sent",
+        "unsent",
+    )
 
     def __init__(self, fd: int, form: Format) -> None:
         self.fd = fd
@@ -46,6 +66,9 @@ class Stream:
         self.group: Any = None
         self.pending: list[bytes | memoryview] | None = None
         self.unsent = 0
+        self.sent = 0
+        self.events = 0
+        self.on_end: Callable[[str, int, int], None] | None = None
         self.is_blocked = False
         self.is_ending = False
         self.is_gone = False
@@ -102,7 +125,7 @@ class Streams:
                 self._flusher.start(self.flush)
         elif stream.is_blocked and stream.unsent > self._buffer_bytes:
             self._measures.stream_dropped("slow")
-            self.drop(stream)
+            self.drop(stream, "it was read too slowly")
             return
         else:
             stream.pending.append(data)
@@ -132,7 +155,7 @@ class Streams:
             stream.drained = None
         if stream.unsent >= unsent and not stream.is_gone:
             self._measures.stream_dropped("stalled")
-            self.drop(stream)
+            self.drop(stream, "it was not read any more")
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
@@ -162,6 +185,7 @@ class Streams:
             self.drop(stream)
             return
         stream.unsent -= sent
+        stream.sent += sent
         if sent == len(data):
             stream.pending = None
             self._on_drained(stream)
@@ -178,7 +202,7 @@ class Streams:
             self._blocked.discard(stream)
             self._epoll.modify(stream.fd, _INPUT)
         if stream.is_ending:
-            self.drop(stream)
+            self.drop(stream, STOPPING)
         else:
             self._wake(stream)
 
@@ -221,7 +245,7 @@ class Streams:
             self.queue(stream, stream.form.end)
         stream.is_ending = True
         if stream.pending is None:
-            self.drop(stream)
+            self.drop(stream, STOPPING)
         else:
             self._wake(stream)
 
@@ -230,7 +254,7 @@ class Streams:
         for stream in list(self._by_fd.values()):
             self.end(stream)
 
-    def drop(self, stream: Stream) -> None:
+    def drop(self, stream: Stream, reason: str = "the client is gone") -> None:
         """Close at once; the client sees a body that is cut off, and resumes. May be called twice."""
         if stream.is_gone:
             return
@@ -242,11 +266,13 @@ class Streams:
         stream.pending = None
         self._wake(stream)
         self._on_gone(stream)
+        if stream.on_end is not None:
+            stream.on_end(reason, stream.events, stream.sent)
 
     def close(self) -> None:
         """Drop every stream, and stop."""
         for stream in list(self._by_fd.values()):
-            self.drop(stream)
+            self.drop(stream, STOPPING)
         self._watcher.close()
         self._flusher.close()
         self._epoll.close()

@@ -20,6 +20,7 @@ from kvstore_http.joining import Start
 from kvstore_http.query import Parameter
 from kvstore_http.rawpath import RAW_QUERY, percent_decoded
 from kvstore_http.settings import HttpSettings
+from kvstore_http.streams import Stream
 
 SSE, NDJSON = "text/event-stream", "application/x-ndjson"
 
@@ -66,9 +67,9 @@ class SubscribeResource:
 
     def _hand_over(
         self, wishes: _Wishes, is_sse: bool, start: Start, fd: int, unsent: bytes, is_chunked: bool
-    ) -> None:
+    ) -> Stream:
         form = Format(is_sse, wishes.has_values, is_chunked)
-        self._feed.broadcaster.adopt(Kind(wishes.wanted, form, wishes.previous), start, fd, unsent)
+        return self._feed.broadcaster.adopt(Kind(wishes.wanted, form, wishes.previous), start, fd, unsent)
 
 
 class _Wishes:

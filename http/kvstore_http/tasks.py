@@ -18,9 +18,10 @@ from kvstore_http.rawpath import ROUTE
 from kvstore_http.requestids import REQUEST_ID, new_id, sent_id, travelling
 from kvstore_http.waiting import WAITS
 
-HandOver = Callable[[int, bytes, bool], None]
+HandOver = Callable[[int, bytes, bool], Any]
 """Takes over a connection: its descriptor, bytes still to be sent first, and whether what follows is
-framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0)."""
+framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0). Returns something with an attribute
+``on_end``: what is to be called when the stream has ended."""
 
 _OURS = frozenset(("content-length", "connection", "date", "server", "x-request-id"))
 """Headers that are written here, whatever the application says of them."""
@@ -84,13 +85,14 @@ class _Head:
     close_on_finish: bool
     hand_over: HandOver | None = None
     chunked_response = False
-    request_id: str
+    request_id = "-"
     route = OTHER
     is_held = False
 
     def service(self) -> None:
         """Answer, and count it: also how long it took, unless the client had a say in that."""
-        measures = self.channel.server.measures
+        server = self.channel.server
+        measures, journal = server.measures, server.journal
         started = perf_counter_ns()
         measures.begin()
         try:
@@ -100,9 +102,12 @@ class _Head:
             self.close_on_finish = True
             raise
         finally:
+            elapsed = perf_counter_ns() - started
             has_no_end = self.has_body and self.content_length is None
-            took = None if has_no_end or self.is_held else perf_counter_ns() - started
+            took = None if has_no_end or self.is_held else elapsed
             measures.end(self.route, self.request.command, self.status, took)
+            if elapsed >= journal.slow_ns or journal.is_noting:
+                journal.ended(self, elapsed, is_ours=took is not None)
 
     def build_response_header(self) -> bytes:
         """The status line and the headers. Decides how the body is framed, and whether the
@@ -147,7 +152,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
     def execute(self) -> None:
         """Call the application and write what it answers."""
         sent = sent_id(self.request.headers)
-        if sent is None and not self.channel.server.is_traced():
+        if sent is None and not self.channel.server.journal.is_on:
             self.request_id = new_id()
             self._answer()
             return
@@ -229,6 +234,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         if self.hand_over is not None and self.status.startswith("200"):
             self.write(b"")
             self.channel.hand_over = (self.hand_over, self.chunked_response)
+            self.channel.on_stream_end = self.channel.server.journal.opened(self)
             return
         if self.request.command == "HEAD":
             self.write(b"")

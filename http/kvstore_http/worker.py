@@ -15,8 +15,10 @@ import zmq
 from gevent.event import Event as Signal
 
 from kvstore_client.errors import EXIT_DONE
+from kvstore_client.logs import LEVEL_SIGNALS, LogLevel, announcer
 from kvstore_http.app import create_app
 from kvstore_http.feed import Feed
+from kvstore_http.journal import Journal
 from kvstore_http.link import DaemonLink
 from kvstore_http.measures import Measures
 from kvstore_http.overseer import BEAT_SECONDS, Overseer
@@ -54,7 +56,9 @@ def serve(
     link = DaemonLink(context, settings.requests, settings.daemon_timeout_ms, measures)
     feed = Feed(context, link, settings, measures)
     app = create_app(link, feed, settings, measures.board)
-    servers = [_server(app, sock, measures, settings) for sock in sockets]
+    journal = Journal(settings.access_log, settings.slow_request_ms)
+    servers = [_server(app, sock, measures, journal, settings) for sock in sockets]
+    level_watchers = _watch_level(settings, journal)
     _settle_memory()
     overseer.ready()
     beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
@@ -69,6 +73,8 @@ def serve(
     link.close()
     context.term()
     beats.close()
+    for watcher in level_watchers:
+        watcher.close()
     return EXIT_DONE
 
 
@@ -77,11 +83,30 @@ def _log_failure(context: object, kind: type[BaseException], error: BaseExceptio
     log.error("%s failed", context, exc_info=(kind, error, trace))
 
 
-def _server(app: object, sock: socket.socket, measures: Measures, settings: HttpSettings) -> Server:
+def _watch_level(settings: HttpSettings, journal: Journal) -> list[Any]:
+    """Have the signals for it change the log level."""
+    level = LogLevel(settings.log_level)
+    watchers = [gevent.get_hub().loop.signal(number) for number in LEVEL_SIGNALS]
+    for watcher, number in zip(watchers, LEVEL_SIGNALS, strict=True):
+        watcher.start(_change_level, level, number, settings.workers, journal)
+    return watchers
+
+
+def _change_level(level: LogLevel, number: int, workers: int, journal: Journal) -> None:
+    name = level.change(number)
+    journal.refresh()
+    if workers == 1:  # of several it is their parent who says so
+        announcer.info("kvstore http: the log level is now %s", name)
+
+
+def _server(
+    app: object, sock: socket.socket, measures: Measures, journal: Journal, settings: HttpSettings
+) -> Server:
     return Server(
         app,
         sock,
         measures,
+        journal,
         max_body_bytes=settings.max_body_bytes,
         max_header_bytes=settings.max_header_bytes,
         max_connections=settings.max_connections,

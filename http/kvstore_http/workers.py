@@ -20,6 +20,7 @@ from itertools import chain
 from typing import NoReturn
 
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_client.logs import LEVEL_SIGNALS
 from kvstore_http.cells import Board
 from kvstore_http.listening import Shares
 from kvstore_http.overseer import BEAT_SECONDS, Overseer
@@ -70,14 +71,23 @@ class Workers:
 
     ``board`` says which of them run, and how often one was started again.
     ``overseer`` is told once all were ready, and then that every worker that runs has beaten lately.
+    ``on_level`` is called with the number of a signal that is about the log level, which all workers get
+    too.
     """
 
     def __init__(
-        self, count: int, serve: Serve, say: Say, overseer: Overseer, board: Board | None = None
+        self,
+        count: int,
+        serve: Serve,
+        say: Say,
+        overseer: Overseer,
+        on_level: Callable[[int], None],
+        board: Board | None = None,
     ) -> None:
         self._serve = serve
         self._say = say
         self._overseer = overseer
+        self._on_level = on_level
         self._board = board or Board(count)
         self._workers = [_Worker(number) for number in range(count)]
         self._was_ready = False
@@ -89,7 +99,7 @@ class Workers:
         """Run until SIGTERM or SIGINT; returns the exit status. Call it from the main thread."""
         self._wake_in, self._wake_out = _pipe()
         self._beats_in, self._beats_out = _pipe()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *LEVEL_SIGNALS):
             signal.signal(number, _noticed_by_descriptor)
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
         while self._stop_at is None or any(worker.is_running for worker in self._workers):
@@ -183,6 +193,10 @@ class Workers:
             os.kill(worker.pid, signal.SIGKILL)
 
     def _note_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number in LEVEL_SIGNALS:
+                self._on_level(number)
+                self._signal_all(number)
         if {signal.SIGTERM, signal.SIGINT} & set(numbers):
             self._stop()
 

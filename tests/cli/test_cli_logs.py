@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore_cli.logs import BACKLOG_BYTES, JsonFormatter, Stderr, TextFormatter
+from kvstore_client import Client, commands
 from support import Daemon, Facade, Serve, free_port, kvstore_command, wait_until
 from support.servers import clean_environment
 
@@ -124,8 +125,6 @@ def test_a_daemon_whose_stderr_is_closed_runs_on(tmp_path: Path) -> None:
         "daemon", "--data", str(tmp_path / "data"), "--requests", endpoint, "--changes", "tcp://127.0.0.1:0"
     )
     shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *line]
-    from kvstore_client import Client
-
     with (
         subprocess.Popen(shell, env=clean_environment(tmp_path), stdin=subprocess.DEVNULL) as process,
         Client(endpoint, timeout=30) as client,
@@ -134,6 +133,76 @@ def test_a_daemon_whose_stderr_is_closed_runs_on(tmp_path: Path) -> None:
         assert client.get("k").value == b"v"
         process.terminate()
     assert process.returncode == 0
+
+
+# ── the log level at run time ────────────────────────────────────────────────────────────────────
+
+
+def levels(server: Daemon | Facade | Serve) -> list[str]:
+    """The levels that a server says it went to."""
+    return re.findall(r"the log level is now (\w+)", server.stderr)
+
+
+def test_a_daemon_says_more_after_sigusr1_and_as_much_as_before_after_sigusr2(
+    start_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = start_daemon(log_level="warning")
+    with Client(daemon.requests) as client:
+        for number, level in enumerate(("info", "debug", "debug"), 1):
+            client.put(f"quiet-{number}", b"")
+            daemon.signal(signal.SIGUSR1)
+            wait_until(lambda n=number: len(levels(daemon)) == n)  # type: ignore[misc]
+            assert levels(daemon)[-1] == level
+        client.put("seen", b"canary")
+        wait_until(lambda: "answered put seen" in daemon.stderr)
+        daemon.signal(signal.SIGUSR2)
+        wait_until(lambda: levels(daemon)[-1] == "warning")
+        client.put("unseen", b"")
+        assert "unseen" not in daemon.stderr
+        assert "quiet-1" not in daemon.stderr
+        assert "canary" not in daemon.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_facade_passes_its_level_on_to_its_workers(
+    daemon: Daemon, start_facade: Callable[..., Facade], workers: int
+) -> None:
+    facade = start_facade(daemon, workers=workers, log_level="error", log_format="json")
+
+    def debugging() -> set[int]:
+        """The workers that write debug lines."""
+        subprocess.run(["curl", "-s", f"{facade.url}/livez"], check=True, capture_output=True)
+        return {line["worker"] for line in entries(facade.stderr) if line["level"] == "debug"}
+
+    for number in range(1, 4):
+        facade.signal(signal.SIGUSR1)
+        wait_until(lambda n=number: len(levels(facade)) == n)  # type: ignore[misc]
+    assert levels(facade) == ["warning", "info", "debug"]
+    wait_until(lambda: debugging() == set(range(workers)), what="all workers say more")
+
+
+def test_serve_passes_the_signals_on_to_both_parts(start_serve: Callable[..., Serve]) -> None:
+    serve = start_serve(workers=2)
+    serve.signal(signal.SIGUSR1)
+    wait_until(lambda: levels(serve) == ["debug", "debug"])
+    assert "kvstore daemon: the log level is now debug" in serve.stderr
+    assert "kvstore http: the log level is now debug" in serve.stderr
+    serve.signal(signal.SIGUSR2)
+    wait_until(lambda: levels(serve) == ["debug", "debug", "info", "info"])
+
+
+def test_a_slow_commit_is_said_once_in_a_while_with_the_ids_of_its_requests(
+    start_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = start_daemon(slow_commit="1ms", log_format="json")
+    value = bytes(1024 * 1024)
+    with Client(daemon.requests, timeout=30) as client:
+        for _ in range(3):
+            client.batch([commands.put(f"k{number}", value) for number in range(15)])
+    said = entry_with(daemon.stderr, "a commit took")
+    assert said["level"] == "warning"
+    assert said["seconds"] >= 0.001
+    assert said["count"] == 1
 
 
 # ── one line ─────────────────────────────────────────────────────────────────────────────────────

@@ -30,6 +30,7 @@ OTHERS: dict[str, Any] = {
     "allow-anonymous": "1",
     "log-level": "debug",
     "log-format": "json",
+    "access-log": "on",
     "url": "https://kv.example",
     "ca-file": "/etc/ca.pem",
 }

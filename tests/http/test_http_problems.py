@@ -41,6 +41,8 @@ SETTINGS = HttpSettings(
     cors_origins=(),
     allowed_hosts=(),
     allow_anonymous=False,
+    access_log="off",
+    slow_request_ms=0,
     log_level="info",
     log_format="text",
 )

@@ -153,6 +153,8 @@ def feed(store: Store) -> Iterator[Feed]:
         cors_origins=(),
         allowed_hosts=(),
         allow_anonymous=True,
+        access_log="off",
+        slow_request_ms=0,
         log_level="info",
         log_format="text",
     )
