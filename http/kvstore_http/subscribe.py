@@ -51,6 +51,9 @@ class SubscribeResource:
         resp.set_header("cache-control", "no-store, no-transform")
         resp.set_header("x-accel-buffering", "no")
         resp.set_header("vary", "Accept")
+        if req.env["SERVER_PROTOCOL"] == "HTTP/1.0":
+            # for those behind a proxy, who cannot see how it speaks to us
+            resp.set_header("x-kvstore-body-ends", "with the connection")
         resp.stream = ()
         if req.method != "HEAD":
             self._feed.broadcaster.check_room()

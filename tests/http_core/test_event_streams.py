@@ -305,6 +305,7 @@ def test_an_http_1_0_client_gets_the_stream_without_chunks(shared_service: Servi
         response = HTTPResponse(sock)
         response.begin()
         assert response.headers["Transfer-Encoding"] is None
+        assert response.headers["X-Kvstore-Body-Ends"] == "with the connection"
         assert response.readline().startswith(b"retry: ")
         put(shared_service.url, f"{prefix}k")
         while not response.readline().startswith(b"event: put"):
@@ -320,6 +321,7 @@ def test_head_shows_the_headers_and_opens_no_stream(shared_service: Service) -> 
     assert response.headers["Content-Type"] == "text/event-stream"
     assert response.headers["Cache-Control"] == "no-store, no-transform"
     assert response.headers["X-Accel-Buffering"] == "no"
+    assert "X-Kvstore-Body-Ends" not in response.headers
 
 
 def test_the_reconnection_time_differs_between_streams(shared_service: Service) -> None:

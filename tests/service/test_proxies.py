@@ -214,24 +214,25 @@ def test_keys_that_climb_above_the_root_are_refused_by_nginx_and_go_as_a_paramet
 # ── nginx as it is by default, and as it should not be ──────────────────────────────────────────
 
 
-def test_through_nginx_without_settings_only_large_bodies_fail(
+def test_nginx_without_settings_refuses_large_bodies_and_speaks_http_1_0(
     front: Callable[[str], str], tmp_path: Path
 ) -> None:
     examined = examine(front(PLAIN), tmp_path)
-    assert (examined.exit, examined.causes) == (1, {"body_limit"})
+    assert (examined.exit, examined.causes) == (1, {"body_limit", "http_1_0"})
 
 
 def with_setting(setting: str, proxied: str = "proxy_pass http://{service};") -> str:
     """An nginx without other faults than ``setting``."""
     return (
         "server { listen 127.0.0.1:{port}; client_max_body_size 17m; "
+        'proxy_http_version 1.1; proxy_set_header Connection ""; '
         f"location / {{ {proxied} {setting} }} }}"
     )
 
 
 CACHE = "proxy_cache_path {folder}/cache keys_zone=cache:1m;"
 CASES = {
-    "proxy_ignore_headers X-Accel-Buffering;": {"buffered"},
+    "proxy_ignore_headers X-Accel-Buffering;": set(),
     "client_max_body_size 1k;": {"body_limit"},
     "client_max_body_size 1m;": {"body_limit"},
     "gzip on; gzip_types text/event-stream application/x-ndjson;": {"stream_compressed"},
@@ -265,6 +266,10 @@ WHOLE = {
         + with_setting("proxy_cache cache; proxy_cache_valid any 1m; proxy_ignore_headers Cache-Control;"),
         {"cached"},
     ),
+    "an upstream whose name is sent as Host": (
+        "upstream kvstore { server {service}; }" + with_setting("", "proxy_pass http://kvstore;"),
+        {"host_refused"},
+    ),
     "the caller's Host": (with_setting("proxy_set_header Host kv.example.org;"), {"host_refused"}),
     "nobody behind it": (with_setting("", "proxy_pass http://127.0.0.1:1;"), {"no_upstream"}),
     "another site": (with_setting("", "return 200;"), {"not_kvstore"}),
@@ -292,7 +297,8 @@ def test_an_idle_time_below_the_heartbeat_is_told_as_cut_by_something_in_front(
 
 def test_what_events_are_held_back_by_is_measured(front: Callable[[str], str], tmp_path: Path) -> None:
     http = with_setting("proxy_ignore_headers X-Accel-Buffering; proxy_buffer_size 8k;")
-    examined = examine(front(http), tmp_path)
+    examined = examine(front(http.replace("proxy_http_version 1.1;", "")), tmp_path)
+    assert examined.causes == {"buffered"}
     lumps = [
         check["figures"]["lump_bytes"]
         for check in examined.checks

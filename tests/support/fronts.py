@@ -11,6 +11,7 @@ from typing import Self
 
 from support.ports import free_port
 from support.programs import require_program
+from support.servers import dies_with_us
 from support.waiting import wait_until
 
 STOP_SECONDS = 20
@@ -40,7 +41,11 @@ class Front:
     def __enter__(self) -> Self:
         with (self.folder / "stderr").open("wb") as stderr:
             self._process = subprocess.Popen(
-                [self._program, *self.arguments()], stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr
+                # not killed, which would leave nginx's workers behind
+                dies_with_us([self._program, *self.arguments()], by="TERM"),
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
             )
         try:
             wait_until(self._is_listening, what=f"{self.name} listens")

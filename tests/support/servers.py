@@ -88,7 +88,7 @@ class Server:
         offset = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                _dies_with_us([*self.wrapper, *kvstore_command(self.name, *flags(self.options))]),
+                dies_with_us([*self.wrapper, *kvstore_command(self.name, *flags(self.options))]),
                 pass_fds=self.passed_descriptors,
                 env=self.environment,
                 cwd=self.folder,
@@ -257,8 +257,9 @@ class Service(NamedTuple):
         return self.daemon.changes
 
 
-def _dies_with_us(command: Sequence[str]) -> list[str]:
+def dies_with_us(command: Sequence[str], by: str = "KILL") -> list[str]:
+    """``command`` as one whose process gets the signal ``by`` when this one ends, however it ends."""
     # setpriv and not preexec_fn: Python warns about the latter in a process with threads, and
     # warnings are errors here. It replaces itself by the command, so the process id stays.
     setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else list(command)
+    return [setpriv, "--pdeathsig", by, "--", *command] if setpriv else list(command)

@@ -61,6 +61,10 @@ CAUSES: dict[str, Fix] = {
         "gzip off; or no text/event-stream and application/x-ndjson in gzip_types",
         "exclude text/event-stream and application/x-ndjson from compression",
     ),
+    "http_1_0": Fix(
+        'proxy_http_version 1.1; and proxy_set_header Connection "";',
+        "have the proxy speak HTTP/1.1 to kvstore",
+    ),
     "stream_changed": Fix(
         "proxy_pass_header and add_header: leave Content-Type and Cache-Control as they are",
         "leave Content-Type and Cache-Control of /v1/subscribe as they are",

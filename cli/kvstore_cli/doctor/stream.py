@@ -29,7 +29,6 @@ class WatchedStream:
         self._changed = threading.Condition()
         self._opened = monotonic()
         self.status = 0
-        self.version = 0
         self.headers = http_client.HTTPMessage()
         self.text = b""
         self.received_bytes = 0
@@ -77,8 +76,7 @@ class WatchedStream:
         try:
             response = self._connection.getresponse()
             with self._changed:
-                self.status, self.version = response.status, response.version
-                self.headers = response.headers
+                self.status, self.headers = response.status, response.headers
                 self._changed.notify_all()
             decode = _decoder(response.headers.get("Content-Encoding", ""))
             while data := response.read1(_READ_BYTES):
