@@ -19,11 +19,10 @@ from kvstore_cli.doctor.reach import compared
 from kvstore_cli.doctor.table import CHECKS
 from kvstore_client.errors import ERRORS
 from support import Daemon, Facade, Service, wait_until
+from support.examined import SPEED
 
 Kvstore = Any
 Start = Callable[..., Any]
-
-SPEED = {"slow_disk", "slow_writes", "slow_events"}
 
 
 def examined(kvstore: Kvstore, *flags: str) -> tuple[int, dict[str, Any]]:

@@ -1,84 +1,25 @@
-"""The service behind real proxies, and whether ``kvstore doctor`` names what is wrong with them."""
+"""The service behind real proxies, as their configurations are shipped and shown."""
 
 from __future__ import annotations
 
-import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
 
 from kvstore_cli.doctor.probe import Probe
 from support import Service
-from support.fronts import HaProxy, Nginx
+from support.examined import examine
+from support.fronts import PLAIN, HaProxy, Nginx
 from support.markdown import ROOT, blocks
 from support.programs import require_program
-from support.servers import clean_environment, kvstore_command
 from support.surfaces import call
 from support.waiting import wait_until
 
 SHIPPED = (ROOT / "deploy/nginx/kvstore.conf").read_text()
 PAGE = (ROOT / "docs/proxies.md").read_text()
-
-# How fast things are depends on what else runs on the machine, and is nothing that these tests promise.
-SPEED = {"slow_disk", "slow_writes", "slow_events"}
-
-
-class Examined(NamedTuple):
-    """What ``kvstore doctor`` said."""
-
-    exit: int
-    checks: list[dict[str, Any]]
-
-    @property
-    def causes(self) -> set[str]:
-        """What it found wrong, and of headers and methods which."""
-        found = set()
-        for check in self.checks:
-            figures = check.get("figures", {})
-            detail = figures.get("header") or figures.get("method")
-            if check.get("cause") not in (None, *SPEED):
-                found.add(check["cause"] + (f" {detail}" if detail else ""))
-        return found
-
-
-def examine(url: str, folder: Path, *flags: str) -> Examined:
-    """Run ``kvstore doctor --json``, without the listening to silence unless flags are given."""
-    done = subprocess.run(
-        kvstore_command("doctor", "--json", "--url", url, *(flags or ["--quick"])),
-        capture_output=True,
-        env=clean_environment(folder),
-        timeout=100,
-        check=False,
-    )
-    assert done.stdout, done.stderr.decode()
-    return Examined(done.returncode, json.loads(done.stdout)["checks"])
-
-
-@pytest.fixture(scope="module")
-def url(shared_service: Service) -> str:
-    """The service without anything in front."""
-    return shared_service.url
-
-
-@pytest.fixture
-def front(tmp_path: Path, url: str) -> Iterator[Callable[[str], str]]:
-    """``front(settings)``: the address of an nginx with these settings in front of the service."""
-    running: list[Nginx] = []
-
-    def start(http: str) -> str:
-        number = len(running)
-        running.append(
-            Nginx(tmp_path / f"nginx{number}", http.replace("{service}", url.removeprefix("http://")))
-        )
-        return running[-1].__enter__().url
-
-    yield start
-    for nginx in running:
-        nginx.__exit__()
 
 
 def shipped(service: str) -> str:
@@ -88,9 +29,6 @@ def shipped(service: str) -> str:
     )
     assert "server 127.0.0.1:5000;" in text
     return text.replace("127.0.0.1:5000", service)
-
-
-PLAIN = "server { listen 127.0.0.1:{port}; location / { proxy_pass http://{service}; } }"
 
 
 # ── nginx as it should be ────────────────────────────────────────────────────────────────────────
@@ -209,113 +147,6 @@ def test_keys_that_climb_above_the_root_are_refused_by_nginx_and_go_as_a_paramet
     key = "a/../../../../b"
     assert call(own, "PUT", f"/v1/kv/{quote(key, safe='')}", b"1").status == 400
     assert call(own, "PUT", f"/v1/kv?key={quote(key, safe='')}", b"1").status == 201
-
-
-# ── nginx as it is by default, and as it should not be ──────────────────────────────────────────
-
-
-def test_nginx_without_settings_refuses_large_bodies_and_speaks_http_1_0(
-    front: Callable[[str], str], tmp_path: Path
-) -> None:
-    examined = examine(front(PLAIN), tmp_path)
-    assert (examined.exit, examined.causes) == (1, {"body_limit", "http_1_0"})
-
-
-def with_setting(setting: str, proxied: str = "proxy_pass http://{service};") -> str:
-    """An nginx without other faults than ``setting``."""
-    return (
-        "server { listen 127.0.0.1:{port}; client_max_body_size 17m; "
-        'proxy_http_version 1.1; proxy_set_header Connection ""; '
-        f"location / {{ {proxied} {setting} }} }}"
-    )
-
-
-CACHE = "proxy_cache_path {folder}/cache keys_zone=cache:1m;"
-CASES = {
-    "proxy_ignore_headers X-Accel-Buffering;": set(),
-    "client_max_body_size 1k;": {"body_limit"},
-    "client_max_body_size 1m;": {"body_limit"},
-    "gzip on; gzip_types text/event-stream application/x-ndjson;": {"stream_compressed"},
-    "gzip on; gzip_types application/json;": {"etag_weakened"},
-    'proxy_set_header If-Match "";': {"request_header_lost If-Match"},
-    'proxy_set_header If-None-Match "";': {"request_header_lost If-None-Match"},
-    'proxy_set_header Idempotency-Key "";': {"request_header_lost Idempotency-Key"},
-    'proxy_set_header Last-Event-ID "";': {"request_header_lost Last-Event-ID"},
-    'proxy_set_header Range "";': {"request_header_lost Range"},
-    'proxy_set_header Accept "";': {"request_header_lost Accept", "stream_changed"},
-    "proxy_set_header X-Request-Id $request_id;": {"request_header_lost X-Request-Id"},
-    "proxy_hide_header ETag;": {"response_header_lost ETag"},
-    "proxy_hide_header X-Kvstore-Revision;": {"response_header_lost X-Kvstore-Revision"},
-    "proxy_hide_header Cache-Control;": {"response_header_lost Cache-Control", "stream_changed"},
-    "limit_except GET PUT POST DELETE OPTIONS { deny all; }": {"method_refused PATCH"},
-    "sub_filter_types application/octet-stream; sub_filter_once off; sub_filter aa bb;": {"body_changed"},
-}
-
-
-@pytest.mark.parametrize("setting", CASES)
-def test_the_doctor_names_what_a_setting_breaks_and_nothing_else(
-    setting: str, front: Callable[[str], str], tmp_path: Path
-) -> None:
-    assert examine(front(with_setting(setting)), tmp_path).causes == CASES[setting]
-
-
-WHOLE = {
-    "a path behind the address": (with_setting("", "proxy_pass http://{service}/;"), {"path_rewritten"}),
-    "a cache": (
-        CACHE
-        + with_setting("proxy_cache cache; proxy_cache_valid any 1m; proxy_ignore_headers Cache-Control;"),
-        {"cached"},
-    ),
-    "an upstream whose name is sent as Host": (
-        "upstream kvstore { server {service}; }" + with_setting("", "proxy_pass http://kvstore;"),
-        {"host_refused"},
-    ),
-    "the caller's Host": (with_setting("proxy_set_header Host kv.example.org;"), {"host_refused"}),
-    "nobody behind it": (with_setting("", "proxy_pass http://127.0.0.1:1;"), {"no_upstream"}),
-    "another site": (with_setting("", "return 200;"), {"not_kvstore"}),
-}
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_the_doctor_names_what_a_configuration_breaks(
-    name: str, front: Callable[[str], str], tmp_path: Path
-) -> None:
-    http, causes = WHOLE[name]
-    assert examine(front(http), tmp_path).causes == causes
-
-
-def test_an_idle_time_below_the_heartbeat_is_told_as_cut_by_something_in_front(
-    front: Callable[[str], str], tmp_path: Path
-) -> None:
-    examined = examine(front(with_setting("proxy_read_timeout 1s;")), tmp_path, "--idle", "3s")
-    assert examined.causes == {"idle_cut", "wait_cut"}
-    (cut,) = [check for check in examined.checks if check.get("cause") == "idle_cut"]
-    assert cut["figures"]["heartbeats"] == 0
-    assert "something in front of the service cut it" in cut["message"]
-    assert cut["fix"]["nginx"] == "proxy_read_timeout 660s;"
-
-
-def test_what_events_are_held_back_by_is_measured(front: Callable[[str], str], tmp_path: Path) -> None:
-    http = with_setting("proxy_ignore_headers X-Accel-Buffering; proxy_buffer_size 8k;")
-    examined = examine(front(http.replace("proxy_http_version 1.1;", "")), tmp_path)
-    assert examined.causes == {"buffered"}
-    lumps = [
-        check["figures"]["lump_bytes"]
-        for check in examined.checks
-        if "lump_bytes" in check.get("figures", {})
-    ]
-    assert len(lumps) == 1
-    assert 4096 < lumps[0] <= 8192
-
-
-def test_the_largest_body_that_passes_is_measured(front: Callable[[str], str], tmp_path: Path) -> None:
-    examined = examine(front(with_setting("client_max_body_size 100000;")), tmp_path)
-    passing = [
-        check["figures"]["passing_bytes"]
-        for check in examined.checks
-        if "passing_bytes" in check.get("figures", {})
-    ]
-    assert passing == [100_000]
 
 
 # ── HAProxy ──────────────────────────────────────────────────────────────────────────────────────

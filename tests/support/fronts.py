@@ -92,6 +92,10 @@ http {
 """
 
 
+PLAIN = "server { listen 127.0.0.1:{port}; location / { proxy_pass http://{service}; } }"
+"""nginx with what it needs to pass requests on, and nothing more."""
+
+
 class Nginx(Front):
     """nginx, with the given text in its ``http`` block."""
 

@@ -1,0 +1,46 @@
+"""What ``kvstore doctor`` says of a service."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support.servers import clean_environment, kvstore_command
+
+RUN_SECONDS = 50
+
+# How fast things are depends on what else runs on the machine, and is nothing that these tests promise.
+SPEED = {"slow_disk", "slow_writes", "slow_events"}
+
+
+class Examined(NamedTuple):
+    """What ``kvstore doctor`` said."""
+
+    exit: int
+    checks: list[dict[str, Any]]
+
+    @property
+    def causes(self) -> set[str]:
+        """What it found wrong, and of headers and methods which."""
+        found = set()
+        for check in self.checks:
+            figures = check.get("figures", {})
+            detail = figures.get("header") or figures.get("method")
+            if check.get("cause") not in (None, *SPEED):
+                found.add(check["cause"] + (f" {detail}" if detail else ""))
+        return found
+
+
+def examine(url: str, folder: Path, *flags: str) -> Examined:
+    """Run ``kvstore doctor --json``, without the listening to silence unless flags are given."""
+    done = subprocess.run(
+        kvstore_command("doctor", "--json", "--url", url, *(flags or ["--quick"])),
+        capture_output=True,
+        env=clean_environment(folder),
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+    assert done.stdout, done.stderr.decode()
+    return Examined(done.returncode, json.loads(done.stdout)["checks"])
