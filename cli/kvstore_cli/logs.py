@@ -151,12 +151,16 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; never raises and never waits."""
         try:
-            lost = stderr.take_lost()
-            if lost:
-                self._write(_lost_record(lost))
+            self.tell_lost()
             self._write(record)
         except Exception:
             self.handleError(record)
+
+    def tell_lost(self) -> None:
+        """Say how many lines were left out, if there is room again."""
+        lost = stderr.take_lost()
+        if lost:
+            self._write(_lost_record(lost))
 
     def _write(self, record: logging.LogRecord) -> None:
         stderr.write(self.format(record).encode(errors="backslashreplace") + b"\n")
@@ -164,6 +168,14 @@ class StderrHandler(logging.Handler):
     def flush(self) -> None:
         """Give what could not be written yet a last chance."""
         stderr.flush(FLUSH_SECONDS)
+
+
+def hand_on(said: bytes) -> None:
+    """Write whole lines of another process to standard error as they stand."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, StderrHandler):
+            handler.tell_lost()
+    stderr.write(said)
 
 
 def _lost_record(count: int) -> logging.LogRecord:

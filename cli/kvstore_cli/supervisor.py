@@ -23,7 +23,7 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-from kvstore_cli.logs import stderr
+from kvstore_cli.logs import hand_on
 from kvstore_cli.notify import Notifier
 from kvstore_cli.units import connectable
 from kvstore_client.logs import LEVEL_SIGNALS, announcer
@@ -104,11 +104,13 @@ class Child:
                 whole, feed, self._rest = (self._rest + said).rpartition(b"\n")
                 if len(self._rest) > _LONGEST_LINE_BYTES:
                     whole, feed, self._rest = self._rest, b"\n", b""
-                hand_on(whole + feed)
+                if feed:
+                    hand_on(whole + feed)
                 if not self.is_ready:
                     self._look_at(whole.split(b"\n"))
-            hand_on(self._rest and self._rest + b"\n")
-            self._rest = b""
+            if self._rest:
+                hand_on(self._rest + b"\n")
+                self._rest = b""
             return False
         return True
 
@@ -341,12 +343,6 @@ def announce(addresses: dict[str, str]) -> None:
 def say(line: str, level: int = logging.WARNING) -> None:
     """Say what becomes of the service."""
     announcer.log(level, "kvstore serve: %s", line)
-
-
-def hand_on(said: bytes) -> None:
-    """Write whole lines to standard error as they stand; nobody listening is no reason to fail or to wait."""
-    if said:
-        stderr.write(said)
 
 
 def _message(line: bytes) -> str:

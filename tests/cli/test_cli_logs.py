@@ -7,10 +7,13 @@ import logging
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore_cli.logs import BACKLOG_BYTES, JsonFormatter, Stderr, TextFormatter
-from kvstore_client import Client, commands
+from kvstore_client import Client, KvError, commands
 from support import Daemon, Facade, Serve, free_port, kvstore_command, wait_until
-from support.servers import clean_environment
+from support.servers import clean_environment, flags
 
 TEXT_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+: ")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -264,6 +267,62 @@ def test_nothing_waits_for_a_pipe_that_nobody_reads(size: int) -> None:
     os.close(reading)
     stderr.write(line)
     os.close(writing)
+
+
+def read_until_quiet(reading: int) -> bytes:
+    """What a pipe holds, and what still comes while somebody reads."""
+    got = b""
+    while select.select([reading], [], [], 2)[0]:
+        piece = os.read(reading, 1 << 20)
+        if not piece:
+            break
+        got += piece
+    return got
+
+
+@pytest.mark.parametrize("command", ["daemon", "http", "serve"])
+def test_a_service_whose_log_nobody_reads_goes_on_and_says_so_later(tmp_path: Path, command: str) -> None:
+    url, requests = f"127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}"
+    options = {"requests": requests, "changes": f"tcp://127.0.0.1:{free_port()}", "log_level": "debug"}
+    options |= {} if command == "http" else {"data": tmp_path / "data"}
+    options |= {} if command == "daemon" else {"http": url, "workers": 1}
+    reading, writing = os.pipe()
+    line = kvstore_command(command, *flags(options))
+    with (
+        subprocess.Popen(line, stderr=writing, env=clean_environment(tmp_path)) as process,
+        ExitStack() as ending,
+    ):
+        os.close(writing)
+        ending.callback(process.kill)
+        said = b""
+        while f"kvstore {command}: ready".encode() not in said:
+            said += os.read(reading, 65536)
+
+        def ask(count: int) -> None:
+            """Requests whose debug lines have half a KiB and more."""
+            if command == "daemon":
+                with Client(requests, timeout=30) as client:
+                    for number in range(count):
+                        with pytest.raises(KvError, match="no such key"):
+                            client.get(f"{number}-{'k' * 500}")
+            else:
+                with closing(HTTPConnection(url, timeout=30)) as connection:
+                    for number in range(count):
+                        connection.request(
+                            "GET", f"/livez?{number}{'k' * 500}", headers={"User-Agent": "u" * 500}
+                        )
+                        assert connection.getresponse().read()
+
+        ask(3000)
+        said += read_until_quiet(reading)
+        ask(1)
+        said += read_until_quiet(reading)
+        lines = entries(said[: said.rindex(b"\n") + 1].decode())
+        assert any("lines of the log were left out here" in line["message"] for line in lines)
+        os.close(reading)
+        ask(100)
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 def test_after_a_fork_the_child_writes_its_own_lines_only(tmp_path: Path) -> None:

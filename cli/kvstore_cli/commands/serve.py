@@ -35,9 +35,9 @@ def command(context: click.Context) -> int:
     """
     configuration = resolve(given_flags(context), "daemon", "http")
     daemon, http = daemon_settings(configuration), http_settings(configuration)
-    from kvstore_cli.logs import chosen_format, set_up
+    from kvstore_cli.logs import chosen_format, hand_on, set_up
     from kvstore_cli.notify import Notifier
-    from kvstore_cli.supervisor import Supervisor, announce, hand_on
+    from kvstore_cli.supervisor import Supervisor, announce
 
     # The children's standard error is a pipe: what reads ours decides how they write.
     log_format = chosen_format(daemon.log_format)
