@@ -77,7 +77,8 @@ def test_a_hostile_key_is_completed_to_one_word_that_is_the_key(kvstore: Kvstore
 
 def test_files_are_completed_where_files_are_read(kvstore: Kvstore) -> None:
     (kvstore.folder / "changes.ndjson").touch()
-    assert completed(kvstore, "kvstore batch cha") == ["changes.ndjson"]
+    for command in ("batch", "export", "import", "import --state"):
+        assert completed(kvstore, f"kvstore {command} cha") == ["changes.ndjson"]
     assert completed(kvstore, "kvstore put k @cha") == ["changes.ndjson"]
     assert completed(kvstore, "kvstore put k @cha", " \t\n") == ["@changes.ndjson"]
     assert completed(kvstore, "kvstore put k cha") == []

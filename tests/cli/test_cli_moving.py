@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -234,6 +235,16 @@ def test_an_export_that_is_ended_leaves_nothing(
     assert left == {running.out_path.name, running.err_path.name}
 
 
+def test_an_export_without_room_says_so_and_leaves_nothing(shared_service: Service, offline: Kvstore) -> None:
+    put_all(shared_service.url, many(3000))
+    command = " ".join(kvstore_command("export", "e", "--url", shared_service.url))
+    limited = ["bash", "-c", f"ulimit -f 64; exec {command}"]
+    failed = subprocess.run(limited, capture_output=True, cwd=offline.folder, env=offline.environment)
+    assert failed.returncode == 1
+    assert b"cannot keep the records in a temporary file in" in failed.stderr
+    assert list(offline.folder.iterdir()) == []
+
+
 def test_a_person_sees_how_far_it_is(shared_service: Service, offline: Kvstore) -> None:
     empty(shared_service.url)
     put_all(shared_service.url, many(5000))
@@ -283,6 +294,8 @@ def replayed(url: str, epoch: str, through: int) -> dict[str, Record]:
     query = {"since": f"0-{epoch}"}
     with httpx.stream("GET", f"{url}/v1/subscribe", params=query, headers=NDJSON, timeout=60) as stream:
         for line in map(json.loads, stream.iter_lines()):
+            if line["event"] == "heartbeat":
+                continue
             if line["event"] == "sync" or line["revision"] > through:
                 return found
             assert line["event"] in ("put", "delete", "expire"), line

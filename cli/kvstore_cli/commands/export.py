@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,7 +14,13 @@ from kvstore_cli.completion import complete_file, complete_key
 from kvstore_cli.flags import TEXT, Command, with_options
 from kvstore_cli.service import Service
 
-Write = Callable[[bytes], object]
+if TYPE_CHECKING:
+    from kvstore_cli.progress import Advance
+    from kvstore_cli.transfer.archive import Sealing
+    from kvstore_cli.transfer.exporting import Collection, Scope
+    from kvstore_cli.transfer.target import Write
+
+_TOLD_EVERY = 500
 
 
 @click.command(cls=Command)
@@ -85,44 +88,39 @@ def command(
     """
     from kvstore_cli.progress import end_on_sigterm
     from kvstore_cli.transfer.exporting import Scope
+    from kvstore_cli.transfer.target import refuse_target
 
     end_on_sigterm()
     if file != "-":
-        _refuse_target(Path(file), force=force)
+        refuse_target(Path(file), force=force)
     scope = Scope(tuple(dict.fromkeys(prefixes)), start or None, end or None)
     configuration = configured(context, "stream")
     with service_of(configuration) as service:
         _export(service, scope, file, stall_ms=configuration["stall-timeout"], retry_ms=retry_for)
 
 
-def _refuse_target(path: Path, *, force: bool) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise click.UsageError(f"cannot write {output.readable(str(path))}: {why}")
-    if path.exists() and not force:
-        raise click.UsageError(f"{output.readable(str(path))} is there already; --force replaces it")
-
-
-def _export(service: Service, scope: Any, file: str, *, stall_ms: int, retry_ms: int) -> None:
+def _export(service: Service, scope: Scope, file: str, *, stall_ms: int, retry_ms: int) -> None:
     from kvstore_cli.progress import bar, is_seen
     from kvstore_cli.transfer.exporting import Collection
     from kvstore_cli.transfer.patience import Patience
+    from kvstore_cli.transfer.target import target
 
     folder = None if file == "-" else str(Path(file).parent)
     with Collection(scope, folder) as collection:
         with bar("exporting", scope.count(service) if is_seen() else None) as advance:
             patience = Patience(retry_ms, output.talk)
             collection.fill(service, stall_ms=stall_ms, patience=patience, advance=advance)
-        with _target(file) as write:
-            records, size = _write(write, collection, scope)
+        with bar("writing", collection.at_most) as advance, target(file) as write:
+            seal = _write(write, collection, scope, advance)
     where = "" if file == "-" else f" to {output.readable(file)}"
     output.talk(
-        f"exported {records} records{where}, {size} bytes of JSON, as of revision {collection.revision}"
+        f"exported {seal.records} records{where}, {seal.size} bytes of JSON, as of revision "
+        f"{collection.revision}"
     )
 
 
-def _write(write: Write, collection: Any, scope: Any) -> tuple[int, int]:
-    """Write the whole export; how many records and bytes that were."""
+def _write(write: Write, collection: Collection, scope: Scope, advance: Advance) -> Sealing:
+    """Write the whole export; says how much it was."""
     from kvstore_cli.transfer.archive import Sealing
 
     seal = Sealing()
@@ -138,67 +136,7 @@ def _write(write: Write, collection: Any, scope: Any) -> tuple[int, int]:
     )
     for line in collection.lines():
         write(seal.record(line))
+        if seal.records % _TOLD_EVERY == 0:
+            advance(seal.records)
     write(seal.end())
-    return seal.records, seal.size
-
-
-@contextmanager
-def _target(file: str) -> Iterator[Write]:
-    """Where the bytes go: standard output, or a file that takes its name when all went well."""
-    if file != "-":
-        with _new_file(Path(file)) as write:
-            yield write
-        return
-    buffer: list[bytes] = []
-    size = 0
-
-    def gather(line: bytes) -> None:
-        nonlocal size
-        buffer.append(output.shown(line.decode()[:-1]).encode() + b"\n" if output.on_terminal() else line)
-        size += len(line)
-        if size >= _OUTPUT_BYTES:
-            flush()
-
-    def flush() -> None:
-        nonlocal size
-        output.write(b"".join(buffer))
-        buffer.clear()
-        size = 0
-
-    yield gather
-    flush()
-
-
-_OUTPUT_BYTES = 256 * 1024
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[Write]:
-    from tempfile import mkstemp
-
-    try:
-        descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with open(descriptor, "wb") as new:  # noqa: PTH123 - it is open already
-                with _compressed(new, path) as write:
-                    yield write
-                new.flush()
-                os.fsync(new.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as error:
-        raise click.ClickException(f"cannot write {output.readable(str(path))}: {error.strerror}") from error
-
-
-@contextmanager
-def _compressed(file: Any, path: Path) -> Iterator[Write]:
-    if path.suffix != ".gz":
-        yield file.write
-        return
-    from gzip import GzipFile
-
-    with GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
-        yield compressed.write
+    return seal

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from tempfile import TemporaryFile
+from contextlib import suppress
+from tempfile import TemporaryFile, gettempdir
 from typing import IO, Any, NamedTuple, Self
 
+import click
 import orjson
 
 from kvstore_cli.problems import Trouble
@@ -69,6 +71,7 @@ class Collection:
 
     def __init__(self, scope: Scope, folder: str | None) -> None:
         self._scope = scope
+        self._folder = folder or gettempdir()
         self._snapshot: IO[bytes] = TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
         self._changes: IO[bytes] = TemporaryFile(dir=folder)  # noqa: SIM115
         # where the last change of a key stands in the file of changes; None if it is gone
@@ -81,8 +84,9 @@ class Collection:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._snapshot.close()
-        self._changes.close()
+        for file in (self._snapshot, self._changes):
+            with suppress(OSError):  # what could not be written is not wanted any more
+                file.close()
 
     def fill(
         self, service: Service, *, stall_ms: int, patience: Patience, advance: Callable[[int], None]
@@ -97,6 +101,10 @@ class Collection:
                 error = trouble.error
             except KvError as raised:
                 error = raised
+            except OSError as raised:
+                raise click.ClickException(
+                    f"cannot keep the records in a temporary file in {self._folder}: {raised.strerror}"
+                ) from raised
             if left == 0:
                 raise error
             patience.after(error)
@@ -142,6 +150,11 @@ class Collection:
             self._changes.write(line_of(fields))
         else:
             self._changed[fields["key"]] = None
+
+    @property
+    def at_most(self) -> int:
+        """How many records there are, or a few less."""
+        return self._records + len(self._changed)
 
     def lines(self) -> Iterator[bytes]:
         """The lines of the records, each key once, in byte order of the keys."""
