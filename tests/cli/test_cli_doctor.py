@@ -151,6 +151,7 @@ def test_a_full_store_fails_and_what_only_reads_is_looked_at(
     exit_status, outcome = examined(offline, *at, "--quick")
     assert exit_status == 1
     assert "store_full" in causes(outcome)
+    assert [check["message"] for check in outcome["checks"] if check["message"].startswith("store: ")]
     assert {"streams", "clock"} <= {check["check"] for check in outcome["checks"] if check["status"] == OK}
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from http.client import HTTPConnection
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 
@@ -67,6 +68,17 @@ def test_a_request_without_an_id_is_given_one(front: Callable[[str], str]) -> No
     own = front(shipped("{service}"))
     assert call(own, "GET", "/livez").headers["x-request-id"]
     assert call(own, "GET", "/livez", headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
+
+
+def test_metrics_are_for_this_machine_only(front: Callable[[str], str]) -> None:
+    address = urlsplit(front(shipped("{service}")))
+    for source, status in (("127.0.0.1", 200), ("127.0.0.2", 403)):
+        connection = HTTPConnection(
+            address.hostname or "", address.port, source_address=(source, 0), timeout=30
+        )
+        connection.request("GET", "/metrics")
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 @pytest.fixture

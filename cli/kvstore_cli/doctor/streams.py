@@ -68,11 +68,11 @@ def _changes(stream: WatchedStream, media_type: str) -> Iterator[Finding]:
             f"{media_type}: the stream comes compressed ({encoding}), although it says no-transform",
             encoding=encoding,
         )
-    if "X-Kvstore-Body-Ends" in stream.headers:
+    if media_type == SSE and "X-Kvstore-Body-Ends" in stream.headers:  # which is so for all, if for one
         yield warning(
             "http_1_0",
-            f"{media_type}: kvstore is spoken to in HTTP/1.0, so a stream or list that is cut off looks "
-            "complete, and each request takes a connection of its own",
+            "kvstore is spoken to in HTTP/1.0, so a stream or list that is cut off looks complete, "
+            "and each request takes a connection of its own",
         )
     kind = stream.headers.get("Content-Type", "")
     if kind.partition(";")[0] != media_type:
