@@ -7,17 +7,16 @@ both with what a service exposes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
 from kvstore_http import measures
 from kvstore_http.cells import Board
 from kvstore_http.measures import Distribution
+from kvstore_http.processes import usage
 
 Labels = Sequence[str]
 Histogram = tuple[Sequence[float], Sequence[int], float]
@@ -334,9 +333,8 @@ def _processes(board: Board, status: Mapping[str, Any] | None) -> Iterator[Metri
             if field in process:
                 found[name].append((("daemon",), process[field]))
     for number, pid in board.pids().items():
-        for family in ProcessCollector(pid=partial(int, pid), registry=None).collect():
-            for sample in family.samples:
-                found[sample.name].append(((f"worker-{number}",), sample.value))
+        for name, value in usage(pid).items():
+            found[name].append(((f"worker-{number}",), value))
     for name, samples in found.items():
         make = _counter if CATALOGUE[name].kind == COUNTER else _gauge
         yield make(name, *samples)

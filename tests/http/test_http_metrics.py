@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -245,6 +247,18 @@ def test_any_worker_answers_for_all(two_workers: Facade) -> None:
             "worker-0",
             "worker-1",
         }
+
+
+def test_processes_are_told_as_the_system_has_them(daemon: Daemon, two_workers: Facade) -> None:
+    found = scrape(two_workers.url)
+    for process in ("daemon", "worker-0", "worker-1"):
+        of = {name: found.value(name, process=process) for name in CATALOGUE if name.startswith("process_")}
+        assert all(of.values()), (process, of)
+        assert of["process_open_fds"] < of["process_max_fds"]
+        assert MIB < of["process_resident_memory_bytes"] < of["process_virtual_memory_bytes"]
+        assert abs(time.time() - of["process_start_time_seconds"]) < 3600
+    in_proc = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
+    assert abs(found.value("process_open_fds", process="daemon") - in_proc) <= 2
 
 
 def test_a_worker_that_is_started_again_goes_on_counting(two_workers: Facade) -> None:
