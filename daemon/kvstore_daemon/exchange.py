@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
 from kvstore_client.errors import KvError
-from kvstore_client.protocol import Request, encode_reply
+from kvstore_client.logs import Seldom, named
+from kvstore_client.protocol import Request, RequestId, encode_reply
 from kvstore_daemon.engine import Answer, Engine, no_such_key
 from kvstore_daemon.fields import Fields, record_fields
 from kvstore_daemon.reading import READS, Page
@@ -21,6 +23,9 @@ REPLY_BYTES = 64 * 1024 * 1024
 
 GETS_AT_ONCE = 1_000
 """Consecutive gets that share a snapshot, and the most that are read without a look at the clock."""
+
+log = logging.getLogger(__name__)
+_damage = Seldom()
 
 SHOWN_OPS = 20
 """Of a request in the log."""
@@ -79,7 +84,7 @@ class Exchange:
         """Take the results of the writes; raises the error with which all of them were refused."""
         if answer.error is not None:
             raise _at_op(answer.error, self._writes_at())
-        results = [_result(result) for result in answer.results or ()]
+        results = [_result(result, self.request_id) for result in answer.results or ()]
         if self.has_writes_only():
             self._results = results
             return
@@ -114,10 +119,11 @@ class Exchange:
         records, revision = engine.read(keys)
         self._saw(revision)
         self._next = start + len(records)
-        results, values, room = [], self._values, self._room
+        results: list[Fields] = []
+        values, room = self._values, self._room
         for key, record in zip(keys, records, strict=False):  # a reply's worth may be fewer than asked for
             if record is None or isinstance(record, KvError):
-                results.append({"error": (record or no_such_key(key)).as_json()})
+                results.append(self._failure(record or no_such_key(key), start + len(results)))
                 continue
             value = record.value or b""
             left = room - len(value) - _RESULT_BYTES
@@ -140,7 +146,7 @@ class Exchange:
         try:
             page = _status(status) if op["op"] == "status" else READS[op["op"]](engine, op)
         except KvError as error:
-            return {"error": error.as_json()}
+            return self._failure(error, self._next)
         size = _size(page)
         if size > self._room:
             return _TOO_LARGE
@@ -148,6 +154,11 @@ class Exchange:
         self._saw(page.revision)
         self._values.extend(page.values)
         return page.fields
+
+    def _failure(self, error: KvError, index: int) -> Fields:
+        """The result of a read that failed; ``index`` is its place among the ops."""
+        ids = self.request_id
+        return _failure(error, ids if ids is None or isinstance(ids, str) else ids[index])
 
     def _saw(self, revision: int) -> None:
         """The reply tells the oldest snapshot it was read from: all that it shows is at least as new."""
@@ -175,8 +186,17 @@ def _status(status: Status) -> Page:
     return Page(fields, (), fields["revision"])
 
 
-def _result(result: Fields | KvError) -> Fields:
-    return {"error": result.as_json()} if isinstance(result, KvError) else result
+def _result(result: Fields | KvError, request_id: RequestId | None) -> Fields:
+    return _failure(result, request_id) if isinstance(result, KvError) else result
+
+
+def _failure(error: KvError, request_id: RequestId | None) -> Fields:
+    """The result of an op that failed; damage is told to the operator too, not to the client alone."""
+    if error.code == "damaged":
+        more = _damage.turn()
+        if more is not None:
+            log.error("%s%s", error.message, more, extra=named(request_id))
+    return {"error": error.as_json()}
 
 
 def _at_op(error: KvError, writes: Sequence[int]) -> KvError:

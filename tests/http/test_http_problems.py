@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import socket
 import sys
@@ -284,7 +285,9 @@ def test_a_damaged_record_is_said_to_be_damaged_and_others_are_read(
     _damage(daemon.data, b"nothing else in the store")
     daemon.start()
     wait_until(lambda: session.get("/readyz").status == 200)
-    assert_problem(session.get("/v1/kv/bad"), "damaged")
+    assert_problem(session.get("/v1/kv/bad", x_request_id="who-asked"), "damaged")
+    wait_until(lambda: re.search(r"ERROR .*'bad' is damaged .*\(request who-asked\)", daemon.stderr))
+    assert "nothing else" not in daemon.stderr
     assert session.get("/v1/kv/good").body == b"good"
     session.close()
 

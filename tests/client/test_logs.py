@@ -1,0 +1,52 @@
+"""What the servers' logs have in common."""
+
+from __future__ import annotations
+
+import logging
+import signal
+
+import pytest
+
+from kvstore_client.logs import LogLevel, Seldom, named
+from support import wait_until
+
+
+def test_of_many_lines_one_in_a_while_passes_and_counts_the_others() -> None:
+    seldom = Seldom(0.2)
+    assert seldom.turn() == ""
+    held = 0
+    while (said := seldom.turn()) is None:
+        held += 1
+    assert held
+    assert said == f" ({held} more since the last such line)"
+    wait_until(lambda: seldom.turn() is not None)
+
+
+@pytest.mark.parametrize(
+    ("request_id", "extra"),
+    [
+        (None, None),
+        ("a", {"request_id": "a"}),
+        ([None, None], None),
+        (["a", None, "a"], {"request_id": "a"}),
+        (["b", None, "a"], {"request_id": ["b", "a"]}),
+    ],
+)
+def test_a_line_names_each_request_once(request_id: str | list[str | None] | None, extra: object) -> None:
+    assert named(request_id) == extra
+
+
+@pytest.mark.parametrize("configured", ["debug", "info", "warning", "error"])
+def test_the_level_goes_down_step_by_step_and_back_at_once(configured: str) -> None:
+    root = logging.getLogger()
+    before = root.level
+    try:
+        level = LogLevel(configured)
+        assert level.change(signal.SIGUSR2) == configured
+        steps = [level.change(signal.SIGUSR1) for _ in range(4)]
+        order = ["error", "warning", "info", "debug"]
+        expected = order[order.index(configured) + 1 :] or ["debug"]
+        assert steps == (expected + ["debug"] * 4)[:4]
+        assert level.change(signal.SIGUSR2) == configured
+    finally:
+        root.setLevel(before)
