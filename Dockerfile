@@ -30,7 +30,7 @@ RUN cd /usr/local \
 
 # A number of its own, so that the owner of the volume stays the same over every rebuild of the image.
 RUN groupadd --system --gid 5000 kvstore \
-    && useradd --system --uid 5000 --gid kvstore --home-dir /data --no-create-home --shell /usr/sbin/nologin kvstore \
+    && useradd --system --uid 5000 --gid kvstore --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin kvstore \
     && install --directory --owner=kvstore --group=kvstore --mode=0750 /data
 
 # In a folder that is on every PATH, that of a login shell and of other users included.

@@ -12,7 +12,7 @@ PEERS := $(VENV)/peers-$(VERSION)
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: help run test check format crash bench constraints clean
+.PHONY: help run test check format crash containers bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,6 +38,9 @@ format: $(READY) ## bring the code into the format that 'make check' wants
 
 crash: $(READY) ## kill -9 the daemon 50 times under load and account for every write
 	@CRASH_KILLS=50 $(BIN)/python -m pytest -m crash --timeout 1800 -s $(ARGS)
+
+containers: $(READY) ## build the image and try it and docker-compose.yaml; needs a container engine
+	@$(BIN)/python -m pytest -s tests/containers $(ARGS)
 
 bench: $(PEERS) ## measure beside etcd and Redis; QUICK=1: three minutes, ONLY=http_get,http_put: some rows
 	@PYTHONPATH=benchmarks $(BIN)/python -m kvstore_bench \

@@ -154,7 +154,9 @@ def test_every_variable_in_deployment_files_is_an_option() -> None:
 
 def shell_scripts() -> list[Path]:
     return [
-        file for file in ours("tools/*", ".ci/*", "deploy/systemd/*") if file.read_text().startswith("#!")
+        file
+        for file in ours("tools/*", ".ci/*", "deploy/systemd/*", "tests/containers/*")
+        if file.read_text().startswith("#!")
     ]
 
 

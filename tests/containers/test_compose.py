@@ -1,0 +1,128 @@
+"""``docker compose up -d``: two containers that are healthy, confined, configured and together."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from support import free_port
+from support.containers import DOCKER, ENGINE_SECONDS, Container, get, put, show
+from support.watchers import LAST_KEY, SseWatcher
+
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = Path(__file__).parents[2]
+
+
+class Project:
+    """What the repository's file makes, under a name and with a port of its own.
+
+    ``COMPOSE`` names the command if it is not ``docker compose``.
+    """
+
+    def __init__(self, image: str, folder: Path) -> None:
+        self.name = f"kvstore-test-{uuid.uuid4().hex[:8]}"
+        self.address = f"127.0.0.1:{free_port()}"
+        self.url = f"http://{self.address}"
+        tested = folder / "image.yaml"
+        tested.write_text(f"services: {{daemon: {{image: '{image}'}}, http: {{image: '{image}'}}}}\n")
+        program = shlex.split(os.environ.get("COMPOSE", "")) or [*DOCKER, "compose"]
+        files = ("-f", str(ROOT / "docker-compose.yaml"), "-f", str(tested))
+        self._command = [*program, "--project-name", self.name, *files]
+
+    def __call__(self, *arguments: str, check: bool = True, **options: str) -> str:
+        """Run ``docker compose ARGUMENTS`` with ``KVSTORE_*`` options from the shell."""
+        environment = {**os.environ, "KVSTORE_HTTP": self.address, **options}
+        done = show(
+            [*self._command, *arguments],
+            lambda command: subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=ENGINE_SECONDS, env=environment
+            ),
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout
+
+    def container(self, service: str) -> Container:
+        """The container of ``daemon`` or ``http``."""
+        return Container(self("ps", "-q", service).strip(), self.url)
+
+    def up(self, **options: str) -> None:
+        """Start from whatever is there, and wait until both are healthy."""
+        self("up", "-d", **options)
+        for service in ("daemon", "http"):
+            self.container(service).wait_healthy()
+
+
+@pytest.fixture
+def project(image: str, tmp_path: Path) -> Iterator[Project]:
+    project = Project(image, tmp_path)
+    yield project
+    project("logs", "--tail", "4", check=False)
+    project("down", "--volumes", "--timeout", "10", check=False)
+
+
+def test_one_command_gives_a_healthy_service_on_loopback_only(project: Project) -> None:
+    project.up()
+    put(project.url, "k", "v")
+    assert get(project.url, "k") == "v"
+    assert project("exec", "-T", "http", "kvstore", "get", "k") == "v\n"
+    published = "{{range $port, $at := .HostConfig.PortBindings}}{{$port}} {{(index $at 0).HostIp}}{{end}}"
+    assert project.container("http").inspect(published) == "5000/tcp 127.0.0.1"
+    assert project.container("daemon").inspect(published) == ""
+
+
+@pytest.mark.parametrize("service", ["daemon", "http"])
+def test_both_are_confined(project: Project, service: str) -> None:
+    project.up()
+    container = project.container(service)
+    status = container.exec("cat", "/proc/1/status")
+    assert "CapEff:\t0000000000000000" in status
+    assert "CapBnd:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
+    assert "Uid:\t5000\t5000" in status
+    assert container.exec("sh", "-c", "touch /opt/kvstore/x || echo refused") == "refused\n"
+    limits = "{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}} {{.HostConfig.LogConfig.Config}}"
+    assert container.inspect(limits) == "1073741824 256 map[max-file:3 max-size:10m]"
+
+
+def test_options_are_taken_from_the_shell(project: Project) -> None:
+    project.up(KVSTORE_MAX_VALUE_BYTES="5", KVSTORE_MAX_STREAMS="0")
+    put(project.url, "k", "12345")
+    assert httpx.put(f"{project.url}/v1/kv/k", content="123456").json()["code"] == "value_too_large"
+    assert httpx.get(f"{project.url}/v1/subscribe").json()["code"] == "too_busy"
+
+
+def test_a_killed_daemon_comes_back_and_the_streams_go_on(project: Project, image: str) -> None:
+    project.up()
+    put(project.url, "before", "kept")
+    watcher = SseWatcher("stream", project.url)
+    watcher.start()
+
+    daemon = project.container("daemon")
+    daemon.kill_from_outside(image)
+    daemon.wait_restarted(1)
+    daemon.wait_healthy()
+    project.container("http").wait_healthy()
+
+    assert get(project.url, "before") == "kept"
+    put(project.url, LAST_KEY, "")
+    assert [(seen.revision, seen.key) for seen in watcher.finish()] == [(1, "before"), (2, LAST_KEY)]
+    assert project.container("http").inspect("{{.RestartCount}}") == "0"
+
+
+def test_it_stops_cleanly_and_goes_on_with_what_it_had(project: Project) -> None:
+    project.up()
+    put(project.url, "k", "v")
+    containers = [project.container(service) for service in ("daemon", "http")]
+    project("stop")
+    assert [container.inspect("{{.State.ExitCode}}") for container in containers] == ["0", "0"]
+    project("down")
+    project.up()
+    assert get(project.url, "k") == "v"
