@@ -12,7 +12,7 @@ PEERS := $(VENV)/peers-$(VERSION)
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: help run test check format crash containers bench constraints clean
+.PHONY: help run test check format crash containers bench dist constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,10 @@ containers: $(READY) ## build the image and try it and docker-compose.yaml; need
 bench: $(PEERS) ## measure beside etcd and Redis; QUICK=1: three minutes, ONLY=http_get,http_put: some rows
 	@PYTHONPATH=benchmarks $(BIN)/python -m kvstore_bench \
 		$(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+dist: $(READY) ## build the wheel and the sdist into dist, the same bytes every time
+	@rm -rf dist
+	@$(BIN)/python -m hatchling build -d dist
 
 constraints: ## resolve the files of constraints anew from pyproject.toml
 	@$(PYTHON) tools/constraints.py
