@@ -1,0 +1,82 @@
+"""The compose file and the workflows say what their readers understand, and leave nothing out."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+import pytest
+import yaml
+
+from kvstore_cli.options import options_of
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*"))
+COMPOSE = ROOT / "docker-compose.yaml"
+
+
+def check_schema(file: Path, *schemas: str) -> None:
+    """The file has to fit to schemas that check-jsonschema has with it."""
+    for schema in schemas:
+        command = [sys.executable, "-m", "check_jsonschema", f"--builtin-schema={schema}", file]
+        done = run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def parsed(file: Path) -> Any:
+    return yaml.safe_load(file.read_text())
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda file: file.name)
+def test_workflows_are_what_their_schema_says_and_every_job_has_an_end(workflow: Path) -> None:
+    check_schema(workflow, "vendor.github-workflows", "custom.github-workflows-require-timeout")
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda file: file.name)
+def test_workflows_may_read_unless_a_job_says_more(workflow: Path) -> None:
+    assert parsed(workflow)["permissions"] == {"contents": "read"}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda file: file.name)
+def test_actions_are_named_with_their_major_version(workflow: Path) -> None:
+    for action in re.findall(r"uses: (\S+)", workflow.read_text()):
+        assert re.fullmatch(r"[a-z-]+/[a-z-]+@v\d+|\./\.github/workflows/[a-z]+\.yaml", action)
+
+
+def test_nothing_is_published_before_the_checks_have_passed() -> None:
+    for name in ("main", "release"):
+        jobs = parsed(ROOT / f".github/workflows/{name}.yaml")["jobs"]
+        assert jobs["checks"]["uses"] == "./.github/workflows/checks.yaml"
+        for job in jobs.values():
+            if "write" in job.get("permissions", {}).values():
+                assert "checks" in all_needs(jobs, job)
+
+
+def all_needs(jobs: dict[str, Any], job: dict[str, Any]) -> set[str]:
+    """The names of the jobs that have to pass before ``job`` begins."""
+    needs = job.get("needs", [])
+    names = {needs} if isinstance(needs, str) else set(needs)
+    return names.union(*(all_needs(jobs, jobs[name]) for name in names))
+
+
+def test_the_compose_file_is_what_its_schema_says() -> None:
+    check_schema(COMPOSE, "vendor.compose-spec")
+
+
+@pytest.mark.parametrize("part", ["daemon", "http"])
+def test_the_compose_file_takes_every_option_of_both_parts(part: str) -> None:
+    given = parsed(COMPOSE)["services"][part]["environment"]
+    # the volume is the data, and the image allows what the containers' network needs
+    settled = {"KVSTORE_DATA", "KVSTORE_ALLOW_ANONYMOUS"}
+    assert set(given) == {row.variable for row in options_of(part)} - settled
+    fixed = {"KVSTORE_REQUESTS", "KVSTORE_CHANGES", *(["KVSTORE_HTTP"] if part == "http" else [])}
+    assert {name for name, value in given.items() if value is not None} == fixed
+
+
+def test_the_compose_file_publishes_on_loopback_unless_told_otherwise() -> None:
+    services = parsed(COMPOSE)["services"]
+    assert services["http"]["ports"] == ["${KVSTORE_HTTP:-127.0.0.1:5000}:5000"]
+    assert "ports" not in services["daemon"]
