@@ -91,7 +91,7 @@ def test_a_backup_that_is_interrupted_leaves_nothing(
     number: signal.Signals,
 ) -> None:
     with Client(filled.requests) as client:
-        for n in range(60):
+        for n in range(200):
             client.put(f"large{n}", b"x" * 1_000_000)
     before = sorted(path.name for path in tmp_path.iterdir())
     running = start(offline, "backup", "b.kvb", "--data", str(filled.data))

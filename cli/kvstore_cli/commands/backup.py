@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ def command(context: click.Context, file: str, force: bool, as_json: bool) -> No
       docker exec kvstore kvstore backup - > db.kvb
     """
     folder = data_folder(context)
+    # the daemon beside it has people waiting
+    os.nice(10)
     if file == "-":
         _refuse_terminal(as_json)
     with progress() as steps:
@@ -70,11 +73,11 @@ def _to_output(folder: Path, report: Report) -> Backup:
 
 def _to_file(folder: Path, path: Path, report: Report, *, replace: bool) -> Backup:
     from kvstore_daemon.engine.backup import back_up
-    from kvstore_daemon.engine.files import whole_file
+    from kvstore_daemon.engine.files import steadily, whole_file
 
     try:
         with whole_file(path, replace=replace) as file:
-            return back_up(folder, file.write, _now(), report)
+            return back_up(folder, steadily(file), _now(), report)
     except FileExistsError as error:
         raise click.UsageError(
             f"{output.readable(str(path))} is there already; --force replaces it"

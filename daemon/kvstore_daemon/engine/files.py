@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+_STEADY_BYTES = 8 << 20
 
 
 @contextmanager
@@ -19,8 +21,9 @@ def whole_file(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
     if not replace and os.path.lexists(path):
         raise FileExistsError(17, "File exists", os.fspath(path))
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    # within the block from the start: an interrupt may come as soon as the file is there
     try:
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(descriptor, "w+b") as file:  # noqa: PTH123 - it is open already
             yield file
             file.flush()
@@ -32,6 +35,25 @@ def whole_file(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
         draft.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def steadily(file: BinaryIO) -> Callable[[bytes], None]:
+    """A function that writes to ``file``, which is empty, and has it on disk a little at a time: one sync of
+    all of a large file would hold up those of the daemon beside it. Nor does the file push others out of the
+    system's cache."""
+    written = synced = 0
+
+    def write(data: bytes) -> None:
+        nonlocal written, synced
+        file.write(data)
+        written += len(data)
+        if written - synced >= _STEADY_BYTES:
+            file.flush()
+            os.fdatasync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, written, os.POSIX_FADV_DONTNEED)
+            synced = written
+
+    return write
 
 
 def sync_folder(folder: Path) -> None:

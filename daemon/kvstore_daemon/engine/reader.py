@@ -197,6 +197,8 @@ def main(task: str, path: str) -> int:
     """Do the task, and tell on standard output, one JSON array a line."""
     # Ctrl-C reaches all processes of a terminal; it is the parent that decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # the daemon beside it has people waiting
+    os.nice(10)
     try:
         _TASKS[task](as_owner(Path(path)))
     except KvError as error:

@@ -120,8 +120,8 @@ def _draft(data: Path) -> Iterator[BinaryIO]:
     """A new file beside ``data``, which is gone afterwards unless it was given another name."""
     path = data.with_name(DRAFT)
     path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(path, "r+b", opener=lambda *_: descriptor) as draft:
             yield draft
     finally:

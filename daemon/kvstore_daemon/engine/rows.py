@@ -183,6 +183,14 @@ def event_time(data: Buffer) -> int:
     return time
 
 
+def event_key(data: Buffer) -> bytes:
+    """The key of the event in a log row, not verified; empty if the row is too short."""
+    key_at = _CRC.size + _EVENT.size
+    if len(data) < key_at:
+        return b""
+    return bytes(data[key_at : key_at + _EVENT.unpack_from(data, _CRC.size)[4]])
+
+
 def is_put(data: Buffer) -> bool:
     """Whether the event in a log row is a put, not verified: nothing but its row has to go when it is
     trimmed."""

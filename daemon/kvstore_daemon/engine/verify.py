@@ -130,10 +130,11 @@ class _Walk:
             yield f"{name}: revision {stored.revision} is not between its creation and the head"
         if stored.revision > self._at.floor:
             place = rows.record_place(row)
-            event = self._event(place)
+            event = self._get("log", place)
             if event is None:
                 yield f"{name}: its event {_at(Place.decode(place))} is not in the log"
-            elif not isinstance(event, str) and (event.key, event.op) != (key, "put"):
+            elif rows.event_key(event) != key or not rows.is_put(event):
+                # its checksum is looked at where the log is walked
                 yield f"{name}: the event {_at(Place.decode(place))} that should have made it is another's"
         if stored.expires_at is not None and not self._txn.cursor(self._tables["expiry"]).set_key_dup(
             stored.expires_at.to_bytes(8), key
@@ -141,15 +142,9 @@ class _Walk:
             yield f"{name}: its expiry is not in the expiry table"
 
     def _event(self, place: bytes) -> LogRow | str | None:
-        """The event at ``place``, None if there is none, what is wrong with it if it is damaged: that is
-        reported where the log is walked."""
+        """The event at ``place``, None if there is none."""
         row = self._get("log", place)
-        if row is None:
-            return None
-        try:
-            return rows.decode_event(Place.decode(place), row)
-        except DamageError as damage:
-            return str(damage)
+        return None if row is None else _decoded(Place.decode(place), row)
 
     def _events(self) -> Iterator[str]:
         at = self._at
@@ -169,7 +164,7 @@ class _Walk:
                     yield f"revision {revision}: its last {expected} events are missing"
                 if place.nth:
                     yield f"revision {place.revision}: its first {place.nth} events are missing"
-            event = self._event(row[0])
+            event = _decoded(place, row[1])
             revision, expected = place.revision, 0
             if isinstance(event, LogRow):
                 expected = event.siblings - place.nth - 1
@@ -186,12 +181,12 @@ class _Walk:
         if head != at.head:
             yield f"the log ends at revision {head}, and the head is said to be {at.head}"
 
-    def _one_event(self, place: Place, event: LogRow | str | None) -> Iterator[str]:
+    def _one_event(self, place: Place, event: LogRow | str) -> Iterator[str]:
         if isinstance(event, LogRow):
             yield from self._chain(event)
             yield from self._newest(event)
         else:
-            yield f"event {_at(place)}: {event or 'it is not found by its place'}"
+            yield f"event {_at(place)}: {event}"
 
     def _chain(self, event: LogRow) -> Iterator[str]:
         if event.before == NOWHERE or event.before.revision <= self._at.floor:
@@ -268,6 +263,14 @@ class _Walk:
             kept = self._get("clients", client)
             if kept is None or kept[12:20] != minute:
                 yield f"age of the reply to {_shown(client)}: no such reply"
+
+
+def _decoded(place: Place, row: bytes) -> LogRow | str:
+    """The event in a log row; what is wrong with it if it is damaged."""
+    try:
+        return rows.decode_event(place, row)
+    except DamageError as damage:
+        return str(damage)
 
 
 def _at(place: Place) -> str:
