@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, NamedTuple
 
+from kvstore_cli.connection import reason
 from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING, Finding, failed, skipped
 from kvstore_cli.doctor.probe import NotStoredError, Probe
 from kvstore_cli.doctor.table import CHECKS, Check
@@ -103,6 +104,8 @@ def _made(check: Check, probe: Probe) -> Iterator[Finding]:
     except KvError as error:
         cause = "unreachable" if check.name == "reachable" else "no_answer"
         yield failed(cause, error.message, code=error.code)
+    except OSError as error:
+        yield failed("no_answer", f"the connection failed: {reason(error)}")
 
 
 def _exit_of(finding: Finding) -> int:

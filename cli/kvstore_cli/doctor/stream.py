@@ -62,6 +62,7 @@ class WatchedStream:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._connection.close()
+        self._socket.close()  # which http.client lets go of where the answer says Connection: close
 
     def __enter__(self) -> Self:
         return self
