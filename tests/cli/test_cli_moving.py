@@ -263,7 +263,7 @@ def test_an_export_outlasts_a_broken_connection(
     shared_service: Service, offline: Kvstore, start: Start
 ) -> None:
     empty(shared_service.url)
-    put_all(shared_service.url, many(30_000))
+    put_all(shared_service.url, many(10_000))
     with CuttingProxy(shared_service.url, cut_after_bytes=1_000_000) as proxy:
         running = start(offline, "export", "e", "--url", proxy.endpoint.replace("tcp", "http"))
         wait_until(lambda: "trying again" in running.stderr, what="it broke")
@@ -309,7 +309,7 @@ def test_an_export_under_load_is_the_store_at_its_revision(
     start_serve: Callable[..., Any], offline: Kvstore
 ) -> None:
     url = start_serve(workers=1).url
-    put_all(url, many(20_000))
+    put_all(url, many(10_000))
     with writing(url):
         before = httpx.get(f"{url}/v1/status").json()["revision"]
         for _ in range(3):
@@ -343,13 +343,14 @@ def test_an_import_goes_on_where_it_was_killed(
     """Whatever is sent twice is applied once: every key has its first version."""
     for url in (shared_service.url, other):
         empty(url)
-    put_all(shared_service.url, many(30_000))
+    put_all(shared_service.url, many(20_000))
     source = {"KVSTORE_URL": shared_service.url}
     assert offline("export", "e.gz", env=source).returncode == 0
     state = offline.folder / "e.gz.import-state"
     kills = 0
     for number in [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGKILL]:
-        target = line_reached(state) + random.randrange(1, 6000)
+        is_begun = state.exists()
+        target = line_reached(state) + random.randrange(1, 3000)
         running = start(offline, "import", "e.gz", "--url", other)
         wait_until(
             lambda: running.process.poll() is not None or line_reached(state) >= target,  # noqa: B023
@@ -358,12 +359,11 @@ def test_an_import_goes_on_where_it_was_killed(
         )
         running.process.send_signal(number)
         kills += running.wait() != 0
-        if kills > 1 and "put" not in running.stderr:
-            assert "going on behind line" in running.stderr
+        assert ("going on behind line" in running.stderr) == is_begun
     assert kills >= 2
     last = offline("import", "e.gz", "--url", other)
     assert last.returncode == 0, last.stderr
-    assert b"30000 records put" in last.stderr
+    assert b"20000 records put" in last.stderr
     assert not state.exists()
     there, here = records(shared_service.url), records(other)
     assert kept(here) == kept(there)
@@ -375,7 +375,7 @@ def test_an_import_outlasts_restarts_of_the_service(
 ) -> None:
     daemon = start_daemon()
     facade = start_facade(daemon)
-    ops = many(30_000)
+    ops = many(20_000)
     (offline.folder / "f").write_text("".join(json.dumps(op) + "\n" for op in ops))
     running = start(offline, "import", "f", "--url", facade.url)
     state = offline.folder / "f.import-state"
@@ -397,7 +397,7 @@ def test_an_import_gives_up_and_says_how_far_it_came(
     start_serve: Callable[..., Any], offline: Kvstore, start: Start
 ) -> None:
     serve = start_serve(workers=1)
-    (offline.folder / "f").write_text("".join(json.dumps(op) + "\n" for op in many(60_000)))
+    (offline.folder / "f").write_text("".join(json.dumps(op) + "\n" for op in many(30_000)))
     running = start(
         offline, "import", "f", "--url", serve.url, "--retry-for", "1s", "--request-timeout", "1s"
     )
@@ -407,7 +407,7 @@ def test_an_import_gives_up_and_says_how_far_it_came(
     assert "the same command goes on from there" in running.stderr
     serve.start()
     assert offline("import", "f", "--url", serve.url).returncode == 0
-    assert len(records(serve.url)) == 60_000
+    assert len(records(serve.url)) == 30_000
 
 
 def interrupted(kvstore: Kvstore, folder: Path) -> dict[str, Any]:
