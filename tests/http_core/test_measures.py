@@ -1,0 +1,118 @@
+"""What workers count in the memory that they share, against plain dictionaries."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvstore_http import measures
+from kvstore_http.cells import Board
+from kvstore_http.families import collected
+from kvstore_http.measures import OTHER, REQUEST_SECONDS, REQUESTS, STATUSES, Measures
+
+WORKERS = 3
+NANOSECONDS = 1_000_000_000
+
+routes = st.sampled_from([*{route for _, route in REQUESTS}, "/made-up"])
+methods = st.sampled_from(["GET", "PUT", "HEAD", "OPTIONS", "PROPFIND", "", "get"])
+statuses = st.sampled_from(["200 OK", "201 Created", "404 Not Found", "503 Service Unavailable", "599 What"])
+durations = st.none() | st.integers(0, 20 * NANOSECONDS)
+requests = st.lists(st.tuples(st.integers(0, WORKERS - 1), routes, methods, statuses, durations), max_size=60)
+
+
+def series(route: str, method: str) -> tuple[str, str]:
+    """The labels under which a request is counted."""
+    route = route if any(known == route for _, known in REQUESTS) else OTHER
+    return (method if (method, route) in REQUESTS else OTHER), route
+
+
+@given(requests, st.lists(st.integers(0, WORKERS - 1), max_size=5))
+def test_the_sum_over_all_workers_is_what_happened_whoever_was_restarted(
+    happened: list[tuple[int, str, str, str, int | None]], restarted: list[int]
+) -> None:
+    board = Board(WORKERS)
+    workers = []
+    for number in range(WORKERS):
+        board.note_start(number, 1)
+        workers.append(Measures(board, number))
+    counts: Counter[tuple[str, str, str]] = Counter()
+    buckets: Counter[tuple[str, str, float]] = Counter()
+    sums: Counter[tuple[str, str]] = Counter()
+    for at, (number, route, method, status, took) in enumerate(happened):
+        workers[number].begin()
+        if at < len(restarted):  # in the middle of a request, as a crash is
+            gone = restarted[at]
+            board.note_end(gone)
+            board.note_start(gone, 2)
+            workers[gone] = Measures(board, gone)
+            if gone == number:
+                continue
+        workers[number].end(route, method, status, took)
+        labels = series(route, method)
+        counts[*labels, status[:3] if status[:3] in STATUSES else OTHER] += 1
+        if took is not None:
+            bound = (*REQUEST_SECONDS, float("inf"))[bisect_left(REQUEST_SECONDS, took / NANOSECONDS)]
+            buckets[*labels, bound] += 1
+            sums[labels] += took
+    cells = board.totals(measures.USED_CELLS)
+    for (method, route), cell in REQUESTS.items():
+        found = {status: cells[cell.statuses + at] for at, status in enumerate(STATUSES)}
+        assert found == {status: counts[method, route, status] for status in STATUSES}
+        counted = cells[cell.seconds.at : cell.seconds.at + len(REQUEST_SECONDS) + 1]
+        assert counted == [buckets[method, route, bound] for bound in (*REQUEST_SECONDS, float("inf"))]
+        assert cells[cell.seconds.sum_at] == sums[method, route]
+    assert board.restarts == min(len(restarted), len(happened))
+
+
+def test_what_is_the_case_now_ends_with_the_worker_and_what_happened_stays() -> None:
+    board = Board(2)
+    for number in range(2):
+        board.note_start(number, os.getpid())
+    first, second = (Measures(board, number) for number in range(2))
+    for worker, count in ((first, 3), (second, 4)):
+        worker.begin()
+        worker.connections_changed(count)
+        worker.note_streams(count)
+        worker.note_backlog(1000 * count)
+        worker.stream_opened(is_resumed=True)
+    board.note_end(1)
+    shown = {
+        sample.name: sample.value
+        for family in collected(board, None).collect()
+        for sample in family.samples
+        if not sample.labels
+    }
+    assert shown["kvstore_http_requests_in_progress"] == 1
+    assert shown["kvstore_http_connections"] == shown["kvstore_http_streams"] == 3
+    assert shown["kvstore_http_stream_backlog_bytes"] == 3000
+    assert shown["kvstore_http_workers"] == 1
+    assert shown["kvstore_http_streams_opened_total"] == shown["kvstore_http_streams_resumed_total"] == 2
+
+
+FORKING = """
+import os
+from kvstore_http import measures
+from kvstore_http.cells import Board
+
+def count(number):
+    worker = measures.Measures(board, number)
+    for _ in range(1000):
+        worker.sent(10, 1)
+    os._exit(0)
+
+board = Board(2)
+pids = [os.fork() or count(number) for number in range(2)]
+assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
+cells = board.totals(measures.USED_CELLS)
+print(cells[measures.STREAM_EVENTS], cells[measures.STREAM_BYTES])
+"""
+
+
+def test_the_memory_is_shared_with_processes_that_are_forked() -> None:
+    # in a process of its own, since one with threads had better not fork
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2000", "20000"]
