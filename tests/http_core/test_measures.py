@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from bisect import bisect_left
 from collections import Counter
 
@@ -95,6 +97,8 @@ def test_what_is_the_case_now_ends_with_the_worker_and_what_happened_stays() -> 
 
 FORKING = """
 import os
+import subprocess
+import sys
 from kvstore_http import measures
 from kvstore_http.cells import Board
 
