@@ -6,6 +6,7 @@ How a line looks and where it goes is decided by whoever starts the servers (``k
 from __future__ import annotations
 
 import logging
+import mmap
 import signal
 import time
 from collections.abc import Sequence
@@ -50,10 +51,16 @@ LEVEL_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 class LogLevel:
     """The level of everything that is logged: SIGUSR1 makes it one step more talkative, SIGUSR2 what
-    it was configured as. Not to be used in a signal handler."""
+    it was configured as. Not to be used in a signal handler.
+
+    Processes forked later share it: of signals that are passed on some may coincide, so those processes
+    do not count them but :meth:`follow`.
+    """
 
     def __init__(self, configured: str) -> None:
-        self._configured = getattr(logging, configured.upper())
+        self._configured: int = getattr(logging, configured.upper())
+        self._shared = mmap.mmap(-1, 1)
+        self._shared[0] = self._configured
 
     def change(self, number: int) -> str:
         """Do what the signal asks for; returns the name of the level that holds now."""
@@ -62,4 +69,9 @@ class LogLevel:
             root.setLevel(max((level for level in LEVELS if level < root.level), default=logging.DEBUG))
         else:
             root.setLevel(self._configured)
+        self._shared[0] = root.level
         return logging.getLevelName(root.level).lower()
+
+    def follow(self) -> None:
+        """Do as the process did from which this one was forked."""
+        logging.getLogger().setLevel(self._shared[0])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from socket import socket
 from typing import Any
 
@@ -39,33 +40,40 @@ def run(settings: HttpSettings, manager: ServiceManager, inherited: Sequence[soc
     where = {"url": url_of(shares[0][0]), "requests": settings.requests, "changes": settings.changes}
     overseer = Herald(manager, PLACES % where, lambda: _announce(where))
     board = Board(settings.workers)
+    level = LogLevel(settings.log_level)
     if settings.workers == 1:
         board.note_start(0, os.getpid())
-        return _serve(settings, shares[0], 0, board, overseer)
-    return _run_workers(settings, shares, board, overseer)
+        return _serve(settings, shares[0], 0, board, overseer, partial(_change_level, level))
+    return _run_workers(settings, shares, board, overseer, level)
 
 
-def _run_workers(settings: HttpSettings, shares: Shares, board: Board, overseer: Overseer) -> int:
+def _run_workers(
+    settings: HttpSettings, shares: Shares, board: Board, overseer: Overseer, level: LogLevel
+) -> int:
     def serve(number: int, parent: Overseer) -> int:
-        return _serve(settings, keep_only(shares, number), number, board, parent)
+        return _serve(settings, keep_only(shares, number), number, board, parent, lambda _: level.follow())
 
-    level = LogLevel(settings.log_level)
+    return Workers(settings.workers, serve, _warn, overseer, partial(_change_level, level), board).run()
 
-    def on_level(number: int) -> None:
-        announcer.info("kvstore http: the log level is now %s", level.change(number))
 
-    return Workers(settings.workers, serve, _warn, overseer, on_level, board).run()
+def _change_level(level: LogLevel, number: int) -> None:
+    announcer.info("kvstore http: the log level is now %s", level.change(number))
 
 
 def _serve(
-    settings: HttpSettings, sockets: Sequence[socket], number: int, board: Board, overseer: Overseer
+    settings: HttpSettings,
+    sockets: Sequence[socket],
+    number: int,
+    board: Board,
+    overseer: Overseer,
+    on_level: Callable[[int], None],
 ) -> int:
     _name_worker(number)
     # Not at the top: gevent and ZeroMQ belong to the workers, not to their parent.
     from kvstore_http.measures import Measures
     from kvstore_http.worker import serve
 
-    return serve(settings, sockets, Measures(board, number), overseer)
+    return serve(settings, sockets, Measures(board, number), overseer, on_level)
 
 
 def _name_worker(number: int) -> None:

@@ -7,7 +7,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
@@ -15,7 +15,7 @@ import zmq
 from gevent.event import Event as Signal
 
 from kvstore_client.errors import EXIT_DONE
-from kvstore_client.logs import LEVEL_SIGNALS, LogLevel, announcer
+from kvstore_client.logs import LEVEL_SIGNALS
 from kvstore_http.app import create_app
 from kvstore_http.feed import Feed
 from kvstore_http.journal import Journal
@@ -38,12 +38,17 @@ tenth of the time of gets on 128 connections, whose requests are all alive at on
 
 
 def serve(
-    settings: HttpSettings, sockets: Sequence[socket.socket], measures: Measures, overseer: Overseer
+    settings: HttpSettings,
+    sockets: Sequence[socket.socket],
+    measures: Measures,
+    overseer: Overseer,
+    on_level: Callable[[int], None],
 ) -> int:
     """Serve on bound ``sockets`` until SIGTERM or SIGINT; returns the exit status.
 
     ``overseer`` is told when connections are accepted, and after that that the hub turns. The daemon
     need not be there: requests are answered with 503 until it is. What happens is counted in ``measures``.
+    ``on_level`` changes the log level; it is called with the number of a signal that asks for it.
     """
     _raise_descriptor_limit()
     stop = Signal()
@@ -58,7 +63,7 @@ def serve(
     app = create_app(link, feed, settings, measures.board)
     journal = Journal(settings.access_log, settings.slow_request_ms)
     servers = [_server(app, sock, measures, journal, settings) for sock in sockets]
-    level_watchers = _watch_level(settings, journal)
+    level_watchers = _watch_level(on_level, journal)
     _settle_memory()
     overseer.ready()
     beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
@@ -83,20 +88,17 @@ def _log_failure(context: object, kind: type[BaseException], error: BaseExceptio
     log.error("%s failed", context, exc_info=(kind, error, trace))
 
 
-def _watch_level(settings: HttpSettings, journal: Journal) -> list[Any]:
+def _watch_level(on_level: Callable[[int], None], journal: Journal) -> list[Any]:
     """Have the signals for it change the log level."""
-    level = LogLevel(settings.log_level)
+
+    def change(number: int) -> None:
+        on_level(number)
+        journal.refresh()
+
     watchers = [gevent.get_hub().loop.signal(number) for number in LEVEL_SIGNALS]
     for watcher, number in zip(watchers, LEVEL_SIGNALS, strict=True):
-        watcher.start(_change_level, level, number, settings.workers, journal)
+        watcher.start(change, number)
     return watchers
-
-
-def _change_level(level: LogLevel, number: int, workers: int, journal: Journal) -> None:
-    name = level.change(number)
-    journal.refresh()
-    if workers == 1:  # of several it is their parent who says so
-        announcer.info("kvstore http: the log level is now %s", name)
 
 
 def _server(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -50,3 +52,28 @@ def test_the_level_goes_down_step_by_step_and_back_at_once(configured: str) -> N
         assert level.change(signal.SIGUSR2) == configured
     finally:
         root.setLevel(before)
+
+
+PROGRAM = """
+import logging, os, signal
+from kvstore_client.logs import LogLevel
+
+level = LogLevel("error")
+go, wake = os.pipe()
+child = os.fork()
+if child == 0:
+    os.read(go, 1)
+    level.follow()
+    os._exit(logging.getLogger().level)
+level.change(signal.SIGUSR2)
+for _ in range(3):
+    level.change(signal.SIGUSR1)
+os.write(wake, b"x")
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_follows_however_many_signals_it_missed() -> None:
+    # in a process without threads, which alone may fork
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == logging.DEBUG
