@@ -193,6 +193,25 @@ def test_a_reader_whose_place_is_taken_is_told_so(offline: Kvstore, filled: Daem
     assert offline("backup", "b.kvb", "--data", str(filled.data)).returncode == 0
 
 
+def test_a_folder_that_is_mounted_read_only_is_read_while_nobody_writes_to_it(
+    offline: Kvstore, filled: Daemon, tmp_path: Path
+) -> None:
+    """LMDB cannot take part in the locking there, and the daemon would not know of the reader."""
+    view = tmp_path / "view"
+    view.mkdir()
+    if subprocess.run(["mount", "--bind", "-o", "ro", str(filled.data), str(view)], check=False).returncode:
+        pytest.skip("mounting needs root; CI has it")
+    try:
+        done = offline("backup", "b.kvb", "--data", str(view))
+        assert done.returncode == 5
+        assert b"read-only" in done.stderr
+        filled.stop()
+        assert offline("backup", "b.kvb", "--data", str(view)).returncode == 0
+        assert offline("check", "--data", str(view)).returncode == 0
+    finally:
+        subprocess.run(["umount", "--lazy", str(view)], check=True)
+
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root; CI has it")
 
 

@@ -337,6 +337,16 @@ def test_a_store_that_is_there_is_replaced_only_when_told_and_kept(
         assert rows_of(env) == before
 
 
+def test_what_an_ended_restore_left_is_removed_at_the_next_start(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    open_store().engine.close()
+    left = tmp_path / "data" / "lmdb" / "new.mdb"
+    left.write_bytes(b"a part of a store")
+    open_store()
+    assert not left.exists()
+
+
 def test_nothing_is_replaced_under_a_daemon(filled: Store, tmp_path: Path) -> None:
     image, _ = backed_up(tmp_path / "data")
     for replacing in (

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,11 @@ def opened(path: Path) -> Iterator[tuple[lmdb.Environment, lmdb.Transaction[byte
     """
     file = data_file(path)
     descriptor = _held(file)
-    try:
+    stack = ExitStack()
+    stack.callback(os.close, descriptor)
+    with stack, _told(file):
+        if path.is_dir() and os.statvfs(file).f_flag & os.ST_RDONLY:
+            stack.enter_context(_kept_from_writers(path))
         env = lmdb.open(
             os.fspath(file.parent if path.is_dir() else file),
             subdir=path.is_dir(),
@@ -61,6 +65,13 @@ def opened(path: Path) -> Iterator[tuple[lmdb.Environment, lmdb.Transaction[byte
         )
         with env, _transaction(env) as txn:
             yield env, txn
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """Tell of LMDB's errors in the block in words of ours."""
+    try:
+        yield
     except lmdb.LockError as error:
         # a reader with this process id is there already, in another container on the same volume
         raise KvError("too_busy", f"the reader's place in {file.parent} is taken: {error}") from error
@@ -68,8 +79,25 @@ def opened(path: Path) -> Iterator[tuple[lmdb.Environment, lmdb.Transaction[byte
         raise _not_readable(file, error) from error
     except lmdb.Error as error:
         raise KvError("damaged", f"LMDB cannot read {file}: {error}") from error
-    finally:
-        os.close(descriptor)
+
+
+@contextmanager
+def _kept_from_writers(folder: Path) -> Iterator[None]:
+    """Keep daemons out of a folder on a read-only file system; raises ``not_allowed`` if one is in it.
+
+    It may be mounted writable elsewhere. LMDB reads without a lock then, and a daemon would not know that
+    the pages are in use.
+    """
+    with (folder / "owner").open("rb") as owner:
+        try:
+            fcntl.flock(owner, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise KvError(
+                "not_allowed",
+                f"{folder.absolute()} is in use, and mounted read-only here, where its users cannot be told "
+                "of a reader: mount it writable",
+            ) from error
+        yield
 
 
 def _held(file: Path) -> int:
