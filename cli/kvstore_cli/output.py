@@ -72,6 +72,11 @@ def talk(message: str) -> None:
     sys.stderr.flush()
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 record``, ``2 records``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def coloured(text: str, colour: str) -> str:
     """``text`` in the colour of an event's op (or ``bold``, ``dim``), on a terminal that wants it."""
     if not on_terminal() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":

@@ -610,7 +610,7 @@ def test_if_absent_leaves_alone_what_exists(kvstore: Kvstore, tmp_path: Path) ->
     (tmp_path / "f").write_text('{"key":"absent/1","value":"1"}\n{"key":"absent/2","value":"2"}\n')
     done = kvstore("import", str(tmp_path / "f"), "--if-absent")
     assert done.returncode == 0
-    assert b"1 records put, 1 left alone because the key exists" in done.stderr
+    assert b"1 record put, 1 left alone because the key exists" in done.stderr
     assert kvstore.out("get", "absent/1") == b"mine\n"
     assert kvstore.out("get", "absent/2") == b"2\n"
     kvstore.out("import", str(tmp_path / "f"))
@@ -638,7 +638,7 @@ def test_a_dry_run_changes_nothing(kvstore: Kvstore, tmp_path: Path) -> None:
     for arguments in ([str(tmp_path / "f")], ["-"]):
         done = kvstore("import", *arguments, "--dry-run", stdin=text.encode())
         assert done.returncode == 0
-        assert b"1 records would be put, 1 left out because they have expired" in done.stderr
+        assert b"1 record would be put, 1 left out because they have expired" in done.stderr
     assert kvstore.out("list", "--prefix", "dry/") == b""
     assert list(tmp_path.iterdir()) == [tmp_path / "f"]
 

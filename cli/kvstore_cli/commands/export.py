@@ -113,10 +113,8 @@ def _export(service: Service, scope: Scope, file: str, *, stall_ms: int, retry_m
         with bar("writing", collection.at_most) as advance, target(file) as write:
             seal = _write(write, collection, scope, advance)
     where = "" if file == "-" else f" to {output.readable(file)}"
-    output.talk(
-        f"exported {seal.records} records{where}, {seal.size} bytes of JSON, as of revision "
-        f"{collection.revision}"
-    )
+    records = output.counted(seal.records, "record")
+    output.talk(f"exported {records}{where}, {seal.size} bytes of JSON, as of revision {collection.revision}")
 
 
 def _write(write: Write, collection: Collection, scope: Scope, advance: Advance) -> Sealing:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import click
 import orjson
 
+from kvstore_cli.output import counted
 from kvstore_cli.problems import problem_error
 from kvstore_cli.service import Service
 from kvstore_cli.transfer.archive import Entry, Put
@@ -75,13 +76,13 @@ class Tally:
 
     def in_words(self, *, is_dry: bool = False) -> str:
         """A sentence for a person."""
-        words = [f"{self.put} records {'would be put' if is_dry else 'put'}"]
+        words = [f"{counted(self.put, 'record')} {'would be put' if is_dry else 'put'}"]
         if self.expired:
             words.append(f"{self.expired} left out because they have expired")
         if self.existed:
             words.append(f"{self.existed} left alone because the key exists")
         if self.failed:
-            words.append(f"{self.failed} lines that could not be used")
+            words.append(f"{counted(self.failed, 'line')} that could not be used")
         return ", ".join(words)
 
 
