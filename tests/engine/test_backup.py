@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -395,20 +395,12 @@ def test_what_a_killed_reader_held_is_used_again(filled: Store, tmp_path: Path) 
     assert str(reader.pid) not in env.readers()
 
 
-@pytest.mark.timeout(300)
-def test_a_restore_that_is_killed_leaves_the_old_store_or_the_new_one(filled: Store, tmp_path: Path) -> None:
-    image, _ = backed_up(tmp_path / "data")
-    filled.write("put", b"later")
-    filled.engine.close()
-    (tmp_path / "backup").write_bytes(image)
-    lmdb_folder = tmp_path / "data" / "lmdb"
-    old = rows_in(tmp_path / "data")
-    outcomes = set()
-    program = """
+STEPS_BETWEEN_KILLS = 9
+
+KILLED_AT = """
 import os, signal, sys
 from pathlib import Path
-from kvstore_daemon.engine import files, replacing
-from kvstore_daemon.engine.replacing import restore
+from kvstore_daemon.engine import replacing
 stop_at, count = int(sys.argv[3]), 0
 def trace(frame, event, argument):
     global count
@@ -418,24 +410,60 @@ def trace(frame, event, argument):
             os.kill(os.getpid(), signal.SIGKILL)
     return trace
 sys.settrace(trace)
-with open(sys.argv[1], "rb") as file:
-    restore(file, Path(sys.argv[2]), 1, replace=True, steps=lambda name: lambda done, total: None)
+steps = lambda name: lambda done, total: None
 """
-    for line in range(1, 1000, 7):
-        done = subprocess.run(
-            [sys.executable, "-c", program, tmp_path / "backup", tmp_path / "data", str(line)], check=False
-        )
+RESTORE = """
+with open(sys.argv[1], "rb") as file:
+    replacing.restore(file, Path(sys.argv[2]), 1, replace=True, steps=steps)
+"""
+COMPACT = """
+replacing.compact(Path(sys.argv[2]), steps)
+"""
+
+
+def ends_of(program: str, backup: Path, data: Path) -> Iterator[Tables]:
+    """What is in the store each time after the program was killed, one step later than the last time, until
+    it comes to its own end. The store is whole each time."""
+    for line in range(1, 2000, STEPS_BETWEEN_KILLS):
+        command = [sys.executable, "-c", KILLED_AT + program, str(backup), str(data), str(line)]
+        done = subprocess.run(command, check=False)
         faults: list[str] = []
-        apart.check(tmp_path / "data", faults.append)
+        apart.check(data, faults.append)
         assert not faults
-        is_old = rows_in(tmp_path / "data") == old
-        outcomes.add(is_old)
-        if not is_old:
-            assert not any(key == b"later" for key, _ in rows_in(tmp_path / "data")["data"])
+        yield rows_in(data)
         if done.returncode == 0:
-            break
+            return
         assert done.returncode == -signal.SIGKILL
-    else:
-        pytest.fail("the restore never came to its end")
-    assert outcomes == {True, False}
-    assert sorted(path.name for path in lmdb_folder.glob("new*")) == []
+    pytest.fail("the program never came to its end")
+
+
+@pytest.mark.timeout(300)
+def test_a_restore_that_is_killed_leaves_the_old_store_or_the_new_one(filled: Store, tmp_path: Path) -> None:
+    image, _ = backed_up(tmp_path / "data")
+    (tmp_path / "backup").write_bytes(image)
+    restored(image, tmp_path / "expected")
+    filled.write("put", b"later")
+    filled.engine.close()
+    old, new = rows_in(tmp_path / "data"), rows_in(tmp_path / "expected")
+    outcomes = []
+    for found in ends_of(RESTORE, tmp_path / "backup", tmp_path / "data"):
+        outcomes.append(found == old)
+        assert found == old or without_meta(found) == without_meta(new)
+    # the old one until some step, and from there on the new one
+    assert outcomes == sorted(outcomes, reverse=True)
+    assert set(outcomes) == {True, False}
+    assert not list((tmp_path / "data" / "lmdb").glob("new*"))
+
+
+@pytest.mark.timeout(300)
+def test_a_compaction_that_is_killed_changes_nothing_that_is_stored(filled: Store, tmp_path: Path) -> None:
+    filled.engine.close()
+    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    before, rows = file.stat().st_size, rows_in(tmp_path / "data")
+    sizes = set()
+    for found in ends_of(COMPACT, tmp_path, tmp_path / "data"):
+        assert found == rows
+        sizes.add(file.stat().st_size)
+    assert before in sizes
+    assert min(sizes) < before
+    assert not list(file.parent.glob("new*"))
