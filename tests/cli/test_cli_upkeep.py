@@ -134,7 +134,7 @@ def test_damage_is_told_line_by_line(offline: Kvstore, filled: Daemon) -> None:
         "record 'k007': the checksum does not match",
         "event 8.0: the checksum does not match",
     ]
-    assert b"2 faults" in done.stderr
+    assert b"2 faults; restore a backup" in done.stderr
     (found,) = offline("check", "--json", "--data", str(filled.data)).stdout.splitlines()
     assert json.loads(found)["fault_count"] == 2
 

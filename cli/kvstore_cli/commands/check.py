@@ -47,7 +47,7 @@ def command(context: click.Context, file: str | None, as_json: bool) -> int:
         shown = faults[:SHOWN_FAULTS]
         output.write_json({"whole": not faults, "faults": shown, "fault_count": len(faults), **found})
     else:
-        _say(found, faults)
+        _say(found, faults, "restore a backup" if file is None else "do not rely on this backup")
     return EXIT_ERROR if faults else EXIT_DONE
 
 
@@ -69,11 +69,11 @@ def _check_backup(path: Path, faults: list[str], steps: Steps) -> dict[str, Any]
         raise click.UsageError(f"cannot read {output.readable(str(path))}: {error.strerror}") from error
 
 
-def _say(found: dict[str, Any], faults: list[str]) -> None:
+def _say(found: dict[str, Any], faults: list[str], advice: str) -> None:
     for fault in faults[:SHOWN_FAULTS]:
         output.write_line(output.visible(fault))
     if faults:
-        output.talk(f"damaged: {len(faults):,} faults; restore a backup")
+        output.talk(f"damaged: {len(faults):,} fault{'s' if len(faults) > 1 else ''}; {advice}")
         return
     free = found["file_bytes"] - found["bytes"]
     output.talk(
