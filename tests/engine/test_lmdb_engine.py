@@ -262,6 +262,11 @@ def test_a_full_disk_refuses_writes_and_takes_deletes(open_store: OpenStore, sma
         for n in range(100):
             store.write("put", b"more%03d" % n, value=b"x" * 100_000)
     assert str(small_disk) in caught.value.message
+    statistics = store.engine.statistics()
+    assert statistics.disk_bytes == SMALL_DISK_BYTES
+    assert statistics.disk_free_bytes < BALLAST_BYTES
+    assert statistics.writes_refused is not None
+    assert statistics.writes_refused.message == caught.value.message
     for key in keys:
         assert store.get(key) is not None
         store.write("delete", key)
