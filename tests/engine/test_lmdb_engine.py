@@ -168,6 +168,8 @@ def test_a_damaged_record_can_be_replaced_or_removed(damaged_store: Store, op: s
     assert (found is not None) == (op == "put")
     damaged_store.clock.now += 1000
     assert damaged_store.engine.due(10) == ([], None)
+    # what remains is the damaged event, which leaves with the log's end
+    assert damaged_store.faults() == ["event 1.0: the checksum does not match"]
     damaged_store.engine.close()
 
 

@@ -480,11 +480,10 @@ class Transaction:
         try:
             current, before = self._applying.current(write.key, value=write.op in NEEDS_VALUE)
         except DamageError as damage:
-            if write.if_revision is None and write.op == "put":
-                return None, _NOWHERE
-            if write.if_revision is None and write.op == "delete":
-                return _DAMAGED, _NOWHERE
-            raise damaged(write.key, damage) from damage
+            if write.if_revision is not None or write.op not in ("put", "delete"):
+                raise damaged(write.key, damage) from damage
+            self._applying.forget_expiry(write.key)
+            return (None if write.op == "put" else _DAMAGED), _NOWHERE
         if current is None or write.op == "expire":
             return current, before
         expires_at = current.expires_at

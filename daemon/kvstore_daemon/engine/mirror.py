@@ -310,7 +310,6 @@ class Mirror:
                 with contextlib.suppress(DamageError):
                     if row is not None:
                         stored = rows.decode_record(key, row, value=False)
-                        # a damaged record that was replaced has left its old time behind
                         if stored.expires_at == time:
                             found.append((key, stored.revision))
         return found, None
@@ -494,6 +493,17 @@ class Applying:
             self._txn.delete(_TIME.pack(old), key, db=self._mirror.expiry)
         if new is not None:
             self._txn.put(_TIME.pack(new), key, db=self._mirror.expiry)
+
+    def forget_expiry(self, key: bytes) -> None:
+        """Take out of the expiry table a key whose record, which is damaged, cannot say when it expires.
+
+        The whole table is walked for it, since keys stand there by their times.
+        """
+        with self._txn.cursor(self._mirror.expiry) as cursor:
+            for _, expiring in cursor:
+                if expiring == key:
+                    cursor.delete()
+                    return
 
     def _inline(self, change: Change, current: Stored) -> Buffer:
         """The replaced record, if it goes into the event's row; empty if not.
