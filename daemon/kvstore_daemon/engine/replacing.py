@@ -178,9 +178,18 @@ def _verify(draft: Path, expected: dict[str, Any], steps: Steps) -> None:
 
 def _begin_anew(file: Path, backup: Backup, now: int) -> int:
     """Begin a new epoch, above every revision of the old one; on disk when this returns."""
+    # both: the margin for clocks that disagree, and the time so that restoring the same backup once more,
+    # a minute later, goes on above what was given out in that minute
     elapsed = max(0, now - backup.created_at)
-    above = backup.revision + max(_REVISION_STEP, elapsed * _REVISIONS_PER_MS)
-    head = -(-above // _REVISION_STEP) * _REVISION_STEP
+    head = backup.revision + _REVISION_STEP + elapsed * _REVISIONS_PER_MS
+    try:
+        _write_beginning(file, head)
+    except lmdb.Error as error:
+        raise KvError("store_full", f"the restored store cannot be written: {error}") from error
+    return head
+
+
+def _write_beginning(file: Path, head: int) -> None:
     map_size = 2 * file.stat().st_size + (64 << 20)
     with lmdb.open(os.fspath(file), subdir=False, lock=False, max_dbs=8, map_size=map_size) as env:
         meta = env.open_db(b"meta", create=False)
@@ -191,7 +200,6 @@ def _begin_anew(file: Path, backup: Backup, now: int) -> int:
             txn.put(b"position", position._replace(head=head).encode())
             txn.delete(b"unsynced")
         env.sync(True)
-    return head
 
 
 def _keep(data: Path) -> Path:
@@ -213,7 +221,8 @@ def _put_in_place(draft: Path, data: Path) -> None:
         if data.exists():
             # whoever reads the old one may do so to the end
             fcntl.flock(stack.enter_context(data.open("rb")), fcntl.LOCK_EX)
+        # it speaks of the readers and the transactions of the old file. Before the new one is there: a reader
+        # that opened that with this table of readers would not be seen by a daemon that makes another
+        data.with_name("lock.mdb").unlink(missing_ok=True)
         draft.replace(data)
         sync_folder(data.parent)
-        # it speaks of the readers and the transactions of the old file
-        data.with_name("lock.mdb").unlink(missing_ok=True)
