@@ -79,6 +79,7 @@ def test_a_signal_stops_everything_cleanly(
 ) -> None:
     serve = start_serve(workers=2)
     works(offline, serve.url, "v")
+    assert f"browser  {serve.url}/\n" in serve.stderr
     assert f"curl {serve.url}/v1/kv/greeting" in serve.stderr
     assert re.search(rf"KVSTORE_URL={re.escape(serve.url)} \S*kvstore subscribe", serve.stderr)
     assert str(serve.data) in serve.stderr

@@ -61,6 +61,7 @@ def _guide(addresses: dict[str, str]) -> str:
     return f"""
 kvstore is ready. Its data is in {addresses["data"]}; Ctrl-C stops it.
 
+  browser  {url}/
   HTTP     curl -X PUT {url}/v1/kv/greeting -d hello
            curl {url}/v1/kv/greeting
   shell    {client} put greeting hello
