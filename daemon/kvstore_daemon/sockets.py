@@ -56,7 +56,7 @@ def listen(socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
-        raise _cannot_listen(endpoint, str(error.strerror).lower(), option) from error
+        raise _cannot_listen(endpoint, _reason(error), option) from error
     bound: bytes = socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
     return bound.decode()
 
@@ -79,6 +79,12 @@ def _cannot_listen(endpoint: str, reason: str, option: str) -> KvError:
     return KvError(
         "unavailable", f"cannot listen on {endpoint}: {reason}; choose another address with {option}"
     )
+
+
+def _reason(error: zmq.ZMQError) -> str:
+    # not the error's own text, in which pyzmq may name the endpoint once more
+    reason = zmq.strerror(error.errno or 0).lower()
+    return f"{reason}, perhaps by another kvstore" if error.errno == zmq.EADDRINUSE else reason
 
 
 def _leave_to_its_owner(endpoint: str, option: str) -> None:

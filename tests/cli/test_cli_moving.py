@@ -515,6 +515,13 @@ def test_a_bad_line_is_named_and_nothing_of_its_file_is_put(
     assert kvstore.out("get", "bad/1") == b"1\n"
 
 
+def test_a_file_that_is_no_text_is_called_that(offline: Kvstore, tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(b"\xff\xfe\x00")
+    done = offline("import", "noise", "--dry-run")
+    assert done.returncode == 1
+    assert b"line 1: it is not JSON: it is not even UTF-8; nothing was put" in done.stderr
+
+
 def test_keep_going_leaves_out_what_is_wrong(kvstore: Kvstore, tmp_path: Path) -> None:
     kvstore.out("delete", "--prefix", "going/")
     text = '{"kvstore_export":1}\n{"key":"going/1","value":"1"}\nnonsense\n{"key":"going/2","value":"2"}\n'

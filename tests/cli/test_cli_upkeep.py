@@ -124,6 +124,28 @@ def test_a_full_disk_leaves_nothing(offline: Kvstore, filled: Daemon, tmp_path: 
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+def test_a_restore_says_which_file_is_no_backup(offline: Kvstore, tmp_path: Path) -> None:
+    (tmp_path / "not\x1bone").write_bytes(b"something else")
+    done = offline("restore", "not\x1bone", "--data", str(tmp_path / "data"))
+    assert done.returncode == 1
+    assert (
+        b"kvstore: not\\x1bone: this is no backup, or its end is missing; nothing was restored" in done.stderr
+    )
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("command", [["daemon"], ["restore", "b.kvb"]])
+def test_a_data_folder_that_is_a_file_is_called_that(
+    offline: Kvstore, filled: Daemon, tmp_path: Path, command: list[str]
+) -> None:
+    assert offline("backup", "b.kvb", "--data", str(filled.data)).returncode == 0
+    (tmp_path / "file").touch()
+    done = offline(*command, "--data", "file")
+    assert done.returncode in (1, 5)
+    assert "file is not a folder; choose another --data" in done.stderr.decode()
+    assert b"Errno" not in done.stderr
+
+
 def test_damage_is_told_line_by_line(offline: Kvstore, filled: Daemon) -> None:
     filled.stop()
     file = filled.data / "lmdb" / "data.mdb"

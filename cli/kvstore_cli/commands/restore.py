@@ -13,6 +13,7 @@ from kvstore_cli import output
 from kvstore_cli.completion import complete_file
 from kvstore_cli.flags import Command, with_options
 from kvstore_cli.upkeep import data_folder, progress
+from kvstore_client.errors import KvError
 
 
 @click.command(cls=Command)
@@ -37,8 +38,15 @@ def command(context: click.Context, file: str, force: bool) -> None:
     from kvstore_daemon.engine.owner import as_owner
     from kvstore_daemon.engine.replacing import restore
 
+    now = time.time_ns() // 1_000_000
     with closing(_opened(file)) as source, progress() as steps:
-        found = restore(source, as_owner(folder), time.time_ns() // 1_000_000, replace=force, steps=steps)
+        try:
+            found = restore(source, as_owner(folder), now, replace=force, steps=steps)
+        except KvError as error:
+            if error.code != "damaged":
+                raise
+            message = f"{output.readable(file)}: {error.message}; nothing was restored: take another backup"
+            raise KvError("damaged", message) from error
     if found.kept is not None:
         output.talk(
             f"the store that was there is kept as {folder / 'lmdb' / found.kept.name}; remove it in time"

@@ -161,7 +161,7 @@ class Reader:
         except orjson.JSONDecodeError as error:
             if self._seal is not None:
                 self._seal.record(line)
-            raise ValueError(f"it is not JSON: {error}") from error
+            raise ValueError(_not_json(line, error)) from error
         if type(fields) is dict and (HEAD in fields or END in fields) and "key" not in fields:
             if self._seal is not None:
                 self._seal.mark(fields, line)
@@ -169,6 +169,15 @@ class Reader:
         if self._seal is not None:
             self._seal.record(line)
         return Entry(self.number, self.offset, put_of(fields, self._value_bytes))
+
+
+def _not_json(line: bytes, error: ValueError) -> str:
+    # orjson speaks of surrogates where the bytes are no text at all
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return "it is not JSON: it is not even UTF-8"
+    return f"it is not JSON: {error}"
 
 
 class _BreachError(ValueError):

@@ -40,7 +40,7 @@ from kvstore_daemon.engine import (
 from kvstore_daemon.engine.clock import wall_clock
 from kvstore_daemon.engine.measures import Commits
 from kvstore_daemon.engine.mirror import DRAFT, Applying, Clock, Mirror, damaged
-from kvstore_daemon.engine.ownership import Ownership
+from kvstore_daemon.engine.ownership import Ownership, unusable
 from kvstore_daemon.engine.planning import GROWING, NEEDS_VALUE, Plan, plan
 from kvstore_daemon.engine.replies import Replies
 from kvstore_daemon.engine.rows import NOWHERE, DamageError, encode_place
@@ -82,7 +82,7 @@ class LmdbEngine:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._ownership.take()
         except OSError as error:
-            raise KvError("not_allowed", _unusable(self._folder, error)) from error
+            raise KvError("not_allowed", unusable(self._folder, error)) from error
         try:
             self._open_store()
         except BaseException:
@@ -540,16 +540,6 @@ def _is_full(requests: list[WriteRequest]) -> bool:
     writes = sum(len(request.writes) for request in requests)
     size = sum(len(write.value) for request in requests for write in request.writes)
     return writes >= _MAX_GROUP_WRITES or size >= _MAX_GROUP_BYTES
-
-
-def _unusable(folder: Path, error: OSError) -> str:
-    """What is wrong with the data folder, and with whose it is where that is the reason."""
-    message = f"the data folder {folder} cannot be used: {error.strerror}: {error.filename}"
-    if not isinstance(error, PermissionError):
-        return message
-    with contextlib.suppress(OSError):
-        message += f"; it belongs to user {folder.stat().st_uid}, and the daemon runs as user {os.geteuid()}"
-    return f"{message}. Give the folder to that user, or choose another --data"
 
 
 def _boot_id() -> bytes:

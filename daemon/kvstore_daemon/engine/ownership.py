@@ -11,6 +11,29 @@ from pathlib import Path
 from kvstore_client.errors import KvError
 
 
+def unusable(folder: Path, error: OSError) -> str:
+    """Why the data folder cannot be used, and what to do about it."""
+    message = f"the data folder {folder.absolute()} cannot be used: "
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is not a folder; choose another --data"
+    message += f"{error.strerror}: {error.filename}"
+    if not isinstance(error, PermissionError):
+        return f"{message}; choose another --data"
+    user = os.geteuid()
+    try:
+        owner = Path(error.filename if os.path.lexists(error.filename) else folder).stat().st_uid
+    except OSError:
+        return f"{message}. Make the folder and give it to user {user}, or choose another --data"
+    if owner == user:
+        return (
+            f"{message}; its owner, user {user}, may not write to it: chmod u+rwx, or choose another --data"
+        )
+    return (
+        f"{message}; it belongs to user {owner}, and the daemon runs as user {user}. Give the folder to that "
+        "user, or choose another --data"
+    )
+
+
 class Ownership:
     """A lock on a data folder that ends with the process, however it ends.
 

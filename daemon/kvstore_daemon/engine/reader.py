@@ -120,8 +120,9 @@ def _held(file: Path) -> int:
 
 
 def _not_readable(file: Path, error: Exception) -> KvError:
+    reason = error.strerror if isinstance(error, OSError) else error
     return KvError(
-        "not_allowed", f"{file} cannot be read: {error}; do this as the user who runs the daemon, or as root"
+        "not_allowed", f"{file} cannot be read: {reason}; do this as the user who runs the daemon, or as root"
     )
 
 

@@ -25,7 +25,7 @@ from kvstore_daemon.engine import apart
 from kvstore_daemon.engine.backup import SAME, Backup, Steps, read_image, read_trailer
 from kvstore_daemon.engine.files import sync_folder
 from kvstore_daemon.engine.mirror import DRAFT
-from kvstore_daemon.engine.ownership import Ownership
+from kvstore_daemon.engine.ownership import Ownership, unusable
 from kvstore_daemon.engine.rows import LogPosition
 
 _CHUNK_BYTES = 1 << 20
@@ -108,7 +108,7 @@ def _owned(folder: Path, who: str) -> Iterator[Path]:
         ownership = Ownership(folder, who)
         ownership.take()
     except OSError as error:
-        raise KvError("not_allowed", f"the folder {folder.absolute()} cannot be used: {error}") from error
+        raise KvError("not_allowed", unusable(folder, error)) from error
     try:
         yield store / "data.mdb"
     finally:
@@ -161,8 +161,8 @@ def _require_room(path: Path, size: int) -> None:
     if free < size:
         raise KvError(
             "store_full",
-            f"the disk under {path.parent.absolute()} has {free} bytes left, and {size} are needed beside "
-            "what is there",
+            f"the disk under {path.parent.absolute()} has {free:,} bytes left, and {size:,} are needed "
+            "beside what is there: make room on it",
         )
 
 

@@ -78,9 +78,7 @@ class Space:
 
     def disk_full(self) -> KvError:
         """The ``store_full`` of a full disk."""
-        return KvError(
-            "store_full", f"the disk under {self._folder} is full: make room on it, or delete keys"
-        )
+        return KvError("store_full", f"the disk under {self._folder} is full: make room on it")
 
     def disk(self) -> Disk:
         """The file system that the store is on."""
