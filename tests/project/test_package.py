@@ -81,8 +81,8 @@ def test_the_same_bytes_come_out_every_time(built: Path, tmp_path: Path) -> None
 
 
 def test_the_wheel_can_be_built_from_the_sdist(built: Path, tmp_path: Path) -> None:
-    with tarfile.open(built / SDIST) as archive:
-        archive.extractall(tmp_path, filter="data")
+    # not extractall, whose filter is wanted by Python 3.12 and not yet known to Debian 12's 3.11.2
+    subprocess.run(["tar", "-xzf", built / SDIST, "-C", tmp_path], check=True)
     build(tmp_path / "dist", tmp_path / f"kvstore-{VERSION}")
     assert (tmp_path / "dist" / WHEEL).read_bytes() == (built / WHEEL).read_bytes()
 
