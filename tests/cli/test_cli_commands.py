@@ -17,6 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kvstore_cli import figures
 from support import Daemon, Facade, free_port, kvstore_command
 
 Kvstore = Any
@@ -407,6 +408,18 @@ def test_a_terminal_gets_a_table_without_control_characters(kvstore: Kvstore) ->
     assert "(2 bytes, application/octet-stream)" in shown
     assert shown.startswith("\x1b[1mKEY")
     assert "\\x1b[2J" in on_terminal(kvstore, "list", "--prefix", "tty/")
+
+
+def test_a_terminal_gets_what_matters_of_the_status_in_units(kvstore: Kvstore) -> None:
+    kvstore.out("put", "seen", "x")
+    status = kvstore.lines("status", "--json")[0]
+    shown = re.sub(r"\x1b\[\d+m", "", on_terminal(kvstore, "status"))
+    rows = dict(line.split(maxsplit=1) for line in shown.splitlines())
+    assert rows["kvstore"].startswith(f"{status['version']}, up ")
+    assert rows["writes"] == "taken"
+    assert rows["revision"] == f"{status['revision']}, epoch {status['epoch']}"
+    assert rows["store"].endswith(f"used of 1 TiB, in a file of {figures.size(status['file_bytes'])}")
+    assert rows["limits"].startswith("a key 511 bytes, a value 1 MiB, ")
 
 
 def test_a_pipe_gets_neither_colours_nor_heads(kvstore: Kvstore) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from kvstore_cli import figures
 from kvstore_cli.top import screen
 from kvstore_cli.top.metrics import Interval, Reading
 from kvstore_cli.top.overview import overview
@@ -323,20 +324,20 @@ def test_whatever_the_figures_the_screen_keeps_its_size(data: st.DataObject, wid
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (screen.count(None), "-"),
-        (screen.count(12345), "12,345"),
-        (screen.count(12_345_678), "12.3M"),
-        (screen.rate(0), "0"),
-        (screen.rate(0.25), "0.2"),
-        (screen.size(1024**4), "1 TiB"),
-        (screen.size(1536), "1.5 KiB"),
-        (screen.duration(0.00034), "340 µs"),
-        (screen.duration(0.0021), "2.1 ms"),
-        (screen.duration(12), "12.0 s"),
-        (screen.age(90_061), "1d 1h"),
-        (screen.age(59), "59s"),
-        (screen.percent(0.345), "34%"),
-        (screen.percent(1, None), "-"),
+        (figures.count(None), "-"),
+        (figures.count(12345), "12,345"),
+        (figures.count(12_345_678), "12.3M"),
+        (figures.rate(0), "0"),
+        (figures.rate(0.25), "0.2"),
+        (figures.size(1024**4), "1 TiB"),
+        (figures.size(1536), "1.5 KiB"),
+        (figures.duration(0.00034), "340 µs"),
+        (figures.duration(0.0021), "2.1 ms"),
+        (figures.duration(12), "12.0 s"),
+        (figures.age(90_061), "1d 1h"),
+        (figures.age(59), "59s"),
+        (figures.percent(0.345), "34%"),
+        (figures.percent(1, None), "-"),
         (screen.sparkline([0, 5, 10], 2), "▅█"),
         (screen.sparkline([0, 0], 5), "▁▁"),
     ],

@@ -10,6 +10,7 @@ import click
 
 from kvstore_cli import output
 from kvstore_cli.client import connected
+from kvstore_cli.figures import NOTHING, age, count, duration, size
 from kvstore_cli.flags import Command, with_options
 
 
@@ -20,21 +21,70 @@ from kvstore_cli.flags import Command, with_options
 def command(context: click.Context, as_json: bool) -> None:
     """Say how the service is: version, revision, number of keys, sizes, commits, limits.
 
-    A histogram is told by its mean and by what 99% of its values do not exceed; --json has all of it.
+    A terminal gets what matters, a pipe all figures, a name and a value a line. There a histogram is
+    told by its mean and by what 99% of its values do not exceed; --json has all of it.
 
     Exit status: 0; 6 if the service, or the daemon behind it, cannot be reached.
 
     \b
     Examples:
       kvstore status
+      kvstore status | grep bytes
       kvstore status --json | jq .revision
     """
     with connected(context) as service:
         status = service.request("GET", "/v1/status").json()
     if as_json:
         output.write_json(status)
+    elif output.on_terminal():
+        for name, value in _digest(status).items():
+            output.write_line(f"{output.coloured(f'{name:9}', 'bold')} {output.visible(value)}")
     else:
         output.write_table(("NAME", "VALUE"), list(_flattened(status)))
+
+
+def _digest(status: dict[str, Any]) -> dict[str, str]:
+    """What a person wants to know, a sentence for each part of the service."""
+    commits, counters, limits = status["commits"], status["counters"], status["limits"]
+    process, refused = status["process"], status["writes_refused"]
+    return {
+        "kvstore": (
+            f"{status['version']}, up {age(status['uptime'])}, pid {status['pid']}, sync {status['sync']}"
+        ),
+        "writes": "taken" if refused is None else f"REFUSED: {refused['message']}",
+        "keys": f"{count(status['keys'])}, {count(status['expiring_keys'])} of which expire",
+        "revision": f"{status['revision']}, epoch {status['epoch']}",
+        "log": (
+            f"{count(status['log_events'])} events, {size(status['log_bytes'])}, the oldest of "
+            f"{status['oldest_event_at'] or NOTHING}; one can resume from revision {status['floor']} on"
+        ),
+        "store": (
+            f"{size(status['store_bytes'])} used of {size(status['max_store_bytes'])}, "
+            f"in a file of {size(status['file_bytes'])}"
+        ),
+        "disk": f"{size(status['disk_free_bytes'])} free of {size(status['disk_bytes'])}",
+        "commits": (
+            f"{count(commits['count'])} for {count(commits['requests'])} requests; on average "
+            f"{_mean(commits['seconds'])}, of which the sync {_mean(commits['sync_seconds'])}"
+        ),
+        "requests": (
+            f"{count(counters['requests'])}, {count(counters['requests_refused'])} of which refused; "
+            f"{count(status['pending'])} under way"
+        ),
+        "process": (
+            f"{size(process['resident_bytes'])} of memory, {duration(process['cpu_seconds'])} of CPU time, "
+            f"{count(process['open_files'])} of {count(process['max_files'])} files open"
+        ),
+        "limits": (
+            f"a key {limits['key_bytes']} bytes, a value {size(limits['value_bytes'])}, a batch "
+            f"{count(limits['batch_ops'])} operations and {size(limits['batch_bytes'])}"
+        ),
+    }
+
+
+def _mean(histogram: dict[str, Any]) -> str:
+    number = sum(histogram["counts"])
+    return duration(histogram["sum"] / number) if number else NOTHING
 
 
 def _flattened(fields: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
