@@ -50,9 +50,10 @@ def show(context: click.Context, as_json: bool) -> None:
 @with_options(*PARTS)
 @click.pass_context
 def check(context: click.Context) -> None:
-    """Say whether the service would start with this configuration, and what stands against it.
+    """Say whether the service can take this configuration.
 
-    Exit status: 0, or 2 if something is wrong. Files and ports are not touched.
+    Exit status: 0, or 2 if something is wrong, which is said. Whether the data folder and the ports can
+    be had is not tried: that the start says.
 
     \b
     Example:
