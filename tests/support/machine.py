@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import sysconfig
@@ -19,12 +20,13 @@ NAMESPACES = ["--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup", "--net
 
 
 class Machine:
-    """Booted while the ``with`` block runs. What is written on it is gone afterwards."""
+    """Booted while the ``with`` block runs, in a folder of its own; what is written on it is lost."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._log = folder.with_name("boot.log")
-        self._cgroup = _own_cgroup(folder.name)
+        self._folder = folder / "machine"
+        self._folder.mkdir()
+        self._log = folder / "boot.log"
+        self._cgroup = _own_cgroup()
         self._pid = ""
 
     def __enter__(self) -> Machine:
@@ -59,12 +61,11 @@ class Machine:
     def _end(self) -> None:
         self._process.kill()
         self._process.wait()
-        if self._cgroup is not None:
-            wait_until(lambda: "populated 0" in (Path(str(self._cgroup)) / "cgroup.events").read_text())
-            for group in sorted(self._cgroup.rglob("*"), reverse=True):
-                if group.is_dir():
-                    group.rmdir()
-            self._cgroup.rmdir()
+        if (group := self._cgroup) is not None:
+            wait_until(lambda: "populated 0" in (group / "cgroup.events").read_text())
+            for part in sorted(group.rglob("*/"), reverse=True):
+                part.rmdir()
+            group.rmdir()
 
     def call(self, *command: str, check: bool = True) -> str:
         """What a command on the machine, run as root, writes; it has to succeed unless told otherwise."""
@@ -99,12 +100,12 @@ def require_machine() -> None:
         pytest.skip("only root can make a machine, and only where systemd is installed")
 
 
-def _own_cgroup(name: str) -> Path | None:
+def _own_cgroup() -> Path | None:
     """A cgroup for the machine, so that nothing of it is left behind."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, mounted_on, kind, *_ = line.split()
         if kind == "cgroup2":
-            group = Path(mounted_on) / f"kvstore-test-{name}"
-            group.mkdir(exist_ok=True)
+            group = Path(mounted_on) / f"kvstore-test-{secrets.token_hex(4)}"
+            group.mkdir()
             return group
     return None
