@@ -18,7 +18,8 @@ CAUSES: dict[str, Fix] = {
     "unreachable": Fix("", "start the service, or name the right address with --url or KVSTORE_URL"),
     "not_kvstore": Fix(
         "proxy_pass http://127.0.0.1:5000;",
-        "let the proxy pass every path on to kvstore, and give --url the path under which it does",
+        "name the right address with --url or KVSTORE_URL; if it is a proxy's, let it pass every path on to "
+        "kvstore, and give --url the path under which it does",
     ),
     "login_wanted": Fix(
         "satisfy any; with the machine's address in an allow line",
