@@ -68,5 +68,9 @@ def guarded(responder: Responder, origins: tuple[str, ...]) -> Responder:
 
 
 def _is_same(req: falcon.Request, origin: str) -> bool:
-    # A proxy that ends TLS leaves the host as it is, not the scheme.
+    # What a browser says of the page itself counts even behind a proxy that changes the host; no page can
+    # set this header (https://www.w3.org/TR/fetch-metadata/). Without it, which browsers send over https and
+    # to this machine only, the host decides: a proxy that ends TLS leaves it as it is, not the scheme.
+    if req.env.get("HTTP_SEC_FETCH_SITE") == "same-origin":
+        return True
     return origin.partition("://")[2] == req.env.get("HTTP_HOST")

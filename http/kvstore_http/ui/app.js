@@ -23,7 +23,11 @@ const follower = new Follower({
     askStatusSoon();
   },
   onSync: catchUp,
-  onReset: () => announce("The store started over; everything is read anew."),
+  onReset: () => {
+    announce("The store started over; everything is read anew.");
+    list.reload();
+    value.catchUp();
+  },
   onState: (state) => {
     if (state === "lost") askStatus();
   },
@@ -55,7 +59,7 @@ function show() {
   document.title = `${place.isNew ? "New key" : place.key ? shownKey(place.key) : isKeys ? "Keys" : "Changes"} · kvstore`;
   if (isKeys) showKeys();
   else {
-    follower.stop();
+    follower.forget(); // coming back, the list is read anew
     changes.show(place.prefix);
   }
 }
@@ -67,6 +71,7 @@ function showKeys() {
   byId("flat").checked = place.flat;
   list.show(place);
   value.show(place);
+  if (list.isLoaded) showEmptiness(list.entries.length, !list.next);
   follower.follow({ prefixes: [place.prefix], keys: place.key ? [place.key] : [] });
 }
 
@@ -80,10 +85,9 @@ function catchUp(revision) {
 
 /** What stands beside the list while no key is open. @param {number} count @param {boolean} isWhole */
 function showEmptiness(count, isWhole) {
-  if (place.key || place.isNew) return;
   const isEmpty = isWhole && !count && !place.prefix;
-  value.showNothing(isEmpty ? welcome() : el("p", { class: "nothing quiet" }, "Choose a key to see its value, or press ", el("kbd", {}, "?"), " for the shortcuts."));
   byId("keys-view").classList.toggle("empty", isEmpty);
+  value.showNothing(isEmpty ? welcome() : el("p", { class: "nothing quiet" }, "Choose a key to see its value, or press ", el("kbd", {}, "?"), " for the shortcuts."));
 }
 
 function welcome() {

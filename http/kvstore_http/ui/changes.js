@@ -25,7 +25,7 @@ export class ChangesView {
     this.follower = new Follower({
       onChange: (change) => this.#take(change),
       onState: (state) => this.#showState(state),
-      onReset: (reason) => this.#note(reason === "epoch" ? "This is another store now, a restored one perhaps: what it held before is not shown." : "The log no longer reaches back to where this stopped: changes between are not shown."),
+      onReset: (reason) => this.#startOver(reason === "epoch" ? "This is another store now, a restored one perhaps: what it held before is not shown." : "The log no longer reaches back to where this stopped: changes between are not shown."),
     });
     this.#build();
   }
@@ -48,7 +48,11 @@ export class ChangesView {
   async show(prefix) {
     if (this.input.value !== prefix) this.input.value = prefix;
     const turn = (this.turn = (this.turn ?? 0) + 1);
-    if (prefix !== this.prefix) this.#clear();
+    if (prefix !== this.prefix) {
+      this.follower.forget();
+      this.seen = [0, 0];
+      this.#clear();
+    }
     this.prefix = prefix;
     const present = await status().catch(() => null);
     if (turn !== this.turn) return;
@@ -127,6 +131,12 @@ export class ChangesView {
       el("a", { class: "name", href: hashOf({ key, tab: op === "put" ? "value" : "history" }) }, shownKey(key)),
       el("span", { class: "meta" }, `revision ${grouped(revision)}`, about && ` · ${about}`),
     );
+  }
+
+  /** @param {string} said */
+  #startOver(said) {
+    this.seen = [0, 0];
+    this.#note(said);
   }
 
   /** A line of ours between the changes. @param {string} text */

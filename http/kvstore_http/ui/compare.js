@@ -8,6 +8,14 @@ import { counted } from "./format.js";
 const SIGNS = { same: " ", removed: "−", added: "+" };
 const SPOKEN = { same: "", removed: "removed: ", added: "added: " };
 
+/** The comparison to be shown: without the empty line that the last line feed of both texts leaves behind it.
+ * @param {string} before @param {string} after */
+function compared(before, after) {
+  const lines = diffLines(before, after);
+  const last = lines.at(-1);
+  return last?.kind === "same" && last.text === "" ? lines.slice(0, -1) : lines;
+}
+
 /** @param {number} count */
 const skipped = (count) => el("p", { class: "skipped" }, `${counted(count, "unchanged line")}`);
 
@@ -17,7 +25,7 @@ const lineOf = (kind, text) =>
 
 /** What became of `before`, in one column. @param {string} before @param {string} after */
 export function changesOf(before, after) {
-  const lines = diffLines(before, after);
+  const lines = compared(before, after);
   if (lines.every((line) => line.kind === "same")) return el("p", { class: "quiet" }, "The text is the same.");
   return el("div", { class: "diff" }, ...shortened(lines).map((line) => (typeof line === "number" ? skipped(line) : lineOf(line.kind, line.text))));
 }
@@ -38,7 +46,7 @@ export function sideBySide(left, right, leftTitle, rightTitle) {
     removed = [];
     added = [];
   };
-  for (const line of shortened(diffLines(left, right))) {
+  for (const line of shortened(compared(left, right))) {
     if (typeof line === "number") {
       flush();
       rows.push(skipped(line));

@@ -124,13 +124,11 @@ export class Editor {
   #keep() {
     Object.assign(this.draft, { text: this.area.value, contentType: this.type.value, expiry: this.expiry.value, ttl: this.ttl.value });
     if (this.isNew) this.draft.key = this.keyInput.value;
+    this.#store();
     this.#refresh();
-    clearTimeout(this.keeping);
-    this.keeping = setTimeout(() => this.#store(), 200);
   }
 
   #store() {
-    clearTimeout(this.keeping);
     if (this.isDirty) keepDraft(this.draft);
     else dropDraft(this.draft.key, this.isNew);
   }
@@ -138,8 +136,8 @@ export class Editor {
   /** Whether closing would lose anything that was typed. */
   get isDirty() {
     const { draft, record } = this;
-    if (!record) return draft.text !== "";
-    return draft.text !== withLineFeeds(record.text ?? "") || draft.contentType !== record.content_type || draft.base.revision !== record.revision;
+    if (!record) return draft.text !== "" || draft.ttl !== "";
+    return draft.ttl !== "" || draft.text !== withLineFeeds(record.text ?? "") || draft.contentType !== record.content_type || draft.base.revision !== record.revision;
   }
 
   #refresh() {
@@ -280,9 +278,6 @@ export class Editor {
     this.notice.replaceChildren(this.#conflict(key, theirs));
     this.notice.scrollIntoView({ block: "start" });
     this.notice.querySelector("h3")?.focus();
-    for (const field of [this.textField, this.fileField]) field.hidden = true;
-    this.save.hidden = true;
-    this.switcher.hidden = true;
   }
 
   /** @param {string} key @param {import("./api.js").Value | undefined} theirs */
@@ -321,7 +316,6 @@ export class Editor {
 
   #settle() {
     this.isComparing = false;
-    this.save.hidden = false;
     this.notice.replaceChildren();
     this.#refresh();
   }
@@ -344,7 +338,7 @@ export class Editor {
     this.#settle();
     this.#keep();
     const said = conflicts
-      ? `${conflicts === 1 ? "One place" : `${conflicts} places`} need your decision: both stand between <<<<<<< and >>>>>>>.`
+      ? `${conflicts === 1 ? "One place needs" : `${conflicts} places need`} your decision: both versions stand between <<<<<<< and >>>>>>>.`
       : "Both changes are in the text below. Look at it, then save.";
     const undo = button("Back to what I typed", () => {
       this.draft.base = before.base;

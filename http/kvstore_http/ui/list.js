@@ -34,10 +34,10 @@ export class ListView {
     this.foot = byId("list-foot");
     this.problem = byId("list-problem");
     this.more = button("Load more", () => this.#read());
-    new IntersectionObserver(([seen]) => seen.isIntersecting && this.isLoaded && this.#read(), {
+    this.watcher = new IntersectionObserver(([seen]) => seen.isIntersecting && this.isLoaded && this.#read(), {
       root: byId("browser"),
       rootMargin: "600px",
-    }).observe(this.more);
+    });
     this.node.addEventListener("focusin", (/** @type {any} */ event) => this.#rove(event.target));
   }
 
@@ -170,6 +170,8 @@ export class ListView {
     const parts = [keys || count === 0 ? counted(keys, "key") : "", count - keys ? counted(count - keys, "folder") : ""];
     const text = `${parts.filter(Boolean).join(", ")}${this.next ? " so far" : ""}`;
     this.foot.replaceChildren(this.prefix && !count ? `No key begins with “${shownKey(this.prefix)}”.` : text, " ", this.next ? this.more : "");
+    this.watcher.disconnect(); // begun anew, it tells also if the button did not leave the view meanwhile
+    if (this.next) this.watcher.observe(this.more);
     this.onShown(count, !this.next);
   }
 

@@ -45,9 +45,16 @@ export class Follower {
     this.#open();
   }
 
+  /** Follow nothing; where it stopped is remembered. */
   stop() {
     this.wish = null;
     this.#close();
+  }
+
+  /** Follow nothing, and begin anew the next time. */
+  forget() {
+    this.stop();
+    this.cursor = "";
   }
 
   #close() {

@@ -103,6 +103,7 @@ export class ValueView {
       this.body,
     );
     this.body.replaceChildren(el("p", { class: "quiet" }, "Reading …"));
+    for (const node of [this.editButton, this.download, this.deleteButton, this.facts]) node.hidden = true;
     this.root.scrollTop = 0;
     this.refresh();
   }

@@ -1,0 +1,167 @@
+"""The page's modules that need no page, run by Node.js: keys, comparisons, formats."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kvstore_http
+from support.programs import require_program
+
+FOLDER = Path(kvstore_http.__file__).parent / "ui"
+MODULES = ("keys", "diff", "format")
+RUNNER = """
+import { createInterface } from "node:readline";
+const modules = {};
+for (const name of process.argv.slice(2)) Object.assign(modules, await import(`./${name}.mjs`));
+for await (const line of createInterface({ input: process.stdin })) {
+  const [name, ...given] = JSON.parse(line);
+  let answer;
+  try {
+    answer = { value: modules[name](...given) };
+  } catch (error) {
+    answer = { error: error.name };
+  }
+  console.log(JSON.stringify(answer));
+}
+"""
+
+Call = Callable[..., Any]
+
+lines = st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=12).map("\n".join)
+keys = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module")
+def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
+    """``call("compareKeys", a, b)``: what an exported function gives for these, or ``{"error": name}``."""
+    node = require_program("node")
+    folder = tmp_path_factory.mktemp("modules")
+    for name in MODULES:  # as .mjs: nothing else tells Node that they are modules
+        shutil.copy(FOLDER / f"{name}.js", folder / f"{name}.mjs")
+    (folder / "runner.mjs").write_text(RUNNER)
+    with subprocess.Popen(
+        [node, folder / "runner.mjs", *MODULES], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sends, answers = process.stdin, process.stdout
+
+        def call(name: str, *given: Any) -> Any:
+            sends.write(json.dumps([name, *given]).encode() + b"\n")
+            sends.flush()
+            answer = json.loads(answers.readline())
+            return answer if "error" in answer else answer.get("value")
+
+        yield call
+
+
+@given(a=keys, b=keys)
+def test_keys_stand_in_the_order_of_their_bytes(call: Call, a: str, b: str) -> None:
+    order = call("compareKeys", a, b)
+    assert (order > 0) - (order < 0) == (a.encode() > b.encode()) - (a.encode() < b.encode())
+
+
+@given(prefix=keys | st.just(""), key=keys, tab=st.sampled_from(["value", "history"]), flat=st.booleans())
+def test_an_address_names_any_place(call: Call, prefix: str, key: str, tab: str, flat: bool) -> None:
+    place = {"view": "keys", "prefix": prefix, "key": key, "tab": tab, "flat": flat, "isNew": False}
+    fragment = call("hashOf", place)
+    assert fragment.isascii()
+    assert call("placeOf", fragment) == place
+
+
+@given(base=keys.map(lambda text: text.replace("/", "") + "/"), inner=keys, other=keys)
+def test_a_listing_goes_on_right_behind_a_folder(call: Call, base: str, inner: str, other: str) -> None:
+    behind = call("behindFolder", base).encode()
+    assert (base + inner).encode() < behind
+    if other.encode() >= behind:
+        assert not other.startswith(base)
+    elif other.encode() > base.encode():
+        assert other.startswith(base)
+
+
+@pytest.mark.parametrize("key", ["", "a\0b", "\ud800", "é" * 256])
+def test_what_cannot_be_a_key_is_told(call: Call, key: str) -> None:
+    assert call("faultOf", key)
+
+
+@given(key=keys)
+def test_what_can_be_a_key_is_taken_and_shown_without_anything_unseen(call: Call, key: str) -> None:
+    assert call("faultOf", key) == ""
+    shown = call("shownKey", key)
+    assert not set(shown) & {"\n", "\r", "\t", "\x1b", "\x7f", "\x85", "\u200b", "\u202e", "\u2066", "\ufeff"}
+    name = call("fileName", key)
+    assert name
+    assert "/" not in name
+    assert not name.startswith(".")
+
+
+@given(before=lines, after=lines)
+def test_a_comparison_holds_both_texts(call: Call, before: str, after: str) -> None:
+    compared = call("diffLines", before, after)
+    assert "\n".join(line["text"] for line in compared if line["kind"] != "added") == before
+    assert "\n".join(line["text"] for line in compared if line["kind"] != "removed") == after
+    assert [line["left"] for line in compared if "left" in line] == list(range(1, before.count("\n") + 2))
+    assert [line["right"] for line in compared if "right" in line] == list(range(1, after.count("\n") + 2))
+    marked = sum(line["kind"] != "same" for line in compared)
+    assert marked == len(before.split("\n")) + len(after.split("\n")) - 2 * longest_common(before, after)
+
+
+def longest_common(before: str, after: str) -> int:
+    """The most lines that both have in the same order."""
+    a, b = before.split("\n"), after.split("\n")
+    row = [0] * (len(b) + 1)
+    for line in a:
+        last, row = row, [0]
+        for index, other in enumerate(b):
+            row.append(last[index] + 1 if line == other else max(last[index + 1], row[index]))
+    return row[-1]
+
+
+def test_texts_that_have_nothing_in_common_are_not_searched_for_long(call: Call) -> None:
+    before = "\n".join(f"a{number}" for number in range(20_000))
+    after = "\n".join(f"b{number}" for number in range(20_000))
+    compared = call("diffLines", before, after)
+    assert [line["kind"] for line in compared] == ["removed"] * 20_000 + ["added"] * 20_000
+
+
+@given(base=lines, changed=lines)
+def test_one_change_alone_is_taken_as_it_is(call: Call, base: str, changed: str) -> None:
+    for mine, theirs in ((changed, base), (base, changed), (changed, changed)):
+        assert call("merge", base, mine, theirs) == {"text": changed, "conflicts": 0}
+
+
+@given(base=lines, mine=lines, theirs=lines)
+def test_a_merge_loses_no_line_of_a_conflict(call: Call, base: str, mine: str, theirs: str) -> None:
+    merged = call("merge", base, mine, theirs)
+    assert merged["text"].count("<<<<<<< mine") == merged["conflicts"]
+    if merged["conflicts"]:
+        assert set(mine.split("\n")) - set(base.split("\n")) <= set(merged["text"].split("\n"))
+        assert set(theirs.split("\n")) - set(base.split("\n")) <= set(merged["text"].split("\n"))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(value=json_values, indent=st.none() | st.integers(0, 3))
+def test_json_by_lines_is_the_same_json(call: Call, value: Any, indent: int | None) -> None:
+    pretty = call("prettyJson", json.dumps(value, indent=indent))
+    assert json.loads(pretty) == value
+    assert pretty == call("prettyJson", pretty)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{'a': 1}", "[1,]", "nope", "1 2"])
+def test_what_is_not_json_is_not_shown_as_it(call: Call, text: str) -> None:
+    assert call("prettyJson", text) == {"error": "SyntaxError"}
