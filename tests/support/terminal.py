@@ -10,6 +10,7 @@ import struct
 import subprocess
 import termios
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -65,13 +66,24 @@ class Terminal:
 
     def wait_for(self, text: str) -> list[str]:
         """The first screen seen that has ``text`` somewhere."""
+        return self._wait_for(lambda lines: any(text in line for line in lines), f"{text!r} on the screen")
+
+    def wait_for_height(self, height: int) -> list[str]:
+        """The first screen seen that has ``height`` lines."""
+        return self._wait_for(lambda lines: len(lines) == height, f"a screen of {height} lines")
+
+    def _wait_for(self, is_right: Callable[[list[str]], bool], what: str) -> list[str]:
         found: list[str] = []
 
         def is_there() -> bool:
             found[:] = self.screen()
-            return any(text in line for line in found)
+            return is_right(found)
 
-        wait_until(is_there, timeout=40, what=f"{text!r} on the screen:\n{self.output[-3000:]}")
+        try:
+            wait_until(is_there, timeout=40, what=what)
+        except AssertionError as error:
+            error.add_note(f"status {self.process.poll()}, what came last: {self.output[-3000:]!r}")
+            raise
         return found
 
     def type(self, keys: str) -> None:

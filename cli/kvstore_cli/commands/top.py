@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import ssl  # noqa: F401 - before http.client, which prometheus_client needs whole: see kvstore_cli.connection
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -63,13 +64,13 @@ def command(context: click.Context, interval: int, count: int | None, plain: boo
     show(sampler, configuration["url"], interval, count)
 
 
-def _metrics(configuration: Configuration) -> str:
+def _metrics(configuration: Configuration) -> bytes:
     """The text of ``/metrics``; raises the KvError of a service that does not give it."""
     # the next look is a repeat as good as any
     with service_of(configuration) as service:
         try:
             wanted = {"Accept": "text/plain"}
-            return service.request("GET", "/metrics", headers=wanted, attempts=1).body.decode()
+            return service.request("GET", "/metrics", headers=wanted, attempts=1).body
         except KvError as error:
             if error.code != "no_such_route":
                 raise
@@ -96,7 +97,7 @@ def _write_json(_number: int, look: Look) -> None:
     if look.error is None:
         output.write_json({"service_up": True, **(look.shown or {})})
     else:
-        output.write_json({"service_up": False, "error": look.error.message})
+        output.write_json({"service_up": False, "time": _now(), "error": look.error.message})
 
 
 def _write_plain(number: int, look: Look) -> None:
@@ -107,4 +108,10 @@ def _write_plain(number: int, look: Look) -> None:
     if look.shown is not None:
         output.write_line(plain_line(look.shown))
     elif look.error is not None:
-        output.write_line(f"no figures from the service: {look.error.message}")
+        output.write_line(f"{_now()[11:19]} no figures from the service: {look.error.message}")
+
+
+def _now() -> str:
+    from kvstore_cli.top.overview import stamp
+
+    return stamp(time.time())

@@ -24,7 +24,7 @@ def overview(before: Reading, after: Reading, earlier: Reading) -> Fields:
     refused = [labels["reason"] for labels, value in after.samples("kvstore_writes_refused") if value]
     now = time.time()
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        "time": stamp(now),
         "seconds": round(interval.seconds, 3),
         "daemon_up": after.value("kvstore_up") != 0,
         "version": build.get("version"),
@@ -46,6 +46,11 @@ def overview(before: Reading, after: Reading, earlier: Reading) -> Fields:
         },
         "processes": _processes(Interval(earlier, after), after),
     }
+
+
+def stamp(moment: float) -> str:
+    """A moment as ``2026-01-31T12:00:00Z``."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
 def _http(interval: Interval, after: Reading) -> Fields:

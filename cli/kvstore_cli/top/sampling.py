@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -26,15 +27,16 @@ class Look(NamedTuple):
 
 class Sampler:
     """Calls ``fetch`` for the text of ``/metrics`` every ``seconds``, in a thread of its own, so that a
-    service that hangs holds up nobody. ``looks`` is where the outcomes come; a byte can be read from
-    the file descriptor ``bell`` for each."""
+    service that hangs holds up nobody. ``looks`` is where the outcomes come, and ``bell`` a file
+    descriptor that can be read when there are some; nobody has to."""
 
-    def __init__(self, fetch: Callable[[], str], seconds: float) -> None:
+    def __init__(self, fetch: Callable[[], bytes], seconds: float) -> None:
         self._fetch = fetch
         self._seconds = seconds
         self._readings: deque[Reading] = deque()
         self.looks: SimpleQueue[Look] = SimpleQueue()
         self.bell, self._ring = os.pipe()
+        os.set_blocking(self._ring, False)
 
     def begin(self) -> None:
         """Take the first reading, which rates are counted from, and go on in the background; raises the
@@ -44,9 +46,8 @@ class Sampler:
 
     def _read(self) -> Reading:
         text = self._fetch()
-        at = time.monotonic()
         try:
-            return Reading(text, at)
+            return Reading(text.decode(), time.monotonic())
         except ValueError as error:
             raise KvError("internal", f"/metrics cannot be understood: {error}") from error
 
@@ -59,7 +60,8 @@ class Sampler:
             due = max(due + self._seconds, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
             self.looks.put(self._look())
-            os.write(self._ring, b"!")
+            with suppress(BlockingIOError):  # it has rung thousands of times, and nobody came
+                os.write(self._ring, b"!")
 
     def _look(self) -> Look:
         try:
