@@ -1,31 +1,23 @@
-"""A bar on standard error for work that takes a while, where a person sees it."""
+"""Bars on standard error for work that takes a while, where a person sees it."""
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 Advance = Callable[[int], None]
-
-EXIT_TERMINATED = 128 + signal.SIGTERM
-
-
-def end_on_sigterm() -> None:
-    """From now on SIGTERM ends the command as Ctrl-C does: what it began is undone."""
-    signal.signal(signal.SIGTERM, _end)
-
-
-def _end(_number: int, _frame: Any) -> None:
-    raise SystemExit(EXIT_TERMINATED)
+Report = Callable[[int, int], None]
+Steps = Callable[[str], Report]
 
 
 def is_seen() -> bool:
     """Whether standard error is a terminal that can redraw a line."""
-    import os
-
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -36,29 +28,36 @@ def bar(label: str, total: int | None, *, is_bytes: bool = False) -> Iterator[Ad
     if not is_seen():
         yield lambda _done: None
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import DownloadColumn, MofNCompleteColumn, TransferSpeedColumn
 
-    amounts: list[ProgressColumn] = (
-        [DownloadColumn(), TransferSpeedColumn()] if is_bytes else [MofNCompleteColumn()]
-    )
-    # it leaves the screen when it is done: what remains is the sentence that says what was done
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        *amounts,
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda done: progress.update(task, completed=done)
+    amounts = (DownloadColumn(), TransferSpeedColumn()) if is_bytes else (MofNCompleteColumn(),)
+    with _bars(*amounts) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda done: bars.update(task, completed=done)
+
+
+@contextmanager
+def steps() -> Iterator[Steps]:
+    """The same for work of several steps: each is begun by its name, and then told what is done and what
+    there is to do."""
+    if not is_seen():
+        yield lambda _name: lambda _done, _total: None
+        return
+    from rich.progress import TaskProgressColumn
+
+    with _bars(TaskProgressColumn()) as bars:
+
+        def begin(name: str) -> Report:
+            task = bars.add_task(name, total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield begin
+
+
+def _bars(*amounts: ProgressColumn) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    # they leave the screen when it is done: what remains is the sentence that says what was done
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), *amounts, TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -324,7 +324,9 @@ class _Wakeups:
     def __enter__(self) -> _Wakeups:
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, *LEVEL_SIGNALS):
-            signal.signal(number, lambda *_: None)  # the wake-up descriptor tells
+            # one that was ignored from the start, as under nohup, stays so
+            if number in LEVEL_SIGNALS or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)  # the wake-up descriptor tells
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -91,6 +91,22 @@ def test_a_signal_stops_everything_cleanly(
     serve.kill()
 
 
+def test_under_nohup_it_outlives_the_terminal(tmp_path: Path, offline: Kvstore) -> None:
+    class Unhangable(Serve):
+        wrapper = ("nohup",)
+
+    ends = dict.fromkeys(("requests", "changes"), "tcp://127.0.0.1:0")
+    serve = Unhangable(tmp_path, {"data": tmp_path / "data", "http": "127.0.0.1:0", "workers": 1, **ends})
+    serve.start()
+    try:
+        serve.signal(signal.SIGHUP)
+        serve.signal(signal.SIGUSR1)  # comes after it, and is told when it was heeded
+        wait_until(lambda: "the log level is now" in serve.stderr, what="it has seen both")
+        works(offline, serve.url, "v")
+    finally:
+        serve.stop()
+
+
 def test_the_facade_is_stopped_before_the_daemon(start_serve: Callable[..., Serve]) -> None:
     serve = start_serve(workers=1)
     facade, daemon = leader(serve, "http"), leader(serve, "daemon")

@@ -154,7 +154,9 @@ def test_the_terminal_is_left_as_it_was(
 
 
 def test_the_screen_fits_the_terminal_and_follows_its_size(kvstore: Kvstore) -> None:
-    with on_terminal(kvstore, "--interval", "200ms") as terminal:
+    # as exported by a shell, or by whoever runs the tests
+    exported = {"COLUMNS": "80", "LINES": "24"}
+    with on_terminal(kvstore, "--interval", "200ms", **exported) as terminal:
         lines = terminal.wait_for("PROCESSES")
         assert len(lines) == 24
         assert max(map(len, lines)) <= 80

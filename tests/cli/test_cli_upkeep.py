@@ -82,7 +82,7 @@ def test_a_file_that_exists_is_replaced_only_when_told(
     assert offline("check", "b.kvb").returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_backup_that_is_interrupted_leaves_nothing(
     offline: Kvstore,
     filled: Daemon,

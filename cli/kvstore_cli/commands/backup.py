@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli import output
+from kvstore_cli import output, progress
 from kvstore_cli.completion import complete_file
+from kvstore_cli.endings import end_on_signals
 from kvstore_cli.flags import Command, with_options
-from kvstore_cli.upkeep import Report, data_folder, progress, size
+from kvstore_cli.progress import Report
+from kvstore_cli.upkeep import data_folder, size
 
 if TYPE_CHECKING:
     from kvstore_daemon.engine.backup import Backup
@@ -38,12 +40,13 @@ def command(context: click.Context, file: str, force: bool, as_json: bool) -> No
       ssh db kvstore backup - > db.kvb
       docker exec kvstore kvstore backup - > db.kvb
     """
+    end_on_signals()
     folder = data_folder(context)
     # the daemon beside it has people waiting
     os.nice(10)
     if file == "-":
         _refuse_terminal(as_json)
-    with progress() as steps:
+    with progress.steps() as steps:
         found = (
             _to_output(folder, steps("copying"))
             if file == "-"

@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
-from kvstore_cli import output
+from kvstore_cli import output, progress
 from kvstore_cli.completion import complete_file
+from kvstore_cli.endings import end_on_signals
 from kvstore_cli.flags import Command, given_flags, with_options
-from kvstore_cli.upkeep import Steps, data_folder, progress, size
+from kvstore_cli.progress import Steps
+from kvstore_cli.upkeep import data_folder, size
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
 
 SHOWN_FAULTS = 100
@@ -37,8 +39,9 @@ def command(context: click.Context, file: str | None, as_json: bool) -> int:
     """
     if file is not None and "data" in given_flags(context):
         raise click.UsageError("give FILE or --data, not both")
+    end_on_signals()
     faults: list[str] = []
-    with progress() as steps:
+    with progress.steps() as steps:
         if file is None:
             found = _check_store(data_folder(context), faults, steps)
         else:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli import output
+from kvstore_cli import output, progress
+from kvstore_cli.endings import end_on_signals
 from kvstore_cli.flags import Command, with_options
-from kvstore_cli.upkeep import data_folder, progress, size
+from kvstore_cli.upkeep import data_folder, size
 
 
 @click.command(cls=Command)
@@ -25,6 +26,7 @@ def command(context: click.Context, dry_run: bool) -> None:
       kvstore compact --dry-run
       kvstore compact --data /var/lib/kvstore
     """
+    end_on_signals()
     folder = data_folder(context)
     from kvstore_daemon.engine import apart
     from kvstore_daemon.engine.owner import as_owner
@@ -34,6 +36,6 @@ def command(context: click.Context, dry_run: bool) -> None:
         found = apart.facts(folder)
         done, verb = Compacted(found["file_bytes"], found["bytes"]), "would become"
     else:
-        with progress() as steps:
+        with progress.steps() as steps:
             done, verb = compact(as_owner(folder), steps), "became"
     output.talk(f"{size(done.before_bytes)} {verb} {size(done.after_bytes)}")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
 import click
 
 from kvstore_cli import output
@@ -26,7 +23,7 @@ from kvstore_cli.flags import Command, with_options
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object, at the end.")
 @with_options("client")
 @click.pass_context
-def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_json: bool) -> None:
+def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_json: bool) -> int:
     """Measure the service through whatever stands in between, and say what to change.
 
     Asks it as clients do, from where this command runs: proxies, load balancers, caches and
@@ -47,6 +44,7 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
     from kvstore_cli.doctor.findings import Finding
     from kvstore_cli.doctor.probe import Probe
     from kvstore_cli.doctor.report import lines
+    from kvstore_cli.endings import end_on_signals
 
     configuration = configured(context)
     url = configuration["url"]
@@ -56,12 +54,12 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
         for line in lines(name, finding, probe.server):
             output.write_line(line)
 
-    # as Ctrl-C does, so that what was written is deleted
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # what was written is deleted then
+    end_on_signals()
     seconds = longest_seconds(probe.idle, is_quick=quick, is_read_only=read_only)
     writes = "writes nothing" if read_only else f"writes under {probe.scratch} and deletes it"
     output.talk(f"examining {url}: takes at most {seconds} s, {writes}")
     outcome = examine(probe, (lambda *_: None) if as_json else tell, is_quick=quick, is_read_only=read_only)
     if as_json:
         output.write_json({"url": url, **outcome.as_json()})
-    context.exit(outcome.exit)
+    return outcome.exit

@@ -86,11 +86,11 @@ def command(
       kvstore export | jq -r 'select(.key) | .key'
       kvstore export --prefix app/ | kvstore import - --url http://other:5000
     """
-    from kvstore_cli.progress import end_on_sigterm
+    from kvstore_cli.endings import end_on_signals
     from kvstore_cli.transfer.exporting import Scope
     from kvstore_cli.transfer.target import refuse_target
 
-    end_on_sigterm()
+    end_on_signals()
     if file != "-":
         refuse_target(Path(file), force=force)
     scope = Scope(tuple(dict.fromkeys(prefixes)), start or None, end or None)

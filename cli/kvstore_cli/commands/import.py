@@ -85,12 +85,12 @@ def command(
       kvstore import users.ndjson --prefix-strip user: --prefix-add customer: --dry-run
       jq -c '.[] | {key: .id, value: .name, ttl: "1h"}' users.json | kvstore import - --if-absent
     """
-    from kvstore_cli.progress import end_on_sigterm
+    from kvstore_cli.endings import end_on_signals
     from kvstore_cli.transfer.importing import Importer, Policy
     from kvstore_cli.transfer.intake import opened
     from kvstore_cli.transfer.patience import Patience
 
-    end_on_sigterm()
+    end_on_signals()
     policy = Policy(if_absent, prefix_strip, prefix_add, keep_going)
     with opened(file) as intake, connected(context) as service:
         status = service.request("GET", "/v1/status").json()

@@ -9,10 +9,11 @@ from typing import BinaryIO
 
 import click
 
-from kvstore_cli import output
+from kvstore_cli import output, progress
 from kvstore_cli.completion import complete_file
+from kvstore_cli.endings import end_on_signals
 from kvstore_cli.flags import Command, with_options
-from kvstore_cli.upkeep import data_folder, progress
+from kvstore_cli.upkeep import data_folder
 from kvstore_client.errors import KvError
 
 
@@ -34,12 +35,13 @@ def command(context: click.Context, file: str, force: bool) -> None:
       kvstore restore --data /var/lib/kvstore --force latest.kvb
       ssh db 'cat latest.kvb' | kvstore restore -
     """
+    end_on_signals()
     folder = data_folder(context)
     from kvstore_daemon.engine.owner import as_owner
     from kvstore_daemon.engine.replacing import restore
 
     now = time.time_ns() // 1_000_000
-    with closing(_opened(file)) as source, progress() as steps:
+    with closing(_opened(file)) as source, progress.steps() as steps:
         try:
             found = restore(source, as_owner(folder), now, replace=force, steps=steps)
         except KvError as error:

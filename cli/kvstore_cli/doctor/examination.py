@@ -52,26 +52,17 @@ def longest_seconds(idle: float, *, is_quick: bool, is_read_only: bool) -> int:
     return sum(check.seconds for check in chosen) + _SPARE_SECONDS + (0 if is_quick else round(idle))
 
 
-def examine(
-    probe: Probe,
-    tell: Tell,
-    *,
-    is_quick: bool,
-    is_read_only: bool,
-    notice: Callable[[str], None] = lambda _: None,
-) -> Outcome:
+def examine(probe: Probe, tell: Tell, *, is_quick: bool, is_read_only: bool) -> Outcome:
     """Make the checks and clean up behind them, also when it is interrupted.
 
     ``is_quick`` leaves out those that take long, ``is_read_only`` those that write. It ends after
-    :func:`longest_seconds` in any case. ``notice`` is told before a check that takes long.
+    :func:`longest_seconds` in any case.
     """
     probe.deadline = monotonic() + longest_seconds(0, is_quick=True, is_read_only=is_read_only)
     findings: list[tuple[str, Finding]] = []
     try:
         for check in CHECKS:
             why_not = _why_not(check, probe, is_quick=is_quick, is_read_only=is_read_only)
-            if check.seconds == 0 and not why_not:
-                notice(f"listening to silence for {probe.idle:g} s")
             for finding in [skipped(why_not)] if why_not else _made(check, probe):
                 findings.append((check.name, finding))
                 tell(check.name, finding)

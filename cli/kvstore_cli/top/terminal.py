@@ -11,11 +11,11 @@ import time
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 
 from rich.console import Console
 from rich.live import Live
 
+from kvstore_cli.endings import end_on_signals
 from kvstore_cli.top.sampling import Sampler
 from kvstore_cli.top.screen import Screen
 from kvstore_cli.units import show_duration
@@ -28,8 +28,13 @@ def show(sampler: Sampler, url: str, interval_ms: int, count: int | None) -> Non
     """Draw what ``sampler`` sees until q or Ctrl-C is pressed, or ``count`` intervals are over."""
     screen = Screen(url, show_duration(interval_ms))
     silence = max(_SHORTEST_SILENCE, 3 * interval_ms / 1000)
+    for variable in ("COLUMNS", "LINES"):  # a size that does not change when the terminal's does
+        os.environ.pop(variable, None)
     live = Live(screen, console=Console(), screen=True, auto_refresh=False)
-    with suppress(KeyboardInterrupt), _ending_by_signals(), _keys_at_once(), live:
+    end_on_signals()
+    # a process that is stopped could not give the screen back
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+    with suppress(KeyboardInterrupt), _keys_at_once(), live:
         _follow(sampler, screen, live, silence, count)
 
 
@@ -82,20 +87,3 @@ def _keys_at_once() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-
-
-@contextmanager
-def _ending_by_signals() -> Iterator[None]:
-    """A signal that ends the process leaves the terminal as it was."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    # a process that is stopped could not give the screen back
-    before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
