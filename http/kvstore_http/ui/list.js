@@ -34,7 +34,7 @@ export class ListView {
     this.foot = byId("list-foot");
     this.problem = byId("list-problem");
     this.more = button("Load more", () => this.#read());
-    this.watcher = new IntersectionObserver(([seen]) => seen.isIntersecting && this.isLoaded && this.#read(), {
+    this.watcher = new IntersectionObserver((seen) => seen.at(-1)?.isIntersecting && this.isLoaded && this.#read(), {
       root: byId("browser"),
       rootMargin: "600px",
     });
