@@ -786,6 +786,8 @@ def test_a_phone_needs_no_sideways_scrolling_and_has_room_for_fingers(
             "document.querySelectorAll("
             "'button, .button, input:not([type=checkbox]), select, #entries a, nav a')"
         )
+        # a row that has not come into view yet has no height of its own
+        page.ask("await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         low = page.ask(
             f"[...{controls}].filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 40)"
             ".map((e) => [e.innerText || e.id, e.getBoundingClientRect().height])"
