@@ -76,9 +76,21 @@ class _Walk:
             return
         self._at = LogPosition(0, 0, 0, 0) if position is None else LogPosition.decode(position)
         yield from self._meta()
-        for walk in (self._records, self._events, self._expiry, self._graves, self._clients, self._ages):
-            yield from walk()
+        yield from self._each("data", self._record)
+        yield from self._events()
+        yield from self._each("expiry", self._expiry)
+        yield from self._each("graves", self._grave)
+        yield from self._each("clients", self._reply)
+        yield from self._each("client_ages", self._age)
         self._progress(self._total, self._total)
+
+    def _each(self, name: str, look: Callable[[bytes, bytes], Iterator[str]]) -> Iterator[str]:
+        """The faults that ``look`` finds in the table's rows one by one, and those of the table."""
+        for row in self._rows(name):
+            if isinstance(row, str):
+                yield row
+            else:
+                yield from look(*row)
 
     def _get(self, table: str, key: bytes) -> bytes | None:
         # a key that a damaged row names may be none
@@ -103,21 +115,14 @@ class _Walk:
             yield f"{name}: {count} rows are there, {self._entries[name]} were counted when they were written"
 
     def _meta(self) -> Iterator[str]:
-        for row in self._rows("meta"):
-            if isinstance(row, str):
-                yield row
-            elif row[0] not in (b"format", b"epoch", b"position", b"unsynced", b"restored"):
-                yield f"meta: there is no field {_shown(row[0])}"
+        yield from self._each("meta", self._field)
         epoch = self._get("meta", b"epoch") or b""
         if len(epoch) != 16 or epoch.strip(b"0123456789abcdef"):
             yield f"meta: {_shown(epoch)} is no epoch"
 
-    def _records(self) -> Iterator[str]:
-        for row in self._rows("data"):
-            if isinstance(row, str):
-                yield row
-            else:
-                yield from self._record(*row)
+    def _field(self, name: bytes, _value: bytes) -> Iterator[str]:
+        if name not in (b"format", b"epoch", b"position", b"unsynced", b"restored"):
+            yield f"meta: there is no field {_shown(name)}"
 
     def _record(self, key: bytes, row: bytes) -> Iterator[str]:
         name = f"record {_shown(key)}"
@@ -213,56 +218,36 @@ class _Walk:
         if newest < place or (newest == place and (event.op == "put") != (op == "put")):
             yield f"{name}: what its key {_shown(event.key)} has is not what the newest event left"
 
-    def _expiry(self) -> Iterator[str]:
-        for row in self._rows("expiry"):
-            if isinstance(row, str):
-                yield row
-                continue
-            time, key = row
-            record = self._get("data", key)
-            try:
-                if record is None or rows.decode_record(key, record).expires_at != int.from_bytes(time):
-                    yield f"expiry {int.from_bytes(time)} of {_shown(key)}: no such record"
-            except DamageError:
-                continue  # reported with the records
+    def _expiry(self, time: bytes, key: bytes) -> Iterator[str]:
+        record = self._get("data", key)
+        try:
+            if record is None or rows.decode_record(key, record).expires_at != int.from_bytes(time):
+                yield f"expiry {int.from_bytes(time)} of {_shown(key)}: no such record"
+        except DamageError:
+            pass  # reported with the records
 
-    def _graves(self) -> Iterator[str]:
-        for row in self._rows("graves"):
-            if isinstance(row, str):
-                yield row
-                continue
-            key, place = row
-            if self._get("data", key) is not None:
-                yield f"grave of {_shown(key)}: the key lives"
-            event = self._event(place)
-            if event is None:
-                yield f"grave of {_shown(key)}: its event is not in the log"
-            elif not isinstance(event, str) and (event.key != key or event.op == "put"):
-                yield f"grave of {_shown(key)}: its event is another's"
+    def _grave(self, key: bytes, place: bytes) -> Iterator[str]:
+        if self._get("data", key) is not None:
+            yield f"grave of {_shown(key)}: the key lives"
+        event = self._event(place)
+        if event is None:
+            yield f"grave of {_shown(key)}: its event is not in the log"
+        elif not isinstance(event, str) and (event.key != key or event.op == "put"):
+            yield f"grave of {_shown(key)}: its event is another's"
 
-    def _clients(self) -> Iterator[str]:
-        for row in self._rows("clients"):
-            if isinstance(row, str):
-                yield row
-                continue
-            client, kept = row
-            minute, reply = kept[12:20], kept[20:]
-            if not self._txn.cursor(self._tables["client_ages"]).set_key_dup(minute, client):
-                yield f"reply to {_shown(client)}: its age is not in the table of ages"
-            try:
-                orjson.loads(reply)
-            except orjson.JSONDecodeError:
-                yield f"reply to {_shown(client)}: it is not JSON"
+    def _reply(self, client: bytes, kept: bytes) -> Iterator[str]:
+        minute, reply = kept[12:20], kept[20:]
+        if not self._txn.cursor(self._tables["client_ages"]).set_key_dup(minute, client):
+            yield f"reply to {_shown(client)}: its age is not in the table of ages"
+        try:
+            orjson.loads(reply)
+        except orjson.JSONDecodeError:
+            yield f"reply to {_shown(client)}: it is not JSON"
 
-    def _ages(self) -> Iterator[str]:
-        for row in self._rows("client_ages"):
-            if isinstance(row, str):
-                yield row
-                continue
-            minute, client = row
-            kept = self._get("clients", client)
-            if kept is None or kept[12:20] != minute:
-                yield f"age of the reply to {_shown(client)}: no such reply"
+    def _age(self, minute: bytes, client: bytes) -> Iterator[str]:
+        kept = self._get("clients", client)
+        if kept is None or kept[12:20] != minute:
+            yield f"age of the reply to {_shown(client)}: no such reply"
 
 
 def _decoded(place: Place, row: bytes) -> LogRow | str:
