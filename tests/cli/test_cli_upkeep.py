@@ -50,6 +50,18 @@ def test_a_backup_beside_a_daemon_is_restored_into_a_new_folder(
         assert new.status()["revision"] >= 10**9
 
 
+@pytest.mark.parametrize("command", ["backup", "export"])
+def test_what_is_no_ordinary_file_is_not_replaced(
+    offline: Kvstore, filled: Daemon, tmp_path: Path, command: str
+) -> None:
+    os.mkfifo(tmp_path / "fifo")  # /dev/null, for a root who is in a hurry
+    data = ["--data", str(filled.data)] if command == "backup" else []
+    done = offline(command, "fifo", "--force", *data)
+    assert done.returncode in (1, 2)
+    assert b"no ordinary file" in done.stderr
+    assert (tmp_path / "fifo").is_fifo()
+
+
 def test_a_backup_goes_through_a_pipe(offline: Kvstore, filled: Daemon, tmp_path: Path) -> None:
     image = offline.out("backup", "-", "--data", str(filled.data))
     done = offline("restore", "-", "--data", "new", stdin=image)

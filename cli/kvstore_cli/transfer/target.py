@@ -23,6 +23,10 @@ def refuse_target(path: Path, *, force: bool) -> None:
     if path.is_dir() or not path.parent.is_dir():
         why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise click.UsageError(f"cannot write {output.readable(str(path))}: {why}")
+    if path.exists() and not path.is_file():
+        raise click.UsageError(
+            f"cannot write {output.readable(str(path))}: it is no ordinary file; - is standard output"
+        )
     if path.exists() and not force:
         raise click.UsageError(f"{output.readable(str(path))} is there already; --force replaces it")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -16,10 +17,10 @@ _STEADY_BYTES = 8 << 20
 def whole_file(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
     """A file to write, which gets its name, for its owner only, once the block has ended well and all of it
     is on disk. Until then nothing stands at ``path`` or what stood there before, and so it stays if the
-    block raises. Raises FileExistsError, unless ``replace``, if there is something.
+    block raises. Raises FileExistsError, unless ``replace``, if there is something, and OSError if that
+    is a device, a folder, or the like.
     """
-    if not replace and os.path.lexists(path):
-        raise FileExistsError(17, "File exists", os.fspath(path))
+    _refuse_what_is_there(path, replace=replace)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     # within the block from the start: an interrupt may come as soon as the file is there
     try:
@@ -28,13 +29,21 @@ def whole_file(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(descriptor)
-        if not replace and os.path.lexists(path):
-            raise FileExistsError(17, "File exists", os.fspath(path))
+        _refuse_what_is_there(path, replace=replace)
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _refuse_what_is_there(path: Path, *, replace: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "it is no ordinary file", os.fspath(path))
+    if not replace:
+        raise FileExistsError(errno.EEXIST, "File exists", os.fspath(path))
 
 
 def steadily(file: BinaryIO) -> Callable[[bytes], None]:
