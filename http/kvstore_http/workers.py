@@ -49,6 +49,8 @@ KILL_TICKS = 22
 """And if SIGABRT, which lets it say where it hangs, did not end it until then, SIGKILL does."""
 
 _PR_SET_PDEATHSIG = 1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *LEVEL_SIGNALS)
+"""Those that the parent handles."""
 
 
 @dataclass(slots=True)
@@ -99,7 +101,7 @@ class Workers:
         """Run until SIGTERM or SIGINT; returns the exit status. Call it from the main thread."""
         self._wake_in, self._wake_out = _pipe()
         self._beats_in, self._beats_out = _pipe()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *LEVEL_SIGNALS):
+        for number in _SIGNALS:
             signal.signal(number, _noticed_by_descriptor)
         signal.set_wakeup_fd(self._wake_out, warn_on_full_buffer=False)
         while self._stop_at is None or any(worker.is_running for worker in self._workers):
@@ -118,9 +120,12 @@ class Workers:
 
     def _fork(self, number: int) -> int:
         parent = os.getpid()
+        # held back until the child has its own handlers: with the parent's it would lose them
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid == 0:
             self._be_worker(number, parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         self._board.note_start(number, pid)
         return pid
 
@@ -130,6 +135,7 @@ class Workers:
             signal.set_wakeup_fd(-1)
             for each in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
                 signal.signal(each, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             _die_with(parent)
             for descriptor in (self._wake_in, self._wake_out, self._beats_in):
                 os.close(descriptor)
