@@ -76,7 +76,7 @@ class _Head:
 
     channel: Any
     request: Any
-    status: str
+    status = ""  # none yet; waitress's is a success from the start
     version: str
     has_body = True
     content_length: int | None
