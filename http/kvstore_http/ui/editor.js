@@ -45,7 +45,7 @@ const newDraft = (prefix) => ({ key: prefix, isNew: true, text: "", contentType:
 /** A form for one key. `root` is its element. */
 export class Editor {
   /**
-   * @param {{ record?: import("./api.js").Value, prefix?: string, onSaved: (key: string, revision: number) => void, onClosed: () => void }} what
+   * @param {{ record?: import("./api.js").Value, prefix?: string, onSaved: (key: string, revision: number, editor: Editor) => void, onClosed: () => void }} what
    */
   constructor({ record, prefix = "", onSaved, onClosed }) {
     this.record = record;
@@ -196,7 +196,7 @@ export class Editor {
       const written = await put(key, bytes, this.#how(key));
       dropDraft(this.draft.key, this.isNew);
       announce(`Saved at revision ${written.revision}.`);
-      this.onSaved(key, written.revision);
+      this.onSaved(key, written.revision, this);
     } catch (problem) {
       this.#failed(key, /** @type {Problem} */ (problem));
     } finally {

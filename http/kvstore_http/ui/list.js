@@ -29,6 +29,8 @@ export class ListView {
     /** @type {{ start?: string, cursor?: string } | null} where to read on, null at the end */
     this.next = {};
     this.turn = 0;
+    /** @type {import("./stream.js").Change[]} that came while the list was being read */
+    this.missed = [];
     this.checks = new Set();
     this.node = byId("entries");
     this.foot = byId("list-foot");
@@ -88,6 +90,7 @@ export class ListView {
     this.isLoaded = true;
     if (isAnew) this.#replace(found);
     else this.#append(found);
+    for (const change of this.missed.splice(0)) this.apply(change);
   }
 
   /** Put a page's records into `found`; where to read on. @param {any} page @param {Entry[]} found */
@@ -188,6 +191,10 @@ export class ListView {
 
   /** @param {import("./stream.js").Change} change */
   apply(change) {
+    if (this.isReading) {
+      this.missed.push(change);
+      return;
+    }
     const { op, key, revision } = change;
     if (!this.isLoaded || !key.startsWith(this.prefix) || revision <= this.revision) return;
     const folder = this.#folderOf(key);

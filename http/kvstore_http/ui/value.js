@@ -62,7 +62,8 @@ export class ValueView {
   #showNew() {
     this.#edit(new Editor({
       prefix: this.place.prefix,
-      onSaved: (key) => {
+      onSaved: (key, _revision, editor) => {
+        if (this.editor !== editor) return; // the reader has gone elsewhere meanwhile
         this.editor = null;
         this.go({ key, isNew: false });
       },
@@ -309,7 +310,10 @@ export class ValueView {
       this.refresh();
       this.editButton.focus();
     };
-    this.editor = new Editor({ record: this.record, onSaved: close, onClosed: close });
+    const saved = (/** @type {string} */ _key, /** @type {number} */ _revision, /** @type {Editor} */ editor) => {
+      if (this.editor === editor) close(); // else the reader has gone elsewhere meanwhile
+    };
+    this.editor = new Editor({ record: this.record, onSaved: saved, onClosed: close });
     for (const node of [this.actions, this.facts, this.tabs]) node.hidden = true;
     this.notice.replaceChildren();
     this.body.replaceChildren(this.editor.root);
