@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ settings.register_profile(
     "ci", settings.get_profile("local"), derandomize=False, print_blob=True, database=None
 )
 settings.register_profile("long", settings.get_profile("ci"), max_examples=2_000)
+
+
+# A run in the background or under nohup is started with these ignored, and what the tests start would
+# inherit that; a handler of Python's is not inherited.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
