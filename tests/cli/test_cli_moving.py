@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -348,7 +349,7 @@ def test_an_import_goes_on_where_it_was_killed(
     assert offline("export", "e.gz", env=source).returncode == 0
     state = offline.folder / "e.gz.import-state"
     kills = 0
-    for number in [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGKILL]:
+    for number in itertools.cycle([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]):
         is_begun = state.exists()
         target = line_reached(state) + random.randrange(1, 3000)
         running = start(offline, "import", "e.gz", "--url", other)
@@ -358,12 +359,13 @@ def test_an_import_goes_on_where_it_was_killed(
             timeout=60,
         )
         running.process.send_signal(number)
-        kills += running.wait() != 0
+        status = running.wait()
         assert ("going on behind line" in running.stderr) == is_begun
-    assert kills >= 2
-    last = offline("import", "e.gz", "--url", other)
-    assert last.returncode == 0, last.stderr
-    assert b"20000 records put" in last.stderr
+        if status == 0:
+            break
+        kills += 1
+    assert kills > 0
+    assert "20000 records put" in running.stderr
     assert not state.exists()
     there, here = records(shared_service.url), records(other)
     assert kept(here) == kept(there)
@@ -515,9 +517,9 @@ def test_a_bad_line_is_named_and_nothing_of_its_file_is_put(
     assert kvstore.out("get", "bad/1") == b"1\n"
 
 
-def test_a_file_that_is_no_text_is_called_that(offline: Kvstore, tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_is_called_that(kvstore: Kvstore, tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(b"\xff\xfe\x00")
-    done = offline("import", "noise", "--dry-run")
+    done = kvstore("import", str(tmp_path / "noise"), "--dry-run")
     assert done.returncode == 1
     assert b"line 1: it is not JSON: it is not even UTF-8; nothing was put" in done.stderr
 
