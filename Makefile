@@ -12,7 +12,7 @@ PEERS := $(VENV)/peers-$(VERSION)
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: help run test check format crash containers bench dist constraints clean
+.PHONY: help run test check format torture containers bench dist constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,8 +36,8 @@ format: $(READY) ## bring the code into the format that 'make check' wants
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-crash: $(READY) ## kill -9 the daemon 50 times under load and account for every write
-	@CRASH_KILLS=50 $(BIN)/python -m pytest -m crash --timeout 1800 -s $(ARGS)
+torture: $(READY) ## break the service in every way for as long as it takes; TORTURE=0.1: a tenth of it
+	@TORTURE=$(or $(TORTURE),1) $(BIN)/python -m pytest -m torture --timeout 7200 -s $(ARGS)
 
 containers: $(READY) ## build the image and try it and docker-compose.yaml; needs a container engine
 	@$(BIN)/python -m pytest -s tests/containers $(ARGS)

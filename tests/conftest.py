@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support.servers import Daemon, Facade, Serve, Server, Service
+from support.torture import PROPERTY, Survived, summary
 
 STDERR_SHOWN_BYTES = 20_000
 
@@ -63,6 +64,30 @@ def pytest_runtest_makereport(
             title = f"stderr of kvstore {server.name} in {server.folder}"
             report.sections.append((title, server.stderr[-STDERR_SHOWN_BYTES:]))
     return report
+
+
+@pytest.fixture
+def survived(request: pytest.FixtureRequest) -> Survived:
+    """``survived(kills=1, writes=200)``: count for the summary at the end of the run what this test did to
+    the service."""
+    counted: dict[str, int] = {}
+
+    def count(**more: int) -> None:
+        for what, number in more.items():
+            counted[what] = counted.get(what, 0) + number
+
+    # a property travels with the report, from a worker of pytest-xdist as well
+    request.node.user_properties.append((PROPERTY, counted))
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was survived by the tests that passed."""
+    reports = terminalreporter.getreports("passed")
+    survived = summary(found for report in reports for found in report.user_properties)
+    if survived:
+        terminalreporter.write_sep("=", "survived")
+        terminalreporter.write_line(survived)
 
 
 class _Starter:

@@ -1,11 +1,10 @@
 """The daemon is killed while it works, again and again, and every promise is checked afterwards.
 
-``make test`` kills it a few times, ``make crash`` fifty times (``CRASH_KILLS``).
+``make test`` kills it a few times, ``make torture`` fifty times.
 """
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import pytest
 from kvstore_client import Client
 from support import Daemon, Facade, Service, wait_until
 from support.load import COUNTER, HttpWriter, Ledger, NativeWriter, Writer
+from support.torture import Survived, times
 from support.watchers import (
     LAST_KEY,
     CommandWatcher,
@@ -27,9 +27,9 @@ from support.watchers import (
     whole_log,
 )
 
-KILLS = int(os.environ.get("CRASH_KILLS", "4"))
+KILLS = times(4, full=50)
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(120 + 20 * KILLS)]
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(120 + 20 * KILLS)]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def two_workers(daemon: Daemon, start_facade: Callable[..., Facade]) -> Service:
 
 
 def test_kill_9_loses_nothing_repeats_nothing_and_reorders_nothing(
-    two_workers: Service, tmp_path: Path
+    two_workers: Service, tmp_path: Path, survived: Survived
 ) -> None:
     service, ledger = two_workers, Ledger()
     steady = SseWatcher("steady-sse", service.url)
@@ -60,6 +60,7 @@ def test_kill_9_loses_nothing_repeats_nothing_and_reorders_nothing(
         wait_for_writes(ledger, writers, random.randrange(200, 600))
         service.daemon.kill()
         service.daemon.start()
+        survived(kills=1)
         print(f"kill {number + 1} of {KILLS}: {len(ledger)} writes acknowledged so far")
     wait_for_writes(ledger, writers, 200)
     for writer in writers:

@@ -1,0 +1,37 @@
+"""How long the tests marked ``torture`` go on, and what they survived.
+
+Each has a short form, which is part of ``make test``, and a full one: ``make torture`` runs those, or with
+``TORTURE=0.1`` a tenth of each. At the end of the run stands what all of them survived together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+PROPERTY = "survived"
+
+SHARE = float(os.environ.get("TORTURE") or 0)
+"""How much of the full length to run; 0 stands for the short form."""
+
+
+def times(short: int, *, full: int) -> int:
+    """How often to do what the short form does ``short`` times, and the full one ``full`` times."""
+    return max(short, round(full * SHARE))
+
+
+class Survived(Protocol):
+    """``survived(kills=1, writes=200)`` adds to what the summary says; ``_`` stands for a space."""
+
+    def __call__(self, **counts: int) -> None: ...
+
+
+def summary(properties: Iterable[tuple[str, Any]]) -> str:
+    """What was survived in all: ``50 kills, 12 pauses``; empty for nothing."""
+    total: Counter[str] = Counter()
+    for name, counts in properties:
+        if name == PROPERTY:
+            total.update(counts)
+    return ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in total.items())
