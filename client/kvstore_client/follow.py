@@ -29,6 +29,7 @@ MAX_HELD_BYTES = 16 * 1024 * 1024
 
 _GETS_PER_REQUEST = 100
 _RESTORED = "the store was restored; its history is another one now"
+_LOST = "the store lost what its snapshot has shown; its history is another one now"
 
 Batch = list[Event]
 """The wanted events of one revision, in the order of their ``index``; never empty."""
@@ -162,8 +163,8 @@ class Follower:
 
     @property
     def is_behind(self) -> bool:
-        """Whether something is known, or feared, to be missing."""
-        return self._doubtful or self._known > self._revision
+        """Whether something is known, or feared, to be missing; the fear lasts until the log has answered."""
+        return self._doubtful or self._is_asking or self._known > self._revision
 
     def doubt(self) -> None:
         """Ask the log once more although nothing is known to be missing: the socket was remade, or
@@ -298,6 +299,10 @@ class SnapshotMerge:
     reader takes the store's position, ``start``, *before* the first one, and afterwards follows the
     log from there, leaving out every event that the page covering its key had already seen. While
     :meth:`next_ops` gives ops, send them as one request and pass the reply to :meth:`accept`.
+
+    What was shown is the state of the store at no revision before the log, asked after the last page,
+    has been followed to its end: only then is there a cursor to give out. Pass each of its pages to
+    :meth:`check`.
     """
 
     def __init__(
@@ -385,19 +390,18 @@ class SnapshotMerge:
 
     def _accept_gets(self, reply: Reply) -> list[Record]:
         records: list[Record] = []
-        answered: list[str] = []
         for key, result in zip(self._sent_keys, reply.results, strict=True):
+            found = []
             if not isinstance(result, KvError):
-                records.append(record_from(result, key))
+                found = [record_from(result, key)]
             elif result.code == "reply_too_large" and len(self._sent_keys) > 1:
                 continue  # the next request has room for it
             elif result.code != "not_found":
                 raise result
-            answered.append(key)
-        revision = self._seen_at(reply, records)
-        for key in answered:
-            self._key_revisions[key] = revision
+            # each for itself: the gets of one request may be answered from several snapshots
+            self._key_revisions[key] = self._seen_at(reply, found)
             self._keys.remove(key)
+            records += found
         return records if self._values else [record._replace(value=None) for record in records]
 
     def _seen_at(self, reply: Reply, records: list[Record]) -> int:
@@ -407,6 +411,12 @@ class SnapshotMerge:
         revision = max(revision, reply.revision)
         self._through = max(self._through, revision)
         return revision
+
+    def check(self, page: LogPage) -> None:
+        """Raise ``cursor_expired`` if the log, asked after the last page, ends before what was shown: a
+        store with a weaker ``sync`` lost that in a crash, and will use its revisions for other changes."""
+        if page.head < self._through:
+            raise KvError("cursor_expired", _LOST, reason="epoch", floor=page.floor, head=page.head)
 
     def _cover(self, lower: str, revision: int) -> None:
         self._starts.append(lower)

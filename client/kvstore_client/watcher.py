@@ -94,14 +94,9 @@ class Watcher:
 
         None before the start is known and while a snapshot is being read: that cannot be continued.
         """
-        if not self._items and self._follower is not None and self._can_be_continued:
+        if not self._items and self._follower is not None and self._merge is None:
             return self._follower.cursor
         return self._taken
-
-    @property
-    def _can_be_continued(self) -> bool:
-        # what pages of a snapshot already showed is not yet in step with the position before a Sync
-        return self._merge is None or self._is_synced
 
     # ── PUB ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,7 +155,7 @@ class Watcher:
         """The request was answered. Raises the KvError with which an op failed for good."""
         try:
             if self._follower is not None:
-                self._deliver(self._follower.answer(LogPage.from_reply(reply)), self._follower)
+                self._accept_log(self._follower, LogPage.from_reply(reply))
             elif self._merge is not None:
                 self._accept_snapshot(self._merge, reply)
             else:
@@ -177,10 +172,16 @@ class Watcher:
         if isinstance(self._since, int):
             self._follow(Cursor(self._since, reply.epoch))
         elif self._begins_with_snapshot:
-            self._merge = SnapshotMerge(self._wanted, now, values=self._values)
+            self._begin_snapshot(now)
         else:
             self._follow(now)
             self._sync(now)
+
+    def _begin_snapshot(self, now: Cursor) -> None:
+        if self._wanted.ops and "put" not in self._wanted.ops:
+            self._follow(now)  # the records would be put events
+        else:
+            self._merge = SnapshotMerge(self._wanted, now, values=self._values)
 
     def _follow(self, start: Cursor) -> None:
         self._follower = Follower(start, filtered=not self._wanted.takes_every_key, log_only=self._previous)
@@ -192,6 +193,12 @@ class Watcher:
         if merge.is_complete:
             self._follow(merge.start)
 
+    def _accept_log(self, follower: Follower, page: LogPage) -> None:
+        batches = follower.answer(page)
+        if self._merge is not None:
+            self._merge.check(page)
+        self._deliver(batches, follower)
+
     def _reset(self, error: KvError, reply: Reply) -> None:
         before = self._merge.start if self._merge is not None else None
         before = self._follower.cursor if self._follower is not None else before
@@ -202,7 +209,8 @@ class Watcher:
         self._follower = None
         self._beat = None
         self._is_synced = False
-        self._merge = SnapshotMerge(self._wanted, start, values=self._values)
+        self._merge = None
+        self._begin_snapshot(start)
 
     # ── items ────────────────────────────────────────────────────────────────────────────────────
 
@@ -211,7 +219,8 @@ class Watcher:
             wanted = [self._trimmed(event) for event in batch if self._is_news(event)]
             if wanted:
                 cursor = Cursor(batch[0].revision, follower.cursor.epoch)
-                self._items.append((wanted, cursor if self._can_be_continued else None))
+                # what pages of a snapshot showed is in step with the position from the Sync on
+                self._items.append((wanted, cursor if self._merge is None else None))
         if not follower.is_behind:
             self._caught_up(follower.cursor)
 
@@ -228,10 +237,10 @@ class Watcher:
         return event
 
     def _caught_up(self, cursor: Cursor) -> None:
+        # the log has answered since the last page was read, so nothing that was shown is newer
+        self._merge = None
         if not self._is_synced:
             self._sync(cursor)
-        if self._merge is not None and cursor.revision >= self._merge.through:
-            self._merge = None
         if self._beat is not None and self._shows_heartbeats:
             self._items.append((self._beat, cursor))
         self._beat = None

@@ -137,6 +137,8 @@ class _Joining:
 
     def _read_page(self, position: Cursor) -> Cursor:
         page = LogPage.from_reply(self._ask([self._events_op(position)]))
+        if self._merge is not None:
+            self._merge.check(page)
         if page.next == position.revision == page.head and self._is_known:
             gevent.sleep(RETRY_SECONDS)  # it is the track that has to get on
         self._is_known = True

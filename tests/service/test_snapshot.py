@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import json
 import random
+import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
-from kvstore_client import Client, Event, Subscription, Sync, commands
+from kvstore_client import AsyncSubscription, Client, Cursor, Event, Subscription, Sync, commands
 from support import Service
+from support.servers import clean_environment, kvstore_command
 from support.streams import open_stream
+from support.watchers import Seen, seen_event, seen_json, whole_log
 
 LARGE_KEYS = 48
 LARGE_BYTES = 512 * 1024
@@ -106,3 +113,122 @@ def apply(change: tuple[str, str, bytes | None], state: State) -> bool:
     elif op == "delete":
         state.pop(key, None)
     return op == "sync"
+
+
+# ── writers at full speed from the first moment ──────────────────────────────────────────────────
+
+WRITERS = 8
+AFTERWARDS = 20
+
+
+class Beginning(NamedTuple):
+    """What a client was told: the snapshot and what came before the sync, its cursor, the next events."""
+
+    before: list[Seen]
+    cursor: Cursor
+    after: list[Seen]
+
+
+def begin_native(service: Service, folder: Path) -> Beginning:
+    before: list[Seen] = []
+    with Subscription(service.requests, service.changes, snapshot=True) as subscription:
+        while not isinstance(item := next(subscription), Sync):
+            assert isinstance(item, Event)
+            before.append(seen_event(item))
+        events = (event for event in subscription if isinstance(event, Event))
+        news = [seen_event(event) for event in itertools.islice(events, AFTERWARDS)]
+    return Beginning(before, item.cursor, news)
+
+
+def begin_async(service: Service, folder: Path) -> Beginning:
+    async def begin() -> Beginning:
+        before: list[Seen] = []
+        async with AsyncSubscription(service.requests, service.changes, snapshot=True) as subscription:
+            while not isinstance(item := await anext(subscription), Sync):
+                assert isinstance(item, Event)
+                before.append(seen_event(item))
+            news = [await anext(subscription) for _ in range(AFTERWARDS)]
+        return Beginning(
+            before, item.cursor, [seen_event(event) for event in news if isinstance(event, Event)]
+        )
+
+    return asyncio.run(begin())
+
+
+def begin_json(lines: Iterator[tuple[str, str | None, dict[str, Any]]]) -> Beginning:
+    """From events, each with its name and its cursor."""
+    before: list[Seen] = []
+    for name, cursor, data in lines:
+        if name == "sync":
+            assert cursor is not None
+            news = (seen_json(data, name) for name, _, data in lines if name != "heartbeat")
+            return Beginning(before, Cursor.parse(cursor), list(itertools.islice(news, AFTERWARDS)))
+        before.append(seen_json({"index": 0, **data}, name))
+    raise AssertionError("the stream ended before its sync")
+
+
+def begin_sse(service: Service, folder: Path) -> Beginning:
+    with closing(open_stream(service.url, "snapshot=1")) as stream:
+        return begin_json((event.name, event.id, event.json) for event in stream)
+
+
+def begin_command(service: Service, folder: Path) -> Beginning:
+    environment = clean_environment(folder, KVSTORE_URL=service.url)
+    command = kvstore_command("subscribe", "--json", "--snapshot")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        try:
+            lines = map(json.loads, process.stdout)
+            return begin_json((line["event"], line.get("cursor"), line) for line in lines)
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def full_speed(requests: str) -> Iterator[None]:
+    """Eight writers that put and delete a few keys each, alone and in atomic batches."""
+    stopping = threading.Event()
+
+    def work(name: int) -> None:
+        with Client(requests, timeout=30) as client:
+            for number in itertools.count():
+                if stopping.is_set():
+                    return
+                keys = [f"w{name}/{(number + part) % 5}" for part in range(3)]
+                value = b"%d" % number
+                client.put(keys[0], value)
+                client.batch([commands.put(key, value) for key in keys[1:]], atomic=True)
+                client.delete(keys[0])
+
+    writers = [threading.Thread(target=work, args=(name,)) for name in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        for writer in writers:
+            writer.join()
+
+
+def state_after(events: Iterator[Seen] | list[Seen]) -> State:
+    state: dict[str, str | None] = {}
+    for event in events:
+        if event.op == "put":
+            state[event.key] = event.value
+        else:
+            state.pop(event.key, None)
+    return {key: None if value is None else value.encode() for key, value in state.items()}
+
+
+def test_beside_writers_at_full_speed_a_sync_is_the_state_of_its_cursor(
+    service: Service, tmp_path: Path
+) -> None:
+    ways = [begin_native] * 12 + [begin_async] * 12 + [begin_sse] * 4 + [begin_command] * 2
+    with full_speed(service.requests):
+        begun = [(way.__name__, way(service, tmp_path)) for way in ways]
+    log = whole_log(service.requests)
+    for name, (before, cursor, after) in begun:
+        assert max((event.revision for event in before), default=0) <= cursor.revision, name
+        assert state_after(before) == state_after([e for e in log if e.revision <= cursor.revision]), name
+        assert after == [event for event in log if event.revision > cursor.revision][:AFTERWARDS], name
