@@ -23,7 +23,7 @@ from kvstore_daemon.manager import ServiceManager
 from kvstore_daemon.publisher import Publisher
 from kvstore_daemon.server import Server
 from kvstore_daemon.settings import DaemonSettings
-from kvstore_daemon.sockets import RequestSocket
+from kvstore_daemon.sockets import RequestSocket, make_identities_unpredictable
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def run(settings: DaemonSettings, manager: ServiceManager) -> int:
 def _serve(settings: DaemonSettings, manager: ServiceManager, stack: ExitStack) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     _allow_many_descriptors()
+    make_identities_unpredictable()
     loop = stack.enter_context(closing(Loop()))
     change_level = partial(_change_level, LogLevel(settings.log_level))
     others: dict[int, Callable[[int], None]] = dict.fromkeys(LEVEL_SIGNALS, change_level)

@@ -16,7 +16,7 @@ from collections import deque
 from math import inf
 
 from kvstore_client.errors import KvError
-from kvstore_client.logs import named
+from kvstore_client.logs import Seldom, named
 from kvstore_client.protocol import RequestId, decode_request, encode_error
 from kvstore_daemon.committer import GROUP_OPS, GroupCommitter
 from kvstore_daemon.engine import Answer, Change, Engine
@@ -26,7 +26,13 @@ from kvstore_daemon.loop import Loop, Timer
 from kvstore_daemon.manager import Pulse, ServiceManager
 from kvstore_daemon.publisher import Publisher
 from kvstore_daemon.settings import DaemonSettings
-from kvstore_daemon.sockets import Frames, Received, RequestSocket
+from kvstore_daemon.sockets import (
+    MAX_ENVELOPE_BYTES,
+    MAX_ENVELOPE_FRAMES,
+    Frames,
+    Received,
+    RequestSocket,
+)
 from kvstore_daemon.status import Counters, Status, limits_of
 from kvstore_daemon.writing import write_request
 
@@ -82,6 +88,7 @@ class Server:
         self._welcome: Timer = loop.timer(self._send_heartbeat)
         self._reading: deque[Exchange] = deque()
         self._outbox: deque[Change | Answer] = deque()
+        self._malformed = Seldom()
         self._is_stopping = False
         self._epoch = ""
         self._head = 0
@@ -149,6 +156,8 @@ class Server:
         if self._is_stopping:
             raise KvError("unavailable", "the daemon is stopping; try again when it is back")
         frames = received.frames
+        if not frames:
+            raise self._not_a_request()
         self._check_size(frames)
         request = decode_request(frames, self._limits)
         self._counters.count_operations(request.ops)
@@ -157,6 +166,20 @@ class Server:
             self._committer.add(write_request(request, frames, exchange), size)
         else:
             self._finish(exchange)
+
+    def _not_a_request(self) -> KvError:
+        """The error for a message without an empty frame and a request behind it, which is logged too:
+        who forgot the frame may not look for a reply that begins with one."""
+        error = KvError(
+            "bad_request",
+            "a message needs an empty frame and the request behind it, as a REQ socket sends them; before "
+            f"the empty one there may be {MAX_ENVELOPE_FRAMES - 2} frames, none of them empty, of "
+            f"{MAX_ENVELOPE_BYTES} bytes together",
+        )
+        more = self._malformed.turn()
+        if more is not None:
+            log.warning("refused what came to the requests address: %s%s", error.message, more)
+        return error
 
     def _check_size(self, frames: Frames) -> None:
         limit = self._limits.request_bytes

@@ -12,7 +12,9 @@ lone round trip took 110 µs against 190.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import secrets
 import socket as plain_socket
 import stat
 from contextlib import suppress
@@ -31,6 +33,16 @@ FLUSH_MS = 1_000
 REQUEST_FRAMES = 2
 MAX_ENVELOPE_FRAMES = 10
 """The sender's identity, eight frames of its own, and the empty one (protocol section 2)."""
+MAX_ENVELOPE_BYTES = 4096
+"""Of the sender's own frames together. They are kept for as long as the request waits for its reply."""
+HANDSHAKE_MS = 5_000
+"""How long a connection may take until both sides have said who they are (libzmq's default is 30 s)."""
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 15, 5, 3
+"""Seconds, and how often: a peer that vanished without a word is known to be gone after half a minute, and
+an identity that it chose is free again."""
+UNTAKEN_MS = 30_000
+"""The same where something was on its way to the peer, which TCP would repeat for a quarter of an hour; and
+for one that is there but takes nothing at all from its full buffers for so long."""
 REQUEST_QUEUE = 128
 REPLY_QUEUE = 10_000
 ZERO_COPY_BYTES = 64 * 1024
@@ -38,6 +50,13 @@ ZERO_COPY_BYTES = 64 * 1024
 # plain integers: pyzmq's enums take longer to combine than the socket takes to receive
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+
+
+def make_identities_unpredictable() -> None:
+    """To be called before the first context. libzmq numbers the peers of a ROUTER from a random number of
+    the C library's on, and never seeds that: every daemon began with 1804289383. Whoever claimed one of the
+    next numbers for itself ended the daemon, by an assertion, when an ordinary client came to it."""
+    ctypes.CDLL(None).srand(secrets.randbits(32))
 
 
 def listen(socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
@@ -50,9 +69,11 @@ def listen(socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
     # in everything that is reported.
     socket.ipv6 = "[" in endpoint
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 60)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 20)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
+    socket.setsockopt(zmq.TCP_MAXRT, UNTAKEN_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
@@ -120,7 +141,7 @@ def _accepts_connections(path: str) -> bool:
 
 class Received(NamedTuple):
     """One request: the frames that lead back to its sender, up to the empty one, and those it consists
-    of; of a request with too many, the first few that show it."""
+    of; of a request with too many, the first few that show it; of a message that is no request, none."""
 
     envelope: Frames
     frames: Frames
@@ -143,9 +164,8 @@ class RequestSocket:
         # What is not received yet waits with its sender, where TCP bounds it.
         socket.rcvhwm = REQUEST_QUEUE
         socket.sndhwm = REPLY_QUEUE
-        # A client that comes back under the identity it chose takes over from its dead connection.
+        # ROUTER_HANDOVER stays off: with it, whoever names another's identity gets its replies.
         # ROUTER_MANDATORY stays off: a reply to a client that has gone must vanish.
-        socket.router_handover = True
         try:
             self.endpoint = listen(socket, endpoint, "--requests")
         except KvError:
@@ -165,28 +185,33 @@ class RequestSocket:
     def receive(self) -> Received | None:
         """The next request, or None if there is none now.
 
-        A message without the empty delimiter is dropped, as REP does: nobody could be answered.
+        A message that is no request has no frames in what is returned, and an envelope of the sender's
+        identity and the empty frame: that is where an answer is most likely to be seen.
         """
         receive = self._socket.recv
-        while True:
-            try:
-                # Frames that are not copied know whether more follow; to ask the socket takes a third longer.
-                frame: zmq.Frame = receive(_NOBLOCK, copy=False)
-            except zmq.Again:
-                return None
-            envelope: Frames = [frame.bytes]
-            frames: Frames = []
-            is_enclosed = True
-            while frame.more:
-                frame = receive(_NOBLOCK, copy=False)
-                if not is_enclosed:
-                    if len(frames) <= REQUEST_FRAMES:
-                        frames.append(frame.bytes)
-                elif len(envelope) < MAX_ENVELOPE_FRAMES:
-                    envelope.append(frame.bytes)
-                    is_enclosed = len(frame) > 0
-            if frames:
-                return Received(envelope, frames)
+        try:
+            # Frames that are not copied know whether more follow; to ask the socket takes a third longer.
+            frame: zmq.Frame = receive(_NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        envelope: Frames = [frame.bytes]
+        frames: Frames = []
+        room = MAX_ENVELOPE_BYTES
+        is_enclosed = True
+        while frame.more:
+            frame = receive(_NOBLOCK, copy=False)
+            if not is_enclosed:
+                if len(frames) <= REQUEST_FRAMES:
+                    frames.append(frame.bytes)
+                continue
+            room -= len(frame)
+            if len(envelope) < MAX_ENVELOPE_FRAMES and room >= 0:
+                envelope.append(frame.bytes)
+                is_enclosed = len(frame) > 0
+        if not frames:
+            del envelope[1:]
+            envelope.append(b"")
+        return Received(envelope, frames)
 
     def reply(self, envelope: Frames, frames: Frames) -> None:
         """Answer the request that came with ``envelope``. Never waits: for a client that does not read

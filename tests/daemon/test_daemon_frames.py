@@ -148,7 +148,7 @@ def test_the_frames_before_the_delimiter_come_back_unchanged(
 @pytest.mark.parametrize(
     "frames", [[b"no delimiter"], [b""], [b"id", b""], [b"a", b"b"], [b"c"] * 9 + [b"", b"{}"]]
 )
-def test_a_message_that_is_no_request_is_dropped_and_the_next_is_answered(
+def test_a_message_that_is_no_request_keeps_none_from_its_answer(
     shared_daemon: Daemon, connect: Callable[..., Peer], frames: list[bytes]
 ) -> None:
     dealer = connect(shared_daemon, zmq.DEALER).socket
