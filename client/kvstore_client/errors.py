@@ -49,6 +49,7 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow("request_too_large", 413, 1, False, "The request is too large"),
         ErrorRow("uri_too_long", 414, 1, False, "The address is too long"),
         ErrorRow("unsupported_media_type", 415, 1, False, "The body's media type is not taken here"),
+        ErrorRow("expectation_failed", 417, 1, False, "The expectation cannot be met"),
         ErrorRow("sequence_reused", 422, 1, False, "This number was used for another request"),
         ErrorRow("headers_too_large", 431, 1, False, "The request's headers are too large"),
         # The request is fine, the store's state is against it.
@@ -67,6 +68,7 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow("too_busy", 503, 1, True, "The service has no room for this request now"),
         ErrorRow("unavailable", 503, 6, True, "The daemon cannot be reached"),
         ErrorRow("timed_out", 504, 124, True, "No answer came in time"),
+        ErrorRow("http_version_not_supported", 505, 1, False, "This version of HTTP is not spoken here"),
         ErrorRow("store_full", 507, 1, True, "The store is full"),
     )
 }

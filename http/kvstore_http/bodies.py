@@ -18,6 +18,11 @@ MERGE_PATCH = "application/merge-patch+json"
 FORM = "application/x-www-form-urlencoded"
 
 
+BODY_AWAITED = "kvstore.body_awaited"
+"""True in the environ of a request whose client waits to hear whether to send the body (``Expect:
+100-continue``): whoever reads the body refuses before that whatever can be refused."""
+
+
 def read_body(environ: dict[str, Any]) -> bytes:
     """The request's body, b"" where it has none."""
     length = environ.get("CONTENT_LENGTH")

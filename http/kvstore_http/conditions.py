@@ -159,8 +159,7 @@ def send_once(
     step: int = 0,
 ) -> list[dict[str, Any] | KvError]:
     """The results of a request that is applied once however often it is sent under ``number``."""
-    if not (number.isascii() and number.isprintable() and 0 < len(number) <= MAX_NUMBER):
-        raise KvError("bad_request", f"Idempotency-Key must be 1 to {MAX_NUMBER} printable ASCII characters")
+    check_number(number)
     # no number that a client can send holds a control character
     name = f"{number}\n{step}" if step else number
     try:
@@ -171,6 +170,20 @@ def send_once(
         raise KvError(
             error.code, "this Idempotency-Key was used for another request; a new request takes a new one"
         ) from error
+
+
+def check_number(number: str) -> None:
+    """Raise ``bad_request`` for what is no idempotency key."""
+    if not (number.isascii() and number.isprintable() and 0 < len(number) <= MAX_NUMBER):
+        raise KvError("bad_request", f"Idempotency-Key must be 1 to {MAX_NUMBER} printable ASCII characters")
+
+
+def check_write(environ: dict[str, Any]) -> None:
+    """Raise ``bad_request`` for a condition or an idempotency key that is malformed."""
+    condition_of(environ)
+    number = environ.get("HTTP_IDEMPOTENCY_KEY")
+    if number is not None:
+        check_number(number)
 
 
 def refuse_number(number: str | None, reason: str) -> None:

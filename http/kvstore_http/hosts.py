@@ -7,21 +7,19 @@ everything. What the page cannot change is the ``Host`` that its requests carry:
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from ipaddress import ip_address
 
 import falcon
 
 from kvstore_client.errors import KvError
+from kvstore_http.authority import parse_authority
 
 KEPT_NAMES = 256
 """How many values of ``Host`` are kept with their verdicts, so that few requests pay for the check."""
 
 SHOWN_CHARACTERS = 260
 """A name and a port are never longer."""
-
-_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:,/@\s]+))(?::[0-9]*)?")
 
 
 def allowed_hosts(listens_on: str, named: tuple[str, ...]) -> frozenset[str] | None:
@@ -37,9 +35,9 @@ def allowed_hosts(listens_on: str, named: tuple[str, ...]) -> frozenset[str] | N
 
 def host_of(authority: str) -> str:
     """``HOST`` of ``HOST[:PORT]``, in lower case and without the brackets of an IPv6 address; empty for
-    anything else, as two headers in one."""
-    found = _AUTHORITY.fullmatch(authority)
-    return "" if found is None else (found[1] or found[2].rstrip(".")).lower()
+    anything else."""
+    found = parse_authority(authority)
+    return "" if found is None else found.host
 
 
 def is_own(host: str) -> bool:

@@ -13,6 +13,7 @@ from kvstore_client.errors import KvError
 from kvstore_http import contract
 from kvstore_http.asof import read_as_of
 from kvstore_http.bodies import (
+    BODY_AWAITED,
     MERGE_PATCH,
     read_body,
     read_value,
@@ -23,6 +24,7 @@ from kvstore_http.bodies import (
 )
 from kvstore_http.collaborators import Feed, Link
 from kvstore_http.conditions import (
+    check_write,
     condition_of,
     etag,
     is_listed,
@@ -100,12 +102,22 @@ class KeyResource:
 
     def put(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
         environ = req.env
-        value = read_value(environ)
         op: dict[str, Any] = {"op": "put", "key": key, "content_type": value_type(environ)}
         ttl = query.get(TTL)
+        if BODY_AWAITED in environ:
+            check_write(environ)
+            self._check_size(int(environ["CONTENT_LENGTH"]))
+        value = read_value(environ)
         if ttl is not None:
             op["ttl"] = ttl
         send_written(resp, key, write(self._link, environ, op, value))
+
+    def _check_size(self, size: int) -> None:
+        """Raise ``value_too_large``. The daemon knows the limit; a question costs less than the upload."""
+        limit = self._link.call({"op": "status"})["limits"]["value_bytes"]
+        if size > limit:
+            message = f"the value has {size} bytes, the limit is {limit} (--max-value-bytes)"
+            raise KvError("value_too_large", message, limit=limit)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
         read_query(req.env, contract.NOTHING)
@@ -123,6 +135,8 @@ class KeyResource:
         require_type(req.env, MERGE_PATCH, header="accept_patch")
         number = req.env.get("HTTP_IDEMPOTENCY_KEY")
         refuse_number(number, "a merge patch applied twice is the same as once; If-Match guards the rest")
+        if BODY_AWAITED in req.env:
+            check_write(req.env)
         patch = Patch(read_body(req.env), key, query.get(TTL))
         send_written(resp, key, read_then_write(self._link, key, condition_of(req.env), patch.applied_to))
 
@@ -166,8 +180,18 @@ def _is_unmodified(environ: dict[str, Any], record: dict[str, Any]) -> bool:
     since = environ.get("HTTP_IF_MODIFIED_SINCE")
     if since is None:
         return False
-    date = parsedate(since)  # a date that cannot be read is ignored, section 13.1.3
-    return date is not None and record["modified_at"] // 1000 <= calendar.timegm(date)
+    seconds = _seconds(since)
+    return seconds is not None and record["modified_at"] // 1000 <= seconds
+
+
+def _seconds(date: str) -> int | None:
+    """The moment that a header names. None for one that cannot be read, which is then ignored (RFC 9110
+    section 13.1.3): also for the year 99999, which ``parsedate`` takes."""
+    try:
+        parsed = parsedate(date)
+        return None if parsed is None else calendar.timegm(parsed)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _send_range(environ: dict[str, Any], resp: falcon.Response, record: dict[str, Any]) -> None:

@@ -4,8 +4,11 @@ Every refusal that happens before the application sees the request is a row of t
 leaves as an RFC 9457 problem document, like all others.
 
 Most requests are plain: a short head that arrives whole and has nothing in it that could be read in two
-ways. Those are taken apart here; whatever is not plain beyond doubt is left to waitress, so each rule on
-what to refuse stands in one place.
+ways. Those are taken apart here; whatever is not plain beyond doubt is left to waitress and the checks
+behind it, so each rule on what to refuse stands in one place.
+
+waitress 3.0.2 is the newest release. Its main branch has refused two lines of Host, Content-Length or
+Content-Type and a repeated ``chunked`` since; all of it is refused here.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from typing import Any
 
 from waitress.parser import HTTPRequestParser, ParsingError, unquote_bytes_to_wsgi
 from waitress.rfc7230 import HEADER_FIELD_RE
-from waitress.utilities import Error
+from waitress.utilities import BadRequest, Error
 
 from kvstore_client.errors import KvError
+from kvstore_http.authority import parse_authority
+from kvstore_http.chunks import ChunkedBody
 
 # A transfer coding that is not known is a 501 in waitress; the table has no such row, and RFC 9112
 # section 6.1 only asks for it with SHOULD.
@@ -41,6 +46,31 @@ _KEPT_LINES = 1024
 """How many header lines are kept with what they say: a client's are much the same in each request."""
 
 _NOT_PLAIN = frozenset((b"TRANSFER_ENCODING", b"EXPECT", b"UPGRADE"))
+
+_LEAD = re.compile(rb"(?:\r\n)*\r?\Z|(?:\r\n)*\S")
+"""What may stand before a request: nothing but empty lines (RFC 9112 section 2.2)."""
+_LEAD_BYTES = 8
+
+_LINE = re.compile(rb"[^\s]+ [\x21\x22\x24-\x7e\x80-\xff]+ HTTP/(?P<version>[0-9]\.[0-9])")
+"""A request line. Bytes beyond ASCII are no part of an address, but curl sends what was typed."""
+
+_ABSOLUTE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?]*)(?:[/?].*)?", re.IGNORECASE)
+
+_MAX_LENGTH_DIGITS = 19
+
+ONCE = frozenset(
+    name.upper().replace("-", "_").encode()
+    for name in (
+        *("Host", "Content-Length", "Transfer-Encoding", "Content-Type", "Content-Encoding", "Content-Range"),
+        *("Authorization", "Proxy-Authorization", "Expect", "Origin", "Sec-Fetch-Site"),
+        *("Access-Control-Request-Method", "Idempotency-Key"),
+        *("If-Modified-Since", "If-Unmodified-Since", "If-Range", "Range"),
+    )
+)
+"""Headers of which a request has one line at most: those that hold one value and decide what is done, so
+that two servers which take the first, the last or both would do different things. Lists may come in
+several lines (RFC 9110 section 5.3), as If-Match and Accept do, and what decides nothing may stand there as
+often as it likes."""
 
 
 class RefusalError(Error):  # type: ignore[misc]  # waitress has no types
@@ -69,7 +99,9 @@ def _plain_field(line: bytes) -> tuple[str, str] | None:
     kept_name, value = name.upper().replace(b"-", b"_"), value.strip(b" \t")
     if b"_" in name or kept_name in _NOT_PLAIN:
         return None
-    if kept_name == b"CONTENT_LENGTH" and not value.isdigit():
+    if kept_name == b"CONTENT_LENGTH" and not (value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS):
+        return None
+    if kept_name == b"HOST" and parse_authority(value.decode("latin-1")) is None:
         return None
     return kept_name.decode("latin-1"), value.decode("latin-1")
 
@@ -128,6 +160,8 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
 
     error: Any = None
     command = ""
+    completed: bool
+    body_rcv: Any = None
     target: tuple[str, str]
     proxy_scheme = proxy_netloc = fragment = ""
 
@@ -136,16 +170,27 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         self.started = time.time()
 
     def received(self, data: bytes) -> int:
-        """As in waitress, but a refused request never asks for its body (``100 Continue``)."""
+        """As in waitress, but a request that is refused, or has no body, never asks for one
+        (``100 Continue``)."""
         if not (self.completed or self.header_plus or self.body_rcv is not None):
             taken = self._take_plain(data)
             if taken:
                 return taken
+        if self.body_rcv is None and not self._begins_well(data):
+            self.error, self.completed = BadRequest("a request begins with its method"), True
+            return len(data)
         consumed: int = super().received(data)
-        if self.error is not None:
+        if self.completed:
             self.expect_continue = False
+        if self.error is not None:
             self._name_the_limit(data)
+            if isinstance(self.error.body, KvError):
+                self.error = RefusalError(self.error.body)
         return consumed
+
+    def _begins_well(self, data: bytes) -> bool:
+        so_far = len(self.header_plus)
+        return so_far >= _LEAD_BYTES or _LEAD.match(self.header_plus + data[:_LEAD_BYTES]) is not None
 
     def _take_plain(self, data: bytes) -> int:
         """Take a plain request at the front of ``data``, its body as far as it is there; returns how many
@@ -206,26 +251,94 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
             self.error = RefusalError(error)
 
     def parse_header(self, header_plus: bytes) -> None:
-        """As in waitress, then the checks of RFC 9112 that it leaves out."""
+        """As in waitress, then the checks that it leaves out. It goes first, so that a refusal knows the
+        request's headers."""
         try:
             super().parse_header(header_plus if header_plus.isascii() else _with_ascii_target(header_plus))
-        except ValueError as error:  # urlsplit on a target such as http://[
-            raise ParsingError("the request target is malformed") from error
-        target = self.request_uri
-        if not (target.startswith(("/", "http://", "https://")) or target == "*"):
-            raise ParsingError("the request target must begin with '/'")
-        if self.version == "1.1":
-            self._check_http11()
-        elif "TRANSFER_ENCODING" in self.headers:
-            raise ParsingError("Transfer-Encoding is not part of HTTP/1.0")  # section 6.1
-        self.target = raw_target(target)
+        except ValueError as error:  # urlsplit on a target such as http://[, or a number of 5,000 digits
+            raise ParsingError("the request is malformed") from error
+        line, _, block = header_plus.partition(b"\r\n")
+        self._check_line(line)
+        fields = self._checked_fields(block)
+        self._check_framing(fields)
+        self._check_host(fields)
+        self._check_expectation()
+        self.target = raw_target(self.request_uri)
 
-    def _check_http11(self) -> None:
-        if "HOST" not in self.headers:
-            raise ParsingError("an HTTP/1.1 request needs a Host header")  # section 3.2
-        if self.chunked and "CONTENT_LENGTH" in self.headers:
+    def _check_line(self, line: bytes) -> None:
+        if b"#" in line.partition(b" ")[2]:
+            # RFC 9112 section 3.2: no form of a target has a fragment
+            raise ParsingError("a # in an address must be written as %23")
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise ParsingError("a request begins with its method, an address and HTTP/1.1, one space apart")
+        if found["version"] not in (b"1.0", b"1.1"):
+            version = found["version"].decode()
+            raise ParsingError(
+                KvError("http_version_not_supported", f"HTTP/{version} is not spoken here; HTTP/1.1 is")
+            )
+
+    def _checked_fields(self, block: bytes) -> dict[bytes, bytes]:
+        """The lines of ``block`` by their names as waitress keeps them, the last of each."""
+        fields: dict[bytes, bytes] = {}
+        for line in filter(None, block.split(b"\r\n")):
+            if line[:1] in b" \t":
+                raise ParsingError("a header may not be folded into several lines")  # section 5.2
+            sent, _, value = line.partition(b":")
+            name = sent.upper().replace(b"-", b"_")
+            if name in ONCE:
+                if b"_" in sent:
+                    # dropped here, as all names with a _ are; behind CGI it would count
+                    raise ParsingError(f"{sent.decode('latin-1')} is written with -")
+                if name in fields:
+                    raise ParsingError(f"{sent.decode('latin-1')} may stand there once")
+            fields[name] = value.strip(b" \t")
+        return fields
+
+    def _check_framing(self, fields: dict[bytes, bytes]) -> None:
+        if len(self.headers.get("CONTENT_LENGTH", "")) > _MAX_LENGTH_DIGITS:
+            raise ParsingError("Content-Length has too many digits")
+        if b"TRANSFER_ENCODING" not in fields:
+            return
+        if self.version == "1.0":
+            raise ParsingError("Transfer-Encoding is not part of HTTP/1.0")  # RFC 9112 section 6.1
+        if b"CONTENT_LENGTH" in fields:
             # Section 6.3 allows to close instead; a message with two lengths is an attempt to smuggle.
             raise ParsingError("a request has either Transfer-Encoding or Content-Length, not both")
+        if fields[b"TRANSFER_ENCODING"].lower() != b"chunked":
+            raise ParsingError("the only Transfer-Encoding is chunked, once")
+        self.body_rcv = ChunkedBody(self.adj.inbuf_overflow)
+
+    def _check_host(self, fields: dict[bytes, bytes]) -> None:
+        """One host, whatever tells it: RFC 9112 section 3.2."""
+        host = None
+        if b"HOST" in fields:
+            host = parse_authority(self.headers["HOST"])
+            if host is None:
+                raise ParsingError("Host must be a name or an address, and a port if need be")
+        elif self.version == "1.1":
+            raise ParsingError("an HTTP/1.1 request needs a Host header")
+        target = self.request_uri
+        if target.startswith("/") or (target == "*" and self.command == "OPTIONS"):
+            return
+        found = _ABSOLUTE.fullmatch(target)
+        if found is None:
+            raise ParsingError("the request target must begin with '/'")
+        named = parse_authority(found["authority"])
+        if named is None:
+            raise ParsingError("an absolute address must name a host, and a port if need be")
+        scheme = found["scheme"]
+        if host and (host.host, host.port_for(scheme)) != (named.host, named.port_for(scheme)):
+            raise ParsingError("Host is another one than that of the address")
+        self.headers["HOST"] = found["authority"]  # section 3.2.2: it counts
+
+    def _check_expectation(self) -> None:
+        """RFC 9110 section 10.1.1. In HTTP/1.0 it does not count."""
+        expected = self.headers.get("EXPECT", "").lower()
+        if self.version == "1.1" and expected not in ("", "100-continue"):
+            raise ParsingError(
+                KvError("expectation_failed", "the only expectation that is met is 100-continue")
+            )
 
 
 def _with_ascii_target(header_plus: bytes) -> bytes:
@@ -240,10 +353,10 @@ def _with_ascii_target(header_plus: bytes) -> bytes:
 def raw_target(request_uri: str) -> tuple[str, str]:
     """Path and query of a request target exactly as they were sent, one character for each byte.
 
-    Nothing is decoded, collapsed or dropped: ``//``, ``.``, ``..``, ``%2F``, ``#`` and invalid
+    Nothing is decoded, collapsed or dropped: ``//``, ``.``, ``..``, ``%2F`` and invalid
     escapes reach the application, which alone knows what a key may hold.
     """
-    if not request_uri.startswith("/") and "://" in request_uri:  # absolute form, from a proxy
+    if not request_uri.startswith("/") and "://" in request_uri:  # absolute form, as to a proxy
         _, _, rest = request_uri.partition("://")
         slash, question = rest.find("/"), rest.find("?")
         if slash < 0 or 0 <= question < slash:

@@ -43,8 +43,6 @@ def percent_decoded(raw: str) -> str:
 
 def decoded_key(raw: str) -> str:
     """The key that stands in a path; raises ``invalid_key``."""
-    if "#" in raw:  # RFC 9112 section 3.2: a request target has no fragment
-        raise KvError("invalid_key", "a # in the path must be written as %23")
     try:
         key = percent_decoded(raw)
     except ValueError as error:

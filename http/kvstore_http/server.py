@@ -39,7 +39,7 @@ from kvstore_http.parser import Parser, RefusalError
 from kvstore_http.problems import rendered
 from kvstore_http.requestids import new_id
 from kvstore_http.runners import Runners
-from kvstore_http.tasks import HandOver, RefusalTask, Task
+from kvstore_http.tasks import HandOver, RefusalTask, Task, refused_by_head
 
 log = logging.getLogger("kvstore.http")
 
@@ -80,6 +80,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     peer_finished = False
     serving = False
     has_task = False
+    has_question = False
+    """The client waits to hear whether to send its body."""
     hand_over: tuple[HandOver, bool] | None = None
     on_stream_end: Ended | None = None
     _drained: Waiter | None = None
@@ -137,8 +139,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def check_client_disconnected(self) -> bool:
         return self.peer_finished or not self.connected
 
+    def send_continue(self) -> None:
+        """Have the request looked at before its body is asked for. waitress holds a lock at this point."""
+        self.request.expect_continue = False
+        self.has_question = True
+
     def _serve_if_due(self) -> None:
-        if self.has_task and not self.serving:
+        if (self.has_task or self.has_question) and not self.serving:
             self.serving = True
             self.server.runners.run(self._serve)
 
@@ -266,14 +273,36 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def _serve(self) -> None:
         try:
-            while self.has_task:
-                self.has_task = False
-                self.service()
+            while self.has_task or self.has_question:
+                if self.has_task:
+                    self.has_task = False
+                    self.service()
+                else:
+                    self.has_question = False
+                    self._answer_question()
         finally:
             self.serving = False
         if self.peer_finished or self.server.stopping:
             self.close_when_flushed = True
         self._settle()
+
+    def _answer_question(self) -> None:
+        """Refuse the request if its head is enough for that, else ask for its body."""
+        request = self.request
+        if request is None or self.requests:
+            return  # the body came unasked
+        refusal = refused_by_head(self, request)
+        if self.request is not request or not self.connected:
+            return
+        if refusal is None:
+            self._flush_exception(self._ask_for_body)
+            return
+        request.error, request.completed, self.request = refusal, True, None
+        self.requests.append(request)
+        self.has_task = True
+
+    def _ask_for_body(self, do_close: bool) -> None:  # noqa: ARG002 - as waitress calls what flushes
+        super().send_continue()
 
     def write_soon(self, *pieces: bytes) -> int:
         """Queue ``pieces``; wait while more than the high watermark is unsent.

@@ -9,8 +9,9 @@ from time import perf_counter_ns
 from typing import Any
 
 from waitress.task import ErrorTask, WSGITask
-from waitress.utilities import build_http_date
+from waitress.utilities import Error, build_http_date
 
+from kvstore_http.bodies import BODY_AWAITED
 from kvstore_http.measures import OTHER
 from kvstore_http.parser import refusal_of
 from kvstore_http.problems import rendered
@@ -242,13 +243,67 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         super().finish()
 
 
+class _BodyWantedError(BaseException):
+    """The application wants the body of a request. No Exception, so that it does not become an answer."""
+
+
+class _NotYetSent:
+    """The body of a request that has only a head so far."""
+
+    def read(self, _size: int = -1) -> bytes:
+        raise _BodyWantedError
+
+
+class AnsweredError(Error):  # type: ignore[misc]
+    """What the application answered to the head of a request, in the place where waitress keeps what is wrong
+    with one."""
+
+    def __init__(self, status: str, headers: dict[str, str], body: bytes, environ: dict[str, Any]) -> None:
+        super().__init__(status)
+        self.answer = status, headers, body
+        self.request_id: str = environ[REQUEST_ID]
+        self.route = environ.get(ROUTE, OTHER)
+
+
+def refused_by_head(channel: Any, request: Any) -> AnsweredError | None:
+    """The application's refusal of a request whose body has not been sent; None if it wants the body.
+
+    The application is called as ever, with a body that cannot be read: so whatever it checks before
+    reading is checked, and there is no second list of checks. Nothing is written before that: what writes
+    without a body refuses one first. Methods that have no use for a body are not tried, since they would
+    do their work.
+    """
+    if request.command not in ("DELETE", "PATCH", "POST", "PUT"):
+        return None
+    task = Task(channel, request)
+    task.request_id = sent_id(request.headers) or new_id()
+    environ = task.get_environment()
+    environ["wsgi.input"], environ[BODY_AWAITED] = _NotYetSent(), True
+    environ.setdefault("CONTENT_LENGTH", "1")  # in chunks, so nobody knows yet
+    answer: list[Any] = []
+    token = travelling.set(task.request_id)
+    try:
+        body = b"".join(channel.server.application(environ, lambda *given: answer.extend(given)))
+    except _BodyWantedError:
+        return None
+    finally:
+        travelling.reset(token)
+    status, headers = answer[:2]
+    return AnsweredError(status, dict(headers), body, environ)
+
+
 class RefusalTask(_Head, ErrorTask):  # type: ignore[misc]
     """The answer to a request that did not reach the application."""
 
     def execute(self) -> None:
         """Write the problem document; the connection ends after it."""
-        self.request_id = sent_id(self.request.headers) or new_id()
-        self.status, headers, body = rendered(refusal_of(self.request.error), self.request_id)
+        error = self.request.error
+        if isinstance(error, AnsweredError):
+            self.request_id, self.route = error.request_id, error.route
+            self.status, headers, body = error.answer
+        else:
+            self.request_id = sent_id(self.request.headers) or new_id()
+            self.status, headers, body = rendered(refusal_of(error), self.request_id)
         self.response_headers.extend(headers.items())
         self.close_on_finish = True
         self.content_length = len(body)

@@ -34,9 +34,6 @@ def test_on_loopback_the_machine_s_own_names_are_taken(session: Session, host: s
         "localhost.example:1",
         "10.0.0.1",
         "[::2]:1",
-        "[::1",
-        "@",
-        "localhost, x",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])

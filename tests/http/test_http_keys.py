@@ -125,9 +125,7 @@ def test_511_bytes_are_a_key_and_512_are_not(session: Session, text: str) -> Non
 
 
 @pytest.mark.parametrize("group", ["kv", "incr", "touch", "persist", "history"])
-@pytest.mark.parametrize(
-    "raw", ["", "%00", "a%00b", "%", "a%2", "%zz", "%ff", "%C3%28", "%ED%A0%80", "a%80", "a#b"]
-)
+@pytest.mark.parametrize("raw", ["", "%00", "a%00b", "%", "a%2", "%zz", "%ff", "%C3%28", "%ED%A0%80", "a%80"])
 def test_what_is_no_key_is_refused(session: Session, group: str, raw: str) -> None:
     method = "GET" if group in ("kv", "history") else "POST"
     assert_problem(session.request(method, f"/v1/{group}/{raw}?ttl=5"), "invalid_key")

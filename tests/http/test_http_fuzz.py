@@ -1,0 +1,217 @@
+"""Whatever a request carries, the answer is one of the table and never a failure of the service."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvstore_client.errors import ERRORS
+from kvstore_http.contract import ENDPOINTS, Endpoint
+from support.session import Session
+
+NASTY = (
+    *(
+        "",
+        " ",
+        "0",
+        "-0",
+        "+1",
+        "-1",
+        "1_000",
+        "1e3",
+        "1e400",
+        "inf",
+        "nan",
+        "NaN",
+        "0x10",
+        "1.5",
+        "٣",
+        "۷s",
+        "²",
+    ),
+    *(
+        "9" * 19,
+        "9" * 20,
+        "9" * 400,
+        "1" * 5000,
+        "-" + "9" * 5000,
+        "9" * 5000 + "s",
+        "1" * 5000 + "-abc",
+        "0" * 5000,
+    ),
+    *(
+        "9223372036854775807",
+        "9223372036854775808",
+        "18446744073709551616",
+        "1.5h",
+        "1ms",
+        "0.0000001s",
+        "1e9h",
+    ),
+    *(
+        "true",
+        "false",
+        "True",
+        "null",
+        "[]",
+        "{}",
+        '"',
+        '"7"',
+        'W/"7"',
+        '"7", "8"',
+        '"',
+        ",",
+        ",,",
+        ";q=",
+        "*",
+        "*/*",
+    ),
+    *(
+        "a/b;q=nan",
+        "a/b;q=-1",
+        "*/*;q=1e400",
+        "text/html;level=1;q=0.4",
+        "application/x-ndjson, text/event-stream",
+    ),
+    *(
+        "7-",
+        "-7",
+        "7-abc",
+        "7-" + "0" * 16,
+        "AAAA",
+        "====",
+        "a" * 3000,
+        "\x7f",
+        "\x85",
+        "\xa0",
+        "\ufeff",
+        "\ud7ff",
+        "\U0010ffff",
+    ),
+    *(
+        "bytes=0-",
+        "bytes=-0",
+        "bytes=-" + "9" * 30,
+        "bytes=9-1",
+        "bytes=0-0,2-3",
+        "bytes 0-1/2",
+        "bytes=" + "1" * 5000,
+    ),
+    *("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 99999 08:49:37 GMT", "Sun, 31 Feb 1994 08:49:37 GMT"),
+    *("Sun, 06 Nov 0000 08:49:37 GMT", "Sun, 06 Nov -1 08:49:37 GMT", "Sun, 06 Nov 1994 99:99:99 +9999"),
+    *(
+        "Sun Nov  6 08:49:37 1994",
+        "Sunday, 06-Nov-94 08:49:37 GMT",
+        "0",
+        "06 Nov " + "9" * 5000,
+        "put,",
+        "put,get",
+    ),
+    *(
+        "http://a",
+        "null",
+        "same-origin",
+        "cross-site",
+        "gzip",
+        "identity;q=0",
+        "a" * 200,
+        "%",
+        "%zz",
+        "a=b&c=d",
+    ),
+)
+HEADERS = (
+    *(
+        "If-Match",
+        "If-None-Match",
+        "If-Modified-Since",
+        "If-Unmodified-Since",
+        "If-Range",
+        "Range",
+        "Last-Event-ID",
+    ),
+    *("X-Request-Id", "Idempotency-Key", "Accept", "Accept-Encoding", "Content-Type", "Content-Encoding"),
+    *(
+        "Content-Range",
+        "Origin",
+        "Sec-Fetch-Site",
+        "Access-Control-Request-Method",
+        "Connection",
+        "Upgrade",
+        "TE",
+    ),
+)
+STATUSES = {row.status for row in ERRORS.values()} - {500, 503, 504, 507} | {200, 201, 204, 206, 303, 304}
+
+nasty = st.sampled_from(NASTY) | st.text(st.characters(codec="utf-8"), max_size=12)
+headers = st.dictionaries(st.sampled_from(HEADERS), nasty, max_size=4)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | nasty,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["op", "key", "ttl"]), inner),
+    max_leaves=4,
+)
+fields = ("key", "value", "value_b64", "content_type", "ttl", "if_revision", "by", "prefix", "limit", "size")
+ops = st.fixed_dictionaries(
+    {"op": st.sampled_from(["get", "put", "delete", "delete_prefix", "incr", "touch", "persist"]) | nasty},
+    optional=dict.fromkeys(fields, values | st.just("fuzzed")),
+)
+
+
+def sendable(text: str) -> str:
+    """The text as a header may carry it."""
+    return "".join(
+        byte for byte in text.encode().decode("latin-1") if "\x20" <= byte <= "\x7e" or byte >= "\xa0"
+    ).strip(" ")
+
+
+def ask(
+    session: Session, endpoint: Endpoint, query: dict[str, str], headers: dict[str, str], body: Any
+) -> None:
+    target = endpoint.path.replace("{key}", "fuzzed")
+    if endpoint.path == "/v1/subscribe":
+        query = {**query, "ops": "nonsense"}  # else the answer does not end
+    if query.get("wait", "x")[:1].isdigit():
+        query = {**query, "wait": "1ms"}
+    target += "?" + "&".join(f"{quote(name)}={quote(text)}" for name, text in query.items())
+    sent = {name: sendable(text) for name, text in headers.items()}
+    if endpoint.body:
+        sent.setdefault("Content-Type", endpoint.body[0])
+    answer = session.request(endpoint.method, target, body if endpoint.body else None, sent)
+    assert answer.status in STATUSES, (endpoint.method, target, sent, body, answer)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda e: f"{e.method} {e.path}")
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_no_parameter_and_no_header_makes_the_service_fail(
+    session: Session, endpoint: Endpoint, data: st.DataObject
+) -> None:
+    names = st.sampled_from(sorted(endpoint.query) or ["nothing"])
+    query = data.draw(st.dictionaries(names, nasty, max_size=3))
+    ask(session, endpoint, query, data.draw(headers), b'{"key": "fuzzed", "value": "1"}')
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda e: f"{e.method} {e.path}")
+def test_each_known_trouble_is_met_in_each_place(session: Session, endpoint: Endpoint) -> None:
+    """Every nasty text once in every header and parameter that the endpoint names."""
+    session.put("/v1/kv/fuzzed", b'{"a": 1}')
+    for text in NASTY:
+        for header in {h.name for h in endpoint.headers} | {"Accept", "X-Request-Id"}:
+            ask(session, endpoint, {}, {header: text}, b"{}")
+        for parameter in endpoint.query:
+            ask(session, endpoint, {parameter: text}, {}, b"{}")
+
+
+@settings(max_examples=150)
+@given(batch=st.lists(ops, min_size=1, max_size=4), atomic=st.booleans() | values)
+def test_no_batch_makes_the_service_fail(session: Session, batch: list[Any], atomic: Any) -> None:
+    body = json.dumps({"ops": batch, "atomic": atomic}).encode()
+    answer = session.request("POST", "/v1/batch", body, {"Content-Type": "application/json"})
+    assert answer.status in STATUSES, (body, answer)
+    if answer.status == 200:
+        assert {result["status"] for result in answer.json["results"]} <= STATUSES, (body, answer)
