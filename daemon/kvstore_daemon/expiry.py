@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 
 from kvstore_client.errors import KvError
@@ -19,7 +18,7 @@ BATCH = 5_000
 in the same group waits longer."""
 
 CHECK_SECONDS = 1.0
-"""How long the next expiry is trusted at most: the wall clock may be set meanwhile."""
+"""How long the next expiry is trusted at most: the clock may be set meanwhile, which changes its date."""
 
 RETRY_SECONDS = 1.0
 
@@ -62,7 +61,7 @@ class Expiry:
     def _wait(self) -> None:
         delay = CHECK_SECONDS
         if self._next_ms is not None:
-            delay = min(delay, max(0.001, self._next_ms / 1000 - time.time()))
+            delay = min(delay, max(0.001, (self._next_ms - self._engine.now()) / 1000))
         self._timer.set(delay)
 
     def removed(self, answer: Answer) -> None:

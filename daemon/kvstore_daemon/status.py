@@ -97,6 +97,7 @@ class Status:
             **statistics._asdict(),
             "writes_refused": None if refusal is None else refusal.as_json(),
             "commits": statistics.commits.as_json(),
+            "clock": statistics.clock._asdict(),
             "retention": self._retention(),
             **self._present(),
             "started_at": self._started_at,

@@ -128,6 +128,7 @@ _DAEMON = (
     Named("kvstore_last_commit_timestamp_seconds", GAUGE, "When the newest event that is kept happened."),
     Named("kvstore_expiries_total", COUNTER, "Keys that expired."),
     Named("kvstore_changes_published_total", COUNTER, "Events that were committed and told."),
+    Named("kvstore_clock_steps_total", COUNTER, "How often the machine's clock was found to have been set."),
     Named("kvstore_subscriptions", GAUGE, "Different topics that native subscribers and workers follow."),
 )
 
@@ -264,6 +265,7 @@ def _daemon(status: Mapping[str, Any] | None) -> Iterator[Metric]:
         "kvstore_writes_refused", *(((reason,), 1 if reason == refusal else 0) for reason in reasons)
     )
     yield from _work(status["counters"], status["commits"])
+    yield _counter("kvstore_clock_steps_total", ((), status["clock"]["steps"]))
 
 
 def _state(status: Mapping[str, Any]) -> Iterator[Metric]:

@@ -8,7 +8,6 @@ it answers others is there.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -35,6 +34,9 @@ FULL_STORE_SHARE = 0.9
 
 SHORT_LOG_SECONDS = 3600.0
 """A log that was cut to less than this leaves a subscriber no time for a restart and a coffee."""
+
+CLOCK_SECONDS = 3600.0
+"""For so long a step of the daemon's clock is worth a warning."""
 
 SILENT_SECONDS = 5.0
 """The daemon publishes something every second."""
@@ -106,6 +108,7 @@ class ReadyzResource:
             yield _disk(status)
             yield _store(status)
             yield _log(status)
+            yield _clock(status)
         yield _heard(self._feed.silent_seconds)
 
 
@@ -142,7 +145,7 @@ def _writes(status: Status) -> Check:
     figures: Figures = {"last_commit_at": None}
     last = "no write is known of"
     if newest is not None:
-        age = max(0.0, time.time() - newest / 1000)
+        age = max(0.0, _now(status) - newest / 1000)
         last = f"the last commit was {_duration(age)} ago"
         figures = {"last_commit_at": timestamp(newest), "last_commit_age_seconds": round(age, 3)}
     refusal = status["writes_refused"]
@@ -179,7 +182,7 @@ def _log(status: Status) -> Check:
     figures = {"floor": floor, "log_events": status["log_events"], "log_bytes": status["log_bytes"]}
     if floor == 0 or oldest is None:
         return Check("log", OK, "one can resume from the beginning", {**figures, "shortened_by": None})
-    reach = max(0.0, time.time() - oldest / 1000)
+    reach = max(0.0, _now(status) - oldest / 1000)
     bound = _shortened_by(status, reach)
     figures |= {"reach_seconds": round(reach, 3), "shortened_by": bound}
     message = f"one can resume from {_duration(reach)} ago (revision {floor})"
@@ -197,6 +200,31 @@ def _shortened_by(status: Status, reach: float) -> str | None:
     by_events = status["log_events"] / retention["events"]
     by_bytes = status["log_bytes"] / retention["bytes"]
     return "--retain-events" if by_events >= by_bytes else "--retain-bytes"
+
+
+def _now(status: Status) -> float:
+    """What the daemon's clock shows, by which events are stamped."""
+    now: int = status["clock"]["now"]
+    return now / 1000
+
+
+def _clock(status: Status) -> Check:
+    clock = status["clock"]
+    if not clock["steps"]:
+        figures: Figures = {"steps": 0, "last_step_at": None, "last_step_seconds": None}
+        return Check("clock", OK, "the machine's clock was not set since the start", figures)
+    step, age = clock["step"] / 1000, _now(status) - clock["step_at"] / 1000
+    figures = {
+        "steps": clock["steps"],
+        "last_step_at": timestamp(clock["step_at"]),
+        "last_step_seconds": step,
+    }
+    direction = "forward" if step > 0 else "back"
+    message = f"the machine's clock was set {direction} by {_duration(abs(step))}, {_duration(age)} ago"
+    if age >= CLOCK_SECONDS:
+        return Check("clock", OK, message, figures)
+    advice = "times to live go on as they were said, dates from before are off"
+    return Check("clock", WARNING, f"{message}: {advice}", figures)
 
 
 def _heard(silent_seconds: float) -> Check:

@@ -87,12 +87,12 @@ class Journal:
         noted."""
         if not self.is_on:
             return None
-        fields, begun = _fields(task), time.time()
+        fields, begun = _fields(task), time.monotonic()
         level = logging.INFO if self._mode == "on" else logging.DEBUG
         access.log(level, '%(client)s "%(method)s %(path)s%(query)s" opened', fields, extra=fields)
 
         def ended(reason: str, events: int, size: int) -> None:
-            seconds = round(time.time() - begun, 3)
+            seconds = round(time.monotonic() - begun, 3)
             fields.update({"reason": reason, "events": events, "bytes": size, "seconds": seconds})
             line = (
                 '%(client)s "%(method)s %(path)s%(query)s" ended: %(reason)s; %(events)d events, '

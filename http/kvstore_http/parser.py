@@ -167,7 +167,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
 
     def __init__(self, adj: Any) -> None:
         super().__init__(adj)
-        self.started = time.time()
+        self.started = time.monotonic()
 
     def received(self, data: bytes) -> int:
         """As in waitress, but a request that is refused, or has no body, never asks for one

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 MAX_WAIT_SECONDS = 600
 
-CHECKS = ("daemon", "writes", "disk", "store", "log", "feed")
+CHECKS = ("daemon", "writes", "disk", "store", "log", "clock", "feed")
 """What ``/readyz`` looks at."""
 
 

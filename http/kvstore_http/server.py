@@ -100,6 +100,17 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self._reader = server.loop.io(self._fileno, READ)
         self._watch()
 
+    @property
+    def last_activity(self) -> float:
+        """When something was last received or sent, in seconds of a clock that nobody sets: a step of the
+        wall clock must not end every connection."""
+        return self._last_activity
+
+    @last_activity.setter
+    def last_activity(self, _wall: float) -> None:
+        # waitress says here what the wall clock shows
+        self._last_activity = time.monotonic()
+
     # ── in the hub ──────────────────────────────────────────────────────────────────────────────
 
     def _on_readable(self) -> None:
@@ -129,7 +140,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.handle_close()
             return
         if data:
-            self.last_activity = time.time()
+            self.last_activity = time.monotonic()
             self.received(data)
         elif self.requests:
             self.peer_finished = True
@@ -335,7 +346,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.will_close = True
             raise ClientDisconnected from None
         if sent:
-            self.last_activity = time.time()
+            self.last_activity = time.monotonic()
         if sent < size:
             self._append(pieces, sent)
 
@@ -531,7 +542,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         _Lingering(sock, self.loop, self._lingering)
 
     def _sweep(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         for channel in list(self.active_channels.values()):
             channel.sweep(now)
 

@@ -36,7 +36,7 @@ def open_store(
         retention: Retention = WIDE,
     ) -> Store:
         settings = EngineSettings(str(data), sync, 1000, max_store_bytes, retention)
-        engine = ENGINES[request.param](settings, clock)
+        engine = ENGINES[request.param](settings, clock.seen())
         engine.open()
         opened.append(Store(engine, clock))
         return opened[-1]

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from kvstore_client.errors import KvError
 from kvstore_daemon.engine import EventFilter
+from kvstore_daemon.engine.clock import machine_clock
 from kvstore_daemon.engine.mirror import Mirror
 
 WRONG = 3
 
 
 def read_all(folder: Path) -> None:
-    mirror = Mirror(folder, map_size=1 << 30, sync=True, clock=lambda: 1_700_000_000_001)
+    mirror = Mirror(folder, map_size=1 << 30, sync=True, clock=machine_clock())
     for n in range(40):
         (found,), _ = mirror.read([b"k%02d" % n])
         if found is not None and not isinstance(found, KvError) and found.value != b"value %02d" % n * 20:

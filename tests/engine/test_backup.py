@@ -108,7 +108,7 @@ def test_what_is_restored_is_what_was_there(requests: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
         data, copy = Path(name) / "data", Path(name) / "copy"
         engine = LmdbEngine(
-            EngineSettings(str(data), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)), clock
+            EngineSettings(str(data), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)), clock.seen()
         )
         engine.open()
         store = Store(engine, clock)
@@ -129,7 +129,7 @@ def test_what_is_restored_is_what_was_there(requests: list[Any]) -> None:
         found = restored(image, copy)
         assert without_meta(rows_in(copy)) == without_meta(rows)
         again = LmdbEngine(
-            EngineSettings(str(copy), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)), clock
+            EngineSettings(str(copy), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)), clock.seen()
         )
         again.open()
         after = Store(again, clock)

@@ -381,7 +381,7 @@ def test_weaker_sync_begins_a_new_epoch_after_a_crash_of_the_machine(
     shutil.copytree(tmp_path / "data", tmp_path / "crashed")
     assert open_store(data=tmp_path / "crashed", sync=sync).engine.position().epoch == epoch
     shutil.copytree(tmp_path / "data", tmp_path / "rebooted")
-    monkeypatch.setattr("kvstore_daemon.engine.lmdb_engine._boot_id", lambda: b"another boot")
+    monkeypatch.setattr("kvstore_daemon.engine.lmdb_engine.boot_id", lambda: "another boot")
     assert open_store(data=tmp_path / "rebooted", sync=sync).engine.position().epoch != epoch
 
 
@@ -392,7 +392,7 @@ def test_a_clean_stop_of_a_weaker_store_keeps_its_epoch(
     epoch = store.engine.position().epoch
     store.write("put")
     store.engine.close()
-    monkeypatch.setattr("kvstore_daemon.engine.lmdb_engine._boot_id", lambda: b"another boot")
+    monkeypatch.setattr("kvstore_daemon.engine.lmdb_engine.boot_id", lambda: "another boot")
     assert open_store(sync="none").engine.position().epoch == epoch
 
 
@@ -400,7 +400,8 @@ def test_a_smaller_map_is_tried_where_address_space_is_short(tmp_path: Path) -> 
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30));"
         "from pathlib import Path; from kvstore_daemon.engine.mirror import Mirror;"
-        "m = Mirror(Path(sys.argv[1]), map_size=1 << 40, sync=True, clock=lambda: 0);"
+        "from kvstore_daemon.engine.clock import machine_clock;"
+        "m = Mirror(Path(sys.argv[1]), map_size=1 << 40, sync=True, clock=machine_clock());"
         "print(m.env.info()['map_size'])"
     )
     done = subprocess.run(

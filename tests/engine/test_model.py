@@ -45,7 +45,7 @@ class EngineModel(RuleBasedStateMachine):
         config = EngineSettings(
             str(Path(self.folder.name) / "data"), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)
         )
-        engine = LmdbEngine(config, self.clock)
+        engine = LmdbEngine(config, self.clock.seen())
         engine.open()
         return Store(engine, self.clock)
 

@@ -112,6 +112,7 @@ def test_the_dashboard_shows_nearly_all_there_is() -> None:
     shown |= {name.removesuffix(suffix) for name in shown for suffix in ("_bucket", "_sum", "_count")}
     assert set(CATALOGUE) - shown == {
         "kvstore_log_floor_revision",
+        "kvstore_clock_steps_total",
         "process_virtual_memory_bytes",
         "process_start_time_seconds",
     }

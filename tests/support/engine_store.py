@@ -18,6 +18,7 @@ from kvstore_daemon.engine import (
     Write,
     WriteRequest,
 )
+from kvstore_daemon.engine.clock import StoreClock
 from kvstore_daemon.engine.verify import verify
 
 MIB = 1024 * 1024
@@ -29,13 +30,35 @@ def refused(code: str) -> Any:
 
 
 class FakeClock:
-    """A wall clock that a test moves."""
+    """The clocks of a machine, which a test moves."""
 
     def __init__(self) -> None:
-        self.now = 1_700_000_000_000
+        self._since_boot = 1_000
+        self._ahead = 1_700_000_000_000
+        self._boots = 0
 
-    def __call__(self) -> int:
-        return self.now
+    @property
+    def now(self) -> int:
+        """What the wall clock shows. To set it lets time go by, for both clocks."""
+        return self._since_boot + self._ahead
+
+    @now.setter
+    def now(self, now: int) -> None:
+        self._since_boot += now - self.now
+
+    def step(self, by: int) -> None:
+        """Set the wall clock: no time goes by."""
+        self._ahead += by
+
+    def reboot(self, after: int = 0) -> None:
+        """Start the machine anew: the wall clock goes on, the other begins again."""
+        self._ahead += self._since_boot + after
+        self._since_boot = 0
+        self._boots += 1
+
+    def seen(self) -> StoreClock:
+        """What an engine that is opened goes by."""
+        return StoreClock(lambda: self.now, lambda: self._since_boot, f"boot {self._boots}")
 
 
 class Store:

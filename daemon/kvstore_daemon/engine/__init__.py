@@ -4,7 +4,9 @@ An engine orders writes, makes them durable and tells what was committed. Everyt
 package speaks in the terms of this module, so that a second engine gives the same observable
 behaviour; ``tests/engine`` is the definition of "the same" and runs against any engine.
 
-Keys are UTF-8 bytes that were checked, times are milliseconds since the epoch. All methods are
+Keys are UTF-8 bytes that were checked, times are milliseconds since the epoch. A time to live is
+measured by a clock that nobody can set; ``expires_at`` is when that will be over, as the wall clock
+shows it now. All methods are
 called from the daemon's one loop, and none of them waits for a disk or a network except ``open`` and
 ``close``: ``commit`` only hands over, and its answers come through ``fileno`` and ``poll``.
 """
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from kvstore_client.errors import KvError
+from kvstore_daemon.engine.clock import ClockState
 from kvstore_daemon.engine.measures import Commits
 
 
@@ -165,7 +168,7 @@ class Statistics(NamedTuple):
     ``file_bytes`` that and the room inside the file that is free for what comes next.
     ``disk_bytes`` and ``disk_free_bytes`` are those of the file system that the store is on.
     ``writes_refused`` is the error that a write which grows the store would get now, None if it is taken.
-    ``commits`` goes on being counted while it is read.
+    ``commits`` goes on being counted while it is read. ``clock`` tells of steps of the wall clock.
     """
 
     keys: int
@@ -182,6 +185,7 @@ class Statistics(NamedTuple):
     disk_free_bytes: int
     writes_refused: KvError | None
     commits: Commits
+    clock: ClockState
 
 
 class Retention(NamedTuple):
@@ -270,6 +274,10 @@ class Engine(Protocol):
     def due(self, limit: int) -> tuple[list[tuple[bytes, int]], int | None]:
         """Up to ``limit`` expired keys with the revision to delete them at, and the time of the next
         expiry after those (None: nothing expires)."""
+
+    def now(self) -> int:
+        """The time that a write would be stamped with; the times of :meth:`due` and ``expires_at`` are to be
+        compared with it."""
 
     def position(self) -> Position:
         """Epoch, floor and head of the log, as of the last commit."""

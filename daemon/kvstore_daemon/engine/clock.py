@@ -1,22 +1,259 @@
-"""The wall clock that records are stamped with and expire by."""
+"""The time that records are stamped with and expire by.
+
+The machine's wall clock is what people read, but anybody may set it: a time to live that went by it would
+end early, or an hour late. So there are two lines of time, both in milliseconds:
+
+- *steady* time begins as wall time when a store is made and then runs by CLOCK_BOOTTIME, which nobody sets
+  and which counts a suspended laptop. All that is measured (times to live, the age of events and of kept
+  replies) is measured by it.
+- *present* time is steady time plus a shift: the wall clock, as of when it was last found to have stepped.
+  Records and events are stamped with it.
+
+A step of the wall clock changes the shift, from the next revision on. The shifts are kept in the store with
+the revisions after which they hold, so that the stamp of any record can be turned into steady time. Rejected:
+stamping with steady time, which would show a wrong date until the store is made anew; and writing all
+expiring records again after a step, which would be as many events as there are keys.
+"""
 
 from __future__ import annotations
 
+import os
+import struct
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import orjson
+
+Clock = Callable[[], int]
+
+STEP_MS = 500
+"""A smaller difference between the wall clock and ours is left alone."""
+
+GRACE_MS = 3_600_000
+"""For so long after a start of the machine, its date alone makes no event too old."""
+
+_MANY_STEPS = 1_000
+_CRC = struct.Struct(">I")
+_ATTEMPTS = 3
+_SAMPLE_MS = 100
 
 
-def wall_clock() -> Callable[[], int]:
-    """A clock of milliseconds since the epoch that never runs backwards while the process lives.
+class Step(NamedTuple):
+    """A step of the wall clock by ``by`` milliseconds, noticed at ``at`` (in present time, after it)."""
 
-    When the machine's clock is set back it stands still until the time is reached again: an expired
-    record must not come back to life. Any thread may call it.
+    at: int
+    by: int
+
+
+class ClockState(NamedTuple):
+    """Present time; how often the wall clock was found to have stepped since the start; and by how much
+    (above 0: forward) and when that was last, None if it never did. In milliseconds."""
+
+    now: int
+    steps: int
+    step: int | None
+    step_at: int | None
+
+
+class _Line(NamedTuple):
+    """All that may change, replaced as a whole: other threads read while the writer notices a step.
+
+    ``shifts[i]`` holds for revisions above ``after[i]``.
     """
-    latest = 0
 
-    def now() -> int:
-        nonlocal latest
-        latest = max(latest, time.time_ns() // 1_000_000)
-        return latest
+    after: tuple[int, ...] = (-1,)
+    shifts: tuple[int, ...] = (0,)
 
-    return now
+    def shift_of(self, revision: int) -> int:
+        return self.shifts[bisect_left(self.after, revision) - 1]
+
+
+class StoreClock:
+    """The clock of one open store. Any thread may ask it; only the writer's thread calls :meth:`notice`.
+
+    ``wall`` and ``steady`` give milliseconds; a test gives its own. ``boot`` names the run of the machine
+    within which ``steady`` never jumps.
+    """
+
+    def __init__(self, wall: Clock, steady: Clock, boot: str) -> None:
+        self._wall = wall
+        self._steady = steady
+        self._boot = boot
+        self._anchor = wall() - steady()
+        self._line = _Line()
+        self._idle = 0
+        self._begun_at = 0
+        self._begun_head = 0
+        self._unconfirmed = 0
+        self._most = _MANY_STEPS
+        self.steps = 0
+        self.last_step: Step | None = None
+
+    def begin(self, kept: bytes | None, newest: tuple[int, int] | None, head: int) -> Step | None:
+        """Go on with the time of a store: ``kept`` is its :meth:`row`, ``newest`` the time and the revision
+        of its newest event. Returns the step if the wall clock turns out to have been set meanwhile.
+
+        While the machine has not been started anew, steady time simply goes on. Otherwise only the wall clock
+        knows how much time has passed; but steady time never falls behind what the store has seen, since an
+        expired key would come back to life.
+        """
+        is_same_boot = self._take(kept)
+        last = 0 if newest is None else self.steady_of(*newest)
+        if not is_same_boot:
+            self._anchor = self._wall() - self._line.shifts[-1] - self._steady()
+        self._anchor = max(self._anchor, last - self._steady())
+        self._begun_at = self.steady()
+        self._begun_head = head
+        if not is_same_boot and newest is not None:
+            self._unconfirmed = self._begun_at - last
+            self._idle += self._unconfirmed
+        return self.notice(head)
+
+    def _take(self, kept: bytes | None) -> bool:
+        """Take over what an earlier run knew; whether it was on this run of the machine."""
+        said = _decoded(kept)
+        if said is None:
+            return False
+        self._line = _Line(tuple(said["after"]), tuple(said["shifts"]))
+        self._idle = said["idle"]
+        if said["boot"] != self._boot:
+            return False
+        self._anchor = said["anchor"]
+        return True
+
+    def row(self) -> bytes:
+        """What is to be kept in the store whenever a store is opened or :meth:`notice` found something."""
+        line = self._line
+        said = orjson.dumps(
+            {
+                "boot": self._boot,
+                "anchor": self._anchor,
+                "idle": self._idle,
+                "after": line.after,
+                "shifts": line.shifts,
+            }
+        )
+        return _CRC.pack(crc32(said)) + said
+
+    def notice(self, head: int) -> Step | None:
+        """Compare with the wall clock; if that has stepped, everything above revision ``head`` is stamped by
+        what it shows now."""
+        shift = self._found_shift()
+        line = self._line
+        if shift is None or abs(shift - line.shifts[-1]) < STEP_MS:
+            return None
+        step = Step(self.steady() + shift, shift - line.shifts[-1])
+        kept = bisect_left(line.after, head)  # two steps at one revision are one
+        after, shifts = (*line.after[:kept], head), (*line.shifts[:kept], shift)
+        self._line = _Line(after, shifts)
+        self.steps += 1
+        self.last_step = step
+        return step
+
+    @property
+    def knows_much(self) -> bool:
+        """Whether so many steps are known that :meth:`forget` is worth a look at all keys."""
+        return len(self._line.after) > self._most
+
+    def forget(self, revisions: Iterable[int]) -> None:
+        """Forget the shifts by which none of ``revisions`` was stamped, those of the records that expire.
+        Only the dates of events that old are then off, by one step of the clock."""
+        line = self._line
+        used = {bisect_left(line.after, revision) - 1 for revision in revisions} | {len(line.after) - 1}
+        kept = [index for index in range(len(line.after)) if index in used]
+        # the first that is left holds from the beginning
+        self._line = _Line(
+            (-1, *(line.after[index] for index in kept[1:])), tuple(line.shifts[i] for i in kept)
+        )
+        self._most = max(_MANY_STEPS, 2 * len(kept))
+
+    def _found_shift(self) -> int | None:
+        """The wall clock against steady time; None if the two could not be read at one moment."""
+        for _ in range(_ATTEMPTS):
+            before = self.steady()
+            wall = self._wall()
+            after = self.steady()
+            if after - before < _SAMPLE_MS:
+                return wall - after
+        return None
+
+    def state(self) -> ClockState:
+        """What an operator should know."""
+        at, by = self.last_step or (None, None)
+        return ClockState(self.present(), self.steps, by, at)
+
+    def steady(self) -> int:
+        """Steady time now."""
+        return self._steady() + self._anchor
+
+    @property
+    def shift(self) -> int:
+        """Present time less steady time."""
+        return self._line.shifts[-1]
+
+    def present(self) -> int:
+        """Present time: what records are stamped with now."""
+        return self.steady() + self.shift
+
+    def running(self) -> int:
+        """Steady time without what passed between two starts of the machine: only a wall clock tells that."""
+        return self.steady() - self._idle
+
+    def steady_of(self, stamp: int, revision: int) -> int:
+        """The steady time of a moment with which the record or event at ``revision`` was stamped."""
+        return stamp - self._line.shift_of(revision)
+
+    def present_of(self, stamp: int, revision: int) -> int:
+        """The same moment as the wall clock shows it now."""
+        line = self._line
+        return stamp if len(line.after) == 1 else stamp - line.shift_of(revision) + line.shifts[-1]
+
+    def age_of(self, stamp: int, revision: int) -> int:
+        """How old an event is, as far as it is certain."""
+        now = self.steady()
+        age = now - self.steady_of(stamp, revision)
+        if self._unconfirmed and revision <= self._begun_head and now - self._begun_at < GRACE_MS:
+            age -= self._unconfirmed
+        return age
+
+
+def _decoded(row: bytes | None) -> dict[str, Any] | None:
+    """What a row says; None if there is none or it is damaged. A store is not given up for that: at the worst
+    some keys live longer, or shorter, by as much as the wall clock was ever set."""
+    if row is None or not is_whole(row):
+        return None
+    said: dict[str, Any] = orjson.loads(row[_CRC.size :])
+    return said
+
+
+def is_whole(row: bytes) -> bool:
+    """Whether a row is what :meth:`StoreClock.row` gave."""
+    return len(row) > _CRC.size and _CRC.unpack_from(row)[0] == crc32(row[_CRC.size :])
+
+
+def steady_stamps(row: bytes | None) -> Callable[[int, int], int]:
+    """:meth:`StoreClock.steady_of`, by the ``row`` of a store that nobody has open."""
+    said = _decoded(row)
+    line = _Line() if said is None else _Line(tuple(said["after"]), tuple(said["shifts"]))
+    return lambda stamp, revision: stamp - line.shift_of(revision)
+
+
+def machine_clock() -> StoreClock:
+    """A clock that goes by those of this machine."""
+    return StoreClock(
+        lambda: time.time_ns() // 1_000_000,
+        lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000,
+        boot_id(),
+    )
+
+
+def boot_id() -> str:
+    """What names this run of the machine; where nothing does, a name like no other."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return f"unknown {os.urandom(8).hex()}"

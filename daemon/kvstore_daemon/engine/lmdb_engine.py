@@ -37,9 +37,9 @@ from kvstore_daemon.engine import (
     Write,
     WriteRequest,
 )
-from kvstore_daemon.engine.clock import wall_clock
+from kvstore_daemon.engine.clock import Step, StoreClock, boot_id, machine_clock
 from kvstore_daemon.engine.measures import Commits
-from kvstore_daemon.engine.mirror import DRAFT, Applying, Clock, Mirror, damaged
+from kvstore_daemon.engine.mirror import DRAFT, Applying, Mirror, damaged
 from kvstore_daemon.engine.ownership import Ownership, unusable
 from kvstore_daemon.engine.planning import GROWING, NEEDS_VALUE, Plan, plan
 from kvstore_daemon.engine.replies import Replies
@@ -61,11 +61,11 @@ Outcome = tuple[list[Change], list[Answer]]
 
 
 class LmdbEngine:
-    """See :class:`kvstore_daemon.engine.Engine`. ``clock`` gives milliseconds since the epoch."""
+    """See :class:`kvstore_daemon.engine.Engine`."""
 
-    def __init__(self, settings: EngineSettings, clock: Clock | None = None) -> None:
+    def __init__(self, settings: EngineSettings, clock: StoreClock | None = None) -> None:
         self._settings = settings
-        self._clock = clock or wall_clock()
+        self._clock = clock or machine_clock()
         self._folder = Path(settings.data)
         self._ownership = Ownership(self._folder)
         self._outcomes: deque[Outcome] = deque()
@@ -199,7 +199,12 @@ class LmdbEngine:
             disk_free_bytes=disk.free,
             writes_refused=self._writer.broken or self._writer.space.shortage(counts.store_bytes),
             commits=self._writer.commits,
+            clock=self._clock.state(),
         )
+
+    def now(self) -> int:
+        """See :meth:`kvstore_daemon.engine.Engine.now`."""
+        return self._clock.present()
 
 
 class Writer(threading.Thread):
@@ -227,9 +232,12 @@ class Writer(threading.Thread):
         self.broken: KvError | None = None
         self.space = Space(Path(settings.data), settings.max_store_bytes)
         self._trim_due_at = 0
+        self._has_new_time = False
         self._reader_check_due_at = 0
         self._unsynced_since: float | None = None
         self.space.prepare()
+        if mirror.step_at_start is not None:
+            _tell(mirror.step_at_start, "while the store was closed")
         self._begin_weak_sync()
         with mirror.env.begin() as txn:
             self._position = mirror.log_position(txn)
@@ -241,7 +249,7 @@ class Writer(threading.Thread):
         will be given out again. A mark that names the boot is left while the store is open like that.
         """
         mirror = self._mirror
-        boot = _boot_id()
+        boot = boot_id().encode()
         with mirror.env.begin(write=True) as txn:
             mark = txn.get(b"unsynced", db=mirror.meta)
             if mark is not None and bytes(mark) != boot:
@@ -353,10 +361,15 @@ class Writer(threading.Thread):
         return [Answer(request.ticket, None, unknown) for request in requests]
 
     def _attempt(self, requests: list[WriteRequest]) -> Outcome:
-        now = self._mirror.clock()
-        if now >= self._reader_check_due_at:
+        clock = self._mirror.clock
+        step = clock.notice(self._position.head)
+        if step is not None:
+            self._has_new_time = True
+            _tell(step, "")
+        now, steady = clock.present(), clock.steady()
+        if steady >= self._reader_check_due_at:
             self._mirror.env.reader_check()
-            self._reader_check_due_at = now + _READER_CHECK_MS
+            self._reader_check_due_at = steady + _READER_CHECK_MS
         started = time.perf_counter()
         with self._replies.remembering(), self._mirror.env.begin(write=True) as txn:
             applying = Applying(self._mirror, txn, self._position, now)
@@ -365,11 +378,14 @@ class Writer(threading.Thread):
             written = len(applying.changes)
             budget = 2 * written + 16 if requests else _IDLE_TRIM_EVENTS
             trim_due_at = applying.trim(self._settings.retention, budget, self._trim_due_at)
-            self._replies.forget(txn, now, written + 1)
+            self._replies.forget(txn, clock.running(), written + 1)
+            if self._has_new_time:
+                self._mirror.keep_time(txn)
             position = applying.finish()
             applied = time.perf_counter()
         if applying.changes:
             self._count(requests, started, applied)
+        self._has_new_time = False
         self._position, self._trim_due_at = position, trim_due_at
         return applying.changes, answers
 
@@ -395,7 +411,7 @@ class Writer(threading.Thread):
         if kept is not None:
             return kept
         answer = transaction.answer(request)
-        self._replies.keep(txn, request, answer, transaction.now)
+        self._replies.keep(txn, request, answer, self._mirror.clock.running())
         return answer
 
 
@@ -542,8 +558,10 @@ def _is_full(requests: list[WriteRequest]) -> bool:
     return writes >= _MAX_GROUP_WRITES or size >= _MAX_GROUP_BYTES
 
 
-def _boot_id() -> bytes:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
-    except OSError:
-        return b"unknown " + os.urandom(8)  # like no other: a crash is then taken for the machine's
+def _tell(step: Step, when: str) -> None:
+    log.warning(
+        "the machine's clock was set %s by %.1f s%s; what has a time to live keeps what was left of it",
+        "forward" if step.by > 0 else "back",
+        abs(step.by) / 1000,
+        f" {when}" if when else "",
+    )

@@ -7,9 +7,10 @@ The tables:
 
 - ``data``: key -> record row
 - ``log``: revision, index -> event row
-- ``expiry``: expires_at -> keys (duplicates, because a key of 511 bytes has no room for a time before it)
+- ``expiry``: expires_at, in steady time -> keys (duplicates, because a key of 511 bytes has no room for a
+  time before it)
 - ``graves``: key -> place of the delete or expire event, for keys that are gone but still have events
-- ``meta``: format, epoch, position
+- ``meta``: format, epoch, position, clock
 
 A key's events form a chain: a record row knows the place of the event that made it, an event row the
 place of the one before. History walks this chain, so no index by key has to be written with every
@@ -25,7 +26,7 @@ import contextlib
 import os
 import secrets
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ from kvstore_daemon.engine import (
     no_such_key,
     rows,
 )
+from kvstore_daemon.engine.clock import GRACE_MS, Step, StoreClock
 from kvstore_daemon.engine.envelope import Buffer
 from kvstore_daemon.engine.rows import NOWHERE, DamageError, LogPosition, LogRow, Place
 from kvstore_daemon.engine.wholeness import refuse_no_store, refuse_part
@@ -54,8 +56,6 @@ FORMAT = 2
 
 DRAFT = "new.mdb"
 """The name of a file that is to become the store's; one that is left over is worth nothing."""
-
-Clock = Callable[[], int]
 
 # how many rows one call looks at before it hands back a cursor; some 10 ms at the worst
 _SCAN_LIMIT = 10_000
@@ -95,10 +95,11 @@ class Mirror:
     """The store's tables, opened; and everything that is read from them.
 
     Values given out are copies and outlive the transaction. An expired record is treated as
-    missing from the instant it expires.
+    missing from the instant it expires. ``expires_at`` is given out as the wall clock shows it now, wherever
+    that stood when the record was stamped: see :mod:`kvstore_daemon.engine.clock`.
     """
 
-    def __init__(self, folder: Path, *, map_size: int, sync: bool, clock: Clock) -> None:
+    def __init__(self, folder: Path, *, map_size: int, sync: bool, clock: StoreClock) -> None:
         refuse_no_store(folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.clock = clock
@@ -113,6 +114,7 @@ class Mirror:
         self.page_size: int = self.env.stat()["psize"]
         with self.env.begin(write=True) as txn:
             self.epoch = self._ensure_epoch(txn)
+            self.step_at_start = self._begin_time(txn)
 
     def _open_tables(self, folder: Path) -> tuple[Any, Any, Any, Any, Any]:
         meta = self.env.open_db(b"meta")
@@ -142,6 +144,30 @@ class Mirror:
     def _ensure_epoch(self, txn: lmdb.Transaction[Any]) -> str:
         epoch = txn.get(b"epoch", db=self.meta)
         return bytes(epoch).decode() if epoch is not None else self.new_epoch(txn)
+
+    def _begin_time(self, txn: lmdb.Transaction[Any]) -> Step | None:
+        kept, newest = txn.get(b"clock", db=self.meta), None
+        with txn.cursor(self.log_rows) as log:
+            if log.last():
+                newest = (rows.event_time(log.value()), Place.decode(log.key()).revision)
+        step = self.clock.begin(kept, newest, self.log_position(txn).head)
+        self.keep_time(txn)
+        return step
+
+    def keep_time(self, txn: lmdb.Transaction[Any]) -> None:
+        """Keep what the clock has to know when the store is opened again."""
+        if self.clock.knows_much:
+            self.clock.forget(self._expiring(txn))
+        row = self.clock.row()
+        if txn.get(b"clock", db=self.meta) != row:
+            txn.put(b"clock", row, db=self.meta)
+
+    def _expiring(self, txn: lmdb.Transaction[Any]) -> Iterator[int]:
+        """The revisions of all records with a time to live."""
+        for _, key in txn.cursor(self.expiry):
+            row = txn.get(key, db=self.data)
+            if row is not None:
+                yield Place.decode(rows.record_place(row)).revision
 
     def new_epoch(self, txn: lmdb.Transaction[Any]) -> str:
         """Begin a new history: cursors given out so far will be answered with a reset."""
@@ -189,12 +215,15 @@ class Mirror:
                 expiring_keys=txn.stat(self.expiry)["entries"],
                 log_events=at.events,
                 log_bytes=at.size,
-                oldest_event_at=rows.event_time(log.value()) if log.first() else None,
-                newest_event_at=rows.event_time(log.value()) if log.last() else None,
+                oldest_event_at=self._event_time(log) if log.first() else None,
+                newest_event_at=self._event_time(log) if log.last() else None,
                 data_bytes=_pages(data) * self.page_size,
                 store_bytes=self.used_bytes(txn),
                 file_bytes=self.file_bytes(),
             )
+
+    def _event_time(self, log: lmdb.Cursor[Any]) -> int:
+        return self.clock.present_of(rows.event_time(log.value()), Place.decode(log.key()).revision)
 
     def used_bytes(self, txn: lmdb.Transaction[Any]) -> int:
         """The bytes of all pages that hold something; free pages inside the file do not count.
@@ -212,7 +241,7 @@ class Mirror:
         self, keys: Sequence[bytes], max_bytes: int = _READ_BYTES
     ) -> tuple[list[Stored | KvError | None], int]:
         """See :meth:`kvstore_daemon.engine.Engine.read`."""
-        now = self.clock()
+        now, shown = self.clock.steady(), self._shown
         found: list[Stored | KvError | None] = []
         try:
             # not by way of snapshot(), which would be a quarter of what a single read takes
@@ -228,8 +257,7 @@ class Mirror:
                     except DamageError as damage:
                         found.append(damaged(key, damage))
                         continue
-                    expires_at = stored.expires_at
-                    found.append(stored if expires_at is None or expires_at > now else None)
+                    found.append(stored if stored.expires_at is None else shown(stored, now))
                     max_bytes -= len(row)
                     if max_bytes <= 0:
                         break
@@ -241,7 +269,7 @@ class Mirror:
         self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
     ) -> RecordPage:
         """See :meth:`kvstore_daemon.engine.Engine.range`; raises ``damaged`` naming the key."""
-        now, items, size, scanned = self.clock(), list[tuple[bytes, Stored]](), 0, 0
+        now, items, size, scanned = self.clock.steady(), list[tuple[bytes, Stored]](), 0, 0
         with self.snapshot() as txn:
             head = self.log_position(txn).head
             for raw_key, row in _forward(txn.cursor(self.data), start):
@@ -255,9 +283,10 @@ class Mirror:
                     stored = rows.decode_record(key, row, value=values)
                 except DamageError as damage:
                     raise damaged(key, damage) from damage
-                if _is_live(stored, now):
-                    items.append((key, stored))
-                    size += len(stored.value or b"")
+                live = stored if stored.expires_at is None else self._shown(stored, now)
+                if live is not None:
+                    items.append((key, live))
+                    size += len(live.value or b"")
         return RecordPage(items, None, head)
 
     def count(self, start: bytes, end: bytes | None) -> CountPage:
@@ -287,11 +316,24 @@ class Mirror:
             total += 1
         return total, None
 
+    def _shown(self, stored: Stored, now: int) -> Stored | None:
+        """A record with a time to live as it is given out; None if that is over at steady time ``now``."""
+        if stored.expires_at is None or self.clock.steady_of(stored.expires_at, stored.revision) > now:
+            return self.restamped(stored)
+        return None
+
+    def restamped(self, stored: Stored) -> Stored:
+        """The record with its ``expires_at`` as the wall clock shows that moment now."""
+        if stored.expires_at is None:
+            return stored
+        present = self.clock.present_of(stored.expires_at, stored.revision)
+        return stored if present == stored.expires_at else stored._replace(expires_at=present)
+
     # ── expiry ───────────────────────────────────────────────────────────────────────────────────
 
     def _expired(self, txn: lmdb.Transaction[Any]) -> Iterator[bytes]:
         """The keys that the expiry table says are due, earliest first."""
-        now = self.clock()
+        now = self.clock.steady()
         for time, key in txn.cursor(self.expiry):
             if _TIME.unpack(time)[0] > now:
                 return
@@ -300,17 +342,18 @@ class Mirror:
     def due(self, limit: int) -> tuple[list[tuple[bytes, int]], int | None]:
         """See :meth:`kvstore_daemon.engine.Engine.due`. A key whose record is damaged is passed over."""
         found: list[tuple[bytes, int]] = []
-        now = self.clock()
+        now = self.clock.steady()
         with self.snapshot() as txn:
             for raw_time, raw_key in txn.cursor(self.expiry):
                 time, key = _TIME.unpack(raw_time)[0], bytes(raw_key)
                 if time > now or len(found) == limit:
-                    return found, time
+                    return found, time + self.clock.shift
                 row = txn.get(key, db=self.data)
                 with contextlib.suppress(DamageError):
                     if row is not None:
                         stored = rows.decode_record(key, row, value=False)
-                        if stored.expires_at == time:
+                        expires_at = stored.expires_at or 0
+                        if self.clock.steady_of(expires_at, stored.revision) == time:
                             found.append((key, stored.revision))
         return found, None
 
@@ -355,7 +398,7 @@ class Mirror:
             event.place.nth,
             event.siblings,
             event.time,
-            record,
+            record if record is None else self.restamped(record),
             self._previous(txn, event, floor, values=values) if wants_previous else None,
             before.revision,
         )
@@ -364,11 +407,13 @@ class Mirror:
         self, txn: lmdb.Transaction[Any], event: LogRow, floor: int, *, values: bool
     ) -> Stored | None:
         if event.inline:
-            return event.inline_previous(value=values)
-        if event.before.revision <= floor:
+            previous = event.inline_previous(value=values)
+        elif event.before.revision <= floor:
             return None
-        row = txn.get(event.before.encode(), db=self.log_rows)
-        return None if row is None else _decode_event(event.before, row).stored(value=values)
+        else:
+            row = txn.get(event.before.encode(), db=self.log_rows)
+            previous = None if row is None else _decode_event(event.before, row).stored(value=values)
+        return previous and self.restamped(previous)
 
     def history(
         self,
@@ -426,6 +471,7 @@ class Applying:
         self.now = now
         self.head = position.head
         self.changes: list[Change] = []
+        self._shift = mirror.clock.shift
         self._mirror = mirror
         self._txn = txn
         self._begun_at = position
@@ -442,7 +488,7 @@ class Applying:
         """The key's record, expired or not, and the encoded place of its newest event; raises DamageError."""
         row = self._data.get(key)
         if row is not None:
-            return rows.decode_record(key, row, value=value), rows.record_place(row)
+            return self._mirror.restamped(rows.decode_record(key, row, value=value)), rows.record_place(row)
         grave = self._graves.get(key) if self._has_graves else None
         return None, _NOWHERE if grave is None else grave
 
@@ -490,9 +536,9 @@ class Applying:
         if old == new:
             return
         if old is not None:
-            self._txn.delete(_TIME.pack(old), key, db=self._mirror.expiry)
+            self._txn.delete(_TIME.pack(old - self._shift), key, db=self._mirror.expiry)
         if new is not None:
-            self._txn.put(_TIME.pack(new), key, db=self._mirror.expiry)
+            self._txn.put(_TIME.pack(new - self._shift), key, db=self._mirror.expiry)
 
     def forget_expiry(self, key: bytes) -> None:
         """Take out of the expiry table a key whose record, which is damaged, cannot say when it expires.
@@ -521,24 +567,27 @@ class Applying:
     def trim(self, retention: Retention, budget: int, due_at: int) -> int:
         """Drop the log's oldest revisions while it exceeds ``retention``, about ``budget`` events.
 
-        Returns when the oldest event left will be too old, which is what the next call wants as
-        ``due_at``: until then the log need not be looked at.
+        Returns when, in steady time, the oldest event left may be too old, which is what the next call wants
+        as ``due_at``: until then the log need not be looked at.
         """
-        if self.now <= due_at and not self._is_too_large(retention):
+        clock = self._mirror.clock
+        now = clock.steady()
+        if now <= due_at and not self._is_too_large(retention):
             return due_at
         cursor = self._log
         more = cursor.first()
         while more:
             place, raw = Place.decode(cursor.key()), cursor.value()
-            due_at = rows.event_time(raw) + retention.age_ms
-            exceeds = self.now > due_at or self._is_too_large(retention)
+            left_ms = retention.age_ms - clock.age_of(rows.event_time(raw), place.revision)
+            due_at = now + min(left_ms, GRACE_MS)
+            exceeds = left_ms < 0 or self._is_too_large(retention)
             if place.revision > self._floor and (budget <= 0 or not exceeds):
                 return due_at
             self._drop(place, raw)
             budget -= 1
             # deleting the last row is a success too, and leaves the cursor on an empty key
             more = cursor.delete() and bool(cursor.key())
-        return self.now + retention.age_ms
+        return now + min(retention.age_ms, GRACE_MS)
 
     def _is_too_large(self, retention: Retention) -> bool:
         return self._events > retention.events or self._bytes > retention.bytes
@@ -596,10 +645,6 @@ def _seek(cursor: lmdb.Cursor[Any], start: bytes) -> bool:
 
 def _forward(cursor: lmdb.Cursor[Any], start: bytes) -> Iterator[tuple[Any, Any]]:
     return cursor.iternext() if _seek(cursor, start) else iter(())
-
-
-def _is_live(stored: Stored, now: int) -> bool:
-    return stored.expires_at is None or stored.expires_at > now
 
 
 def _size(stored: Stored | None) -> int:

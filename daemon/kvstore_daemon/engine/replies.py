@@ -1,7 +1,9 @@
 """The last reply of every client that numbers its writes, kept with the data it speaks of.
 
 A row is written in the transaction that applied the request, so either both are there after a crash
-or neither is. Rows are forgotten ``KEPT_MINUTES`` after their last use, a few with every commit.
+or neither is. Rows are forgotten ``KEPT_MINUTES`` after their last use, a few with every commit. ``now`` is
+what :meth:`kvstore_daemon.engine.clock.StoreClock.running` gives: no wrong date may make a repeat a new
+request.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import lmdb
 import orjson
 
 from kvstore_daemon.engine import rows
+from kvstore_daemon.engine.clock import is_whole, steady_stamps
 from kvstore_daemon.engine.rows import NOWHERE, DamageError, LogPosition, LogRow, Place
 
 Progress = Callable[[int, int], None]
@@ -68,6 +69,7 @@ class _Walk:
         self._done = 0
         self._entries = {name: int(txn.stat(table)["entries"]) for name, table in tables.items()}
         self._total = sum(self._entries.values())
+        self._steady = steady_stamps(None)
 
     def faults(self) -> Iterator[str]:
         position = self._get("meta", b"position")
@@ -116,12 +118,16 @@ class _Walk:
 
     def _meta(self) -> Iterator[str]:
         yield from self._each("meta", self._field)
+        clock = self._get("meta", b"clock")
+        self._steady = steady_stamps(clock)
+        if clock is not None and not is_whole(clock):
+            yield "meta: the checksum of what is known of the clock does not match"
         epoch = self._get("meta", b"epoch") or b""
         if len(epoch) != 16 or epoch.strip(b"0123456789abcdef"):
             yield f"meta: {_shown(epoch)} is no epoch"
 
     def _field(self, name: bytes, _value: bytes) -> Iterator[str]:
-        if name not in (b"format", b"epoch", b"position", b"unsynced", b"restored"):
+        if name not in (b"format", b"epoch", b"position", b"unsynced", b"restored", b"clock"):
             yield f"meta: there is no field {_shown(name)}"
 
     def _record(self, key: bytes, row: bytes) -> Iterator[str]:
@@ -142,7 +148,7 @@ class _Walk:
                 # its checksum is looked at where the log is walked
                 yield f"{name}: the event {_at(Place.decode(place))} that should have made it is another's"
         if stored.expires_at is not None and not self._txn.cursor(self._tables["expiry"]).set_key_dup(
-            stored.expires_at.to_bytes(8), key
+            self._steady(stored.expires_at, stored.revision).to_bytes(8), key
         ):
             yield f"{name}: its expiry is not in the expiry table"
 
@@ -221,10 +227,12 @@ class _Walk:
     def _expiry(self, time: bytes, key: bytes) -> Iterator[str]:
         record = self._get("data", key)
         try:
-            if record is None or rows.decode_record(key, record).expires_at != int.from_bytes(time):
-                yield f"expiry {int.from_bytes(time)} of {_shown(key)}: no such record"
+            stored = None if record is None else rows.decode_record(key, record)
         except DamageError:
-            pass  # reported with the records
+            return  # reported with the records
+        expires_at = stored and stored.expires_at
+        if not stored or not expires_at or self._steady(expires_at, stored.revision) != int.from_bytes(time):
+            yield f"expiry {int.from_bytes(time)} of {_shown(key)}: no such record"
 
     def _grave(self, key: bytes, place: bytes) -> Iterator[str]:
         if self._get("data", key) is not None:

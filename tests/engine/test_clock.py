@@ -1,0 +1,243 @@
+"""What becomes of times to live, of the log and of kept answers when somebody sets the machine's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from kvstore_daemon.engine import Retention, Write, WriteRequest
+from kvstore_daemon.engine.clock import StoreClock
+from support.engine_store import Store
+
+HOUR = 3_600_000
+DAY = 24 * HOUR
+STEPS = pytest.mark.parametrize("step", [-HOUR, HOUR, -30 * DAY, 30 * DAY, -1_000, 1_000])
+
+
+def expired(store: Store) -> list[bytes]:
+    """The keys whose events say that they have expired, after the daemon's timer ran."""
+    store.expire_due()
+    return [change.key for change in store.log().changes if change.op == "expire"]
+
+
+def tick(store: Store) -> None:
+    """What the daemon does every second."""
+    store.engine.trim()
+    store.write("put", b"tick")
+
+
+@STEPS
+def test_a_step_of_the_clock_changes_no_time_to_live(store: Store, step: int) -> None:
+    store.write("put", b"before", ttl_ms=5_000)
+    store.clock.step(step)
+    tick(store)
+    result = store.write("put", b"after", ttl_ms=5_000)
+    assert result["expires_at"] == store.clock.now + 5_000
+    store.clock.now += 4_999
+    assert store.keys() == [b"after", b"before", b"tick"]
+    assert not expired(store)
+    store.clock.now += 1
+    assert store.keys() == [b"tick"]
+    assert store.engine.count(b"", None).total == 1
+    assert sorted(expired(store)) == [b"after", b"before"]
+
+
+@STEPS
+def test_when_a_key_expires_is_told_as_the_clock_shows_it_now(store: Store, step: int) -> None:
+    store.write("put", ttl_ms=60_000)
+    store.clock.step(step)
+    tick(store)
+    moment = store.clock.now + 60_000
+    found = store.get()
+    (event,) = [change for change in store.log().changes if change.key == b"k"]
+    page = store.engine.range(b"k", None, 1, values=True, max_bytes=1)
+    history = store.engine.history(b"k", None, None, 10, values=True, max_bytes=100)
+    assert found is not None
+    assert event.record is not None
+    assert history.changes[0].record is not None
+    assert page.items[0][1].expires_at == found.expires_at == moment
+    assert event.record.expires_at == history.changes[0].record.expires_at == moment
+    assert store.engine.due(10) == ([], moment)
+    assert store.write("put", ttl_ms=1_000)["version"] == 2
+    assert store.engine.due(10) == ([], store.clock.now + 1_000)
+
+
+def test_a_step_is_logged_and_counted(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    assert store.engine.statistics().clock[1:] == (0, None, None)
+    store.clock.step(-HOUR)
+    tick(store)
+    assert store.engine.statistics().clock == (store.clock.now, 1, -HOUR, store.clock.now)
+    assert "set back by 3600.0 s" in caplog.text
+
+
+def test_what_changes_the_clock_by_little_is_no_step_but_adds_up(store: Store) -> None:
+    for _ in range(4):
+        store.clock.step(100)
+        tick(store)
+    assert store.engine.statistics().clock.steps == 0
+    store.clock.step(100)
+    tick(store)
+    assert store.engine.statistics().clock[1:3] == (1, 500)
+
+
+def test_a_pause_between_two_looks_at_the_clocks_is_no_step() -> None:
+    moments = iter(range(0, 10**9, 5_000))
+    clock = StoreClock(lambda: 10**12, lambda: next(moments), "boot")
+    assert clock.notice(1) is None
+
+
+@STEPS
+def test_a_step_is_remembered_when_the_store_is_opened_again(
+    open_store: Callable[..., Store], step: int
+) -> None:
+    store = open_store()
+    store.write("put", ttl_ms=5_000)
+    store.clock.step(step)
+    tick(store)
+    store.write("put", b"later", ttl_ms=5_000)
+    store.engine.close()
+    store.clock.now += 3_000
+    again = open_store()
+    assert again.keys() == [b"k", b"later", b"tick"]
+    again.clock.now += 2_000
+    assert again.keys() == [b"tick"]
+
+
+@STEPS
+def test_a_step_while_the_store_is_closed_is_noticed(
+    open_store: Callable[..., Store], step: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store()
+    store.write("put", ttl_ms=5_000)
+    store.engine.close()
+    store.clock.step(step)
+    again = open_store()
+    assert "while the store was closed" in caplog.text
+    found = again.get()
+    assert found is not None
+    assert found.expires_at == again.clock.now + 5_000
+    again.clock.now += 5_000
+    assert again.get() is None
+
+
+def test_a_clock_that_was_ahead_before_a_start_of_the_machine_makes_no_key_live_longer(
+    open_store: Callable[..., Store],
+) -> None:
+    store = open_store()
+    store.clock.step(HOUR)
+    tick(store)
+    store.write("put", b"lock", ttl_ms=2_000)
+    store.engine.close()
+    store.clock.reboot(after=-HOUR)
+    again = open_store()
+    assert again.engine.statistics().clock[1:3] == (1, -HOUR)
+    assert again.write("put", b"new", ttl_ms=2_000)["expires_at"] == again.clock.now + 2_000
+    again.clock.now += 2_000
+    assert again.keys() == [b"tick"]
+
+
+def test_no_expired_key_comes_back_to_life_with_a_clock_that_is_behind(
+    open_store: Callable[..., Store],
+) -> None:
+    store = open_store()
+    store.write("put", b"short", ttl_ms=1_000)
+    store.clock.now += 1_000
+    tick(store)
+    store.engine.close()
+    store.clock.reboot(after=-30 * DAY)
+    assert open_store().keys() == [b"tick"]
+
+
+def test_time_that_went_by_while_the_machine_was_off_counts(open_store: Callable[..., Store]) -> None:
+    store = open_store()
+    store.write("put", ttl_ms=5_000)
+    store.engine.close()
+    store.clock.reboot(after=4_999)
+    again = open_store()
+    assert again.get() is not None
+    again.engine.close()
+    again.clock.reboot(after=1)
+    assert open_store().get() is None
+
+
+def test_a_wrong_date_trims_nothing(open_store: Callable[..., Store]) -> None:
+    store = open_store(retention=Retention(10**6, 1 << 30, DAY))
+    store.write("put")
+    for _ in range(2):
+        store.clock.step(365 * DAY)
+        tick(store)
+        store.clock.step(-365 * DAY)
+        tick(store)
+    store.clock.step(365 * DAY)
+    store.engine.close()
+    again = open_store(retention=Retention(10**6, 1 << 30, DAY))
+    tick(again)
+    assert again.engine.position().floor == 0
+    again.clock.now += DAY + 1
+    tick(again)
+    assert again.engine.position().floor == again.engine.position().head - 1
+
+
+def test_after_a_start_of_the_machine_a_date_is_believed_once_it_has_stood_for_an_hour(
+    open_store: Callable[..., Store],
+) -> None:
+    retention = Retention(10**6, 1 << 30, DAY)
+    store = open_store(retention=retention)
+    store.write("put")
+    store.engine.close()
+    store.clock.reboot(after=365 * DAY)
+    again = open_store(retention=retention)
+    for minutes in (0, 59):
+        again.clock.now += minutes * 60_000
+        tick(again)
+        assert again.engine.position().floor == 0
+    again.clock.now += 60_001
+    tick(again)
+    assert again.engine.position().floor == 1
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@STEPS
+def test_a_step_does_not_make_a_repeat_a_new_request(
+    open_store: Callable[..., Store], step: int, restart: bool
+) -> None:
+    store = open_store()
+    request = WriteRequest([Write("incr", b"n")], client="c", seq=1)
+    (first,) = store.submit(request)
+    store.clock.now += 60_000
+    if restart:
+        store.engine.close()
+        store.clock.reboot(after=step)
+        store = open_store()
+    else:
+        store.clock.step(step)
+    tick(store)
+    store.clock.now += 9 * 60_000 - 1
+    tick(store)
+    (again,) = store.submit(request)
+    assert again.results == first.results
+    store.clock.now += 12 * 60_000
+    tick(store)
+    (third,) = store.submit(request)
+    assert third.results is not None
+    assert third.results != first.results
+
+
+def test_more_steps_than_are_kept(open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore_daemon.engine.clock._MANY_STEPS", 4)
+    store = open_store()
+    store.write("put", b"old", ttl_ms=30_000)
+    for nth in range(10):
+        store.clock.step(1_000 if nth % 2 else -1_000)
+        tick(store)
+    store.write("put", b"new", ttl_ms=5_000)
+    line = store.engine._clock._line  # type: ignore[attr-defined]
+    assert len(line.after) <= 4
+    store.engine.close()
+    store = open_store()
+    assert store.keys() == [b"new", b"old", b"tick"]
+    store.clock.now += 5_000
+    assert store.keys() == [b"old", b"tick"]
+    store.clock.now += 25_000
+    assert store.keys() == [b"tick"]

@@ -1,0 +1,147 @@
+"""Somebody sets the clock of the machine while the service runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import datetime
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from support import Serve, wait_until
+from support.programs import require_program
+from support.surfaces import call
+
+HOUR = 3600
+MINUTE = 60
+
+
+class Machine:
+    """A service whose wall clock, and nothing else, is moved: by libfaketime, from a file."""
+
+    def __init__(self, folder: Path, start_serve: Callable[..., Serve]) -> None:
+        require_program("faketime")
+        (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+        self._file = folder / "clock"
+        self.set(0)
+        environment = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+        self.serve = start_serve(environment, workers=1, log_format="text")
+        self.url = self.serve.url
+
+    def set(self, ahead: int) -> None:
+        """Let the clock be ``ahead`` seconds before the right time."""
+        draft = self._file.with_suffix(".new")
+        draft.write_text(f"{ahead:+d}\n", encoding="ascii")
+        draft.replace(self._file)
+
+    def step(self, ahead: int) -> None:
+        """:meth:`set`, and wait until it was noticed."""
+        steps = self.steps()
+        self.set(ahead)
+        wait_until(lambda: self.steps() > steps, what="the step is noticed")
+
+    def steps(self) -> int:
+        """How many steps were noticed since the start."""
+        steps: int = call(self.url, "GET", "/v1/status").json["clock"]["steps"]
+        return steps
+
+    def clock(self) -> dict[str, Any]:
+        """The check of the same name."""
+
+        def found() -> dict[str, Any] | None:
+            # a daemon that is busy may leave this one question open
+            checks = call(self.url, "GET", "/readyz?verbose").json["checks"]
+            return next((check for check in checks if check["name"] == "clock"), None)
+
+        return wait_until(found, what="the clock is checked")
+
+    def seconds_to_live(self, key: str) -> float:
+        """How long a key lives from now, by our own clock; it must be gone then."""
+        began = time.monotonic()
+        wait_until(lambda: call(self.url, "GET", f"/v1/kv/{key}").status == 404, what=f"{key} expires")
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def machine(tmp_path: Path, start_serve: Callable[..., Serve]) -> Machine:
+    return Machine(tmp_path, start_serve)
+
+
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR])
+def test_a_key_lives_as_long_as_it_was_said(machine: Machine, ahead: int) -> None:
+    """Whatever the clock shows when it is put, and whatever then."""
+    machine.step(ahead)
+    assert call(machine.url, "PUT", "/v1/kv/lock?ttl=2s", b"mine").status == 201
+    assert call(machine.url, "PUT", "/v1/kv/session?ttl=20m", b"mine").status == 201
+    machine.step(0)
+    machine.seconds_to_live("lock")
+    found = call(machine.url, "GET", "/v1/kv/session")
+    shown = datetime.fromisoformat(found.headers["x-kvstore-expires-at"]).timestamp()
+    assert found.status == 200
+    assert 0 < shown - time.time() <= 20 * MINUTE + 0.5
+    assert call(machine.url, "PUT", "/v1/kv/again?ttl=1500ms", b"mine").status == 201
+    machine.seconds_to_live("again")
+
+
+def test_a_step_is_told_wherever_an_operator_looks(machine: Machine) -> None:
+    assert machine.clock()["status"] == "ok"
+    machine.step(HOUR)
+    found = machine.clock()
+    assert (found["status"], found["steps"]) == ("warning", 1)
+    assert found["last_step_seconds"] == pytest.approx(HOUR, abs=2)
+    assert call(machine.url, "GET", "/readyz").status == 200
+    assert "the machine's clock was set forward by 3600" in machine.serve.stderr
+    assert "kvstore_clock_steps_total 1.0" in call(machine.url, "GET", "/metrics").body.decode()
+    assert call(machine.url, "GET", "/v1/status").json["clock"]["steps"] == 1
+    # kvstore doctor says each check that warns, and compares this with its own clock
+    machine.step(0)
+    assert machine.clock()["steps"] == 2
+    call(machine.url, "PUT", "/v1/kv/k", b"x")
+    stamp = call(machine.url, "GET", "/v1/kv/k?format=json").json["modified_at"]
+    assert datetime.fromisoformat(stamp).timestamp() < time.time() + 1
+
+
+def test_a_repeat_is_none_after_half_an_hour_that_was_none(machine: Machine) -> None:
+    headers = {"Idempotency-Key": "one"}
+    assert call(machine.url, "POST", "/v1/incr/n", headers=headers).json["value"] == 1
+    machine.step(30 * MINUTE)
+    call(machine.url, "PUT", "/v1/kv/other", b"x")
+    assert call(machine.url, "POST", "/v1/incr/n", headers=headers).json["value"] == 1
+    machine.step(-30 * MINUTE)
+    assert call(machine.url, "POST", "/v1/incr/n", headers=headers).json["value"] == 1
+
+
+def test_a_wrong_date_trims_no_event_and_ends_no_connection(machine: Machine) -> None:
+    connection = HTTPConnection(urlsplit(machine.url).netloc, timeout=30)
+    connection.request("PUT", "/v1/kv/k", b"1")
+    connection.getresponse().read()
+    used = connection.sock
+    machine.step(30 * 24 * HOUR)
+    call(machine.url, "PUT", "/v1/kv/k", b"2")
+    machine.step(0)
+    call(machine.url, "PUT", "/v1/kv/k", b"3")
+    connection.request("GET", "/v1/history/k")
+    assert len(json.loads(connection.getresponse().read())["events"]) == 3
+    assert connection.sock is used
+    connection.close()
+
+
+def test_a_step_while_nothing_runs_is_found_at_the_start(machine: Machine) -> None:
+    call(machine.url, "PUT", "/v1/kv/lock?ttl=3s", b"mine")
+    machine.serve.stop()
+    machine.set(-HOUR)
+    machine.serve.start()
+    assert "the machine's clock was set back by 3600" in machine.serve.stderr
+    assert machine.clock()["status"] == "warning"
+    machine.seconds_to_live("lock")
