@@ -1,0 +1,190 @@
+"""What many clients and watchers saw at once, while the processes were killed and stopped, fits together.
+
+Each run is one story: eight clients contend for five keys, over HTTP and ZeroMQ; mirrors on every surface
+follow them, and hang up; the log is trimmed all the while; and faults come one after the other. Afterwards
+everything that anybody was told is held against everything else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event as Flag
+from threading import Thread
+
+import pytest
+
+from kvstore_client import Client, Event
+from support import Daemon, Facade, Service, wait_until
+from support.contenders import Contender, HttpContender, NativeContender, Poller, WireContender
+from support.faults import Faults
+from support.history import Effect, Found, History, check_keys, check_witness, end
+from support.mirrors import (
+    CommandMirror,
+    Mirror,
+    NativeMirror,
+    NdjsonMirror,
+    PlainSubscriber,
+    SseMirror,
+    Truth,
+    check_messages,
+    check_mirror,
+)
+from support.torture import SHARE, Survived, times
+from support.watchers import LAST_KEY
+
+RUNS = times(1, full=50)
+FAULTS = 8 if SHARE else 5
+OPERATIONS_BETWEEN = 200
+RETAINED_EVENTS = 200
+LEAD = 100
+"""How far the store may be ahead of who keeps the whole log; with what eight clients add at once it stays
+well below what is retained."""
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(300)]
+
+
+class Recorder(Thread):
+    """Keeps the whole log, of which the daemon retains only the end. Writers wait for it (:meth:`turn`)."""
+
+    def __init__(self, requests: str) -> None:
+        super().__init__(name="recorder", daemon=True)
+        self.log: list[Event] = []
+        self.floor = 0
+        self.failure: BaseException | None = None
+        self.has_ended = Flag()
+        self._next = 0
+        self._client = Client(requests, timeout=60)
+
+    def run(self) -> None:
+        try:
+            with self._client:
+                while not self.has_ended.wait(0.005):
+                    page = self._client.events(self._next)
+                    self.log += page.events
+                    self._next, self.floor = page.next, page.floor
+                    if any(event.key == LAST_KEY for event in page.events):
+                        return
+        except BaseException as failure:
+            self.failure = failure
+        finally:
+            self.has_ended.set()
+
+    def turn(self, revision: int) -> None:
+        """Return once the store is not too far ahead for someone who knows of ``revision``."""
+        wait_until(
+            lambda: self.has_ended.is_set() or revision - self._next <= LEAD,
+            timeout=120,
+            what="the recorder has come near",
+        )
+
+    def outlast(self, revision: int) -> None:
+        """Return once the log no longer reaches back to ``revision``, or ends."""
+        wait_until(
+            lambda: self.has_ended.is_set() or self.floor > revision, timeout=240, what="the log is trimmed"
+        )
+
+
+@pytest.mark.parametrize("number", range(RUNS))
+def test_everything_that_was_told_fits_together(
+    number: int,
+    start_daemon: Callable[..., Daemon],
+    start_facade: Callable[..., Facade],
+    tmp_path: Path,
+    survived: Survived,
+) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"run {number + 1} of {RUNS}: seed {seed}")
+    daemon = start_daemon(retain_events=RETAINED_EVENTS)
+    story = _Story(Service(daemon, start_facade(daemon, workers=2)), seed, tmp_path)
+    story.tell(survived)
+    try:
+        story.check()
+    except AssertionError as failure:
+        story.save(tmp_path)
+        failure.add_note(f"seed {seed}; the history and the log are in {tmp_path}")
+        raise
+
+
+class _Story:
+    def __init__(self, service: Service, seed: int, folder: Path) -> None:
+        self._service = service
+        self._seed = seed
+        self._history = History()
+        self._recorder = recorder = Recorder(service.requests)
+        url, requests, changes = service.url, service.requests, service.changes
+        one = self._history, seed, recorder.turn
+        self._contenders: list[Contender] = [
+            *(HttpContender(f"http{number}", *one, url) for number in range(4)),
+            *(NativeContender(f"native{number}", *one, requests) for number in range(3)),
+            WireContender("wire", *one, requests),
+        ]
+        self._poller = Poller("poll", self._history, seed, recorder.turn, url)
+        self._plain = PlainSubscriber(changes)
+        self._mirrors: list[Mirror] = [
+            SseMirror("sse", seed, recorder.outlast, url),
+            NdjsonMirror("ndjson", seed, recorder.outlast, url),
+            NativeMirror("native", seed, recorder.outlast, requests, changes),
+            CommandMirror("command", seed, recorder.outlast, url, folder),
+        ]
+
+    def tell(self, survived: Survived) -> None:
+        """From the first operation to the last event."""
+        for thread in (self._recorder, self._plain, *self._mirrors, *self._contenders, self._poller):
+            thread.start()
+        self._do_harm(survived)
+        for contender in (*self._contenders, self._poller):
+            contender.finish()
+        with Client(self._service.requests, timeout=60) as client:
+            wait_until(lambda: not client.status()["expiring_keys"], what="all keys with a TTL are gone")
+            last = self._history.begin("last", [Effect("put", LAST_KEY, 0)])
+            end(last, "ok", [Found(client.put(LAST_KEY, b"0").revision)])
+            self._recorder.join()
+            for mirror in self._mirrors:
+                mirror.finish()
+            self._plain.finish()
+            self._present = {r.key: (r.revision, (r.value or b"").decode()) for r in client.list()}
+        assert self._recorder.failure is None, self._recorder.failure
+        survived(
+            histories=1,
+            operations=len(self._history),
+            events=len(self._recorder.log),
+            streams_broken=sum(mirror.breaks for mirror in self._mirrors),
+            resets=sum(mirror.resets for mirror in self._mirrors),
+        )
+
+    def _do_harm(self, survived: Survived) -> None:
+        faults = Faults(self._service, random.Random(self._seed), survived)
+        self._wait_for_operations()
+        for number in range(FAULTS):
+            faults.kinds[number % len(faults.kinds)]()
+            self._wait_for_operations()
+
+    def _wait_for_operations(self) -> None:
+        target = len(self._history) + OPERATIONS_BETWEEN
+        threads: list[Contender | Mirror | Recorder] = [*self._contenders, *self._mirrors, self._recorder]
+
+        def enough() -> bool:
+            for thread in threads:
+                assert thread.failure is None, f"{thread.name}: {thread.failure!r}"
+            return len(self._history) >= target
+
+        wait_until(enough, timeout=120, what=f"{OPERATIONS_BETWEEN} more operations")
+
+    def check(self) -> None:
+        """Hold what everybody was told against what happened, and against what everybody else was told."""
+        log = self._recorder.log
+        check_witness(self._history.operations, log)
+        check_keys(self._history.operations)
+        truth = Truth(log)
+        for mirror in self._mirrors:
+            check_mirror(mirror, truth, self._present)
+        check_messages(self._plain.messages, truth)
+
+    def save(self, folder: Path) -> None:
+        """Keep what there was to check."""
+        self._history.save(folder / "history.ndjson")
+        (folder / "log.txt").write_text("".join(f"{event}\n" for event in self._recorder.log))
+        for mirror in self._mirrors:
+            (folder / f"{mirror.name}.txt").write_text("".join(f"{told}\n" for told in mirror.told))

@@ -1,0 +1,264 @@
+"""The checkers of histories find what is wrong, and find nothing wrong with what is right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from kvstore_client import Event, Record
+from support.history import Effect, Found, Operation, WrongHistoryError, check_keys, check_witness
+
+LATE = 100_000
+"""Milliseconds; long after all else in these stories."""
+
+
+@dataclass
+class Story:
+    """A history and a log, told by hand. Times are milliseconds from its beginning."""
+
+    operations: list[Operation] = field(default_factory=list)
+    log: list[Event] = field(default_factory=list)
+    state: dict[str, Record] = field(default_factory=dict)
+
+    def ok(self, began: int, ended: int, *parts: tuple[Effect, Found]) -> Story:
+        """An operation that was answered."""
+        return self._add(began, ended, "ok", *zip(*parts, strict=True))
+
+    def failed(self, began: int, ended: int, effect: Effect, revision: int) -> Story:
+        """One whose condition did not hold."""
+        return self._add(began, ended, "failed", (effect,), (Found(revision),), "condition_failed")
+
+    def unknown(self, began: int, *effects: Effect) -> Story:
+        """One of which nothing was heard."""
+        return self._add(began, None, "unknown", effects, ())
+
+    def _add(
+        self,
+        began: int,
+        ended: int | None,
+        outcome: str,
+        effects: Sequence[Effect],
+        found: Sequence[Found],
+        code: str | None = None,
+    ) -> Story:
+        returned = None if ended is None else ended * 1_000_000
+        self.operations.append(
+            Operation(
+                "c",
+                len(self.operations),
+                tuple(effects),
+                began * 1_000_000,
+                began,
+                returned,
+                ended,
+                outcome,
+                code,
+                0,
+                tuple(found),
+            )
+        )
+        return self
+
+    def commit(
+        self, revision: int, time: int, *changes: tuple[str, int | None] | tuple[str, int, int]
+    ) -> Story:
+        """Add to the log that keys got a number, and perhaps an end, or None for gone."""
+        for index, (key, number, *end) in enumerate(changes):
+            before = self.state.pop(key, None)
+            record = None
+            if number is not None:
+                made, version = (
+                    (revision, 1) if before is None else (before.create_revision, before.version + 1)
+                )
+                expires_at = end[0] if end else None
+                record = Record(key, str(number).encode(), "t", revision, made, version, time, expires_at)
+                self.state[key] = record
+            op = "put" if record else "delete"
+            previous = 0 if before is None else before.revision
+            self.log.append(Event(op, key, revision, index, len(changes), time, record, None, previous))
+        return self
+
+    def expire(self, revision: int, time: int, key: str) -> Story:
+        """Add to the log that a key expired."""
+        before = self.state.pop(key)
+        self.log.append(Event("expire", key, revision, 0, 1, time, None, before, before.revision))
+        return self
+
+
+def put(
+    key: str,
+    number: int,
+    revision: int,
+    *,
+    ttl: int | None = None,
+    ends: int | None = None,
+    only: int | None = None,
+) -> tuple[Effect, Found]:
+    return Effect("put", key, number, ttl, only), Found(revision, expires_at=ends)
+
+
+def incr(key: str, total: int, revision: int) -> tuple[Effect, Found]:
+    return Effect("incr", key, 1), Found(revision, total)
+
+
+def delete(key: str, revision: int) -> tuple[Effect, Found]:
+    return Effect("delete", key), Found(revision)
+
+
+def get(key: str, number: int | None, revision: int = 0, *, ends: int | None = None) -> tuple[Effect, Found]:
+    return Effect("get", key), Found(revision, number, expires_at=ends)
+
+
+RIGHT = {
+    "one after another": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(2, 3, get("a", 1, 1)).ok(4, 5, delete("a", 2)).ok(6, 7, get("a", None))
+    .commit(1, 1, ("a", 1)).commit(2, 5, ("a", None)),
+    "a read beside a write sees either": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(2, 9, put("a", 2, 2)).ok(3, 4, get("a", 1, 1)).ok(5, 6, get("a", 2, 2))
+    .commit(1, 1, ("a", 1)).commit(2, 5, ("a", 2)),
+    "increments at the same time": Story()
+    .ok(0, 9, incr("a", 2, 2)).ok(0, 9, incr("a", 1, 1)).ok(0, 9, incr("a", 3, 3))
+    .commit(1, 1, ("a", 1)).commit(2, 2, ("a", 2)).commit(3, 3, ("a", 3)),
+    "an unknown write that comes late": Story()
+    .unknown(0, Effect("put", "a", 1))
+    .ok(1, 2, get("a", None)).ok(3, 4, put("a", 2, 1)).ok(9, 10, get("a", 1, 2))
+    .commit(1, 4, ("a", 2)).commit(2, 8, ("a", 1)),
+    "an unknown write that never comes": Story()
+    .unknown(0, Effect("put", "a", 1)).ok(1, 2, get("a", None)).ok(3, 4, put("a", 2, 1, only=0))
+    .commit(1, 4, ("a", 2)),
+    "an unknown write that expires unseen": Story()
+    .ok(0, 1, put("a", 1, 1)).unknown(2, Effect("put", "a", 2, 50)).ok(90, 91, get("a", None))
+    .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2, 53)).expire(3, 60, "a"),
+    "a key that is hidden before it is removed": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(40, 41, get("a", 1, 1, ends=51)).ok(80, 81, get("a", None))
+    .commit(1, 1, ("a", 1, 51)).expire(2, 900, "a"),
+    "a batch seen whole": Story()
+    .ok(0, 1, put("a", 1, 1), put("b", 1, 1)).ok(2, 9, put("a", 2, 2), put("b", 2, 2))
+    .ok(3, 4, get("a", 1, 1), get("b", 1, 1)).ok(5, 6, get("a", 2, 2), get("b", 2, 2))
+    .commit(1, 1, ("a", 1), ("b", 1)).commit(2, 5, ("a", 2), ("b", 2)),
+    "a condition that failed": Story()
+    .ok(0, 1, put("a", 1, 1))
+    .failed(2, 3, Effect("put", "a", 2, None, 7), 1).failed(2, 3, Effect("put", "a", 3, None, 0), 1)
+    .commit(1, 1, ("a", 1)),
+}  # fmt: skip
+
+WRONG = {
+    "a lost update": Story()
+    .ok(0, 9, incr("a", 1, 1)).ok(0, 9, incr("a", 1, 2))
+    .commit(1, 1, ("a", 1)).commit(2, 2, ("a", 1)),
+    "a stale read": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(2, 3, put("a", 2, 2)).ok(4, 5, get("a", 1, 1))
+    .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2)),
+    "a read of nothing after a write": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(2, 3, get("a", None))
+    .commit(1, 1, ("a", 1)),
+    "a read that goes back behind another": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(2, 9, put("a", 2, 2)).ok(3, 4, get("a", 2, 2)).ok(5, 6, get("a", 1, 1))
+    .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2)),
+    "an increment applied twice": Story()
+    .ok(0, 1, incr("a", 1, 1)).ok(2, 3, get("a", 2, 2))
+    .commit(1, 1, ("a", 1)).commit(2, 2, ("a", 2)),
+    "an unknown increment applied twice": Story()
+    .unknown(0, Effect("incr", "a", 1)).ok(2, 3, get("a", 1, 1)).ok(4, 5, get("a", 2, 2))
+    .commit(1, 1, ("a", 1)).commit(2, 4, ("a", 2)),
+    "an unknown put applied twice": Story()
+    .unknown(0, Effect("put", "a", 1))
+    .ok(1, 2, get("a", 1, 1)).ok(3, 4, put("a", 2, 2)).ok(5, 6, get("a", 1, 3))
+    .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2)).commit(3, 5, ("a", 1)),
+    "a read after the time to live": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(90, 91, get("a", 1, 1, ends=51))
+    .commit(1, 1, ("a", 1, 51)).expire(2, 99, "a"),
+    "a key that rose again": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(90, 91, get("a", None)).ok(92, 93, incr("a", 2, 2))
+    .commit(1, 1, ("a", 1, 51)).commit(2, 93, ("a", 2, 51)),
+    "a key that is gone before its time": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=5000, ends=5001)).ok(90, 91, get("a", None))
+    .commit(1, 1, ("a", 1, 5001)).expire(2, 80, "a"),
+    "a time to live that is forgotten": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=50)).ok(LATE, LATE + 1, get("a", 1, 1))
+    .commit(1, 1, ("a", 1)),
+    "a condition that did not hold": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(2, 3, put("a", 2, 2)).ok(4, 5, put("a", 3, 3, only=1))
+    .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2)).commit(3, 5, ("a", 3)),
+    "a condition that did hold and failed": Story()
+    .ok(0, 1, put("a", 1, 1)).failed(2, 3, Effect("put", "a", 2, None, 1), 1)
+    .commit(1, 1, ("a", 1)),
+    "a write that is lost": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(2, 3, put("a", 2, 2)).ok(4, 5, get("a", 1, 1))
+    .commit(1, 1, ("a", 1)),
+}  # fmt: skip
+
+WRONG_AS_A_WHOLE = {
+    "a batch in two revisions": Story()
+    .ok(0, 1, put("a", 1, 1), put("b", 1, 2))
+    .commit(1, 1, ("a", 1)).commit(2, 1, ("b", 1)),
+    "half of a batch seen": Story()
+    .ok(0, 1, put("a", 1, 1), put("b", 1, 1)).ok(2, 9, put("a", 2, 2), put("b", 2, 2))
+    .ok(3, 4, get("a", 2, 2), get("b", 1, 1))
+    .commit(1, 1, ("a", 1), ("b", 1)).commit(2, 5, ("a", 2), ("b", 2)),
+    "half of a batch applied": Story()
+    .ok(0, 1, put("a", 1, 1), put("b", 1, 1))
+    .commit(1, 1, ("a", 1)),
+    "two keys in an order that nobody can have seen": Story()
+    .ok(0, 9, put("a", 1, 1)).ok(0, 9, put("b", 1, 2))
+    .ok(1, 2, get("a", None), get("b", 1, 2))
+    .commit(1, 1, ("a", 1)).commit(2, 1, ("b", 1)),
+    "a revision lower than one before": Story()
+    .ok(0, 1, put("a", 1, 2)).ok(2, 3, put("b", 1, 1))
+    .commit(1, 3, ("b", 1)).commit(2, 3, ("a", 1)),
+    "a change that nobody made": Story()
+    .commit(1, 1, ("a", 1)),
+    "two writes of one revision": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(0, 1, put("a", 1, 1))
+    .commit(1, 1, ("a", 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("story", RIGHT.values(), ids=RIGHT.keys())
+def test_what_is_right_is_taken(story: Story) -> None:
+    check_witness(story.operations, story.log)
+    check_keys(story.operations)
+
+
+@pytest.mark.parametrize("story", WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_found_by_both(story: Story) -> None:
+    with pytest.raises(WrongHistoryError):
+        check_witness(story.operations, story.log)
+    with pytest.raises(WrongHistoryError):
+        check_keys(story.operations)
+
+
+@pytest.mark.parametrize("story", WRONG_AS_A_WHOLE.values(), ids=WRONG_AS_A_WHOLE.keys())
+def test_what_no_key_shows_alone_is_found_by_the_order_of_the_log(story: Story) -> None:
+    with pytest.raises(WrongHistoryError):
+        check_witness(story.operations, story.log)
+
+
+def test_a_read_that_is_changed_in_a_long_right_history_is_found() -> None:
+    """A history of a plain dict, of which one answer after the other is put back to an older one."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    chance, story, seen = random.Random(seed), Story(), []
+    for number in range(1, 200):
+        key = chance.choice("abc")
+        time = number * 10
+        story.ok(time, time + 15, put(key, number, number)).commit(number, time + 5, (key, number))
+        if chance.random() < 0.5:
+            seen.append((len(story.operations), key, number))
+            story.ok(time + 16, time + 17, get(key, number, number))
+    check_witness(story.operations, story.log)
+    check_keys(story.operations)
+    for index, key, number in seen[5::10]:
+        # the put right before may be taken for the later one, by who believes no revision
+        earlier = [event.revision for event in story.log if event.key == key and event.revision < number - 1]
+        older = max(earlier, default=0)
+        operation = story.operations[index]
+        right, operation.found = operation.found, (Found(older, older or None),)
+        with pytest.raises(WrongHistoryError):
+            check_witness(story.operations, story.log)
+        with pytest.raises(WrongHistoryError):
+            check_keys(story.operations)
+        operation.found = right
