@@ -15,8 +15,9 @@ import falcon
 
 from kvstore_bench.workload import SMALL, value
 from kvstore_cli.notify import Notifier
+from kvstore_client.liveness import BEAT_SECONDS
 from kvstore_http.listening import bind
-from kvstore_http.overseer import BEAT_SECONDS, Herald, Overseer
+from kvstore_http.overseer import Herald, Overseer
 from kvstore_http.rawpath import RawPathRouter
 from kvstore_http.workers import Workers, keep_only
 
@@ -83,7 +84,7 @@ def main() -> int:
     def say(message: str) -> None:
         print(message, flush=True)
 
-    return Workers(count, run, say, Herald(Notifier(), "", lambda: say("ready")), lambda _: None).run()
+    return Workers(count, run, say, Herald(Notifier(), {}, lambda: say("ready")), lambda _: None).run()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""A process of ``kvstore serve``: ``python -m kvstore_cli.child NAME SETTINGS PARENT``.
+"""A process of ``kvstore serve``: ``python -m kvstore_cli.child NAME SETTINGS PARENT NOTICES``.
 
 The settings come as JSON from the parent, which has checked them: a child that is restarted days later
-must not find other ones because a file was edited meanwhile.
+must not find other ones because a file was edited meanwhile. NOTICES is the descriptor of the socket on
+which the child tells its parent that it is ready and that it works.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ _PR_SET_PDEATHSIG = 1
 
 def main(arguments: list[str]) -> int:
     """Run the daemon or the facade; returns its exit status."""
-    name, settings, parent = arguments
+    name, settings, parent, notices = arguments
     die_with(int(parent))
-    return run(name, json.loads(settings))
+    os.set_inheritable(int(notices), False)
+    return run(name, json.loads(settings), Notifier(descriptor=int(notices), is_watched=True))
 
 
-def run(name: str, fields: dict[str, Any]) -> int:
-    """Run what is called ``name`` with the settings in ``fields``; only the parent speaks to a service
-    manager."""
+def run(name: str, fields: dict[str, Any], parent: Notifier) -> int:
+    """Run what is called ``name`` with the settings in ``fields``; it reports to ``parent``, which alone
+    speaks to a service manager."""
     from kvstore_cli.logs import set_up
 
     set_up(name, fields["log_level"], fields["log_format"])
@@ -34,12 +36,12 @@ def run(name: str, fields: dict[str, Any]) -> int:
         from kvstore_daemon.main import run as run_daemon
         from kvstore_daemon.settings import DaemonSettings
 
-        return run_daemon(DaemonSettings(**fields), Notifier())
+        return run_daemon(DaemonSettings(**fields), parent)
     from kvstore_http.main import run as run_http
     from kvstore_http.settings import HttpSettings
 
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return run_http(HttpSettings(**{**fields, **lists}), Notifier())
+    return run_http(HttpSettings(**{**fields, **lists}), parent)
 
 
 def die_with(parent: int) -> None:

@@ -1,19 +1,27 @@
-"""What a server tells the service manager that started it, in the manner of sd_notify(3).
+"""What a server tells the process that started it, in the manner of sd_notify(3).
 
-The one module that knows how systemd wants to be told: each message is a datagram of ``NAME=value``
-lines, sent to the socket that ``NOTIFY_SOCKET`` names.
+That is a service manager, or the parent of the two parts of ``kvstore serve``. This is the one module that
+knows how systemd wants to be told: each message is a datagram of ``NAME=value`` lines, sent to the socket
+that ``NOTIFY_SOCKET`` names.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
-from collections.abc import MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
+from typing import NamedTuple
 
 PATIENCE_SECONDS = 5
 """How long a message that must not be lost waits for a manager that is busy."""
+
+_WHERE = "X_KVSTORE_ADDRESSES"
+"""A field of our own, as sd_notify(3) lets programs have them: the addresses as JSON."""
+
+_LONGEST_NOTICE_BYTES = 65536
 
 
 class Notifier:
@@ -23,12 +31,16 @@ class Notifier:
     space. With ``is_watched`` the manager ends a service that does not beat. A manager that cannot be
     told is no failure of the service, so no method raises for it. Use it from one process: the manager
     believes nobody but the process that it started.
+
+    A ``descriptor`` takes the place of the address: one end of a pair of datagram sockets, the other end of
+    which is the parent's (:class:`NoticeSocket`).
     """
 
-    def __init__(self, address: str = "", *, is_watched: bool = False) -> None:
+    def __init__(self, address: str = "", *, is_watched: bool = False, descriptor: int | None = None) -> None:
         name = os.fsencode(address)
         self._address = b"\0" + name[1:] if name.startswith(b"@") else name
         self._is_watched = is_watched
+        self._pair = None if descriptor is None else _patient(socket.socket(fileno=descriptor))
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
@@ -39,9 +51,10 @@ class Notifier:
         watched_pid = environ.pop("WATCHDOG_PID", "") or str(os.getpid())
         return cls(address, is_watched=bool(microseconds) and watched_pid == str(os.getpid()))
 
-    def ready(self, status: str) -> None:
-        """Say that the service answers from now on."""
-        self._send(f"READY=1\n{_status(status)}")
+    def ready(self, where: Mapping[str, str]) -> None:
+        """Say that the service answers from now on, and at which addresses, by name."""
+        places = ", ".join(f"{name} {place}" for name, place in where.items())
+        self._send(f"READY=1\n{_status(places)}\n{_WHERE}={json.dumps(dict(where))}")
 
     def status(self, line: str) -> None:
         """Say how the service is, for people to read."""
@@ -58,13 +71,65 @@ class Notifier:
         self._send(f"STOPPING=1\n{_status('stopping')}")
 
     def _send(self, message: str, flags: int = 0) -> None:
-        if not self._address.startswith((b"/", b"\0")):
-            return
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            # not settimeout, with which Python waits in spite of MSG_DONTWAIT
-            sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", PATIENCE_SECONDS, 0))
-            sender.sendto(message.encode(errors="replace"), flags, self._address)
+        said = message.encode(errors="replace")
+        with suppress(OSError):
+            if self._pair is not None:
+                self._pair.send(said, flags)
+            elif self._address.startswith((b"/", b"\0")):
+                with _patient(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sender:
+                    sender.sendto(said, flags, self._address)
+
+
+def _patient(sender: socket.socket) -> socket.socket:
+    # not settimeout, with which Python waits in spite of MSG_DONTWAIT
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", PATIENCE_SECONDS, 0))
+    return sender
 
 
 def _status(line: str) -> str:
     return "STATUS=" + " ".join(line.split())
+
+
+class Notice(NamedTuple):
+    """One message of a child: that it is ready, with its addresses in ``where``; how it is, in ``status``;
+    or, with neither, that it works."""
+
+    where: dict[str, str] | None = None
+    status: str | None = None
+
+
+class NoticeSocket:
+    """What the parent hears from one child. The two ends have no name, so nobody but the child and what it
+    starts can speak here.
+
+    ``descriptor`` is the child's end; call :meth:`close_theirs` once the child has inherited it.
+    """
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._ours.setblocking(False)
+        self.descriptor = self._theirs.fileno()
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def read(self) -> Iterator[Notice]:
+        """What was said since the last call, in order."""
+        with suppress(OSError):  # nothing more, or the child is gone
+            while True:
+                yield _parsed(self._ours.recv(_LONGEST_NOTICE_BYTES))
+
+    def close_theirs(self) -> None:
+        self._theirs.close()
+
+    def close(self) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+
+def _parsed(message: bytes) -> Notice:
+    pairs = (line.partition("=") for line in message.decode(errors="replace").split("\n"))
+    fields = {name: value for name, _, value in pairs}
+    if "READY" in fields:
+        return Notice(where=json.loads(fields[_WHERE]))
+    return Notice(status=None if "STOPPING" in fields else fields.get("STATUS"))

@@ -1,8 +1,9 @@
 """``kvstore serve`` from the inside: two processes that are watched, restarted and stopped by a third.
 
-The parent runs one loop in one thread. It reads what its children say, which is how it learns that
-they are ready and on which addresses, and hands it on, line by line, to its own standard error. Each
-child leads a process group: a Ctrl-C in the terminal reaches the parent alone, which then stops the
+The parent runs one loop in one thread. Each child has a socket on which it says that it is ready, at
+which addresses, and every second that it works; one that falls silent is ended and started again, and the
+service manager hears no beat meanwhile. What children write on standard error is handed on, line by line.
+Each child leads a process group: a Ctrl-C in the terminal reaches the parent alone, which then stops the
 facade before the daemon, and of a facade that was killed no worker is left behind.
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import selectors
 import signal
 import socket
@@ -22,10 +22,12 @@ from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 from kvstore_cli.logs import hand_on
-from kvstore_cli.notify import Notifier
+from kvstore_cli.notify import NoticeSocket, Notifier
 from kvstore_cli.units import connectable
+from kvstore_client.liveness import BEAT_SECONDS, LATE_TICKS, Liveness
 from kvstore_client.logs import LEVEL_SIGNALS, announcer
 
 STOP_SECONDS = 10.0
@@ -35,12 +37,11 @@ LONGEST_PAUSE_SECONDS = 10.0
 STEADY_SECONDS = 30.0
 """A child that ran for so long is restarted as quickly as at first."""
 MOST_FALSE_STARTS = 5
-BEAT_SECONDS = 1.0
-"""How often the service manager is told that the loop turns."""
+STUCK_TICKS = 25
+"""A child that has been silent for so long is ended: later than a facade ends a worker that hangs, which
+keeps the facade silent too."""
 _REFUSALS = (1, 2)
 """Exit statuses with which a child says that it cannot run like this."""
-
-Ready = Callable[[dict[str, str]], None]
 
 _LONGEST_LINE_BYTES = 1024 * 1024
 """A longer one is handed on in pieces."""
@@ -49,36 +50,44 @@ _LONGEST_LINE_BYTES = 1024 * 1024
 class Child:
     """One process, over all its restarts. ``fields`` are the settings of the next start."""
 
-    def __init__(
-        self, name: str, label: str, fields: dict[str, Any], ready_line: str, on_ready: Ready
-    ) -> None:
+    def __init__(self, name: str, label: str, fields: dict[str, Any]) -> None:
         self.name = name
         self.label = label
         self.fields = fields
         self.restart_at: float | None = None
         self.false_starts = 0
         self.was_ever_ready = False
-        self.is_ready = False
-        self._ready_line = re.compile(ready_line)
-        self._on_ready = on_ready
+        self.liveness = Liveness(STUCK_TICKS)
+        self.notices = NoticeSocket()
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._pause = FIRST_PAUSE_SECONDS
         self._rest = b""
 
-    def start(self) -> int:
-        """Start the process; returns the descriptor on which it talks."""
+    def start(self) -> None:
+        """Start the process, with a socket of its own to report on."""
+        self.notices.close()
+        self.notices = NoticeSocket()
+        theirs = self.notices.descriptor
         # -P: what lies in the working folder must not shadow a module
         program = [sys.executable, "-P", "-m", "kvstore_cli.child"]
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [*program, self.name, json.dumps(self.fields), str(os.getpid())],
+            [*program, self.name, json.dumps(self.fields), str(os.getpid()), str(theirs)],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            pass_fds=(theirs,),
             start_new_session=True,
         )
-        self.restart_at, self.is_ready, self._rest = None, False, b""
+        self.notices.close_theirs()
+        self.liveness.started()
+        self.restart_at, self._rest = None, b""
         self._started_at = monotonic()
-        return self.descriptor
+
+    @property
+    def who(self) -> str:
+        """The process in the log."""
+        assert self._process is not None  # noqa: S101 - callers saw it
+        return f"{self.label} (pid {self._process.pid})"
 
     @property
     def descriptor(self) -> int:
@@ -97,8 +106,7 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     def relay(self) -> bool:
-        """Hand on what the process has said, and look for the ready line in it; whether there may
-        be more to come."""
+        """Hand on what the process has written; whether there may be more to come."""
         with suppress(BlockingIOError):
             while said := os.read(self.descriptor, 65536):
                 whole, feed, self._rest = (self._rest + said).rpartition(b"\n")
@@ -106,22 +114,16 @@ class Child:
                     whole, feed, self._rest = self._rest, b"\n", b""
                 if feed:
                     hand_on(whole + feed)
-                if not self.is_ready:
-                    self._look_at(whole.split(b"\n"))
             if self._rest:
                 hand_on(self._rest + b"\n")
                 self._rest = b""
             return False
         return True
 
-    def _look_at(self, lines: list[bytes]) -> None:
-        for line in lines:
-            match = self._ready_line.match(_message(line))
-            if match is not None:
-                self.is_ready = self.was_ever_ready = True
-                self.false_starts = 0
-                self._on_ready(match.groupdict())
-                return
+    def note_ready(self) -> None:
+        """The process has said that it is ready."""
+        self.was_ever_ready = True
+        self.false_starts = 0
 
     def signal(self, number: int) -> None:
         """Send a signal to the process alone."""
@@ -152,8 +154,8 @@ class Child:
 
 class Supervisor:
     """Keeps a daemon and a facade running until a signal ends both. ``on_ready`` is called once both
-    are ready, with the daemon's settings and the facade's ``url``. ``notifier`` is told the same, that
-    the loop turns, and which of the two is away."""
+    are ready, with the daemon's settings and the facade's ``url``. ``notifier`` is told the same, every
+    second that both of them work, and which of the two is away."""
 
     def __init__(
         self,
@@ -162,23 +164,14 @@ class Supervisor:
         on_ready: Callable[[dict[str, str]], None],
         notifier: Notifier,
     ) -> None:
-        self._daemon = Child(
-            "daemon",
-            "the daemon",
-            daemon,
-            r"kvstore daemon: ready, requests (?P<requests>\S+), changes (?P<changes>\S+), data ",
-            self._daemon_is_ready,
-        )
-        self._facade = Child(
-            "http",
-            "the HTTP facade",
-            http,
-            r"kvstore http: ready, (?P<url>https?://(?P<address>[^\s,/]+))",
-            self._facade_is_ready,
-        )
+        self._daemon = Child("daemon", "the daemon", daemon)
+        self._facade = Child("http", "the HTTP facade", http)
+        self._children = (self._daemon, self._facade)
         self._on_ready = on_ready
         self._notifier = notifier
         self._is_announced = False
+        self._tick_at = 0.0
+        self._url = ""
         self._signals = 0
         self._failure: int | None = None
         self._selector = selectors.DefaultSelector()
@@ -201,11 +194,11 @@ class Supervisor:
 
     def _watch(self) -> None:
         while not self._signals and self._failure is None:
-            self._turn(min(self._next_restart(), monotonic() + BEAT_SECONDS))
-            self._look_after(self._daemon)
-            self._look_after(self._facade)
-            if self._is_announced:
-                self._notifier.beat()
+            self._turn(min(self._next_restart(), self._tick_at))
+            for child in self._children:
+                self._look_after(child)
+            if monotonic() >= self._tick_at:
+                self._tick()
 
     def _turn(self, until: float) -> None:
         """Wait for a child to say something or to end, for a signal, or for the moment ``until``."""
@@ -213,12 +206,13 @@ class Supervisor:
             key.data()
 
     def _next_restart(self) -> float:
-        moments = [child.restart_at for child in (self._daemon, self._facade) if child.restart_at is not None]
+        moments = [child.restart_at for child in self._children if child.restart_at is not None]
         return min(moments, default=inf)
 
     def _start(self, child: Child) -> None:
-        descriptor = child.start()
-        self._selector.register(descriptor, selectors.EVENT_READ, lambda: self._relay(child))
+        child.start()
+        self._selector.register(child.descriptor, selectors.EVENT_READ, lambda: self._relay(child))
+        self._selector.register(child.notices, selectors.EVENT_READ, lambda: self._listen(child))
 
     def _relay(self, child: Child) -> None:
         if not child.relay():
@@ -233,11 +227,12 @@ class Supervisor:
     def _clear_away(self, child: Child) -> int:
         with suppress(KeyError):  # not there any more if the child closed it
             self._selector.unregister(child.descriptor)
+        self._selector.unregister(child.notices)
         return child.clear_away()
 
     def _has_ended(self, child: Child, status: int) -> None:
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        if not child.is_ready:
+        if not child.liveness.is_ready:
             child.false_starts += 1
         if status in _REFUSALS and not child.was_ever_ready:
             say(f"{child.label} did not start, the reason is above; stopping", logging.ERROR)
@@ -247,39 +242,74 @@ class Supervisor:
             self._failure = status if status > 0 else 1
         else:
             news = f"{child.label} {how}; starting it again in {child.restart_later():g} s"
-            say(news)
-            self._notifier.status(news)
+            self._report(news)
 
-    # ── readiness ───────────────────────────────────────────────────────────────────────────────
+    # ── readiness and silence ───────────────────────────────────────────────────────────────────
+
+    def _listen(self, child: Child) -> None:
+        for notice in child.notices.read():
+            if child.liveness.beat():
+                say(f"{child.who} works again")
+                self._tell_manager()
+            if notice.where is not None:
+                child.relay()  # what it wrote before it was ready comes first
+                child.note_ready()
+                if child is self._daemon:
+                    self._daemon_is_ready(notice.where)
+                else:
+                    self._facade_is_ready(notice.where)
+            elif notice.status is not None:
+                self._report(f"{child.label} says: {notice.status}")
+
+    def _tick(self) -> None:
+        """Once in ``BEAT_SECONDS``: end a child that hangs, and beat if none is late."""
+        self._tick_at = monotonic() + BEAT_SECONDS
+        running = [child for child in self._children if child.is_there]
+        for child in running:
+            ending = child.liveness.tick()
+            if child.liveness.has_become_late:
+                self._report(f"{child.who} has not said for {LATE_TICKS} s that it works")
+            if ending == signal.SIGABRT:
+                self._report(f"{child.who} hangs; ending it")
+            if ending is not None:
+                child.signal(ending)
+        if self._is_announced and not any(child.liveness.is_late for child in running):
+            self._notifier.beat()
+
+    def _report(self, news: str) -> None:
+        say(news)
+        self._notifier.status(news)
 
     def _daemon_is_ready(self, where: dict[str, str]) -> None:
         # where port 0 was asked for, the port that was found is kept over restarts: the facade and
         # everybody else go on knowing it
-        self._daemon.fields |= where
-        self._facade.fields |= {name: connectable(address) for name, address in where.items()}
+        found = {name: where[name] for name in ("requests", "changes")}
+        self._daemon.fields |= found
+        self._facade.fields |= {name: connectable(address) for name, address in found.items()}
         if not self._facade.is_there and self._facade.restart_at is None:
             self._start(self._facade)
         self._tell_manager()
 
     def _facade_is_ready(self, where: dict[str, str]) -> None:
-        self._facade.fields["http"] = where["address"]
+        self._facade.fields["http"] = urlsplit(where["url"]).netloc
+        self._url = where["url"]
         self._tell_manager()
         if not self._is_announced:
             self._is_announced = True
-            self._on_ready({**self._daemon.fields, "url": where["url"]})
+            self._on_ready({**self._daemon.fields, "url": self._url})
 
     def _tell_manager(self) -> None:
         """Say that the service is ready, at first and whenever it is whole again."""
-        if all(child.is_there and child.is_ready for child in (self._daemon, self._facade)):
-            daemon = "requests {requests}, changes {changes}, data {data}".format_map(self._daemon.fields)
-            self._notifier.ready(f"HTTP {self._facade.fields['http']}, {daemon}")
+        if all(child.is_there and child.liveness.is_ready for child in self._children):
+            places = {name: self._daemon.fields[name] for name in ("requests", "changes", "data")}
+            self._notifier.ready({"url": self._url, **places})
 
     # ── stopping ────────────────────────────────────────────────────────────────────────────────
 
     def _on_signal(self, number: int) -> None:
         if number in LEVEL_SIGNALS:
-            for child in (self._daemon, self._facade):
-                if child.is_ready:
+            for child in self._children:
+                if child.liveness.is_ready:
                     child.signal(number)
         elif number != signal.SIGCHLD:
             self._signals += 1
@@ -345,11 +375,3 @@ def announce(addresses: dict[str, str]) -> None:
 def say(line: str, level: int = logging.WARNING) -> None:
     """Say what becomes of the service."""
     announcer.log(level, "kvstore serve: %s", line)
-
-
-def _message(line: bytes) -> str:
-    """What a line of a child's log says, whether it is text or JSON."""
-    if line.startswith(b"{"):
-        with suppress(ValueError):
-            return str(json.loads(line).get("message", ""))
-    return line.decode(errors="replace")

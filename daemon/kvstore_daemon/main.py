@@ -120,4 +120,4 @@ def _announce(manager: ServiceManager, **where: str) -> None:
     """Say that requests are taken, and where."""
     places = ", ".join(f"{name} {place}" for name, place in where.items())
     announcer.info("kvstore daemon: ready, %s", places, extra=where)
-    manager.ready(places)
+    manager.ready(where)

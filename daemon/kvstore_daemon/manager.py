@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from kvstore_daemon.committer import GroupCommitter
@@ -10,8 +11,8 @@ from kvstore_daemon.committer import GroupCommitter
 class ServiceManager(Protocol):
     """Starts the daemon, and starts it again where it ends or falls silent. Telling it never fails."""
 
-    def ready(self, status: str) -> None:
-        """The store is open and the sockets are bound."""
+    def ready(self, where: Mapping[str, str]) -> None:
+        """The store is open and the sockets are bound; ``where`` names their addresses and the data."""
 
     def status(self, line: str) -> None:
         """How the daemon is, for people to read."""

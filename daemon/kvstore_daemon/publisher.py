@@ -8,10 +8,12 @@ the loop.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import zmq
 
 from kvstore_client.errors import KvError
+from kvstore_client.patience import patiently
 from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
 from kvstore_daemon.engine import Change, Position
 from kvstore_daemon.fields import change_fields, record_fields, without_value
@@ -42,7 +44,7 @@ class Publisher:
         self._socket.linger = FLUSH_MS
         self._socket.sndhwm = queue
         try:
-            self.endpoint = listen(self._socket, endpoint, "--changes")
+            self.endpoint = patiently(partial(listen, self._socket, endpoint, "--changes"))
         except KvError:
             self._socket.close(0)
             raise

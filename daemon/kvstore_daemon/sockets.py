@@ -13,17 +13,20 @@ lone round trip took 110 µs against 190.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import secrets
 import socket as plain_socket
 import stat
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import zmq
 
 from kvstore_client.errors import KvError
+from kvstore_client.patience import patiently
 
 Frames = list[bytes]
 
@@ -123,7 +126,10 @@ def _leave_to_its_owner(endpoint: str, option: str) -> None:
     except OSError as error:
         raise _cannot_listen(endpoint, str(error.strerror).lower(), option) from error
     if is_alive:
-        raise _cannot_listen(endpoint, "address in use, perhaps by another daemon: stop that one", option)
+        in_use = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        raise _cannot_listen(
+            endpoint, "address in use, perhaps by another daemon: stop that one", option
+        ) from in_use
 
 
 def _accepts_connections(path: str) -> bool:
@@ -167,7 +173,7 @@ class RequestSocket:
         # ROUTER_HANDOVER stays off: with it, whoever names another's identity gets its replies.
         # ROUTER_MANDATORY stays off: a reply to a client that has gone must vanish.
         try:
-            self.endpoint = listen(socket, endpoint, "--requests")
+            self.endpoint = patiently(partial(listen, socket, endpoint, "--requests"))
         except KvError:
             socket.close(0)
             raise

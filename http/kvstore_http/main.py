@@ -12,6 +12,7 @@ from typing import Any
 
 from kvstore_client.errors import EXIT_ERROR, KvError
 from kvstore_client.logs import LogLevel, announcer
+from kvstore_client.patience import patiently
 from kvstore_http.cells import Board
 from kvstore_http.listening import Shares, bind, shared, url_of
 from kvstore_http.overseer import Herald, Overseer, ServiceManager
@@ -33,12 +34,14 @@ def run(settings: HttpSettings, manager: ServiceManager, inherited: Sequence[soc
     # SIGABRT is how a process that hangs is ended: it leaves behind where that was
     faulthandler.enable()
     try:
-        shares = shared(inherited, settings.workers) or bind(settings.http, settings.workers)
+        shares = shared(inherited, settings.workers) or patiently(
+            partial(bind, settings.http, settings.workers)
+        )
     except KvError as error:
         announcer.error("kvstore http: %s", error.message)
         return EXIT_ERROR
     where = {"url": url_of(shares[0][0]), "requests": settings.requests, "changes": settings.changes}
-    overseer = Herald(manager, PLACES % where, lambda: _announce(where))
+    overseer = Herald(manager, where, lambda: _announce(where))
     board = Board(settings.workers)
     level = LogLevel(settings.log_level)
     if settings.workers == 1:

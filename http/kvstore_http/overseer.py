@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
-
-BEAT_SECONDS = 1.0
-"""How often a facade and each of its workers say that they work."""
 
 
 class ServiceManager(Protocol):
     """Starts the facade, and starts it again where it ends or falls silent. Telling it never fails."""
 
-    def ready(self, status: str) -> None:
-        """The address answers."""
+    def ready(self, where: Mapping[str, str]) -> None:
+        """The address answers; ``where`` has it as ``url``."""
 
     def beat(self) -> None:
         """The facade does its work."""
@@ -36,16 +33,18 @@ class Overseer(Protocol):
 
 
 class Herald:
-    """Tells people, through ``announce``, and the service manager, which shows them ``status``."""
+    """Tells people, through ``announce``, and the service manager ``where`` requests are taken."""
 
-    def __init__(self, manager: ServiceManager, status: str, announce: Callable[[], None]) -> None:
+    def __init__(
+        self, manager: ServiceManager, where: Mapping[str, str], announce: Callable[[], None]
+    ) -> None:
         self._manager = manager
-        self._status = status
+        self._where = where
         self._announce = announce
 
     def ready(self) -> None:
         self._announce()
-        self._manager.ready(self._status)
+        self._manager.ready(self._where)
 
     def beat(self) -> None:
         self._manager.beat()

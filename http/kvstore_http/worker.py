@@ -15,13 +15,14 @@ import zmq
 from gevent.event import Event as Signal
 
 from kvstore_client.errors import EXIT_DONE
+from kvstore_client.liveness import BEAT_SECONDS
 from kvstore_client.logs import LEVEL_SIGNALS
 from kvstore_http.app import create_app
 from kvstore_http.feed import Feed
 from kvstore_http.journal import Journal
 from kvstore_http.link import DaemonLink
 from kvstore_http.measures import Measures
-from kvstore_http.overseer import BEAT_SECONDS, Overseer
+from kvstore_http.overseer import Overseer
 from kvstore_http.server import Server
 from kvstore_http.settings import HttpSettings
 

@@ -20,10 +20,11 @@ from itertools import chain
 from typing import NoReturn
 
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_client.liveness import BEAT_SECONDS, Liveness
 from kvstore_client.logs import LEVEL_SIGNALS
 from kvstore_http.cells import Board
 from kvstore_http.listening import Shares
-from kvstore_http.overseer import BEAT_SECONDS, Overseer
+from kvstore_http.overseer import Overseer
 
 Serve = Callable[[int, Overseer], int]
 """Runs worker number N until it is told to stop, tells its overseer once it is ready and then every
@@ -41,13 +42,6 @@ STABLE_SECONDS = 30.0
 STOP_SECONDS = 4.8
 """Workers that are still there this long after SIGTERM are killed."""
 
-LATE_TICKS = 5
-"""A worker that has not beaten for so many of the parent's ticks keeps the parent from beating."""
-STUCK_TICKS = 20
-"""One that has not for so many is ended, and another one is started."""
-KILL_TICKS = 22
-"""And if SIGABRT, which lets it say where it hangs, did not end it until then, SIGKILL does."""
-
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *LEVEL_SIGNALS)
 """Those that the parent handles."""
@@ -60,8 +54,7 @@ class _Worker:
     started_at: float = 0.0
     restart_at: float = 0.0
     delay: float = FIRST_DELAY_SECONDS
-    is_ready: bool = field(default=False)
-    silent_ticks: int = 0
+    liveness: Liveness = field(default_factory=Liveness)
 
     @property
     def is_running(self) -> bool:
@@ -115,7 +108,8 @@ class Workers:
         now = time.monotonic()
         for worker in self._workers:
             if self._stop_at is None and not worker.is_running and worker.restart_at <= now:
-                worker.started_at, worker.is_ready, worker.silent_ticks = now, False, 0
+                worker.started_at = now
+                worker.liveness.started()
                 worker.pid = self._fork(worker.number)
 
     def _fork(self, number: int) -> int:
@@ -171,32 +165,23 @@ class Workers:
         beating = {int.from_bytes(pids[at : at + 4], "big") for at in range(0, len(pids), 4)}
         for worker in self._workers:
             if worker.pid in beating:
-                worker.is_ready, worker.silent_ticks = True, 0
-        if not self._was_ready and all(worker.is_ready for worker in self._workers):
+                worker.liveness.beat()
+        if not self._was_ready and all(worker.liveness.is_ready for worker in self._workers):
             self._was_ready = True
             self._overseer.ready()
 
     def _tick(self) -> None:
-        """Once in ``BEAT_SECONDS``: see to workers that hang, and beat if there is none.
-
-        Ticks are counted and not seconds: a parent that the system held up, with its workers, must not
-        take their absence for silence.
-        """
+        """Once in ``BEAT_SECONDS``: end workers that hang, and beat if none is late."""
         self._tick_at = time.monotonic() + BEAT_SECONDS
         running = [worker for worker in self._workers if worker.is_running]
         for worker in running:
-            worker.silent_ticks += 1
-            if worker.is_ready:
-                self._end_if_stuck(worker)
-        if self._was_ready and all(worker.silent_ticks <= LATE_TICKS for worker in running):
+            ending = worker.liveness.tick()
+            if ending == signal.SIGABRT:
+                self._say(f"worker {worker.number} (pid {worker.pid}) hangs; ending it")
+            if ending is not None:
+                os.kill(worker.pid, ending)
+        if self._was_ready and not any(worker.liveness.is_late for worker in running):
             self._overseer.beat()
-
-    def _end_if_stuck(self, worker: _Worker) -> None:
-        if worker.silent_ticks == STUCK_TICKS:
-            self._say(f"worker {worker.number} (pid {worker.pid}) hangs; ending it")
-            os.kill(worker.pid, signal.SIGABRT)
-        elif worker.silent_ticks >= KILL_TICKS:
-            os.kill(worker.pid, signal.SIGKILL)
 
     def _note_signals(self, numbers: bytes) -> None:
         for number in numbers:
@@ -230,7 +215,7 @@ class Workers:
         if self._stop_at is not None:
             return
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        if not self._was_ready and not worker.is_ready:
+        if not self._was_ready and not worker.liveness.is_ready:
             self._say(f"worker {worker.number} (pid {pid}) {how} before it was ready; giving up")
             self._status = EXIT_ERROR
             self._stop()

@@ -23,7 +23,7 @@ def processes_of(folder: Path) -> dict[int, list[str]]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             environment = (entry / "environ").read_bytes()
-            command = (entry / "cmdline").read_bytes().decode().split("\0")
+            command = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:  # gone meanwhile
             continue
@@ -178,6 +178,17 @@ def test_what_was_acknowledged_before_the_parent_was_killed_is_there_afterwards(
     nothing_left(serve.folder)
     serve.start()
     assert offline.out("get", "k", "--raw", "--url", serve.url) == b"kept"
+
+
+def test_what_is_killed_can_be_started_again_at_once(
+    start_serve: Callable[..., Serve], offline: Kvstore
+) -> None:
+    serve = start_serve(workers=2)
+    for round_ in range(3):
+        # what was made from it is still there, with its lock and its addresses
+        serve.kill()
+        serve.start()
+        works(offline, serve.url, f"{round_}")
 
 
 def serve_once(offline: Kvstore, *arguments: str) -> subprocess.CompletedProcess[bytes]:

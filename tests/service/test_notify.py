@@ -186,6 +186,41 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+def test_serve_names_ends_and_replaces_parts_that_hang(
+    start_serve: Callable[..., Serve], one_manager: Manager
+) -> None:
+    serve = start_serve(workers=1, environment=one_manager.environment)
+    one_manager.wait_for("WATCHDOG=1")
+    hung = children(serve.pid)
+    for pid in hung:
+        os.kill(pid, signal.SIGSTOP)
+    for part, pid in zip(("the daemon", "the HTTP facade"), hung, strict=True):
+        one_manager.wait_for(f"STATUS={part} (pid {pid}) has not said for 5 s that it works")
+        one_manager.wait_for(f"STATUS={part} (pid {pid}) hangs; ending it")
+        assert f"{part} (pid {pid}) hangs; ending it" in serve.stderr
+    one_manager.wait_for("READY=1", times=2)
+    said = one_manager.listen()
+    late = next(place for place, message in enumerate(said) if "has not said" in message)
+    back = next(place for place, message in enumerate(said) if message.startswith("READY=1") and place > late)
+    assert "WATCHDOG=1" not in said[late:back]
+    assert status_of(serve.url, "/readyz") == 200
+    assert not set(hung) & set(children(serve.pid))
+    one_manager.wait_for("WATCHDOG=1", times=one_manager.count("WATCHDOG=1") + 2)
+
+
+def test_serve_leaves_a_part_alone_that_was_only_late(
+    start_serve: Callable[..., Serve], one_manager: Manager
+) -> None:
+    serve = start_serve(workers=1, environment=one_manager.environment)
+    parts = children(serve.pid)
+    os.kill(parts[0], signal.SIGSTOP)
+    one_manager.wait_for("STATUS=the daemon")
+    os.kill(parts[0], signal.SIGCONT)
+    one_manager.wait_for("READY=1", times=2)
+    assert f"the daemon (pid {parts[0]}) works again" in serve.stderr
+    assert children(serve.pid) == parts
+
+
 def test_what_hung_says_where_when_the_watchdog_ends_it(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon()
     daemon._expected_to_run = False
@@ -225,7 +260,7 @@ def test_a_manager_that_is_not_there_is_no_failure(
 @pytest.mark.parametrize("address", ["", "relative", "vsock:2:1234", "/" + "x" * 200, "@"])
 def test_an_address_that_cannot_be_used_is_no_failure(address: str) -> None:
     notifier = Notifier(address, is_watched=True)
-    notifier.ready("ready")
+    notifier.ready({"url": "http://127.0.0.1:5000"})
     notifier.beat()
     notifier.stopping()
 

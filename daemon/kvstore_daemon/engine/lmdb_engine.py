@@ -22,6 +22,7 @@ from typing import Any
 import lmdb
 
 from kvstore_client.errors import KvError
+from kvstore_client.patience import patiently
 from kvstore_daemon.engine import (
     Answer,
     Change,
@@ -80,7 +81,7 @@ class LmdbEngine:
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._ownership.take()
+            patiently(self._ownership.take)
         except OSError as error:
             raise KvError("not_allowed", unusable(self._folder, error)) from error
         try:
