@@ -13,6 +13,7 @@ from kvstore_cli.service import Service
 
 # as in kvstore_client.operations, which takes too long to import
 _LONGEST_TTL_MS = 100 * 366 * 86_400_000
+_LONG_RETRY_MS = 60_000
 TIME = KindType(DURATION)
 
 
@@ -26,12 +27,26 @@ def connected(context: click.Context) -> Service:
     return service_of(configured(context))
 
 
-def service_of(configuration: Configuration, at_most_ms: int | None = None) -> Service:
-    """The service that ``configuration`` names; ``at_most_ms`` shortens the time for an answer."""
-    timeout_ms = configuration["request-timeout"]
+def service_of(
+    configuration: Configuration, at_most_ms: int | None = None, *, is_patient: bool = True
+) -> Service:
+    """The service that ``configuration`` names; ``at_most_ms`` shortens the time for an answer. Who does
+    not have it be ``is_patient`` sees to ``retry-for``, or goes without."""
+    timeout_ms, retry_ms = configuration["request-timeout"], configuration["retry-for"] or 0
     if at_most_ms is not None:
-        timeout_ms = min(timeout_ms, at_most_ms)
-    return Service(configuration["url"], timeout_ms=timeout_ms, ca_file=configuration["ca-file"])
+        timeout_ms, retry_ms = min(timeout_ms, at_most_ms), min(retry_ms, at_most_ms)
+    return Service(
+        configuration["url"],
+        timeout_ms=timeout_ms,
+        ca_file=configuration["ca-file"],
+        retry_ms=retry_ms if is_patient else 0,
+    )
+
+
+def long_retry_ms(configuration: Configuration) -> int:
+    """``retry-for`` of commands that take long and would have to begin anew."""
+    retry_ms: int | None = configuration["retry-for"]
+    return _LONG_RETRY_MS if retry_ms is None else retry_ms
 
 
 def seconds(ms: int) -> str:

@@ -9,6 +9,9 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+COMPLETE_VARIABLE = "_KVSTORE_COMPLETE"
+"""Is set, to what is wanted, where a shell asks what a line can be completed to."""
+
 _MOST = 50
 _PATIENCE_MS = 1000
 

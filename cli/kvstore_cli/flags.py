@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +15,7 @@ from kvstore_cli.options import CONFIG, FLAG, Kind, Option, options_of
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+_NEGATIVE = r"(?s)-\.?[0-9].*"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -56,11 +60,15 @@ class TextType(click.ParamType[str]):
         text = str(value)
         if not text and not self._may_be_empty:
             self.fail("the key is empty; a key has 1 to 511 bytes of UTF-8", param, ctx)
-        if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        if text.isascii():
+            return text
+        try:
+            # the argument's bytes are UTF-8 whatever the locale took them for
+            return os.fsencode(text).decode()
+        except UnicodeError:
             from kvstore_cli.output import readable
 
             self.fail(f"'{readable(text)}' is not UTF-8 text, and has to be", param, ctx)
-        return text
 
 
 KEY = TextType(may_be_empty=False)
@@ -87,20 +95,61 @@ class WholeNumber(click.ParamType[int]):
 
 
 class Command(click.Command):
-    """A command that refuses an option given twice where one is taken: click would go by the last."""
+    """A command that takes a negative number for the argument that it is, and refuses an option given
+    twice where one is taken: click would go by the last."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """The arguments that are left over; a usage error for what cannot be parsed."""
+        args = self._with_numbers_apart(ctx, args)
         if not ctx.resilient_parsing:
-            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            try:
+                _, _, order = self.make_parser(ctx).parse_args(list(args))
+            except click.NoSuchOption as error:
+                raise self._hinting_at_dashes(error, ctx) from error
             for parameter in order:
                 if _takes_one(parameter) and order.count(parameter) > 1:
                     raise click.UsageError(f"{parameter.opts[0]} is given more than once", ctx)
         return super().parse_args(ctx, args)
 
+    def _with_numbers_apart(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``args``; if a negative number is among the arguments, with all of these behind a ``--``."""
+        takes_value = {
+            name: _takes_value(parameter) for parameter in self.get_params(ctx) for name in parameter.opts
+        }
+        options: list[str] = []
+        arguments: list[str] = []
+        left = iter(args)
+        for arg in left:
+            if arg == "--":
+                arguments += left
+            elif (
+                arg[:1] != "-" or arg == "-" or (re.fullmatch(_NEGATIVE, arg) and arg[:2] not in takes_value)
+            ):
+                arguments.append(arg)
+            else:
+                options.append(arg)
+                if takes_value.get(arg):
+                    options += itertools.islice(left, 1)
+        if any(re.fullmatch(_NEGATIVE, argument) for argument in arguments):
+            return [*options, "--", *arguments]
+        return args
+
+    def _hinting_at_dashes(self, error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:
+        arguments = [param for param in self.params if isinstance(param, click.Argument)]
+        if not arguments or error.possibilities:
+            return error
+        name = arguments[-1].make_metavar(ctx).strip("[].")
+        return click.UsageError(
+            f"there is no option {error.option_name}; a {name} that begins with a dash goes behind --", ctx
+        )
+
+
+def _takes_value(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, click.Option) and not parameter.is_flag
+
 
 def _takes_one(parameter: click.Parameter) -> bool:
-    return isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag)
+    return _takes_value(parameter) and not parameter.multiple
 
 
 def with_options(*parts: str) -> Callable[[_Function], _Function]:

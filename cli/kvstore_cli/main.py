@@ -8,18 +8,19 @@ from importlib import import_module
 
 import click
 
+from kvstore_cli.completion import COMPLETE_VARIABLE
 from kvstore_client.errors import EXIT_ERROR, EXIT_USAGE, KvError
 
 EXIT_INTERRUPTED = 130
-COMPLETE_VARIABLE = "_KVSTORE_COMPLETE"
 
 # The one table of commands, by section of the help text. A command's module is imported only when the
 # command is called: click alone takes half of the time that `kvstore get` may take.
 SECTIONS = {
     "Keys and values": {
-        "get": "Print the value of a key, or many keys with their values",
+        "get": "Print the value of a key, or of many with their keys",
         "put": "Store a value",
-        "delete": "Remove a key, or all keys with a prefix",
+        "patch": "Change members of a JSON value",
+        "delete": "Remove keys, or all keys with a prefix",
         "list": "List keys",
         "incr": "Add to a number, atomically",
         "touch": "Give a key a new TTL",
@@ -53,19 +54,31 @@ SECTIONS = {
 }
 # What people type who know other tools.
 _MEANT = {
-    "ls": "list",
-    "rm": "delete",
-    "set": "put",
-    "watch": "subscribe",
-    "stat": "top",
-    "dump": "export",
-    "load": "import",
-    "snapshot": "backup",
-    "verify": "check",
-    "defrag": "compact",
-    "vacuum": "compact",
-    "help": "--help",
-    "version": "--version",
+    meant: command
+    for command, words in {
+        "get": "cat read show fetch mget hget getall hgetall exists ttl lookup",
+        "put": "set write store add create update insert save mset hset setex setnx echo",
+        "delete": "rm del remove unset unlink hdel erase clear",
+        "list": "ls keys scan dir find count dbsize",
+        "incr": "incrby decr decrby increment",
+        "touch": "expire pexpire renew lease",
+        "history": "log revisions versions",
+        "batch": "txn transaction multi pipeline",
+        "patch": "merge edit",
+        "subscribe": "watch monitor psubscribe follow tail events changes listen",
+        "wait": "await until",
+        "export": "dump",
+        "import": "load",
+        "backup": "snapshot",
+        "check": "verify fsck",
+        "compact": "defrag vacuum",
+        "serve": "server run start up",
+        "status": "info stats member health",
+        "top": "stat",
+        "--help": "help",
+        "--version": "version",
+    }.items()
+    for meant in words.split()
 }
 COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
 
@@ -107,7 +120,7 @@ class Commands(click.Group):
             return super().resolve_command(ctx, args)
         from difflib import get_close_matches
 
-        meant = _MEANT.get(args[0]) or next(iter(get_close_matches(args[0], COMMANDS, n=1)), None)
+        meant = _MEANT.get(args[0].lower()) or next(iter(get_close_matches(args[0], COMMANDS, n=1)), None)
         hint = f"; did you mean 'kvstore {meant}'?" if meant else ""
         raise click.UsageError(f"there is no command '{args[0]}'{hint}", ctx)
 

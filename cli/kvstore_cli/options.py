@@ -76,7 +76,12 @@ def _parse_path(given: Any) -> str:
     # pathlib is not needed to run `kvstore get`, whose time is spent on imports.
     from pathlib import Path
 
-    return str(Path(_parse_text(given)).expanduser().absolute())
+    path = Path(_parse_text(given))
+    try:
+        return str(path.expanduser().absolute())
+    except (RuntimeError, OSError) as error:
+        why = "you have no home folder" if isinstance(error, RuntimeError) else "the working folder is gone"
+        raise ValueError(f"{given!r} leads nowhere, since {why}; write a path that begins with /") from error
 
 
 def _parse_engine(given: Any) -> str:
@@ -149,28 +154,37 @@ _ORIGINS = Kind("LIST", "origins", units.parse_origins, lambda value: ",".join(v
 _HOSTS = Kind("LIST", "host names", _parse_hosts, lambda value: ",".join(value) or "none")
 
 
-def _xdg(variable: str, fallback: str) -> str:
+def _xdg(variable: str, fallback: str) -> str | None:
     # the XDG base directory specification: a relative path in the variable is to be ignored
     given = os.environ.get(variable, "")
-    return given if given.startswith("/") else f"{_home()}/{fallback}"
+    if given.startswith("/"):
+        return given
+    home = _home()
+    return None if home is None else f"{home}/{fallback}"
 
 
-def _home() -> str:
+def _home() -> str | None:
     if os.environ.get("HOME"):
         return os.environ["HOME"]
-    from pathlib import Path
+    from pwd import getpwuid
 
-    return str(Path.home())
-
-
-def default_data() -> str:
-    """The XDG data folder's part for kvstore."""
-    return _xdg("XDG_DATA_HOME", ".local/share") + "/kvstore"
+    try:
+        return getpwuid(os.getuid()).pw_dir or None
+    except KeyError:  # a container runs as whatever user it was told to
+        return None
 
 
-def default_config() -> str:
-    """The file that is read when ``--config`` names none; it need not exist."""
-    return _xdg("XDG_CONFIG_HOME", ".config") + "/kvstore/config.toml"
+def default_data() -> str | None:
+    """The XDG data folder's part for kvstore; None for a user without a home."""
+    folder = _xdg("XDG_DATA_HOME", ".local/share")
+    return None if folder is None else f"{folder}/kvstore"
+
+
+def default_config() -> str | None:
+    """The file that is read when ``--config`` names none; it need not exist. None for a user without a
+    home."""
+    folder = _xdg("XDG_CONFIG_HOME", ".config")
+    return None if folder is None else f"{folder}/kvstore/config.toml"
 
 
 def default_workers() -> int:
@@ -470,6 +484,15 @@ OPTIONS: dict[str, Option] = {
             10_000,
             "How long a command tries to get its answer, repeats included.",
             _CLIENT,
+        ),
+        Option(
+            "retry-for",
+            _DURATION_OR_NEVER,
+            None,
+            "How long a command goes on trying while the service is away. Without it, a service that nobody "
+            "has started is said to be away at once, and other trouble is met with a few attempts.",
+            _CLIENT,
+            "0s; export and import 1m",
         ),
         Option(
             "stall-timeout",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvstore_client.errors import KvError
@@ -33,13 +34,17 @@ class Answer(NamedTuple):
 
 class Trouble(Exception):  # noqa: N818 - not an error yet: it becomes one when nobody tries again
     """An attempt that failed and may be made again, after ``pause`` seconds if the service said so.
-    ``refused``: nobody listens there now, as while the service restarts."""
+    ``refused``: nobody listens there now, as while the service restarts. ``is_final``: another attempt
+    is not the same again, since this one may have been successful."""
 
-    def __init__(self, error: KvError, pause: float | None = None, *, refused: bool = False) -> None:
+    def __init__(
+        self, error: KvError, pause: float | None = None, *, refused: bool = False, is_final: bool = False
+    ) -> None:
         super().__init__(error.message)
         self.error = error
         self.pause = pause
         self.refused = refused
+        self.is_final = is_final
 
 
 def successful(answer: Answer) -> Answer:
@@ -57,7 +62,7 @@ def error_from(answer: Answer) -> KvError:
     try:
         return problem_error(answer.json())
     except (KvError, KeyError, TypeError):
-        return _foreign_error(answer.status)
+        return _foreign_error(answer)
 
 
 def problem_error(document: dict[str, Any]) -> KvError:
@@ -67,7 +72,11 @@ def problem_error(document: dict[str, Any]) -> KvError:
     return KvError.from_json({**details, "code": document["code"], "message": message})
 
 
-def _foreign_error(status: int) -> KvError:
+def _foreign_error(answer: Answer) -> KvError:
+    status = answer.status
+    # so say nginx, Apache and Go's server, each in its words
+    if status == 400 and re.search(rb"(?i)https port|https server|ssl-enabled", answer.body):
+        return KvError("unavailable", "that port speaks TLS; write the address with https://")
     codes = {401: "not_allowed", 403: "not_allowed", 502: "unavailable", 503: "unavailable", 504: "timed_out"}
     code = codes.get(status) or ("internal" if status >= 500 else "bad_request")
     return KvError(code, f"the answer was {status} and does not come from kvstore; is the address right?")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import count
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 4
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
-# The attempts together last three seconds then; a restart of the service takes two.
+# Of a service that was there a moment ago: the attempts last three seconds then, a restart takes two.
 _RESTART_PAUSE_SECONDS = 1.0
 
 Query = Sequence[tuple[str, str]]
@@ -49,11 +50,16 @@ class Pauses:
 
 
 class Service:
-    """The service at one address. Not for several threads: it has one connection and keeps it open."""
+    """The service at one address. Not for several threads: it has one connection and keeps it open.
 
-    def __init__(self, url: str, *, timeout_ms: int, ca_file: str | None = None) -> None:
+    ``timeout_ms`` is the time for an answer; for ``retry_ms`` a request is repeated as often as it takes.
+    """
+
+    def __init__(self, url: str, *, timeout_ms: int, ca_file: str | None = None, retry_ms: int = 0) -> None:
         self.url = url
         self._timeout_seconds = timeout_ms / 1000
+        self._retry_seconds = retry_ms / 1000
+        self._was_reached = False
         self._ca_file = ca_file
         parts = urlsplit(url)
         self._secure = parts.scheme == "https"
@@ -74,10 +80,12 @@ class Service:
 
         A request that met a broken connection, silence, or a service that is away for the moment is
         repeated, ``attempts`` in all within the time given; a write under one Idempotency-Key, that of
-        ``headers`` or a new one, so that it is applied once. Raises the KvError of the last attempt.
+        ``headers`` or a new one, so that it is applied once. A patch cannot have one, so it is only
+        repeated where it never arrived. Where nobody listens, and never did, that is said at once.
+        Raises the KvError of the last attempt.
         """
         sent = {"Accept": "application/json, */*;q=0.1", **(headers or {})}
-        if method != "GET":
+        if method not in ("GET", "PATCH"):
             sent.setdefault("Idempotency-Key", os.urandom(16).hex())
         target = self._base + path + encode_query(query)
         return self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds), attempts)
@@ -105,14 +113,21 @@ class Service:
         self.close()
 
     def _repeat(self, attempt: Callable[[float], _Result], attempts: int = ATTEMPTS) -> _Result:
-        deadline = monotonic() + self._timeout_seconds
+        began = monotonic()
+        deadline = began + self._timeout_seconds
         pauses = Pauses()
-        for left in reversed(range(attempts)):
+        for left in count(attempts - 1, -1):
             try:
                 return attempt(max(0.001, deadline - monotonic()))
             except Trouble as trouble:
-                pause = pauses.next(_RESTART_PAUSE_SECONDS if trouble.refused else trouble.pause)
-                if left == 0 or monotonic() + pause >= deadline:
+                is_restart = trouble.refused and self._was_reached
+                pause = pauses.next(_RESTART_PAUSE_SECONDS if is_restart else trouble.pause)
+                again_at = monotonic() + pause
+                if trouble.is_final:
+                    raise trouble.error from trouble
+                if again_at < began + self._retry_seconds:
+                    deadline = again_at + self._timeout_seconds
+                elif left <= 0 or again_at >= deadline or (trouble.refused and not is_restart):
                     raise trouble.error from trouble
                 sleep(pause)
         raise AssertionError("the last attempt returns or raises")
@@ -127,8 +142,11 @@ class Service:
             answer = _exchange(connection, method, target, body, headers, seconds)
         except (OSError, http_client.HTTPException) as error:
             connection.close()
+            self._refuse_other_protocol(error)
             # a connection that was kept open may have been closed by the other side meanwhile
-            raise Trouble(self._no_answer(error, method), pause=0.0 if kept else None) from error
+            pause = 0.0 if kept else None
+            raise Trouble(self._no_answer(error, method), pause, is_final=method == "PATCH") from error
+        self._was_reached = True
         if connection.sock is not None:  # it is None where the service wants no more on this connection
             self._connection = connection
         return successful(answer)
@@ -143,12 +161,14 @@ class Service:
                 successful(Answer(response.status, response.headers, response.read()))
         except (OSError, http_client.HTTPException) as error:
             connection.close()
+            self._refuse_other_protocol(error)
             raise Trouble(self._no_answer(error, "GET")) from error
         except BaseException:
             connection.close()
             raise
         from kvstore_cli.stream import LineStream
 
+        self._was_reached = True
         return LineStream(connection, opened, response, stall_seconds)
 
     def _connect(self, seconds: float) -> http_client.HTTPConnection:
@@ -161,6 +181,24 @@ class Service:
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError)
             raise Trouble(self._cannot_reach(reason(error)), refused=refused) from error
+
+    def _refuse_other_protocol(self, error: Exception) -> None:
+        """Raise ``unavailable``, which no other attempt would cure, if what listens there shows that it
+        does not speak HTTP."""
+        if self._secure or self._was_reached or not isinstance(error, (OSError, http_client.BadStatusLine)):
+            return
+        from kvstore_cli.tls import speaks_tls
+
+        if not isinstance(error, TimeoutError) and speaks_tls(self._host, self._port):
+            raise KvError(
+                "unavailable",
+                f"{self.url} speaks TLS; write https:{self.url.partition(':')[2]}",
+            ) from error
+        if isinstance(error, http_client.BadStatusLine) and not isinstance(error, ConnectionError):
+            raise KvError(
+                "unavailable",
+                f"what listens at {self.url} does not speak HTTP; the address of kvstore's facade is wanted",
+            ) from error
 
     def _cannot_reach(self, why: str) -> KvError:
         return KvError(

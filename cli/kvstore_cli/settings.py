@@ -10,6 +10,7 @@ from kvstore_http.settings import HttpSettings
 
 def daemon_settings(configuration: Configuration) -> DaemonSettings:
     """The daemon's settings; raises ConfigurationError if it would listen where it may not."""
+    configuration.data_folder()
     refuse_open_doors(configuration, "requests", "changes")
     _refuse_same_address(configuration)
     _refuse_more("max-value-bytes", "max-batch-bytes", configuration)

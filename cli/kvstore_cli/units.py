@@ -79,10 +79,11 @@ def parse_endpoint(given: Any) -> str:
     raise ValueError(f"{text!r} is not an endpoint; write tcp://HOST:PORT or ipc://PATH")
 
 
-def connectable(endpoint: str) -> str:
-    """Where to connect to on this machine what listens on ``endpoint``, which may stand for all its
-    addresses."""
-    return re.sub(r"^tcp://(?:\*|0\.0\.0\.0):", "tcp://127.0.0.1:", endpoint).replace("//[::]:", "//[::1]:")
+def connectable(address: str) -> str:
+    """Where to connect to on this machine what listens on ``address``, an endpoint or a URL whose host
+    may stand for all addresses."""
+    everywhere = re.sub(r"^(tcp|http)://(?:\*|0\.0\.0\.0)?:", r"\1://127.0.0.1:", address)
+    return everywhere.replace("//[::]:", "//[::1]:")
 
 
 def parse_url(given: Any) -> str:

@@ -12,7 +12,7 @@ from kvstore_cli.flags import given_flags
 
 def data_folder(context: click.Context) -> Path:
     """The data folder that is meant."""
-    return Path(resolve(given_flags(context), "store")["data"])
+    return Path(resolve(given_flags(context), "store").data_folder())
 
 
 def size(count: int) -> str:

@@ -165,7 +165,7 @@ def script() -> Iterator[Script]:
         def do_GET(self) -> None:
             playing.on_request(self)
 
-        do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
+        do_PUT = do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -148,6 +148,111 @@ def test_incr_counts_in_both_directions_and_refuses_what_is_no_number(kvstore: K
     assert kvstore("incr", "n").returncode == 1
 
 
+@pytest.mark.parametrize("number", ["-5", "-0.5", "-.5e3", "-2026-01-31", "-0"])
+def test_a_negative_number_is_an_argument(kvstore: Kvstore, number: str) -> None:
+    assert kvstore.out("put", "neg", number, "--ttl", "1h").strip().isdigit()
+    assert kvstore.out("get", "neg") == number.encode() + b"\n"
+    assert kvstore.out("put", "--if-absent", number, "as a key").strip().isdigit()
+    assert kvstore.out("get", number, "neg", "--json").count(b"\n") == 2
+    assert kvstore.out("wait", "--equals", number, "neg", "--quiet") == b""
+    kvstore.out("delete", number)
+
+
+def test_incr_takes_what_to_add_and_a_condition(kvstore: Kvstore) -> None:
+    assert kvstore.out("incr", "adds", "-5") == b"-5\n"
+    made = kvstore.lines("incr", "adds", "7", "--json")[0]
+    assert made["value"] == 2
+    assert kvstore.out("incr", "adds", "--if-revision", str(made["revision"])) == b"3\n"
+    assert kvstore("incr", "adds", "-1", "--if-revision", str(made["revision"])).returncode == 4
+    assert kvstore("incr", "adds", "--if-revision", "0").returncode == 4
+    assert kvstore.out("incr", "adds", "0") == b"3\n"
+
+
+def test_patch_changes_members_and_leaves_the_rest(kvstore: Kvstore) -> None:
+    kvstore.out("put", "patch/k", '{"a": 1, "b": {"c": 2, "d": 3}}', "--content-type", "application/json")
+    (kvstore.folder / "patch.json").write_text('{"b": {"c": null}}')
+    kvstore.out("patch", "patch/k", "@patch.json")
+    revision = kvstore.out("patch", "patch/k", "-", stdin=b'{"e": "x"}').decode().strip()
+    assert json.loads(kvstore.out("get", "patch/k")) == {"a": 1, "b": {"d": 3}, "e": "x"}
+    made = kvstore.lines("patch", "patch/k", '{"a": 5}', "--if-revision", revision, "--ttl", "1h", "--json")[
+        0
+    ]
+    assert made["expires_at"]
+    assert kvstore("patch", "patch/k", '{"a": 6}', "--if-revision", revision).returncode == 4
+    assert json.loads(kvstore.out("get", "patch/k"))["a"] == 5
+    kvstore.out("patch", "patch/new", "-5", "--if-revision", "0")
+    assert kvstore.lines("get", "patch/new", "--json")[0]["content_type"] == "application/json"
+    kvstore.out("put", "patch/text", "no JSON {")
+    assert kvstore("patch", "patch/text", "{}").returncode == 1
+
+
+def test_several_keys_come_in_the_order_in_which_they_were_asked_for(kvstore: Kvstore) -> None:
+    for name in "abc":
+        kvstore.out("put", f"some/{name}", f"value {name}")
+    kvstore.out("put", "some/bin", "-", stdin=b"\xff\n")
+    assert kvstore.out("get", "some/c", "some/bin", "some/a") == (
+        b"some/c\tvalue c\nsome/bin\t\xff\n\nsome/a\tvalue a\n"
+    )
+    assert kvstore.out("get", "some/a", "some/a", "--raw") == b"value avalue a"
+    assert kvstore.out("get", "some/bin", "some/b", "-0") == b"some/bin\0\xff\n\0some/b\0value b\0"
+    assert kvstore.out("get", "some/b", "--null") == b"some/b\0value b\0"
+    one, other = kvstore.lines("get", "some/b", "some/a", "--json")
+    assert [one, other] == [kvstore.lines("get", key, "--json")[0] for key in ("some/b", "some/a")]
+
+
+def test_of_several_keys_those_that_are_missing_are_named(kvstore: Kvstore) -> None:
+    first = kvstore.out("put", "part/a", "1").decode().strip()
+    kvstore.out("put", "part/a", "2")
+    kvstore.out("put", "part/b", "3")
+    done = kvstore("get", "part/no", "part/a", "part/never", "part/b")
+    assert (done.returncode, done.stdout) == (3, b"part/a\t2\npart/b\t3\n")
+    assert done.stderr.decode().splitlines() == [
+        f"kvstore: no such key: 'part/{name}'" for name in ("no", "never")
+    ]
+    assert kvstore.out("get", "part/no", "part/a", "--default", "-") == b"part/no\t-\npart/a\t2\n"
+    done = kvstore("get", "part/b", "part/a", "--revision", first)
+    assert (done.returncode, done.stdout) == (3, b"part/a\t1\n")
+
+
+def test_several_keys_may_be_more_than_one_answer_holds(kvstore: Kvstore) -> None:
+    keys = [f"large/{number:02}" for number in range(40)]
+    for key in keys:
+        kvstore.out("put", key, "-", stdin=b"x" * 1024 * 1024)
+    assert len(kvstore.out("get", *keys, "--raw")) == 40 * 1024 * 1024
+    kvstore.out("delete", *keys)
+
+
+def test_several_keys_are_deleted_each_for_itself_or_all_or_none(kvstore: Kvstore) -> None:
+    keys = [f"gone/{name}" for name in "abcd"]
+    for key in keys:
+        kvstore.out("put", key, "")
+    done = kvstore("delete", keys[0], "gone/no", keys[1])
+    assert done.returncode == 3
+    first, second = map(int, done.stdout.split())
+    assert second > first
+    assert done.stderr == b"kvstore: no such key: 'gone/no'\n"
+    done = kvstore("delete", keys[2], "gone/no", "--atomic")
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert b"'gone/no'; nothing was removed" in done.stderr
+    assert len(kvstore.out("delete", keys[2], keys[3], "--atomic").split()) == 1
+    assert kvstore.out("list", "gone/") == b""
+
+
+def test_keys_with_newlines_go_through_a_pipe_behind_nuls(kvstore: Kvstore) -> None:
+    for name in ("a\nb", " c ", "'\""):
+        kvstore.out("put", f"nul/{name}", "")
+    listed = kvstore.out("list", "nul/", "-0")
+    assert listed.split(b"\0") == [b"nul/ c ", b"nul/'\"", b"nul/a\nb", b""]
+    subprocess.run(
+        ["xargs", "-0", *kvstore_command("delete")],
+        input=listed,
+        env=kvstore.environment,
+        capture_output=True,
+        check=True,
+    )
+    assert kvstore.out("list", "nul/", "--count") == b"0\n"
+
+
 def test_get_prints_a_default_for_a_missing_key_only(kvstore: Kvstore) -> None:
     assert kvstore.out("get", "no/such", "--default", "d\u00e9faut") == "d\u00e9faut\n".encode()
     assert kvstore.out("get", "no/such", "--default", "x", "--raw") == b"x"
@@ -177,6 +282,14 @@ def test_many_keys_come_as_lines_in_key_order(kvstore: Kvstore) -> None:
     assert lines in kvstore.out("get", "--all")
 
 
+def test_a_prefix_is_an_argument_of_list(kvstore: Kvstore) -> None:
+    kvstore.out("put", "arg/a", "")
+    kvstore.out("put", "arg/b", "")
+    assert kvstore.out("list", "arg/") == kvstore.out("list", "--prefix", "arg/") == b"arg/a\narg/b\n"
+    assert kvstore.out("list", "arg/", "--count") == b"2\n"
+    assert b"arg/a\n" in kvstore.out("list", "")
+
+
 def test_list_pages_through_everything_and_stops_at_its_limit(kvstore: Kvstore) -> None:
     ops = [{"op": "put", "key": f"page/{number:05}", "value": ""} for number in range(2500)]
     kvstore.out("batch", "-", stdin="\n".join(map(json.dumps, ops)).encode())
@@ -198,6 +311,8 @@ def test_history_shows_the_newest_first(kvstore: Kvstore) -> None:
     kvstore.out("delete", "past/h")
     rows = [line.split("\t") for line in kvstore.out("history", "past/h").decode().splitlines()]
     assert [row[2:] for row in rows] == [["delete", ""], ["put", "two\\nlines"], ["put", "1"]]
+    before = kvstore.lines("history", "past/h", "--before", rows[1][0], "--json")
+    assert [event["value"] for event in before] == ["1"]
     assert len(kvstore.lines("history", "past/h", "--limit", "2", "--json")) == 2
 
 
@@ -290,6 +405,17 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["get"], 2, "KEY, --all, --prefix"),
         (["get", "a", "--all"], 2, "not several"),
         (["get", "--all", "--default", "x"], 2, "go with a KEY"),
+        (["get", "a", "--null", "--json"], 2, "three forms"),
+        (["put", "k", "-abc"], 2, "there is no option -a; a VALUE that begins with a dash goes behind --"),
+        (["incr", "k", "1", "--by", "2"], 2, "N and --by are the same"),
+        (["incr", "k", "many"], 2, "'many' is not a whole number"),
+        (["list", "a", "--prefix", "b"], 2, "are the same"),
+        (["list", "--null", "--json"], 2, "--null goes with none of"),
+        (["delete"], 2, "give one of KEY, --prefix"),
+        (["delete", "a", "b", "--if-revision", "3"], 2, "goes with one KEY"),
+        (["delete", "--prefix", "a", "--atomic"], 2, "--atomic goes with KEYs"),
+        (["patch", "k", "{"], 1, "the patch is not JSON"),
+        (["patch", "k", "@no-such-file"], 2, "no-such-file"),
         (["put", "k"], 2, "VALUE"),
         (["put", "k", "@no-such-file"], 2, "no-such-file"),
         (["put", "k", "v", "--ttl", "9999999d"], 2, "100 years"),
@@ -309,6 +435,9 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["nonsense"], 2, "nonsense"),
         (["gte", "k"], 2, "did you mean 'kvstore get'"),
         (["ls"], 2, "did you mean 'kvstore list'"),
+        (["keys"], 2, "did you mean 'kvstore list'"),
+        (["HGET"], 2, "did you mean 'kvstore get'"),
+        (["unset"], 2, "did you mean 'kvstore delete'"),
         (["version"], 2, "did you mean 'kvstore --version'"),
         (["--url", "http://x", "get", "k"], 2, "--url goes behind the command"),
         (["config", "check", "--requests", "ipc:///tmp/a", "--changes", "ipc:///tmp/a"], 2, "have to differ"),

@@ -202,6 +202,76 @@ def test_nobody_there_is_unreachable() -> None:
     assert e.value.row.exit == 6
 
 
+def test_that_nobody_listens_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvstore_cli.service.sleep", lambda _: pytest.fail("it waited"))
+    url = f"http://127.0.0.1:{free_port()}"
+    with service(url) as kv, pytest.raises(KvError, match="refused"):
+        kv.request("PUT", "/v1/kv/a", body=b"")
+    with service(url) as kv, pytest.raises(KvError, match="refused"):
+        kv.open_stream("/v1/subscribe", [], stall_seconds=1)
+
+
+class Comer:
+    """Answers one request each time that it comes, and is away in between."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.pauses = 0
+        self._threads: list[threading.Thread] = []
+
+    def come(self, _seconds: float = 0) -> None:
+        """Listen from now on, until a request is answered; in place of a pause."""
+        self.pauses += 1
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self._threads.append(threading.Thread(target=self._answer_one, args=(listener,)))
+        self._threads[-1].start()
+
+    def _answer_one(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        listener.close()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    def finish(self) -> None:
+        """Wait until all was answered."""
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH"])
+def test_a_service_that_is_away_is_waited_for_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    comer = Comer()
+    monkeypatch.setattr("kvstore_cli.service.sleep", comer.come)
+    with Service(f"http://127.0.0.1:{comer.port}", timeout_ms=20_000, retry_ms=20_000) as kv:
+        assert kv.request(method, "/v1/kv/a", body=b"").json() == {}
+    comer.finish()
+    assert comer.pauses == 1
+
+
+def test_a_service_that_was_there_a_moment_ago_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    comer = Comer()
+    monkeypatch.setattr("kvstore_cli.service.sleep", comer.come)
+    comer.come()
+    with service(f"http://127.0.0.1:{comer.port}") as kv:
+        kv.request("GET", "/")
+        comer.finish()
+        kv.request("GET", "/")
+    comer.finish()
+    assert comer.pauses == 2
+
+
+def test_a_patch_whose_answer_was_lost_is_not_made_again(script: Any) -> None:
+    script.plays = [drop]
+    patient = Service(script.url, timeout_ms=20_000, retry_ms=20_000)
+    with patient as kv, pytest.raises(KvError, match="may have been made all the same"):
+        kv.request("PATCH", "/v1/kv/a", body=b"{}")
+    (seen,) = script.seen
+    assert "Idempotency-Key" not in seen.headers
+
+
 def test_an_address_with_a_path_is_put_before_every_target(script: Any) -> None:
     script.plays = [answer()]
     with service(f"{script.url}/stores/a") as kv:
@@ -391,3 +461,53 @@ def test_a_certificate_that_is_not_trusted_is_refused_at_once(secure_url: str) -
 
 def test_http_client_is_the_whole_of_it_even_if_ssl_was_hidden_from_it() -> None:
     assert http_client.HTTPConnection
+
+
+def test_http_to_a_port_with_tls_says_so(secure_url: str) -> None:
+    url = secure_url.replace("https://", "http://")
+    with service(url) as kv, pytest.raises(KvError, match=f"speaks TLS; write {secure_url}") as caught:
+        kv.request("PUT", "/v1/kv/a", body=b"")
+    assert caught.value.row.exit == 6
+    with service(url) as kv, pytest.raises(KvError, match="speaks TLS"):
+        kv.open_stream("/v1/subscribe", [], stall_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"<center>The plain HTTP request was sent to HTTPS port</center>",
+        b"You're speaking plain HTTP to an SSL-enabled server port.<br />",
+        b"Client sent an HTTP request to an HTTPS server.",
+    ],
+)
+def test_http_to_a_proxy_with_tls_says_so(script: Any, said: bytes) -> None:
+    script.plays = [answer(said, 400)]
+    with service(script.url) as kv, pytest.raises(KvError, match=r"speaks TLS; write .* https://"):
+        kv.request("GET", "/")
+
+
+def test_https_to_a_port_without_tls_says_so(script: Any, shared_service: Any) -> None:
+    script.plays = [answer()]
+    for url in (script.url, shared_service.url):  # one answers the greeting, the other waits for more
+        secure = url.replace("http://", "https://")
+        with service(secure) as kv, pytest.raises(KvError, match="HTTP without TLS; write http://") as caught:
+            kv.request("GET", "/")
+        assert caught.value.row.exit == 6
+
+
+def test_what_speaks_no_http_is_recognised() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            for _ in range(2):  # the request, and the look whether it speaks TLS
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(b"220 mail.example ESMTP\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with service(url) as kv, pytest.raises(KvError, match="does not speak HTTP"):
+            kv.request("GET", "/")
+        thread.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,8 @@ def command(context: click.Context, file: str, force: bool, as_json: bool) -> No
     """
     end_on_signals()
     folder = data_folder(context)
-    # the daemon beside it has people waiting
-    os.nice(10)
+    with suppress(OSError):  # a sandbox may forbid it
+        os.nice(10)  # the daemon beside it has people waiting
     if file == "-":
         _refuse_terminal(as_json)
     with progress.steps() as steps:

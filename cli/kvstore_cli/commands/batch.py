@@ -57,10 +57,7 @@ def command(context: click.Context, file: str, atomic: bool) -> int:
     """
     ops, says_atomic = parse(read_batch(file))
     with connected(context) as service:
-        if atomic or says_atomic:
-            return _print_results(_send(service, [_encoded(op) for op in ops], atomic=True))
-        results = (result for before, part in _parts(ops) for result in _send(service, part, before))
-        return _print_results(results)
+        return _print_results(done(service, ops, atomic=atomic or says_atomic))
 
 
 def parse(text: bytes) -> tuple[list[Any], bool]:
@@ -85,6 +82,16 @@ def _parse_line(number: int, line: bytes) -> Any:
         return json.loads(line)
     except ValueError as error:
         raise click.UsageError(f"line {number} is not JSON: {error}") from error
+
+
+def done(service: Service, ops: list[Any], *, atomic: bool = False) -> Iterator[dict[str, Any]]:
+    """Do ``ops``, and give the result of each, in order: in one request if ``atomic``, else in as many as
+    it takes. Raises the KvError of a request that failed as a whole."""
+    if atomic:
+        yield from _send(service, [_encoded(op) for op in ops], atomic=True)
+        return
+    for before, part in _parts(ops):
+        yield from _send(service, part, before)
 
 
 def _parts(ops: list[Any]) -> Iterator[tuple[int, list[bytes]]]:
@@ -138,14 +145,14 @@ def _name_of(op: Any) -> str:
     return f" ({' '.join(words)})"
 
 
-def _print_results(results: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> int:
-    status, done, failed = EXIT_DONE, 0, 0
+def _print_results(results: Iterator[dict[str, Any]]) -> int:
+    status, succeeded, failed = EXIT_DONE, 0, 0
     for result in results:
         output.write_json(result)
         if "error" in result:
             failed += 1
             status = status or problem_error(result["error"]).row.exit
         else:
-            done += 1
-    output.talk(f"{done} done, {failed} failed")
+            succeeded += 1
+    output.talk(f"{succeeded} done, {failed} failed")
     return status

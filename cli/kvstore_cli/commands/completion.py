@@ -24,7 +24,8 @@ def command(shell: str) -> None:
     from click.shell_completion import get_completion_class
 
     import kvstore_cli.bash  # noqa: F401 - registers itself
-    from kvstore_cli.main import COMPLETE_VARIABLE, cli
+    from kvstore_cli.completion import COMPLETE_VARIABLE
+    from kvstore_cli.main import cli
 
     completion = get_completion_class(shell)
     assert completion is not None  # noqa: S101 - for the type checker

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from kvstore_cli import output
@@ -10,10 +12,11 @@ from kvstore_cli.commands.put import condition, print_revision
 from kvstore_cli.completion import complete_key
 from kvstore_cli.flags import KEY, TEXT, Command, WholeNumber, with_options
 from kvstore_cli.service import Service, key_path
+from kvstore_client.errors import EXIT_DONE, KvError
 
 
 @click.command(cls=Command)
-@click.argument("key", type=KEY, required=False, shell_complete=complete_key)
+@click.argument("keys", type=KEY, nargs=-1, metavar="[KEY]...", shell_complete=complete_key)
 @click.option(
     "--prefix",
     type=TEXT,
@@ -24,14 +27,24 @@ from kvstore_cli.service import Service, key_path
 @click.option(
     "--if-revision", type=WholeNumber(1), metavar="REV", help="Only if the key still has revision REV."
 )
+@click.option("--atomic", is_flag=True, help="All KEYs or none, in one revision; 100 at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @with_options("client")
 @click.pass_context
 def command(
-    context: click.Context, key: str | None, prefix: str | None, if_revision: int | None, as_json: bool
-) -> None:
+    context: click.Context,
+    keys: tuple[str, ...],
+    prefix: str | None,
+    if_revision: int | None,
+    atomic: bool,
+    as_json: bool,
+) -> int:
     """Remove KEY and print the revision that this made, or remove all keys that begin with --prefix
     and print how many they were.
+
+    Several KEYs are removed each for itself, a revision and a line for each; one that is not there
+    is said, and does not keep the others. With --atomic they are removed in one revision, or,
+    if one is missing, not at all.
 
     Exit status: 0; 3 if there is no such key; 4 if the condition does not hold. Removing a prefix
     that no key begins with succeeds.
@@ -40,19 +53,47 @@ def command(
     Examples:
       kvstore delete greeting
       kvstore delete lock:build --if-revision 1042
+      kvstore delete user:42 email:42 --atomic
       kvstore delete --prefix session:
     """
-    which = exactly_one({"KEY": key, "--prefix": prefix})
+    which = exactly_one({"KEY": keys or None, "--prefix": prefix})
+    if if_revision is not None and len(keys) != 1:
+        raise click.UsageError("--if-revision goes with one KEY")
+    if atomic and prefix is not None:
+        raise click.UsageError("--atomic goes with KEYs: a prefix may hold more keys than one revision takes")
     with connected(context) as service:
-        if which == "KEY":
-            headers = condition(if_revision)
-            print_revision(
-                service.request("DELETE", key_path("kv", key or ""), headers=headers).json(), as_json=as_json
-            )
-        elif if_revision is not None:
-            raise click.UsageError("--if-revision goes with a KEY")
-        else:
+        if which == "--prefix":
             _delete_prefix(service, prefix or "", as_json=as_json)
+        elif len(keys) == 1:
+            headers = condition(if_revision)
+            made = service.request("DELETE", key_path("kv", keys[0]), headers=headers).json()
+            print_revision(made, as_json=as_json)
+        else:
+            return _delete_each(service, keys, atomic=atomic, as_json=as_json)
+    return EXIT_DONE
+
+
+def _delete_each(service: Service, keys: Sequence[str], *, atomic: bool, as_json: bool) -> int:
+    from kvstore_cli.commands.batch import done
+    from kvstore_cli.problems import problem_error
+
+    status = EXIT_DONE
+    try:
+        results = list(done(service, [{"op": "delete", "key": key} for key in keys], atomic=atomic))
+    except KvError as error:
+        if not atomic or "outcome" in error.details:
+            raise
+        raise KvError(error.code, f"{error.message}; nothing was removed", **error.details) from error
+    for result in results:
+        if "error" in result:
+            problem = problem_error(result["error"])
+            status = status or problem.row.exit
+            output.talk(problem.message)
+            continue
+        del result["status"]
+        if as_json or not atomic or result["key"] == keys[0]:
+            print_revision(result, as_json=as_json)
+    return status
 
 
 def _delete_prefix(service: Service, prefix: str, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvstore_cli import output
-from kvstore_cli.client import TIME, configured, service_of
+from kvstore_cli.client import configured, long_retry_ms, service_of
 from kvstore_cli.completion import complete_file, complete_key
 from kvstore_cli.flags import TEXT, Command, with_options
 from kvstore_cli.service import Service
@@ -49,14 +49,6 @@ _TOLD_EVERY = 500
     help="Only keys before KEY, in byte order.",
 )
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
-@click.option(
-    "--retry-for",
-    type=TIME,
-    default="60s",
-    show_default=True,
-    metavar="TIME",
-    help="How long to go on trying while the service is away.",
-)
 @with_options("client", "stream")
 @click.pass_context
 def command(
@@ -66,7 +58,6 @@ def command(
     start: str | None,
     end: str | None,
     force: bool,
-    retry_for: int,
 ) -> None:
     """Write every record to FILE (- or nothing is standard output), exactly as they all were at one
     revision, however much is written meanwhile.
@@ -95,8 +86,9 @@ def command(
         refuse_target(Path(file), force=force)
     scope = Scope(tuple(dict.fromkeys(prefixes)), start or None, end or None)
     configuration = configured(context, "stream")
-    with service_of(configuration) as service:
-        _export(service, scope, file, stall_ms=configuration["stall-timeout"], retry_ms=retry_for)
+    retry_ms = long_retry_ms(configuration)
+    with service_of(configuration, is_patient=False) as service:
+        _export(service, scope, file, stall_ms=configuration["stall-timeout"], retry_ms=retry_ms)
 
 
 def _export(service: Service, scope: Scope, file: str, *, stall_ms: int, retry_ms: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
 import click
 
 from kvstore_cli import output
@@ -9,11 +12,11 @@ from kvstore_cli.client import connected, exactly_one
 from kvstore_cli.completion import complete_key
 from kvstore_cli.flags import KEY, TEXT, Command, WholeNumber, with_options
 from kvstore_cli.service import Query, Service, key_path
-from kvstore_client.errors import KvError
+from kvstore_client.errors import EXIT_DONE, KvError
 
 
 @click.command(cls=Command)
-@click.argument("key", type=KEY, required=False, shell_complete=complete_key)
+@click.argument("keys", type=KEY, nargs=-1, metavar="[KEY]...", shell_complete=complete_key)
 @click.option("--all", "everything", is_flag=True, help="All keys with their values.")
 @click.option(
     "--prefix",
@@ -23,26 +26,32 @@ from kvstore_client.errors import KvError
     help="All keys that begin with P, with their values.",
 )
 @click.option("--raw", is_flag=True, help="The value's bytes and nothing else, no newline.")
+@click.option("--null", "-0", "null", is_flag=True, help="Each KEY, and each VALUE, with a NUL behind it.")
 @click.option("--json", "as_json", is_flag=True, help="The record as JSON, one object a line.")
-@click.option("--default", metavar="VALUE", help="Print VALUE, and succeed, if there is no such key.")
+@click.option(
+    "--default", type=TEXT, metavar="VALUE", help="Print VALUE, and succeed, if there is no such key."
+)
 @click.option("--revision", type=WholeNumber(1), metavar="REV", help="The value as it was at REV.")
 @with_options("client")
 @click.pass_context
 def command(
     context: click.Context,
-    key: str | None,
+    keys: tuple[str, ...],
     everything: bool,
     prefix: str | None,
     raw: bool,
+    null: bool,
     as_json: bool,
     default: str | None,
     revision: int | None,
-) -> None:
-    """Print the value of KEY, or keys and values with --all or --prefix.
+) -> int:
+    """Print the value of KEY; of several KEYs, of all that begin with --prefix, or of --all, each key
+    with its value.
 
-    The value comes out as it went in, with a newline behind it unless it ends with one. A terminal
+    A value comes out as it went in, with a newline behind it unless it ends with one. A terminal
     gets control characters as escapes and a description of what is no text. --raw gives the bytes
-    alone. Several keys come as KEY, a tab, VALUE, one a line; on a terminal as a table.
+    alone. Several keys come as KEY, a tab, VALUE, one a line; on a terminal as a table. The KEYs are
+    read at one moment; of each that is not there it is said, and the others are printed.
 
     Exit status: 0, or 3 if there is no such key.
 
@@ -51,17 +60,26 @@ def command(
       kvstore get greeting
       kvstore get logo.png --raw > logo.png
       kvstore get config/port --default 8080
-      kvstore get --prefix user: --json | jq .value
+      kvstore get user:1 user:2 --json | jq .value
     """
-    which = exactly_one({"KEY": key, "--all": everything, "--prefix": prefix})
+    which = exactly_one({"KEY": keys or None, "--all": everything, "--prefix": prefix})
+    if [raw, null, as_json].count(True) > 1:
+        raise click.UsageError("--raw, --null and --json are three forms; give one")
+    if which != "KEY" and (default is not None or revision is not None):
+        raise click.UsageError("--default and --revision go with a KEY")
+    query = [] if revision is None else [("revision", str(revision))]
     with connected(context) as service:
-        if which == "KEY":
-            query = [] if revision is None else [("revision", str(revision))]
-            _print_one(service, key or "", query, raw=raw, as_json=as_json, default=default)
-        elif default is not None or revision is not None:
-            raise click.UsageError("--default and --revision go with a KEY")
-        else:
-            _print_many(service, prefix or "", raw=raw, as_json=as_json)
+        if len(keys) == 1 and not null:
+            _print_one(service, keys[0], query, raw=raw, as_json=as_json, default=default)
+            return EXIT_DONE
+        if keys:
+            asked = _Asked(service, keys, query, default)
+            _print_many(asked.records(), raw=raw, null=null, as_json=as_json)
+            return asked.status
+        from kvstore_cli.pages import items
+
+        _print_many(items(service, "/v1/kv", [("prefix", prefix or "")]), raw=raw, null=null, as_json=as_json)
+        return EXIT_DONE
 
 
 def _print_one(
@@ -80,22 +98,69 @@ def _print_one(
         if as_json:
             output.write_json({"key": key, "value": default})
             return
-        value, content_type = default.encode(errors="surrogateescape"), "from --default"
+        value, content_type = default.encode(), "from --default"
     output.write_value(value, content_type, raw=raw)
 
 
-def _print_many(service: Service, prefix: str, *, raw: bool, as_json: bool) -> None:
-    from kvstore_cli.pages import items
+class _Asked:
+    """The records of ``keys``. ``status`` is that of the first that could not be had."""
 
-    records = items(service, "/v1/kv", [("prefix", prefix)])
-    if output.on_terminal() and not raw and not as_json:
-        rows = [(r["key"], output.preview(output.value_of(r), r["content_type"])) for r in records]
+    def __init__(self, service: Service, keys: Sequence[str], query: Query, default: str | None) -> None:
+        self.status = EXIT_DONE
+        self._service = service
+        self._keys = keys
+        self._query = query
+        self._default = default
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The records that can be had, in order; what is wrong with the others is said."""
+        for key, result in zip(self._keys, self._results(), strict=True):
+            error = result if isinstance(result, KvError) else None
+            if error is None:
+                yield result
+            elif error.code == "not_found" and self._default is not None:
+                yield {"key": key, "value": self._default}
+            else:
+                self.status = self.status or error.row.exit
+                output.talk(error.message)
+
+    def _results(self) -> Iterator[Any]:
+        if self._query:  # a revision is one moment, too
+            yield from map(self._alone, self._keys)
+            return
+        from kvstore_cli.commands.batch import done
+        from kvstore_cli.problems import problem_error
+
+        results = done(self._service, [{"op": "get", "key": key} for key in self._keys])
+        for key, result in zip(self._keys, results, strict=True):
+            del result["status"]
+            error = problem_error(result["error"]) if "error" in result else None
+            # what does not fit the reply beside the others is read by itself
+            yield (
+                self._alone(key) if error is not None and error.code == "reply_too_large" else error or result
+            )
+
+    def _alone(self, key: str) -> Any:
+        try:
+            return self._service.request(
+                "GET", key_path("kv", key), [*self._query, ("format", "json")]
+            ).json()
+        except KvError as error:
+            if error.code not in ("not_found", "revision_gone"):
+                raise
+            return error
+
+
+def _print_many(records: Iterable[dict[str, Any]], *, raw: bool, null: bool, as_json: bool) -> None:
+    if output.on_terminal() and not (raw or null or as_json):
+        rows = [(r["key"], output.preview(output.value_of(r), r.get("content_type", ""))) for r in records]
         output.write_table(("KEY", "VALUE"), rows)
         return
+    between, behind = (b"\0", b"\0") if null else (b"\t", b"\n")
     for record in records:
         if as_json:
             output.write_json(record)
         elif raw:
             output.write(output.value_of(record))
         else:
-            output.write(record["key"].encode() + b"\t" + output.value_of(record) + b"\n")
+            output.write(record["key"].encode() + between + output.value_of(record) + behind)

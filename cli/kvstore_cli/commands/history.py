@@ -16,10 +16,11 @@ from kvstore_cli.service import key_path
 @click.command(cls=Command)
 @click.argument("key", type=KEY, shell_complete=complete_key)
 @click.option("--limit", type=WholeNumber(1), metavar="N", help="At most N events.  [default: all]")
+@click.option("--before", type=WholeNumber(1), metavar="REV", help="Only events before revision REV.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the values.")
 @with_options("client")
 @click.pass_context
-def command(context: click.Context, key: str, limit: int | None, as_json: bool) -> None:
+def command(context: click.Context, key: str, limit: int | None, before: int | None, as_json: bool) -> None:
     """Show what happened to KEY, newest first, as far back as the log goes.
 
     Without --json: revision, time, what happened, and the value that was put.
@@ -30,11 +31,13 @@ def command(context: click.Context, key: str, limit: int | None, as_json: bool) 
     Examples:
       kvstore history config/port
       kvstore history config/port --limit 1 --json
+      kvstore history config/port --before 1042
     """
     from kvstore_cli.pages import items
 
+    query = [] if before is None else [("before", str(before))]
     with connected(context) as service:
-        events = items(service, key_path("history", key), [], limit, "events")
+        events = items(service, key_path("history", key), query, limit, "events")
         if not as_json:
             output.write_table(("REVISION", "TIME", "OP", "VALUE"), [_row(event) for event in events])
             return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvstore_cli import output
-from kvstore_cli.client import TIME, connected
+from kvstore_cli.client import configured, long_retry_ms, service_of
 from kvstore_cli.completion import complete_file
 from kvstore_cli.flags import TEXT, Command, with_options
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR, KvError
@@ -40,14 +40,6 @@ if TYPE_CHECKING:
     help="Where to keep how far it has come.  [default: FILE.import-state]",
 )
 @click.option("--restart", is_flag=True, help="Begin anew, not where an interrupted import stopped.")
-@click.option(
-    "--retry-for",
-    type=TIME,
-    default="60s",
-    show_default=True,
-    metavar="TIME",
-    help="How long to go on trying while the service is away.",
-)
 @with_options("client")
 @click.pass_context
 def command(
@@ -60,7 +52,6 @@ def command(
     dry_run: bool,
     state_path: str | None,
     restart: bool,
-    retry_for: int,
 ) -> int:
     """Put the records in FILE (- is standard input): an export, or any JSON objects, one a line, with
     a "key", a "value" (text) or "value_b64", and if wanted "content_type" and "expires_at" or "ttl".
@@ -92,13 +83,13 @@ def command(
 
     end_on_signals()
     policy = Policy(if_absent, prefix_strip, prefix_add, keep_going)
-    with opened(file) as intake, connected(context) as service:
+    configuration = configured(context)
+    patience = Patience(long_retry_ms(configuration), output.talk)
+    with opened(file) as intake, service_of(configuration, is_patient=False) as service:
         status = service.request("GET", "/v1/status").json()
         limits = status["limits"]
         intake.value_bytes = limits["value_bytes"]
-        importer = Importer(
-            service, policy, limits["batch_ops"], Patience(retry_for, output.talk), output.talk
-        )
+        importer = Importer(service, policy, limits["batch_ops"], patience, output.talk)
         tally = _checked(intake, importer) if dry_run or intake.can_rewind else None
         if dry_run:
             assert tally is not None  # noqa: S101 - for the type checker

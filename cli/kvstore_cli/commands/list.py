@@ -14,9 +14,8 @@ from kvstore_cli.pages import items
 
 
 @click.command(cls=Command)
-@click.option(
-    "--prefix", type=TEXT, metavar="P", shell_complete=complete_key, help="Only keys that begin with P."
-)
+@click.argument("start_of_keys", metavar="[PREFIX]", type=TEXT, required=False, shell_complete=complete_key)
+@click.option("--prefix", type=TEXT, metavar="P", shell_complete=complete_key, help="The same as PREFIX.")
 @click.option(
     "--start",
     type=TEXT,
@@ -34,30 +33,39 @@ from kvstore_cli.pages import items
 @click.option("--limit", type=WholeNumber(1), metavar="N", help="At most N keys.  [default: all]")
 @click.option("--count", is_flag=True, help="Only print how many there are.")
 @click.option("--long", "-l", "long", is_flag=True, help="With revision, version, times and media type.")
+@click.option("--null", "-0", "null", is_flag=True, help="End each key with a NUL, as xargs -0 takes them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, without the value.")
 @with_options("client")
 @click.pass_context
 def command(
     context: click.Context,
+    start_of_keys: str | None,
     prefix: str | None,
     start: str | None,
     end: str | None,
     limit: int | None,
     count: bool,
     long: bool,
+    null: bool,
     as_json: bool,
 ) -> None:
-    """List keys in byte order, one a line. Values: 'kvstore get --all'.
+    """List the keys that begin with PREFIX, or all, in byte order, one a line. Values: 'kvstore get --all'.
 
-    A key may hold any character, also a newline; --json is the form that programs can rely on.
+    A key may hold any character, also a newline, but no NUL; --null and --json are the forms that
+    programs can rely on.
 
     \b
     Examples:
-      kvstore list --prefix user:
+      kvstore list user:
+      kvstore list session: -0 | xargs -0 kvstore delete
       kvstore list --start a --end b --long
       kvstore list --prefix queue/ --count
     """
-    bounds = [("prefix", prefix), ("start", start), ("end", end)]
+    if start_of_keys is not None and prefix is not None:
+        raise click.UsageError("PREFIX and --prefix are the same; give one")
+    if null and (count or long or as_json):
+        raise click.UsageError("--null goes with none of --count, --long and --json")
+    bounds = [("prefix", prefix if start_of_keys is None else start_of_keys), ("start", start), ("end", end)]
     query = [(name, text) for name, text in bounds if text is not None]
     with connected(context) as service:
         if count:
@@ -71,7 +79,10 @@ def command(
             output.write_table(_HEAD, [_row(record) for record in records])
             return
         for record in records:
-            output.write_json(record) if as_json else output.write_line(output.shown(record["key"]))
+            if null:
+                output.write(record["key"].encode() + b"\0")
+            else:
+                output.write_json(record) if as_json else output.write_line(output.shown(record["key"]))
 
 
 _HEAD = ("REVISION", "VERSION", "MODIFIED", "EXPIRES", "TYPE", "KEY")

@@ -61,7 +61,7 @@ def command(
       kvstore put logo.png @logo.png --content-type image/png
       kvstore put lock:build "$HOSTNAME" --if-absent --ttl 60s
       date | kvstore put now -
-      kvstore put offset -- -5
+      kvstore put offset -5
     """
     if if_absent and if_revision is not None:
         raise click.UsageError("--if-absent and --if-revision exclude each other")
@@ -69,7 +69,7 @@ def command(
         raise click.UsageError("--content-type takes printable ASCII, such as text/html; charset=utf-8")
     query = [] if ttl is None else [("ttl", seconds(ttl))]
     with connected(context) as service:
-        body = os.fsencode(value) if literal else _read_value(value, service)
+        body = os.fsencode(value) if literal else given_value(value, service)
         headers = {"Content-Type": content_type or _guess_type(body)}
         headers |= condition(0 if if_absent else if_revision)
         made = service.request("PUT", key_path("kv", key), query, body=body, headers=headers).json()
@@ -97,7 +97,8 @@ def print_revision(made: dict[str, object], *, as_json: bool) -> None:
         raise output.OutputFailed(message) from error
 
 
-def _read_value(value: str, service: Service) -> bytes:
+def given_value(value: str, service: Service) -> bytes:
+    """What ``value`` stands for: ``-`` for standard input, ``@FILE`` for a file, else itself."""
     if value == "@":
         raise click.UsageError("@ wants the name of a file behind it; --literal stores '@' itself")
     if value != "-" and not value.startswith("@"):

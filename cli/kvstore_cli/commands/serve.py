@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from kvstore_cli.configuration import resolve
 from kvstore_cli.flags import Command, given_flags, with_options
 from kvstore_cli.options import OPTIONS
 from kvstore_cli.settings import daemon_settings, http_settings
+from kvstore_cli.units import connectable
 
 
 @click.command(cls=Command)
@@ -55,7 +55,7 @@ def command(context: click.Context) -> int:
 
 
 def _guide(addresses: dict[str, str]) -> str:
-    url = re.sub(r"//(?:0\.0\.0\.0|\[::\])(?=:|$)", "//127.0.0.1", addresses["url"])
+    url = connectable(addresses["url"])
     program = "kvstore" if shutil.which("kvstore") else sys.argv[0]
     client = program if url == OPTIONS["url"].default else f"KVSTORE_URL={url} {program}"
     return f"""
