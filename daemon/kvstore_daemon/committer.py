@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 from kvstore_client.logs import Seldom, named
 from kvstore_daemon.engine import Engine, WriteRequest
@@ -30,7 +31,8 @@ class GroupCommitter:
         """A group that takes ``slow_seconds`` or longer is told of in the log."""
         self._engine = engine
         self._counters = counters
-        self._waiting: deque[tuple[WriteRequest, int]] = deque()
+        self._waiting: dict[Any, deque[tuple[WriteRequest, int]]] = {}
+        self._turns: deque[Any] = deque()
         self._under_way = 0
         self._slow_seconds = slow_seconds
         self._seldom = Seldom()
@@ -38,8 +40,16 @@ class GroupCommitter:
         self._began = 0.0
 
     def add(self, request: WriteRequest, size: int) -> None:
-        """Queue a request for the next group; ``size`` is how many bytes its keys and values have."""
-        self._waiting.append((request, size))
+        """Queue a request for the next group; ``size`` is how many bytes its keys and values have.
+
+        Those of one peer stay in their order, and peers take turns.
+        """
+        sender = getattr(request.ticket, "peer", None)
+        queue = self._waiting.get(sender)
+        if queue is None:
+            queue = self._waiting[sender] = deque()
+            self._turns.append(sender)
+        queue.append((request, size))
 
     def answered(self) -> None:
         """Note that the engine has answered one request."""
@@ -91,16 +101,23 @@ class GroupCommitter:
         self._engine.commit(group)
 
     def _next_group(self) -> list[WriteRequest]:
-        """Requests in their order, up to the bounds, but at least one."""
+        """A request of each peer in turn, up to the bounds, but at least one."""
         group: list[WriteRequest] = []
         ops = total = 0
-        waiting = self._waiting
-        while waiting:
-            request, size = waiting[0]
+        turns = self._turns
+        while turns:
+            sender = turns[0]
+            queue = self._waiting[sender]
+            request, size = queue[0]
             ops += len(request.writes)
             total += size
             if group and (ops > GROUP_OPS or total > GROUP_BYTES):
                 break
-            waiting.popleft()
+            queue.popleft()
             group.append(request)
+            if queue:
+                turns.rotate(-1)
+            else:
+                turns.popleft()
+                del self._waiting[sender]
         return group

@@ -13,8 +13,9 @@ from kvstore_client.logs import Seldom, named
 from kvstore_client.protocol import Request, RequestId, encode_reply
 from kvstore_daemon.engine import Answer, Engine, no_such_key
 from kvstore_daemon.fields import Fields, record_fields
+from kvstore_daemon.peers import Peer
 from kvstore_daemon.reading import READS, Page
-from kvstore_daemon.sockets import Frames
+from kvstore_daemon.sockets import Frames, Received
 from kvstore_daemon.status import Status
 from kvstore_daemon.writing import WRITES
 
@@ -43,8 +44,8 @@ _TOO_LARGE: Fields = {
 
 
 class Exchange:
-    """A request that was received and not answered yet; used by the loop's thread only. It came along
-    ``envelope`` and has ``size`` bytes.
+    """A request that was received and not answered yet; used by the loop's thread only. It came from
+    ``peer`` along ``envelope`` and has ``size`` bytes.
 
     The writes come first: they are handed to the engine together, and their results put in by
     :meth:`accept`. Then the reads are answered by :meth:`read`, in slices, so that a request with ten
@@ -60,12 +61,14 @@ class Exchange:
         "_values",
         "_writes",
         "envelope",
+        "peer",
         "request_id",
         "size",
     )
 
-    def __init__(self, envelope: Frames, size: int, request: Request) -> None:
-        self.envelope = envelope
+    def __init__(self, received: Received, size: int, request: Request) -> None:
+        self.peer: Peer = received.peer
+        self.envelope: Frames = received.envelope
         self.size = size
         self.request_id = request.request_id
         self._writes = request.writes
@@ -79,6 +82,18 @@ class Exchange:
     def has_writes_only(self) -> bool:
         """Whether nothing is to be read."""
         return self._writes == len(self._ops)
+
+    @property
+    def held(self) -> int:
+        """About how many bytes the reply has so far."""
+        return REPLY_BYTES - self._room
+
+    def read_anew(self) -> None:
+        """Drop what was read: :meth:`read` begins again. What was written stands."""
+        self._values = []
+        self._next = 0
+        self._room = REPLY_BYTES
+        self._revision = None
 
     def accept(self, answer: Answer) -> None:
         """Take the results of the writes; raises the error with which all of them were refused."""

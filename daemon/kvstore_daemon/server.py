@@ -34,12 +34,10 @@ from kvstore_daemon.sockets import (
     RequestSocket,
 )
 from kvstore_daemon.status import Counters, Status, limits_of
+from kvstore_daemon.turns import SLICE_SECONDS, Turns
 from kvstore_daemon.writing import write_request
 
 log = logging.getLogger(__name__)
-
-SLICE_SECONDS = 0.002
-"""How long one turn works on what can be done in parts, before it looks for new requests."""
 
 TICK_SECONDS = 1.0
 """The interval of heartbeats, to subscribers and to the service manager, and of trimming."""
@@ -86,7 +84,7 @@ class Server:
         self._pulse = Pulse(manager, self._committer)
         self._tick: Timer = loop.timer(self._beat)
         self._welcome: Timer = loop.timer(self._send_heartbeat)
-        self._reading: deque[Exchange] = deque()
+        self._turns = Turns(loop, requests, self._counters, self)
         self._outbox: deque[Change | Answer] = deque()
         self._malformed = Seldom()
         self._is_stopping = False
@@ -100,57 +98,72 @@ class Server:
         self._publisher.begin(position)
         self._loop.watch(self._engine.fileno(), self._collect)
         self._loop.watch(self._requests.fileno(), self._hear)
+        self._loop.watch(self._requests.monitor_fileno(), self._requests.notice_gone)
         self._loop.watch(self._publisher.fileno(), self._note_subscriptions)
         self._expiry.start()
         self._tick.set(0)
 
     def turn(self) -> None:
         """One turn of the loop; sleeps until there is something to do."""
-        self._loop.turn(wait=not (self._reading or self._outbox or self._can_receive()))
+        self._loop.turn(wait=not (self._turns or self._outbox or self._can_receive()))
         self._receive_some()
         if len(self._outbox) < GROUP_OPS:
             self._committer.flush()
         self._tell()
-        self._read_on()
+        self._turns.work()
+        self._turns.relieve()
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Whether another request may be received."""
         return self._pending < self._max_pending and self._pending_bytes < PENDING_BYTES
 
     def _hear(self) -> None:
         self._is_drained = False
 
     def _can_receive(self) -> bool:
-        return not self._is_drained and self._has_room() and self._requests.has_request()
+        return not self._is_drained and self.has_room() and self._requests.has_request()
 
     def _receive_some(self) -> None:
-        """Receive until there is nothing left, there is no room, or it is others' turn.
+        """Receive until there is nothing left, there is no room, or it is others' turn. What cannot be done
+        within a slice, or has to wait for its peer's turn, is only received.
 
         Once the socket was found empty it is not asked again before its descriptor has spoken, or a
         reply may have consumed what it had to say.
         """
+        deadline = time.monotonic() + SLICE_SECONDS
         for number in range(RECEIVE_AT_ONCE):
-            if self._is_drained or not self._has_room():
+            if self._is_drained or not self.has_room():
                 return
             received = self._requests.receive()
             if received is not None:
-                self._receive(received)
+                self._receive(received, deadline)
             # A lone request is followed by none: to ask takes less than to receive nothing.
             if received is None or (number == 0 and not self._requests.has_request()):
                 self._is_drained = True
 
-    def _receive(self, received: Received) -> None:
-        size = sum(map(len, received.frames))
+    def _receive(self, received: Received, deadline: float) -> None:
+        peer, size = received.peer, received.size
         self._pending += 1
         self._pending_bytes += size
         counters = self._counters
         counters.requests += 1
         counters.bytes_received += size
+        if self._turns.is_open_to(peer) and time.monotonic() < deadline:
+            self.begin(received)
+        elif self._turns.is_over(peer, self._max_pending, PENDING_BYTES):
+            self._refuse(received, size, _read_first())
+        else:
+            self._turns.add(received)
+
+    def begin(self, received: Received) -> None:
+        """Work on a request that was received."""
+        size = received.size
         try:
             self._begin(received, size)
         except Exception as error:  # whatever it is, the client gets its one reply
-            self._refuse(received.envelope, size, error)
+            self._refuse(received, size, error)
 
     def _begin(self, received: Received, size: int) -> None:
         if self._is_stopping:
@@ -160,12 +173,16 @@ class Server:
             raise self._not_a_request()
         self._check_size(frames)
         request = decode_request(frames, self._limits)
+        if received.peer.is_gone and not request.writes:
+            self._counters.requests_dropped += 1
+            self.drop(size)
+            return
         self._counters.count_operations(request.ops)
-        exchange = Exchange(received.envelope, size, request)
+        exchange = Exchange(received, size, request)
         if request.writes:
             self._committer.add(write_request(request, frames, exchange), size)
         else:
-            self._finish(exchange)
+            self.go_on(exchange)
 
     def _not_a_request(self) -> KvError:
         """The error for a message without an empty frame and a request behind it, which is logged too:
@@ -186,28 +203,18 @@ class Server:
         if len(frames[0]) > limit:
             raise KvError("request_too_large", f"frame 1 has more than {limit} bytes", limit=limit)
 
-    def _read(self, exchange: Exchange) -> None:
-        if exchange.read(self._engine, self._status, time.monotonic() + SLICE_SECONDS):
-            self._answer(exchange)
-        else:
-            self._reading.append(exchange)
-
-    def _read_on(self) -> None:
-        """Work on one of the requests whose reads did not fit into a slice, in turns."""
-        if self._reading:
-            self._finish(self._reading.popleft())
-
-    def _finish(self, exchange: Exchange, answer: Answer | None = None) -> None:
-        """Take the engine's answer, if there is one to take, and do the reads."""
+    def go_on(self, exchange: Exchange, answer: Answer | None = None) -> None:
+        """Take the engine's answer, if there is one to take, and do the reads, or a slice of them."""
         try:
             if answer is not None:
                 exchange.accept(answer)
-            if exchange.has_writes_only():
+            if exchange.peer.is_gone:
+                self._counters.requests_dropped += not exchange.has_writes_only()
+                self.drop(exchange.size)
+            elif exchange.has_writes_only() or self._turns.read(exchange, self._engine, self._status):
                 self._answer(exchange)
-            else:
-                self._read(exchange)
         except Exception as error:  # whatever it is, the client gets its one reply
-            self._refuse(exchange.envelope, exchange.size, error, exchange.request_id)
+            self._refuse(exchange, exchange.size, error, exchange.request_id)
 
     # ── commits ──────────────────────────────────────────────────────────────────────────────────
 
@@ -241,7 +248,7 @@ class Server:
             elif told.ticket is self._expiry:
                 self._expiry.removed(told)
             else:
-                self._finish(told.ticket, told)
+                self.go_on(told.ticket, told)
             if time.monotonic() > deadline:
                 break
         if self._publisher.is_heard:
@@ -262,10 +269,14 @@ class Server:
     def _answer(self, exchange: Exchange) -> None:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("answered %s", exchange.summary(), extra=named(exchange.request_id))
-        self._reply(exchange.envelope, exchange.size, exchange.reply(self._epoch, self._head))
+        self._reply(exchange, exchange.size, exchange.reply(self._epoch, self._head))
 
     def _refuse(
-        self, envelope: Frames, size: int, error: Exception, request_id: RequestId | None = None
+        self,
+        asked: Received | Exchange,
+        size: int,
+        error: Exception,
+        request_id: RequestId | None = None,
     ) -> None:
         """Answer a whole request with an error."""
         if not isinstance(error, KvError):
@@ -274,14 +285,17 @@ class Server:
         elif log.isEnabledFor(logging.DEBUG):
             log.debug("refused a request: %s: %s", error.code, error.message, extra=named(request_id))
         self._counters.requests_refused += 1
-        self._reply(envelope, size, encode_error(error, request_id))
+        self._reply(asked, size, encode_error(error, request_id))
 
-    def _reply(self, envelope: Frames, size: int, frames: Frames) -> None:
+    def _reply(self, asked: Received | Exchange, size: int, frames: Frames) -> None:
+        self.drop(size)
+        self._counters.bytes_replied += self._requests.reply(asked.peer, asked.envelope, frames)
+        self._is_drained = False
+
+    def drop(self, size: int) -> None:
+        """Let go of a request of so many bytes, which was answered or whose peer has gone."""
         self._pending -= 1
         self._pending_bytes -= size
-        self._counters.bytes_replied += sum(map(len, frames))
-        self._requests.reply(envelope, frames)
-        self._is_drained = False
 
     # ── the rest ─────────────────────────────────────────────────────────────────────────────────
 
@@ -293,9 +307,12 @@ class Server:
             self._engine.trim()
 
     def _present(self) -> dict[str, int]:
+        self._requests.settle_all()
         return {
             "pending": self._pending,
             "pending_bytes": self._pending_bytes,
+            "untaken_bytes": self._requests.untaken,
+            "connections": self._requests.connections,
             "subscriptions": self._publisher.topics,
         }
 
@@ -321,4 +338,11 @@ class Server:
 
     def _has_work(self) -> bool:
         # requests that wait do not count: clients that ask again at once would keep us up for ever
-        return bool(self._outbox or self._reading) or not self._committer.is_idle()
+        return bool(self._outbox or self._turns) or not self._committer.is_idle()
+
+
+def _read_first() -> KvError:
+    return KvError(
+        "too_busy",
+        "read the replies that wait for you, then try again: too many requests wait behind them",
+    )

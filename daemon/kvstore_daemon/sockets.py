@@ -20,6 +20,7 @@ import socket as plain_socket
 import stat
 from contextlib import suppress
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ import zmq
 
 from kvstore_client.errors import KvError
 from kvstore_client.patience import patiently
+from kvstore_daemon.connections import Connections
+from kvstore_daemon.peers import Peer
 
 Frames = list[bytes]
 
@@ -47,12 +50,12 @@ UNTAKEN_MS = 30_000
 """The same where something was on its way to the peer, which TCP would repeat for a quarter of an hour; and
 for one that is there but takes nothing at all from its full buffers for so long."""
 REQUEST_QUEUE = 128
-REPLY_QUEUE = 10_000
 ZERO_COPY_BYTES = 64 * 1024
 
 # plain integers: pyzmq's enums take longer to combine than the socket takes to receive
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+_SOURCE = int(zmq.SRCFD)
 
 
 def make_identities_unpredictable() -> None:
@@ -149,8 +152,14 @@ class Received(NamedTuple):
     """One request: the frames that lead back to its sender, up to the empty one, and those it consists
     of; of a request with too many, the first few that show it; of a message that is no request, none."""
 
+    peer: Peer
     envelope: Frames
     frames: Frames
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return sum(map(len, self.frames)) + sum(map(len, self.envelope))
 
 
 class RequestSocket:
@@ -169,15 +178,34 @@ class RequestSocket:
         socket.maxmsgsize = max_frame_bytes
         # What is not received yet waits with its sender, where TCP bounds it.
         socket.rcvhwm = REQUEST_QUEUE
-        socket.sndhwm = REPLY_QUEUE
+        # Replies are counted in bytes, by peer: see Peer.
+        socket.sndhwm = 0
+        socket.copy_threshold = 0
+        # A reply to a peer that has gone fails, so that its peer is known to be gone.
+        socket.router_mandatory = True
         # ROUTER_HANDOVER stays off: with it, whoever names another's identity gets its replies.
-        # ROUTER_MANDATORY stays off: a reply to a client that has gone must vanish.
+        self._connections = Connections(context, socket, "requests")
+        self._peers: dict[bytes, Peer] = {}
+        self._by_descriptor: dict[int, Peer] = {}
+        self._indebted: set[Peer] = set()
+        self.untaken = 0
+        """The bytes of replies that peers have not taken yet."""
         try:
             self.endpoint = patiently(partial(listen, socket, endpoint, "--requests"))
         except KvError:
             socket.close(0)
+            self._connections.close()
             raise
         self._socket = socket
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are."""
+        return len(self._connections.open)
+
+    def monitor_fileno(self) -> int:
+        """The descriptor that tells of connections, for :meth:`notice_gone`."""
+        return self._connections.fileno()
 
     def fileno(self) -> int:
         """The descriptor to watch."""
@@ -200,7 +228,8 @@ class RequestSocket:
             frame: zmq.Frame = receive(_NOBLOCK, copy=False)
         except zmq.Again:
             return None
-        envelope: Frames = [frame.bytes]
+        envelope: Frames = [identity := frame.bytes]
+        peer = self._peers.get(identity) or self._meet(identity, frame)
         frames: Frames = []
         room = MAX_ENVELOPE_BYTES
         is_enclosed = True
@@ -217,20 +246,91 @@ class RequestSocket:
         if not frames:
             del envelope[1:]
             envelope.append(b"")
-        return Received(envelope, frames)
+        return Received(peer, envelope, frames)
 
-    def reply(self, envelope: Frames, frames: Frames) -> None:
-        """Answer the request that came with ``envelope``. Never waits: for a client that does not read
-        its replies, or has gone, they are dropped."""
+    def _meet(self, identity: bytes, frame: zmq.Frame) -> Peer:
+        """The peer whose first message begins with ``frame``, if it is still there."""
+        self.notice_gone()
+        descriptor = int(frame.get(_SOURCE))
+        peer = Peer(identity, descriptor)
+        if descriptor not in self._connections.open:
+            peer.is_gone = True
+            return peer
+        # Of the connection that had this descriptor before, something was received after its end.
+        former = self._by_descriptor.get(descriptor)
+        if former is not None:
+            self._lose(former)
+        self._peers[identity] = self._by_descriptor[descriptor] = peer
+        return peer
+
+    def notice_gone(self) -> None:
+        """Take note of connections that ended: ``is_gone`` is set on their peers."""
+        for descriptor in self._connections.take():
+            peer = self._by_descriptor.get(descriptor)
+            if peer is not None:
+                self._lose(peer)
+
+    def _lose(self, peer: Peer) -> None:
+        self._give_up(peer)
+        del self._by_descriptor[peer.descriptor]
+        if self._peers.get(peer.identity) is peer:
+            del self._peers[peer.identity]
+
+    def _give_up(self, peer: Peer) -> None:
+        peer.is_gone = True
+        self._indebted.discard(peer)
+        self.untaken -= peer.untaken
+        peer.untaken = 0
+
+    def cut_off(self, peer: Peer) -> None:
+        """Close the connection of a peer and drop the replies that wait for it. What may still come from
+        it until that has happened comes from a peer that is gone."""
+        self._give_up(peer)
+        self._connections.cut_off(peer.descriptor)
+
+    def settle_all(self) -> None:
+        """Find out what peers have taken."""
+        for peer in list(self._indebted):
+            self.settle(peer)
+
+    def settle(self, peer: Peer) -> None:
+        """Find out what a peer has taken."""
+        self.untaken -= peer.settle()
+        if not peer.untaken:
+            self._indebted.discard(peer)
+
+    def most_stuck(self) -> Peer | None:
+        """Of the peers that have something to take, the one that has taken nothing for the longest."""
+        return min(self._indebted, key=_stuck_since, default=None)
+
+    def reply(self, peer: Peer, envelope: Frames, frames: Frames) -> int:
+        """Answer the request that came from ``peer`` with ``envelope``; returns the reply's size. Never
+        waits; what cannot be sent at once is kept until the peer takes it, or is gone."""
+        size = sum(map(len, frames)) + sum(map(len, envelope))
         send = self._socket.send
-        for frame in envelope:
-            send(frame, _NOBLOCK | _SNDMORE)
+        try:
+            for frame in envelope:
+                send(frame, _NOBLOCK | _SNDMORE)
+        except zmq.ZMQError:  # there is no such peer any more
+            return size
         *first, last = frames
         for frame in first:
             send(frame, _NOBLOCK | _SNDMORE, copy=len(frame) < ZERO_COPY_BYTES)
-        send(last, _NOBLOCK, copy=len(last) < ZERO_COPY_BYTES)
+        if peer.wants_mark(size):
+            tracker = send(last, _NOBLOCK, copy=False, track=True)
+            self.settle(peer)
+            if not peer.is_gone:
+                self.untaken += peer.mark(tracker)
+                self._indebted.add(peer)
+        else:
+            send(last, _NOBLOCK, copy=len(last) < ZERO_COPY_BYTES)
+        return size
 
     def close(self) -> None:
         """Close the socket; replies already given still go out, for a while."""
         self._socket.close()
+        self._connections.close()
         forget(self.endpoint)
+
+
+_stuck_since = attrgetter("stuck_since")

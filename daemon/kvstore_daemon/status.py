@@ -26,6 +26,8 @@ class Counters:
     requests: int = 0
     operations: int = 0
     requests_refused: int = 0
+    requests_dropped: int = 0
+    peers_cut_off: int = 0
     expiries: int = 0
     groups_committed: int = 0
     requests_committed: int = 0

@@ -115,6 +115,9 @@ _DAEMON = (
     Named("kvstore_requests_total", COUNTER, "Requests that the daemon received."),
     Named("kvstore_requests_refused_total", COUNTER, "Requests that it answered with an error as a whole."),
     Named("kvstore_requests_pending", GAUGE, "Requests that it has not answered yet."),
+    Named("kvstore_requests_dropped_total", COUNTER, "Requests whose sender had gone before they were done."),
+    Named("kvstore_replies_untaken_bytes", GAUGE, "Of replies that peers have not taken yet."),
+    Named("kvstore_peers_cut_off_total", COUNTER, "Connections closed because the peer took no replies."),
     Named("kvstore_operations_total", COUNTER, "Operations that it was asked for.", ("op",)),
     Named("kvstore_commits_total", COUNTER, "Commits that changed something."),
     Named("kvstore_commit_requests_total", COUNTER, "Requests that took part in them."),
@@ -285,6 +288,7 @@ def _state(status: Mapping[str, Any]) -> Iterator[Metric]:
         ("kvstore_disk_bytes", status["disk_bytes"]),
         ("kvstore_disk_free_bytes", status["disk_free_bytes"]),
         ("kvstore_requests_pending", status["pending"]),
+        ("kvstore_replies_untaken_bytes", status["untaken_bytes"]),
         ("kvstore_last_commit_timestamp_seconds", _seconds(status["newest_event_at"])),
         ("kvstore_subscriptions", status["subscriptions"]),
     ):
@@ -295,6 +299,8 @@ def _work(counters: Mapping[str, Any], commits: Mapping[str, Any]) -> Iterator[M
     for name, value in (
         ("kvstore_requests_total", counters["requests"]),
         ("kvstore_requests_refused_total", counters["requests_refused"]),
+        ("kvstore_requests_dropped_total", counters["requests_dropped"]),
+        ("kvstore_peers_cut_off_total", counters["peers_cut_off"]),
         ("kvstore_commits_total", commits["count"]),
         ("kvstore_commit_requests_total", commits["requests"]),
         ("kvstore_expiries_total", counters["expiries"]),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from typing import Any
 
+import pytest
 import zmq
 
 from support import Daemon
+from support.waiting import wait_until
 from support.wire import Peer, get, pack, put, unpack
-from support.zmtp import RawPeer
+from support.zmtp import RawPeer, message
 
 UNSEEDED = 1804289383
 """What glibc's ``rand`` gives first where nobody has seeded it."""
@@ -77,3 +80,139 @@ def test_the_frames_before_the_empty_one_have_a_limit_together(
         dealer.send_multipart([b"x" * (size - 7), *[b"y"] * 7, b"", *pack({"op": "status"})])
         *_, reply = dealer.recv_multipart()
         assert ("results" in unpack([reply])) == is_taken
+
+
+# ── who does not take replies ────────────────────────────────────────────────────────────────────
+
+MIB = 1024 * 1024
+PAGE = 4 * MIB
+WINDOW = 8 * MIB
+
+
+@pytest.fixture
+def filled(start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]) -> Callable[..., Daemon]:
+    """``filled()``: a daemon whose keys ``b0`` to ``b3`` have 1 MiB each."""
+
+    def filled(**options: int) -> Daemon:
+        daemon = start_daemon(**options)
+        connect(daemon).ask(*(put(f"b{number}", bytes(MIB)) for number in range(4)))
+        return daemon
+
+    return filled
+
+
+ASK_FOR_A_PAGE = [b"", *pack(*(get(f"b{number}") for number in range(4)))]
+
+
+def status_of(peer: Peer) -> dict[str, Any]:
+    return peer.ask({"op": "status"})[0]
+
+
+def test_nothing_is_read_for_a_peer_that_does_not_take_its_replies(
+    filled: Callable[..., Daemon], connect: Callable[..., Peer]
+) -> None:
+    daemon = filled()
+    peer = connect(daemon)
+    asked = 25
+    with RawPeer(daemon.requests, b"DEALER") as silent:
+        for _ in range(asked):
+            silent.send(*ASK_FOR_A_PAGE)
+        wait_until(lambda: status_of(peer)["pending"] > 1 and status_of(peer)["untaken_bytes"] >= WINDOW)
+        for _ in range(50):
+            status = status_of(peer)
+            assert status["untaken_bytes"] <= WINDOW + 2 * PAGE
+            assert peer.ask(get("b0"))[0]["value"] == bytes(MIB)
+        assert status["counters"]["bytes_replied"] < (asked + 50) * PAGE
+        # once it reads, it gets the rest
+        received = 0
+        while received < asked * PAGE:
+            received += len(silent.socket.recv(MIB))
+        wait_until(lambda: status_of(peer)["untaken_bytes"] == 0)
+    assert status_of(peer)["counters"]["peers_cut_off"] == 0
+
+
+def test_what_a_peer_that_has_gone_wanted_to_read_is_dropped_and_its_writes_are_done(
+    filled: Callable[..., Daemon], connect: Callable[..., Peer]
+) -> None:
+    daemon = filled()
+    peer = connect(daemon)
+    with RawPeer(daemon.requests, b"DEALER") as silent:
+        for _ in range(100):
+            silent.send(*ASK_FOR_A_PAGE)
+        silent.send(b"", *pack(put("last words")))
+        wait_until(lambda: status_of(peer)["pending"] > 50)
+    wait_until(lambda: "value" in peer.ask(get("last words"))[0])
+    status = wait_until(lambda: (found := status_of(peer))["pending"] == 1 and found)
+    assert status["counters"]["requests_dropped"] > 50
+    assert status["untaken_bytes"] == 0
+
+
+def test_who_fills_the_room_for_requests_and_takes_nothing_stops_nobody(
+    filled: Callable[..., Daemon], connect: Callable[..., Peer]
+) -> None:
+    daemon = filled(max_pending_requests=40)
+    peer = connect(daemon)
+    with ExitStack() as stack:
+        for _ in range(8):
+            silent = stack.enter_context(RawPeer(daemon.requests, b"DEALER"))
+            for _ in range(30):
+                silent.send(*ASK_FOR_A_PAGE)
+            assert peer.ask(get("b0"))
+        wait_until(lambda: status_of(peer)["counters"]["peers_cut_off"])
+
+
+def test_replies_that_nobody_takes_are_bounded_in_all(
+    filled: Callable[..., Daemon], connect: Callable[..., Peer]
+) -> None:
+    daemon = filled()
+    peer = connect(daemon)
+    with ExitStack() as stack:
+        for _ in range(40):
+            silent = stack.enter_context(RawPeer(daemon.requests, b"DEALER"))
+            for _ in range(6):
+                silent.send(*ASK_FOR_A_PAGE)
+            assert status_of(peer)["untaken_bytes"] <= 256 * MIB
+        wait_until(lambda: status_of(peer)["counters"]["peers_cut_off"])
+    assert "does not take its replies" in daemon.stderr
+
+
+def test_one_peers_reads_are_done_in_turns_with_anothers(
+    daemon: Daemon, connect: Callable[..., Peer]
+) -> None:
+    peer = connect(daemon, zmq.DEALER).socket
+    filler = connect(daemon)
+    for number in range(20):
+        filler.ask(*(put(f"{number}/{index}", bytes(1000)) for index in range(50)))
+    with RawPeer(daemon.requests, b"DEALER") as greedy:
+        read_log = message(b"", *pack({"op": "events", "since": 0, "values": False}))
+        greedy.socket.sendall(read_log * 300)
+        seen: list[int] = []
+        while not seen or seen[-1] < 50:
+            for _ in range(2):
+                peer.send_multipart([b"", *pack({"op": "status"})])
+            for _ in range(2):
+                [result] = unpack(peer.recv_multipart()[1:])["results"]
+                seen.append(result["counters"]["operations_by_name"].get("events", 0))
+            greedy.socket.setblocking(False)
+            with suppress(BlockingIOError):
+                while greedy.socket.recv(MIB):
+                    pass
+            greedy.socket.setblocking(True)
+        between = sorted(second - first for first, second in zip(seen[::2], seen[1::2], strict=True))
+        assert between[len(between) // 2] <= 8
+
+
+def test_one_peers_writes_are_committed_in_turns_with_anothers(
+    daemon: Daemon, connect: Callable[..., Peer]
+) -> None:
+    greedy, peer = connect(daemon, zmq.DEALER).socket, connect(daemon)
+    sent = 45
+    batch = [b"", *pack(*(put(f"k{number}", b"") for number in range(1_000)))]
+    for _ in range(sent):
+        greedy.send_multipart(batch)
+    status = wait_until(lambda: (found := status_of(peer))["pending"] > 27 and found)
+    [mine] = peer.ask(put("mine"))
+    # after the group that is under way, in the next one
+    assert mine["revision"] < status["revision"] + 22_000
+    for _ in range(sent):
+        greedy.recv_multipart()
