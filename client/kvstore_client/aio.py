@@ -144,11 +144,21 @@ class AsyncClient:
         *,
         content_type: str | None = None,
         ttl: float | None = None,
+        keep_ttl: bool = False,
+        expires_at: int | None = None,
         if_revision: int | None = None,
         timeout: float | None = None,
     ) -> Written:
         """See :meth:`Client.put`."""
-        command = commands.put(key, value, content_type=content_type, ttl=ttl, if_revision=if_revision)
+        command = commands.put(
+            key,
+            value,
+            content_type=content_type,
+            ttl=ttl,
+            keep_ttl=keep_ttl,
+            expires_at=expires_at,
+            if_revision=if_revision,
+        )
         return await self.run(command, timeout=timeout)
 
     async def create(

@@ -171,16 +171,27 @@ class Client:
         *,
         content_type: str | None = None,
         ttl: float | None = None,
+        keep_ttl: bool = False,
+        expires_at: int | None = None,
         if_revision: int | None = None,
         timeout: float | None = None,
     ) -> Written:
         """Store ``value``; once this returns it is durable (with the daemon's ``sync=always``).
 
-        ``ttl`` in seconds; a put without one clears the key's TTL. ``if_revision`` is the revision
+        ``ttl`` in seconds; a put without one clears the key's TTL, unless ``keep_ttl`` leaves its end as
+        it is or ``expires_at`` names it, in milliseconds since the epoch. ``if_revision`` is the revision
         that the record must have, 0 for "must not exist"; raises ``condition_failed`` otherwise, with
         the present one in ``details["revision"]``.
         """
-        command = commands.put(key, value, content_type=content_type, ttl=ttl, if_revision=if_revision)
+        command = commands.put(
+            key,
+            value,
+            content_type=content_type,
+            ttl=ttl,
+            keep_ttl=keep_ttl,
+            expires_at=expires_at,
+            if_revision=if_revision,
+        )
         return self.run(command, timeout=timeout)
 
     def create(

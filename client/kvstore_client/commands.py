@@ -159,12 +159,17 @@ def put(
     *,
     content_type: str | None = None,
     ttl: float | None = None,
+    keep_ttl: bool = False,
+    expires_at: int | None = None,
     if_revision: int | None = None,
 ) -> Command[Written]:
-    """Store ``value``. Without ``ttl`` it stays until it is changed. ``if_revision`` must be the
-    record's revision, 0 for "must not exist"; ``condition_failed`` tells the present one."""
+    """Store ``value``. It stays until it is changed unless one of these is given: ``ttl``; ``keep_ttl``,
+    to leave the end of the time to live that the key has as it is; ``expires_at``, in milliseconds since
+    the epoch. ``if_revision`` must be the record's revision, 0 for "must not exist"; ``condition_failed``
+    tells the present one."""
     raw = bytes(memoryview(value))
-    if content_type is None and ttl is None and if_revision is None and is_plain_key(key):
+    is_plain = content_type is None and ttl is None and expires_at is None and if_revision is None
+    if is_plain and not keep_ttl and is_plain_key(key):
         # as in get
         return Command({"op": "put", "key": key, "size": len(raw)}, _written, raw)
     return _command(
@@ -175,6 +180,8 @@ def put(
         size=len(raw),
         content_type=content_type,
         ttl=ttl,
+        keep_ttl=keep_ttl or None,
+        expires_at=expires_at,
         if_revision=if_revision,
     )
 

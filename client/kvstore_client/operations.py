@@ -39,13 +39,15 @@ class Field(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One row. ``has_value`` says that the op's ``size`` bytes of the value frame belong to it."""
+    """One row. ``has_value`` says that the op's ``size`` bytes of the value frame belong to it; of the
+    ``exclusive`` fields at most one may stand in an op."""
 
     name: str
     writes: bool
     fields: dict[str, Field]
     meaning: str
     has_value: bool = False
+    exclusive: tuple[str, ...] = ()
 
 
 def _is_int(low: int, high: int) -> Check:
@@ -126,10 +128,13 @@ OPERATIONS: dict[str, Operation] = {
                 "size": Field(_is_int(0, 2**40), "the number of the value's bytes", required=True),
                 "content_type": Field(is_media_type, "printable ASCII of 1 to 255 characters"),
                 "ttl": _TTL,
+                "keep_ttl": _FLAG,
+                "expires_at": Field(_is_int(1, 2**53 - 1), "a time in milliseconds since 1970-01-01 UTC"),
                 "if_revision": _IF_REVISION,
             },
-            "store a value; a put without ttl clears the key's TTL",
+            "store a value; a put without ttl, keep_ttl or expires_at clears the key's TTL",
             has_value=True,
+            exclusive=("ttl", "keep_ttl", "expires_at"),
         ),
         Operation("delete", True, {"key": _KEY, "if_revision": _IF_REVISION}, "remove one key"),
         Operation(
@@ -237,7 +242,16 @@ def check_operation(op: Any, index: int) -> Operation:
     for field_name in _REQUIRED[row.name]:
         if field_name not in op:
             raise KvError("bad_request", f"ops[{index}]: {row.name} needs {field_name!r}", op=index)
+    if row.exclusive:
+        _check_exclusive(op, row, index)
     return row
+
+
+def _check_exclusive(op: dict[str, Any], row: Operation, index: int) -> None:
+    given = [name for name in row.exclusive if op.get(name) not in (None, False)]
+    if len(given) > 1:
+        message = f"ops[{index}]: {' and '.join(given)} exclude each other; {row.name} takes one of them"
+        raise KvError("bad_request", message, op=index)
 
 
 _REQUIRED = {

@@ -22,6 +22,8 @@ def _put(op: Op, value: bytes) -> Write:
         op.get("content_type", DEFAULT_CONTENT_TYPE),
         _ttl_ms(op),
         op.get("if_revision"),
+        keep_ttl=op.get("keep_ttl", False),
+        expires_at=op.get("expires_at"),
     )
 
 

@@ -16,11 +16,21 @@ from kvstore_http.bodies import JSON, read_json, require_type, send_json
 from kvstore_http.collaborators import Link
 from kvstore_http.conditions import refuse_conditions, send_once
 from kvstore_http.problems import problem
-from kvstore_http.query import TTL, read_query
+from kvstore_http.query import EXPIRES_AT, TTL, read_query
 from kvstore_http.records import reply_json
 
 OPS = ("get", "put", "delete", "delete_prefix", "incr", "touch", "persist")
-_PUT_FIELDS = ("op", "key", "value", "value_b64", "content_type", "ttl", "if_revision")
+_PUT_FIELDS = (
+    "op",
+    "key",
+    "value",
+    "value_b64",
+    "content_type",
+    "ttl",
+    "keep_ttl",
+    "expires_at",
+    "if_revision",
+)
 
 
 class _Batch(NamedTuple):
@@ -95,6 +105,8 @@ def _parsed_op(entry: Any, index: int) -> tuple[dict[str, Any], bytes | None]:
         op, value = _put(entry, index) if entry["op"] == "put" else (dict(entry), None)
         if type(op.get("ttl")) is str:
             op["ttl"] = TTL.read(op["ttl"])
+        if type(op.get("expires_at")) is str:
+            op["expires_at"] = EXPIRES_AT.read(op["expires_at"])
         check_operation(op, index)
         check_keys(op)
     except KvError as error:

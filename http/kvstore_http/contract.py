@@ -23,7 +23,8 @@ OPENMETRICS = "application/openmetrics-text"
 
 NOTHING = known()
 GET_KEY = known(q.FORMAT, q.REVISION, q.WAIT, q.SINCE)
-PUT_KEY = known(q.TTL)
+PUT_KEY = known(q.TTL, q.KEEP_TTL, q.EXPIRES_AT)
+PATCH_KEY = known(q.TTL)
 LIST = known(q.PREFIX, q.START, q.END, q.LIMIT, q.CURSOR, q.KEYS, q.COUNT)
 DELETE_PREFIX = known(q.DELETED_PREFIX)
 JUST_KEY = known(q.KEY)
@@ -135,7 +136,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/v1/kv/{key}",
         "Merge a patch into a JSON value",
         _STORED,
-        PUT_KEY,
+        PATCH_KEY,
         _CONDITIONS,
         (MERGE_PATCH,),
         _PATCH_ERRORS,
@@ -181,7 +182,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/v1/kv",
         "Merge a patch into the JSON value of ?key=",
         _STORED,
-        {**JUST_KEY, **PUT_KEY},
+        {**JUST_KEY, **PATCH_KEY},
         _CONDITIONS,
         (MERGE_PATCH,),
         _PATCH_ERRORS,

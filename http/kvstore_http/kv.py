@@ -10,6 +10,7 @@ from typing import Any, Final
 import falcon
 
 from kvstore_client.errors import KvError
+from kvstore_client.operations import OPERATIONS
 from kvstore_http import contract
 from kvstore_http.asof import read_as_of
 from kvstore_http.bodies import (
@@ -34,7 +35,18 @@ from kvstore_http.conditions import (
     write,
 )
 from kvstore_http.mergepatch import Patch
-from kvstore_http.query import EMPTY, FORMAT, REVISION, SINCE, TTL, WAIT, Query, read_query
+from kvstore_http.query import (
+    EMPTY,
+    EXPIRES_AT,
+    FORMAT,
+    KEEP_TTL,
+    REVISION,
+    SINCE,
+    TTL,
+    WAIT,
+    Query,
+    read_query,
+)
 from kvstore_http.records import http_date, reply_json, timestamp
 from kvstore_http.waiting import WAITS, Unchanged, read_after_change
 
@@ -103,13 +115,19 @@ class KeyResource:
     def put(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
         environ = req.env
         op: dict[str, Any] = {"op": "put", "key": key, "content_type": value_type(environ)}
-        ttl = query.get(TTL)
+        ttl, expires_at = query.get(TTL), query.get(EXPIRES_AT)
+        if query.get(KEEP_TTL):
+            op["keep_ttl"] = True
+        if expires_at is not None:
+            op["expires_at"] = expires_at
         if BODY_AWAITED in environ:
             check_write(environ)
             self._check_size(int(environ["CONTENT_LENGTH"]))
         value = read_value(environ)
         if ttl is not None:
             op["ttl"] = ttl
+        if query is not EMPTY:
+            _refuse_several_ends(op)
         send_written(resp, key, write(self._link, environ, op, value))
 
     def _check_size(self, size: int) -> None:
@@ -129,7 +147,7 @@ class KeyResource:
         send_json(resp, {"key": key, **result})
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
-        self.patch(req, resp, key, read_query(req.env, contract.PUT_KEY))
+        self.patch(req, resp, key, read_query(req.env, contract.PATCH_KEY))
 
     def patch(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
         require_type(req.env, MERGE_PATCH, header="accept_patch")
@@ -139,6 +157,13 @@ class KeyResource:
             check_write(req.env)
         patch = Patch(read_body(req.env), key, query.get(TTL))
         send_written(resp, key, read_then_write(self._link, key, condition_of(req.env), patch.applied_to))
+
+
+def _refuse_several_ends(op: dict[str, Any]) -> None:
+    """The daemon would refuse it too, but in its own words."""
+    given = [name for name in OPERATIONS["put"].exclusive if name in op]
+    if len(given) > 1:
+        raise KvError("bad_request", f"{' and '.join(given)} exclude each other", parameter=given[0])
 
 
 def send_written(resp: falcon.Response, key: str, result: dict[str, Any]) -> None:

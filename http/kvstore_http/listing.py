@@ -37,6 +37,7 @@ DEFAULT_LIMIT = 100
 
 _GET = {**contract.JUST_KEY, **contract.GET_KEY}
 _PUT = {**contract.JUST_KEY, **contract.PUT_KEY}
+_PATCH = {**contract.JUST_KEY, **contract.PATCH_KEY}
 
 
 class CollectionResource:
@@ -53,7 +54,7 @@ class CollectionResource:
         self._one.put(req, resp, query.required(KEY), query)
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response) -> None:
-        query = read_query(req.env, _PUT)
+        query = read_query(req.env, _PATCH)
         self._one.patch(req, resp, query.required(KEY), query)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:

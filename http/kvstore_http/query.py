@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from kvstore_client.errors import KvError
@@ -130,6 +131,9 @@ def _decoded(raw: str, name: str) -> str:
 # ── parsers ──────────────────────────────────────────────────────────────────────────────────────
 
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?", re.ASCII)
+_MOMENT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", re.ASCII
+)
 _UNIT_SECONDS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$"
 
@@ -148,6 +152,18 @@ def parse_ttl(text: str) -> float:
     if not 0.001 <= seconds <= MAX_TTL_SECONDS:
         raise ValueError(text)
     return seconds
+
+
+def parse_moment(text: str) -> int:
+    """A date and time of RFC 3339 in milliseconds since the epoch; raises ValueError."""
+    # the plus of an offset is a space in a query that was not encoded
+    match = _MOMENT.fullmatch(text.replace(" ", "+") if " " not in text[:11] else text)
+    if match is None:
+        raise ValueError(text)
+    moment = datetime.fromisoformat(match[0]).timestamp()
+    if moment <= 0:
+        raise ValueError(text)
+    return round(moment * 1000)
 
 
 def _parse_wait(text: str) -> float:
@@ -241,6 +257,14 @@ TTL = Parameter(
     "a time such as 30, 30s, 500ms, 5m, 2h or 7d, from 1ms to 100 years",
     "after this time the key is gone; a number without a unit is seconds",
     _DURATION_SCHEMA,
+)
+KEEP_TTL = Parameter("keep_ttl", _parse_flag, _FLAG, "1: the key expires when it would have", _FLAG_SCHEMA)
+EXPIRES_AT = Parameter(
+    "expires_at",
+    parse_moment,
+    "a date such as 2026-01-31T12:00:00.000Z",
+    "from this moment on the key is gone",
+    {"type": "string", "format": "date-time"},
 )
 FORMAT = Parameter(
     "format",

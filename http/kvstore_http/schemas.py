@@ -53,6 +53,8 @@ _BATCH_OP: Schema = {
     "key": _TEXT,
     "content_type": _TEXT,
     "ttl": {"type": ["number", "string"], "description": "seconds, or a text such as 5m"},
+    "keep_ttl": _FLAG,
+    "expires_at": {"type": ["string", "integer"], "description": "a date, or milliseconds since 1970"},
     "if_revision": _INTEGER,
     "by": _INTEGER,
     "prefix": _TEXT,

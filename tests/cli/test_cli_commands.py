@@ -134,6 +134,9 @@ def test_a_ttl_can_be_given_changed_and_taken_away(kvstore: Kvstore) -> None:
     first = kvstore.lines("get", "--json", "ttl")[0]["expires_at"]
     kvstore.out("touch", "ttl", "--ttl", "2d")
     assert kvstore.lines("get", "--json", "ttl")[0]["expires_at"] > first
+    moment = kvstore.lines("get", "--json", "ttl")[0]["expires_at"]
+    kvstore.out("put", "ttl", "w", "--keep-ttl")
+    assert kvstore.lines("get", "--json", "ttl")[0]["expires_at"] == moment
     kvstore.out("persist", "ttl")
     assert "expires_at" not in kvstore.lines("get", "--json", "ttl")[0]
     kvstore.out("put", "ttl", "v", "--ttl", "50ms")
@@ -425,6 +428,7 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["list", "--prefix", "bad\udcff"], 2, "'bad\\xff' is not UTF-8"),
         (["subscribe", "--cursor", "nodir/x"], 2, "nodir/x: there is no folder"),
         (["put", "k", "v", "--ttl", "soon"], 2, "not a duration"),
+        (["put", "k", "v", "--ttl", "1s", "--keep-ttl"], 2, "exclude each other"),
         (["put", "k", "v", "--if-absent", "--if-revision", "3"], 2, "exclude"),
         (["delete", "--prefix", ""], 2, "everything"),
         (["wait", "k"], 2, "--exists"),

@@ -90,6 +90,21 @@ def test_incr_counts_from_zero_and_keeps_ttl_and_type(store: Store) -> None:
     assert found.expires_at == result["expires_at"] == store.clock.now + 9000
 
 
+def test_a_put_keeps_the_moment_of_expiry_or_names_one(store: Store) -> None:
+    assert "expires_at" not in store.write("put", keep_ttl=True)
+    moment = store.write("put", ttl_ms=9_000)["expires_at"]
+    store.clock.now += 1_234
+    assert store.write("put", keep_ttl=True)["expires_at"] == moment
+    assert store.write("put", expires_at=moment + 7)["expires_at"] == moment + 7
+    store.clock.now = moment + 7
+    assert store.get() is None
+    assert "expires_at" not in store.write("put", keep_ttl=True)
+    store.write("put", expires_at=store.clock.now)
+    assert store.get() is None
+    store.expire_due()
+    assert store.log().changes[-1].op == "expire"
+
+
 @pytest.mark.parametrize("value", [b"", b"x", b"1.5", b" 1", b"1\n", b"+1", b"0x1", b"9" * 20])
 def test_incr_of_what_is_no_integer_is_refused(store: Store, value: bytes) -> None:
     store.write("put", value=value)

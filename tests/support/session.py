@@ -58,8 +58,9 @@ class Session:
         return self.request("POST", target, json.dumps(body).encode(), {**JSON_TYPE, **_headers(headers)})
 
     def patch(self, target: str, patch: Any, **headers: str) -> Answer:
-        """PATCH with a merge patch."""
-        return self.request("PATCH", target, json.dumps(patch).encode(), {**PATCH_TYPE, **_headers(headers)})
+        """PATCH with a merge patch; bytes are sent as they are."""
+        body = patch if isinstance(patch, bytes) else json.dumps(patch).encode()
+        return self.request("PATCH", target, body, {**PATCH_TYPE, **_headers(headers)})
 
     def batch(self, *ops: dict[str, Any], atomic: bool = False) -> Answer:
         """POST /v1/batch of ``ops``."""

@@ -19,6 +19,7 @@ from kvstore_cli.service import Service, key_path
 @click.option(
     "--ttl", type=TIME, metavar="TIME", help="The key is gone after TIME: 30, 30s, 5m, 2h, 7d, 500ms."
 )
+@click.option("--keep-ttl", is_flag=True, help="The key expires when it would have, if it has a TTL.")
 @click.option("--if-absent", is_flag=True, help="Only if there is no such key yet.")
 @click.option(
     "--if-revision",
@@ -41,6 +42,7 @@ def command(
     key: str,
     value: str,
     ttl: int | None,
+    keep_ttl: bool,
     if_absent: bool,
     if_revision: int | None,
     content_type: str | None,
@@ -50,7 +52,7 @@ def command(
     """Store VALUE under KEY, and print the revision that this made.
 
     VALUE - reads standard input, @FILE reads a file; --literal takes either as it stands.
-    A put without --ttl takes away a TTL that the key had.
+    A put without --ttl or --keep-ttl takes away a TTL that the key had.
 
     Exit status: 0, or 4 if the condition does not hold.
 
@@ -67,7 +69,11 @@ def command(
         raise click.UsageError("--if-absent and --if-revision exclude each other")
     if content_type is not None and not (content_type.isascii() and content_type.isprintable()):
         raise click.UsageError("--content-type takes printable ASCII, such as text/html; charset=utf-8")
+    if keep_ttl and ttl is not None:
+        raise click.UsageError("--ttl and --keep-ttl exclude each other")
     query = [] if ttl is None else [("ttl", seconds(ttl))]
+    if keep_ttl:
+        query.append(("keep_ttl", "1"))
     with connected(context) as service:
         body = os.fsencode(value) if literal else given_value(value, service)
         headers = {"Content-Type": content_type or _guess_type(body)}

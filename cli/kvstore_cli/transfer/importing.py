@@ -252,15 +252,15 @@ class Importer:
         op: dict[str, Any] = {"op": "put", "key": self._policy.renamed(put.key)}
         if self._policy.if_absent:
             op["if_revision"] = 0
-        ttl_ms = put.ttl
         if put.expires_at is not None:
-            ttl_ms = put.expires_at - time.time_ns() // 1_000_000
-            if ttl_ms <= 0:
+            left_ms = put.expires_at - time.time_ns() // 1_000_000
+            if left_ms <= 0:
                 return None
-            if ttl_ms > MAX_TTL_SECONDS * 1000:
+            if left_ms > MAX_TTL_SECONDS * 1000:
                 raise ValueError("expires_at is more than 100 years from now; leave it out for ever")
-        if ttl_ms is not None:
-            op["ttl"] = ttl_ms / 1000
+            op["expires_at"] = put.expires_at
+        elif put.ttl is not None:
+            op["ttl"] = put.ttl / 1000
         return _with_value(op, put.value, put.content_type)
 
     def _sent(self, batch: _Batch, state: State) -> State:

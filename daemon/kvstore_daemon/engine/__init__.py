@@ -54,7 +54,8 @@ class Write(NamedTuple):
 
     ``op`` is ``put``, ``delete``, ``incr``, ``touch``, ``persist``, ``delete_prefix`` (``key`` is then
     the prefix and ``limit`` the most it removes) or ``expire`` (the daemon's own: remove the key if it
-    still has ``if_revision`` and its time has come). ``if_revision`` 0 means: must not exist.
+    still has ``if_revision`` and its time has come). ``if_revision`` 0 means: must not exist. A put may have
+    one of ``ttl_ms``, ``keep_ttl`` (the moment stays that the key has) and ``expires_at``.
     """
 
     op: str
@@ -65,6 +66,8 @@ class Write(NamedTuple):
     if_revision: int | None = None
     by: int = 1
     limit: int = 1000
+    keep_ttl: bool = False
+    expires_at: int | None = None
 
 
 class WriteRequest(NamedTuple):

@@ -51,7 +51,12 @@ def _check_condition(write: Write, current: Stored | None) -> None:
 
 
 def _put(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
-    expires_at = None if write.ttl_ms is None else now + write.ttl_ms
+    if write.ttl_ms is not None:
+        expires_at: int | None = now + write.ttl_ms
+    elif write.keep_ttl:
+        expires_at = None if current is None else current.expires_at
+    else:
+        expires_at = write.expires_at
     return _store(write.value, write.content_type, current, revision, now, expires_at)
 
 

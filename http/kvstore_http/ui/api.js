@@ -113,11 +113,11 @@ const condition = (revision) => (revision ? { "If-Match": `"${revision}"` } : { 
 /**
  * Store a value, once however often it is sent under the same `number`.
  * @param {string} key @param {Uint8Array} bytes
- * @param {{ contentType: string, ttl?: string, revision: number, number: string }} how
+ * @param {{ contentType: string, ttl?: string, keepsTtl?: boolean, revision: number, number: string }} how
  * @returns {Promise<Fields>}
  */
-export const put = (key, bytes, { contentType, ttl, revision, number }) =>
-  ask("PUT", "v1/kv", { key, ttl }, {
+export const put = (key, bytes, { contentType, ttl, keepsTtl, revision, number }) =>
+  ask("PUT", "v1/kv", { key, ttl, keep_ttl: keepsTtl ? "1" : undefined }, {
     headers: { "Content-Type": contentType, "Idempotency-Key": number, ...condition(revision) },
     body: /** @type {any} */ (bytes),
   });

@@ -212,15 +212,8 @@ export class Editor {
   #how(key) {
     const { contentType, expiry, ttl, base } = this.draft;
     const what = JSON.stringify([key, this.isFileWanted ? [this.file?.name, this.file?.lastModified] : this.draft.text, contentType, expiry, ttl, base.revision]);
-    if (what !== this.attempt.what) this.attempt = { what, number: writeNumber(), ttl: this.#ttl() };
-    return { contentType: contentType || "application/octet-stream", revision: base.revision, number: this.attempt.number, ttl: this.attempt.ttl };
-  }
-
-  #ttl() {
-    const { expiry, ttl, base } = this.draft;
-    if (expiry === "set") return ttl.trim();
-    if (expiry !== "keep" || !base.expiresAt) return undefined;
-    return `${Math.max(1, Math.round(Date.parse(base.expiresAt) - serviceNow()))}ms`;
+    if (what !== this.attempt.what) this.attempt = { what, number: writeNumber() };
+    return { contentType: contentType || "application/octet-stream", revision: base.revision, number: this.attempt.number, ttl: expiry === "set" ? ttl.trim() : undefined, keepsTtl: expiry === "keep" };
   }
 
   /** @param {boolean} isSaving */
