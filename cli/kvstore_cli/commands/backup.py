@@ -76,8 +76,8 @@ def _to_output(folder: Path, report: Report) -> Backup:
 
 
 def _to_file(folder: Path, path: Path, report: Report, *, replace: bool) -> Backup:
+    from kvstore_client.files import steadily, whole_file
     from kvstore_daemon.engine.backup import back_up
-    from kvstore_daemon.engine.files import steadily, whole_file
 
     try:
         with whole_file(path, replace=replace) as file:

@@ -40,12 +40,13 @@ from kvstore_daemon.engine import (
 )
 from kvstore_daemon.engine.clock import Step, StoreClock, boot_id, machine_clock
 from kvstore_daemon.engine.measures import Commits
-from kvstore_daemon.engine.mirror import DRAFT, Applying, Mirror, damaged
+from kvstore_daemon.engine.mirror import Applying, Mirror, damaged
 from kvstore_daemon.engine.ownership import Ownership, unusable
 from kvstore_daemon.engine.planning import GROWING, NEEDS_VALUE, Plan, plan
 from kvstore_daemon.engine.replies import Replies
 from kvstore_daemon.engine.rows import NOWHERE, DamageError, encode_place
 from kvstore_daemon.engine.space import Space
+from kvstore_daemon.engine.trouble import NO_ROOM, errno_of, trouble
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,11 @@ class LmdbEngine:
         """Open or create the store in the data folder and start the writer.
 
         Raises ``not_allowed`` if another daemon owns the folder or it cannot be used,
-        ``unsupported_version`` if a newer kvstore wrote it, ``damaged`` if LMDB cannot read it.
+        ``unsupported_version`` if a newer kvstore wrote it, ``damaged`` if LMDB cannot read it, and
+        what a disk that fails or is full calls for. A store that could not be made leaves nothing behind.
         """
+        if "\0" in self._settings.data:
+            raise KvError("bad_request", "--data has a NUL in it, as no path can have")
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             patiently(self._ownership.take)
@@ -86,11 +90,29 @@ class LmdbEngine:
             raise KvError("not_allowed", unusable(self._folder, error)) from error
         try:
             self._open_store()
+        except OSError as error:
+            self._ownership.release()
+            raise trouble(self._folder, error) from error
         except BaseException:
             self._ownership.release()
             raise
 
     def _open_store(self) -> None:
+        self._space = Space(self._folder, self._settings.max_store_bytes)
+        try:
+            self._open_mirror()
+        except KvError as error:
+            # a start writes a little, and on a full disk the ballast is there for that
+            if error.code != "store_full" or not self._space.release():
+                raise
+            self._open_mirror()
+        try:
+            self._start_writer()
+        except BaseException:
+            self._mirror.close()
+            raise
+
+    def _open_mirror(self) -> None:
         settings = self._settings
         reserve = max(settings.max_store_bytes // 4, 64 * 1024 * 1024)
         self._mirror = Mirror(
@@ -99,9 +121,13 @@ class LmdbEngine:
             sync=settings.sync == "always",
             clock=self._clock,
         )
-        (self._folder / "lmdb" / DRAFT).unlink(missing_ok=True)
+
+    def _start_writer(self) -> None:
+        try:
+            self._writer = Writer(self._mirror, self._settings, self._space, self._inbox, self._deliver)
+        except lmdb.Error as error:
+            raise trouble(self._folder / "lmdb" / "data.mdb", error) from error
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._writer = Writer(self._mirror, settings, self._inbox, self._deliver)
         self._writer.start()
         self._open = True
 
@@ -198,7 +224,8 @@ class LmdbEngine:
             max_store_bytes=self._settings.max_store_bytes,
             disk_bytes=disk.size,
             disk_free_bytes=disk.free,
-            writes_refused=self._writer.broken or self._writer.space.shortage(counts.store_bytes),
+            writes_refused=self._writer.broken
+            or self._writer.space.shortage(counts.file_bytes, lambda: counts.store_bytes),
             commits=self._writer.commits,
             clock=self._clock.state(),
         )
@@ -220,6 +247,7 @@ class Writer(threading.Thread):
         self,
         mirror: Mirror,
         settings: EngineSettings,
+        space: Space,
         inbox: queue.SimpleQueue[Sequence[WriteRequest] | None],
         deliver: Any,
     ) -> None:
@@ -231,7 +259,13 @@ class Writer(threading.Thread):
         self._replies = Replies(mirror.env)
         self.commits = Commits()
         self.broken: KvError | None = None
-        self.space = Space(Path(settings.data), settings.max_store_bytes)
+        self.space = space
+        retention = settings.retention
+        self._retention = retention._replace(bytes=space.log_bytes(retention.bytes))
+        if self._retention != retention:
+            log.info(
+                "the log is kept to %d bytes, a quarter of what there is room for", self._retention.bytes
+            )
         self._trim_due_at = 0
         self._has_new_time = False
         self._reader_check_due_at = 0
@@ -302,10 +336,17 @@ class Writer(threading.Thread):
             self.commits.sync_seconds.count(time.perf_counter() - started)
 
     def _end(self) -> None:
-        self._mirror.env.sync(True)
-        with self._mirror.env.begin(write=True) as txn:
-            txn.delete(b"unsynced", db=self._mirror.meta)
-        self._mirror.env.sync(True)
+        """Leave a store of which all is on disk. What a failed commit left is not made to look like one: its
+        mark stays, for the next start."""
+        if self.broken is not None:
+            return
+        try:
+            self._mirror.env.sync(True)
+            with self._mirror.env.begin(write=True) as txn:
+                txn.delete(b"unsynced", db=self._mirror.meta)
+            self._mirror.env.sync(True)
+        except lmdb.Error as error:
+            log.error("the last sync before the end failed: %s", error)
 
     def _serve(self, requests: list[WriteRequest]) -> None:
         changes, answers = self._commit(requests)
@@ -333,7 +374,9 @@ class Writer(threading.Thread):
         """
         if isinstance(error, lmdb.MapFullError | lmdb.DiskError):
             return True
-        return isinstance(error, lmdb.Error) and self.space.is_used_up()
+        if not isinstance(error, lmdb.Error) or isinstance(error, lmdb.PanicError):
+            return False
+        return errno_of(error) in NO_ROOM or self.space.is_used_up()
 
     def _commit_one_by_one(self, requests: list[WriteRequest]) -> Outcome:
         """After a transaction found no room: let those through that still find some."""
@@ -344,7 +387,7 @@ class Writer(threading.Thread):
                 more_changes, more_answers = self._attempt([request])
             except Exception as error:
                 if self._found_no_room(error):
-                    answers.append(Answer(request.ticket, None, self.space.disk_full()))
+                    answers.append(self._no_room(request))
                 else:
                     answers += self._break([request], error)
             else:
@@ -352,12 +395,28 @@ class Writer(threading.Thread):
                 answers += more_answers
         return changes, answers
 
+    def _no_room(self, request: WriteRequest) -> Answer:
+        answer = Answer(request.ticket, None, self.space.disk_full())
+        if request.client is not None:
+            self._replies.keep_refusal(request, answer)
+        return answer
+
     def _break(self, requests: list[WriteRequest], error: Exception) -> list[Answer]:
         """Take no more writes. After a failed sync nobody knows what is on the disk: the kernel may
-        have dropped the pages, and a second sync would succeed without having written them."""
-        log.critical("a commit failed; writes are refused from now on", exc_info=error)
+        have dropped the pages, and a second sync would succeed without having written them.
+
+        The environment is not touched any more from here on: a reader may have to open it anew.
+        """
         reason = f"a commit failed ({error}); writes are refused until the daemon is restarted"
         self.broken = KvError("internal", reason)
+        self._unsynced_since = None
+        self._mirror.given_up.set()
+        # of an error that is not the disk's, where it came from is worth knowing
+        log.critical(
+            "a commit failed (%s); writes are refused until the daemon is restarted, reads go on",
+            error,
+            exc_info=None if isinstance(error, lmdb.Error) else error,
+        )
         unknown = KvError("internal", reason, outcome="unknown")
         return [Answer(request.ticket, None, unknown) for request in requests]
 
@@ -378,7 +437,7 @@ class Writer(threading.Thread):
             answers = [self._answer(txn, transaction, request) for request in requests]
             written = len(applying.changes)
             budget = 2 * written + 16 if requests else _IDLE_TRIM_EVENTS
-            trim_due_at = applying.trim(self._settings.retention, budget, self._trim_due_at)
+            trim_due_at = applying.trim(self._retention, budget, self._trim_due_at)
             self._replies.forget(txn, clock.running(), written + 1)
             if self._has_new_time:
                 self._mirror.keep_time(txn)
@@ -398,10 +457,7 @@ class Writer(threading.Thread):
             self.commits.sync_seconds.count(done - applied)
 
     def _refusal(self, txn: lmdb.Transaction[bytes]) -> KvError | None:
-        used_bytes = self._mirror.file_bytes()
-        if used_bytes >= self._settings.max_store_bytes:
-            used_bytes = self._mirror.used_bytes(txn)
-        return self.space.refusal(used_bytes)
+        return self.space.refusal(self._mirror.file_bytes(), lambda: self._mirror.used_bytes(txn))
 
     def _answer(
         self, txn: lmdb.Transaction[bytes], transaction: Transaction, request: WriteRequest

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,19 +48,21 @@ from kvstore_daemon.engine import (
     rows,
 )
 from kvstore_daemon.engine.clock import GRACE_MS, Step, StoreClock
+from kvstore_daemon.engine.creation import FORMAT, ensure_store, new_epoch
 from kvstore_daemon.engine.envelope import Buffer
 from kvstore_daemon.engine.rows import NOWHERE, DamageError, LogPosition, LogRow, Place
+from kvstore_daemon.engine.trouble import trouble
 from kvstore_daemon.engine.wholeness import refuse_no_store, refuse_part
-
-FORMAT = 2
-
-DRAFT = "new.mdb"
-"""The name of a file that is to become the store's; one that is left over is worth nothing."""
 
 # how many rows one call looks at before it hands back a cursor; some 10 ms at the worst
 _SCAN_LIMIT = 10_000
 _COUNT_LIMIT = 20_000
 _READ_BYTES = 4 * 1024 * 1024
+
+_GIVE_UP_SECONDS = 10.0
+
+_PAGE_BYTES = 4096
+_PAGE_HEAD = 16
 
 _TIME = struct.Struct(">Q")
 _NOWHERE = NOWHERE.encode()
@@ -101,45 +103,60 @@ class Mirror:
 
     def __init__(self, folder: Path, *, map_size: int, sync: bool, clock: StoreClock) -> None:
         refuse_no_store(folder)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ensure_store(folder)
         self.clock = clock
+        self.given_up = threading.Event()
+        """Set by the writer once a commit failed and it will not touch the environment again."""
+        self._file = folder / "data.mdb"
+        self._map_size = map_size
+        self._is_closed = False
         try:
             self.env = _open_environment(folder, map_size, sync=sync)
             refuse_part(folder, self.env)
-            self.data, self.log_rows, self.expiry, self.graves, self.meta = self._open_tables(folder)
-        except lmdb.Error as error:
-            raise KvError(
-                "damaged", f"the store in {folder} cannot be opened: {error}; restore a backup"
-            ) from error
-        self.page_size: int = self.env.stat()["psize"]
-        with self.env.begin(write=True) as txn:
-            self.epoch = self._ensure_epoch(txn)
-            self.step_at_start = self._begin_time(txn)
+            with self.env.begin(write=True) as txn:
+                self._check_format(folder, txn)
+            self._open_tables(create=True)
+            self.page_size: int = self.env.stat()["psize"]
+            with self.env.begin(write=True) as txn:
+                self.epoch = self._ensure_epoch(txn)
+                self.step_at_start = self._begin_time(txn)
+        except (lmdb.Error, OSError) as error:
+            self._let_go()
+            raise trouble(self._file, error) from error
+        except KvError:
+            self._let_go()
+            raise
 
-    def _open_tables(self, folder: Path) -> tuple[Any, Any, Any, Any, Any]:
-        meta = self.env.open_db(b"meta")
-        with self.env.begin(write=True) as txn:
-            found = int(txn.get(b"format", b"%d" % FORMAT, db=meta))
-            if found < FORMAT:
-                raise KvError(
-                    "unsupported_version",
-                    f"the store in {folder} has format {found}, which no release wrote; this kvstore reads "
-                    f"format {FORMAT}: copy the keys over with the version that wrote it, or begin anew",
-                )
-            if found > FORMAT:
-                raise KvError(
-                    "unsupported_version",
-                    f"the store in {folder} has format {found}; this kvstore reads up to {FORMAT}: "
-                    "install the newer version that wrote it",
-                )
-            txn.put(b"format", b"%d" % FORMAT, db=meta)
-        return (
-            self.env.open_db(b"data"),
-            self.env.open_db(b"log"),
-            self.env.open_db(b"expiry", dupsort=True),
-            self.env.open_db(b"graves"),
-            meta,
-        )
+    def _let_go(self) -> None:
+        """Close what was opened: the environment of a failed start must not be in the next one's way."""
+        if hasattr(self, "env"):
+            self.env.close()
+
+    def _check_format(self, folder: Path, txn: lmdb.Transaction[Any]) -> None:
+        meta = self.env.open_db(b"meta", txn)
+        found = int(txn.get(b"format", b"%d" % FORMAT, db=meta))
+        if found < FORMAT:
+            raise KvError(
+                "unsupported_version",
+                f"the store in {folder} has format {found}, which no release wrote; this kvstore reads "
+                f"format {FORMAT}: copy the keys over with the version that wrote it, or begin anew",
+            )
+        if found > FORMAT:
+            raise KvError(
+                "unsupported_version",
+                f"the store in {folder} has format {found}; this kvstore reads up to {FORMAT}: "
+                "install the newer version that wrote it",
+            )
+        # also where it stands already: what a run before this one wrote last, and perhaps could not sync, is
+        # on disk once this commit is
+        txn.put(b"format", b"%d" % FORMAT, db=meta)
+
+    def _open_tables(self, *, create: bool) -> None:
+        self.data = self.env.open_db(b"data", create=create)
+        self.log_rows = self.env.open_db(b"log", create=create)
+        self.expiry = self.env.open_db(b"expiry", dupsort=True, create=create)
+        self.graves = self.env.open_db(b"graves", create=create)
+        self.meta = self.env.open_db(b"meta", create=create)
 
     def _ensure_epoch(self, txn: lmdb.Transaction[Any]) -> str:
         epoch = txn.get(b"epoch", db=self.meta)
@@ -171,7 +188,7 @@ class Mirror:
 
     def new_epoch(self, txn: lmdb.Transaction[Any]) -> str:
         """Begin a new history: cursors given out so far will be answered with a reset."""
-        self.epoch = secrets.token_hex(8)
+        self.epoch = new_epoch()
         txn.put(b"epoch", self.epoch.encode(), db=self.meta)
         return self.epoch
 
@@ -185,10 +202,36 @@ class Mirror:
         # py-lmdb keeps an ended read transaction and renews it, so this allocates no reader slot.
         # Without buffers each row is copied twice more: reading 1 MiB takes 1 ms then, instead of 0.3
         try:
-            with self.env.begin(buffers=True) as txn:
+            with self._begin_reading() as txn:
                 yield txn
         except lmdb.Error as error:
-            raise _file_damaged(error) from error
+            raise trouble(self._file, error) from error
+
+    def _begin_reading(self) -> lmdb.Transaction[memoryview]:
+        try:
+            return self.env.begin(buffers=True)
+        except lmdb.Error as error:
+            self._go_on_reading(error)
+            return self.env.begin(buffers=True)
+
+    def _go_on_reading(self, error: lmdb.Error) -> None:
+        """Open the environment anew, to read only, after the error of one that takes no transactions more.
+
+        LMDB gives an environment up, for readers too, when it could not write a meta page. Nothing is lost by
+        that: the other meta page, and all that it leads to, are as they were. Raises ``error`` where it tells
+        of something else.
+        """
+        if not isinstance(error, lmdb.PanicError) and not self._is_closed:
+            raise error
+        # the writer is on its way out of the transaction that failed; the environment is its own until then
+        if not self.given_up.wait(_GIVE_UP_SECONDS):
+            raise error
+        # the same file cannot be open twice in one process: should opening fail, the next reader tries again
+        self._is_closed = True
+        self.env.close()
+        self.env = _open_environment(self._file.parent, self._map_size, readonly=True)
+        self._open_tables(create=False)
+        self._is_closed = False
 
     def log_position(self, txn: lmdb.Transaction[Any]) -> LogPosition:
         """The log's counters as ``txn`` sees them."""
@@ -263,7 +306,11 @@ class Mirror:
                         break
                 return found, self.log_position(txn).head
         except lmdb.Error as error:
-            raise _file_damaged(error) from error
+            try:
+                self._go_on_reading(error)
+            except lmdb.Error as still:
+                raise trouble(self._file, still) from still
+            return self.read(keys, max_bytes)
 
     def range(
         self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
@@ -483,11 +530,14 @@ class Applying:
         self._log = txn.cursor(mirror.log_rows)
         self._graves = txn.cursor(mirror.graves)
         self._has_graves = self._graves.first()
+        self._large: dict[bytes, int] = {}
 
     def current(self, key: bytes, *, value: bool) -> tuple[Stored | None, bytes]:
         """The key's record, expired or not, and the encoded place of its newest event; raises DamageError."""
         row = self._data.get(key)
         if row is not None:
+            if len(row) > _PAGE_BYTES - _PAGE_HEAD:
+                self._large[key] = len(row)
             return self._mirror.restamped(rows.decode_record(key, row, value=value)), rows.record_place(row)
         grave = self._graves.get(key) if self._has_graves else None
         return None, _NOWHERE if grave is None else grave
@@ -514,7 +564,7 @@ class Applying:
         if record is not None:
             body = rows.record_body(record, change.index)
             checksum = rows.checksum(key, body)
-            self._data.put(key, rows.encode_record(body, checksum))
+            self._put_record(key, rows.encode_record(body, checksum))
             if current is None and before != _NOWHERE:
                 self._txn.delete(key, db=self._mirror.graves)
         else:
@@ -529,6 +579,19 @@ class Applying:
         self._events += 1
         self._bytes += len(row) + 12
         self.changes.append(change)
+
+    def _put_record(self, key: bytes, row: bytes) -> None:
+        """Put the data row of ``key``.
+
+        A row that takes fewer pages than the one it replaces is put after that was deleted. LMDB would write
+        it into the same pages, if they were written in this transaction too, and leave those that are too
+        many where they are; the walk of a check over the file's pages takes that for damage.
+        """
+        if self._large:
+            before = self._large.pop(key, 0)
+            if _pages_of(before) > _pages_of(len(row)):
+                self._txn.delete(key, db=self._mirror.data)
+        self._data.put(key, row)
 
     def _move_expiry(self, key: bytes, current: Stored | None, record: Stored | None) -> None:
         old = current.expires_at if current is not None else None
@@ -618,22 +681,31 @@ def _pages(stat: Mapping[str, Any]) -> int:
     return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
 
 
-def _file_damaged(error: lmdb.Error) -> KvError:
-    return KvError("damaged", f"the store's file is damaged: {error}; restore a backup")
-
-
-def _open_environment(folder: Path, map_size: int, *, sync: bool) -> lmdb.Environment:
+def _open_environment(
+    folder: Path, map_size: int, *, sync: bool = True, readonly: bool = False
+) -> lmdb.Environment:
     """Open LMDB with a large sparse map. The map is address space, not disk or memory; where the
     machine has not enough of it (39-bit ARM kernels, ``ulimit -v``), smaller ones are tried."""
     while True:
         try:
             return lmdb.open(
-                os.fspath(folder), map_size=map_size, max_dbs=8, max_readers=64, sync=sync, mode=0o600
+                os.fspath(folder),
+                map_size=map_size,
+                max_dbs=8,
+                max_readers=64,
+                sync=sync,
+                readonly=readonly,
+                mode=0o600,
             )
         except lmdb.MemoryError:
             if map_size < 1 << 30:
                 raise
             map_size //= 2
+
+
+def _pages_of(size: int) -> int:
+    """The pages that a row of ``size`` bytes takes, where it takes pages of its own and they are small."""
+    return (_PAGE_HEAD - 1 + size) // _PAGE_BYTES + 1
 
 
 def _seek(cursor: lmdb.Cursor[Any], start: bytes) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -9,6 +11,7 @@ import time
 from pathlib import Path
 
 from kvstore_client.errors import KvError
+from kvstore_daemon.engine.trouble import NO_ROOM
 
 
 def unusable(folder: Path, error: OSError) -> str:
@@ -16,12 +19,19 @@ def unusable(folder: Path, error: OSError) -> str:
     message = f"the data folder {folder.absolute()} cannot be used: "
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{error.filename} is not a folder; choose another --data"
-    message += f"{error.strerror}: {error.filename}"
+    message += f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{message}; raise the limit of open files (ulimit -n, LimitNOFILE=)"
+    if error.errno in NO_ROOM:
+        return f"{message}; make room on the disk"
+    if error.errno == errno.EIO:
+        return f"{message}; the disk fails: look at it and at the system's log"
     if not isinstance(error, PermissionError):
         return f"{message}; choose another --data"
     user = os.geteuid()
     try:
-        owner = Path(error.filename if os.path.lexists(error.filename) else folder).stat().st_uid
+        named = error.filename if error.filename and os.path.lexists(error.filename) else folder
+        owner = Path(named).stat().st_uid
     except OSError:
         return f"{message}. Make the folder and give it to user {user}, or choose another --data"
     if owner == user:
@@ -58,13 +68,18 @@ class Ownership:
                 f"the data folder {self._folder.absolute()} is in use by {owner}; "
                 "stop it, or choose another --data",
             ) from error
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        os.ftruncate(fd, 0)
-        os.write(
-            fd,
-            f"{self._who} with pid {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(),
-        )
+        except OSError:
+            os.close(fd)
+            raise
         self._fd = fd
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        # the lock is what counts: on a full disk the owner is only not named
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.write(
+                fd,
+                f"{self._who} with pid {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(),
+            )
 
     def release(self) -> None:
         """Let the next one in."""

@@ -24,9 +24,10 @@ import orjson
 from lmdb import verify as lmdb_verify
 
 from kvstore_client.errors import KvError
-from kvstore_daemon.engine.mirror import FORMAT
+from kvstore_daemon.engine.creation import FORMAT
 from kvstore_daemon.engine.owner import as_owner
 from kvstore_daemon.engine.rows import DamageError, LogPosition
+from kvstore_daemon.engine.trouble import trouble
 from kvstore_daemon.engine.verify import open_tables, verify
 
 _MAP_RESERVE = 1 << 30
@@ -78,7 +79,7 @@ def _told(file: Path) -> Iterator[None]:
     except lmdb.ReadonlyError as error:
         raise _not_readable(file, error) from error
     except lmdb.Error as error:
-        raise KvError("damaged", f"LMDB cannot read {file}: {error}") from error
+        raise trouble(file, error) from error
 
 
 @contextmanager

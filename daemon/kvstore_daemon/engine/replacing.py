@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import itertools
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +20,10 @@ from typing import Any, BinaryIO, NamedTuple
 import lmdb
 
 from kvstore_client.errors import KvError
+from kvstore_client.files import sync_folder, sync_folders_up
 from kvstore_daemon.engine import apart
 from kvstore_daemon.engine.backup import SAME, Backup, Steps, read_image, read_trailer
-from kvstore_daemon.engine.files import sync_folder
-from kvstore_daemon.engine.mirror import DRAFT
+from kvstore_daemon.engine.creation import DRAFT, new_epoch
 from kvstore_daemon.engine.ownership import Ownership, unusable
 from kvstore_daemon.engine.rows import LogPosition
 
@@ -73,6 +72,8 @@ def restore(source: BinaryIO, folder: Path, now: int, *, replace: bool, steps: S
             _verify(Path(draft.name), backup._asdict(), steps)
             head = _begin_anew(Path(draft.name), backup, now)
             kept = _keep(data) if data.exists() else None
+            if kept is None:
+                sync_folders_up(data.parent)
             _put_in_place(Path(draft.name), data)
     return Restored(backup, head, kept)
 
@@ -195,7 +196,7 @@ def _write_beginning(file: Path, head: int) -> None:
         meta = env.open_db(b"meta", create=False)
         with env.begin(db=meta, write=True) as txn:
             position = LogPosition.decode(txn.get(b"position", bytes(32)))
-            txn.put(b"epoch", secrets.token_hex(8).encode())
+            txn.put(b"epoch", new_epoch().encode())
             txn.put(b"restored", b"%d" % head)
             txn.put(b"position", position._replace(head=head).encode())
             txn.delete(b"unsynced")

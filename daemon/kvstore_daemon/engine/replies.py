@@ -49,15 +49,20 @@ class Replies:
         self._clients = env.open_db(b"clients")
         self._ages = env.open_db(b"client_ages", dupsort=True)
         self._last: dict[bytes, _Last] = {}
+        self._refused: dict[bytes, tuple[_Last, Answer]] = {}
+        self._newly_refused: list[bytes] = []
         self._forgotten_before = 0
 
     @contextlib.contextmanager
     def remembering(self) -> Iterator[None]:
         """Enclose a transaction with this: what is in memory must not outlive one that failed."""
+        self._newly_refused.clear()
         try:
             yield
         except BaseException:
             self._last.clear()
+            for client in self._newly_refused:
+                self._refused.pop(client, None)
             raise
 
     def find(self, txn: lmdb.Transaction[bytes], request: WriteRequest) -> Answer | None:
@@ -67,7 +72,9 @@ class Replies:
         ``sequence_reused``.
         """
         client = _name(request)
-        last = self._last_of(txn, client)
+        last, refused = self._last_of(txn, client), self._refused.get(client)
+        if refused is not None and (last is None or refused[0].seq > last.seq):
+            last = refused[0]
         if last is None or request.seq > last.seq:
             return None
         seq, fingerprint, _ = last
@@ -77,6 +84,8 @@ class Replies:
         if request.fingerprint != fingerprint:
             message = f"number {seq} of this client belongs to a request with other content; use a new one"
             return Answer(request.ticket, None, KvError("sequence_reused", message))
+        if refused is not None and last is refused[0]:
+            return refused[1]._replace(ticket=request.ticket)
         row = txn.get(client, b"", db=self._clients)
         return _decode(request.ticket, row[_ROW.size :])
 
@@ -90,8 +99,12 @@ class Replies:
         return last
 
     def keep(self, txn: lmdb.Transaction[bytes], request: WriteRequest, answer: Answer, now: int) -> None:
-        """Remember the answer, unless the request may succeed when it is repeated."""
-        if _may_be_repeated(answer):
+        """Remember the answer.
+
+        Of a refusal for want of room nothing is written, since there is none: it is held in memory.
+        """
+        if _is_refused(answer):
+            self.keep_refusal(request, answer)
             return
         client, minute = _name(request), now // 60_000
         last = self._last_of(txn, client)
@@ -102,7 +115,22 @@ class Replies:
         if len(self._last) >= _REMEMBERED:
             self._last.clear()
         last = self._last[client] = _Last(request.seq, request.fingerprint, minute)
+        # not over the row before, which may be larger: see Applying
+        txn.delete(client, db=self._clients)
         txn.put(client, _ROW.pack(*last) + _encode(answer), db=self._clients)
+
+    def keep_refusal(self, request: WriteRequest, answer: Answer) -> None:
+        """Remember that a request was refused, and nothing of it applied.
+
+        Its client was told so: a copy of it that comes late must not be applied after all. Until the
+        daemon stops, which ends the connections that such a copy could be waiting in.
+        """
+        client = _name(request)
+        if len(self._refused) >= _REMEMBERED:
+            self._refused.pop(next(iter(self._refused)))
+        last = _Last(request.seq, request.fingerprint, 0)
+        self._refused[client] = (last, answer._replace(ticket=None))
+        self._newly_refused.append(client)
 
     def forget(self, txn: lmdb.Transaction[bytes], now: int, budget: int) -> None:
         """Drop up to ``budget`` rows that were not used for ``KEPT_MINUTES``."""
@@ -125,7 +153,8 @@ def _name(request: WriteRequest) -> bytes:
     return (request.client or "").encode()
 
 
-def _may_be_repeated(answer: Answer) -> bool:
+def _is_refused(answer: Answer) -> bool:
+    """Whether nothing was applied, for reasons that may pass."""
     if answer.error is not None:
         return answer.error.row.retryable
     for result in answer.results or ():

@@ -66,9 +66,26 @@ def steadily(file: BinaryIO) -> Callable[[bytes], None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable."""
+    """Make the names in ``folder`` durable. Does nothing on a file system that syncs no folders."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
+
+
+def sync_folders_up(folder: Path) -> None:
+    """Make the names in ``folder`` and in all folders above it on the same file system durable: ``folder``
+    may just have been made, and those above it as well. One that may not be read is passed over: this
+    process did not make anything in it."""
+    device = folder.stat().st_dev
+    for each in (folder := folder.absolute(), *folder.parents):
+        try:
+            if each.stat().st_dev != device:
+                return
+            sync_folder(each)
+        except PermissionError:
+            continue

@@ -1,0 +1,69 @@
+"""Errors of files and of LMDB, told so that whoever reads them does the right thing.
+
+Only what LMDB found wrong with the bytes themselves is called damage: whoever is told to restore a backup
+throws away what is there. A disk that fails, a file that may not be opened, descriptors that ran out take
+nothing from the store, and are told with the advice that cures them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import lmdb
+
+from kvstore_client.errors import KvError
+
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""What the system says where a file cannot grow: a full disk, a quota, a limit on the size of files."""
+
+_NO_DAMAGE = (lmdb.MapFullError, lmdb.PanicError, lmdb.ReadersFullError, lmdb.MapResizedError)
+"""Errors of LMDB's own that do not speak of the file's content."""
+
+_KINDS: dict[int, tuple[str, str]] = {
+    **dict.fromkeys(NO_ROOM, ("store_full", "make room on the disk")),
+    errno.EMFILE: ("too_busy", "raise the limit of open files (ulimit -n, LimitNOFILE=)"),
+    errno.ENFILE: ("too_busy", "the system has no file handles left (fs.file-max)"),
+    errno.ENOMEM: ("too_busy", "the process may have no more memory, or address space (ulimit -v)"),
+    errno.EROFS: ("not_allowed", "the file system is mounted read-only; mount it writable"),
+    errno.ENOLCK: ("not_allowed", "the file system has no locks; the store must be on a local disk"),
+    errno.EAGAIN: ("not_allowed", "another process holds it"),
+}
+_FAILING = ("internal", "the disk fails; look at it and at the system's log. The store was not changed")
+
+
+def errno_of(error: Exception) -> int:
+    """The system's number for what went wrong; 0 where it was not the system that said no."""
+    number = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
+    return number if isinstance(number, int) and number > 0 else 0
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether LMDB says that the file's content is not what it should be."""
+    return isinstance(error, lmdb.Error) and not errno_of(error) and not isinstance(error, _NO_DAMAGE)
+
+
+def trouble(path: Path, error: OSError | lmdb.Error) -> KvError:
+    """What is wrong with the store's file, or folder, ``path``, and what to do about it."""
+    number = errno_of(error)
+    reason = os.strerror(number) if number else str(error)
+    if is_damage(error):
+        return KvError("damaged", f"{path} is damaged: {reason}; restore a backup")
+    if number in (errno.EACCES, errno.EPERM):
+        return KvError("not_allowed", f"{path} cannot be opened: {reason}; {_for_its_user(path)}")
+    code, advice = _KINDS.get(number, _FAILING)
+    if not number:
+        code, advice = "internal", "restart the daemon"
+    return KvError(code, f"{path} cannot be used: {reason}; {advice}")
+
+
+def _for_its_user(path: Path) -> str:
+    user = os.geteuid()
+    try:
+        owner = path.stat().st_uid
+    except OSError:
+        return f"give it to user {user}"
+    if owner == user:
+        return "its owner may not use it: chmod u+rw"
+    return f"it belongs to user {owner}, and this runs as user {user}"

@@ -1,0 +1,62 @@
+"""Writes to a new store and notes in the disk's record what was acknowledged: ``ROOT RECORD SEED ROUNDS``."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from zlib import crc32
+
+from kvstore_daemon.engine import Change, EngineSettings, Retention, Write, WriteRequest
+from kvstore_daemon.engine.lmdb_engine import LmdbEngine
+from support.disk import note
+from support.engine_store import FakeClock, Store
+
+KEYS = [b"k%02d" % number for number in range(40)]
+RETENTION = Retention(80, 1 << 20, 86_400_000)
+
+
+def fingerprint(change: Change) -> int | None:
+    """What tells one value of a key from another."""
+    return None if change.record is None else crc32(change.record.value or b"")
+
+
+def write(chance: random.Random) -> Write:
+    key = chance.choice(KEYS)
+    kind = chance.random()
+    if kind < 0.6:
+        value = chance.randbytes(chance.choice((0, 10, 300, 3_000, 20_000)))
+        return Write("put", key, value, "text/plain", ttl_ms=chance.choice((None, None, 1)))
+    if kind < 0.8:
+        return Write("delete", key)
+    return Write("incr", b"count") if kind < 0.95 else Write("delete_prefix", key[:2])
+
+
+def request(chance: random.Random, seq: int) -> WriteRequest:
+    if chance.random() < 0.3:
+        keys = chance.sample(KEYS, chance.randint(1, 10))
+        return WriteRequest([Write("put", key, b"together", "text/plain") for key in keys], atomic=True)
+    writes = [write(chance) for _ in range(chance.choice((1, 1, 1, 20)))]
+    return WriteRequest(writes, client=f"c{seq % 3}" if chance.random() < 0.5 else None, seq=seq)
+
+
+def main(root: str, record: str, seed: str, rounds: str) -> None:
+    chance = random.Random(int(seed))
+    engine = LmdbEngine(EngineSettings(f"{root}/above/data", "always", 1000, 1 << 30, RETENTION))
+    engine.open()
+    store = Store(engine, FakeClock())
+    note(Path(record), json.dumps({"epoch": engine.position().epoch}).encode())
+    for number in range(int(rounds)):
+        store.feed.clear()
+        store.submit(*(request(chance, 10 * number + each) for each in range(chance.randint(1, 4))))
+        if chance.random() < 0.2:
+            store.expire_due()
+            engine.trim()
+        told = [[change.key.decode(), change.revision, fingerprint(change)] for change in store.feed]
+        note(Path(record), json.dumps({"changes": told}).encode())
+    engine.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,236 @@
+"""What is promised to survive the loss of power, on a disk that keeps only what was synced.
+
+``kill -9`` cannot show it, since the system's cache outlives a process. So the files of real processes are
+put on a disk that writes down what they ask of it (see ``support/disk.py``), and what could be left of them
+is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kvstore_client import Client
+from kvstore_daemon.engine import reader
+from kvstore_daemon.engine.verify import verify
+from support import Daemon, wait_until
+from support.disk import Disk, lay_out, preloaded, steps
+from support.servers import clean_environment, kvstore_command
+from support.torture import SHARE, Survived, times
+
+HERE = Path(__file__).parent
+SEEDS = times(1, full=40)
+ROUNDS = times(10, full=150)
+SAMPLES = times(1, full=4)
+KINDS = "SFRLUD" if SHARE else "FRLU"
+"""Before which steps of a command the power is cut: those that change names, or all that count."""
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The folder whose files are on the disk."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder.resolve()
+
+
+@pytest.fixture
+def fast_folder(tmp_path: Path) -> Iterator[Path]:
+    """Where nothing is really synced: what was left is looked at some hundred times."""
+    shared = Path("/dev/shm")  # noqa: S108 - in a folder of its own
+    if not os.access(shared, os.W_OK):
+        yield tmp_path / "left"
+        return
+    folder = shared / f"kvstore-{os.getpid()}-{random.randrange(2**32):x}"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_script(name: str, *arguments: object, environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        [sys.executable, str(HERE / name), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{name} {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(120 + 120 * SEEDS)
+def test_a_power_cut_at_any_moment_takes_nothing_that_was_acknowledged(
+    root: Path, tmp_path: Path, fast_folder: Path, survived: Survived
+) -> None:
+    """From the first start on. The store opens, `kvstore check` finds nothing, and the present state of every
+    key is at least what was acknowledged."""
+    for _ in range(SEEDS):
+        seed, record = random.randrange(2**32), tmp_path / "record"
+        shutil.rmtree(root)
+        root.mkdir()
+        record.unlink(missing_ok=True)
+        run_script("keep_writing.py", root, record, seed, ROUNDS, environment=preloaded(root, record))
+        cuts = int(run_script("cut_power.py", root, record, fast_folder, seed, SAMPLES))
+        assert cuts > 50
+        survived(power_cuts=cuts)
+
+
+def test_every_write_is_synced_before_its_acknowledgement_is_sent(
+    start_daemon: Callable[..., Daemon], root: Path, tmp_path: Path
+) -> None:
+    record = tmp_path / "record"
+    daemon = start_daemon(data=root / "data", environment=preloaded(root, record))
+    with Client(daemon.requests) as client:
+        for number in range(5):
+            client.put(f"key{number}", b"value")
+    disk, file, acknowledged, written = Disk(), str(root / "data" / "lmdb" / "data.mdb"), 0, 0
+    for step in steps(record):
+        written += step.kind in "WD" and step.path == file
+        if step.kind == "N" and f'"create_revision":{acknowledged + 1},'.encode() in step.data:
+            assert written, "a write was acknowledged that nobody has written"
+            assert disk.unsynced(file) == [], "a write was acknowledged that a power cut would take back"
+            assert disk.is_durable(file)
+            acknowledged, written = acknowledged + 1, 0
+        disk.happen(step)
+    assert acknowledged == 5
+
+
+def writes_and_syncs(record: Path, file: Path) -> tuple[int, int]:
+    """How many writes to the file stand in the record, and how many syncs of it."""
+    kinds = [step.kind for step in steps(record) if step.path == str(file)]
+    return kinds.count("W") + kinds.count("D"), kinds.count("S")
+
+
+@pytest.mark.parametrize("mode", ["interval", "none"])
+def test_the_weaker_modes_sync_on_a_timer_or_at_the_end(
+    start_daemon: Callable[..., Daemon], root: Path, tmp_path: Path, mode: str
+) -> None:
+    record, data = tmp_path / "record", root / "data"
+    daemon = start_daemon(data=data, sync=mode, sync_interval="200ms", environment=preloaded(root, record))
+    file = data / "lmdb" / "data.mdb"
+    started = writes_and_syncs(record, file)
+    with Client(daemon.requests) as client:
+        client.put("key", b"value")
+    assert writes_and_syncs(record, file)[0] > started[0]
+    if mode == "interval":
+        wait_until(lambda: writes_and_syncs(record, file)[1] > started[1], what="the timer has synced")
+    else:
+        assert writes_and_syncs(record, file)[1] == started[1]
+    daemon.stop()
+    disk = Disk()
+    for step in steps(record):
+        disk.happen(step)
+    assert disk.unsynced(str(file)) == []
+
+
+class Recorded:
+    """Runs commands on a disk that is recorded, and cuts its power at each step of theirs."""
+
+    def __init__(self, root: Path, home: Path, work: Path) -> None:
+        self._root = root
+        self._record = home / "record"
+        self._work = work
+        self._environment = clean_environment(home, **preloaded(root, self._record))
+
+    def run(self, *arguments: object) -> None:
+        done = subprocess.run(
+            kvstore_command(*map(str, arguments)),
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def steps(self) -> int:
+        """How many steps there were so far."""
+        return len(steps(self._record))
+
+    def cuts(self, since: int) -> Iterator[tuple[Path, bool]]:
+        """What may be left of the folder at each step from the step ``since`` on, and whether it is what is
+        left for certain after the last."""
+        disk, chance, taken = Disk(), random.Random(since), steps(self._record)
+        for number, step in enumerate(taken):
+            if number >= since and step.kind in KINDS:
+                for left in (disk.least(), disk.most(), disk.torn(chance, step)):
+                    lay_out(left, self._root, self._work)
+                    yield self._work, False
+            disk.happen(step)
+        lay_out(disk.least(), self._root, self._work)
+        yield self._work, True
+
+
+@pytest.fixture
+def recorded(root: Path, tmp_path: Path, fast_folder: Path) -> Recorded:
+    return Recorded(root, tmp_path, fast_folder)
+
+
+def facts(folder: Path) -> tuple[str, int]:
+    """Epoch and revision of the store in ``folder``, which is whole."""
+    with reader.opened(folder) as (env, txn):
+        assert list(verify(env, txn)) == []
+        found = reader.facts(env, txn)
+    return found["epoch"], found["revision"]
+
+
+@pytest.fixture
+def store(root: Path, tmp_path: Path) -> Path:
+    """A store on the disk, stopped, with its whole history in the record."""
+    record = tmp_path / "record"
+    run_script("keep_writing.py", root, record, 1, 5, environment=preloaded(root, record))
+    return root / "above" / "data"
+
+
+def test_a_power_cut_while_compacting_leaves_a_whole_store(
+    store: Path, recorded: Recorded, root: Path, survived: Survived
+) -> None:
+    before, since = facts(store), recorded.steps()
+    recorded.run("compact", "--data", store)
+    for left, _ in recorded.cuts(since):
+        assert facts(left / store.relative_to(root)) == before
+        survived(power_cuts=1)
+
+
+def test_a_power_cut_while_restoring_leaves_the_old_store_or_the_new_one(
+    store: Path, recorded: Recorded, root: Path, survived: Survived
+) -> None:
+    recorded.run("backup", root / "saved.kvb", "--data", store)
+    before, since = facts(store), recorded.steps()
+    recorded.run("restore", "--force", root / "saved.kvb", "--data", store)
+    after = facts(store)
+    for left, is_over in recorded.cuts(since):
+        found = facts(left / store.relative_to(root))
+        assert found == after if is_over else found in (before, after)
+        survived(power_cuts=1)
+
+
+def test_a_backup_that_was_said_to_be_made_survives_and_is_never_half_there(
+    store: Path, recorded: Recorded, root: Path, survived: Survived
+) -> None:
+    since = recorded.steps()
+    recorded.run("backup", root / "saved.kvb", "--data", store)
+    whole = (root / "saved.kvb").read_bytes()
+    for left, is_over in recorded.cuts(since):
+        saved = left / "saved.kvb"
+        assert saved.read_bytes() == whole if is_over or saved.exists() else not is_over
+        survived(power_cuts=1)
+
+
+def test_a_restore_into_a_new_folder_survives_once_it_was_said_to_be_done(
+    store: Path, recorded: Recorded, root: Path
+) -> None:
+    recorded.run("backup", root / "saved.kvb", "--data", store)
+    since = recorded.steps()
+    recorded.run("restore", root / "saved.kvb", "--data", root / "new" / "below")
+    *_, (left, _) = recorded.cuts(since)
+    assert facts(left / "new" / "below") == facts(root / "new" / "below")
