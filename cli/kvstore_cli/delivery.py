@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import click
 
@@ -91,12 +90,11 @@ class ShellCommand:
 
     def event(self, line: dict[str, Any]) -> None:
         """Run the command and wait for it."""
-        import subprocess
+        from kvstore_cli.handler import run
 
         # an expired key has no new value; the one it had is what a listener can still make use of
         value = output.value_of(line.get("previous", {}) if line["op"] == "expire" else line)
-        arguments = ["/bin/sh", "-c", self._command]
-        status = subprocess.run(arguments, input=value, env=_environment(line), check=False).returncode  # noqa: S603 - the user's own command
+        status = run(self._command, value, _environment(line))
         if status != 0:
             self._failed(line, f"signal {-status}" if status < 0 else f"status {status}")
 
@@ -131,39 +129,37 @@ def is_position(text: str) -> bool:
 
 
 class CursorFile:
-    """A position that outlives the process. It is replaced whole, never half written."""
+    """A position that outlives the process. Use it in a ``with``."""
 
     def __init__(self, path: str) -> None:
-        self._path = Path(path)
-        self._scratch = self._path.with_name(self._path.name + ".new")
+        """Raises a usage error for a file that could not be kept, which is better told before an event."""
+        from kvstore_cli.keeping import KeptFile
+
+        self._name = output.readable(path)
+        try:
+            self._file = KeptFile(path)
+        except OSError as error:
+            raise click.UsageError(f"cannot keep the cursor in {self._name}: {error.strerror}") from error
 
     def read(self) -> str | None:
-        """The position that was kept, None if none was; a usage error if the file cannot be used."""
-        self._refuse_missing_folder()
+        """The position that was kept, None if none was; a usage error if the file holds something else."""
         try:
-            cursor = self._path.read_text(encoding="ascii").strip()
-        except FileNotFoundError:
-            return None
+            cursor = self._file.read()
         except (OSError, UnicodeDecodeError) as error:
-            raise click.UsageError(f"cannot read the cursor in {self._path}: {error}") from error
-        if not cursor:
-            raise click.UsageError(f"{self._path} is empty and should hold a cursor; remove it to start anew")
-        if not is_position(cursor):
-            raise click.UsageError(f"{self._path} holds no cursor; remove it to start anew")
-        return cursor
-
-    def _refuse_missing_folder(self) -> None:
-        # what could not be kept later is better told before the first event
-        folder = self._path.parent
-        if not folder.is_dir():
-            raise click.UsageError(f"cannot keep the cursor in {self._path}: there is no folder {folder}")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise click.UsageError(f"cannot keep the cursor in {self._path}: {folder} is not writable")
+            raise click.UsageError(f"cannot read the cursor in {self._name}: {error}") from error
+        if cursor and not is_position(cursor):
+            raise click.UsageError(f"{self._name} holds no cursor; remove it, or empty it, to start anew")
+        return cursor or None
 
     def write(self, cursor: str) -> None:
         """Keep ``cursor``. A machine that crashes may keep an older one, and events come again."""
         try:
-            self._scratch.write_text(cursor + "\n", encoding="ascii")
-            self._scratch.replace(self._path)
+            self._file.write(cursor)
         except OSError as error:
-            raise click.ClickException(f"cannot keep the cursor in {self._path}: {error.strerror}") from error
+            raise click.ClickException(f"cannot keep the cursor in {self._name}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

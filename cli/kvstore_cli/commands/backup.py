@@ -15,6 +15,7 @@ from kvstore_cli.completion import complete_file
 from kvstore_cli.endings import end_on_signals
 from kvstore_cli.flags import Command, with_options
 from kvstore_cli.progress import Report
+from kvstore_cli.transfer.target import refuse_mounted
 from kvstore_cli.upkeep import data_folder, size
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def command(context: click.Context, file: str, force: bool, as_json: bool) -> No
         os.nice(10)  # the daemon beside it has people waiting
     if file == "-":
         _refuse_terminal(as_json)
+    else:
+        refuse_mounted(Path(file))
     with progress.steps() as steps:
         found = (
             _to_output(folder, steps("copying"))

@@ -124,8 +124,6 @@ def _state_file(intake: Intake, path: str | None) -> StateFile | None:
             raise click.UsageError("--state goes with a FILE on disk: a pipe cannot be read again")
         return None
     chosen = Path(path) if path is not None else Path(intake.name + ".import-state")
-    if chosen.exists() and not chosen.is_file():
-        raise click.UsageError(f"--state {output.readable(str(chosen))} is no file")
     return StateFile(chosen)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 
 import click
 
@@ -11,6 +11,7 @@ from kvstore_cli import output
 from kvstore_cli.client import configured, service_of
 from kvstore_cli.completion import complete_key
 from kvstore_cli.delivery import CursorFile, Delivery, JsonLines, Lines, ShellCommand, is_position
+from kvstore_cli.endings import end_on_signals
 from kvstore_cli.flags import KEY, TEXT, Command, WholeNumber, with_options
 from kvstore_cli.follow import EVENTS, RESET, SNAPSHOT, SYNC, Position, Step, follow
 from kvstore_cli.service import Query
@@ -78,7 +79,7 @@ def command(
     one) on standard input and the event in KVSTORE_EVENT_OP, _KEY, _REVISION, _INDEX, _COUNT,
     _TIME, _CONTENT_TYPE, _VERSION, _EXPIRES_AT, _PREVIOUS_REVISION and _CURSOR. A command that
     fails is said aloud and the stream goes on; the exit status is then 1. With --fail-fast it ends
-    there, and the event stays undelivered.
+    there, and the event stays undelivered. A CMD never outlives this command.
 
     \b
     Examples:
@@ -93,9 +94,10 @@ def command(
         raise click.UsageError(f"--since {output.readable(since)} is not a cursor and not a revision")
     configuration = configured(context, "stream")
     delivery = _delivery(shell_command, fail_fast=fail_fast, as_json=as_json, with_sync=snapshot)
-    kept = CursorFile(cursor_file) if cursor_file else None
-    start = (kept.read() if kept else None) or since
-    with service_of(configuration) as service:
+    if shell_command is not None:
+        end_on_signals()
+    with service_of(configuration) as service, _kept(cursor_file) as kept:
+        start = (kept.read() if kept else None) or since
         steps = follow(
             service,
             _wanted(keys, prefixes, ops, values=not no_values),
@@ -108,6 +110,10 @@ def command(
         with closing(steps):
             _deliver(steps, delivery, count, kept)
     return delivery.status
+
+
+def _kept(path: str | None) -> AbstractContextManager[CursorFile | None]:
+    return nullcontext() if path is None else CursorFile(path)
 
 
 def _wanted(keys: Iterable[str], prefixes: Iterable[str], ops: Iterable[str], *, values: bool) -> Query:

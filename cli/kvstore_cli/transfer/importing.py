@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import click
 import orjson
 
+from kvstore_cli.keeping import KeptFile
 from kvstore_cli.output import counted
 from kvstore_cli.problems import problem_error
 from kvstore_cli.service import Service
@@ -115,21 +116,29 @@ class State:
 
 
 class StateFile:
-    """A state that outlives the process. It is replaced whole, never half written."""
+    """A state that outlives the process."""
 
     def __init__(self, path: Path) -> None:
+        """Raises a usage error for a file that could not be kept."""
         self.path = path
-        self._scratch = path.with_name(path.name + ".new")
+        try:
+            self._file = KeptFile(str(path))
+        except OSError as error:
+            raise click.UsageError(
+                f"cannot keep how far the import is in {path}: {error.strerror}; name another "
+                "place with --state"
+            ) from error
 
     def read(self) -> State | None:
         """The state that was kept, None if none was; a usage error if it cannot be used."""
         try:
-            fields = json.loads(self.path.read_bytes())
+            line = self._file.read()
+            if not line:
+                return None
+            fields = json.loads(line)
             if fields.pop("kvstore_import") != _STATE_FORMAT:
                 raise ValueError("it is of another version of kvstore")
             return State(**{**fields, "tally": Tally(**fields["tally"])})
-        except FileNotFoundError:
-            return None
         except OSError as error:
             raise click.UsageError(f"cannot read {self.path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -141,8 +150,7 @@ class StateFile:
     def write(self, state: State) -> None:
         """Keep ``state``. A machine that crashes may keep an older one, and batches are put again."""
         try:
-            self._scratch.write_text(json.dumps({"kvstore_import": _STATE_FORMAT, **asdict(state)}) + "\n")
-            self._scratch.replace(self.path)
+            self._file.write(json.dumps({"kvstore_import": _STATE_FORMAT, **asdict(state)}))
         except OSError as error:
             raise click.ClickException(
                 f"cannot keep how far the import is in {self.path}: {error.strerror}; name another "
@@ -151,7 +159,7 @@ class StateFile:
 
     def remove(self) -> None:
         """The import is done."""
-        self.path.unlink(missing_ok=True)
+        self._file.discard()
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,8 +28,25 @@ def refuse_target(path: Path, *, force: bool) -> None:
         raise click.UsageError(
             f"cannot write {output.readable(str(path))}: it is no ordinary file; - is standard output"
         )
+    refuse_mounted(path)
     if path.exists() and not force:
         raise click.UsageError(f"{output.readable(str(path))} is there already; --force replaces it")
+
+
+def refuse_mounted(path: Path) -> None:
+    """Raise a usage error for a file that is mounted: no other can take its name when it is complete."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes()
+    except OSError:
+        return
+    name = os.fsencode(path.resolve())
+    # of a name, proc(5) writes blanks and backslashes in octal
+    written = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % found[0][0], name)
+    if path.is_file() and written in (line.split(b" ")[4] for line in mounts.splitlines()):
+        raise click.UsageError(
+            f"cannot write {output.readable(str(path))}: it is mounted there, and cannot be replaced; "
+            "mount its folder, or write to - and redirect that"
+        )
 
 
 @contextmanager
