@@ -7,10 +7,8 @@ one step with the end of the catching-up, between which and the next delivery no
 
 from __future__ import annotations
 
-import logging
 import random
 import time
-from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,24 +19,19 @@ from kvstore_client.follow import Batch, Filter
 from kvstore_http import framing
 from kvstore_http.framing import Encoder, Format
 from kvstore_http.groups import Index
-from kvstore_http.joining import Start, catch_up
+from kvstore_http.joining import Joining, Start
 from kvstore_http.link import DaemonLink
 from kvstore_http.measures import Measures
 from kvstore_http.runners import Runners
 from kvstore_http.settings import HttpSettings
-from kvstore_http.streams import Stream, StreamGoneError, Streams
+from kvstore_http.streams import Stream, Streams
 from kvstore_http.track import Track
 
 if TYPE_CHECKING:
     from kvstore_http.feed import Feed
 
-log = logging.getLogger("kvstore.http")
-
 BEATS = 15
 """Heartbeats of all streams are spread over this many ticks of the interval."""
-
-JOINING_AT_ONCE = 200
-"""How many streams are caught up at once; each holds a page of at most 4 MiB. Others wait."""
 
 RETRY_MS = (500, 2500)
 """An EventSource connects again after a time out of this range, so that those of a stopped worker
@@ -86,18 +79,17 @@ class Broadcaster:
         self.measures = measures
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
-        self._link = link
         self._feed = feed
         self._max_streams = settings.max_streams
-        self._patience = settings.daemon_timeout_ms / 1000
-        self._runners = Runners(self._hub)
-        self._streams = Streams(self._hub, settings.stream_buffer_bytes, self._forget, measures)
+        self.buffer_bytes = settings.stream_buffer_bytes
+        self._joining = Joining(self, link, feed, Runners(self._hub))
+        self._streams = Streams(
+            self._hub, settings.stream_buffer_bytes, self._joining.drained, self._forget, measures
+        )
         self._groups: dict[Kind, Group] = {}
         self._members: dict[Group, int] = {}
         self._indexes: dict[bool, Index[Group]] = {False: Index(), True: Index()}
         self._with_ahead: set[Group] = set()
-        self._waiting: deque[tuple[Stream, Start]] = deque()
-        self._joining = 0
         self._is_stopping = False
         self._beats: list[set[Stream]] = [set() for _ in range(BEATS)]
         self._beat = 0
@@ -132,7 +124,7 @@ class Broadcaster:
         if self._is_stopping:
             self._streams.end(stream)
         else:
-            self._join(stream, start)
+            self._joining.add(stream, start)
         return stream
 
     def _group(self, kind: Kind) -> Group:
@@ -145,6 +137,7 @@ class Broadcaster:
 
     def _forget(self, stream: Stream) -> None:
         group: Group = stream.group
+        self._joining.forget(stream)
         group.leave(stream)
         self._beats[stream.fd % BEATS].discard(stream)
         self._members[group] -= 1
@@ -159,48 +152,25 @@ class Broadcaster:
 
     # ── catching up ─────────────────────────────────────────────────────────────────────────────
 
-    def _join(self, stream: Stream, start: Start) -> None:
-        self._waiting.append((stream, start))
-        self._start_joining()
-
-    def _start_joining(self) -> None:
-        while self._waiting and self._joining < JOINING_AT_ONCE:
-            stream, start = self._waiting.popleft()
-            if not stream.is_gone:
-                self._joining += 1
-                self._loop.run_callback(self._runners.run, lambda s=stream, b=start: self._catch_up(s, b))
-
-    def _catch_up(self, stream: Stream, start: Start) -> None:
-        try:
-            self._feed.wait_until_started(self._patience)
-            catch_up(self, self._link, stream, start)
-        except StreamGoneError:
-            return
-        except Exception:
-            log.exception("a stream could not be caught up")
-            self.measures.stream_dropped("failed")
-            self._streams.drop(stream, "it could not be caught up")
-        finally:
-            self._joining -= 1
-            self._start_joining()
-
     def track(self, stream: Stream) -> Track:
         """The track whose changes ``stream`` gets."""
         group: Group = stream.group
         return self._feed.track(previous=group.kind.previous)
 
-    def push(self, stream: Stream, messages: bytes) -> None:
-        """Send ``messages`` and wait until they are taken. Raises StreamGoneError."""
-        data = stream.form.framed(messages)
-        self.measures.sent(len(data))
-        self._streams.push(stream, data)
+    def offer(self, stream: Stream, data: bytes) -> None:
+        """Send ``data``, which is framed, to a stream that is being caught up."""
+        self._streams.offer(stream, data)
 
-    def go_live(self, stream: Stream, messages: bytes, position: int) -> None:
-        """Send ``messages``, after which the stream has everything up to ``position``, and let it
-        have what its track delivers beyond."""
-        data = stream.form.framed(messages)
-        self.measures.sent(len(data))
-        self._streams.queue(stream, data)
+    def drop(self, stream: Stream, reason: str) -> None:
+        """Cut ``stream`` off."""
+        self._streams.drop(stream, reason)
+
+    def go_live(self, stream: Stream, data: bytes, sync: bytes, position: int) -> None:
+        """Send ``data``, which is framed, and ``sync``, after which the stream has everything up to
+        ``position``, and let it have what its track delivers beyond."""
+        end = stream.form.framed(sync)
+        self.measures.sent(len(end))
+        self._streams.queue(stream, data + end)
         if stream.is_gone or stream.is_ending:
             return
         group: Group = stream.group
@@ -229,6 +199,7 @@ class Broadcaster:
             if group.ahead:
                 self._deliver_ahead(group, encoder, taken)
         self._let_catch_up(track)
+        self._joining.track_moved()
         # not in the next turn of the loop: requests may be served in between, each some 50 µs
         self._streams.flush()
         if found:
@@ -264,7 +235,8 @@ class Broadcaster:
                 self.measures.streams_reset(len(streams))
                 for stream in streams:
                     group.leave(stream)
-                    self._join(stream, start)
+                    self._joining.add(stream, start)
+        self._joining.track_moved()
 
     # ── heartbeats ──────────────────────────────────────────────────────────────────────────────
 
@@ -296,11 +268,11 @@ class Broadcaster:
     def stop(self) -> None:
         """End all streams properly; ``len()`` is 0 once they are."""
         self._is_stopping = True
-        self._waiting.clear()
         self._streams.end_all()
 
     def close(self) -> None:
         """Drop what is left."""
         self._is_stopping = True
         self._ticker.close()
+        self._joining.close()
         self._streams.close()

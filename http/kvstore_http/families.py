@@ -51,6 +51,11 @@ _FACADE = (
     Named("kvstore_http_requests_in_progress", GAUGE, "Requests that are being answered."),
     Named("kvstore_http_connections", GAUGE, "Open connections, without event streams."),
     Named("kvstore_http_streams", GAUGE, "Open event streams."),
+    Named(
+        "kvstore_http_streams_catching_up",
+        GAUGE,
+        "Of them, those that have not been sent all that there is: they catch up, or wait for the daemon.",
+    ),
     Named("kvstore_http_streams_opened_total", COUNTER, "Event streams that began."),
     Named("kvstore_http_streams_resumed_total", COUNTER, "Event streams that began where another had ended."),
     Named(
@@ -212,6 +217,7 @@ def _facade(board: Board) -> Iterator[Metric]:
         ("kvstore_http_requests_in_progress", measures.IN_PROGRESS),
         ("kvstore_http_connections", measures.CONNECTIONS),
         ("kvstore_http_streams", measures.STREAMS),
+        ("kvstore_http_streams_catching_up", measures.CATCHING_UP),
     ):
         yield _gauge(name, ((), cells[cell]))
     for name, cell in (

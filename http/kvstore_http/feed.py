@@ -99,17 +99,26 @@ class Feed:
 
         Whoever calls this is about to listen.
         """
-        self._wake_up()
+        self.wake_up()
         # there is always one in the end where there was one before: see _start
         if not self._started.wait(None if self._live.is_started else seconds):
             raise KvError("unavailable", "the changes cannot be followed: the daemon was not reached yet")
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is a position to begin from."""
+        return self._started.is_set() and self._live.is_started
+
+    def wait_for_start(self, seconds: float) -> None:
+        """Wait up to ``seconds`` until there is one; the feed must have been woken."""
+        self._started.wait(seconds)
 
     @property
     def silent_seconds(self) -> float:
         """For how long nothing was heard on PUB, which tells something every second."""
         return self._loop.now() - self._published_at  # type: ignore[no-any-return]
 
-    def _wake_up(self) -> None:
+    def wake_up(self) -> None:
         self._is_idle = False
         if not self._is_awake and not self._is_closed:
             self._is_awake = True
@@ -123,7 +132,7 @@ class Feed:
         poll that has read before that finds it forgotten, and reads again."""
         while not self._is_closed:
             try:
-                reply = self._link.ask([{"op": "status"}])
+                reply = self._link.ask_patiently([{"op": "status"}])
             except KvError:
                 if self._live.is_started:
                     # the daemon is away: a stream may begin where it was last heard to be
@@ -236,7 +245,7 @@ class Feed:
         is also the answer when the changes since then are no longer remembered: read again.
         """
         deadline = self._loop.now() + timeout
-        self._wake_up()
+        self.wake_up()
         if not self._started.wait(timeout) or self._is_closed:
             return False
         if self._may_have_changed(key, since):

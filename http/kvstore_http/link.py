@@ -5,11 +5,13 @@ the ops that the greenlets of one turn of the loop ask for are gathered, and a c
 the turn sends them together. Everything here runs in the hub's thread.
 
 - Of gathered gets one request is under way at a time, so that more gather behind it when there is
-  much to do. Other reads are not gathered and do not wait for each other.
+  much to do. Other reads are not gathered; a few of them are under way at a time and the rest wait
+  here, where one whose caller has given up is not sent any more.
 - Writes go through *lanes*. A lane is a client of the daemon's with a number for each request and one
   request at a time, so a repeat is applied once (protocol section 6). Gathered writes have few of them,
   so that more gather; batches, which cannot be gathered, have many, so that many share a commit.
-- A request without an answer is sent again, on a fresh socket and under its number.
+- A request is sent again, under its number, only when the connection that it went out on is lost
+  (:mod:`kvstore_http.pipe`): a daemon that is slow to answer is not helped by more to do.
 
 When nothing was heard for the whole time that a request may take, the daemon counts as away: all
 calls fail at once, and a probe looks for it.
@@ -39,10 +41,15 @@ from kvstore_http.requestids import travelling
 LANES = 2
 BATCH_LANES = 64
 READS_UNDER_WAY = 1
+PAGES_UNDER_WAY = 16
+"""Of reads that are not gathered."""
+
+PATIENCE_SECONDS = 60.0
+"""How long a patient read waits for a daemon that answers others."""
+
 MERGED_OPS = 500
 MERGED_BYTES = 1024 * 1024
 TICK_SECONDS = 0.05
-RETRY_SECONDS = 0.5
 PROBE_SECONDS = 0.5
 FOREVER = float("inf")
 
@@ -117,7 +124,6 @@ class DaemonLink:
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._timeout = timeout_ms / 1000
-        self._retry = min(RETRY_SECONDS, self._timeout / 4)
         self._reads = Pipe(context, self._loop, endpoint, self._note)
         self._writes = Pipe(context, self._loop, endpoint, self._note)
         self._probe = Pipe(context, self._loop, endpoint, self._note, immediate=True)
@@ -126,6 +132,8 @@ class DaemonLink:
         self._waiting_gets: deque[_Call] = deque()
         self._waiting_writes: deque[_Call] = deque()
         self._waiting_batches: deque[_Request] = deque()
+        self._waiting_pages: deque[_Request] = deque()
+        self._pages_under_way = 0
         self._gets_under_way = 0
         self._is_flush_due = False
         self._heard_at = -FOREVER
@@ -185,15 +193,28 @@ class DaemonLink:
     ) -> Reply:
         """As :meth:`request`, the whole reply."""
         request = _Request(ops, values, atomic, self._deadline(), self._hub)
-        send = partial(self._send, ops=ops, values=values, done=request.settle, deadline=request.deadline)
         if not any(op["op"] in _WRITING for op in ops):
-            send(self._reads, atomic=atomic, request_id=request.request_id)
+            self._waiting_pages.append(request)
+            self._flush_soon()
         elif idempotency_key is not None:
             number: dict[str, Any] = {"client": f"http:{idempotency_key}", "seq": 1}
-            send(self._writes, atomic=atomic, request_id=request.request_id, **number)
+            how = {"atomic": atomic, "request_id": request.request_id, **number}
+            self._send(self._writes, ops, values, request.settle, request.deadline, **how)
         else:
             self._waiting_batches.append(request)
             self._flush_soon()
+        return self._answer(request)
+
+    def ask_patiently(self, ops: Sequence[dict[str, Any]]) -> Reply:
+        """The reply to a request that only reads and that nobody is waiting for at a certain time, such
+        as a page for streams that catch up: it does not fail because the daemon has much to do. Ask
+        for one thing at a time, for these do not wait behind each other as others do."""
+        self._deadline()
+        request = _Request(ops, (), False, self._loop.now() + PATIENCE_SECONDS, self._hub)
+        self._send(self._reads, ops, (), request.settle, request.deadline)
+        return self._answer(request)
+
+    def _answer(self, request: _Request) -> Reply:
         outcome = request.waiter.get()
         if isinstance(outcome, KvError):
             raise outcome
@@ -223,6 +244,18 @@ class DaemonLink:
         if self._waiting_batches:
             for lane in _free(self._batch_lanes, self._waiting_batches):
                 self._send_batch(lane)
+        while self._waiting_pages and self._pages_under_way < PAGES_UNDER_WAY:
+            self._send_page(self._waiting_pages.popleft())
+
+    def _send_page(self, request: _Request) -> None:
+        def done(outcome: Outcome) -> None:
+            self._pages_under_way -= 1
+            request.settle(outcome)
+            self._flush_soon()
+
+        self._pages_under_way += 1
+        how = {"atomic": request.atomic, "request_id": request.request_id}
+        self._send(self._reads, request.ops, request.values, done, request.deadline, **how)
 
     def _send_gets(self, calls: list[_Call]) -> None:
         def done(outcome: Outcome) -> None:
@@ -279,8 +312,7 @@ class DaemonLink:
         except KvError as error:  # nothing was sent, and nobody may be left waiting
             done(error)
         else:
-            now = self._loop.now()
-            pipe.send(Exchange(frames, len(ops), done, deadline, now + self._retry, self._retry))
+            pipe.send(Exchange(frames, len(ops), done, deadline))
 
     def _settle(self, calls: list[_Call], outcome: Outcome, queue: deque[Any]) -> None:
         """Give each of the merged calls its own result."""
@@ -333,17 +365,15 @@ class DaemonLink:
         now = self._loop.now()
         if self.is_away:
             self._look_for_daemon(now)
-        elif not self._fail_overdue(now):
-            self._reads.retry(now)
-            self._writes.retry(now)
+        else:
+            self._fail_overdue(now)
 
-    def _fail_overdue(self, now: float) -> bool:
-        """Fail what has waited too long; all that waits if the daemon was silent as long. Whether
-        that is so."""
+    def _fail_overdue(self, now: float) -> None:
+        """Fail what has waited too long; all that waits if the daemon was silent as long."""
         reads, writes = self._reads.overdue(now), self._writes.overdue(now)
         unsent = self._take_unsent(now)
         if not (reads or writes or unsent):
-            return False
+            return
         if now - self._heard_at >= self._timeout:
             self.is_away = True
             if now < FOREVER:  # and not because the link is being closed
@@ -365,10 +395,14 @@ class DaemonLink:
             exchange.done(self._failure(outcome="unknown"))
         for waiting in unsent:
             waiting.settle(self._failure())
-        return self.is_away
 
     def _take_unsent(self, now: float) -> list[_Call | _Request]:
-        queues: tuple[deque[Any], ...] = (self._waiting_gets, self._waiting_writes, self._waiting_batches)
+        queues: tuple[deque[Any], ...] = (
+            self._waiting_gets,
+            self._waiting_writes,
+            self._waiting_batches,
+            self._waiting_pages,
+        )
         return [late for queue in queues for late in _overdue(queue, now)]
 
     def _failure(self, **details: Any) -> KvError:

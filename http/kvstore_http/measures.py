@@ -87,7 +87,7 @@ class _Layout:
         return Distribution(self.take(len(bounds) + 2), tuple(bounds), units)
 
 
-IN_PROGRESS, CONNECTIONS, STREAMS, BACKLOG_BYTES = range(PID + 1, PID + 5)
+IN_PROGRESS, CONNECTIONS, STREAMS, BACKLOG_BYTES, CATCHING_UP = range(PID + 1, PID + 6)
 
 _layout = _Layout()
 STREAMS_OPENED = _layout.take()
@@ -196,6 +196,10 @@ class Measures:
     def note_streams(self, count: int) -> None:
         """So many streams are open."""
         self._cells[STREAMS] = count
+
+    def note_catching_up(self, count: int) -> None:
+        """So many of them have not yet been sent all that there is."""
+        self._cells[CATCHING_UP] = count
 
     def note_backlog(self, most: int) -> None:
         """The stream that has most waiting has so many bytes."""

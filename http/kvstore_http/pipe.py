@@ -3,6 +3,11 @@
 All requests are pipelined; each carries a correlation id in front of the empty frame, which the
 daemon returns. A plain pyzmq socket with one io watcher is used and not ``zmq.green``, which makes a
 greenlet switch of every send and every receive.
+
+A request is sent once for each connection. As long as the connection lives, its answer is under way
+or the daemon is busy, and a copy would only make that worse; what a connection took with it is sent
+again on the next one. ZeroMQ reconnects silently, so a monitor tells of connections that end, and
+ZMTP's heartbeats end those that are dead without a word.
 """
 
 from __future__ import annotations
@@ -10,10 +15,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import count
 from time import perf_counter_ns
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from kvstore_client.errors import KvError
 from kvstore_client.protocol import Reply, decode_reply
@@ -25,21 +32,34 @@ log = logging.getLogger("kvstore.http")
 # As plain numbers: those of zmq are enums, of which an "or" alone costs more than sending a frame.
 _MORE, _AT_ONCE = int(zmq.SNDMORE | zmq.NOBLOCK), int(zmq.NOBLOCK)
 _EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
+_MONITORED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 500
+
+_monitors = count(1)
+"""What tells the monitors of this process apart: the name of one stays taken for a moment after its end."""
+
+PING_MS = 1_000
+SILENCE_MS = 5_000
+"""A connection on which not even a ping is answered for this long is dead. It is libzmq's own thread that
+answers, so a daemon that is only busy does."""
+
+RENEWAL_SECONDS = 0.25
+"""The least time between two renewals: a request that makes the daemon end the connection is not sent
+again in a tight loop."""
 
 Outcome = Reply | KvError
 
 
 class Exchange:
-    """A request of ``count`` ops on its way. ``retry_at`` and ``deadline`` are seconds of the loop's
-    clock; ``retry_after`` is how long the next repeat waits; ``begun_at`` is in nanoseconds.
+    """A request of ``count`` ops on its way. ``deadline`` is in seconds of the loop's clock, ``begun_at``
+    in nanoseconds.
 
     ``done`` is called once, in the hub, with the reply or with the error that refused the request.
     """
 
-    __slots__ = ("begun_at", "count", "deadline", "done", "frames", "retry_after", "retry_at")
+    __slots__ = ("begun_at", "count", "deadline", "done", "frames")
 
     def __init__(
         self,
@@ -47,16 +67,12 @@ class Exchange:
         count: int,
         done: Callable[[Outcome], None],
         deadline: float,
-        retry_at: float,
-        retry_after: float,
     ) -> None:
         self.begun_at = perf_counter_ns()
         self.frames = frames
         self.count = count
         self.done = done
         self.deadline = deadline
-        self.retry_at = retry_at
-        self.retry_after = retry_after
 
     def outcome_of(self, frames: Sequence[bytes]) -> Outcome:
         """What the frames of a reply say."""
@@ -91,6 +107,8 @@ class Pipe:
         self._heard = heard
         self._immediate = immediate
         self._next_id = 1
+        self._renewed_at = -RENEWAL_SECONDS
+        self._renewal = loop.timer(RENEWAL_SECONDS)
         self.outstanding: dict[bytes, Exchange] = {}
         self._open()
 
@@ -101,13 +119,66 @@ class Pipe:
         self._socket.sndhwm = self._socket.rcvhwm = 0  # bounded by the callers that wait
         self._socket.reconnect_ivl = RECONNECT_MS
         self._socket.reconnect_ivl_max = RECONNECT_MAX_MS
+        self._socket.heartbeat_ivl = PING_MS
+        self._socket.heartbeat_timeout = SILENCE_MS
+        self._is_connected = False
+        self._monitor = self._socket.get_monitor_socket(_MONITORED, f"inproc://connection-{next(_monitors)}")
         self._socket.connect(self._endpoint)
         self._watcher = self._loop.io(self._socket.getsockopt(zmq.FD), READ)
         self._watcher.start(self._receive)
+        self._monitoring = self._loop.io(self._monitor.getsockopt(zmq.FD), READ)
+        self._monitoring.start(self._note_connection)
+        # ZMQ_FD, which is edge-triggered, only speaks of what comes after the socket was found empty
+        self._loop.run_callback(self._note_connection)
 
     def _shut(self) -> None:
+        self._monitoring.close()
         self._watcher.close()
+        self._socket.disable_monitor()
+        self._monitor.close(0)
         self._socket.close()
+
+    # ── the connection ──────────────────────────────────────────────────────────────────────────
+
+    def _note_connection(self) -> None:
+        """Take in what the monitor tells."""
+        is_lost = False
+        with suppress(zmq.Again):
+            while not self._monitor.closed:
+                event = parse_monitor_message(self._monitor.recv_multipart(_AT_ONCE))["event"]
+                # an attempt that got no further than the handshake has taken nothing with it
+                is_lost |= self._is_connected and event == zmq.EVENT_DISCONNECTED
+                self._is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        if is_lost and not self._immediate:
+            self._receive()  # what came before the end
+            self._renew_soon()
+
+    def _renew_soon(self) -> None:
+        """Renew, but not too often; nothing is sent until then, or it would be sent twice."""
+        pause = self._renewed_at + RENEWAL_SECONDS - self._loop.now()
+        if pause <= 0:
+            self.renew()
+            return
+        self._shut()
+        self._renewal = self._loop.timer(pause)
+        self._renewal.start(self.renew)
+
+    def renew(self) -> None:
+        """Go on with a fresh socket, and send everything on it that is not answered.
+
+        What was queued in the old one is dropped with it, so nothing arrives twice that the old
+        connection has not taken.
+        """
+        log.debug("a fresh socket to %s; %d requests are sent again", self._endpoint, len(self.outstanding))
+        self._renewal.close()
+        self._renewed_at = self._loop.now()
+        if not self._socket.closed:
+            self._shut()
+        self._open()
+        for correlation, exchange in list(self.outstanding.items()):
+            self._transmit(correlation, exchange)
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────
 
     def send(self, exchange: Exchange) -> None:
         """Send the request; its outcome comes later."""
@@ -117,6 +188,8 @@ class Pipe:
         self._transmit(correlation, exchange)
 
     def _transmit(self, correlation: bytes, exchange: Exchange) -> None:
+        if self._socket.closed:
+            return  # it is sent when there is a socket again
         with suppress(zmq.Again):  # immediate, and not connected
             send, last = self._socket.send, exchange.frames[-1]
             send(correlation, _MORE)
@@ -129,31 +202,10 @@ class Pipe:
         if self._socket.get(_EVENTS) & _READABLE:
             self._loop.run_callback(self._receive)
 
-    def renew(self) -> None:
-        """Go on with a fresh socket, and send everything that is not answered once more.
-
-        What was on its way in the old connection may be lost with it, and ZeroMQ does not say so.
-        """
-        log.debug("a fresh socket to %s; %d requests are sent again", self._endpoint, len(self.outstanding))
-        self._shut()
-        self._open()
-        for correlation, exchange in list(self.outstanding.items()):
-            self._transmit(correlation, exchange)
-
     def overdue(self, now: float) -> list[Exchange]:
         """Take out the exchanges whose deadline has passed."""
         late = [key for key, exchange in self.outstanding.items() if exchange.deadline <= now]
         return [self.outstanding.pop(key) for key in late]
-
-    def retry(self, now: float) -> None:
-        """Send again what has waited for its reply too long; each further wait is twice as long."""
-        due = [exchange for exchange in self.outstanding.values() if exchange.retry_at <= now]
-        if not due:
-            return
-        for exchange in due:
-            exchange.retry_after *= 2
-            exchange.retry_at = now + exchange.retry_after
-        self.renew()
 
     def _receive(self) -> None:
         if self._socket.closed:
@@ -176,4 +228,6 @@ class Pipe:
     def close(self) -> None:
         """Close the socket; what is outstanding is never told."""
         self.outstanding.clear()
-        self._shut()
+        self._renewal.close()
+        if not self._socket.closed:
+            self._shut()

@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from gevent.hub import Waiter
-
 from kvstore_http.framing import Format
 from kvstore_http.measures import Measures
 
@@ -22,9 +20,6 @@ READ = 1
 
 SENDS_PER_TURN = 100
 """How many streams are written to (about 5 µs each) before the loop looks at requests again."""
-
-STALL_SECONDS = 30.0
-"""A stream that is being caught up and reads nothing for this long is given up."""
 
 _INPUT = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -46,7 +41,6 @@ class Stream:
     """
 
     __slots__ = (
-        "drained",
         "events",
         "fd",
         "form",
@@ -72,23 +66,28 @@ class Stream:
         self.is_blocked = False
         self.is_ending = False
         self.is_gone = False
-        self.drained: Waiter | None = None
 
 
 class Streams:
     """All open streams of a worker, and the one epoll set that watches them.
 
-    ``on_gone`` is called once for each stream that is closed, whatever the cause. What is unsent of
+    ``on_drained`` is called for each stream that was blocked and has taken all that waited for it,
+    ``on_gone`` once for each stream that is closed, whatever the cause. What is unsent of
     one stream is bounded by ``buffer_bytes`` and one message: the stream that has more waiting when
     something is added is cut off.
     """
 
     def __init__(
-        self, hub: Any, buffer_bytes: int, on_gone: Callable[[Stream], None], measures: Measures
+        self,
+        hub: Any,
+        buffer_bytes: int,
+        on_drained: Callable[[Stream], None],
+        on_gone: Callable[[Stream], None],
+        measures: Measures,
     ) -> None:
-        self._hub = hub
         self._loop = hub.loop
         self._buffer_bytes = buffer_bytes
+        self._note_drained = on_drained
         self._on_gone = on_gone
         self._measures = measures
         self._blocked: set[Stream] = set()
@@ -131,31 +130,11 @@ class Streams:
             stream.pending.append(data)
         stream.unsent += len(data)
 
-    def push(self, stream: Stream, data: bytes) -> None:
-        """Send ``data`` and wait, in a greenlet, until the socket has taken all of it. Raises
-        StreamGoneError if it never will."""
-        if data:
-            self.queue(stream, data)
+    def offer(self, stream: Stream, data: bytes) -> None:
+        """Send ``data`` at once, as far as the socket takes it; the stream is blocked if that is not all."""
+        self.queue(stream, data)
         if not stream.is_blocked and not stream.is_gone:
             self._write(stream)
-        while stream.pending is not None and not stream.is_gone and not stream.is_ending:
-            self._wait_for_progress(stream)
-        if stream.is_gone or stream.is_ending:
-            raise StreamGoneError
-
-    def _wait_for_progress(self, stream: Stream) -> None:
-        unsent = stream.unsent
-        stream.drained = waiter = Waiter(self._hub)
-        timer = self._loop.timer(STALL_SECONDS)
-        timer.start(waiter.switch, None)
-        try:
-            waiter.get()
-        finally:
-            timer.close()
-            stream.drained = None
-        if stream.unsent >= unsent and not stream.is_gone:
-            self._measures.stream_dropped("stalled")
-            self.drop(stream, "it was not read any more")
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
@@ -197,18 +176,15 @@ class Streams:
                 self._epoll.modify(stream.fd, _INPUT | select.EPOLLOUT)
 
     def _on_drained(self, stream: Stream) -> None:
-        if stream.is_blocked:
+        was_blocked = stream.is_blocked
+        if was_blocked:
             stream.is_blocked = False
             self._blocked.discard(stream)
             self._epoll.modify(stream.fd, _INPUT)
         if stream.is_ending:
             self.drop(stream, STOPPING)
-        else:
-            self._wake(stream)
-
-    def _wake(self, stream: Stream) -> None:
-        if stream.drained is not None:
-            self._loop.run_callback(stream.drained.switch, None)
+        elif was_blocked:
+            self._note_drained(stream)
 
     # ── watching ────────────────────────────────────────────────────────────────────────────────
 
@@ -246,8 +222,6 @@ class Streams:
         stream.is_ending = True
         if stream.pending is None:
             self.drop(stream, STOPPING)
-        else:
-            self._wake(stream)
 
     def end_all(self) -> None:
         """End every stream."""
@@ -264,7 +238,6 @@ class Streams:
         self._measures.note_streams(len(self._by_fd))
         os.close(stream.fd)  # which also takes it out of the epoll set
         stream.pending = None
-        self._wake(stream)
         self._on_gone(stream)
         if stream.on_end is not None:
             stream.on_end(reason, stream.events, stream.sent)

@@ -24,8 +24,8 @@ RECENT_BYTES = 8 * 1024 * 1024
 class Asks(Protocol):
     """Whoever sends a request to the daemon and waits for the whole reply."""
 
-    def ask(self, ops: Sequence[dict[str, Any]], values: Sequence[bytes] = ()) -> Reply:
-        """The reply; raises the KvError that refused the request."""
+    def ask_patiently(self, ops: Sequence[dict[str, Any]]) -> Reply:
+        """The reply, also of a daemon that has much to do; raises the KvError that refused the request."""
 
 
 class Listener(Protocol):
@@ -108,9 +108,18 @@ class Track:
 
     # ── the last changes ────────────────────────────────────────────────────────────────────────
 
+    @property
+    def recent_floor(self) -> int:
+        """What was delivered after this revision is remembered."""
+        return self._recent_floor
+
+    def remembers(self, revision: int) -> bool:
+        """Whether all that was delivered after ``revision`` is remembered."""
+        return revision >= self._recent_floor
+
     def after(self, revision: int) -> list[Batch] | None:
         """What was delivered after ``revision``, oldest first; None if that is not remembered."""
-        if revision < self._recent_floor:
+        if not self.remembers(revision):
             return None
         newest_first = takewhile(lambda batch: batch[0].revision > revision, reversed(self._recent))
         return list(newest_first)[::-1]
@@ -157,7 +166,7 @@ class Track:
         if self.previous:
             op["previous"] = True
         try:
-            page = LogPage.from_reply(self._link.ask([op]))
+            page = LogPage.from_reply(self._link.ask_patiently([op]))
             if not self._is_closed:
                 self._publish(follower.answer(page))
         except KvError as error:
@@ -170,7 +179,7 @@ class Track:
     def _begin_anew(self, follower: Follower, lost: Cursor) -> None:
         """Follow from the present on; what lies between is for the listener to make up for."""
         try:
-            reply = self._link.ask([{"op": "status"}])
+            reply = self._link.ask_patiently([{"op": "status"}])
         except KvError:
             gevent.sleep(RETRY_SECONDS)
             return

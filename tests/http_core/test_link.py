@@ -13,7 +13,7 @@ from gevent.pool import Group
 
 from kvstore_client.errors import KvError
 from kvstore_client.protocol import Limits, Request, decode_request, encode_error, encode_reply
-from kvstore_http.link import LANES, MERGED_BYTES, DaemonLink
+from kvstore_http.link import LANES, MERGED_BYTES, PAGES_UNDER_WAY, DaemonLink
 
 EPOCH = "00112233445566ff"
 TIMEOUT_MS = 600
@@ -229,15 +229,48 @@ def test_an_op_error_reaches_its_caller_and_nobody_else(daemon: ScriptedDaemon, 
     assert (first["key"], second.code, third["key"]) == ("a", "not_found", "c")
 
 
-def test_a_write_without_an_answer_is_repeated_under_its_number(
+def test_nothing_is_sent_again_while_the_connection_lives(daemon: ScriptedDaemon, link: DaemonLink) -> None:
+    daemon.answer = lambda request: echo(request) if request.ops[0]["key"] == "other" else None
+    slow = gevent.spawn(
+        together, put(link, "k"), get(link, "k"), lambda: link.request([{"op": "history", "key": "k"}])
+    )
+    while not slow.ready():
+        assert put(link, "other")()["key"] == "other"
+    assert [error.code for error in slow.get()] == ["timed_out"] * 3
+    assert sorted(op["op"] for request in daemon.asked for op in request.ops if op["key"] == "k") == [
+        "get",
+        "history",
+        "put",
+    ]
+
+
+def test_what_a_lost_connection_took_with_it_is_sent_again_once_under_its_number(
     daemon: ScriptedDaemon, link: DaemonLink
 ) -> None:
-    silence = iter([None])
-    daemon.answer = lambda request: next(silence, echo(request))
-    assert put(link, "k")()["key"] == "k"
-    first, second = daemon.requests
-    assert (first.client, first.seq) == (second.client, second.seq)
-    assert first.ops == second.ops
+    daemon.answer = lambda _: None
+    waiting = gevent.spawn(together, put(link, "k"), lambda: link.request([{"op": "history", "key": "k"}]))
+    while len(daemon.requests) < 2:
+        gevent.sleep(0.001)
+    daemon.stop()
+    daemon.answer = echo
+    daemon.start()
+    write, read = waiting.get()
+    assert (write["key"], read[0]["key"]) == ("k", "k")
+    writes = [(request.client, request.seq, request.ops) for request in daemon.requests if request.client]
+    assert len(writes) == 2
+    assert writes[0] == writes[1]
+    assert len(daemon.requests) == 4
+
+
+def test_reads_that_are_not_gathered_are_admitted_as_they_are_answered(
+    daemon: ScriptedDaemon, link: DaemonLink
+) -> None:
+    daemon.answer = lambda _: None
+    page = {"op": "history", "key": "k"}
+    waiting = gevent.spawn(together, *[lambda: link.request([page])] * (5 * PAGES_UNDER_WAY))
+    while not waiting.ready():
+        gevent.sleep(0.001)
+    assert len(daemon.asked) == PAGES_UNDER_WAY, "what was given up is not sent any more"
 
 
 def test_a_request_lost_with_its_connection_is_sent_to_the_daemon_that_comes_back(
