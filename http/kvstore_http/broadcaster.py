@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 BEATS = 15
 """Heartbeats of all streams are spread over this many ticks of the interval."""
 
+HELD = "the daemon cannot be reached yet; this stream begins when it is there"
+
 RETRY_MS = (500, 2500)
 """An EventSource connects again after a time out of this range, so that those of a stopped worker
 do not come back in one moment."""
@@ -104,7 +106,9 @@ class Broadcaster:
 
     def check_room(self) -> None:
         """Raise ``too_busy`` if no further stream is taken."""
-        if self._is_stopping or len(self._streams) >= self._max_streams:
+        if self._is_stopping:
+            raise KvError("unavailable", "the service is stopping; connect again")
+        if len(self._streams) >= self._max_streams:
             limit = self._max_streams
             self.measures.stream_dropped("no_room")
             raise KvError("too_busy", f"{limit} streams are open, the limit (--max-streams)", limit=limit)
@@ -120,6 +124,8 @@ class Broadcaster:
         self.measures.stream_opened(is_resumed=start.since is not None)
         self._beats[fd % BEATS].add(stream)
         hello = framing.retry(form, random.randint(*RETRY_MS))  # noqa: S311  # not a secret
+        if not self._feed.is_started:
+            hello += framing.comment(form, HELD)
         self._streams.queue(stream, unsent + form.framed(hello))
         if self._is_stopping:
             self._streams.end(stream)
@@ -244,8 +250,11 @@ class Broadcaster:
         self.measures.note_backlog(self._streams.backlog_bytes)
         self._beat = (self._beat + 1) % BEATS
         streams = self._beats[self._beat]
-        if streams and self._feed.track(previous=False).is_started:
+        if self._feed.track(previous=False).is_started:
             self._send_heartbeats(streams)
+        else:
+            for stream in list(streams):
+                self.offer(stream, stream.form.framed(framing.comment(stream.form, HELD)))
 
     def _send_heartbeats(self, streams: Iterable[Stream]) -> None:
         now = time.time_ns() // 1_000_000

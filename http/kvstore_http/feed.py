@@ -132,7 +132,7 @@ class Feed:
         poll that has read before that finds it forgotten, and reads again."""
         while not self._is_closed:
             try:
-                reply = self._link.ask_patiently([{"op": "status"}])
+                reply = self._link.ask([{"op": "status"}])
             except KvError:
                 if self._live.is_started:
                     # the daemon is away: a stream may begin where it was last heard to be

@@ -109,6 +109,11 @@ def retry(form: Format, milliseconds: int) -> bytes:
     return b"retry: %d\n\n" % milliseconds if form.is_sse else b""
 
 
+def comment(form: Format, text: str) -> bytes:
+    """What an EventSource ignores and a reader at a terminal does not; unframed. NDJSON has no comments."""
+    return f": {text}\n\n".encode() if form.is_sse else b""
+
+
 def event_json(event: Event, *, has_value: bool) -> dict[str, Any]:
     """The ``data`` of an event."""
     body: dict[str, Any] = {

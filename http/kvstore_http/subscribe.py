@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -35,8 +36,20 @@ _PARAMETERS = query.known(
 )
 
 
+BRIEFLY = 1.0
+"""For so many seconds an EventSource waits for its headers; then its stream is opened without the daemon."""
+
+COME_BACK_MS = (3_000, 9_000)
+"""After a time out of this range an EventSource that found no room tries again."""
+
+
 class SubscribeResource:
-    """The event stream. Everything that can be refused is refused before the first byte."""
+    """The event stream. What is wrong with a request is said before the first byte.
+
+    What only time cures is said as a 503 too, but to an EventSource: that never connects again after
+    anything but a 200 that ends. Its stream is opened, and begins when the daemon is there; where there
+    is no room for it, it is ended at once and comes back later.
+    """
 
     def __init__(self, feed: Feed, settings: HttpSettings) -> None:
         self._feed = feed
@@ -46,7 +59,8 @@ class SubscribeResource:
         """Answer with the stream's headers; the server gives the connection away after them."""
         wishes = _Wishes(req.env[RAW_QUERY])
         media_type = _media_type(req)
-        start = self._start(wishes, req)
+        start = _start(wishes, req)
+        is_event_source = media_type == SSE and SSE in (req.get_header("Accept") or "").lower()
         resp.content_type = media_type
         resp.set_header("cache-control", "no-store, no-transform")
         resp.set_header("x-accel-buffering", "no")
@@ -55,24 +69,41 @@ class SubscribeResource:
             # for those behind a proxy, who cannot see how it speaks to us
             resp.set_header("x-kvstore-body-ends", "with the connection")
         resp.stream = ()
-        if req.method != "HEAD":
-            self._feed.broadcaster.check_room()
-            req.env["kvstore.hand_over"](partial(self._hand_over, wishes, media_type == SSE, start))
+        try:
+            self._wait_for_daemon(is_event_source=is_event_source)
+            if req.method != "HEAD":
+                self._feed.broadcaster.check_room()
+        except KvError as error:
+            if not is_event_source:
+                raise
+            resp.data = b"retry: %d\n: %b\n\n" % (random.randint(*COME_BACK_MS), error.message.encode())  # noqa: S311
+        else:
+            if req.method != "HEAD":
+                req.env["kvstore.hand_over"](partial(self._hand_over, wishes, media_type == SSE, start))
 
-    def _start(self, wishes: _Wishes, req: falcon.Request) -> Start:
-        self._feed.wait_until_started(self._patience)
-        last_id = req.get_header("Last-Event-ID")
-        since = query.STREAM_SINCE.read(last_id) if last_id else wishes.one(query.STREAM_SINCE)
-        if since is None:
-            return Start(None, snapshot=wishes.one(query.SNAPSHOT) or False)
-        epoch = since.epoch or self._feed.track(previous=False).cursor.epoch
-        return Start(Cursor(since.revision, epoch))
+    def _wait_for_daemon(self, *, is_event_source: bool) -> None:
+        """Wait until there is a position to begin from; so what is written as soon as the headers are
+        there is seen. Raises ``unavailable``; not for an EventSource, which nothing is kept from while
+        nobody can write."""
+        try:
+            self._feed.wait_until_started(min(self._patience, BRIEFLY) if is_event_source else self._patience)
+        except KvError:
+            if not is_event_source:
+                raise
 
     def _hand_over(
         self, wishes: _Wishes, is_sse: bool, start: Start, fd: int, unsent: bytes, is_chunked: bool
     ) -> Stream:
         form = Format(is_sse, wishes.has_values, is_chunked)
         return self._feed.broadcaster.adopt(Kind(wishes.wanted, form, wishes.previous), start, fd, unsent)
+
+
+def _start(wishes: _Wishes, req: falcon.Request) -> Start:
+    last_id = req.get_header("Last-Event-ID")
+    since = query.STREAM_SINCE.read(last_id) if last_id else wishes.one(query.STREAM_SINCE)
+    if since is None:
+        return Start(None, snapshot=wishes.one(query.SNAPSHOT) or False)
+    return Start(Cursor(since.revision, since.epoch))
 
 
 class _Wishes:

@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
@@ -803,3 +804,32 @@ def test_movement_is_left_out_for_those_who_ask(page: Page, session: Session, fo
     stored(session, f"{folder}k", "x")
     page.wait_for_rows("k")
     assert page.ask("document.getAnimations().length") == 0
+
+
+# ── the browser's own reader of event streams ────────────────────────────────────────────────────
+
+
+def test_an_event_source_outlives_a_start_in_which_the_daemon_comes_last(
+    browser: Browser, service: Service
+) -> None:
+    page = Page(browser, service.url)
+    page.open()
+    page.ask(
+        "window.seen = []; window.opened = 0; window.synced = 0;"
+        "window.source = new EventSource('/v1/subscribe');"
+        "source.onopen = () => opened++;"
+        "source.addEventListener('sync', () => synced++);"
+        "source.addEventListener('put', (event) => seen.push(JSON.parse(event.data).key)); 0"
+    )
+    page.wait("synced === 1")
+    service.daemon.kill()
+    service.facade.restart()
+    page.wait("opened === 2")
+    assert page.ask("synced") == 1
+    service.daemon.start()
+    page.wait("synced === 2")
+    with closing(Session(service.url)) as session:
+        session.put("/v1/kv/after", b"x")
+    page.wait("seen.includes('after')")
+    assert page.ask("source.readyState") == 1
+    page.ask("source.close()")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -388,6 +389,11 @@ def test_a_stream_too_many_is_refused_and_room_is_made_by_one_that_ends(
         response = connection.getresponse()
         assert (response.status, json.loads(response.read())["code"]) == (503, "too_busy")
         assert response.headers["Retry-After"]
+        connection.request("GET", "/v1/subscribe", headers={"Accept": "text/event-stream"})
+        response = connection.getresponse()
+        assert response.status == 200, "an EventSource never tries again after anything else"
+        assert response.headers["Content-Type"] == "text/event-stream"
+        assert re.fullmatch(rb"retry: \d{4}\n: 2 streams are open.*\n\n", response.read())
     first.close()
 
     def there_is_room() -> bool:
@@ -505,6 +511,27 @@ def test_a_stream_that_begins_while_the_daemon_is_away_goes_on_when_it_is_back(
         assert next(iter(events)).name == "heartbeat"
         daemon.start()
         assert [event.name for event in through_sync(events)] == ["put", "sync"]
+
+
+@pytest.mark.parametrize("query", ["", "snapshot=1", "since=0", "since=0&prev=1"])
+def test_an_event_source_that_comes_before_the_daemon_begins_when_that_is_there(
+    daemon: Daemon, start_facade: Callable[..., Facade], query: str
+) -> None:
+    put(start_facade(daemon).url, "k")
+    daemon.kill()
+    facade = start_facade(daemon, workers=1, daemon_timeout="500ms", stream_heartbeat="300ms")
+    with closing(open_stream(facade.url, query)) as opened:
+        hello = [opened.response.readline() for _ in range(8)]
+        assert hello[0].startswith(b"retry: ")
+        assert [line for line in hello if line.startswith(b": the daemon cannot be reached yet")]
+        for accept in ("*/*", "application/x-ndjson"):
+            status, answer = ask(facade.url, "GET", f"/v1/subscribe?{query}", Accept=accept)
+            assert (status, answer["code"]) == (503, "unavailable")
+        daemon.start()
+        names = [event.name for event in through_sync(changes(iter(opened)))]
+        assert names == (["put", "sync"] if query else ["sync"])
+        put_when_it_is_back(facade.url, "live")
+        assert next(changes(iter(opened))).json["key"] == "live"
 
 
 def test_a_restored_store_resets_the_open_streams(
