@@ -75,7 +75,7 @@ class Position:
         # a name from a newer service is not for us
 
     def _feed_event(self, line: dict[str, Any]) -> Iterator[Step]:
-        if "index" not in line:  # a record of the snapshot has no place among the changes
+        if "snapshot" in line:
             self._told = True
             yield Step(SNAPSHOT, [line], None)
             return

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from kvstore_client.errors import KvError
 from kvstore_client.model import Cursor, Event, Record
-from kvstore_client.operations import MAX_PAGE
+from kvstore_client.operations import MAX_PAGE, MAX_PAGE_BYTES
 from kvstore_client.protocol import Change, Heartbeat, Reply, event_from, record_from
 
 MAX_HELD_EVENTS = 10_000
@@ -306,11 +306,18 @@ class SnapshotMerge:
     """
 
     def __init__(
-        self, wanted: Filter, start: Cursor, *, values: bool = True, page_size: int = MAX_PAGE
+        self,
+        wanted: Filter,
+        start: Cursor,
+        *,
+        values: bool = True,
+        page_size: int = MAX_PAGE,
+        max_bytes: int = MAX_PAGE_BYTES,
     ) -> None:
         self.start = start
         self._values = values
         self._page_size = page_size
+        self._max_bytes = max_bytes
         self._prefixes = deque(_disjoint(wanted.prefixes or (() if wanted.keys else ("",))))
         self._keys = deque(sorted(key for key in wanted.keys if not key.startswith(tuple(self._prefixes))))
         self._cursor: str | None = None
@@ -342,6 +349,8 @@ class SnapshotMerge:
 
     def _list_op(self, prefix: str) -> dict[str, Any]:
         op: dict[str, Any] = {"op": "list", "prefix": prefix, "limit": self._page_size}
+        if self._max_bytes < MAX_PAGE_BYTES:
+            op["max_bytes"] = self._max_bytes
         if not self._values:
             op["keys_only"] = True
         if self._cursor is not None:

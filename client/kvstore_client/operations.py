@@ -22,6 +22,7 @@ MAX_REQUEST_BYTES = 16 * 1024 * 1024
 MAX_ATOMIC_OPS = 100
 MAX_ATOMIC_BYTES = 1024 * 1024
 MAX_PAGE = 1_000
+MAX_PAGE_BYTES = 4 * 1024 * 1024
 MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
 MAX_CONTENT_TYPE_BYTES = 255
 MAX_CLIENT_BYTES = 128
@@ -112,6 +113,7 @@ _KEY = Field(_is_text, "a text of 1 to 511 bytes of UTF-8 without NUL", required
 _IF_REVISION = Field(_is_int(0, MAX_REVISION), "a revision, or 0 for 'must not exist'")
 _TTL = Field(_is_ttl, "a number of seconds from 0.001 to 100 years")
 _LIMIT = Field(_is_int(1, MAX_PAGE), f"a whole number from 1 to {MAX_PAGE}")
+_PAGE_BYTES = Field(_is_int(1, MAX_PAGE_BYTES), f"a whole number from 1 to {MAX_PAGE_BYTES}")
 _FLAG = Field(_is_flag, "true or false")
 _BOUND = Field(_is_bound, "a text of at most 511 bytes without NUL")
 _CURSOR = Field(_is_text, "a cursor exactly as an earlier reply gave it")
@@ -178,6 +180,7 @@ OPERATIONS: dict[str, Operation] = {
                 "cursor": _CURSOR,
                 "keys_only": _FLAG,
                 "count": _FLAG,
+                "max_bytes": _PAGE_BYTES,
             },
             "a page of records in key order, or a count",
         ),
@@ -192,6 +195,7 @@ OPERATIONS: dict[str, Operation] = {
                 "limit": _LIMIT,
                 "values": _FLAG,
                 "previous": _FLAG,
+                "max_bytes": _PAGE_BYTES,
             },
             "a page of the change log, oldest first, never ending inside a revision",
         ),
@@ -204,6 +208,7 @@ OPERATIONS: dict[str, Operation] = {
                 "limit": _LIMIT,
                 "cursor": _CURSOR,
                 "values": _FLAG,
+                "max_bytes": _PAGE_BYTES,
             },
             "a page of one key's events, newest first",
         ),

@@ -14,14 +14,17 @@ from typing import Any, NamedTuple
 
 from kvstore_client.errors import KvError
 from kvstore_client.model import MAX_KEY_BYTES, Cursor
-from kvstore_client.operations import MAX_PAGE
+from kvstore_client.operations import MAX_PAGE, MAX_PAGE_BYTES
 from kvstore_daemon.engine import Change, Engine, EventFilter, LogPage, Position, Stored
 from kvstore_daemon.fields import Fields, change_fields, record_fields
 
 Op = dict[str, Any]
 
-PAGE_BYTES = 4 * 1024 * 1024
-"""A page ends once its values have this many bytes, so it may exceed this by one value."""
+
+def _max_bytes(op: Op) -> int:
+    """A page ends once its values have this many bytes, so it may exceed this by one value."""
+    asked: int = op.get("max_bytes", MAX_PAGE_BYTES)
+    return asked
 
 
 class Page(NamedTuple):
@@ -43,7 +46,7 @@ def _list(engine: Engine, op: Op) -> Page:
         counted = engine.count(start, end)
         return Page({"count": counted.total, "cursor": _cursor(counted.next_key)}, (), counted.revision)
     values = not op.get("keys_only", False)
-    page = engine.range(start, end, op.get("limit", MAX_PAGE), values=values, max_bytes=PAGE_BYTES)
+    page = engine.range(start, end, op.get("limit", MAX_PAGE), values=values, max_bytes=_max_bytes(op))
     fields = {"items": [_item(key, record) for key, record in page.items], "cursor": _cursor(page.next_key)}
     return Page(fields, [r.value for _, r in page.items if r.value is not None], page.revision)
 
@@ -106,7 +109,7 @@ def _events(engine: Engine, op: Op) -> Page:
         op.get("limit", MAX_PAGE),
         values=values,
         previous=previous,
-        max_bytes=PAGE_BYTES,
+        max_bytes=_max_bytes(op),
     )
     if isinstance(page, Position):
         raise _expired(page, "expired" if _revision(op["since"]) < page.floor else "epoch")
@@ -172,7 +175,7 @@ def _history(engine: Engine, op: Op) -> Page:
     key, before, cursor = op["key"].encode(), op.get("before"), op.get("cursor")
     limit, values = op.get("limit", MAX_PAGE), op.get("values", True)
     head = engine.position().head
-    page = engine.history(key, before, cursor, limit, values=values, max_bytes=PAGE_BYTES)
+    page = engine.history(key, before, cursor, limit, values=values, max_bytes=_max_bytes(op))
     blobs: list[bytes] = []
     events = [_event(change, blobs) for change in page.changes]
     return Page({"events": events, "cursor": page.cursor, "truncated": page.truncated}, blobs, head)

@@ -56,10 +56,10 @@ def create_app(
 
 
 def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> dict[str, object]:
-    one, history = KeyResource(link, feed), HistoryResource(link)
+    one, history = KeyResource(link, feed), HistoryResource(link, settings.page_bytes)
     return {
         "/v1/kv/{key}": one,
-        "/v1/kv": CollectionResource(link, one),
+        "/v1/kv": CollectionResource(link, one, settings),
         "/v1/batch": BatchResource(link),
         "/v1/incr/{key}": IncrResource(link),
         "/v1/touch/{key}": TouchResource(link),
@@ -73,7 +73,7 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> 
         "/metrics": MetricsResource(link, board),
         "/openapi.json": OpenApiResource(),
         "/": RootResource(link),
-        "/all": AllResource(link),
+        "/all": AllResource(link, settings.part_bytes),
         "/ui/": page.File("index.html"),
     }
 

@@ -16,7 +16,7 @@ from kvstore_http.bodies import JSON, read_json, require_type, send_json
 from kvstore_http.collaborators import Link
 from kvstore_http.conditions import refuse_conditions, send_once
 from kvstore_http.problems import problem
-from kvstore_http.query import EXPIRES_AT, TTL, read_query
+from kvstore_http.query import EXPIRES_AT, INLINE, TTL, read_query
 from kvstore_http.records import reply_json
 
 OPS = ("get", "put", "delete", "delete_prefix", "incr", "touch", "persist")
@@ -48,10 +48,11 @@ class BatchResource:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         refuse_conditions(req.env, "give each operation its own if_revision")
         require_type(req.env, JSON)
-        read_query(req.env, contract.NOTHING)
+        inline = read_query(req.env, contract.BATCH).get(INLINE) or False
         batch = _parsed(read_json(req.env))
         results = self._send(batch, req.env.get("HTTP_IDEMPOTENCY_KEY"))
-        send_json(resp, {"results": [_result(*pair) for pair in zip(batch.ops, results, strict=True)]})
+        pairs = zip(batch.ops, results, strict=True)
+        send_json(resp, {"results": [_result(*pair, inline) for pair in pairs]})
 
     def _send(self, batch: _Batch, number: str | None) -> list[Any]:
         if number is None:
@@ -151,12 +152,12 @@ def _kind(value: Any) -> str:
     return {int: "a number", float: "a number", list: "an array", dict: "an object"}[type(value)]
 
 
-def _result(op: dict[str, Any], result: dict[str, Any] | KvError) -> dict[str, Any]:
+def _result(op: dict[str, Any], result: dict[str, Any] | KvError, inline: bool) -> dict[str, Any]:
     """What became of one operation: ``status`` is what it alone would have been answered with, and
     a failed one has its problem document as ``error``."""
     if isinstance(result, KvError):
         return {"status": result.row.status, "error": problem(result)}
     status = 201 if op["op"] == "put" and result["version"] == 1 else 200
     if "key" in op:
-        return reply_json(result, status=status, key=op["key"])
+        return reply_json(result, inline=inline, status=status, key=op["key"])
     return reply_json(result, status=status, prefix=op["prefix"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import falcon
 import orjson
@@ -10,6 +11,11 @@ import orjson
 from kvstore_client.errors import KvError
 from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 from kvstore_client.operations import MAX_CONTENT_TYPE_BYTES
+
+T = TypeVar("T")
+
+JOINED_BYTES = 64 * 1024
+"""A body that is made while it is sent goes out in pieces of at least this size."""
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -94,6 +100,32 @@ def read_json(environ: dict[str, Any]) -> Any:
         return orjson.loads(read_body(environ))
     except orjson.JSONDecodeError as error:
         raise KvError("bad_request", f"the body is not JSON: {error}") from error
+
+
+def used_up(items: list[T]) -> Iterator[T]:
+    """The items in order, of which none is kept here once it is given out. Use it with ``map``: the variable
+    of a loop or of a generator expression keeps an item while the server waits for a slow reader."""
+    items.reverse()
+    while items:
+        yield items.pop()
+
+
+def joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces, small ones together: each is written by itself."""
+    waiting: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= JOINED_BYTES:
+            whole = piece if len(waiting) == 1 else b"".join(waiting)
+            del piece
+            waiting.clear()
+            size = 0
+            yield whole
+            del whole
+    if waiting:
+        yield b"".join(waiting)
 
 
 def send_json(resp: falcon.Response, body: dict[str, Any]) -> None:

@@ -22,17 +22,28 @@ OPENMETRICS = "application/openmetrics-text"
 # ── what a query may carry ───────────────────────────────────────────────────────────────────────
 
 NOTHING = known()
-GET_KEY = known(q.FORMAT, q.REVISION, q.WAIT, q.SINCE)
+GET_KEY = known(q.FORMAT, q.INLINE, q.REVISION, q.WAIT, q.SINCE)
 PUT_KEY = known(q.TTL, q.KEEP_TTL, q.EXPIRES_AT)
 PATCH_KEY = known(q.TTL)
-LIST = known(q.PREFIX, q.START, q.END, q.LIMIT, q.CURSOR, q.KEYS, q.COUNT)
+LIST = known(q.PREFIX, q.START, q.END, q.LIMIT, q.CURSOR, q.KEYS, q.COUNT, q.INLINE)
 DELETE_PREFIX = known(q.DELETED_PREFIX)
 JUST_KEY = known(q.KEY)
 INCR = known(q.BY)
 TOUCH = known(q.TTL)
-HISTORY = known(q.LIMIT, q.CURSOR, q.BEFORE, q.VALUES)
+HISTORY = known(q.LIMIT, q.CURSOR, q.BEFORE, q.VALUES, q.INLINE)
+BATCH = known(q.INLINE)
 READYZ = known(q.VERBOSE, q.EXCLUDE)
-SUBSCRIBE = known(q.STREAM_PREFIX, q.STREAM_KEY, q.STREAM_SINCE, q.SNAPSHOT, q.OPS, q.VALUES, q.PREVIOUS)
+SUBSCRIBE = known(
+    q.STREAM_PREFIX,
+    q.STREAM_KEY,
+    q.STREAM_SINCE,
+    *q.LAST_EVENT_IDS,
+    q.SNAPSHOT,
+    q.OPS,
+    q.VALUES,
+    q.PREVIOUS,
+    q.INLINE,
+)
 
 
 class Header(NamedTuple):
@@ -201,7 +212,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/v1/batch",
         "Many operations in one request, each for itself or all or none",
         (Answer(200, "a result for each operation, in order", {JSON: "BatchResults"}),),
-        NOTHING,
+        BATCH,
         (IDEMPOTENCY_KEY,),
         (JSON,),
         (

@@ -14,18 +14,19 @@ import orjson
 
 from kvstore_client.follow import Batch
 from kvstore_client.model import Cursor, Event, Record
-from kvstore_http.records import timestamp, value_member
+from kvstore_http.records import inline_member, timestamp, value_member
 
 LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Format(NamedTuple):
     """How a stream is written: as Server-Sent Events or as NDJSON, with values or without, as
-    chunks (HTTP/1.1) or ended by the connection (HTTP/1.0)."""
+    chunks (HTTP/1.1) or ended by the connection (HTTP/1.0), with values that are JSON as such or as text."""
 
     is_sse: bool
     has_values: bool
     is_chunked: bool
+    inline: bool = False
 
     def message(self, name: str, body: bytes, cursor: str | None) -> bytes:
         """One event of the stream. ``body`` is a JSON object."""
@@ -55,7 +56,7 @@ class Encoder:
 
     def __init__(self, epoch: str) -> None:
         self._epoch = epoch
-        self._bodies: dict[tuple[int, int, bool], bytes] = {}
+        self._bodies: dict[tuple[int, int, bool, bool], bytes] = {}
 
     def batches(self, form: Format, batches: Iterable[Batch]) -> bytes:
         """The messages of ``batches``, unframed. Each is what a stream gets of one revision."""
@@ -63,21 +64,21 @@ class Encoder:
 
     def _message(self, form: Format, event: Event, batch: Batch) -> bytes:
         cursor = f"{event.revision}-{self._epoch}" if event is batch[-1] else None
-        return form.message(event.op, self._body(event, form.has_values), cursor)
+        return form.message(event.op, self._body(event, form), cursor)
 
-    def _body(self, event: Event, has_value: bool) -> bytes:
-        which = (event.revision, event.index, has_value)
+    def _body(self, event: Event, form: Format) -> bytes:
+        which = (event.revision, event.index, form.has_values, form.inline)
         body = self._bodies.get(which)
         if body is None:
-            body = self._bodies[which] = orjson.dumps(event_json(event, has_value=has_value))
+            fields = event_json(event, has_value=form.has_values, inline=form.inline)
+            body = self._bodies[which] = orjson.dumps(fields)
         return body
 
 
 def snapshot(form: Format, records: Iterable[Record]) -> bytes:
     """Present records, as ``put`` events without a cursor; unframed."""
-    return b"".join(
-        form.message("put", orjson.dumps(_record_event(record, form.has_values)), None) for record in records
-    )
+    bodies = (orjson.dumps(_record_event(record, form)) for record in records)
+    return b"".join(form.message("put", body, None) for body in bodies)
 
 
 def sync(form: Format, cursor: Cursor) -> bytes:
@@ -114,7 +115,7 @@ def comment(form: Format, text: str) -> bytes:
     return f": {text}\n\n".encode() if form.is_sse else b""
 
 
-def event_json(event: Event, *, has_value: bool) -> dict[str, Any]:
+def event_json(event: Event, *, has_value: bool, inline: bool = False) -> dict[str, Any]:
     """The ``data`` of an event."""
     body: dict[str, Any] = {
         "op": event.op,
@@ -126,17 +127,29 @@ def event_json(event: Event, *, has_value: bool) -> dict[str, Any]:
         "previous_revision": event.previous_revision,
     }
     if event.record is not None:
-        body |= _record_json(event.record, has_value)
+        body |= _record_json(event.record, has_value, inline)
     if event.previous is not None:
-        body["previous"] = _record_json(event.previous, has_value)
+        body["previous"] = _record_json(event.previous, has_value, inline)
     return body
 
 
-def _record_event(record: Record, has_value: bool) -> dict[str, Any]:
-    return {"op": "put", "key": record.key, **_record_json(record, has_value)}
+def _record_event(record: Record, form: Format) -> dict[str, Any]:
+    """A present record as an event of the form that live ones have: by itself, of the time of its put, and
+    the first that is heard of its key."""
+    return {
+        "op": "put",
+        "key": record.key,
+        "snapshot": True,
+        "revision": record.revision,
+        "index": 0,
+        "count": 1,
+        "time": timestamp(record.modified_at),
+        "previous_revision": 0,
+        **_record_json(record, form.has_values, form.inline),
+    }
 
 
-def _record_json(record: Record, has_value: bool) -> dict[str, Any]:
+def _record_json(record: Record, has_value: bool, inline: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "content_type": record.content_type,
         "revision": record.revision,
@@ -147,5 +160,5 @@ def _record_json(record: Record, has_value: bool) -> dict[str, Any]:
     if record.expires_at is not None:
         body["expires_at"] = timestamp(record.expires_at)
     if has_value and record.value is not None:
-        body |= value_member(record.value)
+        body |= inline_member(record.value, record.content_type) if inline else value_member(record.value)
     return body

@@ -10,7 +10,7 @@ from kvstore_http import contract
 from kvstore_http.bodies import send_fresh_json
 from kvstore_http.collaborators import Link
 from kvstore_http.listing import DEFAULT_LIMIT
-from kvstore_http.query import BEFORE, CURSOR, KEY, LIMIT, VALUES, read_query
+from kvstore_http.query import BEFORE, CURSOR, INLINE, KEY, LIMIT, VALUES, read_query
 from kvstore_http.records import reply_json
 
 _BY_QUERY = {**contract.JUST_KEY, **contract.HISTORY}
@@ -19,16 +19,18 @@ _BY_QUERY = {**contract.JUST_KEY, **contract.HISTORY}
 class HistoryResource:
     """``/v1/history/{key}``, and ``/v1/history?key=``."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, page_bytes: int) -> None:
         self._link = link
+        self._page_bytes = page_bytes
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
         query = read_query(req.env, _BY_QUERY if key is None else contract.HISTORY)
         key = query.required(KEY) if key is None else key
-        op: dict[str, Any] = {"op": "history", "key": key, "limit": query.get(LIMIT) or DEFAULT_LIMIT}
+        limit, inline = query.get(LIMIT) or DEFAULT_LIMIT, query.get(INLINE) or False
+        op: dict[str, Any] = {"op": "history", "key": key, "limit": limit, "max_bytes": self._page_bytes}
         chosen = {"before": query.get(BEFORE), "cursor": query.get(CURSOR), "values": query.get(VALUES)}
         op |= {name: choice for name, choice in chosen.items() if choice is not None}
         page = self._link.call(op)
-        events = [reply_json(event) for event in page["events"]]
+        events = [reply_json(event, inline=inline) for event in page["events"]]
         body = {"key": key, "events": events, "cursor": page["cursor"], "truncated": page["truncated"]}
         send_fresh_json(req, resp, body)

@@ -405,7 +405,8 @@ class Joining:
         if reply is None:
             return
         here = Cursor(reply.revision, reply.epoch)
-        merge = SnapshotMerge(kind.wanted, here, values=kind.form.has_values, page_size=SNAPSHOT_ITEMS)
+        sizes = {"page_size": SNAPSHOT_ITEMS, "max_bytes": PAGE_BYTES}
+        merge = SnapshotMerge(kind.wanted, here, values=kind.form.has_values, **sizes)
         told = b""
         if start.reset_reason is not None:
             told = framing.reset(kind.form, start.reset_reason, start.floor, here)

@@ -39,6 +39,7 @@ from kvstore_http.query import (
     EMPTY,
     EXPIRES_AT,
     FORMAT,
+    INLINE,
     KEEP_TTL,
     REVISION,
     SINCE,
@@ -84,8 +85,8 @@ class KeyResource:
         resp.set_headers(_headers(record))
         if _is_unmodified(req.env, record):
             resp.status = "304 Not Modified"
-        elif query is not EMPTY and query.get(FORMAT) == "json":
-            send_json(resp, reply_json(record, key=key))
+        elif query is not EMPTY and _wants_record(query):
+            send_json(resp, reply_json(record, inline=query.get(INLINE) or False, key=key))
         else:
             resp.content_type = record["content_type"]
             resp.data = record["value"]
@@ -164,6 +165,10 @@ def _refuse_several_ends(op: dict[str, Any]) -> None:
     given = [name for name in OPERATIONS["put"].exclusive if name in op]
     if len(given) > 1:
         raise KvError("bad_request", f"{' and '.join(given)} exclude each other", parameter=given[0])
+
+
+def _wants_record(query: Query) -> bool:
+    return query.get(FORMAT) == "json" or (FORMAT not in query and query.get(INLINE) is True)
 
 
 def send_written(resp: falcon.Response, key: str, result: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ They stay as they were so that its clients go on working; everything else they c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import orjson
 from kvstore_client.errors import KvError
 from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, check_key
 from kvstore_http import contract, page
-from kvstore_http.bodies import HTML, JSON, read_json
+from kvstore_http.bodies import HTML, JSON, joined, read_json, used_up
 from kvstore_http.collaborators import Link
 from kvstore_http.conditions import write
 from kvstore_http.query import KEY, read_query
@@ -76,28 +77,30 @@ class RootResource:
 class AllResource:
     """``/all``."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, part_bytes: int) -> None:
         self._link = link
+        self._op = {"op": "list", "max_bytes": part_bytes}
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         read_query(req.env, contract.NOTHING)
-        first = self._link.call({"op": "list"})
+        first = self._link.call(self._op)
         resp.set_header("cache-control", "no-store")
         resp.content_type = JSON
         resp.stream = self._object(first)
 
     def _object(self, page: dict[str, Any]) -> Iterator[bytes]:
         """One JSON object, a page at a time; one that fails midway stays without its last brace."""
-        separator = b"{"
+        separators = itertools.chain((b"{",), itertools.repeat(b","))
+        is_empty = True
         while True:
-            members = [_member(item) for item in page["items"]]
-            if members:
-                yield separator + b",".join(members)
-                separator = b","
-            if page["cursor"] is None:
+            items, cursor = page["items"], page["cursor"]
+            is_empty = is_empty and not items
+            del page
+            yield from joined(map(_separated, map(_member, used_up(items)), separators))
+            if cursor is None:
                 break
-            page = self._link.call({"op": "list", "cursor": page["cursor"]})
-        yield b"{}\n" if separator == b"{" else b"}\n"
+            page = self._link.call({**self._op, "cursor": cursor})
+        yield b"{}\n" if is_empty else b"}\n"
 
 
 def _prefers_html(req: falcon.Request) -> bool:
@@ -125,6 +128,11 @@ def _member(item: dict[str, Any]) -> bytes:
     such values, so no old client meets one that it stored itself."""
     member = value_member(item["value"])
     return orjson.dumps(item["key"]) + b":" + orjson.dumps(member.get("value", member))
+
+
+def _separated(member: bytes, separator: bytes) -> bytes:
+    # in this order: map takes of its first argument first, and no separator is lost at the end of a page
+    return separator + member
 
 
 def _is_text(value: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import falcon
@@ -12,7 +13,7 @@ import orjson
 from kvstore_client.errors import KvError
 from kvstore_client.operations import MAX_PAGE
 from kvstore_http import contract
-from kvstore_http.bodies import JSON, NDJSON, choose_type, refuse_body, send_json
+from kvstore_http.bodies import JSON, NDJSON, choose_type, joined, refuse_body, send_json, used_up
 from kvstore_http.collaborators import Link, read_one
 from kvstore_http.conditions import refuse_conditions, send
 from kvstore_http.kv import KeyResource
@@ -22,6 +23,7 @@ from kvstore_http.query import (
     CURSOR,
     DELETED_PREFIX,
     END,
+    INLINE,
     KEY,
     KEYS,
     LIMIT,
@@ -32,6 +34,7 @@ from kvstore_http.query import (
     read_query,
 )
 from kvstore_http.records import reply_json
+from kvstore_http.settings import HttpSettings
 
 DEFAULT_LIMIT = 100
 
@@ -43,9 +46,11 @@ _PATCH = {**contract.JUST_KEY, **contract.PATCH_KEY}
 class CollectionResource:
     """``/v1/kv``."""
 
-    def __init__(self, link: Link, one: KeyResource) -> None:
+    def __init__(self, link: Link, one: KeyResource, settings: HttpSettings) -> None:
         self._link = link
         self._one = one
+        self._page_bytes = settings.page_bytes
+        self._part_bytes = settings.part_bytes
 
     # ── ?key=: for proxies that rewrite paths ───────────────────────────────────────────────────
 
@@ -101,15 +106,18 @@ class CollectionResource:
             send_json(resp, self._count(op))
         elif media_type == NDJSON:
             limit = query.get(TOTAL)
+            op["max_bytes"] = self._part_bytes
             first = self._link.call({**op, "limit": _page_limit(limit)})
             resp.content_type = NDJSON
-            resp.stream = self._lines(op, first, limit)
+            resp.stream = self._lines(op, first, limit, inline=query.get(INLINE) or False)
         else:
-            send_json(resp, self._page({**op, "limit": query.get(LIMIT) or DEFAULT_LIMIT}))
+            limit = query.get(LIMIT) or DEFAULT_LIMIT
+            op |= {"limit": limit, "max_bytes": self._page_bytes}
+            send_json(resp, self._page(op, inline=query.get(INLINE) or False))
 
-    def _page(self, op: dict[str, Any]) -> dict[str, Any]:
+    def _page(self, op: dict[str, Any], *, inline: bool) -> dict[str, Any]:
         page, revision = read_one(self._link, op)
-        items = [reply_json(item) for item in page["items"]]
+        items = [reply_json(item, inline=inline) for item in page["items"]]
         return {"items": items, "revision": revision, "cursor": page["cursor"]}
 
     def _count(self, op: dict[str, Any]) -> dict[str, Any]:
@@ -122,19 +130,30 @@ class CollectionResource:
             total += page["count"]
         return {"count": total, "revision": revision}
 
-    def _lines(self, op: dict[str, Any], page: dict[str, Any], limit: int | None) -> Iterator[bytes]:
+    def _lines(
+        self, op: dict[str, Any], page: dict[str, Any], limit: int | None, *, inline: bool
+    ) -> Iterator[bytes]:
         """A record a line. When it fails midway, the last line is ``{"error": …}`` and the response
-        is cut off without the end that HTTP gives a complete one."""
+        is cut off without the end that HTTP gives a complete one.
+
+        The next page is read once the server has taken this one, of which nothing is kept while it waits
+        for a slow reader."""
         while True:
-            yield b"".join(orjson.dumps(reply_json(item)) + b"\n" for item in page["items"])
-            limit = None if limit is None else limit - len(page["items"])
-            if page["cursor"] is None or limit == 0:
+            items, cursor = page["items"], page["cursor"]
+            limit = None if limit is None else limit - len(items)
+            del page
+            yield from joined(map(partial(_line, inline), used_up(items)))
+            if cursor is None or limit == 0:
                 return
             try:
-                page = self._link.call({**op, "cursor": page["cursor"], "limit": _page_limit(limit)})
+                page = self._link.call({**op, "cursor": cursor, "limit": _page_limit(limit)})
             except KvError as error:
                 yield orjson.dumps({"error": problem(error)}) + b"\n"
                 raise
+
+
+def _line(inline: bool, item: dict[str, Any]) -> bytes:
+    return orjson.dumps(reply_json(item, inline=inline), option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _page_limit(limit: int | None) -> int:

@@ -320,6 +320,9 @@ CURSOR = Parameter("cursor", str, "a cursor", "where the page before this one en
 KEYS = Parameter("keys", _parse_flag, _FLAG, "1: leave the values out", _FLAG_SCHEMA)
 COUNT = Parameter("count", _parse_flag, _FLAG, "1: only count the keys", _FLAG_SCHEMA)
 VALUES = Parameter("values", _parse_flag, _FLAG, "0: leave the values out", _FLAG_SCHEMA)
+INLINE: Parameter[bool] = Parameter(
+    "json", _parse_flag, _FLAG, "1: values that are JSON stand there as such, in value_json", _FLAG_SCHEMA
+)
 BEFORE = Parameter(
     "before",
     _integer(1, MAX_REVISION),
@@ -348,6 +351,10 @@ STREAM_PREFIX = Parameter("prefix", _parse_bound, _BOUND, "only keys that begin 
 STREAM_KEY = Parameter("key", _parse_key, KEY.must_be, "only this key", many=True)
 STREAM_SINCE = Parameter(
     "since", _parse_since, "a cursor or a revision", "go on after this; the Last-Event-ID header wins over it"
+)
+LAST_EVENT_IDS: tuple[Parameter[Cursor], ...] = tuple(
+    Parameter(name, _parse_since, STREAM_SINCE.must_be, "as the header, for who cannot set one", many=True)
+    for name in ("lastEventId", "last-event-id")
 )
 SNAPSHOT = Parameter("snapshot", _parse_flag, _FLAG, "1: begin with the present records", _FLAG_SCHEMA)
 OPS = Parameter("ops", str, f"names out of {', '.join(EVENT_OPS)}, with commas", "only these kinds of events")

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
+import orjson
+
 _TIMES = ("modified_at", "expires_at", "time", "started_at")
 _MILLISECONDS = tuple(f".{rest:03d}Z" for rest in range(1000))
+_ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{\]}]')
+
+MAX_DEPTH = 100
+"""JSON that is nested deeper is not put into other JSON: one such value would make a whole page unreadable to
+parsers that give up at some depth."""
+
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -41,9 +51,39 @@ def value_member(value: bytes) -> dict[str, str]:
         return {"value_b64": base64.b64encode(value).decode("ascii")}
 
 
-def reply_json(fields: dict[str, Any], **first: Any) -> dict[str, Any]:
+def inline_member(value: bytes, content_type: str) -> dict[str, Any]:
+    """``{"value_json": …}`` with the value as it is written, where its type says JSON and any parser takes it
+    for that inside another document; else as :func:`value_member`."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        return value_member(value)
+    try:
+        orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value_member(value)
+    if _depth(value) > MAX_DEPTH:
+        return value_member(value)
+    # outside of texts, where JSON has none, a line feed is a blank; in a stream it would end the line
+    return {"value_json": orjson.Fragment(value.translate(_ONE_LINE))}
+
+
+def _depth(text: bytes) -> int:
+    """How deep the arrays and objects of a JSON text are nested, as far as that may matter."""
+    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+        return 0
+    depth = deepest = 0
+    for token in _BRACKETS.findall(text):
+        if token in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in b"]}":
+            depth -= 1
+    return deepest
+
+
+def reply_json(fields: dict[str, Any], *, inline: bool = False, **first: Any) -> dict[str, Any]:
     """A reply's ``fields`` with ``first`` in front of them: times as text, a value as
-    :func:`value_member` has it, ``size`` left out."""
+    :func:`value_member` has it, or :func:`inline_member`, ``size`` left out."""
     body = {**first, **fields}
     body.pop("size", None)
     for name in _TIMES:
@@ -51,7 +91,7 @@ def reply_json(fields: dict[str, Any], **first: Any) -> dict[str, Any]:
             body[name] = timestamp(body[name])
     if type(value := body.get("value")) is bytes:
         del body["value"]
-        body |= value_member(value)
+        body |= inline_member(value, body.get("content_type", "")) if inline else value_member(value)
     if "previous" in body:
-        body["previous"] = reply_json(body["previous"])
+        body["previous"] = reply_json(body["previous"], inline=inline)
     return body

@@ -37,12 +37,14 @@ _WRITTEN: Schema = {
     "version": _INTEGER,
     "expires_at": _TIME,
 }
-_RECORD: Schema = {**_WRITTEN, **_VALUE, "content_type": _TEXT, "modified_at": _TIME}
+_INLINE: Schema = {"value_json": {"description": "the value itself, where json=1 asks for it and it is JSON"}}
+_RECORD: Schema = {**_WRITTEN, **_VALUE, **_INLINE, "content_type": _TEXT, "modified_at": _TIME}
 _EVENT: Schema = {
     **_RECORD,
     "op": {"type": "string", "enum": ["put", "delete", "expire"]},
     "index": _INTEGER,
     "count": _INTEGER,
+    "snapshot": {"const": True, "description": "of a stream: a record that was there, and no change"},
     "time": _TIME,
     "previous_revision": _INTEGER,
     "previous": reference("Record"),

@@ -63,7 +63,8 @@ LINGER_SECONDS = 2.0
 """How long a refused request's unread input is thrown away, so that the refusal reaches the client."""
 
 FLUSH_BYTES = 64 * 1024
-HIGH_WATERMARK_BYTES = 1024 * 1024
+BUFFER_BYTES = 1024 * 1024
+"""How many bytes are kept for one connection that does not read, if nothing else is said."""
 
 
 class Channel(HTTPChannel):  # type: ignore[misc]
@@ -316,7 +317,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         super().send_continue()
 
     def write_soon(self, *pieces: bytes) -> int:
-        """Queue ``pieces``; wait while more than the high watermark is unsent.
+        """Queue ``pieces``; wait while more than the high watermark is unsent, so that an answer which is
+        made while it is sent is made no faster than it is read.
 
         waitress sends on every write, which costs a system call for the headers and one for the
         body; here they come together.
@@ -362,7 +364,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 self.outbufs[-1].append(rest)
 
     def _flush_outbufs_below_high_watermark(self) -> None:
-        while self.connected and self.total_outbufs_len > HIGH_WATERMARK_BYTES:
+        while self.connected and self.total_outbufs_len > self.server.high_watermark:
             if self.will_close:
                 raise ClientDisconnected
             self._drained = Waiter(self.server.hub)
@@ -372,7 +374,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _wake_writer(self) -> None:
         waiter = self._drained
         if waiter is not None and (
-            not self.connected or self.will_close or self.total_outbufs_len <= HIGH_WATERMARK_BYTES
+            not self.connected or self.will_close or self.total_outbufs_len <= self.server.high_watermark
         ):
             self._drained = None
             self.server.loop.run_callback(waiter.switch, None)
@@ -422,8 +424,11 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         sock: socket.socket,
         measures: Measures | None = None,
         journal: Journal | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
         **adjustments: Any,
     ) -> None:
+        # whoever makes an answer while it is sent holds a part of it besides
+        self.high_watermark = buffer_bytes // 4
         self.measures = measures or Measures.alone()
         self.journal = journal or Journal()
         self.hub = gevent.get_hub()

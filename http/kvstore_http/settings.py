@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvstore_client.operations import MAX_PAGE_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
@@ -33,3 +35,14 @@ class HttpSettings:
     slow_request_ms: int
     log_level: str
     log_format: str
+
+    @property
+    def page_bytes(self) -> int:
+        """How many bytes of values go into a page that is answered at once: with the rest of the answer, no
+        more than the buffer of a connection, but for one value that is larger."""
+        return min(self.stream_buffer_bytes * 3 // 4, MAX_PAGE_BYTES)
+
+    @property
+    def part_bytes(self) -> int:
+        """How many bytes of values are read at once for an answer that is made while it is sent."""
+        return min(self.stream_buffer_bytes // 4, MAX_PAGE_BYTES)

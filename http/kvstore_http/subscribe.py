@@ -12,7 +12,7 @@ import falcon
 from kvstore_client.errors import KvError
 from kvstore_client.model import Cursor
 from kvstore_client.operations import EVENT_OPS, MAX_FILTERS
-from kvstore_http import query
+from kvstore_http import contract, query
 from kvstore_http.broadcaster import Kind
 from kvstore_http.feed import Feed
 from kvstore_http.framing import Format
@@ -25,15 +25,7 @@ from kvstore_http.streams import Stream
 
 SSE, NDJSON = "text/event-stream", "application/x-ndjson"
 
-_PARAMETERS = query.known(
-    query.STREAM_PREFIX,
-    query.STREAM_KEY,
-    query.STREAM_SINCE,
-    query.SNAPSHOT,
-    query.OPS,
-    query.VALUES,
-    query.PREVIOUS,
-)
+_PARAMETERS = contract.SUBSCRIBE
 
 
 BRIEFLY = 1.0
@@ -94,12 +86,12 @@ class SubscribeResource:
     def _hand_over(
         self, wishes: _Wishes, is_sse: bool, start: Start, fd: int, unsent: bytes, is_chunked: bool
     ) -> Stream:
-        form = Format(is_sse, wishes.has_values, is_chunked)
+        form = Format(is_sse, wishes.has_values, is_chunked, wishes.inline)
         return self._feed.broadcaster.adopt(Kind(wishes.wanted, form, wishes.previous), start, fd, unsent)
 
 
 def _start(wishes: _Wishes, req: falcon.Request) -> Start:
-    last_id = req.get_header("Last-Event-ID")
+    last_id = _last_of(req.get_header("Last-Event-ID") or "") or wishes.last_event_id
     since = query.STREAM_SINCE.read(last_id) if last_id else wishes.one(query.STREAM_SINCE)
     if since is None:
         return Start(None, snapshot=wishes.one(query.SNAPSHOT) or False)
@@ -123,6 +115,14 @@ class _Wishes:
         values = self.one(query.VALUES)
         self.has_values = True if values is None else values
         self.previous = self.one(query.PREVIOUS) or False
+        self.inline = self.one(query.INLINE) or False
+
+    @property
+    def last_event_id(self) -> str:
+        """The id that clients without a header for it put into the query, empty where there is none. Some add
+        it to an address that has an older one: the last counts."""
+        ids = [text for parameter in query.LAST_EVENT_IDS for text in self._texts.get(parameter.name, ())]
+        return _last_of(ids[-1]) if ids else ""
 
     def one(self, parameter: Parameter[Any]) -> Any:
         """The value of a parameter that may stand there once; None if it does not."""
@@ -149,6 +149,11 @@ class _Wishes:
         if not all(op in EVENT_OPS for op in ops):
             raise KvError("bad_request", f"ops must be {query.OPS.must_be}, not {text!r}", parameter="ops")
         return ops
+
+
+def _last_of(ids: str) -> str:
+    """The newest of several ids: ``fetch`` joins a header that a page and its library both set."""
+    return ids.rpartition(",")[2].strip()
 
 
 def _pairs(raw_query: str) -> Iterable[tuple[str, str]]:

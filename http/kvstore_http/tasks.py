@@ -174,6 +174,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
             for chunk in body:
                 if chunk:
                     self.write(chunk)
+                del chunk  # or it would be kept beside the next
         finally:
             if hasattr(body, "close"):
                 body.close()
@@ -220,12 +221,16 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         if not self.has_body:
             data = b""
         self.content_bytes_written += len(data)
+        if len(data) > _JOINED_BYTES:
+            pieces: tuple[bytes, ...] = (head, data)
+            if self.chunked_response:
+                pieces = (b"%b%X\r\n" % (head, len(data)), data, b"\r\n")
+            del data
+            self.channel.write_soon(*pieces)
+            return
         if self.chunked_response and data:
             data = b"%X\r\n%b\r\n" % (len(data), data)
-        if len(data) <= _JOINED_BYTES:
-            self.channel.write_soon(head + data)
-        else:
-            self.channel.write_soon(head, data)
+        self.channel.write_soon(head + data)
 
     def _take_hand_over(self, hand_over: HandOver) -> None:
         self.hand_over = hand_over

@@ -110,6 +110,7 @@ def _server(
         sock,
         measures,
         journal,
+        settings.stream_buffer_bytes,
         max_body_bytes=settings.max_body_bytes,
         max_header_bytes=settings.max_header_bytes,
         max_connections=settings.max_connections,

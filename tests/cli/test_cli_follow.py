@@ -65,7 +65,8 @@ class ModelService:
         """Present records; each key is as its last event left it."""
         newest = {line["key"]: line["revision"] for line in self.events(0)}
         for key, revision in sorted(newest.items()):
-            yield {"event": "put", "op": "put", "key": key, "revision": revision, "value": "v"}
+            place = {"index": 0, "count": 1, "snapshot": True}
+            yield {"event": "put", "op": "put", "key": key, "revision": revision, "value": "v", **place}
         yield sync(self.head)
 
     def stream(self, query: dict[str, str]) -> Iterator[Line]:
