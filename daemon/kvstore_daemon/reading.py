@@ -11,6 +11,7 @@ import base64
 import binascii
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from kvstore_client.errors import KvError
 from kvstore_client.model import MAX_KEY_BYTES, Cursor
@@ -79,16 +80,23 @@ def prefix_end(prefix: bytes) -> bytes | None:
 
 
 def _cursor(key: bytes | None) -> str | None:
-    """The cursor of a list that goes on at ``key``."""
-    return None if key is None else base64.urlsafe_b64encode(key).decode().rstrip("=")
+    """The cursor of a list that goes on at ``key``: with a checksum, or any word would be some key's."""
+    if key is None:
+        return None
+    return base64.urlsafe_b64encode(_checksum(key) + key).decode().rstrip("=")
+
+
+def _checksum(key: bytes) -> bytes:
+    return crc32(key, crc32(b"list")).to_bytes(4)
 
 
 def _parse_cursor(cursor: str) -> bytes:
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        key = base64.b64decode(padded, altchars=b"-_", validate=True)
+        sealed = base64.b64decode(padded, altchars=b"-_", validate=True)
     except (UnicodeEncodeError, binascii.Error) as error:
         raise _not_a_cursor() from error
+    key = sealed[4:]
     if not 0 < len(key) <= MAX_KEY_BYTES or _cursor(key) != cursor:
         raise _not_a_cursor()
     return key
@@ -134,8 +142,8 @@ def _since(engine: Engine, since: str | int) -> int:
 
 
 def _expired(position: Position, reason: str) -> KvError:
-    """A revision above the head counts as one of another epoch: this history never gave it out, so
-    what its holder has seen (before a crash under a weaker ``sync``, say) is not part of it."""
+    """A revision above the head, or one that a restore jumped over, counts as one of another epoch: this
+    history never gave it out, so what its holder has seen is not part of it."""
     epoch, floor, head = position
     messages = {
         "expired": f"the log begins after revision {floor}; read a snapshot and continue from there",

@@ -6,6 +6,7 @@ from typing import Any
 
 from kvstore_client.errors import KvError
 from kvstore_http.collaborators import Link
+from kvstore_http.waiting import is_history
 
 
 def read_as_of(link: Link, key: str, revision: int) -> dict[str, Any]:
@@ -17,6 +18,8 @@ def read_as_of(link: Link, key: str, revision: int) -> dict[str, Any]:
     present = _present(link, key)
     if revision > link.head:
         raise KvError("bad_request", f"revision {revision} is still to come", revision=link.head)
+    if not is_history(link, revision):
+        raise KvError("revision_gone", f"revision {revision} is of a history that a restore has put aside")
     if present is not None and present["revision"] <= revision:
         return present  # also where the log no longer holds the event that wrote it
     event = _last_event(link, key, revision)

@@ -67,7 +67,21 @@ def _is_news(link: Link, state: _State, since: Cursor) -> bool:
         # The log knows nothing of the key, so it was not deleted since, as far as the log goes.
         floor: int = link.call({"op": "status"})["floor"]
         return since.revision < floor
-    return state.changed > since.revision
+    return state.changed > since.revision or not is_history(link, since.revision)
+
+
+def is_history(link: Link, revision: int) -> bool:
+    """False for a revision that is none of this history of the store: a restore jumped over it, so whoever
+    knows it knows another one. What lies before the log begins is taken for a part of it."""
+    if revision == 0:
+        return True
+    try:
+        link.call({"op": "events", "since": revision, "limit": 1, "values": False})
+    except KvError as error:
+        if error.code != "cursor_expired":
+            raise
+        return bool(error.details.get("reason") == "expired")
+    return True
 
 
 def _read(link: Link, key: str) -> _State:

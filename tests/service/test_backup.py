@@ -13,12 +13,13 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from kvstore_client import Client, Cursor, Event, Record, Reset, Subscription, Sync
+from kvstore_client import Client, Cursor, Event, KvError, Record, Reset, Subscription, Sync
 from kvstore_daemon.engine import rows
 from support import Daemon, Facade, Service, kvstore_command, wait_until
 from support.load import HttpWriter, Ledger, NativeWriter, Writer
 from support.servers import clean_environment
 from support.streams import open_stream
+from support.surfaces import call
 
 BACKUPS = int(os.environ.get("BACKUPS", "4"))
 
@@ -131,6 +132,44 @@ def test_a_backup_under_load_is_the_store_at_its_revision(
             assert isinstance(subscription.next(30), Reset)
         kvstore(tmp_path, "check", "--data", str(data))
         restored.stop()
+
+
+def test_a_bare_revision_from_before_a_restore_is_never_continued(
+    daemon: Daemon, start_facade: Callable[..., Facade], tmp_path: Path
+) -> None:
+    """Twice over: the second restore is of a store that was restored."""
+    facade = start_facade(daemon)
+    file = str(tmp_path / "backup.kvb")
+    gone: list[int] = []
+    with Client(daemon.requests) as client:
+        kept = client.put("job", b"kept").revision
+    for _ in range(2):
+        with Client(daemon.requests) as client:
+            client.put("job", b"kept")
+            kvstore(tmp_path, "backup", file, "--force", "--data", str(daemon.data))
+            gone += [client.put("job", b"lost").revision, client.put("job", b"lost").revision]
+        daemon.stop()
+        kvstore(tmp_path, "restore", "--force", file, "--data", str(daemon.data))
+        daemon.start()
+    wait_until(lambda: call(facade.url, "GET", "/readyz").status == 200, timeout=30)
+    with Client(daemon.requests) as client:
+        head = client.put("other", b"").revision
+        for since in (*gone, gone[-1] + 10**6, head - 2):
+            with pytest.raises(KvError) as caught:
+                client.events(since)
+            assert (caught.value.code, caught.value.details["reason"]) == ("cursor_expired", "epoch")
+            with Subscription(daemon.requests, daemon.changes, since=since) as subscription:
+                assert isinstance(subscription.next(30), Reset)
+            waited = call(facade.url, "GET", f"/v1/kv/job?wait=600s&since={since}")
+            assert (waited.status, waited.body) == (200, b"kept")
+            past = call(facade.url, "GET", f"/v1/kv/job?revision={since}")
+            assert (past.status, past.json["code"]) == (410, "revision_gone")
+            with closing(open_stream(facade.url, f"since={since}")) as stream:
+                assert next(iter(stream)).name == "reset"
+        assert [event.revision for event in client.events(head - 1).events] == [head]
+        assert len(client.events(kept).events) == 3
+        assert call(facade.url, "GET", f"/v1/kv/job?wait=100ms&since={head}").status == 304
+        assert call(facade.url, "GET", f"/v1/kv/job?revision={kept}").body == b"kept"
 
 
 def test_who_follows_a_store_that_is_put_back_starts_over_and_ends_in_its_state(

@@ -258,7 +258,8 @@ class Engine(Protocol):
         self, since: int, wanted: EventFilter, limit: int, *, values: bool, previous: bool, max_bytes: int
     ) -> LogPage | Position:
         """Events with a revision above ``since``, whole revisions at a time; the Position instead
-        when the log does not reach back that far, or not yet as far. A call looks at a bounded
+        when the log does not reach back that far, or not yet as far, or jumped over ``since`` in a restore. A
+        call looks at a bounded
         number of events. Without ``previous`` only an expire carries its previous record."""
 
     def history(

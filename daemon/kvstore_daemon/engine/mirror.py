@@ -414,7 +414,7 @@ class Mirror:
         size = scanned = 0
         with self.snapshot() as txn:
             position = self._position(txn)
-            if not position.floor <= since <= position.head:
+            if not position.floor <= since <= position.head or not self._was_given_out(txn, position, since):
                 return position
             seen = since
             for raw_place, row in _forward(txn.cursor(self.log_rows), Place(since + 1, 0).encode()):
@@ -430,6 +430,18 @@ class Mirror:
                 seen = place.revision
                 scanned += 1
         return LogPage(changes, position.head, position)
+
+    def _was_given_out(self, txn: lmdb.Transaction[Any], position: Position, revision: int) -> bool:
+        """Whether the head ever was at ``revision`` in this history, which lies between floor and head.
+
+        Each commit is one above the last, but a restore jumps: what lies in the gap was given out, if at all,
+        by the history that it put aside. The log tells without any note of where that was.
+        """
+        if revision in (position.floor, position.head):
+            return True
+        return any(
+            txn.get(Place(at, 0).encode(), db=self.log_rows) is not None for at in (revision, revision + 1)
+        )
 
     def _change(
         self, txn: lmdb.Transaction[Any], event: LogRow, floor: int, *, values: bool, previous: bool
