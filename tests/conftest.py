@@ -167,6 +167,16 @@ def service(daemon: Daemon, facade: Facade) -> Service:
 
 
 @pytest.fixture(scope="module")
+def shared_daemon(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
+    """A daemon for all tests of a module that keep to keys of their own and stop nothing."""
+    starter = _Starter(request.node, tmp_path_factory.mktemp("daemon"))
+    yield starter.start(Daemon, {}, None)
+    starter.stop_all()
+
+
+@pytest.fixture(scope="module")
 def shared_service(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:

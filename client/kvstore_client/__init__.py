@@ -5,7 +5,11 @@
     from kvstore_client import Client, Subscription
 
     with Client() as client:
-        client.put("greeting", b"hello")
+        client.put("greeting", "hello")
+
+Every error that the service can answer with has a class: ``except kvstore_client.NotFound``; all of them
+are :class:`KvError`. Without an address of their own, clients go to that in ``KVSTORE_REQUESTS`` and
+``KVSTORE_CHANGES``, or to the daemon's defaults.
 
 ``AsyncClient`` and ``AsyncSubscription`` are the same for asyncio. The wire protocol that they speak
 is ``docs/protocol.md``.
@@ -18,10 +22,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from kvstore_client import commands
     from kvstore_client.aio import AsyncClient, AsyncSubscription
     from kvstore_client.client import Client
-    from kvstore_client.errors import KvError
+    from kvstore_client.errors import (
+        BadRequest,
+        ConditionFailed,
+        CursorExpired,
+        Damaged,
+        ExpectationFailed,
+        HeadersTooLarge,
+        HttpVersionNotSupported,
+        Internal,
+        InvalidCursor,
+        InvalidKey,
+        KvError,
+        LengthRequired,
+        MethodNotAllowed,
+        NoSuchRoute,
+        NotAcceptable,
+        NotAllowed,
+        NotAnInteger,
+        NotFound,
+        NotJson,
+        OutOfRange,
+        ReplyTooLarge,
+        RequestTimeout,
+        RequestTooLarge,
+        RevisionGone,
+        SequenceReused,
+        SequenceStale,
+        StoreFull,
+        TimedOut,
+        TooBusy,
+        Unavailable,
+        UnknownOperation,
+        UnsupportedMediaType,
+        UnsupportedVersion,
+        UriTooLong,
+        ValueTooLarge,
+    )
+    from kvstore_client.follow import Filter
     from kvstore_client.model import Cursor, Event, Record
     from kvstore_client.protocol import Heartbeat
     from kvstore_client.subscription import Subscription
@@ -30,15 +72,51 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "AsyncSubscription",
+    "BadRequest",
     "Client",
+    "ConditionFailed",
     "Cursor",
+    "CursorExpired",
+    "Damaged",
     "Event",
+    "ExpectationFailed",
+    "Filter",
+    "HeadersTooLarge",
     "Heartbeat",
+    "HttpVersionNotSupported",
+    "Internal",
+    "InvalidCursor",
+    "InvalidKey",
     "KvError",
+    "LengthRequired",
+    "MethodNotAllowed",
+    "NoSuchRoute",
+    "NotAcceptable",
+    "NotAllowed",
+    "NotAnInteger",
+    "NotFound",
+    "NotJson",
+    "OutOfRange",
     "Record",
+    "ReplyTooLarge",
+    "RequestTimeout",
+    "RequestTooLarge",
     "Reset",
+    "RevisionGone",
+    "SequenceReused",
+    "SequenceStale",
+    "StoreFull",
     "Subscription",
     "Sync",
+    "TimedOut",
+    "TooBusy",
+    "Unavailable",
+    "UnknownOperation",
+    "UnsupportedMediaType",
+    "UnsupportedVersion",
+    "UriTooLong",
+    "ValueTooLarge",
+    "__version__",
     "commands",
 ]
 
@@ -48,8 +126,8 @@ _HOMES = {
     "Client": "client",
     "Cursor": "model",
     "Event": "model",
+    "Filter": "follow",
     "Heartbeat": "protocol",
-    "KvError": "errors",
     "Record": "model",
     "Reset": "watcher",
     "Subscription": "subscription",
@@ -60,9 +138,14 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "commands":
         return import_module("kvstore_client.commands")
-    if name not in _HOMES:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kvstore")
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    # what has no home in the list is an error of the table
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:

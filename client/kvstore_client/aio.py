@@ -8,15 +8,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Self, TypeVar
+from datetime import timedelta
+from typing import Any, NoReturn, Self, TypeVar, overload
 
 from kvstore_client import commands, plans
+from kvstore_client.arguments import address_of, count_of, must_be, requests_of, seconds_of
 from kvstore_client.client import (
     DEFAULT_CONNECTIONS,
     DEFAULT_TIMEOUT,
     EVERYTHING,
+    REQUIRED,
+    BatchResults,
     Lanes,
+    described,
     no_lane,
+    not_portable,
 )
 from kvstore_client.commands import (
     Command,
@@ -30,8 +36,9 @@ from kvstore_client.commands import (
     result_of,
     results_of,
 )
+from kvstore_client.errors import NotFound
 from kvstore_client.follow import Batch, Filter, LogPage
-from kvstore_client.lane import DEFAULT_REQUESTS, Body
+from kvstore_client.lane import Body
 from kvstore_client.model import Cursor, Event, Record
 from kvstore_client.plans import Plan
 from kvstore_client.protocol import Heartbeat, Reply
@@ -41,7 +48,7 @@ from kvstore_client.subscription import Watching
 from kvstore_client.watcher import Reset, Sync
 
 T = TypeVar("T")
-_Results = list[Any]
+D = TypeVar("D")
 
 
 async def drive_async(routine: Routine[T]) -> T:
@@ -62,19 +69,29 @@ class AsyncClient:
     """A connection to the daemon for asyncio; its methods promise what those of :class:`Client` do.
 
     Tasks may share a client: their calls run side by side, at most ``connections`` at a time. A write
-    whose task is cancelled may have been applied. A client belongs to one event loop.
+    whose task is cancelled may have been applied. A client is used in one event loop at a time: in
+    another once the first has ended, or in a forked process.
     """
 
     def __init__(
         self,
-        requests: str = DEFAULT_REQUESTS,
+        requests: str | None = None,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         connections: int = DEFAULT_CONNECTIONS,
     ) -> None:
-        self._timeout = timeout
-        self._free = asyncio.BoundedSemaphore(connections)
-        self._lanes = Lanes(requests, WatchedContext())
+        self._requests = requests_of(requests)
+        self._timeout = seconds_of("timeout", timeout)
+        self._connections = count_of("connections", connections)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._free = asyncio.BoundedSemaphore(self._connections)
+        self._lanes = Lanes(self._requests, WatchedContext)
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """See :meth:`Client.from_url`."""
+        address = address_of(url)
+        return cls(address.requests, **{**address.options, **options})
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,32 +99,51 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return described(self, self._requests, self._lanes.is_closed)
+
+    def __reduce__(self) -> NoReturn:
+        raise not_portable(self)
+
     def close(self) -> None:
-        """Close the connections. No call may be made afterwards."""
+        """Close the connections. No call may begin afterwards; one that is under way is finished."""
         self._lanes.close()
 
     async def request(self, body: Body, timeout: float | None = None) -> Reply:
         """See :meth:`Client.request`."""
-        seconds = self._timeout if timeout is None else timeout
+        must_be("body", body, Body, "a Body")
+        seconds = self._timeout if timeout is None else seconds_of("timeout", timeout)
         began = time.monotonic()
-        if self._free.locked():
-            await self._acquire(seconds, body)
+        if self._loop is not asyncio.get_running_loop() or self._lanes.is_inherited:
+            self._move(asyncio.get_running_loop())
+        free, lanes = self._free, self._lanes
+        if free.locked():
+            await self._acquire(free, seconds, body)
         else:
-            await self._free.acquire()
+            await free.acquire()
         try:
-            lane = self._lanes.take()
+            lane = lanes.take()
             try:
                 return await drive_async(lane.call(body, seconds - (time.monotonic() - began)))
             finally:
-                self._lanes.give_back(lane)
+                lanes.give_back(lane)
         finally:
-            self._free.release()
+            free.release()
 
-    async def _acquire(self, seconds: float, body: Body) -> None:
+    def _move(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Be used in this event loop from now on."""
+        if self._lanes.is_inherited:
+            self._lanes.begin_anew()
+        elif self._loop is not None and self._loop is not loop and self._loop.is_running():
+            raise RuntimeError("this client is used in another event loop that still runs; make one for each")
+        self._loop = loop
+        self._free = asyncio.BoundedSemaphore(self._connections)
+
+    async def _acquire(self, free: asyncio.Semaphore, seconds: float, body: Body) -> None:
         """Wait for another call to end."""
         try:
             async with asyncio.timeout(seconds):
-                await self._free.acquire()
+                await free.acquire()
         except TimeoutError as error:
             raise no_lane(seconds, body) from error
 
@@ -124,14 +160,23 @@ class AsyncClient:
             return done.value  # type: ignore[no-any-return]
 
     async def batch(
-        self, batch: Sequence[Command[Any]], *, atomic: bool = False, timeout: float | None = None
-    ) -> _Results:
+        self, batch: Sequence[Command[T]], *, atomic: bool = False, timeout: float | None = None
+    ) -> BatchResults[T]:
         """See :meth:`Client.batch`."""
         return results_of(batch, await self.request(body_of(batch, atomic=atomic), timeout))
 
-    async def get(self, key: str, *, timeout: float | None = None) -> Record:
+    @overload
+    async def get(self, key: str, *, timeout: float | None = None) -> Record: ...
+    @overload
+    async def get(self, key: str, default: D, *, timeout: float | None = None) -> Record | D: ...
+    async def get(self, key: str, default: Any = REQUIRED, *, timeout: float | None = None) -> Any:
         """See :meth:`Client.get`."""
-        return await self.run(commands.get(key), timeout=timeout)
+        try:
+            return await self.run(commands.get(key), timeout=timeout)
+        except NotFound:
+            if default is REQUIRED:
+                raise
+            return default
 
     async def get_many(self, keys: Sequence[str], *, timeout: float | None = None) -> dict[str, Record]:
         """See :meth:`Client.get_many`."""
@@ -140,10 +185,10 @@ class AsyncClient:
     async def put(
         self,
         key: str,
-        value: bytes,
+        value: bytes | str,
         *,
         content_type: str | None = None,
-        ttl: float | None = None,
+        ttl: float | timedelta | None = None,
         keep_ttl: bool = False,
         expires_at: int | None = None,
         if_revision: int | None = None,
@@ -164,10 +209,10 @@ class AsyncClient:
     async def create(
         self,
         key: str,
-        value: bytes,
+        value: bytes | str,
         *,
         content_type: str | None = None,
-        ttl: float | None = None,
+        ttl: float | timedelta | None = None,
         timeout: float | None = None,
     ) -> Written:
         """See :meth:`Client.create`."""
@@ -190,7 +235,12 @@ class AsyncClient:
         return await self.run(commands.incr(key, by, if_revision=if_revision), timeout=timeout)
 
     async def touch(
-        self, key: str, ttl: float, *, if_revision: int | None = None, timeout: float | None = None
+        self,
+        key: str,
+        ttl: float | timedelta,
+        *,
+        if_revision: int | None = None,
+        timeout: float | None = None,
     ) -> Written:
         """See :meth:`Client.touch`."""
         return await self.run(commands.touch(key, ttl, if_revision=if_revision), timeout=timeout)
@@ -308,8 +358,16 @@ class AsyncSubscription(Watching):
 
     async def next(self, timeout: float | None = None) -> Event | Sync | Reset | Heartbeat | None:
         """See :meth:`Subscription.next`."""
-        return await drive_async(self._next_event(timeout))
+        self._begin_use()
+        try:
+            return await drive_async(self._next_event(timeout))
+        finally:
+            self._end_use()
 
     async def next_batch(self, timeout: float | None = None) -> Batch | Sync | Reset | Heartbeat | None:
         """See :meth:`Subscription.next_batch`."""
-        return self._take_rest() or await drive_async(self._next_item(timeout))
+        self._begin_use()
+        try:
+            return self._take_rest() or await drive_async(self._next_item(timeout))
+        finally:
+            self._end_use()

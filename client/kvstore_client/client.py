@@ -8,13 +8,16 @@ failed so may have been applied stands in ``error.details["outcome"]``: ``none``
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Self, TypeVar
+from datetime import timedelta
+from typing import Any, NoReturn, Self, TypeVar, overload
 
 import zmq
 
-from kvstore_client import commands, plans
+from kvstore_client import commands, forks, plans
+from kvstore_client.arguments import address_of, count_of, must_be, requests_of, seconds_of
 from kvstore_client.commands import (
     Command,
     Deleted,
@@ -27,53 +30,104 @@ from kvstore_client.commands import (
     result_of,
     results_of,
 )
-from kvstore_client.errors import KvError
+from kvstore_client.errors import KvError, NotFound
 from kvstore_client.follow import Filter, LogPage
-from kvstore_client.lane import DEFAULT_REQUESTS, Body, Context, Lane
+from kvstore_client.lane import Body, Context, Lane
 from kvstore_client.model import Cursor, Record
 from kvstore_client.plans import Plan
 from kvstore_client.protocol import Reply
 from kvstore_client.routine import drive
 
 T = TypeVar("T")
-_Results = list[Any]
+D = TypeVar("D")
+BatchResults = list[T | KvError]
 
 DEFAULT_TIMEOUT = 5.0
 DEFAULT_CONNECTIONS = 16
 
 EVERYTHING = Filter()
 
+REQUIRED: Any = object()
+"""Stands where no default was given."""
+
 
 class Lanes:
-    """A client's idle lanes, the one used last on top.
+    """A client's connections, the idle one used last on top; it owns their context.
 
-    Threads may share it without a lock: the list's ``pop`` and ``append`` are atomic. It owns ``context``.
+    Threads may share it. Taking an idle lane and giving it back needs no lock, since the list's ``pop``
+    and ``append`` are atomic. Closing leaves lanes in use to those who use them.
     """
 
-    def __init__(self, requests: str, context: Context) -> None:
+    def __init__(self, requests: str, context_class: type[Context]) -> None:
         self._requests = requests
-        self._context = context
-        self._is_closed = False
+        self._context_class = context_class
+        self.is_closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._generation = forks.generation()
+        self._context = self._context_class()
+        self._lock = threading.Lock()
+        self._made = 1
         try:
-            self._idle = [Lane(self._context, requests)]
+            self._idle = [Lane(self._context, self._requests)]
         except ValueError:
             self._context.term()
             raise
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether all of this belongs to the process from which this one was forked."""
+        return self._generation != forks.generation()
+
+    def begin_anew(self) -> None:
+        """Have connections of this process's own."""
+        inherited.append((self._context, self._idle))
+        self._begin()
+
     def take(self) -> Lane:
-        if self._is_closed:
+        if self.is_closed:
             raise RuntimeError("the client is closed")
         try:
             return self._idle.pop()
         except IndexError:
+            with self._lock:
+                self._made += 1
             return Lane(self._context, self._requests)
 
     def give_back(self, lane: Lane) -> None:
         self._idle.append(lane)
+        if self.is_closed:
+            self._close_idle()
 
     def close(self) -> None:
-        self._is_closed = True
-        self._context.destroy(linger=0)
+        self.is_closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        if self.is_inherited:
+            return
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+                self._made -= 1
+            if self._made == 0:
+                self._context.term()
+
+
+inherited: list[object] = []
+"""What belongs to the parent of this process. It is kept, since to be collected is to be closed."""
+
+
+def described(who: object, endpoint: str, is_closed: bool) -> str:
+    """What a client is shown as."""
+    return f"<{type(who).__name__} of {endpoint}{', closed' if is_closed else ''}>"
+
+
+def not_portable(who: object) -> TypeError:
+    """Why connections are neither copied nor sent to another process."""
+    name = type(who).__name__
+    return TypeError(f"a {name} can be neither pickled nor copied: make one where it is used")
 
 
 def no_lane(seconds: float, body: Body) -> KvError:
@@ -85,25 +139,42 @@ def no_lane(seconds: float, body: Body) -> KvError:
 class Client:
     """A connection to the daemon, for programs that block while they wait.
 
-    ``requests`` is the daemon's request endpoint; nothing is sent before the first call. ``timeout``
-    in seconds is that of every call that does not give its own. Threads may share a client: their
-    calls run side by side, at most ``connections`` at a time. A client must not be used on both sides
-    of a fork. Use it as a context manager, or :meth:`close` it once no call is under way.
+    ``requests`` is the daemon's request endpoint, by default what ``KVSTORE_REQUESTS`` says or
+    ``tcp://127.0.0.1:5555``; nothing is sent before the first call. ``timeout`` in seconds is that of
+    every call that does not give its own. Threads may share a client: their calls run side by side, at
+    most ``connections`` at a time. A process forked from this one may use it too, and has connections of
+    its own. Use it as a context manager, or :meth:`close` it.
     """
 
     def __init__(
         self,
-        requests: str = DEFAULT_REQUESTS,
+        requests: str | None = None,
         *,
         timeout: float = DEFAULT_TIMEOUT,
         connections: int = DEFAULT_CONNECTIONS,
     ) -> None:
-        self._timeout = timeout
+        self._requests = requests_of(requests)
+        self._timeout = seconds_of("timeout", timeout)
+        self._connections = count_of("connections", connections)
+        self._free = self._tokens()
+        self._lanes = Lanes(self._requests, zmq.Context)
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """A client of the daemon at ``kvstore://HOST[:PORT][?timeout=SECONDS&connections=N]``.
+
+        ``options`` are those of the constructor, and win over the URL's. Raises ValueError for
+        another kind of URL.
+        """
+        address = address_of(url)
+        return cls(address.requests, **{**address.options, **options})
+
+    def _tokens(self) -> queue.SimpleQueue[None]:
         # a token for each call that may be under way; a semaphore does the same in Python, and slower
-        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(connections):
-            self._free.put(None)
-        self._lanes = Lanes(requests, zmq.Context())
+        free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(self._connections):
+            free.put(None)
+        return free
 
     def __enter__(self) -> Self:
         return self
@@ -111,26 +182,42 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return described(self, self._requests, self._lanes.is_closed)
+
+    def __reduce__(self) -> NoReturn:
+        raise not_portable(self)
+
     def close(self) -> None:
-        """Close the connections. No call may be made afterwards."""
+        """Close the connections. No call may begin afterwards; one that is under way is finished."""
         self._lanes.close()
 
     def request(self, body: Body, timeout: float | None = None) -> Reply:
         """Send one request and give its reply as it came; what all other methods are made of."""
-        seconds = self._timeout if timeout is None else timeout
+        must_be("body", body, Body, "a Body")
+        seconds = self._timeout if timeout is None else seconds_of("timeout", timeout)
         began = time.monotonic()
+        if self._lanes.is_inherited:
+            self._begin_anew()
+        free, lanes = self._free, self._lanes
         try:
-            self._free.get(timeout=max(0.0, seconds))
+            free.get(timeout=seconds)
         except queue.Empty as error:
             raise no_lane(seconds, body) from error
         try:
-            lane = self._lanes.take()
+            lane = lanes.take()
             try:
                 return drive(lane.call(body, seconds - (time.monotonic() - began)))
             finally:
-                self._lanes.give_back(lane)
+                lanes.give_back(lane)
         finally:
-            self._free.put(None)
+            free.put(None)
+
+    def _begin_anew(self) -> None:
+        with forks.lock:
+            if self._lanes.is_inherited:
+                self._free = self._tokens()
+                self._lanes.begin_anew()
 
     def run(self, command: Command[T], *, timeout: float | None = None) -> T:
         """Run one command; raises the KvError with which it fails."""
@@ -145,9 +232,10 @@ class Client:
             return done.value  # type: ignore[no-any-return]
 
     def batch(
-        self, batch: Sequence[Command[Any]], *, atomic: bool = False, timeout: float | None = None
-    ) -> _Results:
-        """Run commands in one request and give their results in order.
+        self, batch: Sequence[Command[T]], *, atomic: bool = False, timeout: float | None = None
+    ) -> BatchResults[T]:
+        """Run commands in one request and give their results in order. The functions of
+        :mod:`kvstore_client.commands` make commands.
 
         Independent commands succeed or fail one by one: a failed one's result is its KvError. An
         atomic batch is applied whole, in one revision, or raises the KvError that refused it, with the
@@ -155,9 +243,18 @@ class Client:
         """
         return results_of(batch, self.request(body_of(batch, atomic=atomic), timeout))
 
-    def get(self, key: str, *, timeout: float | None = None) -> Record:
-        """The record of ``key``; raises ``not_found``."""
-        return self.run(commands.get(key), timeout=timeout)
+    @overload
+    def get(self, key: str, *, timeout: float | None = None) -> Record: ...
+    @overload
+    def get(self, key: str, default: D, *, timeout: float | None = None) -> Record | D: ...
+    def get(self, key: str, default: Any = REQUIRED, *, timeout: float | None = None) -> Any:
+        """The record of ``key``; where there is none ``default``, or without one raises :class:`NotFound`."""
+        try:
+            return self.run(commands.get(key), timeout=timeout)
+        except NotFound:
+            if default is REQUIRED:
+                raise
+            return default
 
     def get_many(self, keys: Sequence[str], *, timeout: float | None = None) -> dict[str, Record]:
         """The records of those of ``keys`` that there are. Up to 1,000 keys are one request, which sees
@@ -167,10 +264,10 @@ class Client:
     def put(
         self,
         key: str,
-        value: bytes,
+        value: bytes | str,
         *,
         content_type: str | None = None,
-        ttl: float | None = None,
+        ttl: float | timedelta | None = None,
         keep_ttl: bool = False,
         expires_at: int | None = None,
         if_revision: int | None = None,
@@ -178,7 +275,9 @@ class Client:
     ) -> Written:
         """Store ``value``; once this returns it is durable (with the daemon's ``sync=always``).
 
-        ``ttl`` in seconds; a put without one clears the key's TTL, unless ``keep_ttl`` leaves its end as
+        Text is stored as UTF-8, as ``text/plain; charset=utf-8`` unless ``content_type`` is given; bytes
+        without one are ``application/octet-stream``. ``ttl`` in seconds, whole or not, from 0.001 to 100
+        years, or a timedelta; a put without one clears the key's TTL, unless ``keep_ttl`` leaves its end as
         it is or ``expires_at`` names it, in milliseconds since the epoch. ``if_revision`` is the revision
         that the record must have, 0 for "must not exist"; raises ``condition_failed`` otherwise, with
         the present one in ``details["revision"]``.
@@ -197,10 +296,10 @@ class Client:
     def create(
         self,
         key: str,
-        value: bytes,
+        value: bytes | str,
         *,
         content_type: str | None = None,
-        ttl: float | None = None,
+        ttl: float | timedelta | None = None,
         timeout: float | None = None,
     ) -> Written:
         """Store ``value`` if there is no such key yet; raises ``condition_failed`` if there is."""
@@ -226,9 +325,14 @@ class Client:
         return self.run(commands.incr(key, by, if_revision=if_revision), timeout=timeout)
 
     def touch(
-        self, key: str, ttl: float, *, if_revision: int | None = None, timeout: float | None = None
+        self,
+        key: str,
+        ttl: float | timedelta,
+        *,
+        if_revision: int | None = None,
+        timeout: float | None = None,
     ) -> Written:
-        """Give ``key`` a new TTL in seconds, counted from now; raises ``not_found``."""
+        """Give ``key`` a new TTL, seconds or a timedelta, counted from now; raises ``not_found``."""
         return self.run(commands.touch(key, ttl, if_revision=if_revision), timeout=timeout)
 
     def persist(self, key: str, *, if_revision: int | None = None, timeout: float | None = None) -> Written:

@@ -6,23 +6,28 @@ request::
     client.batch([commands.put("a", b"1"), commands.delete("b")], atomic=True)
 
 A command is checked when it is made and raises the KvError that the daemon would answer with. It
-holds no connection and may be run any number of times. Times to live are in seconds.
+holds no connection and may be run any number of times. Times to live are seconds, whole or not, or
+``timedelta``s; the daemon keeps them to the millisecond.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from kvstore_client.arguments import flag_of, must_be, texts_of, ttl_of, value_of
 from kvstore_client.errors import KvError
 from kvstore_client.follow import Filter, LogPage
 from kvstore_client.lane import Body
-from kvstore_client.model import Cursor, Event, Record, is_plain_key
+from kvstore_client.model import TEXT_CONTENT_TYPE, Cursor, Event, Record, is_plain_key
 from kvstore_client.operations import MAX_PAGE, OPERATIONS, check_keys, check_operation
 from kvstore_client.protocol import Reply, event_from, record_from
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Fields = dict[str, Any]
 
 
@@ -83,14 +88,14 @@ class HistoryPage(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Command(Generic[T]):
+class Command(Generic[T_co]):
     """One operation; ``read`` makes the typed result of the reply's fields for it.
 
     Results of a batch are read with the reply's epoch and revision, which are the same for all.
     """
 
     op: Fields
-    read: Callable[[Fields, Reply], T] = field(repr=False)
+    read: Callable[[Fields, Reply], T_co] = field(repr=False)
     value: bytes | None = field(default=None, repr=False)
 
     @property
@@ -99,18 +104,27 @@ class Command(Generic[T]):
         return OPERATIONS[self.op["op"]].writes
 
 
+_BATCH = "a list of commands, such as [commands.put('k', 'v')] with kvstore_client.commands"
+
+
 def body_of(commands: Sequence[Command[Any]], *, atomic: bool = False) -> Body:
     """One request for all of ``commands``."""
-    return Body(
-        [command.op for command in commands],
-        [command.value for command in commands if command.value is not None],
-        atomic,
-        any(OPERATIONS[name].writes for name in {command.op["op"] for command in commands}),
-    )
+    flag_of("atomic", atomic)
+    must_be("a batch", commands, Sequence, _BATCH)
+    try:
+        return Body(
+            [command.op for command in commands],
+            [command.value for command in commands if command.value is not None],
+            atomic,
+            any(OPERATIONS[name].writes for name in {command.op["op"] for command in commands}),
+        )
+    except AttributeError:
+        raise TypeError(f"a batch is {_BATCH}") from None
 
 
 def body_of_one(command: Command[Any]) -> Body:
     """A request for ``command`` alone."""
+    must_be("a command", command, Command, "what a function of kvstore_client.commands made")
     return Body((command.op,), () if command.value is None else (command.value,), False, command.writes)
 
 
@@ -143,10 +157,7 @@ def result_of(command: Command[T], reply: Reply) -> T:
 
 def get(key: str) -> Command[Record]:
     """The record of ``key``; ``not_found`` if there is none."""
-
-    def read(fields: Fields, _: Reply) -> Record:
-        return record_from(fields, key)
-
+    read = partial(_record, key)
     # what the table would check of a plain key has been checked, in a third of the time
     if is_plain_key(key):
         return Command({"op": "get", "key": key}, read)
@@ -155,21 +166,24 @@ def get(key: str) -> Command[Record]:
 
 def put(
     key: str,
-    value: bytes,
+    value: bytes | str,
     *,
     content_type: str | None = None,
-    ttl: float | None = None,
+    ttl: float | timedelta | None = None,
     keep_ttl: bool = False,
     expires_at: int | None = None,
     if_revision: int | None = None,
 ) -> Command[Written]:
-    """Store ``value``. It stays until it is changed unless one of these is given: ``ttl``; ``keep_ttl``,
-    to leave the end of the time to live that the key has as it is; ``expires_at``, in milliseconds since
-    the epoch. ``if_revision`` must be the record's revision, 0 for "must not exist"; ``condition_failed``
-    tells the present one."""
-    raw = bytes(memoryview(value))
+    """Store ``value``; text is stored as UTF-8, with ``text/plain; charset=utf-8`` as its media type
+    unless another is given. It stays until it is changed unless one of these is given: ``ttl``;
+    ``keep_ttl``, to leave the end of the time to live that the key has as it is; ``expires_at``, in
+    milliseconds since the epoch. ``if_revision`` must be the record's revision, 0 for "must not exist";
+    ``condition_failed`` tells the present one."""
+    raw = value_of(value)
+    if content_type is None and isinstance(value, str):
+        content_type = TEXT_CONTENT_TYPE
     is_plain = content_type is None and ttl is None and expires_at is None and if_revision is None
-    if is_plain and not keep_ttl and is_plain_key(key):
+    if is_plain and keep_ttl is False and is_plain_key(key):
         # as in get
         return Command({"op": "put", "key": key, "size": len(raw)}, _written, raw)
     return _command(
@@ -179,8 +193,8 @@ def put(
         key=key,
         size=len(raw),
         content_type=content_type,
-        ttl=ttl,
-        keep_ttl=keep_ttl or None,
+        ttl=ttl_of(ttl),
+        keep_ttl=None if keep_ttl is False else keep_ttl,
         expires_at=expires_at,
         if_revision=if_revision,
     )
@@ -201,9 +215,9 @@ def incr(key: str, by: int = 1, *, if_revision: int | None = None) -> Command[In
     return _command("incr", _incremented, key=key, by=by, if_revision=if_revision)
 
 
-def touch(key: str, ttl: float, *, if_revision: int | None = None) -> Command[Written]:
+def touch(key: str, ttl: float | timedelta, *, if_revision: int | None = None) -> Command[Written]:
     """Give ``key`` a new TTL, counted from now; ``not_found`` if there is no such key."""
-    return _command("touch", _written, key=key, ttl=ttl, if_revision=if_revision)
+    return _command("touch", _written, key=key, ttl=ttl_of(ttl), if_revision=if_revision)
 
 
 def persist(key: str, *, if_revision: int | None = None) -> Command[Written]:
@@ -230,7 +244,7 @@ def list_page(
         end=end,
         limit=limit,
         cursor=cursor,
-        keys_only=keys_only or None,
+        keys_only=None if keys_only is False else keys_only,
     )
 
 
@@ -251,13 +265,16 @@ def events(
 ) -> Command[LogPage]:
     """A page of the log after ``since``, oldest first, whole revisions only. ``previous`` adds the
     replaced records. ``cursor_expired`` if the log does not reach back that far."""
+    must_be("wanted", wanted, Filter, "a Filter")
+    for name in ("prefixes", "keys", "ops"):
+        texts_of(f"wanted.{name}", getattr(wanted, name))
     return _command(
         "events",
-        lambda fields, reply: LogPage.from_fields(fields, reply.epoch),
-        since=since if isinstance(since, int) else str(since),
+        _log_page,
+        since=since_of(since),
         limit=limit,
-        values=None if values else False,
-        previous=previous or None,
+        values=None if values is True else values,
+        previous=None if previous is False else previous,
         **wanted.fields(),
     )
 
@@ -279,13 +296,13 @@ def history(
         before=before,
         limit=limit,
         cursor=cursor,
-        values=None if values else False,
+        values=None if values is True else values,
     )
 
 
 def status() -> Command[Fields]:
     """The daemon's version, position, counts and limits, as in protocol section 4."""
-    return _command("status", lambda fields, _: fields)
+    return _command("status", _status)
 
 
 def _command(
@@ -293,9 +310,35 @@ def _command(
 ) -> Command[T]:
     """The command with the fields that are not None, checked."""
     op = {"op": name, **{key: given for key, given in fields.items() if given is not None}}
-    check_operation(op, 0)
-    check_keys(op)
+    try:
+        check_operation(op, 0)
+        check_keys(op)
+    except KvError as error:
+        # the caller has not numbered it
+        message = error.message.removeprefix("ops[0].").removeprefix("ops[0]: ")
+        details = {name: detail for name, detail in error.details.items() if name != "op"}
+        raise KvError(error.code, message, **details) from None
     return Command(op, read, value)
+
+
+def since_of(since: Any) -> str | int:
+    """A cursor, as text or not, or a revision; raises ``invalid_cursor`` or TypeError."""
+    if type(since) is int:
+        return since
+    must_be("since", since, Cursor | str, "a cursor or a revision")  # type: ignore[arg-type]
+    return str(Cursor.parse(str(since)))
+
+
+def _record(key: str, fields: Fields, _: Reply) -> Record:
+    return record_from(fields, key)
+
+
+def _log_page(fields: Fields, reply: Reply) -> LogPage:
+    return LogPage.from_fields(fields, reply.epoch)
+
+
+def _status(fields: Fields, _: Reply) -> Fields:
+    return fields
 
 
 def _written(fields: Fields, _: Reply) -> Written:

@@ -10,7 +10,8 @@ Only the standard library is imported here: the command-line client reads this t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import pickle
+from typing import Any, ClassVar, NamedTuple, Self
 
 
 class ErrorRow(NamedTuple):
@@ -77,17 +78,40 @@ ERRORS: dict[str, ErrorRow] = {
 class KvError(Exception):
     """An error of the table, with a sentence for a person and details for a program.
 
+    Each row has a class of its own: ``KvError("not_found", …)`` makes a :class:`NotFound`, so that
+    either ``except NotFound`` or ``error.code`` tells which error it is. A code that the table does not
+    know makes a plain KvError.
+
     ``code`` is a row of :data:`ERRORS`. ``details`` holds JSON values only (for example
     ``{"revision": 7}``, the revision that a failed condition met); it travels beside the message on
     every surface. ``details["outcome"] == "unknown"`` says of a write that it may have been applied;
-    repeating it under the same number is safe (protocol section 6).
+    repeating it under the same number is safe (protocol section 6). Errors can be pickled and copied,
+    with their details and what they were raised from.
     """
 
-    def __init__(self, code: str, message: str, **details: Any) -> None:
+    _classes: ClassVar[dict[str, type[KvError]]] = {}
+
+    def __init_subclass__(cls, code: str | None = None) -> None:
+        if code is not None:
+            cls._classes[code] = cls
+            cls.__doc__ = f"``{code}``: {ERRORS[code].title}."
+
+    def __new__(cls, code: str, message: str, /, **details: Any) -> Self:
+        """An error of the row's class."""
+        kind = cls._classes.get(code, cls) if cls is KvError else cls
+        return super().__new__(kind, code, message)  # type: ignore[return-value]  # of Self, or the row's
+
+    def __init__(self, code: str, message: str, /, **details: Any) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.details = details
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = dict(self.__dict__)
+        if self.__cause__ is not None:
+            state["__cause__"] = _portable(self.__cause__)
+        return _remade, (type(self), self.code, self.message, self.details), state
 
     @property
     def row(self) -> ErrorRow:
@@ -113,4 +137,158 @@ class KvError(Exception):
         return cls(code, message, **details)
 
     def __repr__(self) -> str:
-        return f"KvError({self.code!r}, {self.message!r}, {self.details!r})"
+        details = "".join(f", {name}={value!r}" for name, value in self.details.items())
+        return f"{type(self).__name__}({self.code!r}, {self.message!r}{details})"
+
+
+def _remade(kind: type[KvError], code: str, message: str, details: dict[str, Any]) -> KvError:
+    return kind(code, message, **details)
+
+
+def _portable(cause: BaseException) -> BaseException:
+    """The cause, or what it says where it cannot be pickled: an error has to reach its caller."""
+    try:
+        pickle.loads(pickle.dumps(cause))  # noqa: S301 - our own
+    except Exception:
+        return Exception(f"{type(cause).__name__}: {cause}")
+    return cause
+
+
+# One class for each row, named after its code and documented by its title; a test compares them, and says
+# so where a new row has none. They are offered by the package, too.
+
+
+class BadRequest(KvError, code="bad_request"):
+    pass
+
+
+class UnsupportedVersion(KvError, code="unsupported_version"):
+    pass
+
+
+class UnknownOperation(KvError, code="unknown_operation"):
+    pass
+
+
+class InvalidKey(KvError, code="invalid_key"):
+    pass
+
+
+class InvalidCursor(KvError, code="invalid_cursor"):
+    pass
+
+
+class NotAllowed(KvError, code="not_allowed"):
+    pass
+
+
+class NoSuchRoute(KvError, code="no_such_route"):
+    pass
+
+
+class MethodNotAllowed(KvError, code="method_not_allowed"):
+    pass
+
+
+class NotAcceptable(KvError, code="not_acceptable"):
+    pass
+
+
+class RequestTimeout(KvError, code="request_timeout"):
+    pass
+
+
+class LengthRequired(KvError, code="length_required"):
+    pass
+
+
+class ValueTooLarge(KvError, code="value_too_large"):
+    pass
+
+
+class RequestTooLarge(KvError, code="request_too_large"):
+    pass
+
+
+class UriTooLong(KvError, code="uri_too_long"):
+    pass
+
+
+class UnsupportedMediaType(KvError, code="unsupported_media_type"):
+    pass
+
+
+class ExpectationFailed(KvError, code="expectation_failed"):
+    pass
+
+
+class SequenceReused(KvError, code="sequence_reused"):
+    pass
+
+
+class HeadersTooLarge(KvError, code="headers_too_large"):
+    pass
+
+
+class NotFound(KvError, code="not_found"):
+    pass
+
+
+class NotAnInteger(KvError, code="not_an_integer"):
+    pass
+
+
+class OutOfRange(KvError, code="out_of_range"):
+    pass
+
+
+class NotJson(KvError, code="not_json"):
+    pass
+
+
+class SequenceStale(KvError, code="sequence_stale"):
+    pass
+
+
+class CursorExpired(KvError, code="cursor_expired"):
+    pass
+
+
+class RevisionGone(KvError, code="revision_gone"):
+    pass
+
+
+class ConditionFailed(KvError, code="condition_failed"):
+    pass
+
+
+class Internal(KvError, code="internal"):
+    pass
+
+
+class Damaged(KvError, code="damaged"):
+    pass
+
+
+class ReplyTooLarge(KvError, code="reply_too_large"):
+    pass
+
+
+class TooBusy(KvError, code="too_busy"):
+    pass
+
+
+class Unavailable(KvError, code="unavailable"):
+    pass
+
+
+class TimedOut(KvError, code="timed_out"):
+    pass
+
+
+class HttpVersionNotSupported(KvError, code="http_version_not_supported"):
+    pass
+
+
+class StoreFull(KvError, code="store_full"):
+    pass

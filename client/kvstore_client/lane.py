@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import zmq
 
+from kvstore_client import forks
+from kvstore_client.arguments import DEFAULT_REQUESTS
 from kvstore_client.exchange import Exchange, Step
 from kvstore_client.protocol import Reply, encode_request
 from kvstore_client.routine import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Routine, Socket, Wait
-
-DEFAULT_REQUESTS = "tcp://127.0.0.1:5555"
-DEFAULT_CHANGES = "tcp://127.0.0.1:5556"
 
 Context = zmq.Context[Socket]
 
@@ -23,7 +22,7 @@ def connect(socket: Socket, endpoint: str) -> None:
     """Connect; raises ValueError for what is no endpoint, and closes the socket then."""
     try:
         socket.connect(endpoint)
-    except zmq.ZMQError as error:
+    except (zmq.ZMQError, UnicodeEncodeError) as error:
         socket.close(0)
         raise ValueError(f"{endpoint!r} is not a ZeroMQ endpoint such as {DEFAULT_REQUESTS}") from error
 
@@ -52,6 +51,7 @@ class Lane:
     def __init__(self, context: Context, endpoint: str) -> None:
         self._context = context
         self._endpoint = endpoint
+        self._generation = forks.generation()
         self._client = secrets.token_hex(16)
         self._last_number = 0
         self._socket = self._open()
@@ -138,9 +138,12 @@ class Lane:
             return None
 
     def _replace_socket(self) -> None:
+        if self._generation != forks.generation():
+            return  # a call of the parent's that ends here, in the child
         self._socket.close()
         self._socket = self._open()
 
     def close(self) -> None:
         """Close the socket; what was not yet sent is dropped."""
-        self._socket.close()
+        if self._generation == forks.generation():
+            self._socket.close()

@@ -14,6 +14,7 @@ from kvstore_client.errors import KvError
 MAX_KEY_BYTES = 511
 MAX_REVISION = 2**63 - 1
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
+SHOWN_BYTES = 64
 TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
 
 
@@ -28,6 +29,24 @@ class Record(NamedTuple):
     version: int
     modified_at: int
     expires_at: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The value as UTF-8 text; raises UnicodeDecodeError, or ValueError where no value was asked for."""
+        if self.value is None:
+            raise ValueError(f"the value of {self.key!r} was not asked for")
+        return self.value.decode()
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={_short(value)}" for name, value in zip(self._fields, self, strict=True))
+        return f"Record({', '.join(shown)})"
+
+
+def _short(value: object) -> str:
+    """Not a megabyte in somebody's log."""
+    if isinstance(value, bytes) and len(value) > SHOWN_BYTES:
+        return f"{value[:SHOWN_BYTES]!r}… ({len(value)} bytes)"
+    return repr(value)
 
 
 @dataclass(slots=True)

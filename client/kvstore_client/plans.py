@@ -11,6 +11,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
 from kvstore_client import commands
+from kvstore_client.arguments import texts_of
 from kvstore_client.commands import Command, CountPage, Deleted, HistoryPage
 from kvstore_client.errors import KvError
 from kvstore_client.model import Record
@@ -33,7 +34,7 @@ def get_many(keys: Sequence[str]) -> Plan[dict[str, Record]]:
     """The records of those keys that there are. A request has a bounded number of keys; those whose
     values the reply had no room for go into the next one."""
     found: dict[str, Record] = {}
-    left = list(dict.fromkeys(keys))
+    left = list(dict.fromkeys(texts_of("keys", keys)))
     while left:
         some, left = left[:MAX_PAGE], left[MAX_PAGE:]
         results = yield [commands.get(key) for key in some]
@@ -73,6 +74,8 @@ def count(prefix: str | None, start: str | None, end: str | None) -> Plan[int]:
 def get_at(key: str, revision: int) -> Plan[Record]:
     """The record as of ``revision``: the newest event up to it tells, or the present record if it has
     not changed since; where the log does not reach back, nobody knows."""
+    if type(revision) is not int:
+        raise TypeError(f"revision is a whole number, not {type(revision).__name__}")
     cursor = None
     while True:
         past, present, status = yield [

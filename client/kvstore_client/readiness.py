@@ -13,7 +13,13 @@ from typing import Any, cast
 
 import zmq
 
+from kvstore_client import forks
 from kvstore_client.routine import Socket, Wait
+
+_NO_READERS = (
+    "this event loop cannot watch sockets, as Windows' ProactorEventLoop cannot; run the program with "
+    "asyncio.SelectorEventLoop, for example asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)"
+)
 
 
 class Watch:
@@ -21,11 +27,15 @@ class Watch:
 
     def __init__(self, socket: Socket, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._generation = forks.generation()
         self._socket = socket
         self._descriptor = socket.fileno()
         self._flags = 0
         self._waiter: asyncio.Future[None] | None = None
-        loop.add_reader(self._descriptor, self._changed)
+        try:
+            loop.add_reader(self._descriptor, self._changed)
+        except NotImplementedError:
+            raise RuntimeError(_NO_READERS) from None
 
     def is_ready(self, flags: int) -> bool:
         """Whether the socket is ready for one of ``flags`` now."""
@@ -44,7 +54,9 @@ class Watch:
 
     def end(self) -> None:
         """The socket is about to be closed, or another loop takes over."""
-        self.loop.remove_reader(self._descriptor)
+        # the child of a fork shares the parent's epoll set: to leave it there would deafen the parent
+        if self._generation == forks.generation():
+            self.loop.remove_reader(self._descriptor)
 
 
 class WatchedSocket(zmq.Socket[bytes]):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Collection
-from typing import Self
+from typing import Any, NoReturn, Self
 
 import zmq
 
+from kvstore_client import forks
+from kvstore_client.arguments import address_of, changes_of, flag_of, requests_of, seconds_of, texts_of
+from kvstore_client.client import described, inherited, not_portable
+from kvstore_client.commands import since_of
 from kvstore_client.errors import KvError
 from kvstore_client.follow import Batch, Filter
-from kvstore_client.lane import DEFAULT_CHANGES, DEFAULT_REQUESTS, Body, Context, Lane, connect
-from kvstore_client.model import Cursor, Event, check_key
+from kvstore_client.lane import Body, Context, Lane, connect
+from kvstore_client.model import MAX_REVISION, Cursor, Event, check_key
 from kvstore_client.operations import EVENT_OPS
 from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, Reply
 from kvstore_client.routine import Routine, Socket, Wait, drive
@@ -34,8 +39,8 @@ class Watching:
 
     def __init__(
         self,
-        requests: str = DEFAULT_REQUESTS,
-        changes: str = DEFAULT_CHANGES,
+        requests: str | None = None,
+        changes: str | None = None,
         *,
         prefixes: Collection[str] = (),
         keys: Collection[str] = (),
@@ -47,27 +52,47 @@ class Watching:
         heartbeats: bool = False,
     ) -> None:
         self._wanted = _filter(prefixes, keys, ops)
-        self._changes = changes
+        self._requests, self._changes = requests_of(requests), changes_of(changes)
         self._watcher = Watcher(
             self._wanted,
-            since=Cursor.parse(since) if isinstance(since, str) else since,
-            snapshot=snapshot,
-            values=values,
-            previous=previous,
-            heartbeats=heartbeats,
+            since=_start(since),
+            snapshot=flag_of("snapshot", snapshot),
+            values=flag_of("values", values),
+            previous=flag_of("previous", previous),
+            heartbeats=flag_of("heartbeats", heartbeats),
             now=time.monotonic(),
         )
         self._rest: deque[Event] = deque()
         self._rest_begins_after: Cursor | None = None
+        self._is_closed = False
+        self._connect()
+
+    def _connect(self) -> None:
+        self._generation = forks.generation()
+        self._use = threading.Lock()
         self._call: Routine[Reply] | None = None
         self._call_waits = Wait((), 0)
         self._context = self._context_class()
         try:
-            self._lane = Lane(self._context, requests)
+            self._lane = Lane(self._context, self._requests)
             self._sub = self._open()
         except ValueError:
             self._context.destroy(linger=0)
             raise
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """A subscription to the daemon at ``kvstore://HOST[:PORT][?changes=PORT]``; the changes are by
+        default on the port above PORT. ``options`` are those of the constructor; what the URL says for
+        a client alone is passed over. Raises ValueError for another kind of URL."""
+        address = address_of(url)
+        return cls(address.requests, address.changes, **options)
+
+    def __repr__(self) -> str:
+        return described(self, self._changes, self._is_closed)
+
+    def __reduce__(self) -> NoReturn:
+        raise not_portable(self)
 
     @property
     def cursor(self) -> Cursor | None:
@@ -80,10 +105,37 @@ class Watching:
         return self._rest_begins_after if self._rest else self._watcher.cursor
 
     def close(self) -> None:
-        """Close the sockets. The subscription cannot be used afterwards."""
+        """Close the sockets. The subscription cannot be used afterwards. Raises RuntimeError while
+        another thread or task waits in it."""
+        if self._is_closed or self._generation != forks.generation():
+            self._is_closed = True
+            return
+        self._begin_use()
+        self._is_closed = True
         if self._call is not None:
             self._call.close()
         self._context.destroy(linger=0)
+
+    def _begin_use(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("the subscription is closed")
+        if self._generation != forks.generation():
+            self._begin_anew()
+        if not self._use.acquire(blocking=False):
+            raise RuntimeError(
+                "a subscription is used by one thread or task at a time, and another waits in it"
+            )
+
+    def _end_use(self) -> None:
+        self._use.release()
+
+    def _begin_anew(self) -> None:
+        """Go on in a process forked from the one that this was made in."""
+        inherited.append((self._context, self._lane, self._sub, self._call))
+        if self._call is not None:
+            self._watcher.refuse(KvError("unavailable", "the request was left to the parent process"))
+        self._connect()
+        self._watcher.remade(time.monotonic())
 
     def _open(self) -> Socket:
         """A SUB socket, connected and subscribed."""
@@ -104,8 +156,8 @@ class Watching:
 
     def _next_item(self, seconds: float | None) -> Routine[Item | None]:
         """The next item, None if there is none in time."""
-        if self._context.closed:
-            raise RuntimeError("the subscription is closed")
+        if seconds is not None:
+            seconds = seconds_of("timeout", seconds, may_be_zero=True)
         deadline = None if seconds is None else time.monotonic() + seconds
         while not self._watcher.has_items:
             self._listen()
@@ -189,6 +241,9 @@ class Watching:
 class Subscription(Watching):
     """The changes of a store, as an iterator that waits for the next one.
 
+    ``requests`` and ``changes`` are the daemon's endpoints, by default what ``KVSTORE_REQUESTS`` and
+    ``KVSTORE_CHANGES`` say, or ports 5555 and 5556 of this machine.
+
     ``prefixes`` and ``keys`` choose keys (both empty: all), ``ops`` out of ``put``, ``delete`` and
     ``expire`` choose kinds of change. ``since`` is a cursor to continue after, or a revision of the
     present epoch. Without it the subscription starts now, and with ``snapshot`` it begins with the
@@ -206,7 +261,8 @@ class Subscription(Watching):
                     case Sync(): print("up to date at", item.cursor)
 
     While the daemon is away nothing is returned; the subscription goes on by itself when it is back.
-    Errors that waiting does not cure are raised as KvError. To be used by one thread at a time.
+    Errors that waiting does not cure are raised as KvError. To be used by one thread at a time. In a
+    process forked from this one it goes on from the same place, with connections of its own.
     """
 
     def __enter__(self) -> Self:
@@ -225,21 +281,40 @@ class Subscription(Watching):
 
     def next(self, timeout: float | None = None) -> Event | Sync | Reset | Heartbeat | None:
         """The next item; None if there is none within ``timeout`` seconds (None: for ever)."""
-        return drive(self._next_event(timeout))
+        self._begin_use()
+        try:
+            return drive(self._next_event(timeout))
+        finally:
+            self._end_use()
 
     def next_batch(self, timeout: float | None = None) -> Batch | Sync | Reset | Heartbeat | None:
         """Like :meth:`next`, but with all wanted events of one revision as one list. A snapshot comes
         as lists of records of any revision."""
-        return self._take_rest() or drive(self._next_item(timeout))
+        self._begin_use()
+        try:
+            return self._take_rest() or drive(self._next_item(timeout))
+        finally:
+            self._end_use()
 
 
 def _filter(prefixes: Collection[str], keys: Collection[str], ops: Collection[str]) -> Filter:
     """The checked filter; raises ``invalid_key`` or ``bad_request``."""
-    if isinstance(prefixes, str) or isinstance(keys, str) or isinstance(ops, str):
-        raise TypeError("prefixes, keys and ops are lists of texts, not one text")
+    prefixes, keys, ops = texts_of("prefixes", prefixes), texts_of("keys", keys), texts_of("ops", ops)
     for text in (*keys, *filter(None, prefixes)):
         check_key(text)
     for op in ops:
         if op not in EVENT_OPS:
             raise KvError("bad_request", f"ops are out of {', '.join(EVENT_OPS)}, not {op!r}")
     return Filter(tuple(prefixes), frozenset(keys), frozenset(ops))
+
+
+def _start(since: Any) -> Cursor | int | None:
+    """Where to begin; raises ``invalid_cursor``, ``bad_request`` or TypeError."""
+    if since is None:
+        return None
+    start = since_of(since)
+    if isinstance(start, str):
+        return Cursor.parse(start)
+    if not 0 <= start <= MAX_REVISION:
+        raise KvError("bad_request", f"since is a cursor or a revision, and {start} is neither")
+    return start

@@ -1,0 +1,3 @@
+from kvstore_client.systems import require_linux
+
+require_linux()

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from kvstore_client import AsyncClient, AsyncSubscription, Client, Event, KvError, Subscription, commands
+from kvstore_client import (
+    AsyncClient,
+    AsyncSubscription,
+    Client,
+    Event,
+    KvError,
+    NotFound,
+    Subscription,
+    commands,
+)
 from kvstore_client.follow import Filter
-from kvstore_client.model import DEFAULT_CONTENT_TYPE
+from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 from support import Daemon, wait_until
 
 NOBODY = "tcp://127.0.0.1:9"
@@ -59,9 +70,44 @@ def test_a_key_that_is_no_text_is_refused_without_asking_anybody(key: Any) -> No
             client.put(key, b"v")
 
 
-def test_a_value_that_is_no_bytes_is_a_type_error() -> None:
-    with Client(NOBODY) as client, pytest.raises(TypeError):
-        client.put("k", "text")  # type: ignore[arg-type]
+def test_text_is_stored_as_utf8_and_says_so(client: Client) -> None:
+    client.put("k", "née")
+    record = client.get("k")
+    assert (record.value, record.content_type, record.text) == ("née".encode(), TEXT_CONTENT_TYPE, "née")
+    client.batch([commands.put("k", "{}", content_type="application/json")])
+    assert client.get("k").content_type == "application/json"
+
+
+@pytest.mark.parametrize("value", [bytearray(b"v"), memoryview(b"v"), array.array("B", b"v")])
+def test_whatever_holds_bytes_is_a_value(client: Client, value: Any) -> None:
+    client.put("k", value)
+    assert client.get("k").value == b"v"
+
+
+@pytest.mark.parametrize("value", [5, None, 1.5, {"a": 1}, ["a"], object()])
+def test_another_value_is_a_type_error_that_says_what_to_do(value: Any) -> None:
+    with Client(NOBODY) as client, pytest.raises(TypeError, match=r"a value is bytes or text, not .*first"):
+        client.put("k", value)
+
+
+def test_a_missing_key_may_have_a_default(client: Client) -> None:
+    assert client.get("missing", None) is None
+    assert client.get("missing", default=b"d") == b"d"
+    client.put("k", "v")
+    assert client.get("k", None).text == "v"
+    with pytest.raises(NotFound):
+        client.get("missing")
+
+
+def test_a_time_to_live_may_be_a_timedelta(client: Client) -> None:
+    written = client.put("k", "v", ttl=timedelta(hours=1, milliseconds=1))
+    record = client.get("k")
+    assert (record.expires_at, record.expires_at - record.modified_at) == (written.expires_at, 3_600_001)
+    touched = client.touch("k", timedelta(days=1))
+    assert touched.expires_at is not None
+    assert touched.expires_at > record.expires_at
+    with refused("bad_request"):
+        client.put("k", "v", ttl=timedelta(0))
 
 
 def test_what_is_no_endpoint_is_a_value_error() -> None:

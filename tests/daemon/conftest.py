@@ -65,14 +65,6 @@ def subscribe(new_socket: Callable[[int], zmq.Socket[bytes]]) -> Callable[..., P
     return subscribe
 
 
-@pytest.fixture(scope="module")
-def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon for all tests of a module that keep to keys of their own."""
-    daemon = Daemon(tmp_path_factory.mktemp("daemon"), {}).start()
-    yield daemon
-    daemon.stop()
-
-
 @pytest.fixture
 def peer(shared_daemon: Daemon, connect: Callable[..., Peer]) -> Peer:
     """A REQ socket connected to the shared daemon."""

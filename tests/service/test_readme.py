@@ -143,7 +143,7 @@ def test_the_native_client_and_subscription_print_what_the_readme_says(serve: Se
     )
     with program(native._replace(text=adapted), serve, tmp_path) as printed:
         wait_until(lambda: "put color/night" in printed(), what="the subscription prints the put")
-        assert "b'black'" in printed()
+        assert "black None" in printed()
         put(serve, "color/sea", "teal")
         wait_until(lambda: "put color/sea" in printed(), what="the subscription follows")
 

@@ -1,0 +1,175 @@
+"""What callers pass: checked where they pass it, so that an error names the argument and not what is inside.
+
+A value of the wrong type is a TypeError, one out of range the KvError ``bad_request``, and what is no
+address a ValueError.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, NamedTuple
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from kvstore_client.errors import KvError
+from kvstore_client.operations import MAX_TTL_SECONDS
+
+DEFAULT_REQUESTS = "tcp://127.0.0.1:5555"
+DEFAULT_CHANGES = "tcp://127.0.0.1:5556"
+DEFAULT_PORT = 5555
+
+MAX_CONNECTIONS = 10_000
+LONGEST_TIMEOUT = float(MAX_TTL_SECONDS)
+"""A time-out above this, infinity too, is taken for this: what waits could not count further."""
+
+
+def seconds_of(name: str, value: Any, *, may_be_zero: bool = False) -> float:
+    """A time-out: a number of seconds above 0, or also 0."""
+    if type(value) is not float and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+        raise TypeError(f"{name} is a number of seconds, not {_kind(value)}")
+    if not (value >= 0 if may_be_zero else value > 0):
+        least = "of at least 0" if may_be_zero else "above 0"
+        raise KvError("bad_request", f"{name} is a number of seconds {least}, not {value:g}")
+    return min(float(value) if abs(value) < LONGEST_TIMEOUT else LONGEST_TIMEOUT, LONGEST_TIMEOUT)
+
+
+def ttl_of(ttl: Any) -> Any:
+    """A time to live as the protocol has it; what is neither is left for the table's check."""
+    return ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+
+
+def value_of(value: Any) -> bytes:
+    """The bytes of a value; text is written as UTF-8."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        try:
+            return value.encode()
+        except UnicodeEncodeError as error:
+            raise KvError("bad_request", "the value is text with a lone surrogate; pass bytes") from error
+    try:
+        return bytes(memoryview(value))
+    except TypeError:
+        how = "json.dumps(value)" if isinstance(value, (dict, list, tuple)) else "str(value)"
+        raise TypeError(
+            f"a value is bytes or text, not {_kind(value)}; turn it into either first, with {how} for example"
+        ) from None
+
+
+def flag_of(name: str, value: Any) -> bool:
+    """True or False, and nothing that is like it."""
+    if type(value) is not bool:
+        raise TypeError(f"{name} is True or False, not {_kind(value)}")
+    return value
+
+
+def count_of(name: str, value: Any) -> int:
+    """A whole number from 1 to 10,000."""
+    if type(value) is not int:
+        raise TypeError(f"{name} is a whole number, not {_kind(value)}")
+    if not 1 <= value <= MAX_CONNECTIONS:
+        raise KvError("bad_request", f"{name} is a whole number from 1 to {MAX_CONNECTIONS}, not {value}")
+    return value
+
+
+def texts_of(name: str, values: Any) -> list[str]:
+    """A list, or another collection, of texts; not one text, which is a collection of its letters."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} is a list of texts, not {_kind(values)}")
+    texts = list(values)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} is a list of texts; {_kind(text)} is none")
+    return texts
+
+
+def must_be(name: str, value: Any, kind: type[Any], what: str) -> None:
+    """Raise TypeError for what is not of a kind that we made."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {what}, not {_kind(value)}")
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+# ── addresses ────────────────────────────────────────────────────────────────────────────────────
+
+
+def requests_of(endpoint: str | None) -> str:
+    """The request endpoint: the given one, else ``KVSTORE_REQUESTS``, else the default."""
+    return _endpoint("requests", endpoint, "KVSTORE_REQUESTS", DEFAULT_REQUESTS)
+
+
+def changes_of(endpoint: str | None) -> str:
+    """The changes endpoint: the given one, else ``KVSTORE_CHANGES``, else the default."""
+    return _endpoint("changes", endpoint, "KVSTORE_CHANGES", DEFAULT_CHANGES)
+
+
+def _endpoint(name: str, endpoint: str | None, variable: str, default: str) -> str:
+    if endpoint is None:
+        return os.environ.get(variable) or default
+    if not isinstance(endpoint, str):
+        raise TypeError(f"{name} is an endpoint such as {default!r}, not {_kind(endpoint)}")
+    return endpoint
+
+
+class Address(NamedTuple):
+    """Where a daemon is, and what else a URL says of a client."""
+
+    requests: str
+    changes: str
+    options: dict[str, Any]
+
+
+_FORM = "kvstore://HOST:PORT?changes=PORT&timeout=SECONDS&connections=N"
+
+
+def address_of(url: str) -> Address:
+    """What ``url`` says, which is ``kvstore://HOST[:PORT]`` and, after ``?``, any of
+
+    - ``changes``: the port of the changes, by default the one above PORT, or a whole endpoint;
+    - ``timeout`` and ``connections``, as :class:`Client` takes them.
+
+    PORT is 5555 by default. Raises ValueError for anything else.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is text such as 'kvstore://localhost:5555', not {_kind(url)}")
+    try:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r} is no URL of the form {_FORM}: {error}") from error
+    if parts.scheme in ("http", "https"):
+        raise ValueError(f"{url!r} is an address for HTTP; a native client needs the daemon's, {_FORM}")
+    if parts.scheme != "kvstore" or not parts.hostname or parts.path.strip("/") or parts.fragment:
+        raise ValueError(f"{url!r} is no URL of the form {_FORM}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("the protocol knows no users and no passwords; leave them out of the URL")
+    port = DEFAULT_PORT if port is None else port
+    changes = query.pop("changes", str(port + 1))
+    if "://" not in changes:
+        changes = f"tcp://{_host(parts)}:{changes}"
+    return Address(f"tcp://{_host(parts)}:{port}", changes, _options(query))
+
+
+def _host(parts: SplitResult) -> str:
+    host = parts.hostname or ""
+    return f"[{host}]" if ":" in host else host
+
+
+def _options(query: dict[str, str]) -> dict[str, Any]:
+    kinds = {"timeout": float, "connections": int}
+    options = {}
+    for name, text in query.items():
+        if name not in kinds:
+            raise ValueError(
+                f"a URL of a client has no option {name!r}; it takes: changes, timeout, connections"
+            )
+        try:
+            options[name] = kinds[name](text)
+        except ValueError:
+            raise ValueError(f"{name}={text!r} in the URL is no number") from None
+    return options
