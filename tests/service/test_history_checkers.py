@@ -10,6 +10,8 @@ import pytest
 
 from kvstore_client import Event, Record
 from support.history import Effect, Found, Operation, WrongHistoryError, check_keys, check_witness
+from support.mirrors import Mirror, Told, Truth, check_messages, check_mirror
+from support.watchers import seen_event
 
 LATE = 100_000
 """Milliseconds; long after all else in these stories."""
@@ -262,3 +264,71 @@ def test_a_read_that_is_changed_in_a_long_right_history_is_found() -> None:
         with pytest.raises(WrongHistoryError):
             check_keys(story.operations)
         operation.found = right
+
+
+# ── what mirrors were told ───────────────────────────────────────────────────────────────────────
+
+LOG = (
+    Story()
+    .commit(1, 1, ("a", 1))
+    .commit(2, 2, ("b", 2), ("c", 2))
+    .commit(3, 3, ("a", None))
+    .commit(5, 5, ("b", 5))
+)
+A1, B2, C2, A3, B5 = (seen_event(event) for event in LOG.log)
+PRESENT = {"b": (5, "5"), "c": (2, "2")}
+SNAPSHOT = [Told("shown", A1), Told("shown", B2), Told("shown", C2), Told("sync", None, 2)]
+NEWS = [Told("event", A3, 3), Told("event", B5, 5)]
+
+RIGHT_TELLINGS = {
+    "a snapshot, and what followed": [*SNAPSHOT, *NEWS],
+    "resumed in between": [*SNAPSHOT, NEWS[0], Told("resumed", None, 3), NEWS[1], Told("sync", None, 5)],
+    "begun anew": [*SNAPSHOT, Told("reset"), Told("shown", B5), Told("shown", C2), Told("sync", None, 5)],
+    "changed while it was shown": [
+        *SNAPSHOT[:3], Told("shown", A3), Told("shown", B5), Told("sync", None, 5),
+    ],
+}  # fmt: skip
+
+WRONG_TELLINGS = {
+    "an event is missing": [*SNAPSHOT, NEWS[1]],
+    "an event is missing, and Sync is said": [*SNAPSHOT, NEWS[0], Told("sync", None, 5)],
+    "an event comes twice": [*SNAPSHOT, NEWS[0], NEWS[0], NEWS[1]],
+    "an event comes again after it was resumed": [*SNAPSHOT, NEWS[0], Told("resumed", None, 3), *NEWS],
+    "out of order": [*SNAPSHOT, *reversed(NEWS)],
+    "half of a revision": [Told("shown", A1), Told("sync", None, 1), Told("event", C2, 2), *NEWS],
+    "a cursor inside a revision": [
+        Told("shown", A1), Told("sync", None, 1), Told("event", B2, 2), Told("event", C2, 2), *NEWS,
+    ],
+    "Sync too early": [*SNAPSHOT[:3], Told("sync", None, 1), Told("event", B2), Told("event", C2, 2), *NEWS],
+    "Sync too late": [*SNAPSHOT[:3], Told("sync", None, 3), NEWS[1]],
+    "a record is not shown": [*SNAPSHOT[1:], *NEWS],
+    "a record is shown that was removed": [*SNAPSHOT[:3], Told("shown", B5), Told("sync", None, 5)],
+    "a record is shown twice": [SNAPSHOT[0], *SNAPSHOT, *NEWS],
+    "what never happened": [*SNAPSHOT, NEWS[0], Told("event", B5._replace(value="6"), 5)],
+    "the end is missing": [*SNAPSHOT, NEWS[0]],
+}  # fmt: skip
+
+
+def mirror_that_was_told(told: list[Told]) -> Mirror:
+    mirror = Mirror("mirror", 0, lambda _: None)
+    mirror.told = told
+    return mirror
+
+
+@pytest.mark.parametrize("told", RIGHT_TELLINGS.values(), ids=RIGHT_TELLINGS.keys())
+def test_what_mirrors_are_told_rightly_is_taken(told: list[Told]) -> None:
+    check_mirror(mirror_that_was_told(told), Truth(LOG.log), PRESENT)
+
+
+@pytest.mark.parametrize("told", WRONG_TELLINGS.values(), ids=WRONG_TELLINGS.keys())
+def test_what_mirrors_are_told_wrongly_is_found(told: list[Told]) -> None:
+    with pytest.raises(AssertionError):
+        check_mirror(mirror_that_was_told(told), Truth(LOG.log), PRESENT)
+
+
+def test_a_gap_that_prev_hides_is_found() -> None:
+    check_messages([(A1, 0), (A3, 2), (B5, 3)], Truth(LOG.log))
+    with pytest.raises(AssertionError, match="says that it follows"):
+        check_messages([(A1, 0), (B5, 1)], Truth(LOG.log))
+    with pytest.raises(AssertionError, match="out of order"):
+        check_messages([(A3, 2), (A1, 0)], Truth(LOG.log))

@@ -372,8 +372,8 @@ class _Reader:
         seen = told.seen
         assert seen is not None
         assert self.next is not None
-        wanted = self._truth.events[self.next]
-        assert seen == wanted, f"{self.name} was told of {seen} and not of {wanted}"
+        wanted = self._truth.events[self.next : self.next + 1]
+        assert [seen] == wanted, f"{self.name} was told of {seen} and not of {wanted}"
         self.next += 1
         apply(self.state, seen)
         if told.cursor is not None:
