@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from kvstore_daemon.exchange import Exchange
     from kvstore_daemon.sockets import Received
 
+UNKNOWN = -1
+"""Instead of a descriptor: libzmq does not say by which connection a message came from a peer that speaks an
+older ZMTP than 3.0. What waits for such a peer could not be bounded, so nothing is done for it."""
+
 WINDOW_BYTES = 8 * 1024 * 1024
 """Of replies that a peer has not taken, beyond which nothing more is done for it."""
 

@@ -24,6 +24,7 @@ from kvstore_daemon.exchange import Exchange
 from kvstore_daemon.expiry import Expiry
 from kvstore_daemon.loop import Loop, Timer
 from kvstore_daemon.manager import Pulse, ServiceManager
+from kvstore_daemon.peers import UNKNOWN
 from kvstore_daemon.publisher import Publisher
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.sockets import (
@@ -169,6 +170,10 @@ class Server:
         if self._is_stopping:
             raise KvError("unavailable", "the daemon is stopping; try again when it is back")
         frames = received.frames
+        if received.peer.descriptor == UNKNOWN:
+            raise self._malformed_request(
+                "its sender speaks a version of ZMTP before 3.0; use libzmq 4 or newer"
+            )
         if not frames:
             raise self._not_a_request()
         self._check_size(frames)
@@ -187,16 +192,17 @@ class Server:
     def _not_a_request(self) -> KvError:
         """The error for a message without an empty frame and a request behind it, which is logged too:
         who forgot the frame may not look for a reply that begins with one."""
-        error = KvError(
-            "bad_request",
+        return self._malformed_request(
             "a message needs an empty frame and the request behind it, as a REQ socket sends them; before "
             f"the empty one there may be {MAX_ENVELOPE_FRAMES - 2} frames, none of them empty, of "
-            f"{MAX_ENVELOPE_BYTES} bytes together",
+            f"{MAX_ENVELOPE_BYTES} bytes together"
         )
+
+    def _malformed_request(self, message: str) -> KvError:
         more = self._malformed.turn()
         if more is not None:
-            log.warning("refused what came to the requests address: %s%s", error.message, more)
-        return error
+            log.warning("refused what came to the requests address: %s%s", message, more)
+        return KvError("bad_request", message)
 
     def _check_size(self, frames: Frames) -> None:
         limit = self._limits.request_bytes

@@ -29,7 +29,7 @@ import zmq
 from kvstore_client.errors import KvError
 from kvstore_client.patience import patiently
 from kvstore_daemon.connections import Connections
-from kvstore_daemon.peers import Peer
+from kvstore_daemon.peers import UNKNOWN, Peer
 
 Frames = list[bytes]
 
@@ -251,7 +251,10 @@ class RequestSocket:
     def _meet(self, identity: bytes, frame: zmq.Frame) -> Peer:
         """The peer whose first message begins with ``frame``, if it is still there."""
         self.notice_gone()
-        descriptor = int(frame.get(_SOURCE))
+        try:
+            descriptor = int(frame.get(_SOURCE))
+        except zmq.ZMQError:
+            descriptor = UNKNOWN
         peer = Peer(identity, descriptor)
         if descriptor not in self._connections.open:
             peer.is_gone = True
@@ -307,6 +310,8 @@ class RequestSocket:
         """Answer the request that came from ``peer`` with ``envelope``; returns the reply's size. Never
         waits; what cannot be sent at once is kept until the peer takes it, or is gone."""
         size = sum(map(len, frames)) + sum(map(len, envelope))
+        if peer.descriptor == UNKNOWN:  # what it does not take could not be counted
+            return size
         send = self._socket.send
         try:
             for frame in envelope:

@@ -163,7 +163,8 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
     completed: bool
     body_rcv: Any = None
     target: tuple[str, str]
-    proxy_scheme = proxy_netloc = fragment = ""
+    # of a request that is refused before its first line is understood, these are asked for as well
+    path = proxy_scheme = proxy_netloc = fragment = ""
 
     def __init__(self, adj: Any) -> None:
         super().__init__(adj)

@@ -22,6 +22,8 @@ from support.faults import Faults
 from support.history import Effect, Found, History, check_keys, check_witness, end
 from support.mirrors import (
     CommandMirror,
+    ForgetfulNativeMirror,
+    ForgetfulSseMirror,
     Mirror,
     NativeMirror,
     NdjsonMirror,
@@ -126,6 +128,8 @@ class _Story:
             SseMirror("sse", seed, recorder.outlast, url),
             NdjsonMirror("ndjson", seed, recorder.outlast, url),
             NativeMirror("native", seed, recorder.outlast, requests, changes),
+            ForgetfulSseMirror("forgetful-sse", seed, recorder.outlast, url),
+            ForgetfulNativeMirror("forgetful-native", seed, recorder.outlast, requests, changes),
             CommandMirror("command", seed, recorder.outlast, url, folder),
         ]
 

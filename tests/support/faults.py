@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from support.servers import Service
+from support.servers import Facade, Service
 from support.torture import Survived
 from support.waiting import wait_until
 
@@ -46,11 +46,14 @@ class Faults:
 
     def kill_worker(self) -> None:
         """SIGKILL of one worker of the facade; its parent starts another."""
-        before = self._workers()
+        before = workers_of(self._service.facade)
         victim = self._chance.choice(before)
         os.kill(victim, signal.SIGKILL)
         wait_until(
-            lambda: victim not in self._workers() and len(self._workers()) == len(before),
+            lambda: (
+                victim not in workers_of(self._service.facade)
+                and len(workers_of(self._service.facade)) == len(before)
+            ),
             timeout=60,
             what="the facade has started another worker",
         )
@@ -62,7 +65,7 @@ class Faults:
 
     def pause_worker(self) -> None:
         """The same with one worker of the facade."""
-        self._pause(self._chance.choice(self._workers()))
+        self._pause(self._chance.choice(workers_of(self._service.facade)))
 
     def _pause(self, pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
@@ -72,6 +75,8 @@ class Faults:
             os.kill(pid, signal.SIGCONT)
         self._survived(pauses=1)
 
-    def _workers(self) -> list[int]:
-        pid = self._service.facade.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+def workers_of(facade: Facade) -> list[int]:
+    """The process ids of the facade's workers."""
+    children = Path(f"/proc/{facade.pid}/task/{facade.pid}/children")
+    return [int(child) for child in children.read_text().split()]

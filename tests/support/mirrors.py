@@ -51,6 +51,9 @@ class Mirror(threading.Thread):
     repeats = False
     """Whether what was delivered last may come once more after a restart."""
 
+    forgets = False
+    """Whether it begins with a snapshot each time, instead of where it was."""
+
     def __init__(self, name: str, seed: int, outlast: Outlast) -> None:
         super().__init__(name=name, daemon=True)
         self.told: list[Told] = []
@@ -76,8 +79,12 @@ class Mirror(threading.Thread):
         try:
             while not self.is_complete:
                 self._begin()
-                self.follow(self._random.randrange(50, 600))
+                self.follow(
+                    self._random.randrange(10, 20) if self.forgets else self._random.randrange(50, 600)
+                )
                 self.breaks += 1
+                if self.forgets:
+                    self._cursor = None
                 if self.breaks % 3 == 0 and not self.is_complete and self._cursor is not None:
                     self._outlast(_revision(self._cursor))
         except BaseException as failure:
@@ -160,6 +167,12 @@ class SseMirror(StreamMirror):
                 yield event.name, event.id, event.json
 
 
+class ForgetfulSseMirror(SseMirror):
+    """Takes a snapshot and little more, again and again."""
+
+    forgets = True
+
+
 class NdjsonMirror(StreamMirror):
     """Resumes by ``since``."""
 
@@ -192,6 +205,12 @@ class NativeMirror(Mirror):
                 cursor = None if place is None else str(place)
                 for told in _told(item, None if place is None else place.revision):
                     self.take(told, cursor)
+
+
+class ForgetfulNativeMirror(NativeMirror):
+    """Takes a snapshot and little more, again and again."""
+
+    forgets = True
 
 
 def _told(item: Any, place: int | None) -> list[Told]:
