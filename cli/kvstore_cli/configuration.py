@@ -152,6 +152,9 @@ class _Sources(NamedTuple):
 
 
 def _parsed(row: Option, given: Any, where: str) -> Any:
+    # a file of TOML can say one; no path, address or name can hold it
+    if isinstance(given, str) and "\0" in given:
+        raise ConfigurationError(f"{where}: {given!r} has a NUL in it; leave it out")
     try:
         return row.kind.parse(given)
     except ValueError as error:

@@ -1,0 +1,151 @@
+"""A disk that fails: what is told, what goes on, and that nothing which was acknowledged is lost by it."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvstore_client import Client
+from kvstore_client.errors import KvError
+from support import Daemon
+from support.disk import preloaded
+from support.servers import clean_environment, kvstore_command
+from support.torture import SHARE, Survived
+
+TRIED = max(0.03, SHARE)
+"""Of the engine's calls, the share that is let fail."""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The folder whose files are on the disk that fails."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder.resolve()
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(120 + 1800 * TRIED)
+def test_whichever_call_fails_the_error_says_what_to_do_and_nothing_is_lost(
+    root: Path, survived: Survived
+) -> None:
+    """Each call of a first start, of a later one and of writes, once or from then on, with each error that a
+    disk gives: none of them is told as damage, reads go on, and after a restart all is there."""
+    seed = random.randrange(2**32)
+    script = Path(__file__).with_name("fail_calls.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(root), str(seed), str(TRIED)],
+        env={**os.environ, **preloaded(root), "PYTHONPATH": str(script.parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"seed {seed}\n{done.stderr}"
+    tried = int(done.stdout)
+    assert tried > 10
+    survived(failed_calls=tried)
+
+
+def test_after_a_failed_meta_page_reads_go_on_and_a_restart_cures_it(
+    start_daemon: Callable[..., Daemon], root: Path
+) -> None:
+    # the first few are the start's own
+    broken = preloaded(root, fail="pwrite:5:8:1000000:data.mdb")
+    daemon = start_daemon(data=root / "data", environment=broken)
+    written, failure = [], None
+    with Client(daemon.requests) as client:
+        while failure is None:
+            key = f"key{len(written)}"
+            try:
+                client.put(key, b"value")
+                written.append(key)
+            except KvError as error:
+                failure = error
+        assert failure.code == "internal"
+        assert "restart" in failure.message
+        assert len(written) > 0
+        for key in written:
+            assert client.get(key).value == b"value"
+        assert client.status()["writes_refused"]["code"] == "internal"
+        assert [record.key for record in client.list()] == written
+    daemon.stop()
+    assert "Traceback" not in daemon.stderr
+    assert "damaged" not in daemon.stderr
+    daemon.environment.pop("DISK_FAIL")
+    daemon.start()
+    with Client(daemon.requests) as client:
+        client.put("again", b"value")
+        for key in written:
+            assert client.get(key).value == b"value"
+
+
+def test_a_disk_that_does_not_say_how_much_room_it_has_stops_nothing(
+    start_daemon: Callable[..., Daemon], root: Path
+) -> None:
+    environment = preloaded(root, fail="statvfs:5:1:1000000")
+    daemon = start_daemon(data=root / "data", environment=environment)
+    with Client(daemon.requests) as client:
+        client.put("key", b"value")
+        assert client.status()["writes_refused"] is None
+    assert "Traceback" not in daemon.stderr
+
+
+def run(*arguments: object, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        kvstore_command(*map(str, arguments)),
+        env=clean_environment(home, KVSTORE_LOG_FORMAT="text", **environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fail", "advice"),
+    [
+        ("open:24:2:1000000", "raise the limit of open files"),
+        ("open:13:2:1000000", "belongs to user|may not|give it to user"),
+        ("pwrite:28:1:1000000", "make room on the disk"),
+        ("fdatasync:5:1:1000000", "the disk fails"),
+        ("mkdir:30:1:1", "read-only|choose another --data"),
+    ],
+)
+def test_a_daemon_that_cannot_start_says_why_in_one_line(
+    root: Path, tmp_path: Path, fail: str, advice: str
+) -> None:
+    done = run("daemon", "--data", root / "data", home=tmp_path, **preloaded(root, fail=fail))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert any(each in line for each in advice.split("|"))
+    assert "damage" not in line
+    # nothing is left that the next start, or a check, would stumble over
+    checked = run("check", "--data", root / "data", home=tmp_path)
+    assert "there is no store" in checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        (["daemon"], "data", "/nowhere\\u0000/data"),
+        (["check"], "data", "/nowhere\\u0000/data"),
+        (["backup", "-"], "data", "/nowhere\\u0000/data"),
+        (["daemon"], "requests", "ipc:///nowhere\\u0000"),
+    ],
+)
+def test_a_nul_in_the_configuration_is_named(
+    tmp_path: Path, command: list[str], option: str, value: str
+) -> None:
+    file = tmp_path / "kvstore.toml"
+    file.write_text(f'{option} = "{value}"\n')
+    done = run(*command, "--config", file, home=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"{file}: {option}" in line
+    assert "NUL" in line
