@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -85,10 +86,20 @@ def coloured(text: str, colour: str) -> str:
 
 
 def visible(text: str) -> str:
-    """``text`` with everything that a terminal would obey written as an escape."""
-    if text.isprintable():
+    """``text`` with everything that a terminal would obey, or show as nothing, written as an escape."""
+    if text.isprintable() and (text.isascii() or not _BLANK.search(text)):
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(
+        char if char.isprintable() and not _BLANK.match(char) else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+# What is printable to Python and yet seen by nobody: Default_Ignorable_Code_Point, which unicodedata does not
+# know, as far as it is letters and marks; and the blank Braille cell.
+_BLANK = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 def readable(argument: str) -> str:
@@ -120,8 +131,8 @@ def _for_the_eye(value: bytes, content_type: str) -> bytes:
 
 
 def shown(text: str) -> str:
-    """``text`` as it stands for a pipe, :func:`visible` for a terminal."""
-    return visible(text) if on_terminal() else text
+    """A key as it stands for a pipe; for a terminal :func:`visible`, with its ends to be seen."""
+    return _outlined(visible(text)) if on_terminal() else text
 
 
 def preview(value: bytes, content_type: str, width: int | None = 60) -> str:
@@ -139,11 +150,20 @@ def write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in rows:
             write_line("\t".join(row))
         return
-    cells = [[visible(cell) for cell in row] for row in rows]
+    cells = [[_outlined(visible(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
     write_line(coloured(_aligned(head, widths), "bold"))
     for row in cells:
         write_line(_aligned(row, widths))
+
+
+def _outlined(cell: str) -> str:
+    """A text whose spaces at either end, which nobody sees, are escapes."""
+    inner = cell.strip(" ")
+    if inner == cell:
+        return cell
+    before = len(cell) - len(cell.lstrip(" "))
+    return "\\x20" * before + inner + "\\x20" * (len(cell) - len(inner) - before)
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -92,6 +92,9 @@ def reply_json(fields: dict[str, Any], *, inline: bool = False, **first: Any) ->
     if type(value := body.get("value")) is bytes:
         del body["value"]
         body |= inline_member(value, body.get("content_type", "")) if inline else value_member(value)
+    elif type(value) is int:
+        # what incr counts: JavaScript reads numbers above 2^53 as their neighbours
+        body["text"] = str(value)
     if "previous" in body:
         body["previous"] = reply_json(body["previous"], inline=inline)
     return body

@@ -49,6 +49,7 @@ _EVENT: Schema = {
     "previous_revision": _INTEGER,
     "previous": reference("Record"),
 }
+_DIGITS: Schema = {"type": "string", "description": "the same number, for those who read 53 bits of one"}
 _BATCH_OP: Schema = {
     **_VALUE,
     "op": {"type": "string", "enum": ["get", "put", "delete", "delete_prefix", "incr", "touch", "persist"]},
@@ -81,7 +82,7 @@ SCHEMAS: dict[str, Schema] = {
     "Object": {"type": "object"},
     "Record": _object(_RECORD, "revision", "create_revision", "version", "content_type", "modified_at"),
     "Written": _object(_WRITTEN, "key", "revision", "create_revision", "version"),
-    "Counted": _object({**_WRITTEN, "value": _INTEGER}, "key", "revision", "value"),
+    "Counted": _object({**_WRITTEN, "value": _INTEGER, "text": _DIGITS}, "key", "revision", "value", "text"),
     "Deleted": _object(
         {"key": _TEXT, "prefix": _TEXT, "deleted": _INTEGER, "revision": {"type": ["integer", "null"]}},
         "deleted",
@@ -102,7 +103,14 @@ SCHEMAS: dict[str, Schema] = {
     "Batch": _object({"atomic": {"type": "boolean", "default": False}, "ops": _list("BatchOp")}, "ops"),
     "BatchOp": _object(_BATCH_OP, "op"),
     "BatchResult": _object(
-        {"status": {"type": "integer"}, "error": reference("Problem"), **_RECORD, "prefix": _TEXT}, "status"
+        {
+            "status": {"type": "integer"},
+            "error": reference("Problem"),
+            **_RECORD,
+            "text": _DIGITS,
+            "prefix": _TEXT,
+        },
+        "status",
     ),
     "BatchResults": _object({"results": _list("BatchResult")}, "results"),
     "Status": _object({"epoch": _TEXT, "revision": _INTEGER, "floor": _INTEGER}, "epoch", "revision"),

@@ -100,6 +100,24 @@ def test_a_value_ends_with_one_newline_and_raw_adds_none(kvstore: Kvstore) -> No
         assert kvstore.out("get", "newline", "--raw") == value
 
 
+def test_keys_that_look_alike_are_told_apart_on_a_terminal(kvstore: Kvstore) -> None:
+    for key in (
+        "alike/a",
+        "alike/a ",
+        " alike/a",
+        "alike/a\u00a0",
+        "alike/a\u3164",
+        "alike/a\ufe0f",
+        "alike/a\u200b",
+    ):
+        kvstore.out("put", key, "x")
+    names = on_terminal(kvstore, "list", "alike/").splitlines()
+    escaped = ["\\x20", "\\xa0", "\\u200b", "\\u3164", "\\ufe0f"]
+    assert names == ["alike/a", *(f"alike/a{end}" for end in escaped)]
+    assert on_terminal(kvstore, "list", " ").splitlines() == ["\\x20alike/a"]
+    assert "\\x20alike/a" in on_terminal(kvstore, "list", " ", "--long")
+
+
 def test_a_terminal_gets_no_control_characters_unless_they_are_asked_for(kvstore: Kvstore) -> None:
     kvstore.out("put", "tty/one", "a\tb\n\x1b]0;owned\x07")
     for command in (["get", "tty/one"], ["wait", "tty/one", "--exists"]):

@@ -244,6 +244,28 @@ def test_a_picture_is_shown_and_binary_is_only_replaced_by_a_file(
     assert value_of(session, f"{folder}p") == b"\0\xff\r\n"
 
 
+def test_broken_json_is_saved_as_json_only_after_a_question(
+    page: Page, session: Session, folder: str
+) -> None:
+    key = f"{folder}j"
+    stored(session, key, "{}", "application/vnd.x+json; charset=utf-8")
+    page.open(key=key)
+    page.click("Edit")
+    page.fill("#edit-value", '{"a":1,}')
+    page.click("Save")
+    page.wait_for("Save broken JSON?", "dialog[open]")
+    page.click("Cancel", "dialog[open]")
+    assert value_of(session, key) == b"{}"
+    page.click("Save", "#detail")
+    page.click("Save as it is", "dialog[open]")
+    page.wait_for('{"a":1,}', "#detail pre")
+    assert value_of(session, key) == b'{"a":1,}'
+    page.click("Edit")
+    page.fill("#edit-value", '{"a":1}')
+    page.click("Save")
+    page.wait_for('"a": 1', "#detail pre")
+
+
 def test_line_ends_stay_as_they_are(page: Page, session: Session, folder: str) -> None:
     stored(session, f"{folder}dos", "one\r\ntwo\r\n")
     page.open(key=f"{folder}dos")

@@ -104,6 +104,37 @@ def test_what_can_be_a_key_is_taken_and_shown_without_anything_unseen(call: Call
     assert not name.startswith(".")
 
 
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("a\u00a0b", "a\\u{a0}b"),
+        ("a\u3000b", "a\\u{3000}b"),
+        ("a\u3164b", "a\\u{3164}b"),
+        ("a\ufe0f", "a\\u{fe0f}"),
+        ("a\U000e0101", "a\\u{e0101}"),
+        ("a\u034fb", "a\\u{34f}b"),
+        ("\u2800", "\\u{2800}"),
+        ("\u0301\u0302a/\u0301", "\\u{301}\\u{302}a/\\u{301}"),
+        ("e\u0301", "e\\u{301}"),
+        ("\u212b", "\\u{212b}"),
+        ("\u1100\u1161", "\\u{1100}\\u{1161}"),
+        ("a\\u{a0}b", "a\\\\u{a0}b"),
+        ("a\u2423b", "a\\u{2423}b"),
+        (" a  b c ", "\u2423a\u2423\u2423b c\u2423"),
+        ("\u00e9/\uac00/\u0928\u092e\u0938\u094d\u0924\u0947/\u65e5\u672c", None),
+        ("back\\slash", None),
+    ],
+)
+def test_keys_that_would_look_alike_are_shown_differently(call: Call, key: str, shown: str | None) -> None:
+    assert call("shownKey", key) == (shown or key)
+
+
+@given(one=keys, other=keys)
+def test_no_two_keys_are_shown_alike(call: Call, one: str, other: str) -> None:
+    if one != other:
+        assert call("shownKey", one) != call("shownKey", other)
+
+
 @given(before=lines, after=lines)
 def test_a_comparison_holds_both_texts(call: Call, before: str, after: str) -> None:
     compared = call("diffLines", before, after)

@@ -127,6 +127,7 @@ def test_incr_adds_or_refuses(session: Session, start: int, by: int) -> None:
     answer = session.post(path_of("number", "incr") + f"?by={by}")
     if -(2**63) <= start + by < 2**63:
         assert answer.json["value"] == start + by
+        assert answer.json["text"] == str(start + by)
         assert session.get(target).body == str(start + by).encode()
     else:
         assert_problem(answer, "out_of_range")
@@ -135,6 +136,7 @@ def test_incr_adds_or_refuses(session: Session, start: int, by: int) -> None:
 
 def test_incr_counts_a_missing_key_from_0(session: Session, key: str) -> None:
     assert session.post(path_of(key, "incr")).json["value"] == 1
+    assert session.batch({"op": "incr", "key": key, "by": 0}).json["results"][0]["text"] == "1"
     assert session.post(path_of(key, "incr") + "?by=-3").json["value"] == -2
     assert session.get(path_of(key)).headers["content-type"] == "text/plain; charset=utf-8"
 

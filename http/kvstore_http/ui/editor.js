@@ -149,15 +149,21 @@ export class Editor {
     this.hint.textContent = this.#hintText();
   }
 
+  /** What is wrong with a text that is to be JSON, "" if nothing is. */
+  #jsonFault() {
+    if (this.isFileWanted || !/[/+]json\b/i.test(this.type.value)) return "";
+    try {
+      JSON.parse(this.area.value);
+      return "";
+    } catch (error) {
+      return /** @type {Error} */ (error).message;
+    }
+  }
+
   #hintText() {
     if (this.isFileWanted) return this.file ? `${this.file.name}, ${size(this.file.size)}` : "";
-    if (/[/+]json\b/i.test(this.type.value)) {
-      try {
-        JSON.parse(this.area.value);
-      } catch (error) {
-        return `Not JSON yet: ${/** @type {Error} */ (error).message}`;
-      }
-    }
+    const broken = this.#jsonFault();
+    if (broken) return `Not JSON yet: ${broken}`;
     const { text } = this.record ?? { text: null };
     if (text && /\r/.test(text)) {
       return /^(\r\n|[^\r\n])*$/.test(text) ? "Its lines end with CR LF, and will again." : "Its lines end in different ways; saved from here, all end with CR LF.";
@@ -188,6 +194,11 @@ export class Editor {
     if (!this.isFileWanted && MARKERS.test(this.draft.text) && this.isMerging) {
       const body = ["Lines with <<<<<<< and >>>>>>> mark what still needs a decision."];
       if (!(await confirmed("Save with the marks of the merge?", body, "Save as it is", "primary"))) return;
+    }
+    const broken = this.#jsonFault();
+    if (broken) {
+      const body = [`It is to be stored as ${this.draft.contentType}, and is no JSON: ${broken}.`];
+      if (!(await confirmed("Save broken JSON?", body, "Save as it is", "primary"))) return this.area.focus();
     }
     this.#store();
     this.#setSaving(true);

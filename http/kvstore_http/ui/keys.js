@@ -31,19 +31,32 @@ export function faultOf(key) {
   return size > MAX_KEY_BYTES ? `A key has at most ${MAX_KEY_BYTES} bytes of UTF-8; this one has ${size}.` : "";
 }
 
-// Controls, and what turns or hides the text around it.
-const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
+// Two keys must not look the same. So written out are, by property: what is invisible or turns the text around it
+// (controls, formats, what may be ignored), spaces but the plain one, what no font knows, marks without a letter
+// before them; the blank Braille cell; and the pictures and escapes that all those are written as.
+const UNSEEN =
+  /[\p{C}\p{Default_Ignorable_Code_Point}\p{Zl}\p{Zp}\u2800\u2400-\u2426]|(?! )\p{Zs}|(?<=(?:^|[\p{C}\p{Default_Ignorable_Code_Point}\p{Z}/])\p{M}*)\p{M}|\\(?=u\{)/gu;
+// A letter and its marks, which may be one character instead: "é" is written in two ways.
+const CLUSTERS = /[\u1100-\u11ff]+|\P{M}\p{M}*/gu;
 
 /** @param {string} mark */
 function picture(mark) {
-  const code = mark.charCodeAt(0);
+  if (mark === "\\") return "\\\\";
+  const code = /** @type {number} */ (mark.codePointAt(0));
   if (code < 0x20) return String.fromCharCode(0x2400 + code);
   return code === 0x7f ? "\u2421" : `\\u{${code.toString(16)}}`;
 }
 
-/** `key` as people can read it: no character of it is invisible or moves others. @param {string} key */
+/**
+ * `key` as people can read it: no character of it is invisible or moves others, and no other key is shown alike but
+ * for letters that two scripts share. @param {string} key
+ */
 export function shownKey(key) {
-  return key.replace(UNSEEN, picture).replace(/^ +| +$/g, (spaces) => "\u2423".repeat(spaces.length));
+  if (/^[!-~]+$/.test(key) && !key.includes("\\")) return key;
+  return key
+    .replace(UNSEEN, picture)
+    .replace(CLUSTERS, (cluster) => (cluster.normalize("NFC") === cluster ? cluster : cluster.replace(/[^ -~]/gu, picture)))
+    .replace(/^ +| +$| {2,}/g, (spaces) => "\u2423".repeat(spaces.length));
 }
 
 /** The folder that `prefix` looks into: everything up to its last slash. @param {string} prefix */
