@@ -31,22 +31,27 @@ class Connections:
         self._monitor.linger = 0
         self._monitor.connect(address)
         self.open: set[int] = set()
+        # the descriptor tells of nothing before the socket was once found to be empty
+        self.take()
 
     def fileno(self) -> int:
         """The descriptor to watch; edge-triggered, and consumed by any call."""
         return self._monitor.fileno()
 
-    def take(self) -> list[int]:
-        """Take note of what happened since the last call; returns the connections that ended."""
+    def take(self) -> tuple[list[int], list[int]]:
+        """Take note of what happened since the last call; returns the connections that began and those
+        that ended. One may be in both: ``open`` says what came last."""
+        begun: list[int] = []
         ended: list[int] = []
         while True:
             try:
                 event, descriptor = _EVENT.unpack(self._monitor.recv(_NOBLOCK))
                 self._monitor.recv(_NOBLOCK)
             except zmq.Again:
-                return ended
+                return begun, ended
             if event == _ACCEPTED:
                 self.open.add(descriptor)
+                begun.append(descriptor)
             else:
                 self.open.discard(descriptor)
                 ended.append(descriptor)

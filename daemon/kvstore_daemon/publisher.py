@@ -15,11 +15,18 @@ import zmq
 from kvstore_client.errors import KvError
 from kvstore_client.patience import patiently
 from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
+from kvstore_daemon.connections import Connections
+from kvstore_daemon.doorkeeper import Doorkeeper
 from kvstore_daemon.engine import Change, Position
 from kvstore_daemon.fields import change_fields, record_fields, without_value
 from kvstore_daemon.sockets import FLUSH_MS, forget, listen
 
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+TOPIC_FRAME_BYTES = 1024
+"""A frame with a longer topic ends its sender's connection; no key has more than 511 bytes."""
+
+RECEIVE_BUFFER = 64 * 1024
+"""What the system takes in for a subscriber ahead of us: it cannot be refused any more."""
+
 _SUBSCRIBED, _UNSUBSCRIBED = b"\1", b"\0"
 _NO_KEY = HEARTBEAT_TOPIC[:1]
 """What topics begin with that no key can match."""
@@ -43,11 +50,16 @@ class Publisher:
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self._socket.linger = FLUSH_MS
         self._socket.sndhwm = queue
+        self._socket.maxmsgsize = TOPIC_FRAME_BYTES
+        self._socket.rcvbuf = RECEIVE_BUFFER
+        self._connections = Connections(context, self._socket, "changes")
         try:
             self.endpoint = patiently(partial(listen, self._socket, endpoint, "--changes"))
         except KvError:
             self._socket.close(0)
+            self._connections.close()
             raise
+        self._doorkeeper = Doorkeeper(self._connections)
         self._epoch = ""
         self._head = 0
         self._prev = 0
@@ -74,8 +86,13 @@ class Publisher:
         anything is sent.
         """
         has_new = False
-        while self._socket.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]
-            message = self._socket.recv(zmq.NOBLOCK)
+        while True:
+            # This may take long, where somebody floods the socket, and lets other threads run, as asking the
+            # socket whether there is something would not.
+            try:
+                message = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return has_new
             kind, topic = message[:1], message[1:]
             if kind == _SUBSCRIBED:
                 has_new = True
@@ -83,7 +100,6 @@ class Publisher:
                     self._topics.add(topic)
             elif kind == _UNSUBSCRIBED:
                 self._topics.discard(topic)
-        return has_new
 
     def begin(self, position: Position) -> None:
         """Continue after what an earlier run committed."""
@@ -120,5 +136,7 @@ class Publisher:
 
     def close(self) -> None:
         """Close the socket once the network has taken what was sent, or after a while."""
+        self._doorkeeper.close()
         self._socket.close()
+        self._connections.close()
         forget(self.endpoint)

@@ -268,7 +268,7 @@ class RequestSocket:
 
     def notice_gone(self) -> None:
         """Take note of connections that ended: ``is_gone`` is set on their peers."""
-        for descriptor in self._connections.take():
+        for descriptor in self._connections.take()[1]:
             peer = self._by_descriptor.get(descriptor)
             if peer is not None:
                 self._lose(peer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,3 +220,54 @@ def test_one_peers_writes_are_committed_in_turns_with_anothers(
     assert mine["revision"] < status["revision"] + 22_000
     for _ in range(sent):
         greedy.recv_multipart()
+
+
+# ── who subscribes to too much ───────────────────────────────────────────────────────────────────
+
+
+def anonymous_memory(daemon: Daemon) -> int:
+    """The bytes of memory that the daemon has for itself."""
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024
+
+
+def test_a_topic_that_no_key_can_match_ends_its_connection(
+    daemon: Daemon, connect: Callable[..., Peer]
+) -> None:
+    with RawPeer(daemon.changes, b"SUB") as subscriber:
+        with suppress(OSError):
+            subscriber.send(b"\1" + bytes(2_000_000))
+        assert subscriber.is_closed()
+    assert anonymous_memory(daemon) < 100 * MIB
+    assert connect(daemon).ask({"op": "status"})
+
+
+def test_a_flood_of_topics_ends_its_connection_and_delays_nobody_for_long(
+    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+) -> None:
+    topics = (f"{number:08}".ljust(511, "x").encode() for number in range(20_000))
+    flood = b"".join(message(b"\1" + topic) for topic in topics)
+    with RawPeer(daemon.changes, b"SUB") as subscriber:
+        with suppress(OSError):
+            for _ in range(10):
+                subscriber.socket.sendall(flood)
+        assert subscriber.is_closed()
+    assert anonymous_memory(daemon) < 250 * MIB
+    listener = subscribe(daemon, b"k")
+    connect(daemon).ask(put("k"))
+    assert listener.change()[0] == b"k"
+    wait_until(lambda: "too much was subscribed to" in daemon.stderr)
+
+
+def test_a_thousand_of_the_longest_topics_are_taken(
+    daemon: Daemon, connect: Callable[..., Peer], new_socket: Callable[[int], zmq.Socket[bytes]]
+) -> None:
+    subscriber = new_socket(zmq.SUB)
+    subscriber.sndhwm = 0
+    subscriber.connect(daemon.changes)
+    for number in range(1_000):
+        subscriber.subscribe(f"{number:04}".ljust(511, "x").encode())
+    peer = connect(daemon)
+    wait_until(lambda: status_of(peer)["subscriptions"] == 1_000)
+    peer.ask(put("0999".ljust(511, "x")))
+    assert Peer(subscriber).change()[0].startswith(b"0999")
