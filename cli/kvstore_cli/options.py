@@ -390,6 +390,14 @@ OPTIONS: dict[str, Option] = {
             _HTTP,
         ),
         Option(
+            "max-held-bytes",
+            _size(2**20, 2**40),
+            256 * _MIB,
+            "How many bytes of unread answers and incomplete requests one worker keeps for all its "
+            "connections together. Above it the connection on which nothing moved for longest is closed.",
+            _HTTP,
+        ),
+        Option(
             "stream-heartbeat",
             DURATION,
             15_000,

@@ -33,6 +33,7 @@ from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.server import BaseWSGIServer
 
 from kvstore_client.errors import KvError
+from kvstore_client.logs import Seldom
 from kvstore_http.journal import Ended, Journal
 from kvstore_http.measures import Measures
 from kvstore_http.parser import Parser, RefusalError
@@ -65,6 +66,8 @@ LINGER_SECONDS = 2.0
 FLUSH_BYTES = 64 * 1024
 BUFFER_BYTES = 1024 * 1024
 """How many bytes are kept for one connection that does not read, if nothing else is said."""
+HELD_BYTES = 256 * 1024 * 1024
+"""How many bytes are kept for all connections of a worker together, if nothing else is said."""
 
 
 class Channel(HTTPChannel):  # type: ignore[misc]
@@ -85,6 +88,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     """The client waits to hear whether to send its body."""
     hand_over: tuple[HandOver, bool] | None = None
     on_stream_end: Ended | None = None
+    _counted = 0
     _drained: Waiter | None = None
     _writer: Any = None
     _is_reading = False
@@ -171,6 +175,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self._wake_writer()
         if self.socket is not None:
             self._watch()
+        self.count_held()
 
     def handle_write(self) -> None:
         """As in waitress, with two more ways for a connection to end."""
@@ -195,6 +200,23 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         if self.on_stream_end is not None:
             stream.on_end = self.on_stream_end
 
+    def count_held(self) -> None:
+        """Tell the server how many bytes are kept for this connection: of answers that are not sent, and of
+        requests, whether in memory or in a temporary file."""
+        if not (self._counted or self.total_outbufs_len or self.requests or self.request):
+            return
+        held: int = self.total_outbufs_len + sum(map(_size_of, self.requests)) if self.connected else 0
+        if self.request is not None and self.connected:
+            held += _size_of(self.request)
+        if held != self._counted:
+            change, self._counted = held - self._counted, held
+            self.server.held_changed(self, change, held)
+
+    @property
+    def waits_for_daemon(self) -> bool:
+        """Whether it is not the client's turn: nothing waits for it to read, and no request to arrive."""
+        return self.serving and not self.total_outbufs_len and self.request is None
+
     def add_channel(self, map: Any = None) -> None:  # noqa: A002
         super().add_channel(map)
         self.server.measures.connections_changed(1)
@@ -213,12 +235,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         for outbuf in self.outbufs:
             outbuf.close()
         self.total_outbufs_len = 0
+        self.count_held()
         return sock
 
     def handle_close(self) -> None:
         self._unwatch()
         if self.socket is not None:
             super().handle_close()
+        self.count_held()
         self._wake_writer()
 
     def _watch(self) -> None:
@@ -334,6 +358,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self._send_at_once(pieces, size)
         if self.total_outbufs_len > FLUSH_BYTES:
             self._flush_exception(self._flush_some, do_close=False)
+            self.count_held()
             self._flush_outbufs_below_high_watermark()
         return size
 
@@ -378,6 +403,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         ):
             self._drained = None
             self.server.loop.run_callback(waiter.switch, None)
+
+
+def _size_of(request: Any) -> int:
+    """How many bytes of a request have come that are still kept."""
+    body = request.body_rcv
+    return len(request.header_plus) if body is None else len(body)
 
 
 class _Unsent:
@@ -425,10 +456,15 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         measures: Measures | None = None,
         journal: Journal | None = None,
         buffer_bytes: int = BUFFER_BYTES,
+        held_bytes: int | None = None,
         **adjustments: Any,
     ) -> None:
         # whoever makes an answer while it is sent holds a part of it besides
         self.high_watermark = buffer_bytes // 4
+        self._max_held = held_bytes or HELD_BYTES
+        self._held = 0
+        self._holding: set[Channel] = set()
+        self._cut_off_log = Seldom()
         self.measures = measures or Measures.alone()
         self.journal = journal or Journal()
         self.hub = gevent.get_hub()
@@ -537,6 +573,29 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             conn.close()
             return
         self.linger(conn)
+
+    def held_changed(self, channel: Channel, change: int, held: int) -> None:
+        """``channel`` holds ``held`` bytes, which is a ``change``.
+
+        While all together hold too much, the connection on which nothing has moved for longest is closed:
+        those who read and send go on.
+        """
+        self._held += change
+        if held:
+            self._holding.add(channel)
+        else:
+            self._holding.discard(channel)
+        while self._held > self._max_held and change > 0 and self._holding:
+            victim = min(self._holding, key=lambda each: (each.waits_for_daemon, each.last_activity))
+            if (more := self._cut_off_log.turn()) is not None:
+                log.warning(
+                    "clients that do not read or send make this worker keep more than %d bytes "
+                    "(--max-held-bytes): closed the connection of %s, on which nothing moved for longest%s",
+                    self._max_held,
+                    victim.addr[0],
+                    more,
+                )
+            victim.handle_close()
 
     def linger(self, sock: socket.socket) -> None:
         """Close ``sock`` once its peer has, or after LINGER_SECONDS.

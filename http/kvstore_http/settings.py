@@ -27,6 +27,7 @@ class HttpSettings:
     max_connections: int
     max_streams: int
     stream_buffer_bytes: int
+    max_held_bytes: int
     stream_heartbeat_ms: int
     cors_origins: tuple[str, ...]
     allowed_hosts: tuple[str, ...]

@@ -111,6 +111,7 @@ def _server(
         measures,
         journal,
         settings.stream_buffer_bytes,
+        settings.max_held_bytes,
         max_body_bytes=settings.max_body_bytes,
         max_header_bytes=settings.max_header_bytes,
         max_connections=settings.max_connections,

@@ -38,6 +38,7 @@ SETTINGS = HttpSettings(
     max_connections=1,
     max_streams=1,
     stream_buffer_bytes=1,
+    max_held_bytes=2**28,
     stream_heartbeat_ms=1,
     cors_origins=(),
     allowed_hosts=(),

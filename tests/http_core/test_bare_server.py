@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -364,3 +364,56 @@ def test_a_reader_that_stops_reading_is_not_waited_for(start_bare: Callable[...,
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
         sock.sendall(request("/big"))
         wait_until(lambda: seen(connect, request("/"))["gone"] == ["big"], what="the response is given up")
+
+
+# ── what is kept for all connections ─────────────────────────────────────────────────────────────
+
+
+def test_all_connections_together_hold_a_bounded_number_of_bytes(start_bare: Callable[..., Connect]) -> None:
+    """Whoever moved least recently is closed; those who read and send go on."""
+    connect = start_bare(HELD_BYTES=300_000)
+    body = b"x" * 90_000
+    with ExitStack() as stack:
+        uploads = [stack.enter_context(closing(connect())) for _ in range(6)]
+        for sock in uploads:
+            sock.sendall(request("/", f"Content-Length: {MAX_BODY}", method="PUT") + body)
+            assert seen(connect, request("/"))["path"] == "/"  # it has been read
+        for sock in uploads[-2:]:
+            sock.sendall(b"x" * (MAX_BODY - len(body)))
+            assert read_response(sock)[0].status == 200
+        closed = uploads[0]
+        wait_until(lambda: has_ended(closed), what="the oldest upload is closed")
+
+
+def test_answers_that_are_not_read_are_bounded_for_all(start_bare: Callable[..., Connect]) -> None:
+    connect = start_bare(HELD_BYTES=100_000_000)
+    with ExitStack() as stack:
+        readers = [stack.enter_context(closing(connect())) for _ in range(4)]
+        for sock in readers:
+            sock.sendall(request("/big-at-once"))
+            sock.recv(1)
+            assert seen(connect, request("/"))["path"] == "/"
+        *_, last = readers
+        assert len(read_to_end_of(last)) > BIG_BYTES
+        assert len(read_to_end_of(readers[0])) < BIG_BYTES
+
+
+def has_ended(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(65536) == b""
+    except ConnectionResetError:
+        return True
+
+
+def read_to_end_of(sock: socket.socket) -> bytes:
+    """What comes until the whole of a big answer is there, or the connection ends."""
+    received = bytearray()
+    while len(received) <= BIG_BYTES:
+        try:
+            data = sock.recv(1 << 20)
+        except ConnectionResetError:
+            break
+        if not data:
+            break
+        received += data
+    return bytes(received)

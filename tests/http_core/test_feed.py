@@ -149,6 +149,7 @@ def feed(store: Store) -> Iterator[Feed]:
         max_connections=0,
         max_streams=100,
         stream_buffer_bytes=2**20,
+        max_held_bytes=2**28,
         stream_heartbeat_ms=60_000,
         cors_origins=(),
         allowed_hosts=(),
