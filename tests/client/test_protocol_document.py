@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
-from kvstore_client import Client
+from kvstore_client import Client, commands, exchange
+from kvstore_client.client import DEFAULT_TIMEOUT
 from kvstore_client.errors import ERRORS
+from kvstore_client.lane import Body
 from kvstore_client.model import MAX_KEY_BYTES, Event, Record
 from kvstore_client.operations import MAX_CLIENT_BYTES, MAX_PAGE, OPERATIONS, Operation
 from kvstore_client.protocol import HEARTBEAT_TOPIC, VERSION, Heartbeat, Limits
@@ -105,6 +107,27 @@ def test_the_limits_and_the_status_are_those_of_a_daemon(daemon: Daemon) -> None
         == Limits()
     )
     assert f"a text of 1 to {MAX_CLIENT_BYTES} bytes that names the client" in TEXT
+
+
+def test_a_page_without_a_limit_is_as_long_as_a_page_may_be(daemon: Daemon) -> None:
+    assert "`page` is the highest `limit` of an op, and also what an op without `limit` gets" in TEXT
+    with Client(daemon.requests, timeout=30) as client:
+        client.batch([commands.put(f"p{number}", b"") for number in range(MAX_PAGE + 1)])
+        client.batch([commands.put("k", b"") for _ in range(MAX_PAGE + 1)])
+        assert len(client.list_page().records) == MAX_PAGE
+        assert len(client.events(0).events) == MAX_PAGE
+        assert len(client.history("k").events) == MAX_PAGE
+        reply = client.request(Body([{"op": "delete_prefix", "prefix": "p"}], writes=True))
+        assert reply.results == [{"revision": reply.revision, "deleted": MAX_PAGE, "more": True}]
+
+
+def test_the_waits_and_pauses_are_those_of_our_client() -> None:
+    prose = " ".join(section("6. Numbers, time-outs and retries").split())
+    assert f"waits {exchange.FIRST_ATTEMPT_SECONDS:g} second for the first answer" in prose
+    assert f"half as long again up to {exchange.LONGEST_ATTEMPT_SECONDS:g} seconds" in prose
+    assert f"begin at {exchange.FIRST_PAUSE_SECONDS:g} seconds and double" in prose
+    assert f"up to {exchange.LONGEST_PAUSE_SECONDS:g} second;" in prose
+    assert f"the time-out of the call, {DEFAULT_TIMEOUT:g} seconds by default" in prose
 
 
 def test_the_sections_that_the_code_refers_to_say_what_it_expects() -> None:

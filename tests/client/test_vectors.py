@@ -1,0 +1,122 @@
+"""``docs/vectors``: the daemon answers so, our client does so, and so does one written from the protocol."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from kvstore_client.follow import Filter
+from kvstore_client.model import Cursor
+from kvstore_client.protocol import decode_reply
+from kvstore_client.watcher import Reset, Watcher
+from support import Daemon
+from support.programs import require_program
+
+ROOT = Path(__file__).parents[2]
+VECTORS = ROOT / "docs" / "vectors"
+CONVERSATIONS = json.loads((VECTORS / "requests.json").read_text())["conversations"]
+SCENARIOS = json.loads((VECTORS / "subscriptions.json").read_text())["scenarios"]
+INSTALL_SECONDS = 300
+
+
+def frame_of(shown: dict[str, Any]) -> bytes:
+    if "json" in shown:
+        return json.dumps(shown["json"]).encode()
+    return shown["text"].encode() if "text" in shown else bytes.fromhex(shown["hex"])
+
+
+def is_as_shown(shown: Any, real: Any) -> bool:
+    if shown == "…":
+        return True
+    if isinstance(shown, dict) and isinstance(real, dict):
+        return shown.keys() == real.keys() and all(is_as_shown(shown[name], real[name]) for name in shown)
+    if isinstance(shown, list) and isinstance(real, list):
+        return len(shown) == len(real) and all(map(is_as_shown, shown, real))
+    return bool(shown == real)
+
+
+def values_in(results: list[Any]) -> list[bytes]:
+    found: list[bytes] = []
+    for result in results:
+        if not isinstance(result, dict):
+            continue
+        for holder in [result, *result.get("items", ()), *result.get("events", ())]:
+            found += [part["value"] for part in (holder, holder.get("previous", {})) if "size" in part]
+    return found
+
+
+def test_the_daemon_answers_the_requests_so_and_our_decoder_finds_the_values(daemon: Daemon) -> None:
+    with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+        socket.linger, socket.rcvtimeo = 0, 20_000
+        socket.connect(daemon.requests)
+        for conversation in CONVERSATIONS:
+            for exchange in conversation["exchanges"]:
+                socket.send_multipart([frame_of(frame) for frame in exchange["request"]])
+                reply = socket.recv_multipart()
+                shown = exchange["reply"]
+                assert is_as_shown(shown[0]["json"], json.loads(reply[0])), (conversation["name"], reply[0])
+                assert reply[1:] == [frame_of(frame) for frame in shown[1:]], conversation["name"]
+                if "results" in shown[0]["json"]:
+                    expected = [frame_of(value) for value in exchange["values"]]
+                    assert values_in(decode_reply(reply).results) == expected, conversation["name"]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: re.sub(r"\W+", "-", scenario["name"]))
+def test_our_subscriber_does_so(scenario: dict[str, Any]) -> None:
+    watcher = Watcher(
+        Filter(tuple(scenario["prefixes"])),
+        since=Cursor.parse(scenario["start"]),
+        snapshot=False,
+        values=True,
+        previous=False,
+        heartbeats=False,
+        now=0,
+    )
+    asked = watcher.next_ops()
+    for number, step in enumerate(scenario["steps"]):
+        if "published" in step:
+            watcher.hear([frame_of(frame) for frame in step["published"]], 0)
+        else:
+            assert [op["op"] for op in asked] == ["events"]
+            asked = []
+            watcher.accept(decode_reply([frame_of(frame) for frame in step["reply"]]))
+        delivered, is_reset = [], False
+        while watcher.has_items:
+            item = watcher.take()
+            is_reset |= isinstance(item, Reset)
+            if isinstance(item, list):
+                delivered += [[event.revision, event.index, event.op, event.key] for event in item]
+        assert delivered == step["delivers"], number
+        assert is_reset == (step["then"] == "reset"), number
+        if is_reset:
+            continue
+        assert watcher.cursor is not None
+        assert watcher.cursor.revision == step["position"], number
+        if not asked:
+            asked = watcher.next_ops()
+        assert bool(asked) == (step["then"] == "read"), number
+        assert not asked or asked[0]["since"] == f"{step['position']}-{watcher.cursor.epoch}", number
+
+
+def test_a_client_in_another_language_passes_them(daemon: Daemon, tmp_path: Path) -> None:
+    node, npm = require_program("node"), require_program("npm")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(ROOT / "examples" / name, tmp_path)
+    shutil.copy(Path(__file__).with_name("vectors.mjs"), tmp_path)
+    install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    subprocess.run(install, cwd=tmp_path, check=True, capture_output=True, timeout=INSTALL_SECONDS)
+    done = subprocess.run(
+        [node, str(tmp_path / "vectors.mjs"), str(VECTORS), daemon.requests], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = done.stdout.splitlines()
+    assert passed == [f"subscription: {scenario['name']}" for scenario in SCENARIOS] + [
+        f"requests: {conversation['name']}" for conversation in CONVERSATIONS
+    ]
