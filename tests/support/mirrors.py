@@ -25,7 +25,7 @@ import zmq
 
 from kvstore_client import Event, Reset, Subscription, Sync
 from kvstore_client.protocol import Change, decode_change
-from support.servers import clean_environment, kvstore_command
+from support.servers import clean_environment, dies_with_us, kvstore_command
 from support.streams import open_stream
 from support.watchers import LAST_KEY, Seen, seen_event
 
@@ -237,7 +237,8 @@ class CommandMirror(Mirror):
         self._environment = clean_environment(folder, KVSTORE_URL=url)
 
     def follow(self, patience: int) -> None:
-        command = kvstore_command("subscribe", "--json", "--snapshot", "--cursor", str(self._file))
+        options = "--json", "--snapshot", "--cursor", str(self._file)
+        command = dies_with_us(kvstore_command("subscribe", *options))
         with (
             self._log.open("ab") as log,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=self._environment) as process,
