@@ -687,4 +687,21 @@ def test_a_store_without_room_ends_the_import(start_serve: Callable[..., Any], o
     assert failed.returncode == 1
     assert b"f: line " in failed.stderr
     assert b"--max-store-bytes" in failed.stderr
-    assert line_reached(offline.folder / "f.import-state") > 0
+    reached = line_reached(offline.folder / "f.import-state")
+    assert reached > 0
+    httpx.delete(f"{url}/v1/kv", params={"prefix": "k"}, timeout=60).raise_for_status()
+    again = offline("import", "f", "--url", url)
+    assert again.returncode == 1, "there is room for some of it, and not for all"
+    assert line_reached(offline.folder / "f.import-state") > reached
+
+
+def test_an_import_keeps_to_the_batches_that_the_service_takes(
+    start_serve: Callable[..., Any], offline: Kvstore
+) -> None:
+    limits = {"max_batch_bytes": "64KiB", "max_value_bytes": "32KiB", "max_atomic_bytes": "32KiB"}
+    url = start_serve(workers=1, **limits).url
+    lines = [json.dumps({"key": f"k{number}", "value": "v" * (number % 20_000)}) for number in range(900)]
+    (offline.folder / "f").write_text("".join(f"{line}\n" for line in lines))
+    done = offline("import", "f", "--url", url)
+    assert done.returncode == 0, done.stderr
+    assert offline("list", "--count", "--url", url).stdout.strip() == b"900"

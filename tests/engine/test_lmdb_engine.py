@@ -316,6 +316,44 @@ def test_numbered_requests_of_a_commit_that_was_undone_are_applied_once(
     assert found.value == b"1"
 
 
+def test_deletes_alone_bring_writes_back_on_a_full_disk(open_store: OpenStore, small_disk: Path) -> None:
+    store = open_store(data=small_disk / "data")
+    keys: list[bytes] = []
+    with refused("store_full"):
+        while True:
+            key = b"k%03d" % len(keys)
+            store.write("put", key, value=os.urandom(100_000))
+            keys.append(key)
+    assert len(keys) > 100
+    for key in keys:
+        store.write("delete", key)
+    assert store.engine.statistics().writes_refused is None
+    for key in keys[: len(keys) // 3]:
+        store.write("put", key, value=os.urandom(100_000))
+
+
+def test_a_late_copy_of_a_request_that_was_refused_for_want_of_room_is_not_applied(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(max_store_bytes=4 * MIB)
+    with refused("store_full"):
+        for n in range(100):
+            store.write("put", b"k%03d" % n, value=os.urandom(100_000))
+    request = WriteRequest([Write("put", b"late", b"v", "text/plain")], client="c", seq=1)
+    (answer,) = store.submit(request)
+    assert answer.results is not None
+    (refusal,) = answer.results
+    assert isinstance(refusal, KvError)
+    store.write("delete_prefix", b"k", limit=1000)
+    (again,) = store.submit(request)
+    assert again.results == answer.results
+    assert store.get(b"late") is None
+    # a new number is a new attempt, and so is the same one after a while
+    (later,) = store.submit(request._replace(seq=2))
+    assert later.results is not None
+    assert not isinstance(later.results[0], KvError)
+
+
 def test_after_a_failed_sync_no_write_is_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.write("put", b"before")
 

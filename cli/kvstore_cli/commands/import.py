@@ -89,7 +89,7 @@ def command(
         status = service.request("GET", "/v1/status").json()
         limits = status["limits"]
         intake.value_bytes = limits["value_bytes"]
-        importer = Importer(service, policy, limits["batch_ops"], patience, output.talk)
+        importer = Importer(service, policy, limits, patience, output.talk)
         tally = _checked(intake, importer) if dry_run or intake.can_rewind else None
         if dry_run:
             assert tally is not None  # noqa: S101 - for the type checker
@@ -151,10 +151,15 @@ def _imported(intake: Intake, importer: Importer, kept: StateFile | None, state:
     if kept is not None:
         kept.write(state)  # a place that cannot be written to is better told before the first batch
     with bar("importing", intake.size, is_bytes=True) as advance, _telling_how_far(intake, kept, state):
-        for _ in importer.send(reader.entries(), state, were_checked=is_checked):
+        try:
+            for _ in importer.send(reader.entries(), state, were_checked=is_checked):
+                if kept is not None:
+                    kept.write(state)
+                advance(intake.done)
+        except KvError:
             if kept is not None:
-                kept.write(state)
-            advance(intake.done)
+                kept.write(state)  # under which number to go on
+            raise
     if kept is not None:
         kept.remove()
         state.tally.failed += intake.breaches  # which only the first reading sees

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from kvstore_client.operations import MAX_TTL_SECONDS
 _MOST_OPS = 1000
 # Proxies commonly take 1 MiB and no more, and larger requests are no faster.
 _REQUEST_BYTES = 1_000_000
+_GROWTH = 4
 _TOLD_EVERY = 500
 _STATE_FORMAT = 1
 
@@ -174,9 +175,9 @@ class _Batch:
     line: int = 0
     tally: Tally = field(default_factory=Tally)
 
-    def has_room(self, op: bytes, most_ops: int) -> bool:
+    def has_room(self, op: bytes, most_ops: int, most_bytes: int) -> bool:
         """Whether ``op`` fits; one alone always does."""
-        return not self.ops or (len(self.ops) < most_ops and self.size + len(op) < _REQUEST_BYTES)
+        return not self.ops or (len(self.ops) < most_ops and self.size + len(op) < most_bytes)
 
     def add(self, entry: Entry, op: bytes) -> None:
         """Take in an op."""
@@ -194,11 +195,18 @@ class Importer:
     the policy is to keep going."""
 
     def __init__(
-        self, service: Service, policy: Policy, most_ops: int, patience: Patience, say: Callable[[str], None]
+        self,
+        service: Service,
+        policy: Policy,
+        limits: Mapping[str, int],
+        patience: Patience,
+        say: Callable[[str], None],
     ) -> None:
         self._service = service
         self._policy = policy
-        self._most_ops = min(_MOST_OPS, most_ops)
+        self._most_ops = min(_MOST_OPS, limits["batch_ops"])
+        # what a small op takes on its way to the daemon is up to three times what it takes in our request
+        self._most_bytes = min(_REQUEST_BYTES, limits["batch_bytes"] // _GROWTH)
         self._patience = patience
         self._say = say
 
@@ -225,7 +233,7 @@ class Importer:
         try:
             for entry in entries:
                 op = self._prepared(entry, batch.tally, say)
-                if op is not None and not batch.has_room(op, self._most_ops):
+                if op is not None and not batch.has_room(op, self._most_ops, self._most_bytes):
                     yield self._sent(batch, state)
                     batch = _Batch()
                 if op is not None:
@@ -275,7 +283,13 @@ class Importer:
         if batch.ops:
             body = batch.body()
             number = hashlib.sha256(f"{state.run} {state.offset} ".encode() + body).hexdigest()
-            self._account(batch, self._answer(body, number, batch))
+            try:
+                self._account(batch, self._answer(body, number, batch))
+            except KvError as error:
+                if error.code == "store_full":
+                    # a repeat of it would be refused as a copy that comes late
+                    state.run = os.urandom(16).hex()
+                raise
         state.offset, state.line = batch.offset, batch.line
         state.tally.add(batch.tally)
         return state

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ _MINUTE = struct.Struct(">Q")
 
 # how many clients' last numbers are held in memory; more are looked up
 _REMEMBERED = 10_000
+
+_REFUSED_SECONDS = 60.0
 
 
 class _Last(NamedTuple):
@@ -49,7 +52,7 @@ class Replies:
         self._clients = env.open_db(b"clients")
         self._ages = env.open_db(b"client_ages", dupsort=True)
         self._last: dict[bytes, _Last] = {}
-        self._refused: dict[bytes, tuple[_Last, Answer]] = {}
+        self._refused: dict[bytes, tuple[_Last, Answer, float]] = {}
         self._newly_refused: list[bytes] = []
         self._forgotten_before = 0
 
@@ -73,6 +76,8 @@ class Replies:
         """
         client = _name(request)
         last, refused = self._last_of(txn, client), self._refused.get(client)
+        if refused is not None and refused[2] < time.monotonic():
+            refused = None
         if refused is not None and (last is None or refused[0].seq > last.seq):
             last = refused[0]
         if last is None or request.seq > last.seq:
@@ -122,14 +127,16 @@ class Replies:
     def keep_refusal(self, request: WriteRequest, answer: Answer) -> None:
         """Remember that a request was refused, and nothing of it applied.
 
-        Its client was told so: a copy of it that comes late must not be applied after all. Until the
-        daemon stops, which ends the connections that such a copy could be waiting in.
+        Its client was told so: a copy of it that comes late must not be applied after all. For a minute, or
+        until the daemon stops, which ends the connections that such a copy could be waiting in; somebody
+        who asks again later means it.
         """
         client = _name(request)
         if len(self._refused) >= _REMEMBERED:
             self._refused.pop(next(iter(self._refused)))
         last = _Last(request.seq, request.fingerprint, 0)
-        self._refused[client] = (last, answer._replace(ticket=None))
+        self._refused.pop(client, None)  # so that the dictionary is in the order of their times
+        self._refused[client] = (last, answer._replace(ticket=None), time.monotonic() + _REFUSED_SECONDS)
         self._newly_refused.append(client)
 
     def forget(self, txn: lmdb.Transaction[bytes], now: int, budget: int) -> None:
