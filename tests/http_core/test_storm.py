@@ -18,8 +18,11 @@ import pytest
 
 from support import Daemon, Facade
 from support.streams import Stream, StreamEvent
+from support.torture import Survived, times
 
-STREAMS = 300
+pytestmark = pytest.mark.torture
+
+STREAMS = times(300, full=5_000)
 EVENTS = 200
 VALUE = "v" * 100
 
@@ -95,7 +98,9 @@ def storm(url: str, queries: list[str]) -> Iterator[list[StreamEvent]]:
     ],
     ids=["scattered", "many-kinds", "many-kinds-scattered"],
 )
-def test_streams_that_come_back_together_read_the_log_together(facade: Facade, query: str) -> None:
+def test_streams_that_come_back_together_read_the_log_together(
+    facade: Facade, survived: Survived, query: str
+) -> None:
     before = operations(facade.url)
     epoch = ask(facade.url, "GET", "/v1/status")["epoch"]
     queries = [query.format(n=number % EVENTS, k=number % 50, epoch=epoch) for number in range(STREAMS)]
@@ -108,10 +113,13 @@ def test_streams_that_come_back_together_read_the_log_together(facade: Facade, q
             wanted = [key for key in wanted if key.startswith(f"s/{number % 50}")]
         assert [event.json["key"] for event in events[:-1]] == wanted, queries[number]
     assert asked(facade.url, before, "events") <= STREAMS // 10
+    survived(storms=1, streams_that_came_back=STREAMS)
 
 
 @pytest.mark.parametrize("query", ["snapshot=1&prefix=s/", "since=7-0011223344556677&prefix=s/"])
-def test_streams_that_begin_with_a_snapshot_together_share_it(facade: Facade, query: str) -> None:
+def test_streams_that_begin_with_a_snapshot_together_share_it(
+    facade: Facade, survived: Survived, query: str
+) -> None:
     before = operations(facade.url)
     for events in storm(facade.url, [query] * STREAMS):
         first = ["reset"] if "since" in query else []
@@ -119,6 +127,7 @@ def test_streams_that_begin_with_a_snapshot_together_share_it(facade: Facade, qu
         assert names == [*first, *["put"] * 50, "sync"]
     assert asked(facade.url, before, "list") <= STREAMS // 10
     assert asked(facade.url, before, "status") <= STREAMS // 10
+    survived(storms=1, streams_that_came_back=STREAMS)
 
 
 def test_who_reads_nothing_keeps_nobody_waiting_and_takes_bounded_memory(
