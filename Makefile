@@ -24,7 +24,7 @@ run: $(READY) ## start the service on 127.0.0.1: HTTP on port 5000, ZeroMQ on 55
 	@exec $(BIN)/kvstore serve $(ARGS)
 
 test: $(READY) ## run all tests that take minutes, not hours
-	@tools/needs cc chromium node npm curl shellcheck systemd-analyze nginx haproxy prometheus promtool faketime
+	@tools/needs cc chromium node npm curl bash-completion zsh fish shellcheck systemd-analyze nginx haproxy prometheus promtool faketime
 	@$(PYTEST) $(ARGS)
 
 check: $(READY) ## lint, format and strict types, as CI runs them

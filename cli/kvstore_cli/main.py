@@ -158,7 +158,7 @@ def main() -> int:
     from kvstore_cli.configuration import ConfigurationError
 
     if COMPLETE_VARIABLE in os.environ:
-        import_module("kvstore_cli.bash")
+        import_module("kvstore_cli.shells")
     try:
         return int(cli.main(prog_name="kvstore", standalone_mode=False, complete_var=COMPLETE_VARIABLE) or 0)
     except click.UsageError as error:

@@ -23,7 +23,7 @@ def command(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    import kvstore_cli.bash  # noqa: F401 - registers itself
+    import kvstore_cli.shells  # noqa: F401 - registers itself
     from kvstore_cli.completion import COMPLETE_VARIABLE
     from kvstore_cli.main import cli
 

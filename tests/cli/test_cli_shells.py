@@ -1,0 +1,181 @@
+"""Interactive shells on a terminal, in which somebody types and presses TAB."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import kvstore_command, wait_until
+from support.terminal import Terminal
+
+Kvstore = Any
+TAB = "\t"
+BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
+FILE = "valfile, with: odd & chars.txt"
+
+# The key, and what a person types of it: as much as tells it from the others, and a TAB.
+KEYS = {
+    "user@example.com": "user@ex",
+    "at@": "at",
+    "mail:me@home=x:y": "mail:me@home=x",
+    "colon:é:alice": "colon:é:al",
+    "with space": "with",
+    "trailing ": "trail",
+    "semi;touch owned": "semi",
+    "dollar/$HOME": "dollar/",
+    "tick/`touch owned`": "tick/",
+    "glob/*": "glob/",
+    "glob2/[a]?{b,c}": "glob2/",
+    "bang/!!": "bang/",
+    "quote/'": "quote/",
+    'quote2/"': "quote2/",
+    "back\\slash": "back",
+    "amp/&|<>()": "amp/",
+    "hash/#": "hash/",
+    "equals=a=b": "equals=a",
+    "comma,a": "comma",
+    "ключ/ё": "ключ",
+    "minus/-x": "minus/",
+}
+
+
+class Shell:
+    """An interactive shell. Each line that is typed ends with what says that it is done."""
+
+    def __init__(self, kvstore: Kvstore, folder: Path, program: list[str], setup: str) -> None:
+        binaries = Path(kvstore_command()[0]).parent
+        environment = {
+            **{name: value for name, value in kvstore.environment.items() if name != "TERM"},
+            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "LC_ALL": "C.UTF-8",
+            "HOME": str(folder),
+            "PS1": "> ",
+        }
+        self.folder = folder
+        self.kvstore = kvstore
+        self.is_plain = True
+        self.replaces_all = True
+        self._terminal = Terminal(program, (200, 50), environment, folder)
+        self._numbers = itertools.count()
+        self.type(setup)
+
+    def type(self, *lines: str) -> None:
+        """Type ``lines``, each with Enter, and wait until all is done."""
+        marker = self.folder / f"done{next(self._numbers)}"
+        for line in lines:
+            self._terminal.type(f"{line}\n")
+        self._terminal.type(f" touch {marker.name}\n")
+        try:
+            wait_until(marker.exists, timeout=120, what=f"{lines!r} is done")
+        except AssertionError as error:
+            error.add_note(self._terminal.output[-3000:])
+            raise
+
+    def prints(self, *lines: str) -> list[str]:
+        """What each of the commands that come of ``lines`` prints."""
+        outs = [self.folder / f"out{number}" for number in range(len(lines))]
+        for out in outs:
+            out.unlink(missing_ok=True)
+        self.type(*(f"{line} > {out.name}" for line, out in zip(lines, outs, strict=True)))
+        return [out.read_text(encoding="utf-8") if out.exists() else "" for out in outs]
+
+    def close(self) -> None:
+        """End the shell."""
+        self._terminal.__exit__(None, None, None)
+
+
+def bash(kvstore: Kvstore, folder: Path, setup: str) -> Shell:
+    rc = folder / ".rc"
+    rc.write_text(f"bind 'set bell-style none'\n{setup}\nsource <(kvstore completion bash)\n")
+    return Shell(kvstore, folder, ["bash", "--noprofile", "--rcfile", str(rc), "-i"], ":")
+
+
+def zsh(kvstore: Kvstore, folder: Path) -> Shell:
+    (folder / ".zshrc").write_text("PS1='> '\nsource <(kvstore completion zsh)\n")
+    return Shell(kvstore, folder, ["zsh", "-i"], ":")
+
+
+def fish(kvstore: Kvstore, folder: Path) -> Shell:
+    completions = folder / ".config/fish/completions"
+    completions.mkdir(parents=True)
+    (completions / "kvstore.fish").write_bytes(kvstore.out("completion", "fish"))
+    return Shell(kvstore, folder, ["fish", "--interactive"], ":")
+
+
+SHELLS: dict[str, Callable[[Kvstore, Path], Shell]] = {
+    "bash": lambda kvstore, folder: bash(kvstore, folder, ""),
+    "bash-completion": lambda kvstore, folder: bash(kvstore, folder, f". {BASH_COMPLETION}"),
+    "bash-no-hosts": lambda kvstore, folder: bash(kvstore, folder, "shopt -u hostcomplete"),
+    "bash-few-breaks": lambda kvstore, folder: bash(kvstore, folder, "COMP_WORDBREAKS=$' \\t\\n'"),
+    "zsh": zsh,
+    "fish": fish,
+}
+
+
+@pytest.fixture(scope="module", params=SHELLS)
+def shell(
+    request: pytest.FixtureRequest, kvstore: Kvstore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shell]:
+    """A shell in a folder of its own, with the keys in the store."""
+    if shutil.which(request.param.partition("-")[0]) is None:
+        pytest.skip(f"{request.param} is not here")
+    if request.param == "bash-completion" and not BASH_COMPLETION.exists():
+        pytest.skip("bash-completion is not here")
+    for number, key in enumerate(KEYS):
+        kvstore.out("put", "--", key, f"value {number}")
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / FILE).write_text("from the file")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "inner").write_text("from below")
+    shell = SHELLS[request.param](kvstore, folder)
+    # what differs between bashes is where they break words
+    shell.is_plain = request.param in ("bash", "zsh", "fish")
+    # fish leaves a quote open, and completes an option's value from its last colon
+    shell.replaces_all = request.param != "fish"
+    yield shell
+    shell.close()
+
+
+def test_a_key_is_completed_to_itself(shell: Shell) -> None:
+    keys = {
+        key: typed for key, typed in KEYS.items() if shell.is_plain or "@" in key or ":" in key or "," in key
+    }
+    printed = shell.prints(*(f"kvstore get {typed}{TAB}" for typed in keys.values()))
+    wanted = [f"value {list(KEYS).index(key)}\n" for key in keys]
+    assert dict(zip(keys, printed, strict=True)) == dict(zip(keys, wanted, strict=True))
+    assert not (shell.folder / "owned").exists()
+
+
+def test_a_key_is_completed_as_the_value_of_an_option_and_in_quotes(shell: Shell) -> None:
+    typed = {
+        "list --prefix user@ex": "user@example.com\n",
+        "list --prefix=user@ex": "user@example.com\n",
+        "list --prefix=mail:m": "mail:me@home=x:y\n",
+        "get 'user@ex": "value 0\n",
+        "get 'dollar/": "value 7\n",
+        'get "colon:é:al': "value 3\n",
+        'get "dollar/': "value 7\n",
+    }
+    if not shell.replaces_all:
+        typed = {
+            line: printed for line, printed in typed.items() if line.startswith("list") and ":" not in line
+        }
+    printed = shell.prints(*(f"kvstore {line}{TAB}" for line in typed))
+    assert dict(zip(typed, printed, strict=True)) == typed
+
+
+def test_files_commands_options_and_words_are_completed(shell: Shell) -> None:
+    if not shell.replaces_all:
+        pytest.skip("what fish makes of the names of files is its own")
+    shell.type(f"kvstore put conf @valf{TAB}", f"kvstore put conf2 @sub/{TAB}")
+    assert shell.kvstore.out("get", "conf", "conf2") == b"conf\tfrom the file\nconf2\tfrom below\n"
+    (shell.folder / "changes: all.ndjson").write_text('{"op": "get", "key": "at@"}')
+    done, shown = shell.prints(f"kvstore bat{TAB}chang{TAB}", f"kvstore conf{TAB}show --sync=non{TAB}")
+    assert '"value":"value 1"' in done
+    assert "sync\tnone\tflag --sync" in shown.splitlines()
