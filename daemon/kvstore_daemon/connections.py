@@ -2,15 +2,77 @@
 
 from __future__ import annotations
 
+import logging
 import socket as plain_socket
 import struct
 from contextlib import suppress
 
 import zmq
 
+from kvstore_client.errors import KvError
+from kvstore_client.logs import Seldom
+from kvstore_daemon.process import max_files, open_files
+
+log = logging.getLogger(__name__)
+
+SPARE_FILES = 48
+"""Descriptors that are not for connections: the sockets themselves with their threads take 15 of them, the
+rest is for a backup, for status, and for connections that are closed as soon as they were accepted."""
+
+FEWEST_CONNECTIONS = 8
+"""With room for fewer the daemon does not start."""
+
 _ACCEPTED, _ENDED = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
 _EVENT = struct.Struct("=HI")
 _NOBLOCK = int(zmq.NOBLOCK)
+
+
+class Room:
+    """How many connections may be open to the sockets of the daemon together.
+
+    Without it, they would take the last descriptor. libzmq cannot accept the next one then, and tries to
+    without a pause: a whole core is spent on it, and nothing is said.
+    """
+
+    def __init__(self) -> None:
+        """Measure it; to be called once everything is open but the sockets.
+
+        Raises ``unavailable`` where the limit of open files leaves no room for clients.
+        """
+        self._files = max_files()
+        taken = (open_files() or 0) + SPARE_FILES
+        self.limit = self._files - taken
+        """The most connections there may be."""
+        if self.limit < FEWEST_CONNECTIONS:
+            raise KvError(
+                "unavailable",
+                f"{self._files} open files are allowed, which leaves no room for clients: allow at least "
+                f"{taken + FEWEST_CONNECTIONS} (ulimit -n, LimitNOFILE=)",
+            )
+        self._watched: list[Connections] = []
+        self._refused = Seldom()
+
+    def add(self, connections: Connections) -> None:
+        """Count these too."""
+        self._watched.append(connections)
+
+    @property
+    def taken(self) -> int:
+        """How many connections are open."""
+        return sum(len(each.open) for each in self._watched)
+
+    def tell(self, name: str) -> None:
+        """Log, now and then, that a connection to the address called ``name`` was refused."""
+        more = self._refused.turn()
+        if more is not None:
+            log.warning(
+                "closed a new connection to the %s address: %d connections are open, as many as there is "
+                "room for with %d open files: raise that limit (ulimit -n, LimitNOFILE=)%s",
+                name,
+                self.limit,
+                self._files,
+                more,
+            )
 
 
 class Connections:
@@ -18,11 +80,14 @@ class Connections:
 
     libzmq tells of a connection before it hands over what came on it, and of its end before the system
     can give the descriptor to the next one. So after :meth:`take`, ``open`` holds every connection that
-    anything was received from and that has not ended.
+    anything was received from and that has not ended, but for those that there was no :class:`Room` for.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], name: str) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], name: str, room: Room
+    ) -> None:
         """Watch ``socket``, which is not bound yet; ``name`` is its own in this context."""
+        self._name, self._room = name, room
         address = f"inproc://connections-of-{name}"
         socket.monitor(address, _ACCEPTED | _ENDED)
         self._monitor = context.socket(zmq.PAIR)
@@ -31,6 +96,7 @@ class Connections:
         self._monitor.linger = 0
         self._monitor.connect(address)
         self.open: set[int] = set()
+        room.add(self)
         # the descriptor tells of nothing before the socket was once found to be empty
         self.take()
 
@@ -40,7 +106,19 @@ class Connections:
 
     def take(self) -> tuple[list[int], list[int]]:
         """Take note of what happened since the last call; returns the connections that began and those
-        that ended. One may be in both: ``open`` says what came last."""
+        that ended. One may be in both: ``open`` says what came last. Of more connections than there is room
+        for, the newest are closed."""
+        begun, ended = self._receive()
+        while begun and self._room.taken > self._room.limit:
+            newest = begun.pop()
+            if newest in self.open:
+                self.cut_off(newest)
+                # it counts no more, and nothing that comes on it is heard
+                self.open.discard(newest)
+                self._room.tell(self._name)
+        return begun, ended
+
+    def _receive(self) -> tuple[list[int], list[int]]:
         begun: list[int] = []
         ended: list[int] = []
         while True:

@@ -16,6 +16,7 @@ import zmq
 
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR, KvError
 from kvstore_client.logs import LEVEL_SIGNALS, LogLevel, announcer
+from kvstore_daemon.connections import Room
 from kvstore_daemon.engine import Engine
 from kvstore_daemon.engine.registry import open_engine
 from kvstore_daemon.loop import Loop, Signals
@@ -70,11 +71,12 @@ def _serve(settings: DaemonSettings, manager: ServiceManager, stack: ExitStack) 
     loop.watch(signals.fileno(), signals.drain)
     context = stack.enter_context(_context())
     engine: Engine = stack.enter_context(closing(open_engine(settings)))
-    publisher = Publisher(context, settings.changes, settings.subscriber_queue)
+    room = Room()
+    publisher = Publisher(context, settings.changes, settings.subscriber_queue, room)
     stack.callback(publisher.close)
-    requests = RequestSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes)
+    requests = RequestSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes, room)
     stack.callback(requests.close)
-    server = Server(loop, settings, engine, publisher, requests, manager)
+    server = Server(loop, settings, engine, publisher, requests, room, manager)
     server.start()
     if settings.sync != "always":
         log.warning("--sync %s: a crash of the machine may lose writes that were acknowledged", settings.sync)
@@ -103,8 +105,8 @@ def _context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 
 def _allow_many_descriptors() -> None:
-    """Raise the soft limit to the hard one: libzmq ends the process when it runs out of descriptors,
-    one for each client, and the usual soft limit is 1,024."""
+    """Raise the soft limit to the hard one: each connection takes a descriptor, and the usual soft limit is
+    1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -28,6 +28,19 @@ class Usage:
         return self._fields
 
 
+def max_files() -> int:
+    """How many descriptors this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def open_files() -> int | None:
+    """How many it has open; None if the system does not tell."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - the one that lists
+    except OSError:
+        return None
+
+
 def _measured() -> dict[str, Any]:
     times = os.times()
     fields: dict[str, Any] = {"cpu_seconds": round(times.user + times.system, 2)}
@@ -36,8 +49,9 @@ def _measured() -> dict[str, Any]:
             virtual, resident = file.read().split()[:2]
         fields["virtual_bytes"] = int(virtual) * resource.getpagesize()
         fields["resident_bytes"] = int(resident) * resource.getpagesize()
-        fields["open_files"] = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - the one that lists
     except OSError:
         pass
-    fields["max_files"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if (files := open_files()) is not None:
+        fields["open_files"] = files
+    fields["max_files"] = max_files()
     return fields

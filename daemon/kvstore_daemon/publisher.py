@@ -15,7 +15,7 @@ import zmq
 from kvstore_client.errors import KvError
 from kvstore_client.patience import patiently
 from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
-from kvstore_daemon.connections import Connections
+from kvstore_daemon.connections import Connections, Room
 from kvstore_daemon.doorkeeper import Doorkeeper
 from kvstore_daemon.engine import Change, Position
 from kvstore_daemon.fields import change_fields, record_fields, without_value
@@ -40,7 +40,9 @@ class Publisher:
     from the log.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, queue: int) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, queue: int, room: Room
+    ) -> None:
         """Bind; ``queue`` is how many events may wait for one subscriber.
 
         Raises ``unavailable`` if the endpoint cannot be used.
@@ -52,7 +54,7 @@ class Publisher:
         self._socket.sndhwm = queue
         self._socket.maxmsgsize = TOPIC_FRAME_BYTES
         self._socket.rcvbuf = RECEIVE_BUFFER
-        self._connections = Connections(context, self._socket, "changes")
+        self._connections = Connections(context, self._socket, "changes", room)
         try:
             self.endpoint = patiently(partial(listen, self._socket, endpoint, "--changes"))
         except KvError:

@@ -19,6 +19,7 @@ from kvstore_client.errors import KvError
 from kvstore_client.logs import Seldom, named
 from kvstore_client.protocol import RequestId, decode_request, encode_error
 from kvstore_daemon.committer import GROUP_OPS, GroupCommitter
+from kvstore_daemon.connections import Room
 from kvstore_daemon.engine import Answer, Change, Engine
 from kvstore_daemon.exchange import Exchange
 from kvstore_daemon.expiry import Expiry
@@ -67,12 +68,14 @@ class Server:
         engine: Engine,
         publisher: Publisher,
         requests: RequestSocket,
+        room: Room,
         manager: ServiceManager,
     ) -> None:
         self._loop = loop
         self._engine = engine
         self._publisher = publisher
         self._requests = requests
+        self._room = room
         self._max_pending = settings.max_pending_requests
         self._pending = 0
         self._pending_bytes = 0
@@ -318,7 +321,9 @@ class Server:
             "pending": self._pending,
             "pending_bytes": self._pending_bytes,
             "untaken_bytes": self._requests.untaken,
-            "connections": self._requests.connections,
+            # one that is about to be closed does not count
+            "connections": min(self._room.taken, self._room.limit),
+            "max_connections": self._room.limit,
             "subscriptions": self._publisher.topics,
         }
 

@@ -28,7 +28,7 @@ import zmq
 
 from kvstore_client.errors import KvError
 from kvstore_client.patience import patiently
-from kvstore_daemon.connections import Connections
+from kvstore_daemon.connections import Connections, Room
 from kvstore_daemon.peers import UNKNOWN, Peer
 
 Frames = list[bytes]
@@ -170,7 +170,9 @@ class RequestSocket:
     about to sleep.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_frame_bytes: int) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_frame_bytes: int, room: Room
+    ) -> None:
         """Bind; raises ``unavailable`` as :func:`listen` does."""
         socket = context.socket(zmq.ROUTER)
         socket.linger = FLUSH_MS
@@ -184,7 +186,7 @@ class RequestSocket:
         # A reply to a peer that has gone fails, so that its peer is known to be gone.
         socket.router_mandatory = True
         # ROUTER_HANDOVER stays off: with it, whoever names another's identity gets its replies.
-        self._connections = Connections(context, socket, "requests")
+        self._connections = Connections(context, socket, "requests", room)
         self._peers: dict[bytes, Peer] = {}
         self._by_descriptor: dict[int, Peer] = {}
         self._indebted: set[Peer] = set()
@@ -197,11 +199,6 @@ class RequestSocket:
             self._connections.close()
             raise
         self._socket = socket
-
-    @property
-    def connections(self) -> int:
-        """How many connections there are."""
-        return len(self._connections.open)
 
     def monitor_fileno(self) -> int:
         """The descriptor that tells of connections, for :meth:`notice_gone`."""

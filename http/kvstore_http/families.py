@@ -137,6 +137,8 @@ _DAEMON = (
     Named("kvstore_expiries_total", COUNTER, "Keys that expired."),
     Named("kvstore_changes_published_total", COUNTER, "Events that were committed and told."),
     Named("kvstore_clock_steps_total", COUNTER, "How often the machine's clock was found to have been set."),
+    Named("kvstore_connections", GAUGE, "Connections to the daemon."),
+    Named("kvstore_connections_max", GAUGE, "How many there may be, by its limit of open files."),
     Named("kvstore_subscriptions", GAUGE, "Different topics that native subscribers and workers follow."),
 )
 
@@ -296,6 +298,8 @@ def _state(status: Mapping[str, Any]) -> Iterator[Metric]:
         ("kvstore_requests_pending", status["pending"]),
         ("kvstore_replies_untaken_bytes", status["untaken_bytes"]),
         ("kvstore_last_commit_timestamp_seconds", _seconds(status["newest_event_at"])),
+        ("kvstore_connections", status["connections"]),
+        ("kvstore_connections_max", status["max_connections"]),
         ("kvstore_subscriptions", status["subscriptions"]),
     ):
         yield _gauge(name, ((), value))

@@ -109,6 +109,7 @@ class ReadyzResource:
             yield _store(status)
             yield _log(status)
             yield _clock(status)
+            yield _connections(status)
         yield _heard(self._feed.silent_seconds)
 
 
@@ -225,6 +226,16 @@ def _clock(status: Status) -> Check:
         return Check("clock", OK, message, figures)
     advice = "times to live go on as they were said, dates from before are off"
     return Check("clock", WARNING, f"{message}: {advice}", figures)
+
+
+def _connections(status: Status) -> Check:
+    taken, most = status["connections"], status["max_connections"]
+    figures = {"connections": taken, "max_connections": most}
+    room = f"{taken} of at most {most} connections to the daemon are open"
+    if taken >= most:
+        advice = "further ones are closed: raise its limit of open files (ulimit -n, LimitNOFILE=)"
+        return Check("connections", WARNING, f"{room}, {advice}", figures)
+    return Check("connections", OK, room, figures)
 
 
 def _heard(silent_seconds: float) -> Check:

@@ -465,6 +465,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         self._held = 0
         self._holding: set[Channel] = set()
         self._cut_off_log = Seldom()
+        self._unaccepted_log = Seldom()
         self.measures = measures or Measures.alone()
         self.journal = journal or Journal()
         self.hub = gevent.get_hub()
@@ -538,7 +539,8 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         would spin on it."""
         if error.errno in (errno.ECONNABORTED, errno.EINTR):
             return
-        log.warning("cannot accept a connection: %s; trying again in 0.2 s", error)
+        if (more := self._unaccepted_log.turn()) is not None:
+            log.warning("cannot accept a connection: %s; trying again in 0.2 s%s", error, more)
         self._acceptor.stop()
         timer = self.loop.timer(0.2)
         timer.start(self._resume_accepting)
@@ -556,6 +558,13 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             return KvError("too_busy", message, limit=limit)
         # the kernel gives out the lowest number that is free, so this one tells how many are left
         if conn.fileno() >= self._max_descriptor:
+            if (more := self._unaccepted_log.turn()) is not None:
+                log.warning(
+                    "refused a connection: the limit of %d open files leaves no room for it: raise it "
+                    "(ulimit -n, LimitNOFILE=)%s",
+                    self._max_descriptor + SPARE_DESCRIPTORS,
+                    more,
+                )
             return KvError("too_busy", "the process may not open more connections (ulimit -n)")
         return None
 

@@ -271,3 +271,34 @@ def test_a_thousand_of_the_longest_topics_are_taken(
     wait_until(lambda: status_of(peer)["subscriptions"] == 1_000)
     peer.ask(put("0999".ljust(511, "x")))
     assert Peer(subscriber).change()[0].startswith(b"0999")
+
+
+# ── more of them than there are descriptors ──────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("address", "kind"), [("requests", b"DEALER"), ("changes", b"SUB")])
+def test_connections_leave_the_daemon_the_descriptors_it_needs(
+    address: str,
+    kind: bytes,
+    start_daemon: Callable[..., Daemon],
+    connect: Callable[..., Peer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Daemon, "wrapper", ("prlimit", "--nofile=100:100"))
+    daemon = start_daemon()
+    peer = connect(daemon)
+    most = status_of(peer)["max_connections"]
+    assert most < 100
+    with ExitStack() as stack:
+        for _ in range(210):
+            with suppress(OSError):  # it may be closed before both have said who they are
+                stack.enter_context(RawPeer(getattr(daemon, address), kind))
+            assert status_of(peer)["connections"] <= most
+        wait_until(lambda: status_of(peer)["connections"] == most)
+        assert len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())) < 100
+        # it can still open files
+        assert status_of(peer)["process"]["open_files"] < 100
+        assert peer.ask(put("k", b"v"))[0]["revision"]
+    assert daemon.stderr.count("raise that limit (ulimit -n, LimitNOFILE=)") >= 1
+    wait_until(lambda: status_of(peer)["connections"] == 1)
+    assert connect(daemon).ask(get("k"))[0]["value"] == b"v"

@@ -48,7 +48,11 @@ def run_daemon(folder: Path, **options: Any) -> subprocess.CompletedProcess[str]
     }
     flags = [part for name, value in chosen.items() for part in (f"--{name}", str(value))]
     return subprocess.run(
-        kvstore_command("daemon", *flags), capture_output=True, text=True, timeout=60, check=False
+        [*Daemon.wrapper, *kvstore_command("daemon", *flags)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -125,6 +129,15 @@ def test_more_clients_than_file_descriptors_wait_for_those_before_them(
         poller.unregister(answered)
         answered.close(0)
     daemon.stop()
+
+
+def test_a_limit_of_open_files_without_room_for_clients_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Daemon, "wrapper", ("prlimit", "--nofile=60:60"))
+    line = one_line(run_daemon(tmp_path))
+    assert "60 open files are allowed" in line
+    assert "LimitNOFILE=" in line
 
 
 @pytest.mark.parametrize("option", ["requests", "changes"])

@@ -216,6 +216,15 @@ def test_a_disk_with_little_room_is_a_warning(session: Session) -> None:
     assert "[+]disk ok: 256.0 MiB of 1.0 GiB are free" in readyz_where(fields).text
 
 
+def test_as_many_connections_as_the_daemon_takes_are_a_warning(session: Session) -> None:
+    fields = {**raw_status(session), "connections": 29, "max_connections": 30}
+    assert "[+]connections ok: 29 of at most 30 " in readyz_where(fields).text
+    answer = readyz_where(fields | {"connections": 30})
+    assert answer.status_code == 200
+    assert "[!]connections warning: 30 of at most 30 " in answer.text
+    assert "LimitNOFILE=" in answer.text
+
+
 def raw_status(session: Session) -> dict[str, Any]:
     """The daemon's status, with the times as the protocol has them."""
     status = session.get("/v1/status").json

@@ -19,10 +19,14 @@ class RawPeer:
     def __init__(self, endpoint: str, kind: bytes, identity: bytes = b"") -> None:
         host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
-        self.socket.sendall(_GREETING)
-        self._read(64)
-        properties = _property(b"Socket-Type", kind) + _property(b"Identity", identity)
-        self.socket.sendall(frame(b"\x05READY" + properties, _COMMAND))
+        try:
+            self.socket.sendall(_GREETING)
+            self._read(64)
+            properties = _property(b"Socket-Type", kind) + _property(b"Identity", identity)
+            self.socket.sendall(frame(b"\x05READY" + properties, _COMMAND))
+        except OSError:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
