@@ -123,7 +123,7 @@ class Command(click.Command):
             if arg == "--":
                 arguments += left
             elif (
-                arg[:1] != "-" or arg == "-" or (re.fullmatch(_NEGATIVE, arg) and arg[:2] not in takes_value)
+                arg[:1] != "-" or arg == "-" or (re.fullmatch(_NEGATIVE, arg) and arg not in takes_value)
             ):
                 arguments.append(arg)
             else:

@@ -143,6 +143,8 @@ ELSEWHERE = {
     "request_timeout": "tests/http_core: a request that stalls",
     "length_required": "tests/http_core: raw requests",
     "uri_too_long": "tests/http_core: raw requests",
+    "expectation_failed": "tests/http_core: raw requests",
+    "http_version_not_supported": "tests/http_core: raw requests",
 }
 
 
