@@ -122,9 +122,7 @@ class Command(click.Command):
         for arg in left:
             if arg == "--":
                 arguments += left
-            elif (
-                arg[:1] != "-" or arg == "-" or (re.fullmatch(_NEGATIVE, arg) and arg not in takes_value)
-            ):
+            elif arg[:1] != "-" or arg == "-" or (re.fullmatch(_NEGATIVE, arg) and arg not in takes_value):
                 arguments.append(arg)
             else:
                 options.append(arg)

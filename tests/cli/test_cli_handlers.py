@@ -197,7 +197,9 @@ def test_a_handler_gets_signals_as_a_shell_would_give_them(own: Kvstore) -> None
         "--exec",
         "grep -E 'Sig(Blk|Ign)' /proc/self/status",
     )
-    assert [int(line.split()[1], 16) for line in shown.splitlines()] == [0, 0]
+    # those up to 31: what is behind them belongs to the C library, and comes from whatever started us
+    standard = 2**31 - 1
+    assert [int(line.split()[1], 16) & standard for line in shown.splitlines()] == [0, 0]
 
 
 def test_the_grace_is_less_than_what_docker_gives_us() -> None:

@@ -330,7 +330,9 @@ def test_wait_goes_on_over_a_restart_of_the_whole_service(
     offline: Kvstore, service: Service, start: Start
 ) -> None:
     offline.environment["KVSTORE_URL"] = service.url
-    running = start(offline, "wait", "late", "--equals", "done", "--timeout", "50s")
+    # the first kill may come before it has had an answer
+    retrying = {"KVSTORE_RETRY_FOR": "50s"}
+    running = start(offline, "wait", "late", "--equals", "done", "--timeout", "50s", env=retrying)
     offline.out("put", "late", "not yet")
     service.facade.kill()
     service.daemon.kill()

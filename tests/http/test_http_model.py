@@ -168,7 +168,9 @@ class ServiceModel(RuleBasedStateMachine):
             if number is not None
             else {n: v for n, v in target.items() if n != member}
         )
-        value = json.dumps(target, separators=(",", ":")).encode()
+        # what was not named keeps its spelling, and what was named has the patch's
+        value = self.session.get(path_of(key)).body
+        assert json.loads(value) == target
         content_type = "application/json" if old is None else old.content_type
         self.stored(key, self.moved_to(answer), value, content_type, bool(old and old.expires))
 

@@ -53,7 +53,13 @@ class Machine:
 
     def steps(self) -> int:
         """How many steps were noticed since the start."""
-        steps: int = call(self.url, "GET", "/v1/status").json["clock"]["steps"]
+
+        def status() -> dict[str, Any] | None:
+            # a daemon that is busy may refuse this one question
+            answer = call(self.url, "GET", "/v1/status")
+            return answer.json if answer.status == 200 else None
+
+        steps: int = wait_until(status, what="the daemon tells its status")["clock"]["steps"]
         return steps
 
     def clock(self) -> dict[str, Any]:

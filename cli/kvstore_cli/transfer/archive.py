@@ -38,7 +38,21 @@ MEMBERS = (
 """What a record's line holds, in this order, as far as it has it."""
 
 # of an event of the stream, and of an op of a batch
-_IGNORED = ("event", "op", "ttl", "index", "count", "time", "previous", "previous_revision", "cursor", "size")
+_IGNORED = frozenset(
+    [
+        "event",
+        "op",
+        "ttl",
+        "index",
+        "count",
+        "time",
+        "snapshot",
+        "previous",
+        "previous_revision",
+        "cursor",
+        "size",
+    ]
+)
 _KNOWN = frozenset((*MEMBERS, *_IGNORED))
 
 
