@@ -113,10 +113,6 @@ def test_the_dashboard_shows_nearly_all_there_is() -> None:
     assert set(CATALOGUE) - shown == {
         "kvstore_log_floor_revision",
         "kvstore_clock_steps_total",
-        "kvstore_http_streams_catching_up",
-        "kvstore_peers_cut_off_total",
-        "kvstore_replies_untaken_bytes",
-        "kvstore_requests_dropped_total",
         "process_virtual_memory_bytes",
         "process_start_time_seconds",
     }
