@@ -48,6 +48,20 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if seed is None else f"to search the same examples again: --hypothesis-seed={seed}"
 
 
+SERVERS = {"_starter", "shared_service"}
+"""Fixtures that every fixture which starts a server of ours asks for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as ``quick`` what neither starts a server by a fixture nor says that it is ``slow``."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if SERVERS.isdisjoint(fixtures) and item.get_closest_marker("slow") is None:
+            item.add_marker("quick")
+    # What takes long goes first, so that no worker of pytest-xdist is left alone with it at the end.
+    items.sort(key=lambda item: item.get_closest_marker("quick") is not None)
+
+
 _servers = pytest.StashKey[list[Server]]()
 
 

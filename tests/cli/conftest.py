@@ -15,6 +15,7 @@ import pytest
 
 from support import Service, kvstore_command
 from support.servers import clean_environment
+from support.warm import warm_command
 
 RUN_SECONDS = 45
 
@@ -30,14 +31,12 @@ class CommandLine:
         self, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end."""
-        return subprocess.run(
-            kvstore_command(*arguments),
-            input=stdin,
-            capture_output=True,
+        return warm_command(*kvstore_command()).run(
+            arguments,
+            stdin=stdin,
             cwd=self.folder,
             env={**self.environment, **(env or {})},
             timeout=RUN_SECONDS,
-            check=False,
         )
 
     def out(self, *arguments: str, stdin: bytes = b"") -> bytes:

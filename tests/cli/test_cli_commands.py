@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from kvstore_cli import figures
 from support import Daemon, Facade, free_port, kvstore_command
 
+pytestmark = pytest.mark.slow
+
 Kvstore = Any
 
 KEYS = [

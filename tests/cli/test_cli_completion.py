@@ -11,6 +11,8 @@ import pytest
 
 from support import free_port, kvstore_command
 
+pytestmark = pytest.mark.slow
+
 Kvstore = Any
 BREAKS = " \t\n\"'@><=;|&(:"
 

@@ -21,6 +21,8 @@ from kvstore_client.errors import ERRORS
 from support import Daemon, Facade, Service, wait_until
 from support.examined import SPEED
 
+pytestmark = pytest.mark.slow
+
 Kvstore = Any
 Start = Callable[..., Any]
 

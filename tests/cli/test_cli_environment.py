@@ -13,6 +13,8 @@ from kvstore_cli.configuration import ConfigurationError, resolve
 from kvstore_cli.options import CONFIG, OPTIONS
 from support import Service, kvstore_command
 
+pytestmark = pytest.mark.slow
+
 Kvstore = Any
 NOBODY = 3_141_592  # no such user
 

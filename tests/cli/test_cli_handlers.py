@@ -16,6 +16,8 @@ from kvstore_cli.handler import GRACE_SECONDS, run
 from kvstore_cli.keeping import KeptFile
 from support import kvstore_command, wait_until
 
+pytestmark = pytest.mark.slow
+
 Kvstore = Any
 Start = Callable[..., Any]
 

@@ -17,6 +17,8 @@ import pytest
 
 from support import free_port, kvstore_command
 
+pytestmark = pytest.mark.slow
+
 Kvstore = Any
 LIMIT = 2**20
 

@@ -26,6 +26,8 @@ from kvstore_client import Client, KvError, commands
 from support import Daemon, Facade, Serve, free_port, kvstore_command, wait_until
 from support.servers import clean_environment, flags
 
+pytestmark = pytest.mark.slow
+
 TEXT_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+: ")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 

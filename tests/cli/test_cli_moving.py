@@ -30,6 +30,8 @@ from support.load import HttpWriter, Ledger
 from support.proxy import CuttingProxy
 from support.terminal import Terminal
 
+pytestmark = pytest.mark.slow
+
 Kvstore = Any
 Start = Callable[..., Any]
 Record = dict[str, Any]

@@ -14,6 +14,8 @@ import pytest
 
 from support import Serve, free_port, wait_until
 
+pytestmark = pytest.mark.slow
+
 Kvstore = Any
 
 

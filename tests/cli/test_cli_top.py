@@ -27,6 +27,8 @@ from kvstore_cli.top.screen import Screen
 from support import Service, kvstore_command, wait_until
 from support.terminal import Terminal
 
+pytestmark = pytest.mark.slow
+
 Kvstore = Any
 Start = Callable[..., Any]
 ROUTE = "/v1/kv/{key}"

@@ -18,6 +18,8 @@ from kvstore_client import Client, commands
 from support import Daemon
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 Kvstore = Any
 
 

@@ -20,6 +20,8 @@ from kvstore_client.protocol import encode_error, encode_reply
 from support import Daemon, free_port, wait_until
 from support.proxy import CuttingProxy
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def black_hole() -> Iterator[str]:

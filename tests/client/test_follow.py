@@ -15,6 +15,8 @@ from kvstore_client.model import Cursor, Event, Record
 from kvstore_client.protocol import Change, Heartbeat, Reply
 from support.model_store import EPOCHS, KEYS, Store, put, serve
 
+pytestmark = pytest.mark.slow
+
 
 class Following(RuleBasedStateMachine):
     """A Follower between a store and a PUB that drops, repeats, reorders and comes late."""

@@ -19,6 +19,8 @@ import pytest
 from kvstore_client import AsyncClient, AsyncSubscription, Client, Event, KvError, Subscription, Sync
 from support import Daemon
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_SECONDS = 40.0
 
 

@@ -30,6 +30,8 @@ from kvstore_client.protocol import (
     record_from,
 )
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(ops=5, request_bytes=100, atomic_ops=3, atomic_bytes=20, value_bytes=50)
 
 keys = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=100)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from support import Daemon
 from support.wire import Peer, get, put
 
+pytestmark = pytest.mark.slow
+
 MIB = 1024 * 1024
 
 

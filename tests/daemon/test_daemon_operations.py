@@ -11,6 +11,8 @@ import pytest
 from support import Daemon, wait_until
 from support.wire import Peer, get, pack, put
 
+pytestmark = pytest.mark.slow
+
 
 def code(result: dict[str, Any]) -> str:
     return str(result["error"]["code"])

@@ -18,6 +18,8 @@ from kvstore_daemon.engine.ownership import unusable
 from support import Daemon, free_port, kvstore_command, wait_until
 from support.wire import PATIENCE_MS, Peer, get, pack, put, unpack
 
+pytestmark = pytest.mark.slow
+
 # Keeps a broken test from hanging; says nothing about how long a stop may take.
 STOP_SECONDS = 30
 

@@ -27,6 +27,8 @@ from kvstore_daemon.engine.replacing import Restored, compact, restore
 from kvstore_daemon.engine.verify import open_tables
 from support.engine_store import FakeClock, Store, refused
 
+pytestmark = pytest.mark.slow
+
 OpenStore = Callable[..., Store]
 Tables = dict[str, list[tuple[bytes, bytes]]]
 

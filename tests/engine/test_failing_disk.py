@@ -18,6 +18,8 @@ from support.disk import preloaded
 from support.servers import clean_environment, kvstore_command
 from support.torture import SHARE, Survived
 
+pytestmark = pytest.mark.slow
+
 TRIED = max(0.03, SHARE)
 """Of the engine's calls, the share that is let fail."""
 

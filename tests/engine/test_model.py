@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -14,6 +15,8 @@ from kvstore_client.errors import KvError
 from kvstore_daemon.engine import EngineSettings, EventFilter, Retention, Write, WriteRequest
 from kvstore_daemon.engine.lmdb_engine import LmdbEngine
 from support.engine_store import FakeClock, Store, refused
+
+pytestmark = pytest.mark.slow
 
 KEYS = st.sampled_from([b"a", b"a/", b"a/b", b"a/c", b"b", "ü".encode(), b"z" * 511])
 VALUES = st.one_of(st.binary(max_size=40), st.integers(-(10**6), 10**6).map(lambda n: b"%d" % n))

@@ -32,7 +32,7 @@ SAMPLES = times(1, full=4)
 KINDS = "SFRLUD" if SHARE else "FRLU"
 """Before which steps of a command the power is cut: those that change names, or all that count."""
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
 
 @pytest.fixture

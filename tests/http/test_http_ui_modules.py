@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 import kvstore_http
 from support.programs import require_program
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(kvstore_http.__file__).parent / "ui"
 MODULES = ("keys", "diff", "format")
 RUNNER = """

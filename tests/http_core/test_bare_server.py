@@ -17,6 +17,8 @@ import pytest
 
 from support import wait_until
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).with_name("bare_server.py")
 MAX_BODY, MAX_HEADER, MAX_CONNECTIONS = 100_000, 8_192, 50
 BIG_BYTES = 3_000 * 64 * 256

@@ -29,6 +29,8 @@ from kvstore_http.joining import Start
 from kvstore_http.link import DaemonLink
 from kvstore_http.settings import HttpSettings
 
+pytestmark = pytest.mark.slow
+
 EPOCH = "00112233445566ff"
 NOW = Start(None)
 SUBSCRIBE, UNSUBSCRIBE = b"\1", b"\0"

@@ -7,6 +7,7 @@ import json
 from itertools import groupby
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,8 @@ from kvstore_client.model import Cursor, Event, Record
 from kvstore_http import framing
 from kvstore_http.framing import Encoder, Format
 from kvstore_http.groups import Index, normalized
+
+pytestmark = pytest.mark.slow
 
 EPOCH = "00112233445566ff"
 

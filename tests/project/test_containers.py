@@ -13,6 +13,8 @@ import yaml
 
 from kvstore_cli.options import options_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*"))
 COMPOSE = ROOT / "docker-compose.yaml"

@@ -19,6 +19,8 @@ from support import Daemon, Facade, free_port, kvstore_command, wait_until
 from support.programs import require_program
 from support.servers import clean_environment
 
+pytestmark = pytest.mark.slow
+
 # sd_listen_fds(3): the sockets are descriptors 3 and up, and LISTEN_PID is the process they are for.
 HAND_OVER = """
 import os, sys

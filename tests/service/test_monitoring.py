@@ -22,6 +22,8 @@ from support.servers import Daemon, Facade, Service
 from support.session import Session
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 PROMETHEUS = ROOT / "deploy/prometheus"
 RULES_FILE = PROMETHEUS / "kvstore.rules.yaml"
 PAGE = (ROOT / "docs/monitoring.md").read_text()

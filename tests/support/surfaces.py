@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from kvstore_client import Client
 from support.servers import clean_environment, kvstore_command
+from support.warm import warm_command
 
 
 class Answer(NamedTuple):
@@ -54,14 +55,8 @@ class Command:
 
     def run(self, *arguments: str | bytes, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run it to its end; raises nothing for an exit status other than 0."""
-        return subprocess.run(
-            [*kvstore_command(), *arguments],
-            input=stdin,
-            env=self._environment,
-            capture_output=True,
-            check=False,
-            timeout=50,
-        )
+        command = warm_command(*kvstore_command())
+        return command.run(arguments, stdin=stdin, env=self._environment, cwd=None, timeout=50)
 
 
 class Surface(Protocol):

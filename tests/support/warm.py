@@ -1,0 +1,197 @@
+"""Runs of the ``kvstore`` command that share its start.
+
+A test run makes some two thousand, each a process of a tenth of a second, of which nine parts in ten are
+the interpreter and its imports. Here one process per run of pytest has done those and forks for each call:
+a process with arguments, variables, folder and standard streams of its own, as a shell's would be. Rejected:
+calling ``main()`` in the tests' own process, where no exit status, stream or signal would be real.
+
+As a script, this file is that process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from kvstore_cli.main import COMMANDS, main
+
+_MOST_BYTES = 64 * 1024
+"""Of a call's arguments and variables, so that they fit into one message."""
+_DECIDED_AT_START = ("PYTHON", "LC_", "LANG")
+"""What the interpreter reads before it runs anything; a call that changes these has one of its own."""
+_PR_SET_PDEATHSIG = 1
+
+LOADED = frozenset(COMMANDS) - {"serve", "daemon", "http", "config", "top"}
+"""Commands that load nothing heavy and need no signals of their own; the others are run as usual."""
+
+
+class WarmCommand:
+    """The process that has the command loaded."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(theirs.fileno())], pass_fds=(theirs.fileno(),)
+            )
+
+    def run(
+        self,
+        arguments: Sequence[str | bytes],
+        *,
+        stdin: bytes,
+        env: Mapping[str, str],
+        cwd: Path | None,
+        timeout: float,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """As :func:`subprocess.run` with its output captured."""
+        words = [os.fsdecode(word) for word in (self._program, *arguments)]
+        call = json.dumps([words, dict(env), str(cwd or Path.cwd())]).encode()
+        if LOADED.isdisjoint(words[1:2]) or len(call) > _MOST_BYTES or _starts_otherwise(env):
+            return subprocess.run(
+                words, input=stdin, capture_output=True, cwd=cwd, env=env, timeout=timeout, check=False
+            )
+        pipes = [os.pipe() for _ in range(4)]
+        theirs = [pipes[0][0], *(writing for _, writing in pipes[1:])]
+        ours = [pipes[0][1], *(reading for reading, _ in pipes[1:])]
+        try:
+            socket.send_fds(self._socket, [call], theirs)
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        out, err, told = _communicate(ours, stdin, timeout, words)
+        return subprocess.CompletedProcess(words, int(told.split()[1]), out, err)
+
+
+def _starts_otherwise(env: Mapping[str, str]) -> bool:
+    ours = {name: value for name, value in os.environ.items() if name.startswith(_DECIDED_AT_START)}
+    theirs = {name: value for name, value in env.items() if name.startswith(_DECIDED_AT_START)}
+    return {**ours, "PYTHONUNBUFFERED": ""} != {**theirs, "PYTHONUNBUFFERED": ""}
+
+
+def _communicate(
+    ours: Sequence[int], stdin: bytes, timeout: float, words: list[str]
+) -> tuple[bytes, bytes, bytes]:
+    """Write the input, and read both outputs and what the runner tells: the process id, then the status."""
+    deadline = time.monotonic() + timeout
+    got: dict[int, list[bytes]] = {descriptor: [] for descriptor in ours[1:]}
+    left = memoryview(stdin)
+    with selectors.DefaultSelector() as selector:
+        os.set_blocking(ours[0], False)
+        selector.register(ours[0], selectors.EVENT_WRITE)
+        for descriptor in ours[1:]:
+            selector.register(descriptor, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready and time.monotonic() >= deadline:
+                os.kill(int(b"".join(got[ours[3]]).split()[0]), signal.SIGKILL)
+                raise subprocess.TimeoutExpired(words, timeout)
+            for key, _ in ready:
+                if key.fd == ours[0]:
+                    with contextlib.suppress(BlockingIOError):
+                        try:
+                            left = left[os.write(key.fd, left) :] if left else left
+                        except BrokenPipeError:
+                            left = left[:0]
+                    is_done = not left
+                else:
+                    said = os.read(key.fd, 65536)
+                    got[key.fd].append(said)
+                    is_done = not said
+                if is_done:
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+    out, err, told = (b"".join(got[descriptor]) for descriptor in ours[1:])
+    return out, err, told
+
+
+@functools.cache
+def warm_command(program: str) -> WarmCommand:
+    """The one of this process."""
+    return WarmCommand(program)
+
+
+# ── the process that forks ──────────────────────────────────────────────────────────────────────────
+
+
+def _serve(calls: socket.socket) -> None:
+    """Fork for each call. Returns in the process that is to run one; the others end in here."""
+    while True:
+        call, descriptors, _, _ = socket.recv_fds(calls, 2 * _MOST_BYTES, 4)
+        if not call:  # whoever calls is gone
+            os._exit(0)
+        if os.fork() == 0:
+            calls.close()
+            return _run(json.loads(call), descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def _run(call: list[Any], descriptors: Sequence[int]) -> None:
+    *streams, status = descriptors
+    runner = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        os.close(status)
+        _become(call, streams, runner)
+        return
+    for descriptor in streams:
+        os.close(descriptor)
+    os.write(status, b"%d " % pid)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.write(status, b"%d" % code)
+    os._exit(0)
+
+
+def _become(call: list[Any], streams: Sequence[int], runner: int) -> None:
+    """Be a process that was started like this."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != runner:
+        os._exit(1)
+    words, env, folder = call
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(folder)
+    sys.argv[:] = words
+    how = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors}
+    is_unbuffered = bool(env.get("PYTHONUNBUFFERED"))
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "rb", closefd=False)), **how)
+    sys.stdout = sys.__stdout__ = _writer(1, is_unbuffered, **how)
+    how["errors"] = "backslashreplace"
+    sys.stderr = sys.__stderr__ = _writer(2, is_unbuffered, line_buffering=True, **how)
+
+
+def _writer(descriptor: int, is_unbuffered: bool, **how: Any) -> io.TextIOWrapper:
+    raw = io.FileIO(descriptor, "wb", closefd=False)
+    return io.TextIOWrapper(
+        raw if is_unbuffered else io.BufferedWriter(raw), write_through=is_unbuffered, **how
+    )
+
+
+if __name__ == "__main__":
+    for name in LOADED:
+        import_module(f"kvstore_cli.commands.{name}")
+    _serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.exit(main())
