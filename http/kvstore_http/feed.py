@@ -13,6 +13,7 @@ heartbeat.
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -70,7 +71,7 @@ class Feed:
         self.broadcaster = Broadcaster(link, self, settings, measures or Measures.alone())
         self._live = Track(link, self._runners, self, previous=False)
         self._previous: Track | None = None
-        self._heard_at = self._published_at = self._loop.now()
+        self._heard_at = self._published_at = monotonic()
         self._open_socket(context, settings.changes)
         self._ticker = self._loop.timer(TICK_SECONDS, TICK_SECONDS)
         self._ticker.start(self._tick)
@@ -116,7 +117,7 @@ class Feed:
     @property
     def silent_seconds(self) -> float:
         """For how long nothing was heard on PUB, which tells something every second."""
-        return self._loop.now() - self._published_at  # type: ignore[no-any-return]
+        return monotonic() - self._published_at
 
     def wake_up(self) -> None:
         self._is_idle = False
@@ -153,7 +154,7 @@ class Feed:
     def _tick(self) -> None:
         if not self._started.is_set():
             return
-        if self._loop.now() - self._heard_at >= SILENCE_SECONDS:
+        if monotonic() - self._heard_at >= SILENCE_SECONDS:
             self._doubt()
         has_listeners = self._waiting or len(self.broadcaster) or self._live.is_asking
         if self._is_idle and not has_listeners:
@@ -162,7 +163,7 @@ class Feed:
 
     def _doubt(self) -> None:
         """PUB has been silent."""
-        self._heard_at = self._loop.now()
+        self._heard_at = monotonic()
         self._live.doubt()
         if self._previous is not None:
             self._previous.doubt()
@@ -191,7 +192,7 @@ class Feed:
         received = self._take_messages()
         if not received:
             return
-        self._heard_at = self._published_at = self._loop.now()
+        self._heard_at = self._published_at = monotonic()
         messages = [message for frames in received if (message := decode_change(frames)) is not None]
         if not messages:
             return
@@ -244,7 +245,7 @@ class Feed:
         ``since`` should be the store's revision as of the read that the caller bases this on. True
         is also the answer when the changes since then are no longer remembered: read again.
         """
-        deadline = self._loop.now() + timeout
+        deadline = monotonic() + timeout
         self.wake_up()
         if not self._started.wait(timeout) or self._is_closed:
             return False
@@ -253,7 +254,7 @@ class Feed:
         waiter = Waiter(self._hub)
         entry = (since, waiter)
         self._waiting.setdefault(key, []).append(entry)
-        timer = self._loop.timer(max(deadline - self._loop.now(), 0.0))
+        timer = self._loop.timer(max(deadline - monotonic(), 0.0))
         timer.start(waiter.switch, False)
         try:
             return bool(waiter.get())

@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
@@ -237,7 +238,7 @@ class Joining:
         if stream.is_gone or stream.is_ending or stream not in self._riders:
             return
         if stream.pending is not None and stream.is_blocked:
-            rider.unsent, rider.moved_at = stream.unsent, self._loop.now()
+            rider.unsent, rider.moved_at = stream.unsent, monotonic()
             self._blocked[rider] = None
         elif rider.is_in_snapshot or rider.next_shown < len(rider.shown.messages):
             self._for_snapshot[rider] = None
@@ -308,7 +309,7 @@ class Joining:
 
     def _tick(self) -> None:
         """Give up who reads nothing; let those look again who wait for the track; forget old pages."""
-        now = self._loop.now()
+        now = monotonic()
         for rider in list(self._blocked):
             stream = rider.stream
             if stream.unsent < rider.unsent:
@@ -385,7 +386,7 @@ class Joining:
 
     def _gathered(self, first: _Rider) -> list[_Rider]:
         """Wait a little if others of the kind began a moment ago, and take with them who came meanwhile."""
-        now, kind = self._loop.now(), first.kind
+        now, kind = monotonic(), first.kind
         pause = self._begun.get(kind, 0.0) + GATHER_SECONDS - now
         self._begun[kind] = now + max(0.0, pause)
         if pause <= 0:
@@ -568,7 +569,7 @@ class Joining:
                 return
             self._floor = page.floor
             self._note_size(page)
-            found = Page(begin.revision, page, asked, self._loop.now())
+            found = Page(begin.revision, page, asked, monotonic())
             self._keep(found)
             if found.next <= needed.revision:
                 self._pages.clear()  # large values: the next page begins where it is needed

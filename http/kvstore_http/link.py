@@ -24,7 +24,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Any
 
 import gevent
@@ -210,7 +210,7 @@ class DaemonLink:
         as a page for streams that catch up: it does not fail because the daemon has much to do. Ask
         for one thing at a time, for these do not wait behind each other as others do."""
         self._deadline()
-        request = _Request(ops, (), False, self._loop.now() + PATIENCE_SECONDS, self._hub)
+        request = _Request(ops, (), False, monotonic() + PATIENCE_SECONDS, self._hub)
         self._send(self._reads, ops, (), request.settle, request.deadline)
         return self._answer(request)
 
@@ -224,7 +224,7 @@ class DaemonLink:
     def _deadline(self) -> float:
         if self.is_away:
             raise self._failure()
-        return self._loop.now() + self._timeout  # type: ignore[no-any-return]
+        return monotonic() + self._timeout
 
     # ── in the hub ──────────────────────────────────────────────────────────────────────────────
 
@@ -345,7 +345,7 @@ class DaemonLink:
     def _note(self, exchange: Exchange, outcome: Outcome) -> None:
         """A reply came."""
         self._measures.daemon_answered(exchange.count, perf_counter_ns() - exchange.begun_at)
-        self._heard_at = self._loop.now()
+        self._heard_at = monotonic()
         if isinstance(outcome, Reply):
             self.note_position(outcome.epoch, outcome.revision)
         if self.is_away:
@@ -362,7 +362,7 @@ class DaemonLink:
         self._next_probe = 0.0
 
     def _tick(self) -> None:
-        now = self._loop.now()
+        now = monotonic()
         if self.is_away:
             self._look_for_daemon(now)
         else:

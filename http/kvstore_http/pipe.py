@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import Any
 
 import zmq
@@ -155,7 +155,7 @@ class Pipe:
 
     def _renew_soon(self) -> None:
         """Renew, but not too often; nothing is sent until then, or it would be sent twice."""
-        pause = self._renewed_at + RENEWAL_SECONDS - self._loop.now()
+        pause = self._renewed_at + RENEWAL_SECONDS - monotonic()
         if pause <= 0:
             self.renew()
             return
@@ -171,7 +171,7 @@ class Pipe:
         """
         log.debug("a fresh socket to %s; %d requests are sent again", self._endpoint, len(self.outstanding))
         self._renewal.close()
-        self._renewed_at = self._loop.now()
+        self._renewed_at = monotonic()
         if not self._socket.closed:
             self._shut()
         self._open()
