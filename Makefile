@@ -15,6 +15,8 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reor
 
 .PHONY: help run test quick check format torture containers bench dist constraints clean
 .DEFAULT_GOAL := help
+# Images of containers often set it; then each of the thousands of processes compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## this list
 	@awk -F ': .*## ' '/^[a-z]+: .*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -63,6 +63,7 @@ class Child:
         self._started_at = 0.0
         self._pause = FIRST_PAUSE_SECONDS
         self._rest = b""
+        self._level_signals: list[int] = []
 
     def start(self) -> None:
         """Start the process, with a socket of its own to report on."""
@@ -124,6 +125,15 @@ class Child:
         """The process has said that it is ready."""
         self.was_ever_ready = True
         self.false_starts = 0
+        while self._level_signals:
+            self.signal(self._level_signals.pop(0))
+
+    def change_level(self, number: int) -> None:
+        """Pass on a signal that changes the log level, once the process is ready: earlier it could end it."""
+        if self.is_there and self.liveness.is_ready:
+            self.signal(number)
+        else:
+            self._level_signals.append(number)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process alone."""
@@ -309,8 +319,7 @@ class Supervisor:
     def _on_signal(self, number: int) -> None:
         if number in LEVEL_SIGNALS:
             for child in self._children:
-                if child.liveness.is_ready:
-                    child.signal(number)
+                child.change_level(number)
         elif number != signal.SIGCHLD:
             self._signals += 1
 

@@ -196,6 +196,16 @@ def test_serve_passes_the_signals_on_to_both_parts(start_serve: Callable[..., Se
     wait_until(lambda: levels(serve) == ["debug", "debug", "info", "info"])
 
 
+def test_a_part_that_is_started_again_gets_the_signals_once_it_is_ready(
+    start_serve: Callable[..., Serve],
+) -> None:
+    serve = start_serve(log_format="json")
+    os.kill(entry_with(serve.stderr, "kvstore daemon: ready")["pid"], signal.SIGKILL)
+    wait_until(lambda: "starting it again" in serve.stderr)
+    serve.signal(signal.SIGUSR1)
+    wait_until(lambda: levels(serve) == ["debug", "debug"])
+
+
 def test_a_slow_commit_is_said_once_in_a_while_with_the_ids_of_its_requests(
     start_daemon: Callable[..., Daemon],
 ) -> None:
