@@ -6,12 +6,15 @@
 // section 5 of docs/protocol.md in its simplest form: a message that continues where the last one ended
 // is used, and in every other case the log is asked, which always has all of it.
 
+import { setTimeout } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import { Request, Subscriber } from "zeromq";
 
 const HEARTBEAT = "\0heartbeat";
 const SILENCE_MS = 3_000;
-const REPLY_MS = 2_000;
+const PING_MS = 1_000;
+const DEAD_MS = 7_000;
+const PAUSE_MS = 100;
 
 const { values: options, positionals } = parseArgs({
   options: {
@@ -48,13 +51,21 @@ async function receive(socket) {
 // The result of one op and its values, however long the daemon is away.
 async function ask(op) {
   for (;;) {
-    // a REQ socket whose reply is lost can never send again: each attempt has its own
-    const req = new Request({ linger: 0, receiveTimeout: REPLY_MS });
+    // A request is repeated only when its connection was lost, which the socket's events tell (section 6): a
+    // daemon that is slow is not helped by more to do. A REQ socket whose reply is lost can never send again,
+    // so each attempt has its own.
+    const req = new Request({ linger: 0, heartbeatInterval: PING_MS, heartbeatTimeout: DEAD_MS });
+    const lost = new Promise((resolve) => req.events.on("disconnect", () => resolve(null)));
     req.connect(options.requests);
     await req.send(JSON.stringify({ v: 1, ops: [op] }));
-    const frames = await receive(req);
+    const received = req.receive();
+    received.catch(() => {}); // it fails when the socket is closed
+    const frames = await Promise.race([received, lost]);
     req.close();
-    if (frames === null) continue;
+    if (frames === null) {
+      await setTimeout(PAUSE_MS);
+      continue;
+    }
     const reply = JSON.parse(frames[0].toString());
     if (reply.error) fail(reply.error);
     return [reply.results[0], frames[1] ?? Buffer.alloc(0)];

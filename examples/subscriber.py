@@ -10,6 +10,7 @@ used, and in every other case the log is asked, which always has all of it.
 import argparse
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -18,7 +19,8 @@ import zmq
 
 HEARTBEAT = b"\0heartbeat"
 SILENCE_MS = 3_000
-REPLY_MS = 2_000
+PING_MS, DEAD_MS = 1_000, 7_000
+PAUSE_SECONDS = 0.1
 
 
 class Subscriber:
@@ -26,6 +28,7 @@ class Subscriber:
 
     def __init__(self, requests: str, changes: str, prefix: str) -> None:
         self.context = zmq.Context()
+        self.attempts = itertools.count()
         self.requests, self.changes, self.prefix = requests, changes, prefix
         self.revision, self.epoch = 0, ""
 
@@ -109,14 +112,22 @@ class Subscriber:
         """The result of one op and its values, however long the daemon is away."""
         request = json.dumps({"v": 1, "ops": [op]}).encode()
         while True:
-            # a REQ socket whose reply is lost can never send again: each attempt has its own
+            # A request is repeated only when its connection was lost, which the monitor tells (section 6):
+            # a daemon that is slow is not helped by more to do. A REQ socket whose reply is lost can never
+            # send again, so each attempt has its own.
             with self.context.socket(zmq.REQ) as req:
                 req.linger = 0
+                req.heartbeat_ivl, req.heartbeat_timeout = PING_MS, DEAD_MS
+                lost = req.get_monitor_socket(zmq.EVENT_DISCONNECTED, f"inproc://{next(self.attempts)}")
                 req.connect(self.requests)
                 req.send(request)
-                if req.poll(REPLY_MS):
+                zmq.zmq_poll([(req, zmq.POLLIN), (lost, zmq.POLLIN)], -1)
+                req.disable_monitor()
+                lost.close()
+                if req.poll(0):
                     header, *values = req.recv_multipart()
                     break
+            time.sleep(PAUSE_SECONDS)
         reply = json.loads(header)
         if "error" in reply:
             raise SystemExit(f"{reply['error']['code']}: {reply['error']['message']}")

@@ -32,7 +32,7 @@ from kvstore_client.commands import (
 )
 from kvstore_client.errors import KvError, NotFound
 from kvstore_client.follow import Filter, LogPage
-from kvstore_client.lane import Body, Context, Lane
+from kvstore_client.lane import SOCKETS, Body, Context, Lane
 from kvstore_client.model import Cursor, Record
 from kvstore_client.plans import Plan
 from kvstore_client.protocol import Reply
@@ -67,6 +67,7 @@ class Lanes:
     def _begin(self) -> None:
         self._generation = forks.generation()
         self._context = self._context_class()
+        self._context.max_sockets *= SOCKETS
         self._lock = threading.Lock()
         self._made = 1
         try:

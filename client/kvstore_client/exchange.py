@@ -1,8 +1,10 @@
 """One request until its answer: when to send, how long to wait, when to try again. No socket, no clock.
 
-This is the Lazy Pirate pattern: an attempt that brings no answer is given up together with its socket,
-and the next one begins on a fresh one. A request that writes carries a number, so that the daemon
-applies it once however often it arrives (protocol section 6).
+It is sent once for each connection, and awaited as long as that one lives; when the connection was lost,
+the next attempt begins on a fresh socket. The Lazy Pirate pattern, which was here before, gives an attempt
+up after a time: many clients that do so to a slow daemon leave it no time for anything but their repeats.
+A request that writes carries a number, so that the daemon applies it once however often it arrives
+(protocol section 6).
 """
 
 from __future__ import annotations
@@ -17,6 +19,12 @@ from kvstore_client.protocol import Reply, decode_reply
 
 FIRST_ATTEMPT_SECONDS = 1.0
 LONGEST_ATTEMPT_SECONDS = 4.0
+"""How long to wait for a connection before asking for another one, at first and at most."""
+
+PATIENCE_SECONDS = 60.0
+"""The time-out of a read that nobody awaits at a certain time, such as a page of the log for a
+subscription: it does not fail because the daemon has much to do."""
+
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
 
@@ -33,7 +41,7 @@ class Step(NamedTuple):
     """What to do next, and until which time at most before asking again.
 
     ``is_sending``: hand the frames to the socket as soon as it has a connection; otherwise a reply is
-    awaited. ``is_fresh``: first replace the socket, once.
+    awaited. ``is_fresh``: first replace the socket, once; its connection is over, or did not come.
     """
 
     is_sending: bool
@@ -45,7 +53,8 @@ class Exchange:
     """The course of one request. All times are seconds of one monotonic clock.
 
     The socket must accept a message only when it has a connection (``IMMEDIATE``): so it is known
-    whether anything can have arrived at all, and a write that was never sent is reported as such.
+    whether anything can have arrived at all, and a write that was never sent is reported as such. It
+    must not connect again by itself, so that what was sent on it is either under way or lost.
     """
 
     def __init__(
@@ -62,6 +71,8 @@ class Exchange:
         self._is_sending = True
         self._is_fresh = False
         self._is_pausing = False
+        self._is_lost = False
+        self._was_lost = False
         self._was_sent = False
         self._may_be_applied = False
         self._refusal: KvError | None = None
@@ -81,6 +92,18 @@ class Exchange:
         """The frames were handed to a connection."""
         self._is_sending = False
         self._was_sent = True
+        self._until = self._deadline
+
+    def lost(self, now: float) -> None:
+        """The connection is over, with whatever was sent on it, or none came about."""
+        self._is_lost = True
+        if self._is_pausing:
+            return
+        self._may_be_applied |= self._is_unanswered
+        # that an idle socket lost its connection some time ago is no reason to wait
+        is_old = self._is_sending and not self._was_lost
+        self._was_lost = True
+        self._pause(now if is_old else now + self._next_pause())
 
     def receive(self, frames: Sequence[bytes], now: float) -> Reply | None:
         """The reply in ``frames``, or None: it is not for this request, or the daemon asks to come
@@ -92,15 +115,24 @@ class Exchange:
         except KvError as error:
             if error.code not in _TRY_AGAIN:
                 raise
-            self._pause(error, now)
+            self._refuse(error, now)
             return None
 
-    def _pause(self, refusal: KvError, now: float) -> None:
+    def _refuse(self, refusal: KvError, now: float) -> None:
         self._refusal = refusal
         self._may_be_applied |= refusal.details.get("outcome") == "unknown"
+        # the connection is as good as it was: the daemon has just answered on it
+        self._pause(now + self._next_pause())
+
+    def _pause(self, until: float) -> None:
+        self._is_sending = False
         self._is_pausing = True
-        self._until = now + _jittered(self._pause_seconds)
+        self._until = until
+
+    def _next_pause(self) -> float:
+        seconds = _jittered(self._pause_seconds)
         self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+        return seconds
 
     @property
     def _is_unanswered(self) -> bool:
@@ -108,13 +140,11 @@ class Exchange:
         return not self._is_sending and not self._is_pausing
 
     def _try_again(self, now: float) -> None:
-        # what became of an attempt that is abandoned stays open, whatever the next one is told
-        self._may_be_applied |= self._is_unanswered
-        if not self._is_pausing:
+        if not self._is_pausing:  # no connection came in time
+            self._is_lost = True
             self._attempt_seconds = min(1.5 * self._attempt_seconds, LONGEST_ATTEMPT_SECONDS)
-        # after a pause the connection is as good as it was: the daemon has just answered on it
-        self._is_fresh = not self._is_pausing
-        self._is_pausing = False
+        self._is_fresh = self._is_lost
+        self._is_lost = self._is_pausing = False
         self._is_sending = True
         self._until = self._attempt_end(now)
 

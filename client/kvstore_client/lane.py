@@ -11,11 +11,19 @@ import zmq
 
 from kvstore_client import forks
 from kvstore_client.arguments import DEFAULT_REQUESTS
+from kvstore_client.connection import Monitor
 from kvstore_client.exchange import Exchange, Step
 from kvstore_client.protocol import Reply, encode_request
 from kvstore_client.routine import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Routine, Socket, Wait
 
 Context = zmq.Context[Socket]
+
+QUICK_SECONDS = 0.1
+"""Most answers come sooner. Only for one that does not is the monitor looked at as well, since to wait for
+two sockets takes longer: what it tells does not pass."""
+
+SOCKETS = 3
+"""What a lane takes of those that a context has: its own and both ends of the monitor."""
 
 
 def connect(socket: Socket, endpoint: str) -> None:
@@ -54,22 +62,28 @@ class Lane:
         self._generation = forks.generation()
         self._client = secrets.token_hex(16)
         self._last_number = 0
-        self._socket = self._open()
+        self._open()
 
-    def _open(self) -> Socket:
+    def _open(self) -> None:
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
-        # accept a message only when there is a connection for it, see Exchange
+        # accept a message only when there is a connection for it, and have one only, see Exchange. So an
+        # idle lane does not come back by itself to a daemon that ends it, and its monitor stays small
         socket.immediate = True
-        socket.reconnect_ivl_max = 1000
-        connect(socket, self._endpoint)
-        return socket
+        socket.reconnect_ivl = -1
+        self._socket, self._monitor = socket, Monitor(socket)
+        try:
+            connect(socket, self._endpoint)
+        except ValueError:
+            self._monitor.close()
+            raise
 
     def call(self, body: Body, seconds: float) -> Routine[Reply]:
-        """Send the request until it is answered; gives the reply or raises the KvError.
+        """Send the request, again after each connection that was lost, until it is answered; gives the
+        reply or raises the KvError.
 
-        A request that was given up leaves a fresh socket behind, so that no answer of it is ever taken
-        for that of another.
+        A request that was given up leaves a fresh socket behind: no answer of it is ever taken for that of
+        another, and the daemon drops what it has not begun yet for a connection that is closed.
         """
         exchange = Exchange(
             self._encode(body),
@@ -84,14 +98,19 @@ class Lane:
                 step = exchange.next(time.monotonic())
                 if step.is_fresh:
                     self._replace_socket()
-                if step.is_sending:
-                    if not self._send(exchange.frames):
-                        yield self._wait(POLLOUT, step)
-                        continue
+                if not step.is_sending:
+                    yield self._wait(POLLIN, step)
+                elif self._send(exchange.frames):
                     exchange.sent()
-                # no reply is there as soon as its request is sent, and a recv in vain is an exception
-                yield self._wait(POLLIN, step)
+                    # no reply is there as soon as its request is sent, and a recv in vain is an exception
+                    yield Wait(((self._socket, POLLIN),), min(QUICK_SECONDS, step.until - time.monotonic()))
+                else:
+                    yield self._wait(POLLOUT, step)
                 frames = self._receive()
+                if frames is None and self._has_ended():
+                    frames = self._receive()  # what came before the end
+                    if frames is None:
+                        exchange.lost(time.monotonic())
                 if frames is None:
                     continue
                 reply = exchange.receive(frames, time.monotonic())
@@ -103,7 +122,12 @@ class Lane:
                 self._replace_socket()
 
     def _wait(self, flag: int, step: Step) -> Wait:
-        return Wait(((self._socket, flag),), step.until - time.monotonic())
+        watched = ((self._socket, flag), (self._monitor.socket, POLLIN))
+        return Wait(watched, step.until - time.monotonic())
+
+    def _has_ended(self) -> bool:
+        self._monitor.take()
+        return self._monitor.has_ended
 
     def _encode(self, body: Body) -> list[bytes]:
         if not body.writes:
@@ -140,10 +164,11 @@ class Lane:
     def _replace_socket(self) -> None:
         if self._generation != forks.generation():
             return  # a call of the parent's that ends here, in the child
-        self._socket.close()
-        self._socket = self._open()
+        self.close()
+        self._open()
 
     def close(self) -> None:
         """Close the socket; what was not yet sent is dropped."""
         if self._generation == forks.generation():
+            self._monitor.close()
             self._socket.close()

@@ -21,6 +21,7 @@ import zmq
 from gevent.event import Event as Signal
 from gevent.hub import Waiter
 
+from kvstore_client.connection import notice_death
 from kvstore_client.errors import KvError
 from kvstore_client.follow import Batch
 from kvstore_client.model import Cursor
@@ -80,9 +81,7 @@ class Feed:
         self._socket = context.socket(zmq.SUB)
         self._socket.linger = 0
         self._socket.rcvhwm = 100_000
-        # a connection that died without a word is noticed and made again
-        self._socket.heartbeat_ivl = 1_000
-        self._socket.heartbeat_timeout = 5_000
+        notice_death(self._socket)
         self._socket.reconnect_ivl = 50
         self._socket.reconnect_ivl_max = 500
         self._socket.connect(endpoint)

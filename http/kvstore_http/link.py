@@ -32,6 +32,7 @@ import zmq
 from gevent.hub import Waiter
 
 from kvstore_client.errors import KvError
+from kvstore_client.exchange import PATIENCE_SECONDS
 from kvstore_client.operations import OPERATIONS, check_keys, check_operation
 from kvstore_client.protocol import Reply, RequestId, encode_request
 from kvstore_http.measures import Measures
@@ -43,9 +44,6 @@ BATCH_LANES = 64
 READS_UNDER_WAY = 1
 PAGES_UNDER_WAY = 16
 """Of reads that are not gathered."""
-
-PATIENCE_SECONDS = 60.0
-"""How long a patient read waits for a daemon that answers others."""
 
 MERGED_OPS = 500
 MERGED_BYTES = 1024 * 1024

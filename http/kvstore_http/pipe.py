@@ -4,10 +4,8 @@ All requests are pipelined; each carries a correlation id in front of the empty 
 daemon returns. A plain pyzmq socket with one io watcher is used and not ``zmq.green``, which makes a
 greenlet switch of every send and every receive.
 
-A request is sent once for each connection. As long as the connection lives, its answer is under way
-or the daemon is busy, and a copy would only make that worse; what a connection took with it is sent
-again on the next one. ZeroMQ reconnects silently, so a monitor tells of connections that end, and
-ZMTP's heartbeats end those that are dead without a word.
+A request is sent once for each connection (:mod:`kvstore_client.connection`); what a connection took with
+it is sent again on the next one.
 """
 
 from __future__ import annotations
@@ -15,13 +13,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import count
 from time import monotonic, perf_counter_ns
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
+from kvstore_client.connection import Monitor
 from kvstore_client.errors import KvError
 from kvstore_client.protocol import Reply, decode_reply
 
@@ -32,18 +29,9 @@ log = logging.getLogger("kvstore.http")
 # As plain numbers: those of zmq are enums, of which an "or" alone costs more than sending a frame.
 _MORE, _AT_ONCE = int(zmq.SNDMORE | zmq.NOBLOCK), int(zmq.NOBLOCK)
 _EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
-_MONITORED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 500
-
-_monitors = count(1)
-"""What tells the monitors of this process apart: the name of one stays taken for a moment after its end."""
-
-PING_MS = 1_000
-SILENCE_MS = 5_000
-"""A connection on which not even a ping is answered for this long is dead. It is libzmq's own thread that
-answers, so a daemon that is only busy does."""
 
 RENEWAL_SECONDS = 0.25
 """The least time between two renewals: a request that makes the daemon end the connection is not sent
@@ -119,14 +107,11 @@ class Pipe:
         self._socket.sndhwm = self._socket.rcvhwm = 0  # bounded by the callers that wait
         self._socket.reconnect_ivl = RECONNECT_MS
         self._socket.reconnect_ivl_max = RECONNECT_MAX_MS
-        self._socket.heartbeat_ivl = PING_MS
-        self._socket.heartbeat_timeout = SILENCE_MS
-        self._is_connected = False
-        self._monitor = self._socket.get_monitor_socket(_MONITORED, f"inproc://connection-{next(_monitors)}")
+        self._monitor = Monitor(self._socket)
         self._socket.connect(self._endpoint)
         self._watcher = self._loop.io(self._socket.getsockopt(zmq.FD), READ)
         self._watcher.start(self._receive)
-        self._monitoring = self._loop.io(self._monitor.getsockopt(zmq.FD), READ)
+        self._monitoring = self._loop.io(self._monitor.socket.getsockopt(zmq.FD), READ)
         self._monitoring.start(self._note_connection)
         # ZMQ_FD, which is edge-triggered, only speaks of what comes after the socket was found empty
         self._loop.run_callback(self._note_connection)
@@ -134,22 +119,14 @@ class Pipe:
     def _shut(self) -> None:
         self._monitoring.close()
         self._watcher.close()
-        self._socket.disable_monitor()
-        self._monitor.close(0)
+        self._monitor.close()
         self._socket.close()
 
     # ── the connection ──────────────────────────────────────────────────────────────────────────
 
     def _note_connection(self) -> None:
         """Take in what the monitor tells."""
-        is_lost = False
-        with suppress(zmq.Again):
-            while not self._monitor.closed:
-                event = parse_monitor_message(self._monitor.recv_multipart(_AT_ONCE))["event"]
-                # an attempt that got no further than the handshake has taken nothing with it
-                is_lost |= self._is_connected and event == zmq.EVENT_DISCONNECTED
-                self._is_connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-        if is_lost and not self._immediate:
+        if self._monitor.take() and not self._immediate:
             self._receive()  # what came before the end
             self._renew_soon()
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import orjson
 import pytest
 import zmq
 
-from kvstore_client import AsyncClient, Client, KvError
+from kvstore_client import AsyncClient, Client, KvError, Subscription, Sync, connection
 from kvstore_client.protocol import encode_error, encode_reply
 from support import Daemon, free_port, wait_until
 from support.proxy import CuttingProxy
@@ -93,13 +95,12 @@ def test_a_black_hole_is_given_up_in_time_and_nothing_was_sent_into_it() -> None
         assert (caught.value.code, caught.value.details["outcome"]) == ("unavailable", "none")
 
 
-def test_a_write_whose_reply_never_comes_has_an_unknown_outcome_and_is_repeated_under_its_number() -> None:
+def test_a_write_whose_reply_never_comes_has_an_unknown_outcome_and_was_sent_once() -> None:
     with Swallower(lambda _: None) as daemon, Client(daemon.endpoint, timeout=0.5) as client:
         with pytest.raises(KvError) as caught:
             client.put("k", b"v")
         assert (caught.value.code, caught.value.details["outcome"]) == ("timed_out", "unknown")
-        assert len(daemon.requests) > 1
-        assert len({number_of(request) for request in daemon.requests}) == 1
+        assert len(daemon.requests) == 1
 
 
 def test_the_write_after_an_unknown_outcome_has_a_higher_number() -> None:
@@ -136,22 +137,109 @@ def test_a_late_copy_of_a_write_is_refused_once_a_later_one_was_applied(daemon: 
             assert client.get("k").value == b"second"
 
 
-def test_a_stray_reply_is_never_taken_for_an_answer() -> None:
-    replies = itertools.count(1)
-
-    def answer(request: list[bytes]) -> list[bytes] | None:
-        return None if next(replies) == 1 else written(7)
-
-    with Swallower(answer) as daemon, Client(daemon.endpoint, timeout=20) as client:
-        assert client.put("k", b"v").revision == 7
-
-
 def test_a_message_too_short_to_be_a_reply_is_never_taken_for_an_answer() -> None:
     answers = iter([[], written(7)])
 
-    with Swallower(lambda _: next(answers)) as daemon, Client(daemon.endpoint, timeout=20) as client:
-        assert client.put("k", b"v").revision == 7
-        assert len({number_of(request) for request in daemon.requests}) == 1
+    with Swallower(lambda _: next(answers)) as daemon, Client(daemon.endpoint) as client:
+        with pytest.raises(KvError) as caught:
+            client.put("k", b"1", timeout=0.5)
+        assert (caught.value.code, caught.value.details["outcome"]) == ("timed_out", "unknown")
+        assert client.put("k", b"2", timeout=20).revision == 7
+
+
+STALL_SECONDS = 6.0
+"""Longer than any time after which a client ever repeated what a living connection was to answer."""
+
+
+def counters(client: Client) -> dict[str, Any]:
+    counted: dict[str, Any] = client.status()["counters"]
+    return counted
+
+
+def test_a_daemon_that_is_only_slow_is_asked_once(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    # heartbeats are for the test after this one
+    monkeypatch.setattr(connection, "SILENCE_MS", 600_000)
+
+    async def increment() -> list[int]:
+        async with AsyncClient(daemon.requests, timeout=60) as client:
+            return [done.value for done in await asyncio.gather(*[client.incr("n") for _ in range(4)])]
+
+    with (
+        Client(daemon.requests, timeout=60) as client,
+        Subscription(daemon.requests, daemon.changes) as subscription,
+        ThreadPoolExecutor(10) as pool,
+    ):
+        # lanes of the first kind have been used before, those of the second have yet to connect
+        assert all(done.version for done in pool.map(client.put, "abcd", [b""] * 4))
+        before = counters(client)
+        with daemon.paused():
+            calls = [pool.submit(client.incr, "n") for _ in range(4)]
+            reads = [pool.submit(client.get, "a") for _ in range(4)]
+            unconnected = pool.submit(lambda: asyncio.run(increment()))
+            begins = pool.submit(subscription.next, 60)
+            time.sleep(STALL_SECONDS)
+        assert sorted([call.result().value for call in calls] + unconnected.result()) == list(range(1, 9))
+        assert all(read.result().value == b"" for read in reads)
+        assert isinstance(begins.result(), Sync)
+        after = counters(client)
+        names = {"incr": 8, "get": 4, "status": 2}
+        done = {
+            name: after["operations_by_name"][name] - before["operations_by_name"].get(name, 0)
+            for name in names
+        }
+        assert done == names
+        assert after["requests"] - before["requests"] == sum(names.values()) + done.get("events", 0)
+
+
+@pytest.fixture
+def quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PING_MS", 50)
+    monkeypatch.setattr(connection, "SILENCE_MS", 500)
+
+
+@pytest.mark.usefixtures("quick_heartbeats")
+def test_a_connection_that_is_dead_without_a_word_is_noticed_and_replaced(daemon: Daemon) -> None:
+    async def increment(endpoint: str) -> int:
+        async with AsyncClient(endpoint, timeout=60) as client:
+            await client.get("n")
+            proxy.swallow()
+            return (await client.incr("n")).value
+
+    with CuttingProxy(daemon.requests) as proxy:
+        with Client(proxy.endpoint, timeout=60, connections=1) as client:
+            assert client.incr("n").value == 1
+            proxy.swallow()
+            assert client.incr("n").value == 2
+            assert proxy.connections == 2
+        assert asyncio.run(increment(proxy.endpoint)) == 3
+        assert proxy.connections == 4
+
+
+@pytest.mark.usefixtures("quick_heartbeats")
+def test_an_idle_connection_that_died_delays_no_call(daemon: Daemon) -> None:
+    with CuttingProxy(daemon.requests) as proxy, Client(proxy.endpoint, connections=1) as client:
+        client.put("k", b"v")
+        for lose in (proxy.cut, proxy.swallow):
+            [lane] = client._lanes._idle
+            lose()
+            wait_until(lambda lane=lane: lane._has_ended())  # type: ignore[misc]
+            assert client.get("k", timeout=20).value == b"v"
+        assert proxy.connections == 3
+
+
+def test_what_a_killed_daemon_took_with_it_is_asked_again_of_the_next_one(daemon: Daemon) -> None:
+    with Client(daemon.requests, timeout=60) as client, ThreadPoolExecutor(2) as pool:
+        client.put("k", b"v")
+        assert client.get("k").value == b"v"
+        with daemon.paused():
+            read, write = pool.submit(client.get, "k"), pool.submit(client.incr, "n")
+            wait_until(lambda: not client._lanes._idle)
+            daemon.kill()
+        daemon.start()
+        assert read.result().value == b"v"
+        assert write.result().value == 1
+        counted = counters(client)["operations_by_name"]
+        assert (counted["get"], counted["incr"]) == (1, 1)
 
 
 class Interruption(BaseException):
@@ -200,7 +288,7 @@ def test_a_busy_daemon_is_asked_again_until_it_has_room() -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_every_write_over_a_network_that_cuts_connections_is_applied_once(daemon: Daemon, seed: int) -> None:
     chance = random.Random(seed)
-    with CuttingProxy(daemon.requests, chance.randrange(500, 3000)) as proxy:
+    with CuttingProxy(daemon.requests, chance.randrange(500, 1500)) as proxy:
         with Client(proxy.endpoint, timeout=50) as client:
             numbers = [client.incr("n").value for _ in range(30)]
             assert numbers == list(range(1, 31))

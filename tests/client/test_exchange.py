@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore_client.errors import KvError
-from kvstore_client.exchange import LONGEST_ATTEMPT_SECONDS, Exchange
+from kvstore_client.exchange import LONGEST_ATTEMPT_SECONDS, LONGEST_PAUSE_SECONDS, Exchange
 from kvstore_client.protocol import encode_error, encode_reply, encode_request
 
 REQUEST = encode_request([{"op": "get", "key": "k"}])
@@ -24,19 +24,31 @@ def answer(exchange: Exchange, frames: list[bytes], now: float = 0) -> Any:
     return exchange.receive([*exchange.frames[:2], *frames], now)
 
 
-def outlast(exchange: Exchange, *, is_connected: bool) -> tuple[KvError, int]:
-    """Run without any answer until it gives up; the error and the number of fresh sockets."""
-    now, fresh = 0.0, 0
+class Course(NamedTuple):
+    """What became of a request that was never answered."""
+
+    error: KvError
+    sent: int
+    fresh: int
+
+
+def outlast(exchange: Exchange, *, is_connected: bool, is_lost: bool = False) -> Course:
+    """Run without any answer until it gives up. Each connection is lost as soon as it was used, or none."""
+    now, sent, fresh = 0.0, 0, 0
     while True:
         try:
             step = exchange.next(now)
         except KvError as error:
-            return error, fresh
+            return Course(error, sent, fresh)
         fresh += step.is_fresh
         assert now < step.until <= 100
         if step.is_sending and is_connected:
             exchange.sent()
+            sent += 1
             assert not exchange.next(now).is_sending
+            if is_lost:
+                exchange.lost(now)
+                step = exchange.next(now)
         now = step.until
 
 
@@ -64,15 +76,53 @@ def test_frames_begin_with_a_name_of_their_own_and_the_empty_delimiter() -> None
 def test_it_gives_up_at_its_deadline_and_says_whether_the_daemon_can_have_seen_it(
     seconds: float, is_connected: bool, writes: bool
 ) -> None:
-    error, _ = outlast(begin(seconds, writes), is_connected=is_connected)
+    error = outlast(begin(seconds, writes), is_connected=is_connected).error
     assert error.code == ("timed_out" if is_connected else "unavailable")
     expected = "unknown" if is_connected else "none"
     assert error.details == ({"outcome": expected} if writes else {})
 
 
-def test_an_attempt_without_answer_is_repeated_on_a_fresh_socket() -> None:
-    _, fresh = outlast(begin(60), is_connected=True)
-    assert fresh >= 60 / (LONGEST_ATTEMPT_SECONDS * 1.25) - 1
+@given(seconds=st.floats(0.001, 100))
+def test_it_is_sent_once_as_long_as_the_connection_lives(seconds: float) -> None:
+    course = outlast(begin(seconds), is_connected=True)
+    assert (course.sent, course.fresh) == (1, 0)
+
+
+def test_where_no_connection_comes_another_is_asked_for() -> None:
+    course = outlast(begin(60), is_connected=False)
+    assert course.fresh >= 60 / (LONGEST_ATTEMPT_SECONDS * 1.25) - 1
+
+
+def test_what_a_lost_connection_took_with_it_is_sent_again_after_a_pause_on_a_fresh_socket() -> None:
+    exchange = begin()
+    exchange.sent()
+    exchange.lost(0)
+    pause = exchange.next(0)
+    assert not pause.is_sending
+    again = exchange.next(pause.until)
+    assert again.is_sending
+    assert again.is_fresh
+    assert not exchange.next(pause.until).is_fresh
+
+
+def test_it_is_sent_on_every_further_connection_with_bounded_pauses() -> None:
+    course = outlast(begin(60), is_connected=True, is_lost=True)
+    assert course.fresh == course.sent - 1
+    assert 60 / (LONGEST_PAUSE_SECONDS * 1.25) <= course.sent <= 60 / (LONGEST_PAUSE_SECONDS * 0.75) + 6
+    assert course.error.details["outcome"] == "unknown"
+
+
+def test_a_socket_that_lost_its_connection_while_idle_is_replaced_at_once_and_then_with_pauses() -> None:
+    exchange = begin()
+    exchange.lost(0)
+    step = exchange.next(0)
+    assert step.is_sending
+    assert step.is_fresh
+    exchange.lost(0)
+    assert not exchange.next(0).is_sending
+    with pytest.raises(KvError) as caught:
+        exchange.next(5)
+    assert (caught.value.code, caught.value.details["outcome"]) == ("unavailable", "none")
 
 
 def test_a_reply_to_another_request_is_not_taken() -> None:
@@ -118,9 +168,10 @@ def test_an_unanswered_attempt_leaves_the_outcome_open_even_if_a_refusal_came_be
     assert caught.value.details["outcome"] == "unknown"
 
 
-def test_an_abandoned_attempt_leaves_the_outcome_open_even_if_a_refusal_comes_after_it() -> None:
+def test_a_lost_attempt_leaves_the_outcome_open_even_if_a_refusal_comes_after_it() -> None:
     exchange = begin()
     exchange.sent()
+    exchange.lost(0)
     error = keep_busy(exchange)
     assert error.code == "too_busy"
     assert error.details["outcome"] == "unknown"

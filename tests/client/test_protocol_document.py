@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
-from kvstore_client import Client, commands, exchange
+from kvstore_client import Client, commands, connection, exchange
 from kvstore_client.client import DEFAULT_TIMEOUT
 from kvstore_client.errors import ERRORS
 from kvstore_client.lane import Body
@@ -123,10 +123,18 @@ def test_a_page_without_a_limit_is_as_long_as_a_page_may_be(daemon: Daemon) -> N
 
 def test_the_waits_and_pauses_are_those_of_our_client() -> None:
     prose = " ".join(section("6. Numbers, time-outs and retries").split())
-    assert f"waits {exchange.FIRST_ATTEMPT_SECONDS:g} second for the first answer" in prose
+    assert f"another one after {exchange.FIRST_ATTEMPT_SECONDS:g} second, and each time" in prose
     assert f"half as long again up to {exchange.LONGEST_ATTEMPT_SECONDS:g} seconds" in prose
+    assert f"gives the daemon {exchange.PATIENCE_SECONDS:g} seconds for each" in prose
+    assert f"`ZMQ_HEARTBEAT_IVL` to {connection.PING_MS} and" in prose
+    assert f"`ZMQ_HEARTBEAT_TIMEOUT` to {connection.SILENCE_MS} before" in prose
+    assert f"ends after {(connection.PING_MS + connection.SILENCE_MS) / 1000:g} seconds at most" in prose
     assert f"begin at {exchange.FIRST_PAUSE_SECONDS:g} seconds and double" in prose
-    assert f"up to {exchange.LONGEST_PAUSE_SECONDS:g} second;" in prose
+    assert f"up to {exchange.LONGEST_PAUSE_SECONDS:g} second." in prose
+    for example in ("subscriber.py", "subscriber.mjs"):
+        numbers = (ROOT / "examples" / example).read_text().replace("_", "")
+        assert str(connection.PING_MS) in numbers
+        assert str(connection.SILENCE_MS) in numbers
     assert f"the time-out of the call, {DEFAULT_TIMEOUT:g} seconds by default" in prose
 
 

@@ -10,14 +10,16 @@ from typing import Self
 
 class CuttingProxy:
     """Relays connections to a port of this machine. ``cut`` breaks all that are open, with whatever is
-    under way in them; with ``cut_after_bytes`` a connection also breaks by itself after that many bytes
-    in one direction, each as it is set when the connection begins."""
+    under way in them, and ``swallow`` lets them live but passes nothing on any more; with
+    ``cut_after_bytes`` a connection also breaks by itself after that many bytes in one direction, each as
+    it is set when the connection begins."""
 
     def __init__(self, target: str, cut_after_bytes: int | None = None) -> None:
         self._target = ("127.0.0.1", int(target.rpartition(":")[2]))
         self.cut_after_bytes = cut_after_bytes
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._swallowed: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads: list[threading.Thread] = []
         self.connections = 0
@@ -39,6 +41,11 @@ class CuttingProxy:
         with self._lock:
             for end in self._open:
                 _break(end)
+
+    def swallow(self) -> None:
+        """Drop all that comes on the connections that are open now, as a router does that forgot them."""
+        with self._lock:
+            self._swallowed |= self._open
 
     def _start(self, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]
@@ -66,12 +73,14 @@ class CuttingProxy:
         left = self.cut_after_bytes
         with suppress(OSError):
             while (left is None or left > 0) and (data := source.recv(65536 if left is None else left)):
-                target.sendall(data)
+                if source not in self._swallowed:
+                    target.sendall(data)
                 left = None if left is None else left - len(data)
         _break(target)
         _break(source)
         with self._lock:
             self._open.discard(source)
+            self._swallowed.discard(source)
         source.close()
 
 

@@ -13,7 +13,8 @@ import shutil
 import signal
 import subprocess
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -136,6 +137,15 @@ class Server:
         """Send a signal to the process."""
         assert self.process is not None
         self.process.send_signal(number)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stopped by SIGSTOP meanwhile."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone."""

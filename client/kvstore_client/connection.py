@@ -1,0 +1,73 @@
+"""The connection behind a socket: how one that is dead is noticed, and who tells that one has ended.
+
+A request is sent once for each connection. As long as the connection lives, its answer is under way or
+the daemon is busy, and a copy would only make that worse; what a connection took with it is sent again
+on the next one (protocol section 6). ZeroMQ says nothing of connections by itself, so a monitor tells of
+those that end, and ZMTP's heartbeats end those that are dead without a word.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import suppress
+from itertools import count
+
+import zmq
+
+from kvstore_client.routine import NOBLOCK, Socket
+
+PING_MS = 1_000
+SILENCE_MS = 7_000
+"""A connection on which nothing came for this long after a ping, not even the answer to it, is dead. It
+is libzmq's own thread that answers, so a daemon that is only busy does; one that is stopped does not."""
+
+_SUCCEEDED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+_DISCONNECTED, _CLOSED = int(zmq.EVENT_DISCONNECTED), int(zmq.EVENT_CLOSED)
+_EVENT = struct.Struct("=HI")
+
+_names = count(1)
+"""What tells the monitors of this process apart: the name of one stays taken for a moment after its end."""
+
+
+def notice_death(socket: Socket) -> None:
+    """Let a socket that is not connected yet end a connection that is dead; it pings once it has one."""
+    socket.heartbeat_ivl = PING_MS
+    socket.heartbeat_timeout = SILENCE_MS
+
+
+class Monitor:
+    """Tells what becomes of the connection of a socket that is connected to one endpoint.
+
+    ``has_ended`` says whether the last connection, or the last attempt to get one, is over. A socket that
+    does not connect again by itself then never has another.
+    """
+
+    def __init__(self, watched: Socket) -> None:
+        """Watch a socket that is not connected yet, and :func:`notice_death` on it."""
+        notice_death(watched)
+        self._watched = watched
+        self.socket: Socket = watched.get_monitor_socket(
+            _SUCCEEDED | _DISCONNECTED | _CLOSED, f"inproc://connection-{next(_names)}"
+        )
+        """Readable when something happened."""
+        self._is_connected = False
+        self.has_ended = False
+
+    def take(self) -> bool:
+        """Take note of what happened since the last call; returns whether a connection was lost. An
+        attempt that got no further than the handshake has taken nothing with it, and does not count."""
+        is_lost = False
+        with suppress(zmq.Again):
+            while not self.socket.closed:
+                event, _ = _EVENT.unpack(self.socket.recv(NOBLOCK))
+                self.socket.recv(NOBLOCK)
+                is_lost |= self._is_connected and event == _DISCONNECTED
+                self._is_connected = event == _SUCCEEDED
+                self.has_ended = not self._is_connected
+        return is_lost
+
+    def close(self) -> None:
+        """Stop watching; to be called before the socket itself is closed."""
+        if not self._watched.closed:
+            self._watched.disable_monitor()
+        self.socket.close(0)
