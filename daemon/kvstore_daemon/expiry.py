@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from kvstore_client.errors import KvError
+from kvstore_client.logs import Seldom
 from kvstore_daemon.committer import GroupCommitter
 from kvstore_daemon.engine import Answer, Change, Engine, Write, WriteRequest
 from kvstore_daemon.loop import Loop
@@ -21,6 +22,9 @@ CHECK_SECONDS = 1.0
 """How long the next expiry is trusted at most: the clock may be set meanwhile, which changes its date."""
 
 RETRY_SECONDS = 1.0
+
+TOLD_SECONDS = 600.0
+"""How often the log says, at most, that keys cannot be removed; ``/readyz`` says all the time why."""
 
 
 class Expiry:
@@ -38,6 +42,7 @@ class Expiry:
         self._next_ms: int | None = None
         self._is_removing = False
         self._is_stopped = False
+        self._failed = Seldom(TOLD_SECONDS)
 
     def start(self) -> None:
         """Begin with whatever expired while no daemon ran."""
@@ -73,8 +78,18 @@ class Expiry:
         self._is_removing = False
         removed = [result for result in answer.results or () if not isinstance(result, KvError)]
         if not removed:
-            log.error("expired keys could not be removed: %s", answer.error or answer.results)
+            self._tell(answer)
         self._timer.set(0 if removed else RETRY_SECONDS)
+
+    def _tell(self, answer: Answer) -> None:
+        more = self._failed.turn()
+        if more is None:
+            return
+        refusals = [answer.error] if answer.error else list(answer.results or ())
+        others = f", and {len(refusals) - 1} more keys likewise" if len(refusals) > 1 else ""
+        log.error(
+            "expired keys could not be removed; trying again each second: %s%s%s", refusals[0], others, more
+        )
 
     def saw(self, changes: Sequence[Change]) -> None:
         """Take note of what expired, and of keys that will expire sooner than any known before."""

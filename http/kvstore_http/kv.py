@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import re
+import time
 from email.utils import parsedate
 from typing import Any, Final
 
@@ -192,7 +193,7 @@ def _headers(record: dict[str, Any]) -> dict[str, str]:
     headers = {
         **_VALUE_HEADERS,
         "etag": f'"{revision}"',
-        "last-modified": http_date(record["modified_at"] // 1000),
+        "last-modified": http_date(_last_modified(record)),
         "x-kvstore-revision": revision,
         "x-kvstore-create-revision": str(record["create_revision"]),
         "x-kvstore-version": str(record["version"]),
@@ -200,6 +201,14 @@ def _headers(record: dict[str, Any]) -> dict[str, str]:
     if "expires_at" in record:
         headers["x-kvstore-expires-at"] = timestamp(record["expires_at"])
     return headers
+
+
+def _last_modified(record: dict[str, Any]) -> int:
+    """The second for Last-Modified: not later than the answer's Date (RFC 9110 section 8.8.2.1), though the
+    daemon's clock may have been ahead when the value was stored. If-Modified-Since is compared with what was
+    stored: while that lies ahead, nobody's copy counts as fresh."""
+    modified: int = record["modified_at"] // 1000
+    return min(modified, int(time.time()))
 
 
 def _is_unmodified(environ: dict[str, Any], record: dict[str, Any]) -> bool:

@@ -70,6 +70,14 @@ HELD_BYTES = 256 * 1024 * 1024
 """How many bytes are kept for all connections of a worker together, if nothing else is said."""
 
 
+class _Discreet(logging.LoggerAdapter[logging.Logger]):
+    """The log of waitress's connections. It has a line at INFO for each client that goes away before its
+    answer, with which any stranger could fill the log; it helps only to find a fault, so it is DEBUG here."""
+
+    def info(self, msg: object, *args: object, **kwargs: Any) -> None:
+        self.debug(msg, *args, **kwargs)
+
+
 class Channel(HTTPChannel):  # type: ignore[misc]
     """One connection. All methods run in the hub, except that ``service`` and what it calls run in
     the greenlet of the request being served."""
@@ -77,6 +85,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     task_class = Task
     error_task_class = RefusalTask
     parser_class = Parser
+    logger = _Discreet(logging.getLogger("waitress"))
 
     request: Any = None
     socket: Any

@@ -6,6 +6,7 @@ import base64
 import json
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -253,3 +254,35 @@ def test_no_value_is_ever_logged(
     session.close()
     for server in talkative:
         check_silence(server.stderr)
+
+
+def test_clients_that_go_away_before_their_answer_leave_no_line(
+    daemon: Daemon, start_facade: Callable[..., Facade], session_of: Callable[[Facade], Session]
+) -> None:
+    facade = start_facade(daemon, log_format="json")
+    address = urlsplit(facade.url)
+    assert address.hostname is not None
+    assert address.port is not None
+
+    messages = (b"\x00\x01\r\n\r\n", b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    def come_and_go(rounds: int) -> None:
+        for number in range(rounds):
+            with socket.create_connection((address.hostname, address.port)) as client:
+                client.sendall(messages[number % 2])
+                # the connection is reset
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    come_and_go(40)
+    session_of(facade).get("/v1/status")
+    facade.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: any("debug" in line["message"] for line in lines(facade, "kvstore.announce")))
+    quiet = [line for line in lines(facade, "waitress") if line["level"] != "debug"]
+    assert quiet == []
+    # who looks for a fault sees them
+
+    def is_seen() -> bool:
+        come_and_go(4)
+        return bool(lines(facade, "waitress"))
+
+    wait_until(is_seen)

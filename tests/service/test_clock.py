@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,27 @@ def test_a_step_is_told_wherever_an_operator_looks(machine: Machine) -> None:
     call(machine.url, "PUT", "/v1/kv/k", b"x")
     stamp = call(machine.url, "GET", "/v1/kv/k?format=json").json["modified_at"]
     assert datetime.fromisoformat(stamp).timestamp() < time.time() + 1
+
+
+def test_a_value_that_was_stored_with_the_clock_ahead_is_not_of_the_future(machine: Machine) -> None:
+    machine.step(HOUR)
+    assert call(machine.url, "PUT", "/v1/kv/k", b"x").status == 201
+    machine.step(0)
+    told = []
+    for target in ("/v1/kv/k", "/v1/kv/k?format=json", "/v1/kv?key=k", "/v1/kv/k?revision=1"):
+        for method in ("GET", "HEAD"):
+            for headers in ({}, {"If-None-Match": '"1"'}, {"Range": "bytes=0-0"}):
+                answer = call(machine.url, method, target, headers=headers)
+                if "last-modified" in answer.headers:
+                    told.append(answer.status)
+                    modified, date = (
+                        parsedate_to_datetime(answer.headers[name]) for name in ("last-modified", "date")
+                    )
+                    assert modified <= date
+    assert set(told) == {200, 206, 304}
+    # nor is a copy of it taken for a fresh one before the moment that was stored
+    later = {"If-Modified-Since": call(machine.url, "GET", "/v1/kv/k").headers["last-modified"]}
+    assert call(machine.url, "GET", "/v1/kv/k", headers=later).status == 200
 
 
 def test_a_repeat_is_none_after_half_an_hour_that_was_none(machine: Machine) -> None:
