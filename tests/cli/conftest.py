@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from support import Service, kvstore_command
 from support.servers import clean_environment
+from support.stand_in import stand_in
 from support.warm import warm_command
 
 RUN_SECONDS = 45
@@ -26,6 +28,7 @@ class CommandLine:
     def __init__(self, folder: Path, url: str | None) -> None:
         self.folder = folder
         self.environment = clean_environment(folder, **({"KVSTORE_URL": url} if url else {}))
+        self.find_in(Path(kvstore_command()[0]).parent)
 
     def __call__(
         self, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None
@@ -38,6 +41,10 @@ class CommandLine:
             env={**self.environment, **(env or {})},
             timeout=RUN_SECONDS,
         )
+
+    def find_in(self, binaries: Path) -> None:
+        """Have shells find the command in that folder."""
+        self.environment["PATH"] = f"{binaries}:{os.environ['PATH']}"
 
     def out(self, *arguments: str, stdin: bytes = b"") -> bytes:
         """What it prints; it has to succeed."""
@@ -114,6 +121,15 @@ def offline(tmp_path: Path) -> CommandLine:
 def kvstore(shared_service: Service, tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     """The command line against the module's service."""
     return CommandLine(tmp_path_factory.mktemp("shell"), shared_service.facade.url)
+
+
+@pytest.fixture(scope="module")
+def completing(kvstore: CommandLine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """``kvstore`` for shells in which much is completed: what they find is the stand-in."""
+    folder = tmp_path_factory.mktemp("bin")
+    with stand_in(folder):
+        kvstore.find_in(folder)
+        yield kvstore
 
 
 @dataclass

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support import free_port, kvstore_command
+from support import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -25,8 +23,7 @@ def completed(kvstore: Kvstore, line: str, breaks: str = BREAKS) -> list[str]:
         _kvstore_completion kvstore
         printf '%s\\n' "${COMPREPLY[@]}"
     """
-    binaries = Path(kvstore_command()[0]).parent
-    environment = {**kvstore.environment, "PATH": f"{binaries}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    environment = {**kvstore.environment, "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
         ["bash", "-c", script, "bash", line, breaks],
         env=environment,
@@ -38,51 +35,53 @@ def completed(kvstore: Kvstore, line: str, breaks: str = BREAKS) -> list[str]:
     return [word for word in done.stdout.decode().split("\n") if word]
 
 
-def test_bash_completes_commands_options_and_words(kvstore: Kvstore) -> None:
-    assert completed(kvstore, "kvstore sub") == ["subscribe"]
-    assert set(completed(kvstore, "kvstore wait --e")) == {"--exists", "--equals"}
-    assert completed(kvstore, "kvstore serve --sync i") == ["interval"]
-    assert completed(kvstore, "kvstore serve --sync=i") == ["interval"]
+def test_bash_completes_commands_options_and_words(offline: Kvstore) -> None:
+    assert completed(offline, "kvstore sub") == ["subscribe"]
+    assert set(completed(offline, "kvstore wait --e")) == {"--exists", "--equals"}
+    assert completed(offline, "kvstore serve --sync i") == ["interval"]
+    assert completed(offline, "kvstore serve --sync=i") == ["interval"]
 
 
-def test_keys_are_completed_as_arguments_and_as_prefixes(kvstore: Kvstore) -> None:
+def test_keys_are_completed_as_arguments_and_as_prefixes(completing: Kvstore) -> None:
     for key in ("complete/one", "complete/two"):
-        kvstore.out("put", key, "")
+        completing.out("put", key, "")
     for command in ("get", "get --prefix", "delete --prefix", "list --prefix", "subscribe --prefix"):
-        assert completed(kvstore, f"kvstore {command} complete/") == ["complete/one", "complete/two"]
+        assert completed(completing, f"kvstore {command} complete/") == ["complete/one", "complete/two"]
 
 
-def test_a_key_with_colons_is_completed_from_the_last_one_where_bash_splits_there(kvstore: Kvstore) -> None:
-    kvstore.out("put", "colon:é:alice", "")
-    assert completed(kvstore, "kvstore get colon:é:al") == ["alice"]
-    assert completed(kvstore, "kvstore get colon:é:") == ["alice"]
-    assert completed(kvstore, "kvstore list --prefix=colon:") == ["é:alice"]
-    assert completed(kvstore, "kvstore get colon:é:al", " \t\n") == ["colon:é:alice"]
+def test_a_key_with_colons_is_completed_from_the_last_one_where_bash_splits_there(
+    completing: Kvstore,
+) -> None:
+    completing.out("put", "colon:é:alice", "")
+    assert completed(completing, "kvstore get colon:é:al") == ["alice"]
+    assert completed(completing, "kvstore get colon:é:") == ["alice"]
+    assert completed(completing, "kvstore list --prefix=colon:") == ["é:alice"]
+    assert completed(completing, "kvstore get colon:é:al", " \t\n") == ["colon:é:alice"]
 
 
 @pytest.mark.parametrize(
     "tail",
     ["x;touch owned", "$HOME", "`touch owned`", "$(touch owned)", "a b", "*", "!!", "'", '"', "\\", "~", "&"],
 )
-def test_a_hostile_key_is_completed_to_one_word_that_is_the_key(kvstore: Kvstore, tail: str) -> None:
+def test_a_hostile_key_is_completed_to_one_word_that_is_the_key(completing: Kvstore, tail: str) -> None:
     key = f"hostile/{tail}"
-    kvstore.out("put", "--", key, "")
-    (word,) = completed(kvstore, "kvstore get hostile/")
+    completing.out("put", "--", key, "")
+    (word,) = completed(completing, "kvstore get hostile/")
     echoed = subprocess.run(
-        ["bash", "-c", f"printf '<%s>' {word}"], capture_output=True, check=True, cwd=kvstore.folder
+        ["bash", "-c", f"printf '<%s>' {word}"], capture_output=True, check=True, cwd=completing.folder
     )
     assert echoed.stdout.decode() == f"<{key}>"
-    assert not (kvstore.folder / "owned").exists()
-    kvstore.out("delete", "--", key)
+    assert not (completing.folder / "owned").exists()
+    completing.out("delete", "--", key)
 
 
-def test_files_are_completed_where_files_are_read(kvstore: Kvstore) -> None:
-    (kvstore.folder / "changes.ndjson").touch()
+def test_files_are_completed_where_files_are_read(completing: Kvstore) -> None:
+    (completing.folder / "changes.ndjson").touch()
     for command in ("batch", "export", "import", "import --state"):
-        assert completed(kvstore, f"kvstore {command} cha") == ["changes.ndjson"]
-    assert completed(kvstore, "kvstore put k @cha") == ["@changes.ndjson"]
-    assert completed(kvstore, "kvstore put k @cha", " \t\n") == ["@changes.ndjson"]
-    assert completed(kvstore, "kvstore put k cha") == []
+        assert completed(completing, f"kvstore {command} cha") == ["changes.ndjson"]
+    assert completed(completing, "kvstore put k @cha") == ["@changes.ndjson"]
+    assert completed(completing, "kvstore put k @cha", " \t\n") == ["@changes.ndjson"]
+    assert completed(completing, "kvstore put k cha") == []
 
 
 def test_completion_of_keys_is_silent_without_a_service(offline: Kvstore) -> None:

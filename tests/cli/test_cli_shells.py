@@ -1,9 +1,12 @@
-"""Interactive shells on a terminal, in which somebody types and presses TAB."""
+"""Interactive shells on a terminal, in which somebody types and presses TAB.
+
+What they find as ``kvstore`` is the stand-in, which prints the words of a line that is run, as the shell
+passed them.
+"""
 
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support import kvstore_command, wait_until
+from support import wait_until
 from support.terminal import Terminal
 
 Kvstore = Any
@@ -49,16 +52,13 @@ class Shell:
     """An interactive shell. Each line that is typed ends with what says that it is done."""
 
     def __init__(self, kvstore: Kvstore, folder: Path, program: list[str], setup: str) -> None:
-        binaries = Path(kvstore_command()[0]).parent
         environment = {
             **{name: value for name, value in kvstore.environment.items() if name != "TERM"},
-            "PATH": f"{binaries}:{os.environ['PATH']}",
             "LC_ALL": "C.UTF-8",
             "HOME": str(folder),
             "PS1": "> ",
         }
         self.folder = folder
-        self.kvstore = kvstore
         self.is_plain = True
         self.replaces_all = True
         self._terminal = Terminal(program, (200, 50), environment, folder)
@@ -77,13 +77,13 @@ class Shell:
             error.add_note(self._terminal.output[-3000:])
             raise
 
-    def prints(self, *lines: str) -> list[str]:
-        """What each of the commands that come of ``lines`` prints."""
+    def words(self, *lines: str) -> list[list[str]]:
+        """The words behind ``kvstore`` in each of the commands that come of ``lines``."""
         outs = [self.folder / f"out{number}" for number in range(len(lines))]
         for out in outs:
             out.unlink(missing_ok=True)
-        self.type(*(f"{line} > {out.name}" for line, out in zip(lines, outs, strict=True)))
-        return [out.read_text(encoding="utf-8") if out.exists() else "" for out in outs]
+        self.type(*(f"kvstore {line} > {out.name}" for line, out in zip(lines, outs, strict=True)))
+        return [out.read_text(encoding="utf-8").split("\0") if out.exists() else [] for out in outs]
 
     def close(self) -> None:
         """End the shell."""
@@ -118,22 +118,29 @@ SHELLS: dict[str, Callable[[Kvstore, Path], Shell]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def filled(completing: Kvstore) -> Kvstore:
+    """The command line against a service with the keys."""
+    for key in KEYS:
+        completing.out("put", "--", key, "")
+    return completing
+
+
 @pytest.fixture(scope="module", params=SHELLS)
 def shell(
-    request: pytest.FixtureRequest, kvstore: Kvstore, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, filled: Kvstore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shell]:
-    """A shell in a folder of its own, with the keys in the store."""
+    """A shell in a folder of its own."""
     if shutil.which(request.param.partition("-")[0]) is None:
         pytest.skip(f"{request.param} is not here")
     if request.param == "bash-completion" and not BASH_COMPLETION.exists():
         pytest.skip("bash-completion is not here")
-    for number, key in enumerate(KEYS):
-        kvstore.out("put", "--", key, f"value {number}")
     folder = tmp_path_factory.mktemp(request.param)
-    (folder / FILE).write_text("from the file")
+    (folder / FILE).touch()
     (folder / "sub").mkdir()
-    (folder / "sub" / "inner").write_text("from below")
-    shell = SHELLS[request.param](kvstore, folder)
+    (folder / "sub" / "inner").touch()
+    (folder / "changes: all.ndjson").touch()
+    shell = SHELLS[request.param](filled, folder)
     # what differs between bashes is where they break words
     shell.is_plain = request.param in ("bash", "zsh", "fish")
     # fish leaves a quote open, and completes an option's value from its last colon
@@ -146,36 +153,33 @@ def test_a_key_is_completed_to_itself(shell: Shell) -> None:
     keys = {
         key: typed for key, typed in KEYS.items() if shell.is_plain or "@" in key or ":" in key or "," in key
     }
-    printed = shell.prints(*(f"kvstore get {typed}{TAB}" for typed in keys.values()))
-    wanted = [f"value {list(KEYS).index(key)}\n" for key in keys]
-    assert dict(zip(keys, printed, strict=True)) == dict(zip(keys, wanted, strict=True))
+    words = shell.words(*(f"get {typed}{TAB}" for typed in keys.values()))
+    assert words == [["get", key] for key in keys]
     assert not (shell.folder / "owned").exists()
 
 
 def test_a_key_is_completed_as_the_value_of_an_option_and_in_quotes(shell: Shell) -> None:
-    typed = {
-        "list --prefix user@ex": "user@example.com\n",
-        "list --prefix=user@ex": "user@example.com\n",
-        "list --prefix=mail:m": "mail:me@home=x:y\n",
-        "get 'user@ex": "value 0\n",
-        "get 'dollar/": "value 7\n",
-        'get "colon:é:al': "value 3\n",
-        'get "dollar/': "value 7\n",
+    lines = {
+        "list --prefix user@ex": ["list", "--prefix", "user@example.com"],
+        "list --prefix=user@ex": ["list", "--prefix=user@example.com"],
+        "list --prefix=mail:m": ["list", "--prefix=mail:me@home=x:y"],
+        "get 'user@ex": ["get", "user@example.com"],
+        "get 'dollar/": ["get", "dollar/$HOME"],
+        'get "colon:é:al': ["get", "colon:é:alice"],
+        'get "dollar/': ["get", "dollar/$HOME"],
     }
     if not shell.replaces_all:
-        typed = {
-            line: printed for line, printed in typed.items() if line.startswith("list") and ":" not in line
-        }
-    printed = shell.prints(*(f"kvstore {line}{TAB}" for line in typed))
-    assert dict(zip(typed, printed, strict=True)) == typed
+        lines = {line: words for line, words in lines.items() if line.startswith("list") and ":" not in line}
+    assert shell.words(*(f"{line}{TAB}" for line in lines)) == list(lines.values())
 
 
 def test_files_commands_options_and_words_are_completed(shell: Shell) -> None:
     if not shell.replaces_all:
         pytest.skip("what fish makes of the names of files is its own")
-    shell.type(f"kvstore put conf @valf{TAB}", f"kvstore put conf2 @sub/{TAB}")
-    assert shell.kvstore.out("get", "conf", "conf2") == b"conf\tfrom the file\nconf2\tfrom below\n"
-    (shell.folder / "changes: all.ndjson").write_text('{"op": "get", "key": "at@"}')
-    done, shown = shell.prints(f"kvstore bat{TAB}chang{TAB}", f"kvstore conf{TAB}show --sync=non{TAB}")
-    assert '"value":"value 1"' in done
-    assert "sync\tnone\tflag --sync" in shown.splitlines()
+    lines = {
+        f"put conf @valf{TAB}": ["put", "conf", f"@{FILE}"],
+        f"put conf2 @sub/{TAB}": ["put", "conf2", "@sub/inner"],
+        f"bat{TAB}chang{TAB}": ["batch", "changes: all.ndjson"],
+        f"conf{TAB}show --sync=non{TAB}": ["config", "show", "--sync=none"],
+    }
+    assert shell.words(*lines) == list(lines.values())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.servers import clean_environment, kvstore_command
+from support.warm import warm_command
 
 RUN_SECONDS = 50
 
@@ -35,12 +35,12 @@ class Examined(NamedTuple):
 
 def examine(url: str, folder: Path, *flags: str) -> Examined:
     """Run ``kvstore doctor --json``, without the listening to silence unless flags are given."""
-    done = subprocess.run(
-        kvstore_command("doctor", "--json", "--url", url, *(flags or ["--quick"])),
-        capture_output=True,
+    done = warm_command(*kvstore_command()).run(
+        ["doctor", "--json", "--url", url, *(flags or ["--quick"])],
+        stdin=b"",
         env=clean_environment(folder),
+        cwd=folder,
         timeout=RUN_SECONDS,
-        check=False,
     )
     assert done.stdout, done.stderr.decode()
     return Examined(done.returncode, json.loads(done.stdout)["checks"])

@@ -10,8 +10,10 @@ As a script, this file is that process.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
+import gc
 import io
 import json
 import os
@@ -20,12 +22,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from kvstore_cli.completion import COMPLETE_VARIABLE
 from kvstore_cli.main import COMMANDS, main
 
 _MOST_BYTES = 64 * 1024
@@ -61,7 +65,8 @@ class WarmCommand:
         """As :func:`subprocess.run` with its output captured."""
         words = [os.fsdecode(word) for word in (self._program, *arguments)]
         call = json.dumps([words, dict(env), str(cwd or Path.cwd())]).encode()
-        if LOADED.isdisjoint(words[1:2]) or len(call) > _MOST_BYTES or _starts_otherwise(env):
+        is_loaded = COMPLETE_VARIABLE in env or not LOADED.isdisjoint(words[1:2])
+        if not is_loaded or len(call) > _MOST_BYTES or _starts_otherwise(env):
             return subprocess.run(
                 words, input=stdin, capture_output=True, cwd=cwd, env=env, timeout=timeout, check=False
             )
@@ -190,8 +195,28 @@ def _writer(descriptor: int, is_unbuffered: bool, **how: Any) -> io.TextIOWrappe
     )
 
 
+def _end(run: Callable[[], int]) -> None:
+    """Run the command and end with its status, without taking apart all that is loaded: that would copy
+    each page of it."""
+    try:
+        status = run()
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        status = end.code
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if threading.active_count() == 1:
+            os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
+    import_module("kvstore_cli.shells")
     for name in LOADED:
         import_module(f"kvstore_cli.commands.{name}")
+    gc.freeze()  # for the same reason
     _serve(socket.socket(fileno=int(sys.argv[1])))
-    sys.exit(main())
+    _end(main)
