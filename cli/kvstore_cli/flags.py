@@ -68,7 +68,7 @@ class TextType(click.ParamType[str]):
         except UnicodeError:
             from kvstore_cli.output import readable
 
-            self.fail(f"'{readable(text)}' is not UTF-8 text, and has to be", param, ctx)
+            self.fail(f"'{readable(text)}' is not UTF-8 text", param, ctx)
 
 
 KEY = TextType(may_be_empty=False)
@@ -138,7 +138,7 @@ class Command(click.Command):
             return error
         name = arguments[-1].make_metavar(ctx).strip("[].")
         return click.UsageError(
-            f"there is no option {error.option_name}; a {name} that begins with a dash goes behind --", ctx
+            f"there is no option {error.option_name}; write -- before a {name} that begins with a dash", ctx
         )
 
 

@@ -109,7 +109,7 @@ class Commands(click.Group):
             if name.removeprefix("--") not in OPTIONS:
                 raise
             raise click.UsageError(
-                f"{name} goes behind the command: kvstore COMMAND {name} ...", ctx
+                f"{name} comes after the command: kvstore COMMAND {name} ...", ctx
             ) from error
 
     def resolve_command(

@@ -137,7 +137,7 @@ def _size(low: int, high: int = 2**62) -> Kind:
 def _parse_positive_duration(given: Any) -> int:
     ms = units.parse_duration(given)
     if ms == 0:
-        raise ValueError(f"{given!r} is no time at all; write for example 500ms or 30s")
+        raise ValueError(f"{given!r} must be greater than zero; write for example 500ms or 30s")
     return ms
 
 
@@ -497,8 +497,8 @@ OPTIONS: dict[str, Option] = {
             "retry-for",
             _DURATION_OR_NEVER,
             None,
-            "How long a command goes on trying while the service is away. Without it, a service that nobody "
-            "has started is said to be away at once, and other trouble is met with a few attempts.",
+            "How long a command goes on trying while the service is away. Without it, a refused "
+            "connection is reported at once, and other trouble is met with a few attempts.",
             _CLIENT,
             "0s; export and import 1m",
         ),

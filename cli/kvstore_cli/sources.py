@@ -34,8 +34,11 @@ def read_value(name: str, limit: Callable[[], int]) -> bytes:
         most = limit()
         body = start if size > most else start + _read(name, file, max(0, most + 1 - len(start)))
     if max(size, len(body)) > most:
-        found = f"{size} bytes" if size > most else "more bytes than that"
-        raise KvError("value_too_large", f"{_shown(name)} has {found}; a value has at most {most} bytes")
+        found = f"{size} bytes" if size > most else "too many bytes"
+        raise KvError(
+            "value_too_large",
+            f"{_shown(name)} has {found}; a value has at most {most} bytes (--max-value-bytes of the daemon)",
+        )
     return body
 
 

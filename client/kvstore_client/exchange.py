@@ -163,7 +163,7 @@ class Exchange:
     def _reason(self) -> tuple[str, str]:
         if self._refusal is not None:
             return self._refusal.code, self._refusal.message
-        within = f"within {self._seconds:g} s"
+        within = f"within {round(self._seconds, 2):g} s"
         if self._was_sent:
             return "timed_out", f"the daemon at {self._endpoint} did not answer {within}"
         return (

@@ -17,7 +17,7 @@ def read_as_of(link: Link, key: str, revision: int) -> dict[str, Any]:
     """
     present = _present(link, key)
     if revision > link.head:
-        raise KvError("bad_request", f"revision {revision} is still to come", revision=link.head)
+        raise KvError("bad_request", f"revision {revision} is in the future", revision=link.head)
     if not is_history(link, revision):
         raise KvError("revision_gone", f"revision {revision} is of a history that a restore has put aside")
     if present is not None and present["revision"] <= revision:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 KEPT = 256
 """How many texts are kept with what they say; a service goes by few names."""
 
+MOST_CHARS = 255 + len(":65535")
+"""A name of the DNS has at most 253 characters (RFC 1035); what is kept is bounded in bytes by it."""
+
 _AUTHORITY = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+))"
     r"(?::(?P<port>[0-9]{0,5}))?"
@@ -28,13 +31,19 @@ class Authority(NamedTuple):
 
     def port_for(self, scheme: str) -> int:
         """The port, that of the scheme where none is given."""
-        return self.port or (443 if scheme.lower() == "https" else 80)
+        if self.port is not None:
+            return self.port
+        return 443 if scheme.lower() == "https" else 80
+
+
+def parse_authority(text: str) -> Authority | None:
+    """What ``text`` names; None if it is no host with perhaps a port, is longer than ``MOST_CHARS``, or
+    holds anything else, as the name of a user."""
+    return _parsed(text) if len(text) <= MOST_CHARS else None
 
 
 @lru_cache(KEPT)
-def parse_authority(text: str) -> Authority | None:
-    """What ``text`` names; None if it is no host with perhaps a port, or holds anything else, as the name
-    of a user."""
+def _parsed(text: str) -> Authority | None:
     found = _AUTHORITY.fullmatch(text)
     if found is None:
         return None

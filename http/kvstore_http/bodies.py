@@ -91,7 +91,7 @@ def require_type(environ: dict[str, Any], wanted: str, header: str = "accept") -
 def refuse_body(environ: dict[str, Any]) -> None:
     """Raise ``bad_request`` for a body where nothing would read it."""
     if environ.get("CONTENT_LENGTH", "0") not in ("", "0"):
-        raise KvError("bad_request", "no body is taken here; what to do stands in the query")
+        raise KvError("bad_request", "this route takes no body; use query parameters")
 
 
 def read_json(environ: dict[str, Any]) -> Any:

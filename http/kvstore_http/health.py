@@ -182,7 +182,7 @@ def _log(status: Status) -> Check:
     oldest, floor, retention = status["oldest_event_at"], status["floor"], status["retention"]
     figures = {"floor": floor, "log_events": status["log_events"], "log_bytes": status["log_bytes"]}
     if floor == 0 or oldest is None:
-        return Check("log", OK, "one can resume from the beginning", {**figures, "shortened_by": None})
+        return Check("log", OK, "the log reaches back to the beginning", {**figures, "shortened_by": None})
     reach = max(0.0, _now(status) - oldest / 1000)
     bound = _shortened_by(status, reach)
     figures |= {"reach_seconds": round(reach, 3), "shortened_by": bound}
@@ -241,7 +241,7 @@ def _connections(status: Status) -> Check:
 def _heard(silent_seconds: float) -> Check:
     figures = {"silent_seconds": round(silent_seconds, 3)}
     if silent_seconds < SILENT_SECONDS:
-        return Check("feed", OK, "changes are heard", figures)
+        return Check("feed", OK, "changes are received", figures)
     message = f"nothing was heard of changes for {_duration(silent_seconds)}: is that the daemon's --changes?"
     return Check("feed", WARNING, f"{message} Events come late", figures)
 

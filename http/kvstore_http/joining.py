@@ -223,6 +223,7 @@ class Joining:
 
     def _begin(self, rider: _Rider, start: Start) -> None:
         rider.start, rider.merge = start, None
+        rider.shown, rider.next_shown = NOTHING, 0
         here = self._track(rider).cursor
         since = start.since
         if not start.snapshot and since is not None:
@@ -290,7 +291,8 @@ class Joining:
                 work.clear()
                 work.wait(TICK_SECONDS)
                 continue
-            serve(rider)
+            with self._in_hand([rider]):
+                serve(rider)
 
     @contextmanager
     def _in_hand(self, riders: Iterable[_Rider], *queues: dict[_Rider, None]) -> Iterator[None]:
@@ -365,18 +367,12 @@ class Joining:
             with self._in_hand([first], self._for_snapshot):
                 self._show_on([first])
             return
-        # who is at the same place and has taken all before it
-        riders = [
-            rider
-            for rider in self._for_snapshot
-            if rider.place == first.place
-            and rider.start == first.start
-            and rider.next_shown >= len(rider.shown.messages)
-        ]
+        riders = self._with(first)
         with self._in_hand(riders, self._for_snapshot):
             try:
                 if first.merge is None:
-                    self._begin_snapshot(riders + self._gathered(first))
+                    riders += self._gathered(first)
+                    self._begin_snapshot(riders)
                 else:
                     self._show_page(riders, self._own(riders, first.merge))
             except KvError as error:
@@ -392,12 +388,20 @@ class Joining:
         if pause <= 0:
             return []
         gevent.sleep(pause)
-        riders = [
-            rider for rider in self._for_snapshot if rider.place == first.place and rider.start == first.start
-        ]
+        riders = self._with(first)
         for rider in riders:
             del self._for_snapshot[rider]
         return riders
+
+    def _with(self, first: _Rider) -> list[_Rider]:
+        """Those who are at the same place of a snapshot as ``first`` and have taken all before it."""
+        return [
+            rider
+            for rider in self._for_snapshot
+            if rider.place == first.place
+            and rider.start == first.start
+            and rider.next_shown >= len(rider.shown.messages)
+        ]
 
     def _begin_snapshot(self, riders: list[_Rider]) -> None:
         kind, start = riders[0].kind, riders[0].start
@@ -468,7 +472,12 @@ class Joining:
 
     def _follow(self, first: _Rider) -> None:
         if self._is_remembered(first):
-            ready = [rider for rider in self._for_log if self._is_remembered(rider)]
+            epoch = first.position.epoch
+            ready = [
+                rider
+                for rider in self._for_log
+                if rider.position.epoch == epoch and self._is_remembered(rider)
+            ]
             with self._in_hand(ready, self._for_log):
                 self._finish(ready)
             return

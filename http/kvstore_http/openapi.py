@@ -38,7 +38,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "kvstore",
             "version": version("kvstore"),
-            "description": "A key-value store that tells everyone who asked what changed.",
+            "description": "A key-value store that notifies subscribers of every change.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],

@@ -79,7 +79,7 @@ def _on_http_error(
     """Falcon's own refusals. The routes leave it one: a path that nothing is mounted at."""
     if error.status_code == 404:
         known = "the routes are listed at /openapi.json"
-        _on_error(req, resp, KvError("no_such_route", f"nothing is mounted here; {known}"), params)
+        _on_error(req, resp, KvError("no_such_route", f"there is no such route; {known}"), params)
     else:
         _on_error(req, resp, KvError("bad_request", error.title or "the request is malformed"), params)
 

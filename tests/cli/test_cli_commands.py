@@ -146,11 +146,11 @@ def test_a_ttl_can_be_given_changed_and_taken_away(kvstore: Kvstore) -> None:
 
 
 def test_incr_counts_in_both_directions_and_refuses_what_is_no_number(kvstore: Kvstore) -> None:
-    assert kvstore.out("incr", "n") == b"1\n"
-    assert kvstore.out("incr", "n", "--by", "-43") == b"-42\n"
-    assert kvstore.lines("incr", "n", "--by", "42", "--json")[0]["value"] == 0
-    kvstore.out("put", "n", "many")
-    assert kvstore("incr", "n").returncode == 1
+    assert kvstore.out("incr", "counted/visits") == b"1\n"
+    assert kvstore.out("incr", "counted/visits", "--by", "-43") == b"-42\n"
+    assert kvstore.lines("incr", "counted/visits", "--by", "42", "--json")[0]["value"] == 0
+    kvstore.out("put", "counted/visits", "many")
+    assert kvstore("incr", "counted/visits").returncode == 1
 
 
 @pytest.mark.parametrize("number", ["-5", "-0.5", "-.5e3", "-2026-01-31"])
@@ -406,12 +406,12 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["put", "k", "v", "--content-type", "caf\u00e9"], 2, "content-type"),
         (["put", "k", "v", "--content-type", "a/b\r\nX: y"], 2, "content-type"),
         (["subscribe", "--since", "yesterday"], 2, "is not a cursor"),
-        (["wait", "no/such", "--exists", "--timeout", "50ms"], 124, "did not come to exist within 50ms"),
+        (["wait", "no/such", "--exists", "--timeout", "50ms"], 124, "did not appear within 50ms"),
         (["get"], 2, "KEY, --all, --prefix"),
         (["get", "a", "--all"], 2, "not several"),
         (["get", "--all", "--default", "x"], 2, "go with a KEY"),
         (["get", "a", "--null", "--json"], 2, "three forms"),
-        (["put", "k", "-abc"], 2, "there is no option -a; a VALUE that begins with a dash goes behind --"),
+        (["put", "k", "-abc"], 2, "there is no option -a; write -- before a VALUE that begins with a dash"),
         (["incr", "k", "1", "--by", "2"], 2, "N and --by are the same"),
         (["incr", "k", "many"], 2, "'many' is not a whole number"),
         (["list", "a", "--prefix", "b"], 2, "are the same"),
@@ -445,7 +445,7 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["HGET"], 2, "did you mean 'kvstore get'"),
         (["unset"], 2, "did you mean 'kvstore delete'"),
         (["version"], 2, "did you mean 'kvstore --version'"),
-        (["--url", "http://x", "get", "k"], 2, "--url goes behind the command"),
+        (["--url", "http://x", "get", "k"], 2, "--url comes after the command"),
         (["config", "check", "--requests", "ipc:///tmp/a", "--changes", "ipc:///tmp/a"], 2, "have to differ"),
         (["get", "k", "--nonsense"], 2, "--nonsense"),
         (["completion", "tcsh"], 2, "tcsh"),

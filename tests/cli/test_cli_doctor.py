@@ -77,7 +77,7 @@ def test_a_person_reads_one_line_for_each_finding_and_where_it_writes(kvstore: K
     assert done.returncode == 0
     said = done.stderr.decode()
     assert "takes at most" in said
-    assert f"writes under {SCRATCH}" in said
+    assert f"writes keys under {SCRATCH}" in said
     shown = done.stdout.decode().splitlines()
     statuses = [line.split()[0] for line in shown if not line.startswith(" ")]
     assert set(statuses) <= {OK, NOTE, WARNING, SKIPPED}

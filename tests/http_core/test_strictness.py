@@ -32,6 +32,8 @@ REFUSED = {
     "a host beyond ASCII": GET + b"Host: l\xc3\xb6cal\r\n\r\n",
     "a port that is none": GET + b"Host: localhost:80a\r\n\r\n",
     "a port too high": GET + b"Host: localhost:65536\r\n\r\n",
+    "a host longer than a name can be": GET + b"Host: " + b"a" * 300 + b"\r\n\r\n",
+    "port 0, which is no default": b"GET http://localhost/livez HTTP/1.1\r\nHost: localhost:0\r\n\r\n",
     "an address that is none": GET + b"Host: [::zz]\r\n\r\n",
     "an absolute address of another host": b"GET http://evil.example/livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "an absolute address with a user": b"GET http://u@localhost/livez HTTP/1.1\r\nHost: localhost\r\n\r\n",

@@ -61,7 +61,7 @@ def command(context: click.Context, file: str, force: bool, as_json: bool) -> No
     place = "standard output" if file == "-" else output.readable(file)
     output.talk(
         f"revision {found.revision}, {found.keys:,} keys, {found.events:,} events, "
-        f"{size(found.bytes)}: backed up to {place}"
+        f"{size(found.bytes)}: {output.readable(str(folder))} is backed up to {place}"
     )
 
 
@@ -86,12 +86,10 @@ def _to_file(folder: Path, path: Path, report: Report, *, replace: bool) -> Back
         with whole_file(path, replace=replace) as file:
             return back_up(folder, steadily(file), _now(), report)
     except FileExistsError as error:
-        raise click.UsageError(
-            f"{output.readable(str(path))} is there already; --force replaces it"
-        ) from error
+        raise click.UsageError(f"{output.readable(str(path))} already exists; --force replaces it") from error
     except OSError as error:
         raise click.ClickException(
-            f"{output.readable(str(path))} cannot be written: {error.strerror}; nothing was left of it"
+            f"{output.readable(str(path))} cannot be written: {error.strerror}; nothing was left behind"
         ) from error
 
 

@@ -50,7 +50,9 @@ def command(context: click.Context, file: str | None, as_json: bool) -> int:
         shown = faults[:SHOWN_FAULTS]
         output.write_json({"whole": not faults, "faults": shown, "fault_count": len(faults), **found})
     else:
-        _say(found, faults, "restore a backup" if file is None else "do not rely on this backup")
+        what = str(data_folder(context)) if file is None else file
+        advice = "restore a backup" if file is None else "do not rely on it as a backup"
+        _say(output.readable(what), found, faults, advice)
     return EXIT_ERROR if faults else EXIT_DONE
 
 
@@ -64,7 +66,7 @@ def _check_backup(path: Path, faults: list[str], steps: Steps) -> dict[str, Any]
     from kvstore_daemon.engine.backup import check_backup
 
     if path.is_dir():
-        raise click.UsageError(f"{output.readable(str(path))} is a folder; a data folder goes behind --data")
+        raise click.UsageError(f"{output.readable(str(path))} is a folder; name a data folder with --data")
     try:
         with path.open("rb") as file:
             return check_backup(file, faults.append, steps)
@@ -72,14 +74,14 @@ def _check_backup(path: Path, faults: list[str], steps: Steps) -> dict[str, Any]
         raise click.UsageError(f"cannot read {output.readable(str(path))}: {error.strerror}") from error
 
 
-def _say(found: dict[str, Any], faults: list[str], advice: str) -> None:
+def _say(what: str, found: dict[str, Any], faults: list[str], advice: str) -> None:
     for fault in faults[:SHOWN_FAULTS]:
         output.write_line(output.visible(fault))
     if faults:
-        output.talk(f"damaged: {len(faults):,} fault{'s' if len(faults) > 1 else ''}; {advice}")
+        output.talk(f"{what} is damaged: {len(faults):,} fault{'s' if len(faults) > 1 else ''}; {advice}")
         return
     free = found["file_bytes"] - found["bytes"]
     output.talk(
-        f"whole: revision {found['revision']}, {found['keys']:,} keys, {found['events']:,} events, "
+        f"{what} is whole: revision {found['revision']}, {found['keys']:,} keys, {found['events']:,} events, "
         f"{size(found['file_bytes'])}, of which {size(free)} are free"
     )

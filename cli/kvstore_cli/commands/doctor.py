@@ -57,7 +57,9 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
     # what was written is deleted then
     end_on_signals()
     seconds = longest_seconds(probe.idle, is_quick=quick, is_read_only=read_only)
-    writes = "writes nothing" if read_only else f"writes under {probe.scratch} and deletes it"
+    writes = (
+        "writes nothing" if read_only else f"writes keys under {probe.scratch} and deletes them afterwards"
+    )
     output.talk(f"examining {url}: takes at most {seconds} s, {writes}")
     outcome = examine(probe, (lambda *_: None) if as_json else tell, is_quick=quick, is_read_only=read_only)
     if as_json:

@@ -26,7 +26,7 @@ from kvstore_client.errors import EXIT_DONE, KvError
     help="All keys that begin with P, with their values.",
 )
 @click.option("--raw", is_flag=True, help="The value's bytes and nothing else, no newline.")
-@click.option("--null", "-0", "null", is_flag=True, help="Each KEY, and each VALUE, with a NUL behind it.")
+@click.option("--null", "-0", "null", is_flag=True, help="Each KEY, and each VALUE, followed by a NUL.")
 @click.option("--json", "as_json", is_flag=True, help="The record as JSON, one object a line.")
 @click.option(
     "--default", type=TEXT, metavar="VALUE", help="Print VALUE, and succeed, if there is no such key."
@@ -48,10 +48,10 @@ def command(
     """Print the value of KEY; of several KEYs, of all that begin with --prefix, or of --all, each key
     with its value.
 
-    A value comes out as it went in, with a newline behind it unless it ends with one. A terminal
+    A value comes out as it went in, followed by a newline unless it ends with one. A terminal
     gets control characters as escapes and a description of what is no text. --raw gives the bytes
     alone. Several keys come as KEY, a tab, VALUE, one a line; on a terminal as a table. The KEYs are
-    read at one moment; of each that is not there it is said, and the others are printed.
+    read at one moment; a missing one is reported on standard error, the others are printed.
 
     Exit status: 0, or 3 if there is no such key.
 

@@ -78,8 +78,8 @@ def command(
     --exec runs CMD in a shell, one event at a time, with the value (of an expired key the last
     one) on standard input and the event in KVSTORE_EVENT_OP, _KEY, _REVISION, _INDEX, _COUNT,
     _TIME, _CONTENT_TYPE, _VERSION, _EXPIRES_AT, _PREVIOUS_REVISION and _CURSOR. A command that
-    fails is said aloud and the stream goes on; the exit status is then 1. With --fail-fast it ends
-    there, and the event stays undelivered. A CMD never outlives this command.
+    fails is reported on standard error and the stream goes on; the exit status is then 1. With
+    --fail-fast it ends there, and the event stays undelivered. A CMD never outlives this command.
 
     \b
     Examples:

@@ -78,7 +78,7 @@ def command(
 
 
 _SHORTFALLS = {
-    "--exists": "did not come to exist",
+    "--exists": "did not appear",
     "--gone": "still existed, and did not go,",
     "--equals": "did not become {!r}",
     "--changed": "did not change",

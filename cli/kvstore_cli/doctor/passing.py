@@ -290,8 +290,8 @@ def _whole_value(probe: Probe, size: int) -> Iterator[Finding]:
         yield failed("body_changed", f"a value of {size} bytes did not come back as it was stored")
     else:
         yield ok(
-            f"a value of {size} bytes, the largest, goes there in {reply.seconds * 1000:.0f} ms "
-            "and comes back whole",
+            f"a value of {size} bytes, the largest, was stored in {reply.seconds * 1000:.0f} ms "
+            "and read back intact",
             value_bytes=size,
         )
 

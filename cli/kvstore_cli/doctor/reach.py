@@ -151,7 +151,7 @@ def compared(whose: str, stamp: float, step: float, before: float, after: float)
         direction = "ahead of" if skew > 0 else "behind"
         message = f"{whose} is at least {abs(skew):.1f} s {direction} the one here"
         return warning("clock_skew", message, **figures)
-    return ok(f"{whose} agrees with the one here, as far as {abs(skew) + doubt:.3f} s tell", **figures)
+    return ok(f"{whose} agrees with the one here to within {abs(skew) + doubt:.3f} s", **figures)
 
 
 def protocol(probe: Probe) -> Iterator[Finding]:

@@ -30,7 +30,7 @@ def refuse_target(path: Path, *, force: bool) -> None:
         )
     refuse_mounted(path)
     if path.exists() and not force:
-        raise click.UsageError(f"{output.readable(str(path))} is there already; --force replaces it")
+        raise click.UsageError(f"{output.readable(str(path))} already exists; --force replaces it")
 
 
 def refuse_mounted(path: Path) -> None:

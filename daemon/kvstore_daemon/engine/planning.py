@@ -47,7 +47,7 @@ def _check_condition(write: Write, current: Stored | None) -> None:
         message = f"the key does not exist; revision {wanted} was asked for"
     else:
         message = f"the key is at revision {found}; {wanted} was asked for"
-    raise KvError("condition_failed", f"{message}: read it again and decide anew", revision=found)
+    raise KvError("condition_failed", f"{message}: read it again and retry", revision=found)
 
 
 def _put(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
@@ -81,9 +81,7 @@ def _incr(write: Write, current: Stored | None, revision: int, now: int) -> Plan
         return _count(write.by, TEXT_CONTENT_TYPE, current, revision, now)
     value = current.value or b""
     if _INTEGER.fullmatch(value) is None:
-        raise KvError(
-            "not_an_integer", "incr needs a value of decimal digits, with a minus sign before them or none"
-        )
+        raise KvError("not_an_integer", "the value is not a decimal integer, which incr needs")
     return _count(int(value) + write.by, current.content_type, current, revision, now)
 
 

@@ -65,7 +65,7 @@ def restore(source: BinaryIO, folder: Path, now: int, *, replace: bool, steps: S
             raise KvError(
                 "not_allowed",
                 f"there is a store in {folder.absolute()} already; "
-                "--force puts the backup in its place, and keeps it",
+                "--force puts the backup in its place and keeps the old file beside it",
             )
         with _draft(data) as draft:
             backup = _received(source, draft, steps)
