@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 
 from support.ports import free_port
 from support.waiting import wait_until
+from support.warm import WarmProcess, start_server
 
 STOP_SECONDS = 20
 READY_SECONDS = 30
@@ -80,16 +81,28 @@ class Server:
         self.log = folder / f"{self.name}.stderr"
         # what a person would see on a terminal, unless the test asks for something else
         self.environment = clean_environment(folder, **{"KVSTORE_LOG_FORMAT": "text", **(environment or {})})
-        self.process: subprocess.Popen[bytes] | None = None
+        # a variable that is not for the command may matter before it runs: to libraries, to the loader
+        self._starts_as_usual = any(not name.startswith("KVSTORE_") for name in environment or {})
+        self.process: subprocess.Popen[bytes] | WarmProcess | None = None
         self._expected_to_run = False
 
     def start(self) -> Self:
         """Start the process and return once it said that it is ready."""
         assert not self.is_running, f"{self.name} runs already"
         offset = self.log.stat().st_size if self.log.exists() else 0
+        self.process = self._begin(kvstore_command(self.name, *flags(self.options)))
+        self._expected_to_run = True
+        self._wait_until_ready(offset)
+        return self
+
+    def _begin(self, command: list[str]) -> subprocess.Popen[bytes] | WarmProcess:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                dies_with_us([*self.wrapper, *kvstore_command(self.name, *flags(self.options))]),
+            if not (self._starts_as_usual or self.wrapper or self.passed_descriptors):
+                warm = start_server(command, env=self.environment, cwd=self.folder, output=log.fileno())
+                if warm is not None:
+                    return warm
+            return subprocess.Popen(
+                dies_with_us([*self.wrapper, *command]),
                 pass_fds=self.passed_descriptors,
                 env=self.environment,
                 cwd=self.folder,
@@ -97,9 +110,6 @@ class Server:
                 stdout=log,
                 stderr=log,
             )
-        self._expected_to_run = True
-        self._wait_until_ready(offset)
-        return self
 
     def _wait_until_ready(self, offset: int) -> None:
         def ready() -> re.Match[str] | None:

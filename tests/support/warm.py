@@ -1,9 +1,10 @@
-"""Runs of the ``kvstore`` command that share its start.
+"""Runs of the ``kvstore`` command, and of its servers, that share a start.
 
-A test run makes some two thousand, each a process of a tenth of a second, of which nine parts in ten are
-the interpreter and its imports. Here one process per run of pytest has done those and forks for each call:
-a process with arguments, variables, folder and standard streams of its own, as a shell's would be. Rejected:
-calling ``main()`` in the tests' own process, where no exit status, stream or signal would be real.
+A test run makes some two thousand runs of the command, each a process of a tenth of a second, and starts
+some seven hundred servers of two to four tenths; nine parts in ten of it are the interpreter and its
+imports. Here a process for each kind has done those and forks for each call: a process with arguments,
+variables, folder and standard streams of its own, as a shell's would be, that receives signals and leaves
+a status. Rejected: calling ``main()`` in the tests' own process, where none of this would be real.
 
 As a script, this file is that process.
 """
@@ -17,6 +18,7 @@ import gc
 import io
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -34,24 +36,56 @@ from kvstore_cli.main import COMMANDS, main
 
 _MOST_BYTES = 64 * 1024
 """Of a call's arguments and variables, so that they fit into one message."""
-_DECIDED_AT_START = ("PYTHON", "LC_", "LANG")
-"""What the interpreter reads before it runs anything; a call that changes these has one of its own."""
+_DECIDED_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "TZ", "GEVENT", "ZMQ_")
+"""What is read before anything runs, or by an import; a call that changes these has a start of its own."""
 _PR_SET_PDEATHSIG = 1
 
 LOADED = frozenset(COMMANDS) - {"serve", "daemon", "http", "config", "top"}
 """Commands that load nothing heavy and need no signals of their own; the others are run as usual."""
+_PARTS = ("kvstore_cli.activation", "kvstore_cli.logs", "kvstore_cli.notify", "encodings.idna")
+_SERVERS = {
+    "daemon": ("kvstore_cli.commands.daemon", "kvstore_daemon.main", *_PARTS),
+    "http": ("kvstore_cli.commands.http", "kvstore_http.main", "kvstore_http.worker", *_PARTS),
+}
+"""What the servers load until they are ready. None of it makes a thread, a socket, a hub of gevent or a
+context of ZeroMQ, which would not outlive the fork."""
 
 
-class WarmCommand:
-    """The process that has the command loaded."""
+class Warm:
+    """The process that has ``modules`` loaded."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, modules: Sequence[str]) -> None:
         self._program = program
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(theirs.fileno())], pass_fds=(theirs.fileno(),)
+                [sys.executable, "-P", __file__, str(theirs.fileno()), *modules],
+                pass_fds=(theirs.fileno(),),
             )
+
+    def call(self, call: bytes, streams: Sequence[int]) -> int:
+        """Begin a process with these streams. Returns the end of a pipe on which its id comes and, once it
+        has ended, its status."""
+        told, tells = os.pipe()
+        try:
+            socket.send_fds(self._socket, [call], [*streams, tells])
+        finally:
+            os.close(tells)
+        return told
+
+    def encoded(self, arguments: Sequence[str | bytes], env: Mapping[str, str], cwd: Path | None) -> bytes:
+        """A call as it is sent."""
+        words = [os.fsdecode(word) for word in (self._program, *arguments)]
+        return json.dumps([words, dict(env), str(cwd or Path.cwd())]).encode()
+
+
+class WarmCommand(Warm):
+    """The process that has the command loaded."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__(
+            program, ["kvstore_cli.shells", *(f"kvstore_cli.commands.{name}" for name in LOADED)]
+        )
 
     def run(
         self,
@@ -64,22 +98,88 @@ class WarmCommand:
     ) -> subprocess.CompletedProcess[bytes]:
         """As :func:`subprocess.run` with its output captured."""
         words = [os.fsdecode(word) for word in (self._program, *arguments)]
-        call = json.dumps([words, dict(env), str(cwd or Path.cwd())]).encode()
+        call = self.encoded(arguments, env, cwd)
         is_loaded = COMPLETE_VARIABLE in env or not LOADED.isdisjoint(words[1:2])
         if not is_loaded or len(call) > _MOST_BYTES or _starts_otherwise(env):
             return subprocess.run(
                 words, input=stdin, capture_output=True, cwd=cwd, env=env, timeout=timeout, check=False
             )
-        pipes = [os.pipe() for _ in range(4)]
+        pipes = [os.pipe() for _ in range(3)]
         theirs = [pipes[0][0], *(writing for _, writing in pipes[1:])]
         ours = [pipes[0][1], *(reading for reading, _ in pipes[1:])]
         try:
-            socket.send_fds(self._socket, [call], theirs)
+            ours.append(self.call(call, theirs))
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
         out, err, told = _communicate(ours, stdin, timeout, words)
         return subprocess.CompletedProcess(words, int(told.split()[1]), out, err)
+
+
+class WarmProcess:
+    """A server that was begun so: what of :class:`subprocess.Popen` the tests use."""
+
+    def __init__(self, told: int) -> None:
+        self._told = told
+        self._said = b""
+        while b" " not in self._said:
+            self._read()
+        self.pid = int(self._said.split()[0])
+        self.returncode: int | None = None
+
+    def _read(self) -> bool:
+        """Read what is told; whether that was all."""
+        more = os.read(self._told, 64)
+        self._said += more
+        assert more or self._said.partition(b" ")[2], "the process that starts servers is gone"
+        return not more
+
+    def poll(self) -> int | None:
+        """Its status once it has ended, as :meth:`subprocess.Popen.poll`."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its status, as :meth:`subprocess.Popen.wait`."""
+        if self.returncode is None:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            is_over = False
+            while not is_over:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not select.select([self._told], [], [], left)[0]:
+                    raise subprocess.TimeoutExpired("kvstore", timeout or 0)
+                is_over = self._read()
+            os.close(self._told)
+            self.returncode = int(self._said.split()[1])
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+def start_server(
+    command: Sequence[str], *, env: Mapping[str, str], cwd: Path, output: int
+) -> WarmProcess | None:
+    """Begin a server by its whole command line, with its output in the descriptor ``output``; None where it
+    has to be started as usual."""
+    program, *arguments = command
+    if arguments[0] not in _SERVERS or _starts_otherwise(env):
+        return None
+    warm = warm_server(program, arguments[0])
+    null = os.open(os.devnull, os.O_RDONLY)
+    try:
+        return WarmProcess(warm.call(warm.encoded(arguments, env, cwd), [null, output, output]))
+    finally:
+        os.close(null)
 
 
 def _starts_otherwise(env: Mapping[str, str]) -> bool:
@@ -130,18 +230,25 @@ def warm_command(program: str) -> WarmCommand:
     return WarmCommand(program)
 
 
+@functools.cache
+def warm_server(program: str, name: str) -> Warm:
+    """The one of this process for the server ``name``."""
+    return Warm(program, _SERVERS[name])
+
+
 # ── the process that forks ──────────────────────────────────────────────────────────────────────────
 
 
 def _serve(calls: socket.socket) -> None:
     """Fork for each call. Returns in the process that is to run one; the others end in here."""
+    forking = os.getpid()
     while True:
         call, descriptors, _, _ = socket.recv_fds(calls, 2 * _MOST_BYTES, 4)
         if not call:  # whoever calls is gone
             os._exit(0)
         if os.fork() == 0:
             calls.close()
-            return _run(json.loads(call), descriptors)
+            return _run(json.loads(call), descriptors, forking)
         for descriptor in descriptors:
             os.close(descriptor)
         with contextlib.suppress(ChildProcessError):
@@ -149,9 +256,19 @@ def _serve(calls: socket.socket) -> None:
                 pass
 
 
-def _run(call: list[Any], descriptors: Sequence[int]) -> None:
+def _end_with(parent: int) -> None:
+    """Be killed when ``parent``, whose child this is, ends, however it ends."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _run(call: list[Any], descriptors: Sequence[int], forking: int) -> None:
     *streams, status = descriptors
     runner = os.getpid()
+    _end_with(forking)
     pid = os.fork()
     if pid == 0:
         os.close(status)
@@ -167,11 +284,7 @@ def _run(call: list[Any], descriptors: Sequence[int]) -> None:
 
 def _become(call: list[Any], streams: Sequence[int], runner: int) -> None:
     """Be a process that was started like this."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != runner:
-        os._exit(1)
+    _end_with(runner)
     words, env, folder = call
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
@@ -214,9 +327,11 @@ def _end(run: Callable[[], int]) -> None:
 
 
 if __name__ == "__main__":
-    import_module("kvstore_cli.shells")
-    for name in LOADED:
-        import_module(f"kvstore_cli.commands.{name}")
+    for name in sys.argv[2:]:
+        import_module(name)
     gc.freeze()  # for the same reason
     _serve(socket.socket(fileno=int(sys.argv[1])))
+    if _SERVERS.keys() & sys.argv[1:2]:
+        # taken apart, as always: this is where a thread or a socket too many shows
+        sys.exit(main())
     _end(main)

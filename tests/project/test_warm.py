@@ -1,0 +1,55 @@
+"""A server that shares its start with others is a process like one that was started by itself."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import Daemon, Facade, Server
+from support.warm import WarmProcess
+
+
+def described(server: Server) -> dict[str, object]:
+    """What a process got from whoever started it, and what the server made of that."""
+    proc = Path(f"/proc/{server.pid}")
+    status = (proc / "status").read_text()
+    open_files = sorted(re.sub(r"\d+", "N", str(each.readlink())) for each in (proc / "fd").iterdir())
+    return {
+        "signals": re.findall(r"^Sig(?:Blk|Ign|Cgt):.*", status, re.MULTILINE),
+        "open files": [name for name in open_files if name.startswith(("socket:", "anon_inode:", "pipe:"))],
+        "streams": [(proc / "fd" / str(number)).readlink().name for number in range(3)],
+        "folder": (proc / "cwd").readlink() == server.folder,
+        "threads": len(list((proc / "task").iterdir())),
+        "limits": (proc / "limits").read_text(),
+        "group": (proc / "stat").read_text().rpartition(")")[2].split()[2],
+    }
+
+
+@pytest.mark.parametrize("kind", ["daemon", "http"])
+def test_it_has_what_others_have_and_ends_as_they_do(
+    kind: str,
+    daemon: Daemon,
+    start_daemon: Callable[..., Daemon],
+    start_facade: Callable[..., Facade],
+) -> None:
+    def start(environment: dict[str, str] | None) -> Server:
+        if kind == "daemon":
+            return start_daemon(environment=environment)
+        return start_facade(daemon, environment=environment)
+
+    shared, alone = start(None), start({"ANY_VARIABLE": "has it started by itself"})
+    assert isinstance(shared.process, WarmProcess)
+    assert not isinstance(alone.process, WarmProcess)
+    assert described(shared) == described(alone)
+    for server in (shared, alone):
+        server.stop()
+        assert server.process is not None
+        assert server.process.poll() == 0
+        server.start()
+        server.kill()
+        assert server.process.poll() == -signal.SIGKILL
+    assert isinstance(shared.process, WarmProcess)
