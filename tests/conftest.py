@@ -13,17 +13,20 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support.searching import EXAMPLES, LONG_EXAMPLES
 from support.servers import Daemon, Facade, Serve, Server, Service
 from support.torture import PROPERTY, Survived, summary
 
 STDERR_SHOWN_BYTES = 20_000
 
 # Examples take as long as the machine needs: a slow one is not a wrong one.
-settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "local", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=EXAMPLES
+)
 settings.register_profile(
     "ci", settings.get_profile("local"), derandomize=False, print_blob=True, database=None
 )
-settings.register_profile("long", settings.get_profile("ci"), max_examples=2_000)
+settings.register_profile("long", settings.get_profile("ci"), max_examples=LONG_EXAMPLES)
 
 
 # A run in the background or under nohup is started with these ignored, and what the tests start would

@@ -14,6 +14,7 @@ from kvstore_client.follow import Batch, Filter, Follower, LogPage, SnapshotMerg
 from kvstore_client.model import Cursor, Event, Record
 from kvstore_client.protocol import Change, Heartbeat, Reply
 from support.model_store import EPOCHS, KEYS, Store, put, serve
+from support.searching import examples
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +155,7 @@ class Following(RuleBasedStateMachine):
 
 
 TestFollowing = Following.TestCase
-TestFollowing.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestFollowing.settings = settings(max_examples=examples(80), stateful_step_count=40, deadline=None)
 
 
 def follow(start: int = 0, **options: Any) -> Follower:
@@ -268,7 +269,7 @@ commits = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     wanted=st.builds(
         Filter,

@@ -22,6 +22,7 @@ from kvstore_client.protocol import (
 )
 from kvstore_client.watcher import Item, Reset, Sync, Watcher
 from support.model_store import KEYS, Store, serve
+from support.searching import examples
 
 FILTERS = [
     Filter(),
@@ -186,7 +187,7 @@ class Watching:
         self.check_cursor()
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(100))
 @given(st.integers(0, 2**32 - 1))
 def test_whoever_keeps_a_cursor_has_the_state_of_it(seed: int) -> None:
     Watching(Random(seed)).run(60)

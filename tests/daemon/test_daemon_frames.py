@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support import Daemon
+from support.searching import examples
 from support.wire import Peer, get, put
 
 pytestmark = pytest.mark.slow
@@ -236,7 +237,7 @@ requests = st.builds(
 frames = st.lists(requests | st.binary(max_size=40), min_size=1, max_size=4)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(frames=frames)
 def test_any_frames_get_one_reply_of_the_protocol(peer: Peer, frames: list[bytes]) -> None:
     reply = orjson.loads(peer.exchange(*frames)[0])

@@ -15,6 +15,7 @@ from kvstore_client.errors import KvError
 from kvstore_daemon.engine import EngineSettings, EventFilter, Retention, Write, WriteRequest
 from kvstore_daemon.engine.lmdb_engine import LmdbEngine
 from support.engine_store import FakeClock, Store, refused
+from support.searching import examples
 
 pytestmark = pytest.mark.slow
 
@@ -245,4 +246,4 @@ class EngineModel(RuleBasedStateMachine):
 
 
 TestEngineModel = EngineModel.TestCase
-TestEngineModel.settings = settings(max_examples=40, stateful_step_count=40)
+TestEngineModel.settings = settings(max_examples=examples(15), stateful_step_count=40)

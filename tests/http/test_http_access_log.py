@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from kvstore_client import Client
 from support import Daemon, Facade, wait_until
+from support.searching import examples
 from support.servers import Service
 from support.session import Session, path_of
 from support.streams import open_stream
@@ -233,7 +234,7 @@ def attempts(key: str, value: bytes, text: str) -> list[tuple[str, str, bytes | 
     ]
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(10))
 @given(
     key=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20),
     around=st.tuples(st.binary(max_size=30), st.binary(max_size=30)),

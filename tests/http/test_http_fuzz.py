@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kvstore_client.errors import ERRORS
 from kvstore_http.contract import ENDPOINTS, Endpoint
+from support.searching import examples
 from support.session import Session
 
 NASTY = (
@@ -186,7 +187,7 @@ def ask(
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda e: f"{e.method} {e.path}")
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(8), suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_parameter_and_no_header_makes_the_service_fail(
     session: Session, endpoint: Endpoint, data: st.DataObject
@@ -207,7 +208,7 @@ def test_each_known_trouble_is_met_in_each_place(session: Session, endpoint: End
             ask(session, endpoint, {parameter: text}, {}, b"{}")
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(60))
 @given(batch=st.lists(ops, min_size=1, max_size=4), atomic=st.booleans() | values)
 def test_no_batch_makes_the_service_fail(session: Session, batch: list[Any], atomic: Any) -> None:
     body = json.dumps({"ops": batch, "atomic": atomic}).encode()

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from support.searching import examples
 from support.servers import Service
 from support.session import Session, assert_problem, path_of
 from support.surfaces import Answer
@@ -285,5 +286,5 @@ def _value(item: dict[str, Any]) -> bytes:
 def test_the_service_does_what_a_dict_does(shared_service: Service, session: Session) -> None:
     model = type("Model", (ServiceModel,), {"session": session, "url": shared_service.url})
     run_state_machine_as_test(
-        model, settings=settings(max_examples=40, stateful_step_count=40, deadline=None)
+        model, settings=settings(max_examples=examples(12), stateful_step_count=40, deadline=None)
     )

@@ -70,66 +70,100 @@ def modules() -> Iterator[tuple[str, Path]]:
 MODULES = dict(modules())
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """The absolute names that ``tree`` imports, wherever in it."""
-    for node in ast.walk(tree):
+def imports(module: str) -> Iterator[str]:
+    """The absolute names that a module imports, wherever in it."""
+    file = MODULES[module]
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: imports are absolute, so that this test reads them"
+            assert node.level == 0, (
+                f"{file}, line {node.lineno}: imports are absolute, so that this test reads them"
+            )
             assert node.module is not None
             yield node.module
 
 
-def parsed(module: str) -> ast.Module:
-    return ast.parse(MODULES[module].read_text(), str(MODULES[module]))
+@pytest.fixture(scope="module")
+def imported() -> list[tuple[str, str]]:
+    """Each module with each name that it imports."""
+    return [(module, name) for module in MODULES for name in imports(module)]
+
+
+Imported = list[tuple[str, str]]
 
 
 def top(name: str) -> str:
     return name.partition(".")[0]
 
 
-def test_the_walk_sees_all_packages() -> None:
-    assert {top(module) for module in MODULES} == set(PACKAGES)
+def test_the_walk_sees_all_packages(imported: Imported) -> None:
+    assert {top(module) for module in MODULES} == {top(module) for module, _ in imported} == set(PACKAGES)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_each_library_stays_in_its_home(module: str) -> None:
-    for name in imports(parsed(module)):
-        homes = HOMES.get(top(name))
-        assert homes is None or module.startswith(homes), f"{module} imports {name}, whose home is {homes}"
+@pytest.mark.parametrize("library", HOMES)
+def test_each_library_stays_in_its_home(library: str, imported: Imported) -> None:
+    users = {module for module, name in imported if top(name) == library}
+    assert users
+    strangers = {module for module in users if not module.startswith(HOMES[library])}
+    assert not strangers, f"the home of {library} is {HOMES[library]}"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_packages_only_look_inwards(module: str) -> None:
-    for name in imports(parsed(module)):
-        if top(name) in PACKAGES and top(name) != top(module):
-            assert top(name) in LAYERS[top(module)], f"{module} imports {name}"
+@pytest.mark.parametrize("package", LAYERS)
+def test_packages_only_look_inwards(package: str, imported: Imported) -> None:
+    allowed = LAYERS[package] | {package}
+    outward = {
+        (module, name)
+        for module, name in imported
+        if top(module) == package and top(name) in PACKAGES and top(name) not in allowed
+    }
+    assert not outward
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if top(name) == "kvstore_daemon"])
-def test_nothing_above_the_engine_names_an_engine(module: str) -> None:
-    if module.startswith("kvstore_daemon.engine"):
-        return
-    engines = {"kvstore_daemon.engine", "kvstore_daemon.engine.registry"}
-    inner = {name for name in imports(parsed(module)) if name.startswith("kvstore_daemon.engine.")}
-    assert inner <= engines, f"{module} looks behind the engine's interface: {inner - engines}"
+def test_nothing_above_the_engine_names_an_engine(imported: Imported) -> None:
+    behind = {
+        (module, name)
+        for module, name in imported
+        if top(module) == "kvstore_daemon" and not module.startswith("kvstore_daemon.engine")
+        if name.startswith("kvstore_daemon.engine.") and name != "kvstore_daemon.engine.registry"
+    }
+    assert not behind, "they look behind the engine's interface"
 
 
 CLIENT_COMMANDS = [name for name in cli.list_commands(click.Context(cli)) if name not in SERVERS]
 
+LOADED_BY = """
+import os, sys
+from kvstore_cli.main import main
+for command in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        sys.argv = ["kvstore", command, "--help"]
+        main()
+        print("LOADED", command, *sys.modules, flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{command} failed")
+"""
+"""Each command in a process of its own, since what the modules of ours import may import more."""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """For each command what its help has loaded, at the top of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED_BY, *CLIENT_COMMANDS], capture_output=True, text=True, check=True
+    )
+    lines = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("LOADED ")]
+    return {command: set(map(top, modules)) for command, *modules in lines}
+
 
 @pytest.mark.parametrize("command", CLIENT_COMMANDS)
-def test_a_command_that_asks_the_service_loads_nothing_heavy(command: str) -> None:
-    # As a process, since what the modules of ours import may import more.
-    program = (
-        f"import sys; sys.argv = ['kvstore', '{command}', '--help'];"
-        "from kvstore_cli.main import main; main(); print('LOADED', *sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    loaded = set(map(top, done.stdout.rpartition("LOADED")[2].split()))
-    assert "click" in loaded
-    assert not loaded & HEAVY
+def test_a_command_that_asks_the_service_loads_nothing_heavy(
+    command: str, loaded: dict[str, set[str]]
+) -> None:
+    assert "click" in loaded[command]
+    assert not loaded[command] & HEAVY
 
 
 def test_reading_the_error_table_loads_neither_zmq_nor_orjson() -> None:

@@ -26,6 +26,12 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-extensions",
+    # One process for all pages and none kept for going back: a process of its own for each page takes as
+    # long as everything that a test does there. What a page may do to another is decided above that.
+    "--disable-site-isolation-trials",
+    "--disable-features=IsolateOrigins,site-per-process,BackForwardCache",
+    "--renderer-process-limit=1",
     "--remote-debugging-pipe",
 ]
 

@@ -9,6 +9,9 @@ from urllib.parse import quote
 from support.browser import Browser
 from support.waiting import wait_until
 
+LOOK_SECONDS = 0.03
+"""Between two looks at the page, each of which has the browser lay it out."""
+
 
 class Page:
     """The page of the service at ``url``. What it shows is waited for, never slept for."""
@@ -31,7 +34,9 @@ class Page:
 
     def wait(self, script: str) -> None:
         """Wait until the script's value is true."""
-        wait_until(lambda: self.ask(f"Boolean({script})"), what=f"{script} in\n{self.text()}")
+        wait_until(
+            lambda: self.ask(f"Boolean({script})"), what=f"{script} in\n{self.text()}", every=LOOK_SECONDS
+        )
 
     def text(self, selector: str = "body") -> str:
         """What is to be read in the first element that matches; empty if there is none."""
@@ -42,6 +47,7 @@ class Page:
         wait_until(
             lambda: text in self.text(selector),
             what=f"{text!r} in {selector}, which says\n{self.text(selector)}",
+            every=LOOK_SECONDS,
         )
 
     def click(self, label: str, within: str = "body") -> None:
@@ -76,7 +82,11 @@ class Page:
 
     def wait_for_rows(self, *names: str) -> None:
         """Wait until the list shows just these."""
-        wait_until(lambda: self.rows() == list(names), what=f"the list shows {names}, not {self.rows()}")
+        wait_until(
+            lambda: self.rows() == list(names),
+            what=f"the list shows {names}, not {self.rows()}",
+            every=LOOK_SECONDS,
+        )
 
     def focused(self) -> str:
         """The text, or else the id, of what has the focus."""
