@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from kvstore_cli.logs import BACKLOG_BYTES, JsonFormatter, Stderr, TextFormatter
 from kvstore_client import Client, KvError, commands
-from support import Daemon, Facade, Serve, free_port, kvstore_command, wait_until
+from support import Daemon, Facade, Serve, Service, free_port, kvstore_command, wait_until
 from support.servers import clean_environment, flags
 
 pytestmark = pytest.mark.slow
@@ -86,9 +86,12 @@ def test_a_worker_says_which_one_it_is(daemon: Daemon, start_facade: Callable[..
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize("command", ["daemon", "http"])
 def test_why_a_server_cannot_start_is_one_line(
-    daemon: Daemon, facade: Facade, tmp_path: Path, command: str, log_format: str
+    shared_service: Service, tmp_path: Path, command: str, log_format: str
 ) -> None:
-    taken = {"daemon": ["--data", str(daemon.data)], "http": ["--http", facade.url.removeprefix("http://")]}
+    taken = {
+        "daemon": ["--data", str(shared_service.daemon.data)],
+        "http": ["--http", shared_service.url.removeprefix("http://")],
+    }
     done = subprocess.run(
         kvstore_command(command, *taken[command], "--log-format", log_format, "--log-level", "error"),
         capture_output=True,
@@ -170,9 +173,9 @@ def test_a_daemon_says_more_after_sigusr1_and_as_much_as_before_after_sigusr2(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_facade_passes_its_level_on_to_its_workers(
-    daemon: Daemon, start_facade: Callable[..., Facade], workers: int
+    shared_service: Service, start_facade: Callable[..., Facade], workers: int
 ) -> None:
-    facade = start_facade(daemon, workers=workers, log_level="error", log_format="json")
+    facade = start_facade(shared_service, workers=workers, log_level="error", log_format="json")
 
     def debugging() -> set[int]:
         """The workers that write debug lines."""
@@ -254,7 +257,7 @@ def test_a_text_line_is_one_line_without_control_characters(message: str) -> Non
 
 
 @settings(max_examples=15)
-@given(size=st.integers(1, 10_000))
+@given(size=st.integers(30, 10_000))  # a time, a level and a name are 30
 def test_nothing_waits_for_a_pipe_that_nobody_reads(size: int) -> None:
     reading, writing = os.pipe()
     stderr = Stderr(writing)

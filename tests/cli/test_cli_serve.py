@@ -63,7 +63,7 @@ def works(offline: Kvstore, url: str, value: str) -> None:
 
 def nothing_left(folder: Path) -> None:
     """Wait until no process of the service is there."""
-    wait_until(lambda: not processes_of(folder), what="all processes are gone")
+    wait_until(lambda: not processes_of(folder), what="all processes are gone", every=0.1)
 
 
 @pytest.fixture(autouse=True)

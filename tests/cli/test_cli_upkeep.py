@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kvstore_client import Client, commands
-from support import Daemon
+from support import Daemon, Service
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -23,12 +23,32 @@ pytestmark = pytest.mark.slow
 Kvstore = Any
 
 
-@pytest.fixture
-def filled(daemon: Daemon) -> Daemon:
-    """A daemon with 300 keys."""
+def fill(daemon: Daemon) -> Daemon:
+    """Store 300 keys."""
     with Client(daemon.requests) as client:
         client.batch([commands.put(f"k{n:03}", b"value %d " % n * 20) for n in range(300)])
     return daemon
+
+
+@pytest.fixture
+def filled(daemon: Daemon) -> Daemon:
+    """A daemon with 300 keys."""
+    return fill(daemon)
+
+
+@pytest.fixture(scope="module")
+def shared(shared_daemon: Daemon) -> Daemon:
+    """One for tests that neither stop it nor write to it."""
+    return fill(shared_daemon)
+
+
+@pytest.fixture(scope="module")
+def large(shared_service: Service) -> Daemon:
+    """A daemon with a store of 200 MB, which takes a while to copy."""
+    with Client(shared_service.requests) as client:
+        for n in range(200):
+            client.put(f"large{n}", b"x" * 1_000_000)
+    return shared_service.daemon
 
 
 def test_a_backup_beside_a_daemon_is_restored_into_a_new_folder(
@@ -54,18 +74,18 @@ def test_a_backup_beside_a_daemon_is_restored_into_a_new_folder(
 
 @pytest.mark.parametrize("command", ["backup", "export"])
 def test_what_is_no_ordinary_file_is_not_replaced(
-    offline: Kvstore, filled: Daemon, tmp_path: Path, command: str
+    offline: Kvstore, shared: Daemon, tmp_path: Path, command: str
 ) -> None:
     os.mkfifo(tmp_path / "fifo")  # /dev/null, for a root who is in a hurry
-    data = ["--data", str(filled.data)] if command == "backup" else []
+    data = ["--data", str(shared.data)] if command == "backup" else []
     done = offline(command, "fifo", "--force", *data)
     assert done.returncode in (1, 2)
     assert b"no ordinary file" in done.stderr
     assert (tmp_path / "fifo").is_fifo()
 
 
-def test_a_backup_goes_through_a_pipe(offline: Kvstore, filled: Daemon, tmp_path: Path) -> None:
-    image = offline.out("backup", "-", "--data", str(filled.data))
+def test_a_backup_goes_through_a_pipe(offline: Kvstore, shared: Daemon, tmp_path: Path) -> None:
+    image = offline.out("backup", "-", "--data", str(shared.data))
     done = offline("restore", "-", "--data", "new", stdin=image)
     assert done.returncode == 0, done.stderr
     assert json.loads(offline.out("check", "--data", "new", "--json"))["keys"] == 300
@@ -75,8 +95,8 @@ def test_a_backup_goes_through_a_pipe(offline: Kvstore, filled: Daemon, tmp_path
         assert not (tmp_path / "other" / "lmdb" / "data.mdb").exists()
 
 
-def test_what_a_backup_holds_is_given_to_programs(offline: Kvstore, filled: Daemon) -> None:
-    (said,) = offline.lines("backup", "b.kvb", "--json", "--data", str(filled.data))
+def test_what_a_backup_holds_is_given_to_programs(offline: Kvstore, shared: Daemon) -> None:
+    (said,) = offline.lines("backup", "b.kvb", "--json", "--data", str(shared.data))
     (found,) = offline.lines("check", "b.kvb", "--json")
     assert found["whole"]
     assert found["faults"] == []
@@ -85,30 +105,27 @@ def test_what_a_backup_holds_is_given_to_programs(offline: Kvstore, filled: Daem
 
 
 def test_a_file_that_exists_is_replaced_only_when_told(
-    offline: Kvstore, filled: Daemon, tmp_path: Path
+    offline: Kvstore, shared: Daemon, tmp_path: Path
 ) -> None:
     (tmp_path / "b.kvb").write_text("precious")
-    done = offline("backup", "b.kvb", "--data", str(filled.data))
+    done = offline("backup", "b.kvb", "--data", str(shared.data))
     assert done.returncode == 2
     assert b"--force" in done.stderr
     assert (tmp_path / "b.kvb").read_text() == "precious"
-    assert offline("backup", "b.kvb", "--force", "--data", str(filled.data)).returncode == 0
+    assert offline("backup", "b.kvb", "--force", "--data", str(shared.data)).returncode == 0
     assert offline("check", "b.kvb").returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_backup_that_is_interrupted_leaves_nothing(
     offline: Kvstore,
-    filled: Daemon,
+    large: Daemon,
     tmp_path: Path,
     start: Callable[..., Any],
     number: signal.Signals,
 ) -> None:
-    with Client(filled.requests) as client:
-        for n in range(200):
-            client.put(f"large{n}", b"x" * 1_000_000)
     before = sorted(path.name for path in tmp_path.iterdir())
-    running = start(offline, "backup", "b.kvb", "--data", str(filled.data))
+    running = start(offline, "backup", "b.kvb", "--data", str(large.data))
     wait_until(lambda: list(tmp_path.glob(".b.kvb*")), what="the backup has begun")
     running.process.send_signal(number)
     assert running.wait() == 128 + number
@@ -150,9 +167,9 @@ def test_a_restore_says_which_file_is_no_backup(offline: Kvstore, tmp_path: Path
 
 @pytest.mark.parametrize("command", [["daemon"], ["restore", "b.kvb"]])
 def test_a_data_folder_that_is_a_file_is_called_that(
-    offline: Kvstore, filled: Daemon, tmp_path: Path, command: list[str]
+    offline: Kvstore, shared: Daemon, tmp_path: Path, command: list[str]
 ) -> None:
-    assert offline("backup", "b.kvb", "--data", str(filled.data)).returncode == 0
+    assert offline("backup", "b.kvb", "--data", str(shared.data)).returncode == 0
     (tmp_path / "file").touch()
     done = offline(*command, "--data", "file")
     assert done.returncode in (1, 5)
@@ -186,12 +203,12 @@ def test_what_is_not_there_is_named(offline: Kvstore, command: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("command", ["restore", "compact"])
-def test_a_store_in_use_is_not_replaced(offline: Kvstore, filled: Daemon, command: str) -> None:
-    offline.out("backup", "b.kvb", "--data", str(filled.data))
+def test_a_store_in_use_is_not_replaced(offline: Kvstore, shared: Daemon, command: str) -> None:
+    offline.out("backup", "b.kvb", "--data", str(shared.data))
     arguments = ["restore", "--force", "b.kvb"] if command == "restore" else ["compact"]
-    done = offline(*arguments, "--data", str(filled.data))
+    done = offline(*arguments, "--data", str(shared.data))
     assert done.returncode == 5
-    assert f"pid {filled.pid}" in done.stderr.decode()
+    assert f"pid {shared.pid}" in done.stderr.decode()
 
 
 def test_compacting_gives_room_back(offline: Kvstore, daemon: Daemon) -> None:
@@ -217,16 +234,16 @@ def test_compacting_gives_room_back(offline: Kvstore, daemon: Daemon) -> None:
         assert (after["epoch"], after["revision"]) == (status["epoch"], status["revision"])
 
 
-def test_a_reader_whose_place_is_taken_is_told_so(offline: Kvstore, filled: Daemon) -> None:
+def test_a_reader_whose_place_is_taken_is_told_so(offline: Kvstore, shared: Daemon) -> None:
     """As by a reader with the same process id in another container on the same volume."""
-    with (filled.data / "lmdb" / "lock.mdb").open("r+b") as lock:
+    with (shared.data / "lmdb" / "lock.mdb").open("r+b") as lock:
         # LMDB locks the byte that has the reader's process id as its number
-        for start, end in ((2, filled.pid), (filled.pid + 1, 2**22)):
+        for start, end in ((2, shared.pid), (shared.pid + 1, 2**22)):
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, end - start, start)
-        done = offline("backup", "b.kvb", "--data", str(filled.data))
+        done = offline("backup", "b.kvb", "--data", str(shared.data))
     assert done.returncode == 1
     assert b"is taken" in done.stderr
-    assert offline("backup", "b.kvb", "--data", str(filled.data)).returncode == 0
+    assert offline("backup", "b.kvb", "--data", str(shared.data)).returncode == 0
 
 
 def test_a_folder_that_is_mounted_read_only_is_read_while_nobody_writes_to_it(

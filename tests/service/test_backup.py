@@ -20,8 +20,9 @@ from support.load import HttpWriter, Ledger, NativeWriter, Writer
 from support.servers import clean_environment
 from support.streams import open_stream
 from support.surfaces import call
+from support.warm import warm_command
 
-BACKUPS = int(os.environ.get("BACKUPS", "4"))
+BACKUPS = int(os.environ.get("BACKUPS", "3"))
 
 pytestmark = pytest.mark.timeout(120 + 20 * BACKUPS)
 
@@ -41,8 +42,8 @@ class TtlWriter(NativeWriter):
 
 
 def kvstore(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    done = subprocess.run(
-        kvstore_command(*arguments), env=clean_environment(folder), capture_output=True, check=False
+    done = warm_command(*kvstore_command()).run(
+        arguments, stdin=b"", env=clean_environment(folder), cwd=folder, timeout=60
     )
     assert done.returncode == 0, done.stderr.decode()
     return done

@@ -31,7 +31,6 @@ CACHE = "proxy_cache_path {folder}/cache keys_zone=cache:1m;"
 CASES = {
     "proxy_ignore_headers X-Accel-Buffering;": set(),
     "client_max_body_size 1k;": {"body_limit"},
-    "client_max_body_size 1m;": {"body_limit"},
     "gzip on; gzip_types text/event-stream application/x-ndjson;": {"stream_compressed"},
     "gzip on; gzip_types application/json;": {"etag_weakened"},
     **{

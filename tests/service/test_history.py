@@ -38,7 +38,7 @@ from support.watchers import LAST_KEY
 
 RUNS = times(1, full=50)
 FAULTS = 8 if SHARE else 5
-OPERATIONS_BETWEEN = 200
+OPERATIONS_BETWEEN = 200 if SHARE else 120
 RETAINED_EVENTS = 200
 LEAD = 100
 """How far the store may be ahead of who keeps the whole log; with what eight clients add at once it stays

@@ -209,6 +209,6 @@ def test_every_expression_is_one_for_prometheus_and_has_something_to_show(
         missing[:] = [expression for expression in missing if not prometheus.query(expression)]
         return not missing
 
-    wait_until(nothing_is_missing, timeout=40, what="every panel has something to show")
+    wait_until(nothing_is_missing, timeout=40, what="every panel has something to show", every=0.5)
     for expression in asked:
         prometheus.query(expression)

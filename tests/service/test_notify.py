@@ -82,11 +82,11 @@ def test_the_daemon_is_ready_beats_and_stops(start_daemon: Callable[..., Daemon]
     assert_whole_life(manager, daemon.pid)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("manager", "workers"), [("path", 1), ("abstract", 2)], indirect=["manager"])
 def test_the_facade_is_ready_beats_and_stops(
-    daemon: Daemon, start_facade: Callable[..., Facade], manager: Manager, workers: int
+    shared_daemon: Daemon, start_facade: Callable[..., Facade], manager: Manager, workers: int
 ) -> None:
-    facade = start_facade(daemon, workers=workers, environment=manager.environment)
+    facade = start_facade(shared_daemon, workers=workers, environment=manager.environment)
     assert facade.url in manager.wait_for("READY=1")
     manager.wait_for("WATCHDOG=1", times=3)
     facade.stop()
@@ -121,10 +121,10 @@ def test_serve_is_ready_when_both_parts_are_and_again_when_one_came_back(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ready_means_that_the_address_answers(
-    daemon: Daemon, start_facade: Callable[..., Facade], one_manager: Manager, workers: int
+    shared_daemon: Daemon, start_facade: Callable[..., Facade], one_manager: Manager, workers: int
 ) -> None:
-    facade = start_facade(daemon, workers=workers, environment=one_manager.environment)
-    for _ in range(3):
+    facade = start_facade(shared_daemon, workers=workers, environment=one_manager.environment)
+    for _ in range(2):
         facade.stop()
         seen = one_manager.count("READY=1")
         # READY may come before `start` has seen the line on stderr, never after
@@ -134,10 +134,10 @@ def test_ready_means_that_the_address_answers(
 
 
 def test_a_daemon_that_cannot_start_is_never_ready(
-    daemon: Daemon, one_manager: Manager, tmp_path: Path
+    shared_daemon: Daemon, one_manager: Manager, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        kvstore_command("daemon", "--data", str(daemon.data)),
+        kvstore_command("daemon", "--data", str(shared_daemon.data)),
         env=clean_environment(tmp_path, **one_manager.environment),
         capture_output=True,
     )
@@ -150,9 +150,9 @@ def test_a_daemon_that_cannot_start_is_never_ready(
 
 
 def test_a_worker_that_hangs_silences_the_facade_and_is_replaced(
-    daemon: Daemon, start_facade: Callable[..., Facade], one_manager: Manager
+    shared_daemon: Daemon, start_facade: Callable[..., Facade], one_manager: Manager
 ) -> None:
-    facade = start_facade(daemon, workers=2, environment=one_manager.environment)
+    facade = start_facade(shared_daemon, workers=2, environment=one_manager.environment)
     one_manager.wait_for("WATCHDOG=1")
     stuck, steady = children(facade.pid)
     os.kill(stuck, signal.SIGSTOP)
@@ -169,9 +169,9 @@ def test_a_worker_that_hangs_silences_the_facade_and_is_replaced(
 
 
 def test_a_facade_that_was_held_up_with_its_workers_takes_none_for_stuck(
-    daemon: Daemon, start_facade: Callable[..., Facade], one_manager: Manager
+    shared_daemon: Daemon, start_facade: Callable[..., Facade], one_manager: Manager
 ) -> None:
-    facade = start_facade(daemon, workers=2, environment=one_manager.environment)
+    facade = start_facade(shared_daemon, workers=2, environment=one_manager.environment)
     one_manager.wait_for("WATCHDOG=1")
     workers = children(facade.pid)
     for pid in (facade.pid, *workers):

@@ -80,7 +80,7 @@ class Terminal:
             return is_right(found)
 
         try:
-            wait_until(is_there, timeout=40, what=what)
+            wait_until(is_there, timeout=40, what=what, every=0.05)
         except AssertionError as error:
             error.add_note(f"status {self.process.poll()}, what came last: {self.output[-3000:]!r}")
             raise
