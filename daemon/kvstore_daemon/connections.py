@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket as plain_socket
 import struct
+from collections import deque
 from contextlib import suppress
 
 import zmq
@@ -49,6 +50,8 @@ class Room:
                 f"{self._files} open files are allowed, which leaves no room for clients: allow at least "
                 f"{taken + FEWEST_CONNECTIONS} (ulimit -n, LimitNOFILE=)",
             )
+        self.cut_off: deque[int] = deque()
+        """For each connection that was cut off and not counted yet, its descriptor; any thread may add."""
         self._watched: list[Connections] = []
         self._refused = Seldom()
 
@@ -112,7 +115,7 @@ class Connections:
         while begun and self._room.taken > self._room.limit:
             newest = begun.pop()
             if newest in self.open:
-                self.cut_off(newest)
+                self._shut(newest)
                 # it counts no more, and nothing that comes on it is heard
                 self.open.discard(newest)
                 self._room.tell(self._name)
@@ -135,14 +138,20 @@ class Connections:
                 ended.append(descriptor)
 
     def cut_off(self, descriptor: int) -> None:
-        """End a connection: libzmq, which has no call for it, finds it closed by the other side."""
+        """End a connection, because of what it makes us keep; any thread may ask for it."""
         if descriptor in self.open:
-            with suppress(OSError):
-                connection = plain_socket.socket(fileno=descriptor)
-                try:
-                    connection.shutdown(plain_socket.SHUT_RDWR)
-                finally:
-                    connection.detach()
+            self._room.cut_off.append(descriptor)
+            self._shut(descriptor)
+
+    @staticmethod
+    def _shut(descriptor: int) -> None:
+        """libzmq, which has no call for it, finds the connection closed by the other side."""
+        with suppress(OSError):
+            connection = plain_socket.socket(fileno=descriptor)
+            try:
+                connection.shutdown(plain_socket.SHUT_RDWR)
+            finally:
+                connection.detach()
 
     def close(self) -> None:
         """Stop watching; the socket itself is its owner's to close, before this."""

@@ -9,15 +9,11 @@ too much. It is woken by what arrives, which is next to nothing: a subscriber on
 from __future__ import annotations
 
 import logging
-import os
 import select
-import socket as plain_socket
-import struct
-import threading
 import time
-from contextlib import suppress
 
 from kvstore_client.logs import Seldom
+from kvstore_daemon.arrivals import Arrivals, bytes_acknowledged_and_received
 from kvstore_daemon.connections import Connections
 
 log = logging.getLogger(__name__)
@@ -34,45 +30,28 @@ ALL_BYTES = 4 * 1024 * 1024
 ALL_RATE = 256 * 1024
 """Bytes a second that are not counted of all."""
 
-_TCP_INFO_BYTES = 136
-_RECEIVED = struct.Struct("=Q")
-_RECEIVED_AT = 128
-"""Where tcpi_bytes_received stands in struct tcp_info (Linux 4.1)."""
 
-
-class Doorkeeper:
-    """Watches the connections of the changes address from a thread of its own."""
+class Doorkeeper(Arrivals):
+    """Watches the connections of the changes address."""
 
     def __init__(self, connections: Connections) -> None:
+        super().__init__("doorkeeper")
         self._connections = connections
-        self._epoll = select.epoll()
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll.register(self._stop, select.EPOLLIN)
-        self._epoll.register(connections.fileno(), select.EPOLLIN)
+        self._monitor = connections.fileno()
+        self._epoll.register(self._monitor, select.EPOLLIN)
         self._began: dict[int, float] = {}
         self._received: dict[int, int] = {}
         self._all = 0.0
         self._all_at = time.monotonic()
         self._cut = Seldom()
-        self._thread = threading.Thread(target=self._run, name="doorkeeper", daemon=True)
-        self._thread.start()
+        self.start()
 
-    def close(self) -> None:
-        """End the thread."""
-        os.eventfd_write(self._stop, 1)
-        self._thread.join()
-        self._epoll.close()
-        os.close(self._stop)
-
-    def _run(self) -> None:
-        monitor = self._connections.fileno()
-        while True:
-            for descriptor, _ in self._epoll.poll():
-                if descriptor == self._stop:
-                    return
-                if descriptor != monitor:
-                    self._look_at(descriptor)
-            self._take()
+    def _look(self, descriptors: list[int]) -> bool:
+        for descriptor in descriptors:
+            if descriptor != self._monitor:
+                self._look_at(descriptor)
+        self._take()
+        return False
 
     def _take(self) -> None:
         """Take note of connections; what came on a new one before this is looked at too."""
@@ -85,15 +64,14 @@ class Doorkeeper:
                 continue
             self._began[descriptor] = time.monotonic()
             self._received[descriptor] = 0
-            # it may have ended already; a descriptor that was closed has left the epoll by itself
-            with suppress(OSError):
-                self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
+            self._watch(descriptor)
 
     def _look_at(self, descriptor: int) -> None:
         began = self._began.get(descriptor)
-        received = None if began is None else _bytes_received(descriptor)
-        if began is None or received is None:
+        counts = None if began is None else bytes_acknowledged_and_received(descriptor)
+        if began is None or counts is None:
             return
+        _, received = counts
         now = time.monotonic()
         self._all = max(0.0, self._all - (now - self._all_at) * ALL_RATE)
         self._all += max(0, received - self._received[descriptor])
@@ -117,18 +95,3 @@ class Doorkeeper:
                 ALL_BYTES,
                 more,
             )
-
-
-def _bytes_received(descriptor: int) -> int | None:
-    """What came on a TCP connection since it began; None of one that is none."""
-    try:
-        connection = plain_socket.socket(fileno=descriptor)
-    except OSError:
-        return None
-    try:
-        info = connection.getsockopt(plain_socket.IPPROTO_TCP, plain_socket.TCP_INFO, _TCP_INFO_BYTES)
-        return int(_RECEIVED.unpack_from(info, _RECEIVED_AT)[0])
-    except (OSError, struct.error):
-        return None
-    finally:
-        connection.detach()

@@ -72,7 +72,9 @@ def _serve(settings: DaemonSettings, manager: ServiceManager, stack: ExitStack) 
     context = stack.enter_context(_context())
     engine: Engine = stack.enter_context(closing(open_engine(settings)))
     room = Room()
-    publisher = Publisher(context, settings.changes, settings.subscriber_queue, room)
+    publisher = Publisher(
+        context, settings.changes, settings.subscriber_queue, settings.max_value_bytes, room
+    )
     stack.callback(publisher.close)
     requests = RequestSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes, room)
     stack.callback(requests.close)

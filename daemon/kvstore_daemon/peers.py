@@ -35,6 +35,7 @@ class Peer:
         "_marks",
         "_unmarked",
         "descriptor",
+        "handed_over",
         "identity",
         "in_turn",
         "is_gone",
@@ -51,6 +52,8 @@ class Peer:
         self.identity = identity
         self.descriptor = descriptor
         self.is_gone = False
+        self.handed_over = 0
+        """The bytes of what was received from it, as they were on their way, or a little more."""
         self.waiting: deque[Received] = deque()
         """Requests that nothing was done for yet."""
         self.waiting_bytes = 0

@@ -41,6 +41,16 @@ def open_files() -> int | None:
         return None
 
 
+def private_bytes() -> int:
+    """What this process has of memory that is no file's; 0 if the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - a third of the time that Path takes
+            _, resident, of_files = file.read().split()[:3]
+    except OSError:
+        return 0
+    return (int(resident) - int(of_files)) * resource.getpagesize()
+
+
 def _measured() -> dict[str, Any]:
     times = os.times()
     fields: dict[str, Any] = {"cpu_seconds": round(times.user + times.system, 2)}

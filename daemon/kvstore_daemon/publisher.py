@@ -19,6 +19,7 @@ from kvstore_daemon.connections import Connections, Room
 from kvstore_daemon.doorkeeper import Doorkeeper
 from kvstore_daemon.engine import Change, Position
 from kvstore_daemon.fields import change_fields, record_fields, without_value
+from kvstore_daemon.laggards import Laggards
 from kvstore_daemon.sockets import FLUSH_MS, forget, listen
 
 TOPIC_FRAME_BYTES = 1024
@@ -41,7 +42,12 @@ class Publisher:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, queue: int, room: Room
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        queue: int,
+        max_value_bytes: int,
+        room: Room,
     ) -> None:
         """Bind; ``queue`` is how many events may wait for one subscriber.
 
@@ -62,6 +68,7 @@ class Publisher:
             self._connections.close()
             raise
         self._doorkeeper = Doorkeeper(self._connections)
+        self._laggards = Laggards(self._connections, max_value_bytes)
         self._epoch = ""
         self._head = 0
         self._prev = 0
@@ -124,6 +131,7 @@ class Publisher:
             value = previous.value or b""
             fields["previous"] = record_fields(without_value(previous))
         self._send(encode_change(change.key, fields, value))
+        self._laggards.published(len(value))
 
     def heartbeat(self, floor: int) -> None:
         """Send a heartbeat with the revision published last, which is never ahead of the events."""

@@ -54,6 +54,13 @@ RECEIVE_AT_ONCE = 64
 PENDING_BYTES = 64 * 1024 * 1024
 """Of the requests that wait for their answer; with more, the next ones wait with their senders."""
 
+PENDING_FACTOR = 4
+"""What a request takes while it is done, as a multiple of its bytes: they are copied out of what libzmq
+received, into the store's pages, and into those of the log."""
+
+CONNECTION_BYTES = 64 * 1024
+"""What libzmq may take for a connection, most of it for what it reads and writes at once."""
+
 STOP_SECONDS = 3.0
 """How long a stop may wait for the engine."""
 
@@ -80,6 +87,7 @@ class Server:
         self._pending = 0
         self._pending_bytes = 0
         self._is_drained = False
+        self._is_emptying = False
         self._limits = limits_of(settings)
         self._counters = Counters()
         self._status = Status(settings, engine, self._counters, self._present)
@@ -103,6 +111,8 @@ class Server:
         self._loop.watch(self._engine.fileno(), self._collect)
         self._loop.watch(self._requests.fileno(), self._hear)
         self._loop.watch(self._requests.monitor_fileno(), self._requests.notice_gone)
+        self._loop.watch(self._requests.intake.fileno(), self._empty)
+        self._requests.intake.explained = self._explained
         self._loop.watch(self._publisher.fileno(), self._note_subscriptions)
         self._expiry.start()
         self._tick.set(0)
@@ -126,8 +136,26 @@ class Server:
     def _hear(self) -> None:
         self._is_drained = False
 
+    def _empty(self) -> None:
+        """Too much waits in libzmq: receive it all, and refuse what there is no room for."""
+        self._requests.intake.hear()
+        self._is_emptying = True
+        self._is_drained = False
+
+    def _explained(self) -> int:
+        """The bytes of memory that connections, requests and replies may take; any thread may ask."""
+        return (
+            PENDING_FACTOR * self._pending_bytes
+            + self._requests.untaken
+            + self._turns.making
+            + CONNECTION_BYTES * self._room.taken
+        )
+
+    def _may_receive(self) -> bool:
+        return not self._is_drained and (self._is_emptying or self.has_room())
+
     def _can_receive(self) -> bool:
-        return not self._is_drained and self.has_room() and self._requests.has_request()
+        return self._may_receive() and self._requests.has_request()
 
     def _receive_some(self) -> None:
         """Receive until there is nothing left, there is no room, or it is others' turn. What cannot be done
@@ -138,23 +166,29 @@ class Server:
         """
         deadline = time.monotonic() + SLICE_SECONDS
         for number in range(RECEIVE_AT_ONCE):
-            if self._is_drained or not self.has_room():
-                return
+            if not self._may_receive():
+                break
             received = self._requests.receive()
             if received is not None:
                 self._receive(received, deadline)
             # A lone request is followed by none: to ask takes less than to receive nothing.
             if received is None or (number == 0 and not self._requests.has_request()):
                 self._is_drained = True
+        if self._is_drained and self._is_emptying:
+            self._is_emptying = False
+            self._requests.intake.emptied()
 
     def _receive(self, received: Received, deadline: float) -> None:
         peer, size = received.peer, received.size
+        has_room = self.has_room()
         self._pending += 1
         self._pending_bytes += size
         counters = self._counters
         counters.requests += 1
         counters.bytes_received += size
-        if self._turns.is_open_to(peer) and time.monotonic() < deadline:
+        if not has_room:
+            self._refuse(received, size, _no_room())
+        elif self._turns.is_open_to(peer) and time.monotonic() < deadline:
             self.begin(received)
         elif self._turns.is_over(peer, self._max_pending, PENDING_BYTES):
             self._refuse(received, size, _read_first())
@@ -309,13 +343,20 @@ class Server:
     # ── the rest ─────────────────────────────────────────────────────────────────────────────────
 
     def _beat(self) -> None:
+        self._count_cut_off()
         self._tick.set(TICK_SECONDS)
         self._pulse.tick()
         self._send_heartbeat()
         if self._committer.is_idle():
             self._engine.trim()
 
+    def _count_cut_off(self) -> None:
+        while self._room.cut_off:
+            self._room.cut_off.popleft()
+            self._counters.peers_cut_off += 1
+
     def _present(self) -> dict[str, int]:
+        self._count_cut_off()
         self._requests.settle_all()
         return {
             "pending": self._pending,
@@ -350,6 +391,10 @@ class Server:
     def _has_work(self) -> bool:
         # requests that wait do not count: clients that ask again at once would keep us up for ever
         return bool(self._outbox or self._turns) or not self._committer.is_idle()
+
+
+def _no_room() -> KvError:
+    return KvError("too_busy", "too many requests are being done and wait to be; try again")
 
 
 def _read_first() -> KvError:

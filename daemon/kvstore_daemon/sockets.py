@@ -29,6 +29,7 @@ import zmq
 from kvstore_client.errors import KvError
 from kvstore_client.patience import patiently
 from kvstore_daemon.connections import Connections, Room
+from kvstore_daemon.intake import PART_HEADER, Intake
 from kvstore_daemon.peers import UNKNOWN, Peer
 
 Frames = list[bytes]
@@ -199,6 +200,7 @@ class RequestSocket:
             self._connections.close()
             raise
         self._socket = socket
+        self.intake = Intake(self._connections, self._by_descriptor.get, max_frame_bytes)
 
     def monitor_fileno(self) -> int:
         """The descriptor that tells of connections, for :meth:`notice_gone`."""
@@ -230,8 +232,10 @@ class RequestSocket:
         frames: Frames = []
         room = MAX_ENVELOPE_BYTES
         is_enclosed = True
+        handed_over = 0
         while frame.more:
             frame = receive(_NOBLOCK, copy=False)
+            handed_over += PART_HEADER + len(frame)
             if not is_enclosed:
                 if len(frames) <= REQUEST_FRAMES:
                     frames.append(frame.bytes)
@@ -240,6 +244,7 @@ class RequestSocket:
             if len(envelope) < MAX_ENVELOPE_FRAMES and room >= 0:
                 envelope.append(frame.bytes)
                 is_enclosed = len(frame) > 0
+        peer.handed_over += handed_over
         if not frames:
             del envelope[1:]
             envelope.append(b"")
@@ -264,11 +269,16 @@ class RequestSocket:
         return peer
 
     def notice_gone(self) -> None:
-        """Take note of connections that ended: ``is_gone`` is set on their peers."""
-        for descriptor in self._connections.take()[1]:
+        """Take note of connections that began, and of those that ended: ``is_gone`` is set on their peers."""
+        begun, ended = self._connections.take()
+        for descriptor in ended:
+            self.intake.end(descriptor)
             peer = self._by_descriptor.get(descriptor)
             if peer is not None:
                 self._lose(peer)
+        for descriptor in begun:
+            if descriptor in self._connections.open:
+                self.intake.begin(descriptor)
 
     def _lose(self, peer: Peer) -> None:
         self._give_up(peer)
@@ -330,6 +340,7 @@ class RequestSocket:
 
     def close(self) -> None:
         """Close the socket; replies already given still go out, for a while."""
+        self.intake.close()
         self._socket.close()
         self._connections.close()
         forget(self.endpoint)

@@ -210,7 +210,6 @@ class Turns:
                 peer.untaken + peer.making,
                 more,
             )
-        self._counters.peers_cut_off += 1
         self._requests.cut_off(peer)
         self._drop_reads(peer)
         for received in peer.waiting:

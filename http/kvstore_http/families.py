@@ -122,7 +122,7 @@ _DAEMON = (
     Named("kvstore_requests_pending", GAUGE, "Requests that it has not answered yet."),
     Named("kvstore_requests_dropped_total", COUNTER, "Requests whose sender had gone before they were done."),
     Named("kvstore_replies_untaken_bytes", GAUGE, "Of replies that peers have not taken yet."),
-    Named("kvstore_peers_cut_off_total", COUNTER, "Connections closed because the peer took no replies."),
+    Named("kvstore_peers_cut_off_total", COUNTER, "Connections closed because of what they made it keep."),
     Named("kvstore_operations_total", COUNTER, "Operations that it was asked for.", ("op",)),
     Named("kvstore_commits_total", COUNTER, "Commits that changed something."),
     Named("kvstore_commit_requests_total", COUNTER, "Requests that took part in them."),

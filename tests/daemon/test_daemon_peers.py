@@ -225,12 +225,6 @@ def test_one_peers_writes_are_committed_in_turns_with_anothers(
 # ── who subscribes to too much ───────────────────────────────────────────────────────────────────
 
 
-def anonymous_memory(daemon: Daemon) -> int:
-    """The bytes of memory that the daemon has for itself."""
-    status = Path(f"/proc/{daemon.pid}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024
-
-
 def test_a_topic_that_no_key_can_match_ends_its_connection(
     daemon: Daemon, connect: Callable[..., Peer]
 ) -> None:
@@ -238,7 +232,7 @@ def test_a_topic_that_no_key_can_match_ends_its_connection(
         with suppress(OSError):
             subscriber.send(b"\1" + bytes(2_000_000))
         assert subscriber.is_closed()
-    assert anonymous_memory(daemon) < 100 * MIB
+    assert daemon.anonymous_memory < 100 * MIB
     assert connect(daemon).ask({"op": "status"})
 
 
@@ -252,7 +246,7 @@ def test_a_flood_of_topics_ends_its_connection_and_delays_nobody_for_long(
             for _ in range(10):
                 subscriber.socket.sendall(flood)
         assert subscriber.is_closed()
-    assert anonymous_memory(daemon) < 250 * MIB
+    assert daemon.anonymous_memory < 250 * MIB
     listener = subscribe(daemon, b"k")
     connect(daemon).ask(put("k"))
     assert listener.change()[0] == b"k"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import select
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,13 +16,7 @@ from kvstore_daemon.engine import Engine, Write, WriteRequest
 from kvstore_daemon.engine.registry import open_engine
 from kvstore_daemon.manager import Pulse
 from kvstore_daemon.status import Counters
-
-HOLD = """
-import lmdb, sys
-with lmdb.open(sys.argv[1], max_dbs=16).begin(write=True):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+from support.lock import write_lock_held
 
 
 class Heard:
@@ -83,19 +75,6 @@ def writing(store: Path) -> Iterator[Writing]:
     settings = daemon_settings(resolve({"data": str(store)}, "daemon", environ={"HOME": str(store)}))
     with closing(open_engine(settings)) as engine:
         yield Writing(engine)
-
-
-@contextmanager
-def write_lock_held(store: Path) -> Iterator[None]:
-    """Another process is in the middle of a write transaction, so the engine's cannot begin."""
-    command = [sys.executable, "-c", HOLD, str(store / "lmdb")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        try:
-            yield
-        finally:
-            holder.communicate()
 
 
 def test_an_idle_daemon_beats_on_every_tick(writing: Writing) -> None:

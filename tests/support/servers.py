@@ -134,6 +134,12 @@ class Server:
         return self.process.pid
 
     @property
+    def anonymous_memory(self) -> int:
+        """The bytes of memory that the process has for itself."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024
+
+    @property
     def stderr(self) -> str:
         """Everything the server wrote, over all its restarts."""
         return self._read(0)

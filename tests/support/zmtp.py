@@ -10,7 +10,6 @@ from typing import Self
 PATIENCE_SECONDS = 20
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
-_GREETING = b"\xff" + b"\0" * 8 + b"\x7f" + bytes((3, 0)) + b"NULL".ljust(20, b"\0") + b"\0" * 32
 
 
 class RawPeer:
@@ -20,7 +19,7 @@ class RawPeer:
         host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
         try:
-            self.socket.sendall(_GREETING)
+            self.socket.sendall(greeting())
             self._read(64)
             properties = _property(b"Socket-Type", kind) + _property(b"Identity", identity)
             self.socket.sendall(frame(b"\x05READY" + properties, _COMMAND))
@@ -61,6 +60,11 @@ class RawPeer:
                 raise ConnectionError("closed during the greeting")
             got += more
         return got
+
+
+def greeting() -> bytes:
+    """What a connection begins with."""
+    return b"\xff" + b"\0" * 8 + b"\x7f" + bytes((3, 0)) + b"NULL".ljust(20, b"\0") + b"\0" * 32
 
 
 def message(*frames: bytes) -> bytes:
