@@ -69,7 +69,7 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> 
         "/v1/subscribe": SubscribeResource(feed, settings),
         "/v1/status": StatusResource(link),
         "/livez": LivezResource(),
-        "/readyz": ReadyzResource(link, feed),
+        "/readyz": ReadyzResource(link, feed, board),
         "/metrics": MetricsResource(link, board),
         "/openapi.json": OpenApiResource(),
         "/": RootResource(link),

@@ -110,7 +110,7 @@ class Broadcaster:
             raise KvError("unavailable", "the service is stopping; connect again")
         if len(self._streams) >= self._max_streams:
             limit = self._max_streams
-            self.measures.stream_dropped("no_room")
+            self.measures.stream_refused()
             raise KvError("too_busy", f"{limit} streams are open, the limit (--max-streams)", limit=limit)
 
     def adopt(self, kind: Kind, start: Start, fd: int, unsent: bytes) -> Stream:

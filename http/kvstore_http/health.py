@@ -9,14 +9,15 @@ it answers others is there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
 import falcon
 
 from kvstore_client.errors import KvError
-from kvstore_http import contract
+from kvstore_http import contract, measures
 from kvstore_http.bodies import JSON, choose_type, send_fresh_json
+from kvstore_http.cells import Board
 from kvstore_http.collaborators import Feed, Link
 from kvstore_http.contract import TEXT
 from kvstore_http.problems import RETRY_AFTER_SECONDS
@@ -37,6 +38,9 @@ SHORT_LOG_SECONDS = 3600.0
 
 CLOCK_SECONDS = 3600.0
 """For so long a step of the daemon's clock is worth a warning."""
+
+REFUSED_SECONDS = 60.0
+"""For so long a stream that found no room is worth a warning; a client comes back within seconds."""
 
 SILENT_SECONDS = 5.0
 """The daemon publishes something every second."""
@@ -73,9 +77,10 @@ class LivezResource:
 class ReadyzResource:
     """``/readyz``: whether the service can do its work, as 200 or 503, and on request what was looked at."""
 
-    def __init__(self, link: Link, feed: Feed) -> None:
+    def __init__(self, link: Link, feed: Feed, board: Board) -> None:
         self._link = link
         self._feed = feed
+        self._board = board
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         query = read_query(req.env, contract.READYZ)
@@ -97,11 +102,13 @@ class ReadyzResource:
 
     def _checks(self) -> Iterator[Check]:
         """Those that can be made: what only the daemon knows is not asked for without it."""
-        asked = perf_counter()
+        asked, is_away = perf_counter(), False
         try:
             status = self._link.call({"op": "status"})
         except KvError as error:
-            yield _no_answer(error)
+            answer = _no_answer(error)
+            is_away = answer.state == FAILED
+            yield answer
         else:
             yield _answered(perf_counter() - asked)
             yield _writes(status)
@@ -111,6 +118,7 @@ class ReadyzResource:
             yield _clock(status)
             yield _connections(status)
         yield _heard(self._feed.silent_seconds)
+        yield _streams(self._board, is_away=is_away)
 
 
 def _send_text(resp: falcon.Response, checks: list[Check], *, is_verbose: bool) -> None:
@@ -244,6 +252,28 @@ def _heard(silent_seconds: float) -> Check:
         return Check("feed", OK, "changes are received", figures)
     message = f"nothing was heard of changes for {_duration(silent_seconds)}: is that the daemon's --changes?"
     return Check("feed", WARNING, f"{message} Events come late", figures)
+
+
+def _streams(board: Board, *, is_away: bool) -> Check:
+    cells = board.totals(measures.USED_CELLS)
+    there, behind = cells[measures.STREAMS], cells[measures.CATCHING_UP]
+    refused = cells[measures.STREAMS_DROPPED["no_room"]]
+    refused_at = board.highest(measures.STREAM_REFUSED_AT)
+    age = monotonic() - refused_at if refused_at else None
+    figures = {
+        "streams": there,
+        "catching_up": behind,
+        "refused": refused,
+        "last_refused_age_seconds": age and round(age, 3),
+    }
+    message = f"{there} streams are open, {behind} of them catch up"
+    is_waiting = is_away and behind > 0
+    if is_waiting:
+        message = f"{behind} of {there} streams wait for the daemon"
+    is_full = age is not None and age < REFUSED_SECONDS
+    if is_full:
+        message += f"; {refused} found no room since the start: raise --max-streams or --workers"
+    return Check("streams", WARNING if is_waiting or is_full else OK, message, figures)
 
 
 # ── for people ───────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Sequence
+from time import monotonic
 from typing import NamedTuple
 
 from kvstore_client.errors import ERRORS
@@ -87,7 +88,7 @@ class _Layout:
         return Distribution(self.take(len(bounds) + 2), tuple(bounds), units)
 
 
-IN_PROGRESS, CONNECTIONS, STREAMS, BACKLOG_BYTES, CATCHING_UP = range(PID + 1, PID + 6)
+IN_PROGRESS, CONNECTIONS, STREAMS, BACKLOG_BYTES, CATCHING_UP, STREAM_REFUSED_AT = range(PID + 1, PID + 7)
 
 _layout = _Layout()
 STREAMS_OPENED = _layout.take()
@@ -188,6 +189,11 @@ class Measures:
     def stream_dropped(self, reason: str) -> None:
         """A stream was cut off for one of ``DROP_REASONS``."""
         self._cells[STREAMS_DROPPED[reason]] += 1
+
+    def stream_refused(self) -> None:
+        """There was no room for a stream."""
+        self.stream_dropped("no_room")
+        self._cells[STREAM_REFUSED_AT] = int(monotonic())
 
     def streams_reset(self, count: int) -> None:
         """So many streams were told that they have no continuation."""

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 MAX_WAIT_SECONDS = 600
 
-CHECKS = ("daemon", "writes", "disk", "store", "log", "clock", "connections", "feed")
+CHECKS = ("daemon", "writes", "disk", "store", "log", "clock", "connections", "feed", "streams")
 """What ``/readyz`` looks at."""
 
 

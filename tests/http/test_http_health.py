@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -15,7 +17,10 @@ import pytest
 from falcon.testing import TestClient
 
 from kvstore_client.errors import KvError
+from kvstore_http import health
+from kvstore_http.cells import Board
 from kvstore_http.health import ReadyzResource
+from kvstore_http.measures import Measures
 from kvstore_http.query import CHECKS
 from support.markdown import ROOT
 from support.ports import free_port
@@ -187,11 +192,11 @@ class WithRawQuery:
         req.env["kvstore.raw_query"] = req.query_string
 
 
-def readyz_where(outcome: dict[str, Any] | KvError) -> Any:
+def readyz_where(outcome: dict[str, Any] | KvError, board: Board | None = None) -> Any:
     """``/readyz?verbose`` as text, where ``status`` is answered with ``outcome``."""
     app = falcon.App(middleware=[WithRawQuery()])
     both = Answers(outcome)
-    app.add_route("/readyz", ReadyzResource(cast(Any, both), cast(Any, both)))
+    app.add_route("/readyz", ReadyzResource(cast(Any, both), cast(Any, both), board or Board(1)))
     return TestClient(app).simulate_get("/readyz", query_string="verbose", headers={"Accept": TEXT})
 
 
@@ -223,6 +228,55 @@ def test_as_many_connections_as_the_daemon_takes_are_a_warning(session: Session)
     assert answer.status_code == 200
     assert "[!]connections warning: 30 of at most 30 " in answer.text
     assert "LimitNOFILE=" in answer.text
+
+
+def test_streams_that_wait_for_the_daemon_are_a_warning(session: Session) -> None:
+    board = Board(2)
+    for number in range(2):
+        counting = Measures(board, number)
+        counting.note_streams(5)
+        counting.note_catching_up(2)
+    answer = readyz_where(raw_status(session), board)
+    assert "[+]streams ok: 10 streams are open, 4 of them catch up\n" in answer.text
+    answer = readyz_where(KvError("unavailable", "the daemon cannot be reached"), board)
+    assert "[!]streams warning: 4 of 10 streams wait for the daemon\n" in answer.text
+
+
+def test_streams_without_room_are_a_warning_for_a_while(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Board(2)
+    Measures(board, 0).stream_refused()
+    Measures(board, 1).stream_refused()
+    answer = readyz_where(raw_status(session), board)
+    assert answer.status_code == 200
+    assert "[!]streams warning: 0 streams are open, 0 of them catch up; 2 found no room" in answer.text
+    assert "--max-streams" in answer.text
+    monkeypatch.setattr(health, "monotonic", lambda: time.monotonic() + health.REFUSED_SECONDS + 1)
+    assert "[+]streams ok" in readyz_where(raw_status(session), board).text
+
+
+def test_a_held_stream_and_one_without_room_are_seen_by_the_operator(
+    start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade]
+) -> None:
+    daemon = start_daemon()
+    daemon.stop()
+    facade = start_facade(daemon, max_streams=1, daemon_timeout="300ms")
+    session = Session(facade.url)
+    with ExitStack() as connections:
+        for _ in range(2):
+            connection = HTTPConnection(cast(str, urlsplit(facade.url).netloc), timeout=60)
+            connections.enter_context(closing(connection))
+            connection.request("GET", "/v1/subscribe", headers={"Accept": "text/event-stream"})
+            response = connection.getresponse()
+            assert response.status == 200
+            # it lives as long as what was read from it
+            connections.enter_context(closing(response))
+        answer = session.get("/readyz")
+        found = {check["name"]: check for check in assert_problem(answer, "unavailable")["checks"]}
+        assert found["streams"]["status"] == "warning"
+        assert found["streams"]["message"].startswith("1 of 1 streams wait for the daemon; 1 found no room")
+    session.close()
 
 
 def raw_status(session: Session) -> dict[str, Any]:
