@@ -66,7 +66,7 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> 
         "/v1/persist/{key}": PersistResource(link),
         "/v1/history/{key}": history,
         "/v1/history": history,
-        "/v1/subscribe": SubscribeResource(feed, settings),
+        contract.SUBSCRIBE_PATH: SubscribeResource(feed, settings),
         "/v1/status": StatusResource(link),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(link, feed, board),

@@ -17,6 +17,7 @@ from kvstore_http.query import Known, known
 ANYTHING = "*/*"
 TEXT = "text/plain"
 STREAM = "text/event-stream"
+SUBSCRIBE_PATH = "/v1/subscribe"
 OPENMETRICS = "application/openmetrics-text"
 
 # ── what a query may carry ───────────────────────────────────────────────────────────────────────
@@ -270,7 +271,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         "GET",
-        "/v1/subscribe",
+        SUBSCRIBE_PATH,
         "Every change as it happens",
         (Answer(200, "a stream that does not end", {STREAM: "Event", NDJSON: "Event"}),),
         SUBSCRIBE,

@@ -40,7 +40,7 @@ from kvstore_http.parser import Parser, RefusalError
 from kvstore_http.problems import rendered
 from kvstore_http.requestids import new_id
 from kvstore_http.runners import Runners
-from kvstore_http.tasks import HandOver, RefusalTask, Task, refused_by_head
+from kvstore_http.tasks import NO_ROOM, HandOver, RefusalTask, Task, refused_by_head, wants_stream
 
 log = logging.getLogger("kvstore.http")
 
@@ -51,7 +51,8 @@ ACCEPTS_PER_TURN = 64
 """How many connections are accepted before the loop looks at the others again."""
 
 SPARE_DESCRIPTORS = 64
-"""For those who are told that there is no room, and for whatever else a process opens."""
+"""For those who are told that there is no room, once they have said what they want, and for whatever else a
+process opens."""
 
 SWEEP_SECONDS = 2.0
 IDLE_SECONDS = 75.0
@@ -61,7 +62,8 @@ HEADER_SECONDS = 15.0
 STALL_SECONDS = 30.0
 """A body that does not move, or a response that is not read, for this long ends the connection."""
 LINGER_SECONDS = 2.0
-"""How long a refused request's unread input is thrown away, so that the refusal reaches the client."""
+"""How long a refused request's unread input is thrown away, so that the refusal reaches the client; and how
+long one for whom there is no room may take to ask."""
 
 FLUSH_BYTES = 64 * 1024
 BUFFER_BYTES = 1024 * 1024
@@ -95,6 +97,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     has_task = False
     has_question = False
     """The client waits to hear whether to send its body."""
+    no_room: KvError | None = None
+    """Why there is one connection too many with this one. It is closed after its first request."""
     hand_over: tuple[HandOver, bool] | None = None
     on_stream_end: Ended | None = None
     _counted = 0
@@ -130,6 +134,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _on_readable(self) -> None:
         try:
             self.handle_read()
+            if self.no_room is not None:
+                self._refuse_for_want_of_room(self.no_room)
             self._serve_if_due()
             self._settle()
         except Exception:
@@ -168,6 +174,25 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Have the request looked at before its body is asked for. waitress holds a lock at this point."""
         self.request.expect_continue = False
         self.has_question = True
+
+    def lack_room(self, reason: KvError) -> None:
+        """Take no more than the head of a request, and refuse it for ``reason``; but leave it to the
+        application where it is an EventSource's."""
+        self.no_room = self.environ[NO_ROOM] = reason
+
+    def _refuse_for_want_of_room(self, reason: KvError) -> None:
+        request = self.requests[0] if self.requests else self.request
+        if request is None or not request.headers_finished or request.error or wants_stream(request):
+            return
+        self._refuse(request, reason)
+
+    def _refuse(self, request: Any, reason: KvError) -> None:
+        """Answer a request with ``reason``, whether it is complete or not."""
+        request.error = RefusalError(reason)
+        if request is self.request:
+            self.request = None
+            self.requests.append(request)
+            self.has_task = True
 
     def _serve_if_due(self) -> None:
         if (self.has_task or self.has_question) and not self.serving:
@@ -293,7 +318,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def sweep(self, now: float) -> None:
         """End the connection if it stands still; called every SWEEP_SECONDS."""
         idle = now - self.last_activity
-        if self.total_outbufs_len:
+        if (
+            self.no_room is not None
+            and idle > LINGER_SECONDS
+            and not (self.requests or self.total_outbufs_len)
+        ):
+            self.server.turn_away(self._release(), self.no_room)
+        elif self.total_outbufs_len:
             if idle > STALL_SECONDS:
                 self.handle_close()
         elif self.requests:
@@ -307,10 +338,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self._refuse_late_request()
 
     def _refuse_late_request(self) -> None:
-        request, self.request = self.request, None
-        request.error = RefusalError(KvError("request_timeout", "the request stopped arriving"))
-        self.requests.append(request)
-        self.has_task = True
+        self._refuse(self.request, KvError("request_timeout", "the request stopped arriving"))
         self._serve_if_due()
         self._settle()
 
@@ -327,7 +355,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                     self._answer_question()
         finally:
             self.serving = False
-        if self.peer_finished or self.server.stopping:
+        if self.peer_finished or self.server.stopping or self.no_room is not None:
             self.close_when_flushed = True
         self._settle()
 
@@ -537,11 +565,11 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             except OSError as error:
                 self._pause_accepting(error)
                 return
-            if (full := self._is_full(conn)) is not None:
-                self._turn_away(conn, full)
-            else:
-                self.set_socket_options(conn)
-                self.channel_class(self, conn, self.fix_addr(addr), self.adj, map=self._map)
+            no_room = self._is_full(conn)
+            self.set_socket_options(conn)
+            channel = self.channel_class(self, conn, self.fix_addr(addr), self.adj, map=self._map)
+            if no_room is not None:
+                channel.lack_room(no_room)
 
     def _pause_accepting(self, error: OSError) -> None:
         """Out of descriptors: the connection stays in the backlog, and a level-triggered watcher
@@ -577,14 +605,13 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             return KvError("too_busy", "the process may not open more connections (ulimit -n)")
         return None
 
-    def _turn_away(self, conn: socket.socket, error: KvError) -> None:
-        """Say that there is no room, rather than leave the client waiting in the backlog."""
+    def turn_away(self, conn: socket.socket, error: KvError) -> None:
+        """Say that there is no room to a client that has not asked for anything yet."""
         request_id = new_id()  # that of the request was not read
         status, headers, body = rendered(error, request_id)
         self.measures.turn_away(status)
         headers |= {"content-length": str(len(body)), "connection": "close", "x-request-id": request_id}
         lines = "\r\n".join(f"{name}: {value}" for name, value in headers.items())
-        conn.setblocking(False)
         try:
             conn.send(f"HTTP/1.1 {status}\r\n{lines}\r\n\r\n".encode("latin-1") + body)
         except OSError:

@@ -22,8 +22,9 @@ from kvstore_http.query import Parameter
 from kvstore_http.rawpath import RAW_QUERY, percent_decoded
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streams import Stream
+from kvstore_http.tasks import NO_ROOM
 
-SSE, NDJSON = "text/event-stream", "application/x-ndjson"
+SSE, NDJSON = contract.STREAM, "application/x-ndjson"
 
 _PARAMETERS = contract.SUBSCRIBE
 
@@ -62,6 +63,8 @@ class SubscribeResource:
             resp.set_header("x-kvstore-body-ends", "with the connection")
         resp.stream = ()
         try:
+            if NO_ROOM in req.env:
+                raise req.env[NO_ROOM]
             self._wait_for_daemon(is_event_source=is_event_source)
             if req.method != "HEAD":
                 self._feed.broadcaster.check_room()

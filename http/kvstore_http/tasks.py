@@ -12,6 +12,7 @@ from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import Error, build_http_date
 
 from kvstore_http.bodies import BODY_AWAITED
+from kvstore_http.contract import STREAM, SUBSCRIBE_PATH
 from kvstore_http.measures import OTHER
 from kvstore_http.parser import refusal_of
 from kvstore_http.problems import rendered
@@ -23,6 +24,9 @@ HandOver = Callable[[int, bytes, bool], Any]
 """Takes over a connection: its descriptor, bytes still to be sent first, and whether what follows is
 framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0). Returns something with an attribute
 ``on_end``: what is to be called when the stream has ended."""
+
+NO_ROOM = "kvstore.no_room"
+"""Where a request finds the KvError for which its connection is one too many."""
 
 _OURS = frozenset(("content-length", "connection", "date", "server", "x-request-id"))
 """Headers that are written here, whatever the application says of them."""
@@ -134,8 +138,8 @@ class _Head:
         wish = self.request.headers.get("CONNECTION", "").lower()
         asks_to_keep = wish == "keep-alive" if self.version == "1.0" else wish != "close"
         has_end = not is_open_ended or self.chunked_response
-        is_given_away = self.hand_over is not None or self.channel.server.stopping
-        if self.close_on_finish or is_given_away or not asks_to_keep or not has_end:
+        is_last = self.channel.server.stopping or self.channel.no_room is not None
+        if self.close_on_finish or self.hand_over is not None or is_last or not asks_to_keep or not has_end:
             self.close_on_finish = True
             return ["Connection: close"]
         return ["Connection: keep-alive"] if self.version == "1.0" else []
@@ -250,6 +254,12 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
 
 class _BodyWantedError(BaseException):
     """The application wants the body of a request. No Exception, so that it does not become an answer."""
+
+
+def wants_stream(request: Any) -> bool:
+    """Whether a request is that of an EventSource, which comes back after nothing but a 200 that ends."""
+    is_its_route = request.command == "GET" and request.path == SUBSCRIBE_PATH
+    return is_its_route and STREAM in request.headers.get("ACCEPT", "").lower()
 
 
 class _NotYetSent:

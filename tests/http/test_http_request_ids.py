@@ -73,7 +73,7 @@ def test_who_is_turned_away_gets_one(daemon: Daemon, start_facade: Callable[...,
     facade = start_facade(daemon, max_connections=1)
     first = Session(facade.url)
     assert first.get("/livez").status == 200
-    headers, body = refused(facade.url, b"")
+    headers, body = refused(facade.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert json.loads(body)["request_id"] == headers["x-request-id"]
     first.close()
 

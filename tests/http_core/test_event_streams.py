@@ -417,6 +417,32 @@ def test_a_stream_too_many_is_refused_and_room_is_made_by_one_that_ends(
     second.close()
 
 
+def test_an_event_source_for_whose_connection_there_is_no_room_comes_back(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon, max_connections=1, cors_origins="https://app.example")
+    with connected(facade.url) as kept:
+        kept.request("GET", "/livez")
+        kept.getresponse().read()
+        for path, accept, status in (
+            ("/v1/subscribe", "text/event-stream", 200),
+            ("/v1/subscribe", "application/x-ndjson", 503),
+            ("/v1/subscribe", "application/x-ndjson, text/event-stream;q=0.1", 503),
+            ("/v1/kv/a", "text/event-stream", 503),
+        ):
+            with connected(facade.url) as connection:
+                headers = {"Accept": accept, "Origin": "https://app.example"}
+                connection.request("GET", path, headers=headers)
+                response = connection.getresponse()
+                body = response.read()
+                assert (response.status, response.headers["Connection"]) == (status, "close")
+                if status == 200:
+                    assert response.headers["Access-Control-Allow-Origin"] == "https://app.example"
+                    assert re.fullmatch(rb"retry: \d{4}\n: 1 connections are open.*\n\n", body)
+                else:
+                    assert json.loads(body)["code"] == "too_busy"
+
+
 def test_a_slow_reader_is_cut_off_resumes_and_misses_nothing(
     daemon: Daemon, start_facade: Callable[..., Facade]
 ) -> None:
