@@ -35,7 +35,7 @@ from kvstore_http.conditions import (
     refuse_number,
     write,
 )
-from kvstore_http.mergepatch import Patch
+from kvstore_http.mergepatch import LARGE_BYTES, Patch
 from kvstore_http.query import (
     EMPTY,
     EXPIRES_AT,
@@ -124,7 +124,7 @@ class KeyResource:
             op["expires_at"] = expires_at
         if BODY_AWAITED in environ:
             check_write(environ)
-            self._check_size(int(environ["CONTENT_LENGTH"]))
+            self._check_size("value", int(environ["CONTENT_LENGTH"]))
         value = read_value(environ)
         if ttl is not None:
             op["ttl"] = ttl
@@ -132,11 +132,11 @@ class KeyResource:
             _refuse_several_ends(op)
         send_written(resp, key, write(self._link, environ, op, value))
 
-    def _check_size(self, size: int) -> None:
+    def _check_size(self, what: str, size: int) -> None:
         """Raise ``value_too_large``. The daemon knows the limit; a question costs less than the upload."""
         limit = self._link.call({"op": "status"})["limits"]["value_bytes"]
         if size > limit:
-            message = f"the value has {size} bytes, the limit is {limit} (--max-value-bytes)"
+            message = f"the {what} has {size} bytes, the limit is {limit} (--max-value-bytes)"
             raise KvError("value_too_large", message, limit=limit)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
@@ -157,6 +157,9 @@ class KeyResource:
         refuse_number(number, "a merge patch applied twice is the same as once; If-Match guards the rest")
         if BODY_AWAITED in req.env:
             check_write(req.env)
+        size = int(req.env.get("CONTENT_LENGTH") or 0)
+        if size > LARGE_BYTES:  # nearly all are small, and need no question
+            self._check_size("patch", size)
         patch = Patch(read_body(req.env), key, query.get(TTL))
         send_written(resp, key, read_then_write(self._link, key, condition_of(req.env), patch.applied_to))
 

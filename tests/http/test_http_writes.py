@@ -258,6 +258,7 @@ def test_patches_do_what_the_rfc_says(session: Session, target: Any, patch: Any)
         ('{"a":1}', "[1.0, null]", "[1.0, null]"),
         ('{"\\u0061":1.0,"b":2}', '{"a":5}', '{"\\u0061":5,"b":2}'),
         ("{}", '{"a": 1}', '{"a": 1}'),
+        ('{"a" :1\t, "b": [2] , "c":3 }', '{"c":4}', '{"a" :1\t, "b": [2] , "c":4 }'),
         ('{"a":%s}' % ("7" * 5000), '{"b":1}', '{"a":%s,"b":1}' % ("7" * 5000)),
     ],
 )
@@ -284,6 +285,43 @@ def test_what_is_wrong_with_a_patch_is_said(session: Session, key: str, text: st
 def test_a_patch_that_is_nested_too_deeply_is_refused(session: Session, key: str, text: str) -> None:
     patched = session.patch(path_of(key), text.encode())
     assert "too deeply" in assert_problem(patched, "bad_request")["detail"]
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+@pytest.mark.parametrize("depth", [1, 99, 100, 101, 195, 300, 480, 1000])
+def test_a_patch_is_nested_as_deep_as_is_promised(session: Session, key: str, depth: int) -> None:
+    patched = session.patch(path_of(key), nested(depth).encode())
+    if depth > 100:
+        assert "too deeply" in assert_problem(patched, "bad_request")["detail"]
+        assert session.get(path_of(key)).status == 404
+    else:
+        assert session.get(path_of(key)).body.decode() == nested(depth)
+
+
+@pytest.mark.parametrize("depth", [99, 195, 300, 480])
+def test_how_deep_a_value_is_nested_is_nothing_to_a_patch_of_something_else(
+    session: Session, key: str, depth: int
+) -> None:
+    session.put(path_of(key), nested(depth).encode())
+    assert session.patch(path_of(key), {"b": 1}).status == 200
+    assert session.get(path_of(key)).body.decode() == nested(depth)[:-1] + ',"b": 1}'
+
+
+def test_large_values_are_patched_as_small_ones_are(session: Session, key: str) -> None:
+    target = {str(number): number for number in range(50_000)}
+    patch = {str(number): None if number % 3 else {"n": number} for number in range(25_000, 75_000)}
+    session.put(path_of(key), json.dumps(target).encode())
+    assert session.patch(path_of(key), patch).status == 200
+    assert session.get(path_of(key)).json == merged(target, patch)
+
+
+def test_a_patch_is_no_larger_than_a_value(session: Session, key: str) -> None:
+    limit = session.get("/v1/status").json["limits"]["value_bytes"]
+    problem = assert_problem(session.patch(path_of(key), b" " * (limit + 1)), "value_too_large")
+    assert problem["limit"] == limit
 
 
 def test_a_patch_keeps_the_type_and_the_moment_of_expiry(session: Session, key: str) -> None:
