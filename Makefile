@@ -30,8 +30,8 @@ test: $(READY) ## run all tests that take minutes, not hours
 	@tools/needs cc chromium node npm curl bash-completion zsh fish shellcheck systemd-analyze nginx haproxy prometheus promtool faketime
 	@$(PYTEST) $(ARGS)
 
-quick: $(READY) ## run in half a minute the tests that need no server
-	@$(PYTEST) -m quick --no-header -q $(ARGS)
+quick: $(READY) ## run in some twenty seconds the tests that need no server
+	@$(PYTEST) -n $$(($$(nproc) + 1)) -m quick --no-header -q $(ARGS)
 
 check: $(READY) ## lint, format and strict types, as CI runs them
 	@$(BIN)/ruff check

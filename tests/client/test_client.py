@@ -297,6 +297,7 @@ def test_threads_share_a_client(client: Client) -> None:
     assert client.incr("n", 0).value == 400
 
 
+@pytest.mark.slow
 def test_calls_beyond_the_connections_wait_for_one_within_their_time() -> None:
     def occupy() -> None:
         with refused("unavailable"):

@@ -18,6 +18,7 @@ from kvstore_client.errors import KvError
 from kvstore_daemon.engine import EventFilter, Write, WriteRequest
 from kvstore_daemon.engine.space import BALLAST_BYTES
 from support.engine_store import Store, refused
+from support.searching import examples
 from support.waiting import wait_until
 
 MIB = 1024 * 1024
@@ -25,6 +26,7 @@ MIB = 1024 * 1024
 OpenStore = Callable[..., Store]
 
 
+@pytest.mark.slow
 def test_a_second_daemon_on_the_same_folder_is_told_who_has_it(open_store: OpenStore) -> None:
     open_store()
     with refused("not_allowed") as caught:
@@ -173,6 +175,7 @@ def test_a_damaged_record_can_be_replaced_or_removed(damaged_store: Store, op: s
     damaged_store.engine.close()
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_the_file_is_harmless_or_reported(open_store: OpenStore, tmp_path: Path) -> None:
     """Each in a process of its own: LMDB itself may stop the process on a page it cannot trust."""
     store = open_store()
@@ -181,7 +184,7 @@ def test_every_flipped_bit_of_the_file_is_harmless_or_reported(open_store: OpenS
     store.engine.close()
     script = Path(__file__).with_name("flip_bits.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "data"), "150"],
+        [sys.executable, str(script), str(tmp_path / "data"), str(examples(60))],
         capture_output=True,
         text=True,
         check=False,
@@ -385,6 +388,7 @@ class FailingSync:
         return getattr(self._env, name)
 
 
+@pytest.mark.slow
 def test_after_a_failed_sync_on_a_timer_no_write_is_taken_either(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +403,7 @@ def test_after_a_failed_sync_on_a_timer_no_write_is_taken_either(
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_syncs_on_a_timer_are_counted_apart_from_commits(open_store: OpenStore) -> None:
     store = open_store(sync="interval")
     store.write("put")
