@@ -62,7 +62,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if SERVERS.isdisjoint(fixtures) and item.get_closest_marker("slow") is None:
             item.add_marker("quick")
     # What takes long goes first, so that no worker of pytest-xdist is left alone with it at the end.
-    items.sort(key=lambda item: item.get_closest_marker("quick") is not None)
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("long") is None,
+            item.get_closest_marker("quick") is not None,
+        )
+    )
 
 
 _servers = pytest.StashKey[list[Server]]()

@@ -21,7 +21,7 @@ from support import Daemon, Facade, Serve, wait_until
 from support.manager import Manager
 from support.servers import clean_environment, kvstore_command
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 

@@ -13,7 +13,7 @@ from support.machine import Machine, require_machine
 
 DAEMON, FACADE = "kvstore-daemon.service", "kvstore-http.service"
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
