@@ -21,6 +21,10 @@ NOBLOCK, SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 """As plain numbers: pyzmq's enumerations take a microsecond for each ``|`` and ``&``."""
 
 
+_LONGEST_SECONDS = 86_400
+"""Of one wait, since a poll counts milliseconds in 32 bits; who waits for longer, waits again."""
+
+
 class Wait(NamedTuple):
     """Until a socket is ready for its flags, or ``seconds`` have passed."""
 
@@ -30,7 +34,7 @@ class Wait(NamedTuple):
     def milliseconds(self) -> int:
         """The time in milliseconds, never rounded down to a moment before it has come, which would
         make the waiting busy."""
-        return max(0, int(self.seconds * 1000)) + 1
+        return max(0, int(min(self.seconds, _LONGEST_SECONDS) * 1000)) + 1
 
 
 Routine = Generator[Wait, None, T]

@@ -25,6 +25,7 @@ from kvstore_client.arguments import address_of
 from kvstore_client.commands import Command
 from kvstore_client.follow import Filter
 from kvstore_client.lane import Body
+from kvstore_client.routine import Wait
 from support import Daemon
 
 NOBODY = "tcp://127.0.0.1:9"
@@ -222,3 +223,9 @@ def test_the_environment_says_where_the_daemon_is(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("KVSTORE_REQUESTS", "")
     with Client() as client:
         assert "tcp://127.0.0.1:5555" in repr(client)
+
+
+@pytest.mark.parametrize("seconds", [2**31, 2**70, 1e300, math.inf])
+def test_a_wait_of_any_length_fits_into_a_poll(seconds: float) -> None:
+    """A call may be given any timeout, and waits for most of it where the daemon says nothing."""
+    assert 0 < Wait((), seconds).milliseconds() < 2**31
