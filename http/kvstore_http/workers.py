@@ -110,16 +110,21 @@ class Workers:
             if self._stop_at is None and not worker.is_running and worker.restart_at <= now:
                 worker.started_at = now
                 worker.liveness.started()
-                worker.pid = self._fork(worker.number)
+                try:
+                    worker.pid = self._fork(worker.number)
+                except OSError as error:
+                    self._note_end(worker, f"worker {worker.number} could not be started ({error.strerror})")
 
     def _fork(self, number: int) -> int:
         parent = os.getpid()
         # held back until the child has its own handlers: with the parent's it would lose them
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        pid = os.fork()
-        if pid == 0:
-            self._be_worker(number, parent)
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._be_worker(number, parent)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         self._board.note_start(number, pid)
         return pid
 
@@ -165,6 +170,9 @@ class Workers:
         beating = {int.from_bytes(pids[at : at + 4], "big") for at in range(0, len(pids), 4)}
         for worker in self._workers:
             if worker.pid in beating:
+                if not worker.liveness.is_ready:
+                    # one that came while it started was lost on it; it only looks which level holds
+                    os.kill(worker.pid, LEVEL_SIGNALS[0])
                 worker.liveness.beat()
         if not self._was_ready and all(worker.liveness.is_ready for worker in self._workers):
             self._was_ready = True
@@ -209,14 +217,20 @@ class Workers:
                 if pid:
                     worker.pid = 0
                     self._board.note_end(worker.number)
-                    self._note_end(worker, pid, os.waitstatus_to_exitcode(status))
+                    code = os.waitstatus_to_exitcode(status)
+                    how = (
+                        f"was ended by {signal.Signals(-code).name}"
+                        if code < 0
+                        else f"ended with status {code}"
+                    )
+                    self._note_end(worker, f"worker {worker.number} (pid {pid}) {how}")
 
-    def _note_end(self, worker: _Worker, pid: int, code: int) -> None:
+    def _note_end(self, worker: _Worker, what: str) -> None:
+        """``what`` happened to a worker that ended or could not be started: start another, or give up."""
         if self._stop_at is not None:
             return
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         if not self._was_ready and not worker.liveness.is_ready:
-            self._say(f"worker {worker.number} (pid {pid}) {how} before it was ready; giving up")
+            self._say(f"{what} before it was ready; giving up")
             self._status = EXIT_ERROR
             self._stop()
             return
@@ -224,7 +238,7 @@ class Workers:
         if now - worker.started_at >= STABLE_SECONDS:
             worker.delay = FIRST_DELAY_SECONDS
         worker.restart_at = now + worker.delay
-        self._say(f"worker {worker.number} (pid {pid}) {how}; starting another in {worker.delay:g} s")
+        self._say(f"{what}; starting another in {worker.delay:g} s")
         worker.delay = min(2 * worker.delay, LONGEST_DELAY_SECONDS)
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -294,3 +295,90 @@ def test_the_facade_listens_on_ipv6(daemon: Daemon, start_facade: Callable[..., 
     facade = start_facade(daemon, http="[::1]:0")
     assert facade.url.startswith("http://[::1]:")
     assert get(facade.url, "/livez")[0] == 200
+
+
+# ── the parent of the workers ────────────────────────────────────────────────────────────────────
+
+PARENT = """
+import logging, os, resource, signal, sys, time
+from kvstore_client.logs import LogLevel
+from kvstore_http.workers import Workers
+
+class Nobody:
+    def ready(self): print("ready", flush=True)
+    def beat(self): pass
+    def stopping(self): pass
+
+logging.getLogger().setLevel("ERROR")
+level = LogLevel("error")
+"""
+"""Begins a program that has workers of its own."""
+
+HAS_NO_ROOM = """
+if os.geteuid() == 0:
+    os.setuid(61234)  # root has no limit
+soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+asked = os.pipe()
+
+def serve(number, parent):
+    parent.ready()
+    return os.read(asked[0], 1)[0]  # whoever is first; the other waits
+
+def say(line):
+    print(line, flush=True)
+    if "could not be started" in line:
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+
+class Ready(Nobody):
+    def ready(self):
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+        os.write(asked[1], bytes([7]))
+
+class Board:
+    def __init__(self): self.starts = 0
+    def note_end(self, number): pass
+    def note_start(self, number, pid):
+        self.starts += 1
+        if self.starts == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.exit(Workers(2, serve, say, Ready(), level.change, Board()).run())
+"""
+
+STARTS_SLOWLY = """
+def serve(number, parent):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    os.kill(os.getppid(), signal.SIGUSR1)
+    signal.sigwait({signal.SIGUSR1})  # passed on, and lost since nobody follows yet
+    signal.signal(signal.SIGUSR1, lambda *_: level.follow())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    parent.ready()
+    while logging.getLogger().level != logging.WARNING:
+        time.sleep(0.01)
+    os.kill(os.getppid(), signal.SIGTERM)
+    return 0
+
+sys.exit(Workers(1, serve, print, Nobody(), level.change).run())
+"""
+
+
+def run_parent(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PARENT + program], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_worker_that_cannot_be_started_for_a_while_takes_nothing_else_with_it() -> None:
+    done = run_parent(HAS_NO_ROOM)
+    assert done.returncode == 0, done.stderr
+    ended, refused = done.stdout.splitlines()
+    assert re.fullmatch(r"worker \d \(pid \d+\) ended with status 7; starting another in 0.2 s", ended)
+    assert re.fullmatch(
+        r"worker \d could not be started \(Resource temporarily unavailable\); starting another in 0.4 s",
+        refused,
+    )
+
+
+def test_a_worker_that_starts_while_the_log_level_changes_follows_once_it_is_ready() -> None:
+    done = run_parent(STARTS_SLOWLY)
+    assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
