@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -113,11 +113,14 @@ class NoticeSocket:
     def fileno(self) -> int:
         return self._ours.fileno()
 
-    def read(self) -> Iterator[Notice]:
-        """What was said since the last call, in order."""
+    def read(self, places: Collection[str]) -> Iterator[Notice]:
+        """What was said since the last call, in order. What is no message of a child's is left out, and so is
+        a readiness without the addresses that ``places`` names: what a child starts may speak here too."""
         with suppress(OSError):  # nothing more, or the child is gone
             while True:
-                yield _parsed(self._ours.recv(_LONGEST_NOTICE_BYTES))
+                notice = _parsed(self._ours.recv(_LONGEST_NOTICE_BYTES), places)
+                if notice is not None:
+                    yield notice
 
     def close_theirs(self) -> None:
         self._theirs.close()
@@ -127,9 +130,24 @@ class NoticeSocket:
         self._theirs.close()
 
 
-def _parsed(message: bytes) -> Notice:
+def _parsed(message: bytes, places: Collection[str]) -> Notice | None:
     pairs = (line.partition("=") for line in message.decode(errors="replace").split("\n"))
     fields = {name: value for name, _, value in pairs}
     if "READY" in fields:
-        return Notice(where=json.loads(fields[_WHERE]))
+        where = _addresses(fields.get(_WHERE, ""))
+        return Notice(where=where) if where.keys() >= set(places) else None
+    if fields.keys().isdisjoint(("STATUS", "STOPPING", "WATCHDOG")):
+        return None
     return Notice(status=None if "STOPPING" in fields else fields.get("STATUS"))
+
+
+def _addresses(written: str) -> dict[str, str]:
+    try:
+        read = json.loads(written)
+    except (ValueError, RecursionError):
+        return {}
+    return (
+        {name: place for name, place in read.items() if isinstance(place, str)}
+        if isinstance(read, dict)
+        else {}
+    )

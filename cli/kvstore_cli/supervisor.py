@@ -1,10 +1,12 @@
 """``kvstore serve`` from the inside: two processes that are watched, restarted and stopped by a third.
 
 The parent runs one loop in one thread. Each child has a socket on which it says that it is ready, at
-which addresses, and every second that it works; one that falls silent is ended and started again, and the
-service manager hears no beat meanwhile. What children write on standard error is handed on, line by line.
-Each child leads a process group: a Ctrl-C in the terminal reaches the parent alone, which then stops the
-facade before the daemon, and of a facade that was killed no worker is left behind.
+which addresses, and every second that it works. While one that was ready is silent the service manager
+hears no beat; one that stays silent is ended and started again. A child that starts, or waits for its
+restart, holds back no beat: a crash loop is not for the manager to end. What children write on standard
+error is handed on, line by line. Each child leads a process group: a Ctrl-C in the terminal reaches the
+parent alone, which then stops the facade before the daemon, and of a facade that was killed no worker is
+left behind.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from math import inf
 from time import monotonic
@@ -27,8 +29,9 @@ from urllib.parse import urlsplit
 from kvstore_cli.logs import hand_on
 from kvstore_cli.notify import NoticeSocket, Notifier
 from kvstore_cli.units import connectable
+from kvstore_client.errors import EXIT_ERROR
 from kvstore_client.liveness import BEAT_SECONDS, LATE_TICKS, Liveness
-from kvstore_client.logs import LEVEL_SIGNALS, announcer
+from kvstore_client.logs import LEVEL_SIGNALS, LEVELS, announcer
 
 STOP_SECONDS = 10.0
 """How long a child may take to stop; the daemon needs 5 s at most."""
@@ -48,12 +51,14 @@ _LONGEST_LINE_BYTES = 1024 * 1024
 
 
 class Child:
-    """One process, over all its restarts. ``fields`` are the settings of the next start."""
+    """One process, over all its restarts. ``fields`` are the settings of the next start, ``places`` the names
+    of the addresses that it says once it is ready."""
 
-    def __init__(self, name: str, label: str, fields: dict[str, Any]) -> None:
+    def __init__(self, name: str, label: str, fields: dict[str, Any], places: Collection[str]) -> None:
         self.name = name
         self.label = label
         self.fields = fields
+        self.places = places
         self.restart_at: float | None = None
         self.false_starts = 0
         self.was_ever_ready = False
@@ -64,16 +69,23 @@ class Child:
         self._pause = FIRST_PAUSE_SECONDS
         self._rest = b""
         self._level_signals: list[int] = []
+        self._has_signal = False
+
+    def command(self, notices: int) -> list[str]:
+        """What is run; it reports on the descriptor ``notices``."""
+        # -P: what lies in the working folder must not shadow a module
+        program = [sys.executable, "-P", "-m", "kvstore_cli.child"]
+        return [*program, self.name, json.dumps(self.fields), str(os.getpid()), str(notices)]
 
     def start(self) -> None:
-        """Start the process, with a socket of its own to report on."""
+        """Start the process, with a socket of its own to report on. Raises OSError where the system has no
+        room for one more; it can be called again."""
+        self._started_at = monotonic()
         self.notices.close()
         self.notices = NoticeSocket()
         theirs = self.notices.descriptor
-        # -P: what lies in the working folder must not shadow a module
-        program = [sys.executable, "-P", "-m", "kvstore_cli.child"]
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [*program, self.name, json.dumps(self.fields), str(os.getpid()), str(theirs)],
+            self.command(theirs),
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=(theirs,),
@@ -81,8 +93,7 @@ class Child:
         )
         self.notices.close_theirs()
         self.liveness.started()
-        self.restart_at, self._rest = None, b""
-        self._started_at = monotonic()
+        self.restart_at = None
 
     @property
     def who(self) -> str:
@@ -102,9 +113,13 @@ class Child:
         """Whether a process was started and its end was not dealt with yet."""
         return self._process is not None
 
-    def status(self) -> int | None:
-        """How the process ended, as in subprocess; None while it runs."""
-        return None if self._process is None else self._process.poll()
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended. It is left unreaped until :meth:`clear_away`: that keeps its number,
+        which is its group's too, from being given to another."""
+        assert self._process is not None  # noqa: S101 - callers saw it
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, options) is not None
 
     def relay(self) -> bool:
         """Hand on what the process has written; whether there may be more to come."""
@@ -115,30 +130,43 @@ class Child:
                     whole, feed, self._rest = self._rest, b"\n", b""
                 if feed:
                     hand_on(whole + feed)
-            if self._rest:
-                hand_on(self._rest + b"\n")
-                self._rest = b""
+            self._relay_rest()
             return False
         return True
+
+    def _relay_rest(self) -> None:
+        if self._rest:
+            hand_on(self._rest + b"\n")
+            self._rest = b""
 
     def note_ready(self) -> None:
         """The process has said that it is ready."""
         self.was_ever_ready = True
         self.false_starts = 0
-        while self._level_signals:
-            self.signal(self._level_signals.pop(0))
+
+    def note_work(self) -> None:
+        """The process has said that it works, so it has had its last signal."""
+        self._has_signal = False
+        self._pass_level_on()
 
     def change_level(self, number: int) -> None:
-        """Pass on a signal that changes the log level, once the process is ready: earlier it could end it."""
-        if self.is_there and self.liveness.is_ready:
-            self.signal(number)
-        else:
+        """Pass on a signal that changes the log level, once the process is ready: earlier it could end it.
+        Of several it gets one at a time, since the system makes one of those that wait."""
+        if number == signal.SIGUSR2:
+            self._level_signals = [number]
+        elif self._level_signals.count(number) < len(LEVELS) - 1:
             self._level_signals.append(number)
+        self._pass_level_on()
+
+    def _pass_level_on(self) -> None:
+        if self._level_signals and self.is_there and self.liveness.is_ready and not self._has_signal:
+            self.signal(self._level_signals.pop(0))
+            self._has_signal = True
 
     def signal(self, number: int) -> None:
         """Send a signal to the process alone."""
-        if self._process is not None:
-            self._process.send_signal(number)
+        assert self._process is not None  # noqa: S101 - callers saw it
+        os.kill(self._process.pid, number)  # not send_signal, which would reap it
 
     def clear_away(self) -> int:
         """End whatever is left of the process and its group; returns how the process ended."""
@@ -147,9 +175,11 @@ class Child:
             os.killpg(self._process.pid, signal.SIGKILL)
         status = self._process.wait()
         self.relay()
+        self._relay_rest()  # what the process left running may hold the pipe open
         assert self._process.stderr is not None  # noqa: S101
         self._process.stderr.close()
         self._process = None
+        self._has_signal = False
         return status
 
     def restart_later(self) -> float:
@@ -164,8 +194,8 @@ class Child:
 
 class Supervisor:
     """Keeps a daemon and a facade running until a signal ends both. ``on_ready`` is called once both
-    are ready, with the daemon's settings and the facade's ``url``. ``notifier`` is told the same, every
-    second that both of them work, and which of the two is away."""
+    are ready, with the daemon's settings and the facade's ``url``. ``notifier`` is told the same, which of
+    the two is away, and every second that this loop turns and neither of them is late."""
 
     def __init__(
         self,
@@ -174,8 +204,8 @@ class Supervisor:
         on_ready: Callable[[dict[str, str]], None],
         notifier: Notifier,
     ) -> None:
-        self._daemon = Child("daemon", "the daemon", daemon)
-        self._facade = Child("http", "the HTTP facade", http)
+        self._daemon = Child("daemon", "the daemon", daemon, ("requests", "changes"))
+        self._facade = Child("http", "the HTTP facade", http, ("url",))
         self._children = (self._daemon, self._facade)
         self._on_ready = on_ready
         self._notifier = notifier
@@ -203,12 +233,16 @@ class Supervisor:
     # ── running ─────────────────────────────────────────────────────────────────────────────────
 
     def _watch(self) -> None:
-        while not self._signals and self._failure is None:
+        while not self._is_stopping:
             self._turn(min(self._next_restart(), self._tick_at))
             for child in self._children:
                 self._look_after(child)
             if monotonic() >= self._tick_at:
                 self._tick()
+
+    @property
+    def _is_stopping(self) -> bool:
+        return bool(self._signals) or self._failure is not None
 
     def _turn(self, until: float) -> None:
         """Wait for a child to say something or to end, for a signal, or for the moment ``until``."""
@@ -220,7 +254,13 @@ class Supervisor:
         return min(moments, default=inf)
 
     def _start(self, child: Child) -> None:
-        child.start()
+        try:
+            child.start()
+        except OSError as error:
+            # not counted against a service that has run: it may lack descriptors for a while
+            child.false_starts += not child.was_ever_ready
+            self._start_later(child, f"could not be started ({error.strerror})", EXIT_ERROR)
+            return
         self._selector.register(child.descriptor, selectors.EVENT_READ, lambda: self._relay(child))
         self._selector.register(child.notices, selectors.EVENT_READ, lambda: self._listen(child))
 
@@ -229,7 +269,7 @@ class Supervisor:
             self._selector.unregister(child.descriptor)
 
     def _look_after(self, child: Child) -> None:
-        if child.is_there and child.status() is not None:
+        if child.is_there and child.has_ended:
             self._has_ended(child, self._clear_away(child))
         elif child.restart_at is not None and monotonic() >= child.restart_at:
             self._start(child)
@@ -247,9 +287,14 @@ class Supervisor:
         if status in _REFUSALS and not child.was_ever_ready:
             say(f"{child.label} did not start, the reason is above; stopping", logging.ERROR)
             self._failure = status
-        elif child.false_starts >= MOST_FALSE_STARTS:
+        else:
+            self._start_later(child, how, status if status > 0 else EXIT_ERROR)
+
+    def _start_later(self, child: Child, how: str, status: int) -> None:
+        """Try again later, or give up with the exit ``status``."""
+        if child.false_starts >= MOST_FALSE_STARTS:
             say(f"{child.label} {how} before it was ready, {child.false_starts} times in a row; stopping")
-            self._failure = status if status > 0 else 1
+            self._failure = status
         else:
             news = f"{child.label} {how}; starting it again in {child.restart_later():g} s"
             self._report(news)
@@ -257,7 +302,10 @@ class Supervisor:
     # ── readiness and silence ───────────────────────────────────────────────────────────────────
 
     def _listen(self, child: Child) -> None:
-        for notice in child.notices.read():
+        heard = list(child.notices.read(child.places))
+        if self._is_stopping:
+            return  # a daemon that became ready just now must not have a facade started
+        for notice in heard:
             if child.liveness.beat():
                 say(f"{child.who} works again")
                 self._tell_manager()
@@ -270,6 +318,8 @@ class Supervisor:
                     self._facade_is_ready(notice.where)
             elif notice.status is not None:
                 self._report(f"{child.label} says: {notice.status}")
+        if heard:
+            child.note_work()
 
     def _tick(self) -> None:
         """Once in ``BEAT_SECONDS``: end a child that hangs, and beat if none is late."""
@@ -335,9 +385,9 @@ class Supervisor:
     def _stop_one(self, child: Child) -> None:
         child.signal(signal.SIGTERM)
         deadline = monotonic() + STOP_SECONDS
-        while child.status() is None and monotonic() < deadline and self._signals < 2:
+        while not child.has_ended and monotonic() < deadline and self._signals < 2:
             self._turn(deadline)
-        if child.status() is None:
+        if not child.has_ended:
             reason = "a second signal came" if self._signals > 1 else f"it took more than {STOP_SECONDS:g} s"
             say(f"killing {child.label}: {reason}")
         self._clear_away(child)

@@ -202,11 +202,18 @@ def test_serve_passes_the_signals_on_to_both_parts(start_serve: Callable[..., Se
 def test_a_part_that_is_started_again_gets_the_signals_once_it_is_ready(
     start_serve: Callable[..., Serve],
 ) -> None:
-    serve = start_serve(log_format="json")
+    serve = start_serve(log_format="json", log_level="error")
+
+    def gone_to(part: str) -> list[str]:
+        return re.findall(rf"kvstore {part}: the log level is now (\w+)", serve.stderr)
+
     os.kill(entry_with(serve.stderr, "kvstore daemon: ready")["pid"], signal.SIGKILL)
     wait_until(lambda: "starting it again" in serve.stderr)
-    serve.signal(signal.SIGUSR1)
-    wait_until(lambda: levels(serve) == ["debug", "debug"])
+    steps = ["warning", "info", "debug"]
+    for number in range(1, 4):
+        serve.signal(signal.SIGUSR1)
+        wait_until(lambda n=number: gone_to("http") == steps[:n])  # type: ignore[misc]
+    wait_until(lambda: gone_to("daemon") == steps)
 
 
 def test_a_slow_commit_is_said_once_in_a_while_with_the_ids_of_its_requests(

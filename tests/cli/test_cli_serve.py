@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -148,6 +149,22 @@ def test_a_killed_child_is_started_again_on_the_same_addresses(
     wait_until(lambda: f"{label} was ended by SIGKILL; starting it again" in serve.stderr, what="it is said")
     works(offline, serve.url, "after")
     assert not set(killed) & set(children(serve, name))
+
+
+def test_a_child_that_cannot_be_started_for_a_while_takes_nothing_else_with_it(
+    start_serve: Callable[..., Serve], offline: Kvstore
+) -> None:
+    serve = start_serve(workers=1)
+    facade = leader(serve, "http")
+    soft, hard = resource.prlimit(serve.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (3, hard))
+    os.kill(leader(serve, "daemon"), signal.SIGKILL)
+    news = "the daemon could not be started (Too many open files); starting it again in"
+    wait_until(lambda: serve.stderr.count(news) >= 2, what="it is tried more than once")
+    resource.prlimit(serve.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    works(offline, serve.url, "v")
+    assert leader(serve, "http") == facade
+    assert "Traceback" not in serve.stderr
 
 
 def test_a_killed_worker_does_not_end_the_service(
