@@ -51,8 +51,9 @@ of so many times as long, up to this."""
 EMPTY_SECONDS = 0.1
 """How long the loop may take to empty the socket: where more comes than it can receive, it never does."""
 
-LET_GO_SECONDS = 0.5
-"""After a connection was closed: what libzmq kept of it is given back to the system then."""
+LET_GO_SECONDS, LAST_LET_GO_SECONDS = 0.5, 8.0
+"""After a connection was closed: what libzmq kept of it is given back to the system then and,
+since libzmq may need longer, a few times more at growing distances, up to this."""
 
 PART_HEADER = 9
 """The most that a part has on its way in front of its bytes."""
@@ -108,7 +109,7 @@ class Intake(Arrivals):
         self._question = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_asked = self._is_emptied = False
         self._asked_at = 0.0
-        self._give_back_at: float | None = None
+        self._give_back_in = self._give_back_at = 0.0
         self._base = self._least = private_bytes()
         self._cut = Seldom()
         self.start()
@@ -150,7 +151,7 @@ class Intake(Arrivals):
     def _patience(self) -> float:
         if self._is_behind or self._is_asked:
             return PAUSE_SECONDS
-        return -1 if self._give_back_at is None else LET_GO_SECONDS
+        return self._give_back_in or -1
 
     def _look(self, descriptors: list[int]) -> bool:
         before, used = time.monotonic(), time.thread_time()
@@ -164,10 +165,14 @@ class Intake(Arrivals):
         elif self._is_emptied or before - self._asked_at > EMPTY_SECONDS or self._all() > 2 * self._limit:
             self._is_asked = False
             self._relieve()
-        if self._give_back_at is not None and before >= self._give_back_at:
-            self._give_back_at = None
+        if self._give_back_in and before >= self._give_back_at:
             _give_back()
+            self._give_back_later(2 * self._give_back_in)
         return self._rest(min(max(PAUSE_SECONDS, pause), LONGEST_PAUSE_SECONDS))
+
+    def _give_back_later(self, seconds: float) -> None:
+        self._give_back_in = seconds if seconds <= LAST_LET_GO_SECONDS else 0.0
+        self._give_back_at = time.monotonic() + seconds
 
     def _measure(self, descriptors: set[int]) -> None:
         self._is_behind = False
@@ -217,7 +222,7 @@ class Intake(Arrivals):
         self._known.pop(descriptor, None)
         self._followed.pop(descriptor, None)
         self._connections.cut_off(descriptor)
-        self._give_back_at = time.monotonic() + LET_GO_SECONDS
+        self._give_back_later(LET_GO_SECONDS)
         more = self._cut.turn()
         if more is not None:
             log.warning(
