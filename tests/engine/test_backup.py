@@ -53,6 +53,10 @@ REQUESTS = st.lists(
 )
 
 
+_BRANCH = 1
+"""The flag of a page of LMDB's that leads to others."""
+
+
 def silent(_step: str) -> Callable[[int, int], None]:
     return nobody_asks
 
@@ -315,6 +319,36 @@ def test_a_file_of_noise_is_damage_and_no_crash(tmp_path: Path) -> None:
     assert faults
     with refused("damaged"):
         backed_up(tmp_path / "data")
+
+
+def test_a_tree_that_leads_back_into_itself_is_found_by_check(open_store: OpenStore, tmp_path: Path) -> None:
+    """LMDB calls that a full cursor, which a reader cannot take for damage; a check has to say."""
+    store = open_store()
+    for n in range(300):
+        store.write("put", b"key%03d" % n, value=bytes(100))
+    store.engine.close()
+    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    whole = bytearray(file.read_bytes())
+    with lmdb.open(str(file.parent), readonly=True, max_dbs=8) as env:
+        size = env.stat()["psize"]
+    for page in range(2 * size, len(whole), size):
+        if whole[page + 10] == _BRANCH:
+            for at in range(page + 16, page + int.from_bytes(whole[page + 12 : page + 14], "little"), 2):
+                node = page + int.from_bytes(whole[at : at + 2], "little")
+                whole[node : node + 4] = (page // size).to_bytes(4, "little")
+    file.write_bytes(whole)
+    faults: list[str] = []
+    apart.check(tmp_path / "data", faults.append)
+    assert any("MDB_CURSOR_FULL" in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize("task", ["facts", "check", "copy"])
+def test_a_reader_that_somebody_ended_is_no_damage(filled: Store, tmp_path: Path, task: str) -> None:
+    with apart._reader(task, tmp_path / "data") as process:
+        process.kill()
+        with refused("internal") as caught:
+            apart._expect_success(process, tmp_path / "data")
+    assert "SIGKILL" in caught.value.message
 
 
 def test_a_file_whose_end_is_missing_is_damage_and_no_crash(filled: Store, tmp_path: Path) -> None:

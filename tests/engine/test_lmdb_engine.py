@@ -17,6 +17,7 @@ import pytest
 from kvstore_client.errors import KvError
 from kvstore_daemon.engine import EventFilter, Write, WriteRequest
 from kvstore_daemon.engine.space import BALLAST_BYTES
+from kvstore_daemon.engine.trouble import trouble
 from support.engine_store import Store, refused
 from support.searching import examples
 from support.waiting import wait_until
@@ -173,6 +174,57 @@ def test_a_damaged_record_can_be_replaced_or_removed(damaged_store: Store, op: s
     # what remains is the damaged event, which leaves with the log's end
     assert damaged_store.faults() == ["event 1.0: the checksum does not match"]
     damaged_store.engine.close()
+
+
+DAMAGE = {"CorruptedError", "PageNotFoundError", "InvalidError", "VersionMismatchError", "IncompatibleError"}
+
+
+@pytest.mark.parametrize("kind", [lmdb.Error, *lmdb.Error.__subclasses__()], ids=lambda kind: kind.__name__)
+def test_only_what_speaks_of_the_bytes_themselves_is_told_as_damage(kind: type[lmdb.Error]) -> None:
+    told = trouble(Path("data.mdb"), kind("what LMDB said"))
+    assert (told.code == "damaged") == (kind.__name__ in DAMAGE)
+    assert ("restore" in told.message) == (kind.__name__ in DAMAGE)
+
+
+def errors_of_a_sound_store(folder: Path) -> Iterator[Callable[[], Any]]:
+    """Calls that LMDB refuses, each for a reason of its own."""
+    env = lmdb.open(str(folder), max_dbs=1, map_size=MIB)
+    env.open_db(b"one")
+    yield lambda: env.open_db(b"two")
+    yield lambda: lmdb.open(str(folder))
+    txn = env.begin(write=True)
+    yield lambda: txn.put(b"", b"")
+    yield lambda: txn.put(b"large", bytes(2 * MIB))
+    yield txn.commit
+    txn.abort()
+    yield lambda: txn.get(b"key")
+    env.close()
+    yield env.begin
+
+
+def test_no_error_that_a_sound_store_gives_is_told_as_damage(tmp_path: Path) -> None:
+    for call in errors_of_a_sound_store(tmp_path):
+        with pytest.raises(lmdb.Error) as caught:
+            call()
+        told = trouble(tmp_path / "data.mdb", caught.value)
+        assert told.code == ("store_full" if isinstance(caught.value, lmdb.MapFullError) else "internal")
+        assert "kvstore check" in told.message or "--max-store-bytes" in told.message
+
+
+def test_a_file_that_says_it_is_of_another_version_of_lmdb_is_damage(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    open_store().engine.close()
+    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    whole = bytearray(file.read_bytes())
+    with lmdb.open(str(file.parent), readonly=True) as env:
+        size = env.stat()["psize"]
+    for page in (0, size):
+        assert whole[page + 20] == 1
+        whole[page + 20] = 9
+    file.write_bytes(whole)
+    with refused("damaged"):
+        open_store()
 
 
 @pytest.mark.slow

@@ -22,6 +22,9 @@ Progress = Callable[[int, int], None]
 
 _ATTEMPTS = 5
 _CHUNK_BYTES = 1 << 20
+_OF_A_PAGE = frozenset((signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL))
+"""What ends a process that follows what a damaged page says. Others come from somebody, as from a system that
+has no memory left."""
 _Process = subprocess.Popen[bytes]
 
 
@@ -63,6 +66,8 @@ def _check(path: Path, on_fault: Callable[[str], None], progress: Progress) -> d
         try:
             _expect_success(process, path)
         except KvError as error:
+            if error.code != "damaged":
+                raise
             on_fault(error.message)
     return found
 
@@ -140,6 +145,8 @@ def _expect_success(process: _Process, path: Path) -> None:
     status = process.wait()
     if status < 0:
         name = signal.Signals(-status).name
+        if -status not in _OF_A_PAGE:
+            raise KvError("internal", f"the process that read {path} was ended ({name}); do it again")
         raise KvError("damaged", f"LMDB came upon a page of {path} that ended its process ({name})")
     if status > 0:
         raise KvError("damaged", f"LMDB could not read {path} to its end: {said[-1] if said else status}")

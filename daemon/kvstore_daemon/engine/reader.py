@@ -10,6 +10,7 @@ of readers behind, which the daemon clears.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -27,7 +28,7 @@ from kvstore_client.errors import KvError
 from kvstore_daemon.engine.creation import FORMAT
 from kvstore_daemon.engine.owner import as_owner
 from kvstore_daemon.engine.rows import DamageError, LogPosition
-from kvstore_daemon.engine.trouble import trouble
+from kvstore_daemon.engine.trouble import errno_of, trouble
 from kvstore_daemon.engine.verify import open_tables, verify
 
 _MAP_RESERVE = 1 << 30
@@ -193,14 +194,22 @@ def _check(path: Path) -> None:
             # the pages that this transaction sees, and those of every later one, stay as they are until it
             # ends; so the file can be walked while the daemon writes
             _check_pages(data_file(path))
-            for fault in verify(env, txn, lambda done, total: _tell("progress", [done, total])):
-                _tell("fault", fault)
-            _tell("facts", facts(env, txn))
+            _walk(env, txn)
     except KvError as error:
         if error.code != "damaged":
             raise
         _tell("fault", error.message)
+
+
+def _walk(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> None:
+    try:
+        for fault in verify(env, txn, lambda done, total: _tell("progress", [done, total])):
+            _tell("fault", fault)
+        _tell("facts", facts(env, txn))
     except (lmdb.Error, ValueError) as error:
+        # what LMDB says while it only reads, and the system has no part in, the pages made it say
+        if isinstance(error, lmdb.Error) and errno_of(error):
+            raise
         _tell("fault", f"the walk could not go on: {error}")
 
 
@@ -238,6 +247,10 @@ def main(task: str, path: str) -> int:
         return 1
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        _tell("error", trouble(data_file(Path(path)), error).as_json())
+    except MemoryError:
+        _tell("error", trouble(data_file(Path(path)), OSError(errno.ENOMEM, "")).as_json())
     return 0
 
 

@@ -26,6 +26,7 @@ from kvstore_daemon.engine.backup import SAME, Backup, Steps, read_image, read_t
 from kvstore_daemon.engine.creation import DRAFT, new_epoch
 from kvstore_daemon.engine.ownership import Ownership, unusable
 from kvstore_daemon.engine.rows import LogPosition
+from kvstore_daemon.engine.trouble import trouble
 
 _CHUNK_BYTES = 1 << 20
 
@@ -186,7 +187,7 @@ def _begin_anew(file: Path, backup: Backup, now: int) -> int:
     try:
         _write_beginning(file, head)
     except lmdb.Error as error:
-        raise KvError("store_full", f"the restored store cannot be written: {error}") from error
+        raise trouble(file, error) from error
     return head
 
 

@@ -2,7 +2,8 @@
 
 Only what LMDB found wrong with the bytes themselves is called damage: whoever is told to restore a backup
 throws away what is there. A disk that fails, a file that may not be opened, descriptors that ran out take
-nothing from the store, and are told with the advice that cures them.
+nothing from the store, and are told with the advice that cures them. Of an error that may have either cause,
+``kvstore check`` finds out which it is.
 """
 
 from __future__ import annotations
@@ -18,9 +19,24 @@ from kvstore_client.errors import KvError
 NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """What the system says where a file cannot grow: a full disk, a quota, a limit on the size of files."""
 
-_NO_DAMAGE = (lmdb.MapFullError, lmdb.PanicError, lmdb.ReadersFullError, lmdb.MapResizedError)
-"""Errors of LMDB's own that do not speak of the file's content."""
+_DAMAGE = (
+    lmdb.CorruptedError,  # a page is of another kind than its place in the tree needs
+    lmdb.PageNotFoundError,  # a page number beyond the last page
+    lmdb.InvalidError,  # a meta page is none
+    lmdb.VersionMismatchError,
+    lmdb.IncompatibleError,  # a table's flags are not those that it was made with
+)
+"""What LMDB says of bytes that it never wrote.
 
+Not among them: MDB_CURSOR_FULL, MDB_PAGE_FULL, MDB_PROBLEM and MDB_BAD_TXN, which follow a damaged page too,
+but also a fault of the program; and all limits. Whatever LMDB or py-lmdb may add is not damage either.
+"""
+
+_UNCLEAR = (
+    "internal",
+    "restart the daemon; if it comes again, 'kvstore check' finds out whether the store is damaged",
+)
+_NO_SPACE = ("store_full", "raise --max-store-bytes")
 _KINDS: dict[int, tuple[str, str]] = {
     **dict.fromkeys(NO_ROOM, ("store_full", "make room on the disk")),
     errno.EMFILE: ("too_busy", "raise the limit of open files (ulimit -n, LimitNOFILE=)"),
@@ -29,6 +45,7 @@ _KINDS: dict[int, tuple[str, str]] = {
     errno.EROFS: ("not_allowed", "the file system is mounted read-only; mount it writable"),
     errno.ENOLCK: ("not_allowed", "the file system has no locks; the store must be on a local disk"),
     errno.EAGAIN: ("not_allowed", "another process holds it"),
+    **dict.fromkeys((errno.EINVAL, errno.ENOENT), _UNCLEAR),
 }
 _FAILING = ("internal", "the disk fails; look at it and at the system's log. The store was not changed")
 
@@ -41,7 +58,8 @@ def errno_of(error: Exception) -> int:
 
 def is_damage(error: Exception) -> bool:
     """Whether LMDB says that the file's content is not what it should be."""
-    return isinstance(error, lmdb.Error) and not errno_of(error) and not isinstance(error, _NO_DAMAGE)
+    # a version that no LMDB in py-lmdb knows is refused by py-lmdb itself, with an error of no class
+    return isinstance(error, _DAMAGE) or (type(error) is lmdb.Error and "LMDB data format" in str(error))
 
 
 def trouble(path: Path, error: OSError | lmdb.Error) -> KvError:
@@ -52,9 +70,9 @@ def trouble(path: Path, error: OSError | lmdb.Error) -> KvError:
         return KvError("damaged", f"{path} is damaged: {reason}; restore a backup")
     if number in (errno.EACCES, errno.EPERM):
         return KvError("not_allowed", f"{path} cannot be opened: {reason}; {_for_its_user(path)}")
-    code, advice = _KINDS.get(number, _FAILING)
-    if not number:
-        code, advice = "internal", "restart the daemon"
+    code, advice = _KINDS.get(number, _FAILING) if number else _UNCLEAR
+    if isinstance(error, lmdb.MapFullError):
+        code, advice = _NO_SPACE
     return KvError(code, f"{path} cannot be used: {reason}; {advice}")
 
 

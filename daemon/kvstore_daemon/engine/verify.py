@@ -16,6 +16,7 @@ import orjson
 from kvstore_daemon.engine import rows
 from kvstore_daemon.engine.clock import is_whole, steady_stamps
 from kvstore_daemon.engine.rows import NOWHERE, DamageError, LogPosition, LogRow, Place
+from kvstore_daemon.engine.trouble import is_damage
 
 Progress = Callable[[int, int], None]
 """Called now and then with the rows that were looked at and how many there are."""
@@ -49,12 +50,15 @@ def verify(
 
 
 def open_tables(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> dict[str, Any]:
-    """All tables of a store by name; raises DamageError for one that is not there."""
+    """All tables of a store by name; raises DamageError for one that is not there, or is none, and lmdb.Error
+    for what is not the file's fault."""
     tables = {}
     for name, dupsort in TABLES.items():
         try:
             tables[name] = env.open_db(name.encode(), txn=txn, dupsort=dupsort, create=False)
         except lmdb.Error as error:
+            if not (is_damage(error) or isinstance(error, lmdb.NotFoundError)):
+                raise
             raise DamageError(f"the table {name} cannot be opened: {error}") from error
     return tables
 
