@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from zlib import crc32
 
+import orjson
 import pytest
 
 from kvstore_daemon.engine import Retention, Write, WriteRequest
@@ -179,8 +181,9 @@ def test_a_wrong_date_trims_nothing(open_store: Callable[..., Store]) -> None:
     assert again.engine.position().floor == again.engine.position().head - 1
 
 
+@pytest.mark.parametrize("restarts", [False, True])
 def test_after_a_start_of_the_machine_a_date_is_believed_once_it_has_stood_for_an_hour(
-    open_store: Callable[..., Store],
+    open_store: Callable[..., Store], restarts: bool
 ) -> None:
     retention = Retention(10**6, 1 << 30, DAY)
     store = open_store(retention=retention)
@@ -188,11 +191,17 @@ def test_after_a_start_of_the_machine_a_date_is_believed_once_it_has_stood_for_a
     store.engine.close()
     store.clock.reboot(after=365 * DAY)
     again = open_store(retention=retention)
-    for minutes in (0, 59):
+    for minutes in (0, 1, 58):
         again.clock.now += minutes * 60_000
+        if restarts:
+            again.engine.close()
+            again = open_store(retention=retention)
         tick(again)
         assert again.engine.position().floor == 0
     again.clock.now += 60_001
+    if restarts:
+        again.engine.close()
+        again = open_store(retention=retention)
     tick(again)
     assert again.engine.position().floor == 1
 
@@ -241,3 +250,11 @@ def test_more_steps_than_are_kept(open_store: Callable[..., Store], monkeypatch:
     assert store.keys() == [b"old", b"tick"]
     store.clock.now += 25_000
     assert store.keys() == [b"tick"]
+
+
+def test_the_row_of_a_version_that_kept_no_grace_is_read() -> None:
+    said = {"boot": "boot", "anchor": 7, "idle": 5, "after": [-1], "shifts": [0]}
+    row = orjson.dumps(said)
+    clock = StoreClock(lambda: 1_007, lambda: 1_000, "boot")
+    clock.begin(crc32(row).to_bytes(4, "big") + row, (500, 1), 1)
+    assert (clock.steady(), clock.running(), clock.age_of(500, 1)) == (1_007, 1_002, 507)

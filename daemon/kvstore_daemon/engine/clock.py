@@ -34,7 +34,8 @@ STEP_MS = 500
 """A smaller difference between the wall clock and ours is left alone."""
 
 GRACE_MS = 3_600_000
-"""For so long after a start of the machine, its date alone makes no event too old."""
+"""For so long after the first start of a store's daemon in a run of the machine, the machine's date alone
+makes no event too old. However often the daemon is started again, that hour is the same."""
 
 _MANY_STEPS = 1_000
 _CRC = struct.Struct(">I")
@@ -106,9 +107,9 @@ class StoreClock:
         if not is_same_boot:
             self._anchor = self._wall() - self._line.shifts[-1] - self._steady()
         self._anchor = max(self._anchor, last - self._steady())
-        self._begun_at = self.steady()
-        self._begun_head = head
         if not is_same_boot and newest is not None:
+            self._begun_at = self.steady()
+            self._begun_head = head
             self._unconfirmed = self._begun_at - last
             self._idle += self._unconfirmed
         return self.notice(head)
@@ -123,6 +124,8 @@ class StoreClock:
         if said["boot"] != self._boot:
             return False
         self._anchor = said["anchor"]
+        # rows of versions that did not keep these have none
+        self._unconfirmed, self._begun_at, self._begun_head = said.get("unconfirmed", (0, 0, 0))
         return True
 
     def row(self) -> bytes:
@@ -133,6 +136,7 @@ class StoreClock:
                 "boot": self._boot,
                 "anchor": self._anchor,
                 "idle": self._idle,
+                "unconfirmed": (self._unconfirmed, self._begun_at, self._begun_head),
                 "after": line.after,
                 "shifts": line.shifts,
             }
