@@ -31,16 +31,37 @@ class KeptFile:
         """Make the file if it is not there. Raises OSError if it cannot be written, is no ordinary file, or
         another process uses it and does not end within 10 s."""
         self._path = path
+        self._deadline = monotonic() + _LOCK_SECONDS
+        self._is_told = False
+        while not self._took():
+            if monotonic() >= self._deadline:
+                raise OSError(errno.EBUSY, "it is replaced again and again", path)
+
+    def _took(self) -> bool:
+        """Open and lock the file; whether it is still the one of this name then."""
         self._descriptor, self._was_made = self._opened()
         try:
             about = os.fstat(self._descriptor)
             if not stat.S_ISREG(about.st_mode) or _is_output(about):
-                raise OSError(errno.EINVAL, "it is no ordinary file", path)
+                raise OSError(errno.EINVAL, "it is no ordinary file", self._path)
             self._lock()
-            self._try()
+            is_there = self._is_there()
+            if is_there:
+                self._try()
         except BaseException:
             os.close(self._descriptor)
             raise
+        if not is_there:
+            os.close(self._descriptor)
+        return is_there
+
+    def _is_there(self) -> bool:
+        """Whether the path leads to what is open: who had the lock may have removed that, and somebody made
+        another."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))  # noqa: PTH116
+        except FileNotFoundError:
+            return False
 
     def _opened(self) -> tuple[int, bool]:
         how = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK  # not to wait for the other end of a pipe
@@ -53,17 +74,15 @@ class KeptFile:
         return os.open(self._path, how | os.O_CREAT, 0o666), True
 
     def _lock(self) -> None:
-        deadline = monotonic() + _LOCK_SECONDS
-        is_told = False
         while True:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if monotonic() >= deadline:
+                if monotonic() >= self._deadline:
                     raise OSError(errno.EBUSY, "another kvstore uses it", self._path) from None
-                if not is_told:
+                if not self._is_told:
                     talk(f"another kvstore uses {readable(self._path)}; waiting for its end")
-                is_told = True
+                self._is_told = True
                 sleep(_LOOK_SECONDS)
             except OSError:  # a file system without locks
                 return
@@ -106,17 +125,22 @@ class KeptFile:
     def discard(self) -> None:
         """Remove the file, or, where that cannot be done, what stands in it."""
         try:
-            os.unlink(os.path.realpath(self._path))  # noqa: PTH108
+            self._unlink()
         except OSError:
             os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
+
+    def _unlink(self) -> None:
+        # under the lock, and only what the lock is on: another file of this name may be somebody's
+        if self._is_there():
+            os.unlink(os.path.realpath(self._path))  # noqa: PTH108
 
     def close(self) -> None:
         """Let go of the file; one that was made and never written is removed."""
         if self._was_made:
             with suppress(OSError, UnicodeDecodeError):
                 if not self.read():
-                    os.unlink(os.path.realpath(self._path))  # noqa: PTH108
+                    self._unlink()
         os.close(self._descriptor)
 
 

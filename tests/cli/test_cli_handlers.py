@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +331,37 @@ def test_a_file_that_is_kept_is_as_long_as_it_was_and_found_again(tmp_path: Path
     assert not path.exists()
     KeptFile(str(path)).close()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+def test_who_waited_for_a_file_that_was_removed_gets_the_one_that_others_find(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_written: bool
+) -> None:
+    path = tmp_path / "kept"
+    first = KeptFile(str(path))
+    if is_written:
+        first.write("first")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(KeptFile, str(path))
+        said: list[str] = []
+        wait_until(lambda: said.append(capsys.readouterr().err) or "waiting" in "".join(said))
+        if is_written:
+            first.discard()
+        else:
+            first.close()
+        second = waiting.result()
+    second.write("second")
+    assert path.read_text().strip() == "second"
+    with path.open() as third, pytest.raises(BlockingIOError):
+        fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    second.close()
+
+
+@pytest.mark.parametrize("end", [KeptFile.discard, KeptFile.close])
+def test_only_the_own_file_is_removed(tmp_path: Path, end: Callable[[KeptFile], None]) -> None:
+    path = tmp_path / "kept"
+    kept = KeptFile(str(path))
+    path.unlink()
+    path.write_text("somebody's")
+    end(kept)
+    assert path.read_text() == "somebody's"
