@@ -10,9 +10,13 @@ from pathlib import Path
 import click
 import pytest
 
+from kvstore_cli.commands import get
+from kvstore_cli.commands.batch import _REQUEST_OPS
 from kvstore_cli.main import COMMANDS, SECTIONS, cli
 from kvstore_cli.reference import TABLES, refreshed
 from kvstore_client.errors import ERRORS
+from kvstore_daemon.engine.mirror import _READ_BYTES
+from kvstore_daemon.exchange import GETS_AT_ONCE
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ["cli.md", "configuration.md"]
@@ -126,3 +130,13 @@ def test_the_exit_statuses_of_the_main_help_are_those_of_the_table() -> None:
         int(status) for status in re.findall(r"\b(\d+) [a-z]", (cli.help or "").partition("Exit status")[2])
     }
     assert {row.exit for row in ERRORS.values()} <= named
+
+
+def test_how_much_is_read_at_one_moment_is_what_the_code_reads_at_once() -> None:
+    assert get.command.help is not None
+    told = [get.command.help, *((DOCS / page).read_text() for page in ("cli.md", "http.md", "protocol.md"))]
+    for text in told:
+        words = re.search(r"[Uu]p to (\d+)\s[^.]*?less\s+than\s+(\d+)\s+MiB", text)
+        assert words is not None
+        assert int(words[1]) == GETS_AT_ONCE == _REQUEST_OPS
+        assert int(words[2]) << 20 == _READ_BYTES

@@ -50,8 +50,9 @@ def command(
 
     A value comes out as it went in, followed by a newline unless it ends with one. A terminal
     gets control characters as escapes and a description of what is no text. --raw gives the bytes
-    alone. Several keys come as KEY, a tab, VALUE, one a line; on a terminal as a table. The KEYs are
-    read at one moment; a missing one is reported on standard error, the others are printed.
+    alone. Several keys come as KEY, a tab, VALUE, one a line; on a terminal as a table. A missing one
+    is reported on standard error, the others are printed. Up to 1000 KEYs, with less than 4 MiB of
+    values, are read at one moment; with --revision any number.
 
     Exit status: 0, or 3 if there is no such key.
 
