@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from waitress.buffers import OverflowableBuffer
-from waitress.rfc7230 import HEADER_FIELD_RE
 from waitress.utilities import BadRequest
+
+from kvstore_http.fieldline import FIELD
 
 MAX_LINE_BYTES = 1024
 """Of a chunk's size with its extensions, and of one trailer."""
@@ -93,7 +94,7 @@ class ChunkedBody:
             self.completed = True
         elif self._trailer_bytes > MAX_TRAILER_BYTES:
             self._refuse("the trailers are too long")
-        elif HEADER_FIELD_RE.match(line) is None or line.partition(b":")[0].lower() in _FRAMING:
+        elif FIELD.fullmatch(line) is None or line.partition(b":")[0].lower() in _FRAMING:
             self._refuse("a trailer is malformed, or may not be one")
 
     def _refuse(self, reason: str) -> None:

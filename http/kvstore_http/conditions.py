@@ -16,7 +16,9 @@ MAX_NUMBER = 100
 """The most characters of an Idempotency-Key. The daemon keeps it with a prefix and a step in 128 bytes."""
 
 _TAG = r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"'
-_TAGS = re.compile(rf"\s*,?\s*{_TAG}\s*(?:,\s*(?:{_TAG})?\s*)*")
+_TAGS = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
+"""RFC 9110 section 5.6.1.2: elements may be empty. No two parts that stand side by side can take the same
+character, or a long list that ends badly would be tried in as many ways as there are to divide it."""
 _ONE_TAG = re.compile(_TAG)
 _REVISION = re.compile("[1-9][0-9]{0,18}", re.ASCII)
 
@@ -36,7 +38,7 @@ class Tags(NamedTuple):
 
 def parse_tags(text: str, header: str) -> Tags:
     """The tags in a header's ``text``; raises ``bad_request`` for anything else."""
-    if text.strip() == "*":
+    if text.strip(" \t") == "*":
         return Tags(any=True)
     if _TAGS.fullmatch(text) is None:
         raise KvError(

@@ -16,7 +16,7 @@ import orjson
 from kvstore_client.errors import KvError
 from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, check_key
 from kvstore_http import contract, page
-from kvstore_http.bodies import HTML, JSON, joined, read_json, used_up
+from kvstore_http.bodies import HTML, JSON, joined, preferred, read_json, used_up
 from kvstore_http.collaborators import Link
 from kvstore_http.conditions import write
 from kvstore_http.query import KEY, read_query
@@ -105,7 +105,7 @@ class AllResource:
 
 def _prefers_html(req: falcon.Request) -> bool:
     # Whoever would take both alike, as curl would, is no browser.
-    return "text/html" in req.env.get("HTTP_ACCEPT", "") and req.client_prefers((JSON, HTML)) == HTML
+    return "text/html" in req.env.get("HTTP_ACCEPT", "") and preferred(req, JSON, HTML) == HTML
 
 
 def _index(req: falcon.Request) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from io import BytesIO
 from typing import Any
 
 from waitress.parser import HTTPRequestParser, ParsingError, unquote_bytes_to_wsgi
-from waitress.rfc7230 import HEADER_FIELD_RE
 from waitress.utilities import BadRequest, Error
 
 from kvstore_client.errors import KvError
 from kvstore_http.authority import parse_authority
 from kvstore_http.chunks import ChunkedBody
+from kvstore_http.fieldline import FIELD, trimmed
 
 # A transfer coding that is not known is a 501 in waitress; the table has no such row, and RFC 9112
 # section 6.1 only asks for it with SHOULD.
@@ -92,8 +92,8 @@ def refusal_of(problem: Error) -> KvError:
 def _plain_field(line: bytes) -> tuple[str, str] | None:
     """Name and value as waitress keeps them; None for a line that is not plain: folded, malformed, with a
     name that waitress drops, or with consequences."""
-    found = HEADER_FIELD_RE.match(line)
-    if found is None or b"\n" in line or b"\r" in line:
+    found = FIELD.fullmatch(line)
+    if found is None:
         return None
     name, value = found.group("name", "value")
     kept_name, value = name.upper().replace(b"-", b"_"), value.strip(b" \t")
@@ -254,11 +254,11 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
     def parse_header(self, header_plus: bytes) -> None:
         """As in waitress, then the checks that it leaves out. It goes first, so that a refusal knows the
         request's headers."""
+        line, crlf, block = header_plus.partition(b"\r\n")
         try:
-            super().parse_header(header_plus if header_plus.isascii() else _with_ascii_target(header_plus))
+            super().parse_header(_with_ascii_target(line) + crlf + trimmed(block))
         except ValueError as error:  # urlsplit on a target such as http://[, or a number of 5,000 digits
             raise ParsingError("the request is malformed") from error
-        line, _, block = header_plus.partition(b"\r\n")
         self._check_line(line)
         fields = self._checked_fields(block)
         self._check_framing(fields)
@@ -342,13 +342,12 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
             )
 
 
-def _with_ascii_target(header_plus: bytes) -> bytes:
-    """The header with the request line's bytes beyond ASCII percent-encoded, which means the same.
+def _with_ascii_target(line: bytes) -> bytes:
+    """The request line with its bytes beyond ASCII percent-encoded, which means the same.
 
     curl sends what somebody typed as it is; waitress takes it for a malformed address.
     """
-    line, crlf, rest = header_plus.partition(b"\r\n")
-    return _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], line) + crlf + rest
+    return line if line.isascii() else _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], line)
 
 
 def raw_target(request_uri: str) -> tuple[str, str]:

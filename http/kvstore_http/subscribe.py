@@ -13,6 +13,7 @@ from kvstore_client.errors import KvError
 from kvstore_client.model import Cursor
 from kvstore_client.operations import EVENT_OPS, MAX_FILTERS
 from kvstore_http import contract, query
+from kvstore_http.bodies import preferred
 from kvstore_http.broadcaster import Kind
 from kvstore_http.feed import Feed
 from kvstore_http.framing import Format
@@ -169,7 +170,7 @@ def _pairs(raw_query: str) -> Iterable[tuple[str, str]]:
 
 
 def _media_type(req: falcon.Request) -> str:
-    media_type = req.client_prefers((SSE, NDJSON))
+    media_type = preferred(req, SSE, NDJSON)
     if media_type is None:
         raise KvError("not_acceptable", f"the stream comes as {SSE} or as {NDJSON}", offered=[SSE, NDJSON])
     return media_type
