@@ -321,13 +321,9 @@ def test_a_file_of_noise_is_damage_and_no_crash(tmp_path: Path) -> None:
         backed_up(tmp_path / "data")
 
 
-def test_a_tree_that_leads_back_into_itself_is_found_by_check(open_store: OpenStore, tmp_path: Path) -> None:
-    """LMDB calls that a full cursor, which a reader cannot take for damage; a check has to say."""
-    store = open_store()
-    for n in range(300):
-        store.write("put", b"key%03d" % n, value=bytes(100))
-    store.engine.close()
-    file = tmp_path / "data" / "lmdb" / "data.mdb"
+def lead_astray(data: Path, target: int | None) -> None:
+    """Let all branch pages of a closed store lead to the page ``target``; None: to themselves."""
+    file = data / "lmdb" / "data.mdb"
     whole = bytearray(file.read_bytes())
     with lmdb.open(str(file.parent), readonly=True, max_dbs=8) as env:
         size = env.stat()["psize"]
@@ -335,11 +331,33 @@ def test_a_tree_that_leads_back_into_itself_is_found_by_check(open_store: OpenSt
         if whole[page + 10] == _BRANCH:
             for at in range(page + 16, page + int.from_bytes(whole[page + 12 : page + 14], "little"), 2):
                 node = page + int.from_bytes(whole[at : at + 2], "little")
-                whole[node : node + 4] = (page // size).to_bytes(4, "little")
+                whole[node : node + 4] = (page // size if target is None else target).to_bytes(4, "little")
     file.write_bytes(whole)
+
+
+@pytest.fixture
+def large(open_store: OpenStore) -> None:
+    """A closed store whose tables have more than one page."""
+    store = open_store()
+    for n in range(300):
+        store.write("put", b"key%03d" % n, value=bytes(100))
+    store.engine.close()
+
+
+@pytest.mark.usefixtures("large")
+def test_a_tree_that_leads_back_into_itself_is_found_by_check(tmp_path: Path) -> None:
+    """LMDB calls that a full cursor, which a reader cannot take for damage; a check has to say."""
+    lead_astray(tmp_path / "data", None)
     faults: list[str] = []
     apart.check(tmp_path / "data", faults.append)
     assert any("MDB_CURSOR_FULL" in fault for fault in faults), faults
+
+
+@pytest.mark.usefixtures("large")
+def test_a_page_that_cannot_be_copied_makes_no_backup(tmp_path: Path) -> None:
+    lead_astray(tmp_path / "data", 10**8)
+    with refused("damaged"):
+        backed_up(tmp_path / "data")
 
 
 @pytest.mark.parametrize("task", ["facts", "check", "copy"])

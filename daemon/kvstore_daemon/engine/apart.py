@@ -132,15 +132,14 @@ def _reader(task: str, path: Path) -> Iterator[_Process]:
 
 
 def _events(process: _Process) -> Iterator[tuple[str, Any]]:
-    """What the process tells, line by line; raises the KvError that it tells of."""
+    """What the process tells, line by line."""
     for line in cast(BufferedReader, process.stdout):
         event, value = orjson.loads(line)
-        if event == "error":
-            raise KvError.from_json(value)
         yield event, value
 
 
 def _expect_success(process: _Process, path: Path) -> None:
+    """Wait for its end; raises the KvError that it tells of, or that its end speaks of."""
     said = cast(BufferedReader, process.stderr).read().decode(errors="replace").strip().splitlines()
     status = process.wait()
     if status < 0:
@@ -149,4 +148,6 @@ def _expect_success(process: _Process, path: Path) -> None:
             raise KvError("internal", f"the process that read {path} was ended ({name}); do it again")
         raise KvError("damaged", f"LMDB came upon a page of {path} that ended its process ({name})")
     if status > 0:
+        if said and said[-1].startswith("{"):
+            raise KvError.from_json(orjson.loads(said[-1]))
         raise KvError("damaged", f"LMDB could not read {path} to its end: {said[-1] if said else status}")

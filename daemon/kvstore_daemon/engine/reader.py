@@ -232,8 +232,14 @@ def _page_faults(file: Path) -> list[str]:
 _TASKS = {"facts": _facts, "copy": _copy, "check": _check}
 
 
+def _failed(error: KvError) -> int:
+    os.write(2, orjson.dumps(error.as_json()) + b"\n")
+    return 1
+
+
 def main(task: str, path: str) -> int:
-    """Do the task, and tell on standard output, one JSON array a line."""
+    """Do the task, and tell on standard output, one JSON array a line. An error goes to standard error, since
+    what is on standard output may be an image by then; the exit status is 1."""
     # Ctrl-C reaches all processes of a terminal; it is the parent that decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # the daemon beside it has people waiting
@@ -241,16 +247,16 @@ def main(task: str, path: str) -> int:
     try:
         _TASKS[task](as_owner(Path(path)))
     except KvError as error:
-        _tell("error", error.as_json())
+        return _failed(error)
     except lmdb.Error as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except BrokenPipeError:
         return 1
     except OSError as error:
-        _tell("error", trouble(data_file(Path(path)), error).as_json())
+        return _failed(trouble(data_file(Path(path)), error))
     except MemoryError:
-        _tell("error", trouble(data_file(Path(path)), OSError(errno.ENOMEM, "")).as_json())
+        return _failed(trouble(data_file(Path(path)), OSError(errno.ENOMEM, "")))
     return 0
 
 
