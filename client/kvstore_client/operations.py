@@ -24,6 +24,8 @@ MAX_ATOMIC_BYTES = 1024 * 1024
 MAX_PAGE = 1_000
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
+MAX_MOMENT = 253_402_300_799_999
+"""9999-12-31T23:59:59.999Z, the last moment that RFC 3339 can write."""
 MAX_CONTENT_TYPE_BYTES = 255
 MAX_CLIENT_BYTES = 128
 MAX_FILTERS = 1_000
@@ -131,7 +133,11 @@ OPERATIONS: dict[str, Operation] = {
                 "content_type": Field(is_media_type, "printable ASCII of 1 to 255 characters"),
                 "ttl": _TTL,
                 "keep_ttl": _FLAG,
-                "expires_at": Field(_is_int(1, 2**53 - 1), "a time in milliseconds since 1970-01-01 UTC"),
+                "expires_at": Field(
+                    _is_int(1, MAX_MOMENT),
+                    "a time in milliseconds since 1970-01-01 UTC, "
+                    f"at most {MAX_MOMENT}, the end of the year 9999",
+                ),
                 "if_revision": _IF_REVISION,
             },
             "store a value; a put without ttl, keep_ttl or expires_at clears the key's TTL",

@@ -7,6 +7,7 @@ one step with the end of the catching-up, between which and the next delivery no
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Iterable
@@ -38,6 +39,9 @@ HELD = "the daemon cannot be reached yet; this stream begins when it is there"
 RETRY_MS = (500, 2500)
 """An EventSource connects again after a time out of this range, so that those of a stopped worker
 do not come back in one moment."""
+
+
+log = logging.getLogger("kvstore.http")
 
 
 class Kind(NamedTuple):
@@ -191,25 +195,37 @@ class Broadcaster:
     def deliver(self, track: Track, batches: list[Batch]) -> None:
         """Send the changes to all streams that want them. (Listener)"""
         encoder = Encoder(track.cursor.epoch)
-        queue = self._streams.queue
         found = self._indexes[track.previous].matches(batches)
-        for group, taken in found.items():
-            form = group.kind.form
-            if group.live:
-                data = form.framed(encoder.batches(form, taken))
-                readers, events = len(group.live), sum(map(len, taken))
-                self.measures.sent(readers * len(data), readers * events)
-                group.events += events
-                for stream in list(group.live):
-                    queue(stream, data)
-            if group.ahead:
-                self._deliver_ahead(group, encoder, taken)
+        for group, taken in list(found.items()):
+            try:
+                self._deliver_to(group, encoder, taken)
+            except Exception:
+                # the track has moved on: who stayed would never hear of these changes
+                log.exception("changes could not be written; the streams that want them are cut off")
+                self._cut_off(group)
         self._let_catch_up(track)
         self._joining.track_moved()
         # not in the next turn of the loop: requests may be served in between, each some 50 µs
         self._streams.flush()
         if found:
             self.measures.changes_sent(time.time_ns() // 1_000_000 - batches[-1][0].time)
+
+    def _deliver_to(self, group: Group, encoder: Encoder, taken: list[Batch]) -> None:
+        form = group.kind.form
+        if group.live:
+            data = form.framed(encoder.batches(form, taken))
+            readers, events = len(group.live), sum(map(len, taken))
+            self.measures.sent(readers * len(data), readers * events)
+            group.events += events
+            for stream in list(group.live):
+                self._streams.queue(stream, data)
+        if group.ahead:
+            self._deliver_ahead(group, encoder, taken)
+
+    def _cut_off(self, group: Group) -> None:
+        for stream in [*group.live, *group.ahead]:
+            self.measures.stream_dropped("failed")
+            self.drop(stream, "changes could not be written")
 
     def _deliver_ahead(self, group: Group, encoder: Encoder, batches: list[Batch]) -> None:
         form = group.kind.form

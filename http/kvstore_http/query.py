@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from kvstore_client.errors import KvError
 from kvstore_client.model import MAX_KEY_BYTES, MAX_REVISION, Cursor, check_key
-from kvstore_client.operations import EVENT_OPS, INT64, MAX_PAGE, MAX_TTL_SECONDS
+from kvstore_client.operations import EVENT_OPS, INT64, MAX_MOMENT, MAX_PAGE, MAX_TTL_SECONDS
 from kvstore_http.rawpath import RAW_QUERY, percent_decoded
 
 T = TypeVar("T")
@@ -155,15 +155,16 @@ def parse_ttl(text: str) -> float:
 
 
 def parse_moment(text: str) -> int:
-    """A date and time of RFC 3339 in milliseconds since the epoch; raises ValueError."""
+    """A date and time of RFC 3339 in milliseconds since the epoch; raises ValueError, also for what an offset
+    or rounding puts beyond the year 9999."""
     # the plus of an offset is a space in a query that was not encoded
     match = _MOMENT.fullmatch(text.replace(" ", "+") if " " not in text[:11] else text)
     if match is None:
         raise ValueError(text)
-    moment = datetime.fromisoformat(match[0]).timestamp()
-    if moment <= 0:
+    moment = round(datetime.fromisoformat(match[0]).timestamp() * 1000)
+    if not 0 < moment <= MAX_MOMENT:
         raise ValueError(text)
-    return round(moment * 1000)
+    return moment
 
 
 def _parse_wait(text: str) -> float:
@@ -262,7 +263,7 @@ KEEP_TTL = Parameter("keep_ttl", _parse_flag, _FLAG, "1: the key expires when it
 EXPIRES_AT = Parameter(
     "expires_at",
     parse_moment,
-    "a date such as 2026-01-31T12:00:00.000Z",
+    "a date such as 2026-01-31T12:00:00.000Z, from 1970 to the end of the year 9999 in UTC",
     "from this moment on the key is gone",
     {"type": "string", "format": "date-time"},
 )

@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from kvstore_client.operations import MAX_MOMENT
+
 _TIMES = ("modified_at", "expires_at", "time", "started_at")
 _MILLISECONDS = tuple(f".{rest:03d}Z" for rest in range(1000))
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
@@ -29,8 +31,12 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def timestamp(milliseconds: int) -> str:
-    """RFC 3339 in UTC with milliseconds: ``2026-01-31T12:00:00.000Z``."""
-    seconds, rest = divmod(milliseconds, 1000)
+    """RFC 3339 in UTC with milliseconds: ``2026-01-31T12:00:00.000Z``.
+
+    A moment that lies before 1970, or beyond the year 9999, is shown as the first or last that can be
+    written: the wall clock, and with it the times of records, may be set to anything.
+    """
+    seconds, rest = divmod(min(max(0, milliseconds), MAX_MOMENT), 1000)
     return _to_the_second(seconds) + _MILLISECONDS[rest]
 
 
@@ -41,9 +47,10 @@ def _to_the_second(seconds: int) -> str:
 
 @lru_cache(maxsize=1024)
 def http_date(seconds: int) -> str:
-    """An IMF-fixdate of RFC 9110 section 5.6.7: ``Sat, 31 Jan 2026 12:00:00 GMT``."""
+    """An IMF-fixdate of RFC 9110 section 5.6.7: ``Sat, 31 Jan 2026 12:00:00 GMT``, within the
+    limits of :func:`timestamp`."""
     # strftime would take the names of day and month from the locale
-    moment = datetime.fromtimestamp(seconds, UTC)
+    moment = datetime.fromtimestamp(min(max(0, seconds), MAX_MOMENT // 1000), UTC)
     day, month = _DAYS[moment.weekday()], _MONTHS[moment.month - 1]
     return f"{day}, {moment.day:02d} {month} {moment.year:04d} {moment:%H:%M:%S} GMT"
 

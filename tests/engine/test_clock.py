@@ -10,7 +10,7 @@ import pytest
 
 from kvstore_daemon.engine import Retention, Write, WriteRequest
 from kvstore_daemon.engine.clock import StoreClock
-from support.engine_store import Store
+from support.engine_store import Store, refused
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -258,3 +258,37 @@ def test_the_row_of_a_version_that_kept_no_grace_is_read() -> None:
     clock = StoreClock(lambda: 1_007, lambda: 1_000, "boot")
     clock.begin(crc32(row).to_bytes(4, "big") + row, (500, 1), 1)
     assert (clock.steady(), clock.running(), clock.age_of(500, 1)) == (1_007, 1_002, 507)
+
+
+@STEPS
+@pytest.mark.parametrize("moment", [1, HOUR, 253_402_300_799_999])
+def test_a_moment_may_lie_at_either_end_of_time_when_the_clock_steps(
+    store: Store, step: int, moment: int
+) -> None:
+    store.write("put", b"before", expires_at=moment)
+    store.clock.step(step)
+    tick(store)
+    store.write("put", b"after", expires_at=moment)
+    assert not store.faults()
+    store.expire_due()
+    store.expire_due()
+    assert (store.get(b"after") is None) == (store.get(b"before") is None) == (moment <= HOUR)
+    store.write("put", b"before", keep_ttl=True)
+    store.write("put", b"after")
+    assert not store.faults()
+
+
+def test_a_time_to_live_that_ends_beyond_the_year_9999_is_refused(store: Store) -> None:
+    store.write("put")
+    store.clock.step(253_402_300_799_999 - store.clock.now - 1_000)
+    tick(store)
+    assert store.write("put", ttl_ms=1_000)["expires_at"] == 253_402_300_799_999
+    for op in ("put", "touch"):
+        with refused("bad_request"):
+            store.write(op, ttl_ms=1_001)
+    store.clock.step(DAY)
+    tick(store)
+    found = store.get()
+    assert found is not None
+    assert found.expires_at == 253_402_300_799_999 + DAY
+    assert not store.faults()

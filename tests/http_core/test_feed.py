@@ -80,10 +80,10 @@ class Store:
         self.head += 1
         return self.head
 
-    def publish(self) -> int:
-        """A change that it does, to who is subscribed."""
+    def publish(self, **fields: Any) -> int:
+        """A change that it does, to who is subscribed, with ``fields`` in the place of what is right."""
         revision = self.commit()
-        fields = {"epoch": EPOCH, "prev": revision - 1, **self._event(revision)}
+        fields = {"epoch": EPOCH, "prev": revision - 1, **self._event(revision), **fields}
         self._changes.send_multipart(encode_change(b"k", fields, b""))
         return revision
 
@@ -105,6 +105,7 @@ class Reader:
         self._socket, other = socket.socketpair()
         self._socket.setblocking(False)
         self._received = b""
+        self._is_over = False
         form = Format(is_sse=False, has_values=True, is_chunked=False)
         feed.broadcaster.adopt(Kind(Filter(), form, previous=False), start, other.detach(), b"")
 
@@ -113,9 +114,18 @@ class Reader:
         """All that has come."""
         while True:
             try:
-                self._received += self._socket.recv(65536)
+                received = self._socket.recv(65536)
             except BlockingIOError:
-                return [json.loads(line) for line in self._received.splitlines()]
+                break
+            if not received:
+                self._is_over = True
+                break
+            self._received += received
+        return [json.loads(line) for line in self._received.splitlines()]
+
+    @property
+    def is_cut_off(self) -> bool:
+        return self.messages is not None and self._is_over
 
     @property
     def is_live(self) -> bool:
@@ -284,3 +294,19 @@ def test_a_change_ends_a_wait_that_woke_the_feed(store: Store, feed: Feed) -> No
 
 def test_a_wait_that_woke_the_feed_ends_when_its_time_is_up(store: Store, feed: Feed) -> None:
     assert not feed.wait_for_change("k", store.head, 0.05)
+
+
+def test_a_stream_for_which_a_change_cannot_be_written_is_cut_off_before_it(
+    store: Store, read: Read, caplog: pytest.LogCaptureFixture
+) -> None:
+    readers = [live(store, read()) for _ in range(2)]
+    first = store.publish()
+    until(lambda: all(reader.revisions for reader in readers))
+    store.publish(op="put", content_type="text/plain", create_revision=1, version=1, modified_at="never")
+    store.publish()
+    until(lambda: all(reader.is_cut_off for reader in readers))
+    assert [reader.revisions for reader in readers] == [[first], [first]]
+    assert "changes could not be written" in caplog.text
+    resumed = read(Start(Cursor(first, EPOCH)))
+    until(lambda: resumed.is_cut_off)
+    assert not resumed.revisions

@@ -208,8 +208,9 @@ class StoreClock:
         return self.steady() - self._idle
 
     def steady_of(self, stamp: int, revision: int) -> int:
-        """The steady time of a moment with which the record or event at ``revision`` was stamped."""
-        return stamp - self._line.shift_of(revision)
+        """The steady time of a moment with which the record or event at ``revision`` was stamped. 0 for all
+        that lies before its beginning, as a moment in 1970 does once the wall clock stepped forward."""
+        return max(0, stamp - self._line.shift_of(revision))
 
     def present_of(self, stamp: int, revision: int) -> int:
         """The same moment as the wall clock shows it now."""
@@ -243,7 +244,7 @@ def steady_stamps(row: bytes | None) -> Callable[[int, int], int]:
     """:meth:`StoreClock.steady_of`, by the ``row`` of a store that nobody has open."""
     said = _decoded(row)
     line = _Line() if said is None else _Line(tuple(said["after"]), tuple(said["shifts"]))
-    return lambda stamp, revision: stamp - line.shift_of(revision)
+    return lambda stamp, revision: max(0, stamp - line.shift_of(revision))
 
 
 def machine_clock() -> StoreClock:

@@ -611,9 +611,9 @@ class Applying:
         if old == new:
             return
         if old is not None:
-            self._txn.delete(_TIME.pack(old - self._shift), key, db=self._mirror.expiry)
+            self._txn.delete(_TIME.pack(max(0, old - self._shift)), key, db=self._mirror.expiry)
         if new is not None:
-            self._txn.put(_TIME.pack(new - self._shift), key, db=self._mirror.expiry)
+            self._txn.put(_TIME.pack(max(0, new - self._shift)), key, db=self._mirror.expiry)
 
     def forget_expiry(self, key: bytes) -> None:
         """Take out of the expiry table a key whose record, which is damaged, cannot say when it expires.

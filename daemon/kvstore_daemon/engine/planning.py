@@ -8,6 +8,7 @@ from typing import Any
 
 from kvstore_client.errors import KvError
 from kvstore_client.model import TEXT_CONTENT_TYPE
+from kvstore_client.operations import MAX_MOMENT
 from kvstore_daemon.engine import Stored, Write, no_such_key
 
 _INTEGER = re.compile(rb"-?[0-9]{1,19}")
@@ -29,7 +30,7 @@ def plan(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
     """What ``write`` comes to when it is committed at ``revision``.
 
     ``current`` is the live record, None where there is none. Raises KvError if the write cannot be
-    done: ``condition_failed``, ``not_found``, ``not_an_integer``, ``out_of_range``.
+    done: ``bad_request``, ``condition_failed``, ``not_found``, ``not_an_integer``, ``out_of_range``.
     """
     if write.if_revision is not None:
         _check_condition(write, current)
@@ -52,12 +53,20 @@ def _check_condition(write: Write, current: Stored | None) -> None:
 
 def _put(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
     if write.ttl_ms is not None:
-        expires_at: int | None = now + write.ttl_ms
+        expires_at: int | None = _end(now, write.ttl_ms)
     elif write.keep_ttl:
         expires_at = None if current is None else current.expires_at
     else:
         expires_at = write.expires_at
     return _store(write.value, write.content_type, current, revision, now, expires_at)
+
+
+def _end(now: int, ttl_ms: int) -> int:
+    """When a time to live that begins now is over; raises ``bad_request`` where no date could say it."""
+    end = now + ttl_ms
+    if end > MAX_MOMENT:
+        raise KvError("bad_request", "ttl ends beyond the year 9999; take a shorter one, or none")
+    return end
 
 
 def _store(
@@ -94,7 +103,7 @@ def _count(total: int, content_type: str, current: Stored | None, revision: int,
 
 
 def _touch(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
-    return _set_expiry(_existing(write, current), revision, now + (write.ttl_ms or 0))
+    return _set_expiry(_existing(write, current), revision, _end(now, write.ttl_ms or 0))
 
 
 def _persist(write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
