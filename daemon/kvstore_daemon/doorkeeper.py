@@ -18,17 +18,16 @@ from kvstore_daemon.connections import Connections
 
 log = logging.getLogger(__name__)
 
-CONNECTION_BYTES = 1024 * 1024
-"""What one connection may send: more than a thousand topics of the longest kind."""
+TOPICS_BYTES = 1024 * 1024
+"""What the connections that are there may have sent together: two thousand topics of the longest kind.
+Whenever one of them ends, libzmq walks through all that the others subscribe to, which takes it a seventh
+of a second for a megabyte."""
 
-CONNECTION_RATE = 64
-"""Bytes a second that are not counted, for the heartbeats of a connection that stays for months."""
+HEARTBEAT_RATE = 16
+"""Bytes a second of each connection that are not counted, for the heartbeats of one that stays for months."""
 
-ALL_BYTES = 4 * 1024 * 1024
-"""What all connections together may send at once."""
-
-ALL_RATE = 256 * 1024
-"""Bytes a second that are not counted of all."""
+FEW_BYTES = 4 * 1024
+"""A connection that has sent no more is not closed for what others send."""
 
 
 class Doorkeeper(Arrivals):
@@ -39,10 +38,8 @@ class Doorkeeper(Arrivals):
         self._connections = connections
         self._monitor = connections.fileno()
         self._epoll.register(self._monitor, select.EPOLLIN)
-        self._began: dict[int, float] = {}
-        self._received: dict[int, int] = {}
+        self._counts: dict[int, _Count] = {}
         self._all = 0.0
-        self._all_at = time.monotonic()
         self._cut = Seldom()
         self.start()
 
@@ -57,41 +54,52 @@ class Doorkeeper(Arrivals):
         """Take note of connections; what came on a new one before this is looked at too."""
         begun, ended = self._connections.take()
         for descriptor in ended:
-            self._began.pop(descriptor, None)
-            self._received.pop(descriptor, None)
+            self._forget(descriptor)
         for descriptor in begun:
-            if descriptor not in self._connections.open:
-                continue
-            self._began[descriptor] = time.monotonic()
-            self._received[descriptor] = 0
-            self._watch(descriptor)
+            if descriptor in self._connections.open:
+                self._counts[descriptor] = _Count(time.monotonic())
+                self._watch(descriptor)
 
     def _look_at(self, descriptor: int) -> None:
-        began = self._began.get(descriptor)
-        counts = None if began is None else bytes_acknowledged_and_received(descriptor)
-        if began is None or counts is None:
+        count = self._counts.get(descriptor)
+        numbers = None if count is None else bytes_acknowledged_and_received(descriptor)
+        if count is None or numbers is None:
             return
-        _, received = counts
-        now = time.monotonic()
-        self._all = max(0.0, self._all - (now - self._all_at) * ALL_RATE)
-        self._all += max(0, received - self._received[descriptor])
-        self._all_at = now
-        self._received[descriptor] = received
-        if received > CONNECTION_BYTES + (now - began) * CONNECTION_RATE:
-            self._cut_off(descriptor)
-        elif self._all > ALL_BYTES:
-            self._cut_off(max(self._received, key=self._received.__getitem__))
+        self._all += count.add(numbers[1], time.monotonic())
+        if self._all > TOPICS_BYTES:
+            largest = max(self._counts, key=lambda each: self._counts[each].bytes)
+            if self._counts[largest].bytes > FEW_BYTES:
+                self._cut_off(largest)
+
+    def _forget(self, descriptor: int) -> None:
+        count = self._counts.pop(descriptor, None)
+        if count is not None:
+            self._all -= count.bytes
 
     def _cut_off(self, descriptor: int) -> None:
-        self._all = max(0.0, self._all - self._received.pop(descriptor))
-        del self._began[descriptor]
+        self._forget(descriptor)
         self._connections.cut_off(descriptor)
         more = self._cut.turn()
         if more is not None:
             log.warning(
-                "closed a connection to the changes address: too much was subscribed to on it; one may send "
-                "%d bytes, all together %d%s",
-                CONNECTION_BYTES,
-                ALL_BYTES,
+                "closed the connection to the changes address on which most was subscribed to: all together "
+                "may send %d bytes%s",
+                TOPICS_BYTES,
                 more,
             )
+
+
+class _Count:
+    """The bytes of one connection that count."""
+
+    def __init__(self, now: float) -> None:
+        self.bytes = 0.0
+        self._received = 0
+        self._at = now
+
+    def add(self, received: int, now: float) -> float:
+        """``received`` bytes have come since the connection began; returns how many more count now."""
+        before = self.bytes
+        self.bytes = max(0.0, before - (now - self._at) * HEARTBEAT_RATE) + received - self._received
+        self._received, self._at = received, now
+        return self.bytes - before

@@ -257,7 +257,23 @@ def test_a_flood_of_topics_ends_its_connection_and_delays_nobody_for_long(
     listener = subscribe(daemon, b"k")
     connect(daemon).ask(put("k"))
     assert listener.change()[0] == b"k"
-    wait_until(lambda: "too much was subscribed to" in daemon.stderr)
+    wait_until(lambda: "on which most was subscribed to" in daemon.stderr)
+
+
+def test_of_many_that_subscribe_to_much_those_with_most_are_cut_off(
+    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+) -> None:
+    listener = subscribe(daemon, b"k")
+    topics = b"".join(message(b"\1" + f"{number:03}".ljust(200, "x").encode()) for number in range(500))
+    with ExitStack() as stack:
+        for _ in range(15):
+            peer = stack.enter_context(RawPeer(daemon.changes, b"SUB"))
+            with suppress(OSError):
+                peer.socket.sendall(topics)
+        asker = connect(daemon)
+        wait_until(lambda: status_of(asker)["counters"]["peers_cut_off"] >= 5, every=0.1)
+    asker.ask(put("k"))
+    assert listener.change()[0] == b"k"
 
 
 def test_a_thousand_of_the_longest_topics_are_taken(
