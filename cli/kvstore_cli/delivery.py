@@ -10,6 +10,7 @@ import click
 from kvstore_cli import output
 from kvstore_cli.follow import RESET, SYNC
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_client.files import reason
 
 VARIABLES = (
     "op",
@@ -139,14 +140,15 @@ class CursorFile:
         try:
             self._file = KeptFile(path)
         except OSError as error:
-            raise click.UsageError(f"cannot keep the cursor in {self._name}: {error.strerror}") from error
+            raise click.UsageError(f"cannot keep the cursor in {self._name}: {reason(error)}") from error
 
     def read(self) -> str | None:
         """The position that was kept, None if none was; a usage error if the file holds something else."""
         try:
             cursor = self._file.read()
         except (OSError, UnicodeDecodeError) as error:
-            raise click.UsageError(f"cannot read the cursor in {self._name}: {error}") from error
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            raise click.UsageError(f"cannot read the cursor in {self._name}: {why}") from error
         if cursor and not is_position(cursor):
             raise click.UsageError(f"{self._name} holds no cursor; remove it, or empty it, to start anew")
         return cursor or None
@@ -156,7 +158,7 @@ class CursorFile:
         try:
             self._file.write(cursor)
         except OSError as error:
-            raise click.ClickException(f"cannot keep the cursor in {self._name}: {error.strerror}") from error
+            raise click.ClickException(f"cannot keep the cursor in {self._name}: {reason(error)}") from error
 
     def __enter__(self) -> Self:
         return self

@@ -173,7 +173,9 @@ def main() -> int:
     except click.Abort:
         return EXIT_INTERRUPTED
     except OSError as error:
-        return _complain(": ".join(filter(None, (error.filename, error.strerror))), EXIT_ERROR)
+        from kvstore_client.files import reason
+
+        return _complain(": ".join(filter(None, (error.filename, reason(error)))), EXIT_ERROR)
 
 
 def _with_request_id(error: KvError) -> str:

@@ -42,8 +42,10 @@ def write(data: bytes) -> None:
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
+        from kvstore_client.files import reason
+
         _drop_output()
-        raise OutputFailed(f"writing to standard output failed: {error.strerror}") from error
+        raise OutputFailed(f"writing to standard output failed: {reason(error)}") from error
 
 
 def _drop_output() -> None:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import click
 
 from kvstore_client.errors import KvError
+from kvstore_client.files import reason
 
 # So much is read before anybody is asked what the limit is: the limit of a service is seldom smaller,
 # and a value that is smaller costs no further request.
@@ -71,7 +72,7 @@ def _read(name: str, file: BinaryIO, most: int) -> bytes:
 
 
 def _unreadable(name: str, error: OSError) -> click.UsageError:
-    return click.UsageError(f"cannot read {_shown(name)}: {error.strerror}")
+    return click.UsageError(f"cannot read {_shown(name)}: {reason(error)}")
 
 
 def _shown(name: str) -> str:

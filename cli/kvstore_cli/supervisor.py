@@ -46,6 +46,14 @@ keeps the facade silent too."""
 _REFUSALS = (1, 2)
 """Exit statuses with which a child says that it cannot run like this."""
 
+_ADVICE = {
+    signal.SIGBUS: (
+        " (a part of its data file could not be read: the disk fails, or the file was cut short; "
+        "kvstore check says more)"
+    )
+}
+"""What to look at after a signal that tells of trouble outside of the process."""
+
 _LONGEST_LINE_BYTES = 1024 * 1024
 """A longer one is handed on in pieces."""
 
@@ -281,7 +289,7 @@ class Supervisor:
         return child.clear_away()
 
     def _has_ended(self, child: Child, status: int) -> None:
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        how = _ended(status)
         if not child.liveness.is_ready:
             child.false_starts += 1
         if status in _REFUSALS and not child.was_ever_ready:
@@ -434,3 +442,10 @@ def announce(addresses: dict[str, str]) -> None:
 def say(line: str, level: int = logging.WARNING) -> None:
     """Say what becomes of the service."""
     announcer.log(level, "kvstore serve: %s", line)
+
+
+def _ended(status: int) -> str:
+    """How a child with this exit status came to its end."""
+    if status >= 0:
+        return f"ended with status {status}"
+    return f"was ended by {signal.Signals(-status).name}{_ADVICE.get(signal.Signals(-status), '')}"

@@ -1,16 +1,42 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and what to do where the system refuses one."""
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 _STEADY_BYTES = 8 << 20
+
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""What the system says where a file cannot grow: a full disk, a quota, a limit on the size of files."""
+
+_CURES = {
+    **dict.fromkeys(NO_ROOM, "make room on the disk"),
+    errno.EMFILE: "raise the limit of open files (ulimit -n, LimitNOFILE=)",
+    errno.ENFILE: "the system has no file handles left (fs.file-max)",
+    errno.ENOMEM: "the process may have no more memory, or address space (ulimit -v)",
+    errno.EROFS: "the file system is mounted read-only; mount it writable",
+    errno.ENOLCK: "the file system has no locks; use a local disk",
+    errno.EIO: "the disk fails: look at it and at the system's log",
+    errno.EACCES: "do this as the user whom the file belongs to, or as root",
+    errno.EPERM: "do this as the user whom the file belongs to, or as root",
+}
+
+
+def cure(number: int) -> str | None:
+    """What to do about an error of the system (errno) with a file; None where its name says it all."""
+    return _CURES.get(number)
+
+
+def reason(error: OSError) -> str:
+    """What the system said, and what to do about it: ``No space left on device; make room on the disk``."""
+    said = error.strerror or str(error)
+    advice = cure(error.errno or 0)
+    return f"{said}; {advice}" if advice else said
 
 
 @contextmanager
@@ -21,7 +47,7 @@ def whole_file(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
     is a device, a folder, or the like.
     """
     _refuse_what_is_there(path, replace=replace)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     # within the block from the start: an interrupt may come as soon as the file is there
     try:
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -32,7 +58,8 @@ def whole_file(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
         _refuse_what_is_there(path, replace=replace)
         draft.replace(path)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error says more
+            draft.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 

@@ -6,14 +6,17 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from support import Serve, free_port, wait_until
+from support.surfaces import call
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +168,27 @@ def test_a_child_that_cannot_be_started_for_a_while_takes_nothing_else_with_it(
     works(offline, serve.url, "v")
     assert leader(serve, "http") == facade
     assert "Traceback" not in serve.stderr
+
+
+def test_a_data_file_that_cannot_be_read_is_named_with_advice_and_not_tried_for_ever(
+    start_serve: Callable[..., Serve], tmp_path: Path
+) -> None:
+    serve = start_serve(workers=1, data=tmp_path / "data")
+    for number in range(4):
+        assert call(serve.url, "PUT", f"/v1/kv/{number}", bytes(300_000)).status == 201
+    os.truncate(tmp_path / "data" / "lmdb" / "data.mdb", 8192)
+    address = urlsplit(serve.url)
+    with socket.create_connection((address.hostname, address.port)) as client:
+        client.sendall(b"GET /v1/kv/0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        wait_until(lambda: "the daemon was ended by SIGBUS" in serve.stderr, what="the signal is named")
+    assert "kvstore check" in serve.stderr
+    assert "Fatal Python error: Bus error" in serve.stderr
+    assert "mirror.py" in serve.stderr
+    assert serve.process is not None
+    assert serve.process.wait(60) == 1
+    assert "restore a backup" in serve.stderr
+    assert "5 times in a row; stopping" in serve.stderr
+    serve.kill()
 
 
 def test_a_killed_worker_does_not_end_the_service(

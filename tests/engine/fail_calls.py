@@ -46,7 +46,7 @@ def works() -> int:
 
 
 def open_store(folder: Path) -> Store:
-    engine = LmdbEngine(EngineSettings(str(folder), "always", 1000, 1 << 30, Retention(20, 1 << 30, 10**9)))
+    engine = LmdbEngine(EngineSettings(str(folder), "always", 1000, 1 << 30, Retention(3, 1 << 30, 10**9)))
     engine.open()
     return Store(engine, FakeClock())
 

@@ -14,10 +14,11 @@ import pytest
 from kvstore_client import Client
 from kvstore_client.commands import put
 from kvstore_client.errors import KvError
-from support import Daemon, wait_until
+from support import Daemon, Serve, wait_until
 from support.disk import preloaded
 from support.servers import clean_environment, kvstore_command
-from support.torture import SHARE, Survived
+from support.surfaces import call
+from support.torture import SHARE, Survived, times
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +54,29 @@ def test_whichever_call_fails_the_error_says_what_to_do_and_nothing_is_lost(
     tried = int(done.stdout)
     assert tried > 10
     survived(failed_calls=tried)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(120 + 3000 * SHARE)
+def test_whichever_call_of_a_command_fails_its_files_are_whole_and_a_second_try_works(
+    start_serve: Callable[..., Serve], tmp_path: Path, survived: Survived
+) -> None:
+    """Each call of backup, restore, compact, check, export, import and subscribe --cursor to their files."""
+    (disk := tmp_path / "disk").mkdir()
+    url = start_serve(workers=1).url
+    for number in range(10):
+        assert call(url, "PUT", f"/v1/kv/key{number}", b"value").status == 201
+    seed, script = random.randrange(2**32), Path(__file__).with_name("fail_commands.py")
+    chosen = map(str, (tmp_path, url, seed, times(2, full=9), times(3, full=400)))
+    done = subprocess.run(
+        [sys.executable, str(script), *chosen],
+        env=clean_environment(tmp_path, **preloaded(disk), PYTHONPATH=str(script.parent.parent)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"seed {seed}\n{done.stderr}"
+    survived(failed_calls_of_commands=int(done.stdout))
 
 
 def test_after_a_failed_meta_page_reads_go_on_and_a_restart_cures_it(

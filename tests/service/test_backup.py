@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -13,7 +14,17 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from kvstore_client import Client, Cursor, Event, KvError, Record, Reset, Subscription, Sync
+from kvstore_client import (
+    AsyncSubscription,
+    Client,
+    Cursor,
+    Event,
+    KvError,
+    Record,
+    Reset,
+    Subscription,
+    Sync,
+)
 from kvstore_daemon.engine import rows
 from support import Daemon, Facade, Service, kvstore_command, wait_until
 from support.load import HttpWriter, Ledger, NativeWriter, Writer
@@ -47,6 +58,11 @@ def kvstore(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]
     )
     assert done.returncode == 0, done.stderr.decode()
     return done
+
+
+async def first_of_async(daemon: Daemon, since: int) -> object:
+    async with AsyncSubscription(daemon.requests, daemon.changes, since=since) as subscription:
+        return await subscription.next(30)
 
 
 def whole_log(client: Client) -> list[Event]:
@@ -161,6 +177,10 @@ def test_a_bare_revision_from_before_a_restore_is_never_continued(
             assert (caught.value.code, caught.value.details["reason"]) == ("cursor_expired", "epoch")
             with Subscription(daemon.requests, daemon.changes, since=since) as subscription:
                 assert isinstance(subscription.next(30), Reset)
+            assert isinstance(asyncio.run(first_of_async(daemon, since)), Reset)
+            arguments = ("subscribe", "--url", facade.url, "--since", str(since), "--json", "--count", "1")
+            reset, *_ = kvstore(tmp_path, *arguments).stdout.splitlines()
+            assert json.loads(reset)["event"] == "reset"
             waited = call(facade.url, "GET", f"/v1/kv/job?wait=600s&since={since}")
             assert (waited.status, waited.body) == (200, b"kept")
             past = call(facade.url, "GET", f"/v1/kv/job?revision={since}")

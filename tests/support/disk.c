@@ -98,8 +98,29 @@ static void note(char kind, const char *path, uint64_t inode, uint64_t offset, c
     errno = kept;
 }
 
+static struct { const char *name; long calls; } counted[32];
+
+/* How many calls of a kind there were so far, whatever is to fail. */
+long disk_calls(const char *name) {
+    for (int at = 0; at < 32 && counted[at].name; at++)
+        if (!strcmp(counted[at].name, name)) return counted[at].calls;
+    return 0;
+}
+
+static void count(const char *name) {
+    pthread_mutex_lock(&lock);
+    for (int at = 0; at < 32; at++) {
+        if (!counted[at].name) counted[at].name = name;
+        if (strcmp(counted[at].name, name)) continue;
+        counted[at].calls++;
+        break;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
 /* Whether this call is one that is to fail; errno is set then. */
 static int fails(const char *name, const char *path) {
+    count(name);
     if (!call_name[0] || strcmp(name, call_name) || (part[0] && !strstr(path, part))) return 0;
     long number = __atomic_add_fetch(&seen, 1, __ATOMIC_SEQ_CST);
     if (number < fail_first || number >= fail_first + fail_count) return 0;
@@ -143,6 +164,21 @@ static void wrote(int fd, const char *path, uint64_t offset, const struct iovec 
     }
 POSITIONED(pwrite, off_t)
 POSITIONED(pwrite64, off64_t)
+
+ssize_t read(int fd, void *data, size_t bytes) {
+    REAL(read);
+    char path[PATH_MAX];
+    return path_of(fd, path) && fails("read", path) ? -1 : real(fd, data, bytes);
+}
+
+#define READ_AT(name, type) \
+    ssize_t name(int fd, void *data, size_t bytes, type offset) { \
+        REAL(name); \
+        char path[PATH_MAX]; \
+        return path_of(fd, path) && fails("pread", path) ? -1 : real(fd, data, bytes, offset); \
+    }
+READ_AT(pread, off_t)
+READ_AT(pread64, off64_t)
 
 ssize_t writev(int fd, const struct iovec *parts, int count) {
     REAL(writev);

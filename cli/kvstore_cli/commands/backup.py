@@ -79,7 +79,7 @@ def _to_output(folder: Path, report: Report) -> Backup:
 
 
 def _to_file(folder: Path, path: Path, report: Report, *, replace: bool) -> Backup:
-    from kvstore_client.files import steadily, whole_file
+    from kvstore_client.files import reason, steadily, whole_file
     from kvstore_daemon.engine.backup import back_up
 
     try:
@@ -89,7 +89,7 @@ def _to_file(folder: Path, path: Path, report: Report, *, replace: bool) -> Back
         raise click.UsageError(f"{output.readable(str(path))} already exists; --force replaces it") from error
     except OSError as error:
         raise click.ClickException(
-            f"{output.readable(str(path))} cannot be written: {error.strerror}; nothing was left behind"
+            f"{output.readable(str(path))} cannot be written: {reason(error)}"
         ) from error
 
 

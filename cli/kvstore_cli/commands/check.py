@@ -14,6 +14,7 @@ from kvstore_cli.flags import Command, given_flags, with_options
 from kvstore_cli.progress import Steps
 from kvstore_cli.upkeep import data_folder, size
 from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_client.files import reason
 
 SHOWN_FAULTS = 100
 
@@ -71,7 +72,7 @@ def _check_backup(path: Path, faults: list[str], steps: Steps) -> dict[str, Any]
         with path.open("rb") as file:
             return check_backup(file, faults.append, steps)
     except OSError as error:
-        raise click.UsageError(f"cannot read {output.readable(str(path))}: {error.strerror}") from error
+        raise click.UsageError(f"cannot read {output.readable(str(path))}: {reason(error)}") from error
 
 
 def _say(what: str, found: dict[str, Any], faults: list[str], advice: str) -> None:

@@ -109,7 +109,7 @@ def _checked(intake: Intake, importer: Importer) -> Tally:
     tally = Tally()
     reader = intake.whole()
     with bar("checking", intake.size, is_bytes=True) as advance, _naming_file(intake, "nothing was put"):
-        for so_far in importer.check(reader.entries()):
+        for so_far in importer.check(intake.entries(reader)):
             tally = so_far
             advance(intake.done)
     intake.sha256, intake.breaches = reader.sha256, reader.breaches
@@ -152,7 +152,7 @@ def _imported(intake: Intake, importer: Importer, kept: StateFile | None, state:
         kept.write(state)  # a place that cannot be written to is better told before the first batch
     with bar("importing", intake.size, is_bytes=True) as advance, _telling_how_far(intake, kept, state):
         try:
-            for _ in importer.send(reader.entries(), state, were_checked=is_checked):
+            for _ in importer.send(intake.entries(reader), state, were_checked=is_checked):
                 if kept is not None:
                     kept.write(state)
                 advance(intake.done)

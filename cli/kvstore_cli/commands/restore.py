@@ -15,6 +15,7 @@ from kvstore_cli.endings import end_on_signals
 from kvstore_cli.flags import Command, with_options
 from kvstore_cli.upkeep import data_folder
 from kvstore_client.errors import KvError
+from kvstore_client.files import reason
 
 
 @click.command(cls=Command)
@@ -67,4 +68,4 @@ def _opened(file: str) -> BinaryIO:
     try:
         return open(file, "rb")  # noqa: PTH123 - pathlib adds nothing here
     except OSError as error:
-        raise click.UsageError(f"cannot read {output.readable(file)}: {error.strerror}") from error
+        raise click.UsageError(f"cannot read {output.readable(file)}: {reason(error)}") from error

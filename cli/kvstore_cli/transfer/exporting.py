@@ -23,6 +23,7 @@ from kvstore_cli.service import Query, Service
 from kvstore_cli.transfer.archive import line_of
 from kvstore_cli.transfer.patience import Patience
 from kvstore_client.errors import KvError
+from kvstore_client.files import reason
 
 _MOST_BREAKS = 10
 _TOLD_EVERY = 500
@@ -103,7 +104,7 @@ class Collection:
                 error = raised
             except OSError as raised:
                 raise click.ClickException(
-                    f"cannot keep the records in a temporary file in {self._folder}: {raised.strerror}"
+                    f"cannot keep the records in a temporary file in {self._folder}: {reason(raised)}"
                 ) from raised
             if left == 0:
                 raise error

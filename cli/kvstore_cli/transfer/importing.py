@@ -28,6 +28,7 @@ from kvstore_cli.service import Service
 from kvstore_cli.transfer.archive import Entry, Put
 from kvstore_cli.transfer.patience import Patience
 from kvstore_client.errors import KvError
+from kvstore_client.files import reason
 from kvstore_client.model import TEXT_CONTENT_TYPE, check_key
 from kvstore_client.operations import MAX_TTL_SECONDS
 
@@ -126,7 +127,7 @@ class StateFile:
             self._file = KeptFile(str(path))
         except OSError as error:
             raise click.UsageError(
-                f"cannot keep how far the import is in {path}: {error.strerror}; name another "
+                f"cannot keep how far the import is in {path}: {reason(error)}; name another "
                 "place with --state"
             ) from error
 
@@ -141,7 +142,7 @@ class StateFile:
                 raise ValueError("it is of another version of kvstore")
             return State(**{**fields, "tally": Tally(**fields["tally"])})
         except OSError as error:
-            raise click.UsageError(f"cannot read {self.path}: {error.strerror}") from error
+            raise click.UsageError(f"cannot read {self.path}: {reason(error)}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise click.UsageError(
                 f"{self.path} does not say how far an import has come; remove it, or name another "
@@ -154,7 +155,7 @@ class StateFile:
             self._file.write(json.dumps({"kvstore_import": _STATE_FORMAT, **asdict(state)}))
         except OSError as error:
             raise click.ClickException(
-                f"cannot keep how far the import is in {self.path}: {error.strerror}; name another "
+                f"cannot keep how far the import is in {self.path}: {reason(error)}; name another "
                 "place with --state"
             ) from error
 

@@ -13,7 +13,8 @@ from typing import BinaryIO, Protocol
 
 import click
 
-from kvstore_cli.transfer.archive import Reader
+from kvstore_cli.transfer.archive import Entry, Reader
+from kvstore_client.files import reason
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BUFFER_BYTES = 256 * 1024
@@ -65,6 +66,13 @@ class Intake:
         """How much of ``size`` has been read."""
         return self._raw.tell() if self.can_rewind else 0
 
+    def entries(self, reader: Reader) -> Iterator[Entry]:
+        """The entries of one of its readers; a file that cannot be read is a ClickException."""
+        try:
+            yield from reader.entries()
+        except OSError as error:
+            raise click.ClickException(f"it cannot be read any further: {reason(error)}") from error
+
 
 class _Unzipped:
     """What is in a compressed file; a line that cannot be had is a ClickException."""
@@ -97,6 +105,10 @@ def opened(name: str) -> Iterator[Intake]:
     try:
         file = open(name, "rb", buffering=_BUFFER_BYTES)  # noqa: PTH123, SIM115 - pathlib adds nothing here
     except OSError as error:
-        raise click.UsageError(f"cannot read {readable(name)}: {error.strerror}") from error
+        raise click.UsageError(f"cannot read {readable(name)}: {reason(error)}") from error
     with file:
-        yield Intake(name, file)
+        try:
+            intake = Intake(name, file)
+        except OSError as error:
+            raise click.UsageError(f"cannot read {readable(name)}: {reason(error)}") from error
+        yield intake

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkstemp
 from typing import IO
 
 import click
 
 from kvstore_cli import output
+from kvstore_client.files import reason, whole_file
 
 Write = Callable[[bytes], object]
 
@@ -63,10 +63,10 @@ def target(name: str) -> Iterator[Write]:
         return
     path = Path(name)
     try:
-        with _new_file(path) as file, _compressed(file, path) as write:
+        with whole_file(path, replace=True) as file, _compressed(file, path) as write:
             yield write
     except OSError as error:
-        raise click.ClickException(f"cannot write {output.readable(name)}: {error.strerror}") from error
+        raise click.ClickException(f"cannot write {output.readable(name)}: {reason(error)}") from error
 
 
 class _OutputLines:
@@ -89,30 +89,6 @@ class _OutputLines:
         output.write(b"".join(self._lines))
         self._lines.clear()
         self._size = 0
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - it is open already
-            yield file
-            file.flush()
-            os.fsync(descriptor)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

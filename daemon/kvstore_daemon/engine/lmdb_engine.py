@@ -22,6 +22,7 @@ from typing import Any
 import lmdb
 
 from kvstore_client.errors import KvError
+from kvstore_client.files import NO_ROOM
 from kvstore_client.patience import patiently
 from kvstore_daemon.engine import (
     Answer,
@@ -46,7 +47,7 @@ from kvstore_daemon.engine.planning import GROWING, NEEDS_VALUE, Plan, plan
 from kvstore_daemon.engine.replies import Replies
 from kvstore_daemon.engine.rows import NOWHERE, DamageError, encode_place
 from kvstore_daemon.engine.space import Space
-from kvstore_daemon.engine.trouble import NO_ROOM, errno_of, trouble
+from kvstore_daemon.engine.trouble import errno_of, trouble
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import socket
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 from kvstore_client.errors import KvError
-from kvstore_daemon.engine.trouble import NO_ROOM
+from kvstore_client.files import cure
 
 
 def unusable(folder: Path, error: OSError) -> str:
@@ -20,14 +19,8 @@ def unusable(folder: Path, error: OSError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{error.filename} is not a folder; choose another --data"
     message += f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"{message}; raise the limit of open files (ulimit -n, LimitNOFILE=)"
-    if error.errno in NO_ROOM:
-        return f"{message}; make room on the disk"
-    if error.errno == errno.EIO:
-        return f"{message}; the disk fails: look at it and at the system's log"
     if not isinstance(error, PermissionError):
-        return f"{message}; choose another --data"
+        return f"{message}; {cure(error.errno or 0) or 'choose another --data'}"
     user = os.geteuid()
     try:
         named = error.filename if error.filename and os.path.lexists(error.filename) else folder

@@ -12,7 +12,7 @@ import fcntl
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import lmdb
 
 from kvstore_client.errors import KvError
-from kvstore_client.files import sync_folder, sync_folders_up
+from kvstore_client.files import reason, sync_folder, sync_folders_up
 from kvstore_daemon.engine import apart
 from kvstore_daemon.engine.backup import SAME, Backup, Steps, read_image, read_trailer
 from kvstore_daemon.engine.creation import DRAFT, new_epoch
@@ -60,7 +60,8 @@ def restore(source: BinaryIO, folder: Path, now: int, *, replace: bool, steps: S
     Raises KvError: ``damaged``, ``not_allowed`` (there is a store, or a daemon), ``store_full``.
     """
     if source.seekable():
-        read_trailer(source)
+        with _reading():
+            read_trailer(source)
     with _owned(folder, "kvstore restore") as data:
         if data.exists() and not replace:
             raise KvError(
@@ -91,7 +92,7 @@ def compact(folder: Path, steps: Steps) -> Compacted:
         before = data.stat().st_size
         expected = apart.facts(folder)
         _require_room(data, expected["bytes"])
-        apart.copy(folder, _writing(draft), steps("copying"))
+        apart.copy(folder, draft.write, steps("copying"))
         draft.flush()
         _verify(Path(draft.name), expected, steps)
         os.fsync(draft.fileno())
@@ -113,8 +114,19 @@ def _owned(folder: Path, who: str) -> Iterator[Path]:
         raise KvError("not_allowed", unusable(folder, error)) from error
     try:
         yield store / "data.mdb"
+    except (OSError, lmdb.Error) as error:
+        raise trouble(store / "data.mdb", error) from error
     finally:
         ownership.release()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Tell of the system's errors in the block as of those of the backup that is read."""
+    try:
+        yield
+    except OSError as error:
+        raise KvError("internal", f"the backup cannot be read: {reason(error)}") from error
 
 
 @contextmanager
@@ -127,17 +139,18 @@ def _draft(data: Path) -> Iterator[BinaryIO]:
         with open(path, "r+b", opener=lambda *_: descriptor) as draft:
             yield draft
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is worth nothing, and the next owner removes it
+            path.unlink(missing_ok=True)
 
 
 def _received(source: BinaryIO, draft: BinaryIO, steps: Steps) -> Backup:
     """Write all of ``source`` to ``draft``, check it, and leave the image of it."""
     size = os.fstat(source.fileno()).st_size if source.seekable() else 0
     _require_room(Path(draft.name), size)
-    progress, write, done = steps("reading"), _writing(draft), 0
+    progress, write, done = steps("reading"), draft.write, 0
     if source.seekable():
         source.seek(0)
-    while chunk := source.read(_CHUNK_BYTES):
+    while chunk := _chunk(source):
         write(chunk)
         done += len(chunk)
         progress(done, size or done)
@@ -148,14 +161,9 @@ def _received(source: BinaryIO, draft: BinaryIO, steps: Steps) -> Backup:
     return backup
 
 
-def _writing(draft: BinaryIO) -> Callable[[bytes], Any]:
-    def write(chunk: bytes) -> None:
-        try:
-            draft.write(chunk)
-        except OSError as error:
-            raise KvError("store_full", f"{Path(draft.name).absolute()}: {error.strerror}") from error
-
-    return write
+def _chunk(source: BinaryIO) -> bytes:
+    with _reading():
+        return source.read(_CHUNK_BYTES)
 
 
 def _require_room(path: Path, size: int) -> None:
@@ -184,10 +192,7 @@ def _begin_anew(file: Path, backup: Backup, now: int) -> int:
     # a minute later, goes on above what was given out in that minute
     elapsed = max(0, now - backup.created_at)
     head = backup.revision + _REVISION_STEP + elapsed * _REVISIONS_PER_MS
-    try:
-        _write_beginning(file, head)
-    except lmdb.Error as error:
-        raise trouble(file, error) from error
+    _write_beginning(file, head)
     return head
 
 

@@ -15,9 +15,7 @@ from pathlib import Path
 import lmdb
 
 from kvstore_client.errors import KvError
-
-NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-"""What the system says where a file cannot grow: a full disk, a quota, a limit on the size of files."""
+from kvstore_client.files import NO_ROOM, cure
 
 _DAMAGE = (
     lmdb.CorruptedError,  # a page is of another kind than its place in the tree needs
@@ -37,17 +35,11 @@ _UNCLEAR = (
     "restart the daemon; if it comes again, 'kvstore check' finds out whether the store is damaged",
 )
 _NO_SPACE = ("store_full", "raise --max-store-bytes")
-_KINDS: dict[int, tuple[str, str]] = {
-    **dict.fromkeys(NO_ROOM, ("store_full", "make room on the disk")),
-    errno.EMFILE: ("too_busy", "raise the limit of open files (ulimit -n, LimitNOFILE=)"),
-    errno.ENFILE: ("too_busy", "the system has no file handles left (fs.file-max)"),
-    errno.ENOMEM: ("too_busy", "the process may have no more memory, or address space (ulimit -v)"),
-    errno.EROFS: ("not_allowed", "the file system is mounted read-only; mount it writable"),
-    errno.ENOLCK: ("not_allowed", "the file system has no locks; the store must be on a local disk"),
-    errno.EAGAIN: ("not_allowed", "another process holds it"),
-    **dict.fromkeys((errno.EINVAL, errno.ENOENT), _UNCLEAR),
+_CODES = {
+    **dict.fromkeys(NO_ROOM, "store_full"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ENOMEM), "too_busy"),
+    **dict.fromkeys((errno.EROFS, errno.ENOLCK, errno.EAGAIN), "not_allowed"),
 }
-_FAILING = ("internal", "the disk fails; look at it and at the system's log. The store was not changed")
 
 
 def errno_of(error: Exception) -> int:
@@ -70,7 +62,11 @@ def trouble(path: Path, error: OSError | lmdb.Error) -> KvError:
         return KvError("damaged", f"{path} is damaged: {reason}; restore a backup")
     if number in (errno.EACCES, errno.EPERM):
         return KvError("not_allowed", f"{path} cannot be opened: {reason}; {_for_its_user(path)}")
-    code, advice = _KINDS.get(number, _FAILING) if number else _UNCLEAR
+    code, advice = _CODES.get(number, "internal"), cure(number) or cure(errno.EIO)
+    if number in (0, errno.EINVAL, errno.ENOENT):
+        code, advice = _UNCLEAR
+    if number == errno.EAGAIN:
+        advice = "another process holds it"
     if isinstance(error, lmdb.MapFullError):
         code, advice = _NO_SPACE
     return KvError(code, f"{path} cannot be used: {reason}; {advice}")
