@@ -90,7 +90,7 @@ def test_a_data_folder_that_its_owner_may_not_write_to_is_not_given_to_its_owner
     assert f"its owner, user {os.geteuid()}, may not write to it: chmod u+rwx" in unusable(folder, denied)
     missing = tmp_path / "none" / "there"
     denied = PermissionError(13, "Permission denied", str(missing.parent))
-    assert f"Make the folder and give it to user {os.geteuid()}" in unusable(missing, denied)
+    assert f"make the folder and give it to user {os.geteuid()}" in unusable(missing, denied)
 
 
 def test_port_0_takes_a_free_port_and_the_ready_line_names_it(

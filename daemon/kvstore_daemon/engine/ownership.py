@@ -26,7 +26,7 @@ def unusable(folder: Path, error: OSError) -> str:
         named = error.filename if error.filename and os.path.lexists(error.filename) else folder
         owner = Path(named).stat().st_uid
     except OSError:
-        return f"{message}. Make the folder and give it to user {user}, or choose another --data"
+        return f"{message}; make the folder and give it to user {user}, or choose another --data"
     if owner == user:
         return (
             f"{message}; its owner, user {user}, may not write to it: chmod u+rwx, or choose another --data"
