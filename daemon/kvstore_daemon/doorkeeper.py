@@ -30,6 +30,10 @@ FEW_BYTES = 4 * 1024
 """A connection that has sent no more is not closed for what others send."""
 
 
+SWEEP_SECONDS = 2.0
+"""How often all are looked at: of what libzmq takes in before epoll looks for itself, epoll says nothing."""
+
+
 class Doorkeeper(Arrivals):
     """Watches the connections of the changes address."""
 
@@ -40,18 +44,26 @@ class Doorkeeper(Arrivals):
         self._epoll.register(self._monitor, select.EPOLLIN)
         self._counts: dict[int, _Count] = {}
         self._all = 0.0
+        self._sweep_at = 0.0
         self._cut = Seldom()
         self.start()
+
+    def _patience(self) -> float:
+        return max(0.0, self._sweep_at - time.monotonic()) if self._counts else -1
 
     def _look(self, descriptors: list[int]) -> bool:
         for descriptor in descriptors:
             if descriptor != self._monitor:
                 self._look_at(descriptor)
         self._take()
+        if time.monotonic() >= self._sweep_at:
+            for descriptor in list(self._counts):
+                self._look_at(descriptor)
+            self._sweep_at = time.monotonic() + SWEEP_SECONDS
         return False
 
     def _take(self) -> None:
-        """Take note of connections; what came on a new one before this is looked at too."""
+        """Take note of connections."""
         begun, ended = self._connections.take()
         for descriptor in ended:
             self._forget(descriptor)

@@ -116,7 +116,7 @@ def test_whole_requests_that_there_is_no_room_for_are_refused_before_they_are_to
     with ExitStack() as stack:
         with write_lock_held(daemon.data):
             senders = [stack.enter_context(RawPeer(daemon.requests, b"DEALER")) for _ in range(5)]
-            for _ in range(9):
+            for _ in range(13):  # also where the system holds a tenth of it in its buffers
                 for sender in senders:
                     sender.socket.sendall(request)
             wait_until(lambda: any(b"too_busy" in said(sender) for sender in senders))
