@@ -1,8 +1,8 @@
 # kvstore. 'make' lists what there is to make; a fresh Debian needs only python3 and make for it.
 
 PYTHON ?= python3
-# Twice the cores: many tests wait for a second to pass, or for a server to start.
-JOBS ?= $(shell echo $$((2 * $$(nproc))))
+# Three times the cores: many tests wait for a second to pass, or for a server to start.
+JOBS ?= $(shell echo $$((3 * $$(nproc))))
 ARGS ?=
 
 # The folder's mark names Python's version: choosing another one makes the environment anew.

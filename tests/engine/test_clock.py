@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from zlib import crc32
 
 import orjson
@@ -10,6 +13,7 @@ import pytest
 
 from kvstore_daemon.engine import Retention, Write, WriteRequest
 from kvstore_daemon.engine.clock import StoreClock
+from kvstore_daemon.engine.mirror import Applying
 from support.engine_store import Store, refused
 
 HOUR = 3_600_000
@@ -43,6 +47,31 @@ def test_a_step_of_the_clock_changes_no_time_to_live(store: Store, step: int) ->
     assert store.keys() == [b"tick"]
     assert store.engine.count(b"", None).total == 1
     assert sorted(expired(store)) == [b"after", b"before"]
+
+
+def test_what_a_write_finds_alive_no_read_has_shown_as_gone(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    store.write("put", ttl_ms=100)
+    decided, may_commit = threading.Event(), threading.Event()
+
+    def finish(applying: Applying) -> Any:
+        decided.set()
+        assert may_commit.wait(30)
+        return original(applying)
+
+    original = Applying.finish
+    monkeypatch.setattr(Applying, "finish", finish)
+    with ThreadPoolExecutor(1) as pool:
+        persisted = pool.submit(store.write, "persist")
+        assert decided.wait(30)
+        store.clock.now += 100
+        shown = store.keys(), store.get() is not None, store.engine.count(b"", None).total
+        may_commit.set()
+        assert "expires_at" not in persisted.result()
+    assert shown == ([b"k"], True, 1)
+    assert store.keys() == [b"k"]
 
 
 @STEPS

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
@@ -91,6 +92,8 @@ class StoreClock:
         self._begun_head = 0
         self._unconfirmed = 0
         self._most = _MANY_STEPS
+        self._held: int | None = None
+        self._lock = threading.Lock()
         self.steps = 0
         self.last_step: Step | None = None
 
@@ -193,6 +196,26 @@ class StoreClock:
     def steady(self) -> int:
         """Steady time now."""
         return self._steady() + self._anchor
+
+    def hold(self) -> int:
+        """Steady time now, for a transaction that writes; until :meth:`release` it is also what
+        :meth:`visible` gives.
+
+        What such a transaction finds alive it may keep alive, by a persist. A read that went by a later
+        moment before the commit would have shown the key as gone, and the next one as there again.
+        """
+        with self._lock:  # no read may stand between the clock and what is held
+            self._held = self.steady()
+            return self._held
+
+    def release(self) -> None:
+        """The transaction of :meth:`hold` is over."""
+        self._held = None
+
+    def visible(self) -> int:
+        """The steady time by which a read decides what has expired."""
+        with self._lock:
+            return self.steady() if self._held is None else self._held
 
     @property
     def shift(self) -> int:

@@ -422,12 +422,19 @@ class Writer(threading.Thread):
         return [Answer(request.ticket, None, unknown) for request in requests]
 
     def _attempt(self, requests: list[WriteRequest]) -> Outcome:
+        try:
+            return self._transact(requests)
+        finally:
+            self._mirror.clock.release()
+
+    def _transact(self, requests: list[WriteRequest]) -> Outcome:
         clock = self._mirror.clock
         step = clock.notice(self._position.head)
         if step is not None:
             self._has_new_time = True
             _tell(step, "")
-        now, steady = clock.present(), clock.steady()
+        steady = clock.hold()
+        now = steady + clock.shift
         if steady >= self._reader_check_due_at:
             self._mirror.env.reader_check()
             self._reader_check_due_at = steady + _READER_CHECK_MS

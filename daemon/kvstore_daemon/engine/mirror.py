@@ -96,9 +96,10 @@ class Counts(NamedTuple):
 class Mirror:
     """The store's tables, opened; and everything that is read from them.
 
-    Values given out are copies and outlive the transaction. An expired record is treated as
-    missing from the instant it expires. ``expires_at`` is given out as the wall clock shows it now, wherever
-    that stood when the record was stamped: see :mod:`kvstore_daemon.engine.clock`.
+    Values given out are copies and outlive the transaction. An expired record is treated as missing from
+    the instant it expires, or from the end of the commit that is under way then. ``expires_at`` is given out
+    as the wall clock shows it now, wherever that stood when the record was stamped: see
+    :mod:`kvstore_daemon.engine.clock`.
     """
 
     def __init__(self, folder: Path, *, map_size: int, sync: bool, clock: StoreClock) -> None:
@@ -284,7 +285,7 @@ class Mirror:
         self, keys: Sequence[bytes], max_bytes: int = _READ_BYTES
     ) -> tuple[list[Stored | KvError | None], int]:
         """See :meth:`kvstore_daemon.engine.Engine.read`."""
-        now, shown = self.clock.steady(), self._shown
+        now, shown = self.clock.visible(), self._shown
         found: list[Stored | KvError | None] = []
         try:
             # not by way of snapshot(), which would be a quarter of what a single read takes
@@ -316,7 +317,7 @@ class Mirror:
         self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
     ) -> RecordPage:
         """See :meth:`kvstore_daemon.engine.Engine.range`; raises ``damaged`` naming the key."""
-        now, items, size, scanned = self.clock.steady(), list[tuple[bytes, Stored]](), 0, 0
+        now, items, size, scanned = self.clock.visible(), list[tuple[bytes, Stored]](), 0, 0
         with self.snapshot() as txn:
             head = self.log_position(txn).head
             for raw_key, row in _forward(txn.cursor(self.data), start):
@@ -380,7 +381,7 @@ class Mirror:
 
     def _expired(self, txn: lmdb.Transaction[Any]) -> Iterator[bytes]:
         """The keys that the expiry table says are due, earliest first."""
-        now = self.clock.steady()
+        now = self.clock.visible()
         for time, key in txn.cursor(self.expiry):
             if _TIME.unpack(time)[0] > now:
                 return
