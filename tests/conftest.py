@@ -31,7 +31,7 @@ settings.register_profile("long", settings.get_profile("ci"), max_examples=LONG_
 
 # A run in the background or under nohup is started with these ignored, and what the tests start would
 # inherit that; a handler of Python's is not inherited.
-for number in (signal.SIGINT, signal.SIGHUP):
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler)
 
