@@ -569,6 +569,7 @@ def test_an_export_that_is_cut_off_anywhere_is_noticed(length: int) -> None:
     assert faults(EXPORT[:length])
 
 
+@example(EXPORT.index(b'_end":1') + 6, 1)
 @given(st.integers(0, len(EXPORT) - 2), st.integers(1, 255))
 def test_an_export_with_another_byte_anywhere_is_noticed(position: int, change: int) -> None:
     changed = bytearray(EXPORT)

@@ -233,6 +233,8 @@ class _Seal:
         if not self.is_open:
             raise _BreachError("an export ends here that did not begin: its first line is missing")
         self.is_open = False
+        if fields[END] != FORMAT:
+            raise _BreachError(f"the export's last line has format {fields[END]}, and its first {FORMAT}")
         if fields.get("records") != self._records:
             raise _BreachError(f"the export has {self._records} records, and says {fields.get('records')}")
         if fields.get("sha256") != self._digest.hexdigest():
