@@ -43,6 +43,12 @@ class Seldom:
         self._passed_at, self._held_back = now, 0
         return since
 
+    def warn(self, log: logging.Logger, message: str, *arguments: object) -> None:
+        """Log a warning, as ``log.warning`` does, if it is its turn."""
+        more = self.turn()
+        if more is not None:
+            log.warning(f"{message}%s", *arguments, more)
+
 
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 

@@ -66,16 +66,14 @@ class Room:
 
     def tell(self, name: str) -> None:
         """Log, now and then, that a connection to the address called ``name`` was refused."""
-        more = self._refused.turn()
-        if more is not None:
-            log.warning(
-                "closed a new connection to the %s address: %d connections are open, as many as there is "
-                "room for with %d open files: raise that limit (ulimit -n, LimitNOFILE=)%s",
-                name,
-                self.limit,
-                self._files,
-                more,
-            )
+        self._refused.warn(
+            log,
+            "closed a new connection to the %s address: %d connections are open, as many as there is room "
+            "for with %d open files: raise that limit (ulimit -n, LimitNOFILE=)",
+            name,
+            self.limit,
+            self._files,
+        )
 
 
 class Connections:

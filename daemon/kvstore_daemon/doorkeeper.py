@@ -29,7 +29,6 @@ HEARTBEAT_RATE = 16
 FEW_BYTES = 4 * 1024
 """A connection that has sent no more is not closed for what others send."""
 
-
 SWEEP_SECONDS = 2.0
 """How often all are looked at: of what libzmq takes in before epoll looks for itself, epoll says nothing."""
 
@@ -78,10 +77,11 @@ class Doorkeeper(Arrivals):
         if count is None or numbers is None:
             return
         self._all += count.add(numbers[1], time.monotonic())
-        if self._all > TOPICS_BYTES:
+        while self._all > TOPICS_BYTES:
             largest = max(self._counts, key=lambda each: self._counts[each].bytes)
-            if self._counts[largest].bytes > FEW_BYTES:
-                self._cut_off(largest)
+            if self._counts[largest].bytes <= FEW_BYTES:
+                return
+            self._cut_off(largest)
 
     def _forget(self, descriptor: int) -> None:
         count = self._counts.pop(descriptor, None)
@@ -91,14 +91,12 @@ class Doorkeeper(Arrivals):
     def _cut_off(self, descriptor: int) -> None:
         self._forget(descriptor)
         self._connections.cut_off(descriptor)
-        more = self._cut.turn()
-        if more is not None:
-            log.warning(
-                "closed the connection to the changes address on which most was subscribed to: all together "
-                "may send %d bytes%s",
-                TOPICS_BYTES,
-                more,
-            )
+        self._cut.warn(
+            log,
+            "closed the connection to the changes address on which most was subscribed to: all together may "
+            "send %d bytes",
+            TOPICS_BYTES,
+        )
 
 
 class _Count:

@@ -223,14 +223,12 @@ class Intake(Arrivals):
         self._followed.pop(descriptor, None)
         self._connections.cut_off(descriptor)
         self._give_back_later(LET_GO_SECONDS)
-        more = self._cut.turn()
-        if more is not None:
-            log.warning(
-                "closed a connection to the requests address: too much was kept of requests that are not "
-                "whole, of this one %d bytes%s",
-                kept,
-                more,
-            )
+        self._cut.warn(
+            log,
+            "closed a connection to the requests address: too much was kept of requests that are not whole, "
+            "of this one %d bytes",
+            kept,
+        )
 
 
 def _bytes_waiting(descriptor: int) -> int:

@@ -66,13 +66,11 @@ class Laggards:
 
     def _cut_off(self, descriptor: int) -> None:
         self._connections.cut_off(descriptor)
-        more = self._cut.turn()
-        if more is not None:
-            log.warning(
-                "closed a connection to the changes address: the subscriber is more than %d bytes behind%s",
-                self._limit,
-                more,
-            )
+        self._cut.warn(
+            log,
+            "closed a connection to the changes address: the subscriber is more than %d bytes behind",
+            self._limit,
+        )
 
 
 def _full(descriptors: set[int]) -> list[int]:

@@ -201,15 +201,13 @@ class Turns:
                 self._cut_off(peer)
 
     def _cut_off(self, peer: Peer) -> None:
-        more = self._cut.turn()
-        if more is not None:
-            log.warning(
-                "closed the connection of a peer that does not take its replies: %d requests and %d bytes of "
-                "replies waited for it%s",
-                len(peer.waiting) + len(peer.reading),
-                peer.untaken + peer.making,
-                more,
-            )
+        self._cut.warn(
+            log,
+            "closed the connection of a peer that does not take its replies: %d requests and %d bytes of "
+            "replies waited for it",
+            len(peer.waiting) + len(peer.reading),
+            peer.untaken + peer.making,
+        )
         self._requests.cut_off(peer)
         self._drop_reads(peer)
         for received in peer.waiting:

@@ -174,12 +174,12 @@ def test_a_key_is_completed_as_the_value_of_an_option_and_in_quotes(shell: Shell
 
 
 def test_files_commands_options_and_words_are_completed(shell: Shell) -> None:
-    if not shell.replaces_all:
-        pytest.skip("what fish makes of the names of files is its own")
     lines = {
         f"put conf @valf{TAB}": ["put", "conf", f"@{FILE}"],
         f"put conf2 @sub/{TAB}": ["put", "conf2", "@sub/inner"],
         f"bat{TAB}chang{TAB}": ["batch", "changes: all.ndjson"],
         f"conf{TAB}show --sync=non{TAB}": ["config", "show", "--sync=none"],
     }
+    if not shell.replaces_all:  # what fish makes of the names of files is its own
+        lines = {line: words for line, words in lines.items() if words[0] == "config"}
     assert shell.words(*lines) == list(lines.values())
