@@ -21,7 +21,7 @@ _COUNTS_AT = 120
 
 
 class Arrivals(ABC):
-    """Watches descriptors, each of which is looked at when something has come since the last look."""
+    """Watches descriptors: each is looked at once at first, and when something has come since."""
 
     def __init__(self, name: str) -> None:
         """``name`` is the thread's; it runs from :meth:`start` on."""
@@ -42,9 +42,10 @@ class Arrivals(ABC):
         os.close(self._stop)
 
     def _watch(self, descriptor: int) -> None:
-        """Look at a connection from now on, also at what came before, until its descriptor is closed."""
+        """Look at a connection once now, and when something comes, until its descriptor is closed."""
+        # that it can be written to has it looked at now: what came before, libzmq may have taken in already
         with suppress(OSError):  # it may have ended already
-            self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
+            self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
 
     def _run(self) -> None:
         while True:

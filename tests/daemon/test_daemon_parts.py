@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+import threading
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Any, cast
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from kvstore_client.errors import KvError
 from kvstore_client.operations import OPERATIONS
 from kvstore_client.protocol import Limits, Request, decode_request
+from kvstore_daemon.arrivals import Arrivals
 from kvstore_daemon.committer import GROUP_BYTES, GROUP_OPS, GroupCommitter
 from kvstore_daemon.engine import Engine, Write, WriteRequest
 from kvstore_daemon.loop import Loop, Signals
@@ -162,3 +165,24 @@ def test_a_signal_wakes_the_loop_and_the_old_handler_comes_back(number: signal.S
         loop.turn(wait=True)
         assert signals.received is number
     assert signal.getsignal(number) == before
+
+
+def test_a_connection_is_looked_at_though_all_that_came_was_read_before() -> None:
+    is_seen = threading.Event()
+
+    class Seeing(Arrivals):
+        def watch(self, descriptor: int) -> None:
+            self._watch(descriptor)
+
+        def _look(self, descriptors: list[int]) -> bool:
+            assert descriptors == [ours.fileno()]
+            is_seen.set()
+            return False
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, closing(Seeing("seeing")) as arrivals:
+        theirs.sendall(b"all there is")
+        assert ours.recv(100) == b"all there is"
+        arrivals.watch(ours.fileno())
+        arrivals.start()
+        assert is_seen.wait(30)
