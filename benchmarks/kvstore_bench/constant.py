@@ -14,8 +14,8 @@ from typing import Any
 import falcon
 
 from kvstore_bench.workload import SMALL, value
-from kvstore_cli.notify import Notifier
-from kvstore_client.liveness import BEAT_SECONDS
+from kvstore_core.process.liveness import BEAT_SECONDS
+from kvstore_core.process.sd_notify import Notifier
 from kvstore_http.listening import bind
 from kvstore_http.overseer import Herald, Overseer
 from kvstore_http.rawpath import RawPathRouter

@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Any
 
-from kvstore_cli.notify import Notifier
+from kvstore_core.process.sd_notify import Notifier
 
 _PR_SET_PDEATHSIG = 1
 

@@ -11,7 +11,7 @@ from kvstore_cli.flags import KindType, given_flags
 from kvstore_cli.options import DURATION
 from kvstore_cli.service import Service
 
-# as in kvstore_client.operations, which takes too long to import
+# as in kvstore_core.operations, which takes too long to import
 _LONGEST_TTL_MS = 100 * 366 * 86_400_000
 _LONG_RETRY_MS = 60_000
 TIME = KindType(DURATION)

@@ -9,8 +9,8 @@ import click
 
 from kvstore_cli import output
 from kvstore_cli.follow import RESET, SYNC
-from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
-from kvstore_client.files import reason
+from kvstore_core.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_core.process.files import reason
 
 VARIABLES = (
     "op",

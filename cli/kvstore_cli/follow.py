@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from kvstore_cli.problems import Trouble
 from kvstore_cli.service import Pauses, Query, Service
 from kvstore_cli.stream import LineStream
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 SNAPSHOT, EVENTS, SYNC, RESET, HEARTBEAT = "snapshot", "events", "sync", "reset", "heartbeat"
 _EVENT_NAMES = frozenset(("put", "delete", "expire"))

@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 
-from kvstore_client.logs import LEVEL_SIGNALS, announcer
+from kvstore_core.process.logging import LEVEL_SIGNALS, announcer
 
 BACKLOG_BYTES = 1024 * 1024
 """Of lines that nobody has read yet; what comes beyond is left out."""

@@ -9,7 +9,7 @@ from importlib import import_module
 import click
 
 from kvstore_cli.completion import COMPLETE_VARIABLE
-from kvstore_client.errors import EXIT_ERROR, EXIT_USAGE, KvError
+from kvstore_core.errors import EXIT_ERROR, EXIT_USAGE, KvError
 
 EXIT_INTERRUPTED = 130
 
@@ -173,7 +173,7 @@ def main() -> int:
     except click.Abort:
         return EXIT_INTERRUPTED
     except OSError as error:
-        from kvstore_client.files import reason
+        from kvstore_core.process.files import reason
 
         return _complain(": ".join(filter(None, (error.filename, reason(error)))), EXIT_ERROR)
 

@@ -42,7 +42,7 @@ def write(data: bytes) -> None:
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
-        from kvstore_client.files import reason
+        from kvstore_core.process.files import reason
 
         _drop_output()
         raise OutputFailed(f"writing to standard output failed: {reason(error)}") from error

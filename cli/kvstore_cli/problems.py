@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 if TYPE_CHECKING:
     import http.client as http_client

@@ -14,7 +14,7 @@ from pathlib import Path
 from kvstore_cli.delivery import VARIABLES
 from kvstore_cli.main import EXIT_INTERRUPTED, SECTIONS
 from kvstore_cli.options import CONFIG, OPTIONS, Option
-from kvstore_client.errors import ERRORS, EXIT_DONE, EXIT_USAGE
+from kvstore_core.errors import ERRORS, EXIT_DONE, EXIT_USAGE
 
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

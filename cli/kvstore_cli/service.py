@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from kvstore_cli.connection import connect, http_client, reason
 from kvstore_cli.problems import Answer, Trouble, successful
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 if TYPE_CHECKING:
     from kvstore_cli.stream import LineStream

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import click
 
-from kvstore_client.errors import KvError
-from kvstore_client.files import reason
+from kvstore_core.errors import KvError
+from kvstore_core.process.files import reason
 
 # So much is read before anybody is asked what the limit is: the limit of a service is seldom smaller,
 # and a value that is smaller costs no further request.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from kvstore_cli.connection import http_client, reason
 from kvstore_cli.problems import Trouble
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 if TYPE_CHECKING:
     import socket

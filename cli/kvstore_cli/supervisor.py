@@ -27,11 +27,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kvstore_cli.logs import hand_on
-from kvstore_cli.notify import NoticeSocket, Notifier
 from kvstore_cli.units import connectable
-from kvstore_client.errors import EXIT_ERROR
-from kvstore_client.liveness import BEAT_SECONDS, LATE_TICKS, Liveness
-from kvstore_client.logs import LEVEL_SIGNALS, LEVELS, announcer
+from kvstore_core.errors import EXIT_ERROR
+from kvstore_core.process.liveness import BEAT_SECONDS, LATE_TICKS, Liveness
+from kvstore_core.process.logging import LEVEL_SIGNALS, LEVELS, announcer
+from kvstore_core.process.sd_notify import NoticeSocket, Notifier
 
 STOP_SECONDS = 10.0
 """How long a child may take to stop; the daemon needs 5 s at most."""

@@ -8,7 +8,7 @@ import ssl
 from contextlib import suppress
 
 from kvstore_cli.connection import http_client, reason
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 _HANDSHAKE_SECONDS = 2.0
 """After so long it is looked whether TLS is spoken there at all: a server that takes the greeting for the

@@ -14,8 +14,8 @@ are :class:`KvError`. Without an address of their own, clients go to that in ``K
 ``AsyncClient`` and ``AsyncSubscription`` are the same for asyncio. The wire protocol that they speak
 is ``docs/protocol.md``.
 
-Names are imported when they are first used, so that ``kvstore_client.errors`` costs no more than it
-needs: the command reads it at every start.
+Names are imported when they are first used, so that a program which only handles errors or records
+does not load ZeroMQ.
 """
 
 from importlib import import_module
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from kvstore_client import commands
     from kvstore_client.aio import AsyncClient, AsyncSubscription
     from kvstore_client.client import Client
-    from kvstore_client.errors import (
+    from kvstore_client.subscription import Subscription
+    from kvstore_client.watcher import Reset, Sync
+    from kvstore_core.errors import (
         BadRequest,
         ConditionFailed,
         CursorExpired,
@@ -63,11 +65,9 @@ if TYPE_CHECKING:
         UriTooLong,
         ValueTooLarge,
     )
-    from kvstore_client.follow import Filter
-    from kvstore_client.model import Cursor, Event, Record
-    from kvstore_client.protocol import Heartbeat
-    from kvstore_client.subscription import Subscription
-    from kvstore_client.watcher import Reset, Sync
+    from kvstore_core.follower import Filter
+    from kvstore_core.model import Cursor, Event, Record
+    from kvstore_core.wire import Heartbeat
 
 __all__ = [
     "AsyncClient",
@@ -121,17 +121,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AsyncClient": "aio",
-    "AsyncSubscription": "aio",
-    "Client": "client",
-    "Cursor": "model",
-    "Event": "model",
-    "Filter": "follow",
-    "Heartbeat": "protocol",
-    "Record": "model",
-    "Reset": "watcher",
-    "Subscription": "subscription",
-    "Sync": "watcher",
+    "AsyncClient": "kvstore_client.aio",
+    "AsyncSubscription": "kvstore_client.aio",
+    "Client": "kvstore_client.client",
+    "Cursor": "kvstore_core.model",
+    "Event": "kvstore_core.model",
+    "Filter": "kvstore_core.follower",
+    "Heartbeat": "kvstore_core.wire",
+    "Record": "kvstore_core.model",
+    "Reset": "kvstore_client.watcher",
+    "Subscription": "kvstore_client.subscription",
+    "Sync": "kvstore_client.watcher",
 }
 
 
@@ -145,7 +145,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # what has no home in the list is an error of the table
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    return getattr(import_module(_HOMES.get(name, "kvstore_core.errors")), name)
 
 
 def __dir__() -> list[str]:

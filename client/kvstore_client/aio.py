@@ -36,16 +36,16 @@ from kvstore_client.commands import (
     result_of,
     results_of,
 )
-from kvstore_client.errors import NotFound
-from kvstore_client.follow import Batch, Filter, LogPage
 from kvstore_client.lane import Body
-from kvstore_client.model import Cursor, Event, Record
 from kvstore_client.plans import Plan
-from kvstore_client.protocol import Heartbeat, Reply
 from kvstore_client.readiness import WatchedContext, until_ready
 from kvstore_client.routine import Routine
 from kvstore_client.subscription import Watching
 from kvstore_client.watcher import Reset, Sync
+from kvstore_core.errors import NotFound
+from kvstore_core.follower import Batch, Filter, LogPage
+from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.wire import Heartbeat, Reply
 
 T = TypeVar("T")
 D = TypeVar("D")

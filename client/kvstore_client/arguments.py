@@ -12,8 +12,8 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from kvstore_client.errors import KvError
-from kvstore_client.operations import MAX_TTL_SECONDS
+from kvstore_core.errors import KvError
+from kvstore_core.operations import MAX_TTL_SECONDS
 
 DEFAULT_REQUESTS = "tcp://127.0.0.1:5555"
 DEFAULT_CHANGES = "tcp://127.0.0.1:5556"

@@ -30,13 +30,13 @@ from kvstore_client.commands import (
     result_of,
     results_of,
 )
-from kvstore_client.errors import KvError, NotFound
-from kvstore_client.follow import Filter, LogPage
 from kvstore_client.lane import SOCKETS, Body, Context, Lane
-from kvstore_client.model import Cursor, Record
 from kvstore_client.plans import Plan
-from kvstore_client.protocol import Reply
 from kvstore_client.routine import drive
+from kvstore_core.errors import KvError, NotFound
+from kvstore_core.follower import Filter, LogPage
+from kvstore_core.model import Cursor, Record
+from kvstore_core.wire import Reply
 
 T = TypeVar("T")
 D = TypeVar("D")

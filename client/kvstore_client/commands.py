@@ -19,12 +19,12 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from kvstore_client.arguments import flag_of, must_be, texts_of, ttl_of, value_of
-from kvstore_client.errors import KvError
-from kvstore_client.follow import Filter, LogPage
 from kvstore_client.lane import Body
-from kvstore_client.model import TEXT_CONTENT_TYPE, Cursor, Event, Record, is_plain_key
-from kvstore_client.operations import MAX_PAGE, OPERATIONS, check_keys, check_operation
-from kvstore_client.protocol import Reply, event_from, record_from
+from kvstore_core.errors import KvError
+from kvstore_core.follower import Filter, LogPage
+from kvstore_core.model import TEXT_CONTENT_TYPE, Cursor, Event, Record, is_plain_key
+from kvstore_core.operations import MAX_PAGE, OPERATIONS, check_keys, check_operation
+from kvstore_core.wire import Reply, event_from, record_from
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

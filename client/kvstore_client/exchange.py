@@ -14,16 +14,12 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
-from kvstore_client.errors import KvError
-from kvstore_client.protocol import Reply, decode_reply
+from kvstore_core.errors import KvError
+from kvstore_core.wire import Reply, decode_reply
 
 FIRST_ATTEMPT_SECONDS = 1.0
 LONGEST_ATTEMPT_SECONDS = 4.0
 """How long to wait for a connection before asking for another one, at first and at most."""
-
-PATIENCE_SECONDS = 60.0
-"""The time-out of a read that nobody awaits at a certain time, such as a page of the log for a
-subscription: it does not fail because the daemon has much to do."""
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0

@@ -11,10 +11,10 @@ import zmq
 
 from kvstore_client import forks
 from kvstore_client.arguments import DEFAULT_REQUESTS
-from kvstore_client.connection import Monitor
 from kvstore_client.exchange import Exchange, Step
-from kvstore_client.protocol import Reply, encode_request
-from kvstore_client.routine import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Routine, Socket, Wait
+from kvstore_client.routine import Routine, Wait
+from kvstore_core.connection_monitor import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Monitor, Socket
+from kvstore_core.wire import Reply, encode_request
 
 Context = zmq.Context[Socket]
 

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from kvstore_client import commands
 from kvstore_client.arguments import texts_of
 from kvstore_client.commands import Command, CountPage, Deleted, HistoryPage
-from kvstore_client.errors import KvError
-from kvstore_client.model import Record
-from kvstore_client.operations import MAX_PAGE
+from kvstore_core.errors import KvError
+from kvstore_core.model import Record
+from kvstore_core.operations import MAX_PAGE
 
 T = TypeVar("T")
 

@@ -14,7 +14,8 @@ from typing import Any, cast
 import zmq
 
 from kvstore_client import forks
-from kvstore_client.routine import Socket, Wait
+from kvstore_client.routine import Wait
+from kvstore_core.connection_monitor import Socket
 
 _NO_READERS = (
     "this event loop cannot watch sockets, as Windows' ProactorEventLoop cannot; run the program with "

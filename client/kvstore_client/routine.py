@@ -12,14 +12,9 @@ from typing import NamedTuple, TypeVar
 
 import zmq
 
+from kvstore_core.connection_monitor import Socket
+
 T = TypeVar("T")
-Socket = zmq.Socket[bytes]
-
-
-POLLIN, POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
-NOBLOCK, SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
-"""As plain numbers: pyzmq's enumerations take a microsecond for each ``|`` and ``&``."""
-
 
 _LONGEST_SECONDS = 86_400
 """Of one wait, since a poll counts milliseconds in 32 bits; who waits for longer, waits again."""

@@ -14,15 +14,15 @@ from kvstore_client import forks
 from kvstore_client.arguments import address_of, changes_of, flag_of, requests_of, seconds_of, texts_of
 from kvstore_client.client import described, inherited, not_portable
 from kvstore_client.commands import since_of
-from kvstore_client.errors import KvError
-from kvstore_client.exchange import PATIENCE_SECONDS
-from kvstore_client.follow import Batch, Filter
 from kvstore_client.lane import Body, Context, Lane, connect
-from kvstore_client.model import MAX_REVISION, Cursor, Event, check_key
-from kvstore_client.operations import EVENT_OPS
-from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, Reply
-from kvstore_client.routine import Routine, Socket, Wait, drive
+from kvstore_client.routine import Routine, Wait, drive
 from kvstore_client.watcher import Item, Reset, Sync, Watcher
+from kvstore_core.connection_monitor import Socket
+from kvstore_core.errors import KvError
+from kvstore_core.follower import PAGE_SECONDS, Batch, Filter
+from kvstore_core.model import MAX_REVISION, Cursor, Event, check_key
+from kvstore_core.operations import EVENT_OPS
+from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, Reply
 
 QUEUED_MESSAGES = 1_000
 """How many messages wait in the SUB socket for a consumer that is slow; what PUB cannot deliver then
@@ -215,7 +215,7 @@ class Watching:
                 ops = self._watcher.next_ops()
                 if not ops:
                     return
-                self._call = self._lane.call(Body(ops), PATIENCE_SECONDS)
+                self._call = self._lane.call(Body(ops), PAGE_SECONDS)
             if not self._advance(self._call):
                 return
 

@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from kvstore_client.errors import KvError
-from kvstore_client.follow import Batch, Filter, Follower, LogPage, SnapshotMerge
-from kvstore_client.model import Cursor, Event, Record
-from kvstore_client.protocol import Heartbeat, Reply, decode_change
+from kvstore_core.errors import KvError
+from kvstore_core.follower import Batch, Filter, Follower, LogPage, SnapshotMerge
+from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.wire import Heartbeat, Reply, decode_change
 
 SILENCE_SECONDS = 3.0
 """The daemon sends a heartbeat every second; after this long without any message the connection

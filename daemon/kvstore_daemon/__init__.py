@@ -1,3 +1,3 @@
-from kvstore_client.systems import require_linux
+from kvstore_core.process.linux import require_linux
 
 require_linux()

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-from kvstore_client.logs import Seldom, named
+from kvstore_core.process.logging import Seldom, named
 from kvstore_daemon.engine import Engine, WriteRequest
 from kvstore_daemon.status import Counters
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 GROUP_OPS = 10_000
 GROUP_BYTES = 16 * 1024 * 1024

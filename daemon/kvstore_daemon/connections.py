@@ -10,11 +10,11 @@ from contextlib import suppress
 
 import zmq
 
-from kvstore_client.errors import KvError
-from kvstore_client.logs import Seldom
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import Seldom
 from kvstore_daemon.process import max_files, open_files
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 SPARE_FILES = 48
 """Descriptors that are not for connections: the sockets themselves with their threads take 15 of them, the

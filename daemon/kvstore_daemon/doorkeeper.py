@@ -12,11 +12,11 @@ import logging
 import select
 import time
 
-from kvstore_client.logs import Seldom
+from kvstore_core.process.logging import Seldom
 from kvstore_daemon.arrivals import Arrivals, bytes_acknowledged_and_received
 from kvstore_daemon.connections import Connections
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 TOPICS_BYTES = 1024 * 1024
 """What the connections that are there may have sent together: two thousand topics of the longest kind.

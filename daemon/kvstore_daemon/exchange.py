@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from kvstore_client.errors import KvError
-from kvstore_client.logs import Seldom, named
-from kvstore_client.protocol import Request, RequestId, encode_reply
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import Seldom, named
+from kvstore_core.wire import Request, RequestId, encode_reply
 from kvstore_daemon.engine import Answer, Engine, no_such_key
 from kvstore_daemon.fields import Fields, record_fields
 from kvstore_daemon.peers import Peer
@@ -25,7 +25,7 @@ REPLY_BYTES = 64 * 1024 * 1024
 GETS_AT_ONCE = 1_000
 """Consecutive gets that share a snapshot, and the most that are read without a look at the clock."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 _damage = Seldom()
 
 SHOWN_OPS = 20

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from kvstore_client.errors import KvError
-from kvstore_client.logs import Seldom
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import Seldom
 from kvstore_daemon.committer import GroupCommitter
 from kvstore_daemon.engine import Answer, Change, Engine, Write, WriteRequest
 from kvstore_daemon.loop import Loop
 from kvstore_daemon.status import Counters
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 BATCH = 5_000
 """Keys removed in one group: fewer make 100,000 that expire together take longer, and with more a write

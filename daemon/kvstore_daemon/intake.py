@@ -21,13 +21,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from kvstore_client.logs import Seldom
+from kvstore_core.process.logging import Seldom
 from kvstore_daemon.arrivals import Arrivals, bytes_acknowledged_and_received
 from kvstore_daemon.connections import Connections
 from kvstore_daemon.peers import Peer
 from kvstore_daemon.process import private_bytes
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 TAKEN_IN_BYTES = 256 * 1024 * 1024
 """What libzmq may keep of requests that were not handed over to us, of all connections; two of the largest

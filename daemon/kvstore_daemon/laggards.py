@@ -14,11 +14,11 @@ import select
 import struct
 import termios
 
-from kvstore_client.logs import Seldom
+from kvstore_core.process.logging import Seldom
 from kvstore_daemon.arrivals import bytes_acknowledged_and_received
 from kvstore_daemon.connections import Connections
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 BEHIND_BYTES = 64 * 1024 * 1024
 """How far a subscriber may be behind; four of the largest values, if that is more."""

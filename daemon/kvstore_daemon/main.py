@@ -14,8 +14,8 @@ from functools import partial
 
 import zmq
 
-from kvstore_client.errors import EXIT_DONE, EXIT_ERROR, KvError
-from kvstore_client.logs import LEVEL_SIGNALS, LogLevel, announcer
+from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
+from kvstore_core.process.logging import LEVEL_SIGNALS, LogLevel, announcer
 from kvstore_daemon.connections import Room
 from kvstore_daemon.engine import Engine
 from kvstore_daemon.engine.registry import open_engine
@@ -26,7 +26,7 @@ from kvstore_daemon.server import Server
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.sockets import RequestSocket, make_identities_unpredictable
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 FRAME_FACTOR = 4
 """A frame this many times over the limit ends its sender's connection; up to there it gets an error."""

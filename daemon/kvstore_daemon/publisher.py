@@ -12,9 +12,9 @@ from functools import partial
 
 import zmq
 
-from kvstore_client.errors import KvError
-from kvstore_client.patience import patiently
-from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
+from kvstore_core.errors import KvError
+from kvstore_core.process.address_in_use import patiently
+from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
 from kvstore_daemon.connections import Connections, Room
 from kvstore_daemon.doorkeeper import Doorkeeper
 from kvstore_daemon.engine import Change, Position

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import MAX_KEY_BYTES, Cursor
-from kvstore_client.operations import MAX_PAGE, MAX_PAGE_BYTES
+from kvstore_core.errors import KvError
+from kvstore_core.model import MAX_KEY_BYTES, Cursor
+from kvstore_core.operations import MAX_PAGE, MAX_PAGE_BYTES
 from kvstore_daemon.engine import Change, Engine, EventFilter, LogPage, Position, Stored
 from kvstore_daemon.fields import Fields, change_fields, record_fields
 

@@ -15,9 +15,9 @@ import time
 from collections import deque
 from math import inf
 
-from kvstore_client.errors import KvError
-from kvstore_client.logs import Seldom, named
-from kvstore_client.protocol import RequestId, decode_request, encode_error
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import Seldom, named
+from kvstore_core.wire import RequestId, decode_request, encode_error
 from kvstore_daemon.committer import GROUP_OPS, GroupCommitter
 from kvstore_daemon.connections import Room
 from kvstore_daemon.engine import Answer, Change, Engine
@@ -39,7 +39,7 @@ from kvstore_daemon.status import Counters, Status, limits_of
 from kvstore_daemon.turns import SLICE_SECONDS, Turns
 from kvstore_daemon.writing import write_request
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 TICK_SECONDS = 1.0
 """The interval of heartbeats, to subscribers and to the service manager, and of trimming."""

@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 import zmq
 
-from kvstore_client.errors import KvError
-from kvstore_client.patience import patiently
+from kvstore_core.errors import KvError
+from kvstore_core.process.address_in_use import patiently
 from kvstore_daemon.connections import Connections, Room
 from kvstore_daemon.intake import PART_HEADER, Intake
 from kvstore_daemon.peers import UNKNOWN, Peer

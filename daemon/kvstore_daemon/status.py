@@ -11,9 +11,9 @@ from importlib.metadata import version
 from operator import itemgetter
 from typing import Any
 
-from kvstore_client.model import MAX_KEY_BYTES
-from kvstore_client.operations import MAX_PAGE
-from kvstore_client.protocol import VERSION, Limits
+from kvstore_core.model import MAX_KEY_BYTES
+from kvstore_core.operations import MAX_PAGE
+from kvstore_core.wire import VERSION, Limits
 from kvstore_daemon.engine import Engine
 from kvstore_daemon.process import Usage
 from kvstore_daemon.settings import DaemonSettings

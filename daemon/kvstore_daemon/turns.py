@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Protocol
 
-from kvstore_client.logs import Seldom
+from kvstore_core.process.logging import Seldom
 from kvstore_daemon.engine import Engine
 from kvstore_daemon.exchange import Exchange
 from kvstore_daemon.loop import Loop, Timer
@@ -21,7 +21,7 @@ from kvstore_daemon.peers import WINDOW_BYTES, Peer
 from kvstore_daemon.sockets import Received, RequestSocket
 from kvstore_daemon.status import Counters, Status
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 SLICE_SECONDS = 0.002
 """How long one turn of the loop works on what can be done in parts, before it looks for new requests."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from zlib import crc32
 
-from kvstore_client.model import DEFAULT_CONTENT_TYPE
-from kvstore_client.operations import MAX_PAGE
-from kvstore_client.protocol import Request
+from kvstore_core.model import DEFAULT_CONTENT_TYPE
+from kvstore_core.operations import MAX_PAGE
+from kvstore_core.wire import Request
 from kvstore_daemon.engine import Write, WriteRequest
 
 Op = dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_http.collaborators import Link
 from kvstore_http.waiting import is_history
 

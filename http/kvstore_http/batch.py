@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import falcon
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, is_plain_key
-from kvstore_client.operations import check_keys, check_operation
+from kvstore_core.errors import KvError
+from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, is_plain_key
+from kvstore_core.operations import check_keys, check_operation
 from kvstore_http import contract
 from kvstore_http.bodies import JSON, read_json, require_type, send_json
 from kvstore_http.collaborators import Link

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import falcon
 import orjson
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
-from kvstore_client.operations import MAX_CONTENT_TYPE_BYTES
+from kvstore_core.errors import KvError
+from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
+from kvstore_core.operations import MAX_CONTENT_TYPE_BYTES
 
 T = TypeVar("T")
 

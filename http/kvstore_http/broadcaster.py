@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 
-from kvstore_client.errors import KvError
-from kvstore_client.follow import Batch, Filter
+from kvstore_core.errors import KvError
+from kvstore_core.follower import Batch, Filter
 from kvstore_http import framing
 from kvstore_http.framing import Encoder, Format
 from kvstore_http.groups import Index

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from kvstore_client.errors import KvError
-from kvstore_client.protocol import Reply
+from kvstore_core.errors import KvError
+from kvstore_core.wire import Reply
 
 
 class Link(Protocol):

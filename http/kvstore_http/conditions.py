@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import MAX_REVISION
+from kvstore_core.errors import KvError
+from kvstore_core.model import MAX_REVISION
 from kvstore_http.collaborators import Link
 
 ATTEMPTS = 32

@@ -1,6 +1,6 @@
 """The worker's view of the changes: one SUB socket for all of its streams and long polls.
 
-PUB is the fast path and the log is the truth (:mod:`kvstore_client.follow`). When the daemon goes
+PUB is the fast path and the log is the truth (:mod:`kvstore_core.follower`). When the daemon goes
 away the feed stays where it is, and goes on from there when it is back.
 
 While nobody listens the feed is *asleep*: it is subscribed to heartbeats alone, so that what others
@@ -21,11 +21,11 @@ import zmq
 from gevent.event import Event as Signal
 from gevent.hub import Waiter
 
-from kvstore_client.connection import notice_death
-from kvstore_client.errors import KvError
-from kvstore_client.follow import Batch
-from kvstore_client.model import Cursor
-from kvstore_client.protocol import HEARTBEAT_TOPIC, Heartbeat, decode_change
+from kvstore_core.connection_monitor import notice_death
+from kvstore_core.errors import KvError
+from kvstore_core.follower import Batch
+from kvstore_core.model import Cursor
+from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, decode_change
 from kvstore_http.broadcaster import Broadcaster
 from kvstore_http.link import DaemonLink
 from kvstore_http.measures import Measures

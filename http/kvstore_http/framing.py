@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from kvstore_client.follow import Batch
-from kvstore_client.model import Cursor, Event, Record
+from kvstore_core.follower import Batch
+from kvstore_core.model import Cursor, Event, Record
 from kvstore_http.records import inline_member, timestamp, value_member
 
 LAST_CHUNK = b"0\r\n\r\n"

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from kvstore_client.follow import Batch, Filter
-from kvstore_client.model import Event
-from kvstore_client.operations import EVENT_OPS
+from kvstore_core.follower import Batch, Filter
+from kvstore_core.model import Event
+from kvstore_core.operations import EVENT_OPS
 
 
 def normalized(prefixes: Iterable[str], keys: Iterable[str], ops: Iterable[str]) -> Filter:

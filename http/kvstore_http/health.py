@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import falcon
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_http import contract, measures
 from kvstore_http.bodies import JSON, choose_type, send_fresh_json
 from kvstore_http.cells import Board

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 import falcon
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_http.authority import parse_authority
 
 KEPT_NAMES = 256

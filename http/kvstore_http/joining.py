@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gevent
 from gevent.event import Event as Signal
 
-from kvstore_client.errors import KvError
-from kvstore_client.follow import Filter, LogPage, SnapshotMerge
-from kvstore_client.model import Cursor
-from kvstore_client.operations import MAX_PAGE
-from kvstore_client.protocol import Reply
+from kvstore_core.errors import KvError
+from kvstore_core.follower import Filter, LogPage, SnapshotMerge
+from kvstore_core.model import Cursor
+from kvstore_core.operations import MAX_PAGE
+from kvstore_core.wire import Reply
 from kvstore_http import framing
 from kvstore_http.framing import Encoder
 from kvstore_http.link import DaemonLink

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from kvstore_client.logs import Seldom
+from kvstore_core.process.logging import Seldom
 from kvstore_http import contract, query
 
 log = logging.getLogger("kvstore.http")

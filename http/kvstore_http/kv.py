@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import falcon
 
-from kvstore_client.errors import KvError
-from kvstore_client.operations import OPERATIONS
+from kvstore_core.errors import KvError
+from kvstore_core.operations import OPERATIONS
 from kvstore_http import contract
 from kvstore_http.asof import read_as_of
 from kvstore_http.bodies import (

@@ -13,8 +13,8 @@ from typing import Any
 import falcon
 import orjson
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, check_key
+from kvstore_core.errors import KvError
+from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, check_key
 from kvstore_http import contract, page
 from kvstore_http.bodies import HTML, JSON, joined, preferred, read_json, used_up
 from kvstore_http.collaborators import Link

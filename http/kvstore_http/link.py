@@ -31,10 +31,10 @@ import gevent
 import zmq
 from gevent.hub import Waiter
 
-from kvstore_client.errors import KvError
-from kvstore_client.exchange import PATIENCE_SECONDS
-from kvstore_client.operations import OPERATIONS, check_keys, check_operation
-from kvstore_client.protocol import Reply, RequestId, encode_request
+from kvstore_core.errors import KvError
+from kvstore_core.follower import PAGE_SECONDS
+from kvstore_core.operations import OPERATIONS, check_keys, check_operation
+from kvstore_core.wire import Reply, RequestId, encode_request
 from kvstore_http.measures import Measures
 from kvstore_http.pipe import Exchange, Outcome, Pipe
 from kvstore_http.requestids import travelling
@@ -208,7 +208,7 @@ class DaemonLink:
         as a page for streams that catch up: it does not fail because the daemon has much to do. Ask
         for one thing at a time, for these do not wait behind each other as others do."""
         self._deadline()
-        request = _Request(ops, (), False, monotonic() + PATIENCE_SECONDS, self._hub)
+        request = _Request(ops, (), False, monotonic() + PAGE_SECONDS, self._hub)
         self._send(self._reads, ops, (), request.settle, request.deadline)
         return self._answer(request)
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 BACKLOG = 4096
 """How many connections wait to be accepted; the kernel's net.core.somaxconn may be less."""

@@ -10,8 +10,8 @@ from typing import Any
 import falcon
 import orjson
 
-from kvstore_client.errors import KvError
-from kvstore_client.operations import MAX_PAGE
+from kvstore_core.errors import KvError
+from kvstore_core.operations import MAX_PAGE
 from kvstore_http import contract
 from kvstore_http.bodies import JSON, NDJSON, choose_type, joined, refuse_body, send_json, used_up
 from kvstore_http.collaborators import Link, read_one

@@ -6,9 +6,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from kvstore_client.follow import Batch, Filter, LogPage, SnapshotMerge, by_revision
-from kvstore_client.model import Cursor, Event
-from kvstore_client.operations import MAX_FILTERS
+from kvstore_core.follower import Batch, Filter, LogPage, SnapshotMerge, by_revision
+from kvstore_core.model import Cursor, Event
+from kvstore_core.operations import MAX_FILTERS
 from kvstore_http.framing import Encoder, Format
 from kvstore_http.groups import Index, normalized
 

@@ -10,9 +10,9 @@ from functools import partial
 from socket import socket
 from typing import Any
 
-from kvstore_client.errors import EXIT_ERROR, KvError
-from kvstore_client.logs import LogLevel, announcer
-from kvstore_client.patience import patiently
+from kvstore_core.errors import EXIT_ERROR, KvError
+from kvstore_core.process.address_in_use import patiently
+from kvstore_core.process.logging import LogLevel, announcer
 from kvstore_http.cells import Board
 from kvstore_http.listening import Shares, bind, shared, url_of
 from kvstore_http.overseer import Herald, Overseer, ServiceManager

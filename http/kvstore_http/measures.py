@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import NamedTuple
 
-from kvstore_client.errors import ERRORS
+from kvstore_core.errors import ERRORS
 from kvstore_http import contract
 from kvstore_http.cells import CELLS, GAUGES, PID, Board, Row
 

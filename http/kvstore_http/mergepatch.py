@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import gevent
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_http.bodies import JSON
 
 T = TypeVar("T")

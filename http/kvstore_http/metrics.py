@@ -7,7 +7,7 @@ from typing import Any
 import falcon
 from prometheus_client.exposition import choose_encoder
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_http import contract
 from kvstore_http.cells import Board
 from kvstore_http.collaborators import Link

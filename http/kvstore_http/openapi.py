@@ -8,7 +8,7 @@ from typing import Any
 import falcon
 import orjson
 
-from kvstore_client.errors import ERRORS
+from kvstore_core.errors import ERRORS
 from kvstore_http import contract, problems
 from kvstore_http.bodies import JSON
 from kvstore_http.contract import Endpoint

@@ -7,7 +7,7 @@ from typing import Any
 
 import falcon
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 EXPOSED = (
     "ETag, Location, Retry-After, Content-Range, X-Request-Id, X-Kvstore-Revision, "

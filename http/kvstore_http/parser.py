@@ -22,7 +22,7 @@ from typing import Any
 from waitress.parser import HTTPRequestParser, ParsingError, unquote_bytes_to_wsgi
 from waitress.utilities import BadRequest, Error
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_http.authority import parse_authority
 from kvstore_http.chunks import ChunkedBody
 from kvstore_http.fieldline import FIELD, trimmed

@@ -4,8 +4,8 @@ All requests are pipelined; each carries a correlation id in front of the empty 
 daemon returns. A plain pyzmq socket with one io watcher is used and not ``zmq.green``, which makes a
 greenlet switch of every send and every receive.
 
-A request is sent once for each connection (:mod:`kvstore_client.connection`); what a connection took with
-it is sent again on the next one.
+A request is sent once for each connection (:mod:`kvstore_core.connection_monitor`); what a connection
+took with it is sent again on the next one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import zmq
 
-from kvstore_client.connection import Monitor
-from kvstore_client.errors import KvError
-from kvstore_client.protocol import Reply, decode_reply
+from kvstore_core.connection_monitor import Monitor
+from kvstore_core.errors import KvError
+from kvstore_core.wire import Reply, decode_reply
 
 READ = 1
 

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents, from the one table in ``kvstore_client.errors``.
+"""Errors as RFC 9457 problem documents, from the one table in ``kvstore_core.errors``.
 
 Whatever goes wrong while a request is answered is raised as a KvError and becomes a response here;
 the server uses :func:`rendered` for requests that it refuses before the application sees them.
@@ -12,14 +12,14 @@ from typing import Any
 import falcon
 import orjson
 
-from kvstore_client.errors import KvError
-from kvstore_client.logs import named
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import named
 from kvstore_http.requestids import REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.http")
 
 
 def problem(error: KvError, request_id: str | None = None) -> dict[str, Any]:

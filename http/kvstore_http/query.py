@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import MAX_KEY_BYTES, MAX_REVISION, Cursor, check_key
-from kvstore_client.operations import EVENT_OPS, INT64, MAX_MOMENT, MAX_PAGE, MAX_TTL_SECONDS
+from kvstore_core.errors import KvError
+from kvstore_core.model import MAX_KEY_BYTES, MAX_REVISION, Cursor, check_key
+from kvstore_core.operations import EVENT_OPS, INT64, MAX_MOMENT, MAX_PAGE, MAX_TTL_SECONDS
 from kvstore_http.rawpath import RAW_QUERY, percent_decoded
 
 T = TypeVar("T")

@@ -14,8 +14,8 @@ from urllib.parse import unquote_to_bytes
 import falcon
 from falcon.routing import CompiledRouter
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import check_key
+from kvstore_core.errors import KvError
+from kvstore_core.model import check_key
 
 RAW_PATH = "kvstore.raw_path"
 RAW_QUERY = "kvstore.raw_query"

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from kvstore_client.operations import MAX_MOMENT
+from kvstore_core.operations import MAX_MOMENT
 
 _TIMES = ("modified_at", "expires_at", "time", "started_at")
 _MILLISECONDS = tuple(f".{rest:03d}Z" for rest in range(1000))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 
-from kvstore_client.operations import is_request_id
+from kvstore_core.operations import is_request_id
 
 REQUEST_ID = "kvstore.request_id"
 """Where the server leaves the id in the environ."""

@@ -32,8 +32,8 @@ from waitress.buffers import OverflowableBuffer
 from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.server import BaseWSGIServer
 
-from kvstore_client.errors import KvError
-from kvstore_client.logs import Seldom
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import Seldom
 from kvstore_http.journal import Ended, Journal
 from kvstore_http.measures import Measures
 from kvstore_http.parser import Parser, RefusalError

@@ -9,9 +9,9 @@ from typing import Any
 
 import falcon
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import Cursor
-from kvstore_client.operations import EVENT_OPS, MAX_FILTERS
+from kvstore_core.errors import KvError
+from kvstore_core.model import Cursor
+from kvstore_core.operations import EVENT_OPS, MAX_FILTERS
 from kvstore_http import contract, query
 from kvstore_http.bodies import preferred
 from kvstore_http.broadcaster import Kind

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import gevent
 
-from kvstore_client.errors import KvError
-from kvstore_client.follow import Batch, Follower, LogPage
-from kvstore_client.model import Cursor
-from kvstore_client.operations import MAX_PAGE
-from kvstore_client.protocol import Change, Heartbeat, Reply
+from kvstore_core.errors import KvError
+from kvstore_core.follower import Batch, Follower, LogPage
+from kvstore_core.model import Cursor
+from kvstore_core.operations import MAX_PAGE
+from kvstore_core.wire import Change, Heartbeat, Reply
 from kvstore_http.runners import Runners
 
 RETRY_SECONDS = 0.2

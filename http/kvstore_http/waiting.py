@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import Cursor
+from kvstore_core.errors import KvError
+from kvstore_core.model import Cursor
 from kvstore_http.collaborators import Feed, Link
 
 WAITS = "kvstore.waits"

@@ -14,9 +14,9 @@ import gevent
 import zmq
 from gevent.event import Event as Signal
 
-from kvstore_client.errors import EXIT_DONE
-from kvstore_client.liveness import BEAT_SECONDS
-from kvstore_client.logs import LEVEL_SIGNALS
+from kvstore_core.errors import EXIT_DONE
+from kvstore_core.process.liveness import BEAT_SECONDS
+from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_http.app import create_app
 from kvstore_http.feed import Feed
 from kvstore_http.journal import Journal

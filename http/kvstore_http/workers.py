@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NoReturn
 
-from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
-from kvstore_client.liveness import BEAT_SECONDS, Liveness
-from kvstore_client.logs import LEVEL_SIGNALS
+from kvstore_core.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_core.process.liveness import BEAT_SECONDS, Liveness
+from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_http.cells import Board
 from kvstore_http.listening import Shares
 from kvstore_http.overseer import Overseer

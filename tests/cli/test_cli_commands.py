@@ -617,7 +617,7 @@ from kvstore_cli.main import main
 sys.argv = ["kvstore", "get", "light"]
 status = main()
 heavy = {"ssl", "zmq", "orjson", "gevent", "falcon", "waitress", "lmdb", "asyncio", "json", "tomllib",
-         "subprocess", "kvstore_daemon", "kvstore_http", "kvstore_client.protocol", "importlib.metadata"}
+         "subprocess", "kvstore_daemon", "kvstore_http", "kvstore_core.wire", "importlib.metadata"}
 print(sorted(heavy & sys.modules.keys()))
 sys.exit(status)
 """

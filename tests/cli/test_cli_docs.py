@@ -14,7 +14,7 @@ from kvstore_cli.commands import get
 from kvstore_cli.commands.batch import _REQUEST_OPS
 from kvstore_cli.main import COMMANDS, SECTIONS, cli
 from kvstore_cli.reference import TABLES, refreshed
-from kvstore_client.errors import ERRORS
+from kvstore_core.errors import ERRORS
 from kvstore_daemon.engine.mirror import _READ_BYTES
 from kvstore_daemon.exchange import GETS_AT_ONCE
 

@@ -17,7 +17,7 @@ from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING
 from kvstore_cli.doctor.probe import SCRATCH
 from kvstore_cli.doctor.reach import compared
 from kvstore_cli.doctor.table import CHECKS
-from kvstore_client.errors import ERRORS
+from kvstore_core.errors import ERRORS
 from support import Daemon, Facade, Service, wait_until
 from support.examined import SPEED
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kvstore_cli.follow import EVENTS, HEARTBEAT, RESET, SNAPSHOT, SYNC, Position, Step, follow
 from kvstore_cli.service import Service
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 EPOCH = "0123456789abcdef"
 Line = dict[str, Any]

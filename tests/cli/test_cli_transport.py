@@ -19,7 +19,7 @@ import pytest
 from kvstore_cli.connection import http_client
 from kvstore_cli.problems import Trouble
 from kvstore_cli.service import ATTEMPTS, Pauses, Service, encode_query, key_path
-from kvstore_client.errors import ERRORS, KvError
+from kvstore_core.errors import ERRORS, KvError
 from support import free_port
 
 Handler = http.server.BaseHTTPRequestHandler

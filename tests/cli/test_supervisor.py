@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kvstore_cli.notify import Notice, NoticeSocket, Notifier
 from kvstore_cli.supervisor import Child, Supervisor
-from kvstore_client.logs import LEVELS
+from kvstore_core.process.logging import LEVELS
+from kvstore_core.process.sd_notify import Notice, NoticeSocket, Notifier
 from support import wait_until
 
 SPEAKS = """

@@ -23,9 +23,9 @@ from kvstore_client import (
 )
 from kvstore_client.arguments import address_of
 from kvstore_client.commands import Command
-from kvstore_client.follow import Filter
 from kvstore_client.lane import Body
 from kvstore_client.routine import Wait
+from kvstore_core.follower import Filter
 from support import Daemon
 
 NOBODY = "tcp://127.0.0.1:9"

@@ -22,8 +22,8 @@ from kvstore_client import (
     Subscription,
     commands,
 )
-from kvstore_client.follow import Filter
-from kvstore_client.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
+from kvstore_core.follower import Filter
+from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 from support import Daemon, wait_until
 
 NOBODY = "tcp://127.0.0.1:9"

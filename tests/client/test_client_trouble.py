@@ -17,8 +17,9 @@ import orjson
 import pytest
 import zmq
 
-from kvstore_client import AsyncClient, Client, KvError, Subscription, Sync, connection
-from kvstore_client.protocol import encode_error, encode_reply
+from kvstore_client import AsyncClient, Client, KvError, Subscription, Sync
+from kvstore_core import connection_monitor
+from kvstore_core.wire import encode_error, encode_reply
 from support import Daemon, free_port, wait_until
 from support.proxy import CuttingProxy
 
@@ -158,7 +159,7 @@ def counters(client: Client) -> dict[str, Any]:
 
 def test_a_daemon_that_is_only_slow_is_asked_once(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     # heartbeats are for the test after this one
-    monkeypatch.setattr(connection, "SILENCE_MS", 600_000)
+    monkeypatch.setattr(connection_monitor, "SILENCE_MS", 600_000)
 
     async def increment() -> list[int]:
         async with AsyncClient(daemon.requests, timeout=60) as client:
@@ -193,8 +194,8 @@ def test_a_daemon_that_is_only_slow_is_asked_once(daemon: Daemon, monkeypatch: p
 
 @pytest.fixture
 def quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "PING_MS", 50)
-    monkeypatch.setattr(connection, "SILENCE_MS", 500)
+    monkeypatch.setattr(connection_monitor, "PING_MS", 50)
+    monkeypatch.setattr(connection_monitor, "SILENCE_MS", 500)
 
 
 @pytest.mark.usefixtures("quick_heartbeats")

@@ -30,12 +30,12 @@ from kvstore_client import (
     Subscription,
     Sync,
     commands,
-    errors,
 )
 from kvstore_client.commands import CountPage, Deleted, HistoryPage, Incremented, RecordPage, Written
-from kvstore_client.errors import ERRORS
-from kvstore_client.follow import LogPage
-from kvstore_client.protocol import Change, Limits, Reply
+from kvstore_core import errors
+from kvstore_core.errors import ERRORS
+from kvstore_core.follower import LogPage
+from kvstore_core.wire import Change, Limits, Reply
 from support import Daemon
 
 NOBODY = "tcp://127.0.0.1:9"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_client.errors import KvError
 from kvstore_client.exchange import LONGEST_ATTEMPT_SECONDS, LONGEST_PAUSE_SECONDS, Exchange
-from kvstore_client.protocol import encode_error, encode_reply, encode_request
+from kvstore_core.errors import KvError
+from kvstore_core.wire import encode_error, encode_reply, encode_request
 
 REQUEST = encode_request([{"op": "get", "key": "k"}])
 REPLY = encode_reply("e" * 16, 1, [{}])

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kvstore_client.errors import KvError
-from kvstore_client.follow import Batch, Filter, Follower, LogPage, SnapshotMerge
-from kvstore_client.model import Cursor, Event, Record
-from kvstore_client.protocol import Change, Heartbeat, Reply
+from kvstore_core.errors import KvError
+from kvstore_core.follower import Batch, Filter, Follower, LogPage, SnapshotMerge
+from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.wire import Change, Heartbeat, Reply
 from support.model_store import EPOCHS, KEYS, Store, put, serve
 from support.searching import examples
 

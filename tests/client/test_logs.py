@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from kvstore_client.logs import LogLevel, Seldom, named
+from kvstore_core.process.logging import LogLevel, Seldom, named
 from support import wait_until
 
 
@@ -56,7 +56,7 @@ def test_the_level_goes_down_step_by_step_and_back_at_once(configured: str) -> N
 
 PROGRAM = """
 import logging, os, signal
-from kvstore_client.logs import LogLevel
+from kvstore_core.process.logging import LogLevel
 
 level = LogLevel("error")
 go, wake = os.pipe()

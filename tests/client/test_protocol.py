@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_client.errors import ERRORS, KvError
-from kvstore_client.model import MAX_REVISION, Cursor, Event, Record, check_key
-from kvstore_client.protocol import (
+from kvstore_core.errors import ERRORS, KvError
+from kvstore_core.model import MAX_REVISION, Cursor, Event, Record, check_key
+from kvstore_core.wire import (
     HEARTBEAT_TOPIC,
     Change,
     Heartbeat,

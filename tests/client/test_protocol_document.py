@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
-from kvstore_client import Client, commands, connection, exchange
+from kvstore_client import Client, commands, exchange
 from kvstore_client.client import DEFAULT_TIMEOUT
-from kvstore_client.errors import ERRORS
 from kvstore_client.lane import Body
-from kvstore_client.model import MAX_KEY_BYTES, Event, Record
-from kvstore_client.operations import MAX_CLIENT_BYTES, MAX_PAGE, OPERATIONS, Operation
-from kvstore_client.protocol import HEARTBEAT_TOPIC, VERSION, Heartbeat, Limits
+from kvstore_core import connection_monitor, follower
+from kvstore_core.errors import ERRORS
+from kvstore_core.model import MAX_KEY_BYTES, Event, Record
+from kvstore_core.operations import MAX_CLIENT_BYTES, MAX_PAGE, OPERATIONS, Operation
+from kvstore_core.wire import HEARTBEAT_TOPIC, VERSION, Heartbeat, Limits
 from support import Daemon
 from support.markdown import table_rows
 
@@ -125,16 +126,19 @@ def test_the_waits_and_pauses_are_those_of_our_client() -> None:
     prose = " ".join(section("6. Numbers, time-outs and retries").split())
     assert f"another one after {exchange.FIRST_ATTEMPT_SECONDS:g} second, and each time" in prose
     assert f"half as long again up to {exchange.LONGEST_ATTEMPT_SECONDS:g} seconds" in prose
-    assert f"gives the daemon {exchange.PATIENCE_SECONDS:g} seconds for each" in prose
-    assert f"`ZMQ_HEARTBEAT_IVL` to {connection.PING_MS} and" in prose
-    assert f"`ZMQ_HEARTBEAT_TIMEOUT` to {connection.SILENCE_MS} before" in prose
-    assert f"ends after {(connection.PING_MS + connection.SILENCE_MS) / 1000:g} seconds at most" in prose
+    assert f"gives the daemon {follower.PAGE_SECONDS:g} seconds for each" in prose
+    assert f"`ZMQ_HEARTBEAT_IVL` to {connection_monitor.PING_MS} and" in prose
+    assert f"`ZMQ_HEARTBEAT_TIMEOUT` to {connection_monitor.SILENCE_MS} before" in prose
+    assert (
+        f"ends after {(connection_monitor.PING_MS + connection_monitor.SILENCE_MS) / 1000:g} seconds at most"
+        in prose
+    )
     assert f"begin at {exchange.FIRST_PAUSE_SECONDS:g} seconds and double" in prose
     assert f"up to {exchange.LONGEST_PAUSE_SECONDS:g} second." in prose
     for example in ("subscriber.py", "subscriber.mjs"):
         numbers = (ROOT / "examples" / example).read_text().replace("_", "")
-        assert str(connection.PING_MS) in numbers
-        assert str(connection.SILENCE_MS) in numbers
+        assert str(connection_monitor.PING_MS) in numbers
+        assert str(connection_monitor.SILENCE_MS) in numbers
     assert f"the time-out of the call, {DEFAULT_TIMEOUT:g} seconds by default" in prose
 
 

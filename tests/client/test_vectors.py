@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import zmq
 
-from kvstore_client.follow import Filter
-from kvstore_client.model import Cursor
-from kvstore_client.protocol import decode_reply
 from kvstore_client.watcher import Reset, Watcher
+from kvstore_core.follower import Filter
+from kvstore_core.model import Cursor
+from kvstore_core.wire import decode_reply
 from support import Daemon
 from support.programs import require_program
 

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore_client.errors import KvError
-from kvstore_client.follow import Filter
-from kvstore_client.model import Cursor, Event, Record
-from kvstore_client.protocol import (
+from kvstore_client.watcher import Item, Reset, Sync, Watcher
+from kvstore_core.errors import KvError
+from kvstore_core.follower import Filter
+from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.wire import (
     Change,
     Heartbeat,
     Reply,
     encode_change,
     encode_heartbeat,
 )
-from kvstore_client.watcher import Item, Reset, Sync, Watcher
 from support.model_store import KEYS, Store, serve
 from support.searching import examples
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_client.errors import KvError
-from kvstore_client.operations import OPERATIONS
-from kvstore_client.protocol import Limits, Request, decode_request
+from kvstore_core.errors import KvError
+from kvstore_core.operations import OPERATIONS
+from kvstore_core.wire import Limits, Request, decode_request
 from kvstore_daemon.arrivals import Arrivals
 from kvstore_daemon.committer import GROUP_BYTES, GROUP_OPS, GroupCommitter
 from kvstore_daemon.engine import Engine, Write, WriteRequest

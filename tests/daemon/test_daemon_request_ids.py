@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_client.errors import KvError
-from kvstore_client.protocol import Limits, decode_request, encode_error, encode_reply, encode_request
+from kvstore_core.errors import KvError
+from kvstore_core.wire import Limits, decode_request, encode_error, encode_reply, encode_request
 from support import Daemon, wait_until
 from support.wire import Peer, get, put
 

@@ -16,7 +16,7 @@ from zlib import crc32
 
 from keep_writing import RETENTION
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import EngineSettings
 from kvstore_daemon.engine.lmdb_engine import LmdbEngine
 from kvstore_daemon.engine.reader import opened

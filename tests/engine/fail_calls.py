@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import EngineSettings, Retention
 from kvstore_daemon.engine.lmdb_engine import LmdbEngine
 from support.engine_store import FakeClock, Store

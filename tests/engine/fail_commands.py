@@ -26,7 +26,7 @@ from typing import NamedTuple
 import lmdb
 
 from kvstore_cli.main import main as kvstore
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import EngineSettings, Retention
 from kvstore_daemon.engine.backup import read_image, read_trailer
 from kvstore_daemon.engine.lmdb_engine import LmdbEngine

@@ -10,7 +10,7 @@ import random
 import sys
 from pathlib import Path
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import EventFilter
 from kvstore_daemon.engine.clock import machine_clock
 from kvstore_daemon.engine.mirror import Mirror

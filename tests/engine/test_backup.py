@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import EngineSettings, Retention, Write, WriteRequest, apart
 from kvstore_daemon.engine.apart import nobody_asks
 from kvstore_daemon.engine.backup import Backup, back_up, check_backup, read_image, read_trailer

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import TEXT_CONTENT_TYPE
+from kvstore_core.errors import KvError
+from kvstore_core.model import TEXT_CONTENT_TYPE
 from kvstore_daemon.engine import EventFilter, Position, Retention, Write, WriteRequest
 from support.engine_store import Store, refused
 

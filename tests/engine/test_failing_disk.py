@@ -13,7 +13,7 @@ import pytest
 
 from kvstore_client import Client
 from kvstore_client.commands import put
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from support import Daemon, Serve, wait_until
 from support.disk import preloaded
 from support.servers import clean_environment, kvstore_command

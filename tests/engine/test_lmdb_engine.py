@@ -14,7 +14,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import EventFilter, Write, WriteRequest
 from kvstore_daemon.engine.space import BALLAST_BYTES
 from kvstore_daemon.engine.trouble import trouble

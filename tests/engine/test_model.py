@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import EngineSettings, EventFilter, Retention, Write, WriteRequest
 from kvstore_daemon.engine.lmdb_engine import LmdbEngine
 from support.engine_store import FakeClock, Store, refused

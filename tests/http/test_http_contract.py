@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvstore_client.errors import ERRORS
+from kvstore_core.errors import ERRORS
 from kvstore_http.contract import ENDPOINTS, Endpoint, methods_of, paths
 from kvstore_http.openapi import document
 from kvstore_http.schemas import SCHEMAS

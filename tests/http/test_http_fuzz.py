@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvstore_client.errors import ERRORS
+from kvstore_core.errors import ERRORS
 from kvstore_http.contract import ENDPOINTS, Endpoint
 from support.searching import examples
 from support.session import Session

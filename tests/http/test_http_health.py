@@ -16,7 +16,7 @@ import falcon
 import pytest
 from falcon.testing import TestClient
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_http import health
 from kvstore_http.cells import Board
 from kvstore_http.health import ReadyzResource

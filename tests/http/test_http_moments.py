@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvstore_client import Client
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_http.records import http_date, timestamp
 from support import Service
 from support.session import Session, assert_problem, path_of

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from kvstore_client.errors import ERRORS, KvError
+from kvstore_core.errors import ERRORS, KvError
 from kvstore_http.app import create_app
 from kvstore_http.feed import Feed
 from kvstore_http.settings import HttpSettings

@@ -11,9 +11,9 @@ import gevent
 import pytest
 import zmq
 
-from kvstore_client.follow import Filter
-from kvstore_client.model import Cursor
-from kvstore_client.protocol import (
+from kvstore_core.follower import Filter
+from kvstore_core.model import Cursor
+from kvstore_core.wire import (
     HEARTBEAT_TOPIC,
     Heartbeat,
     Limits,

@@ -11,8 +11,8 @@ import pytest
 import zmq
 from gevent.pool import Group
 
-from kvstore_client.errors import KvError
-from kvstore_client.protocol import Limits, Request, decode_request, encode_error, encode_reply
+from kvstore_core.errors import KvError
+from kvstore_core.wire import Limits, Request, decode_request, encode_error, encode_reply
 from kvstore_http.link import LANES, MERGED_BYTES, PAGES_UNDER_WAY, DaemonLink
 
 EPOCH = "00112233445566ff"

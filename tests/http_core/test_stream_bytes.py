@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_client.follow import Batch, Filter
-from kvstore_client.model import Cursor, Event, Record
+from kvstore_core.follower import Batch, Filter
+from kvstore_core.model import Cursor, Event, Record
 from kvstore_http import framing
 from kvstore_http.framing import Encoder, Format
 from kvstore_http.groups import Index, normalized

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_http.listening import bind
 from support import Daemon, Facade, wait_until
 from support.servers import clean_environment, flags, kvstore_command
@@ -302,7 +302,7 @@ def test_the_facade_listens_on_ipv6(daemon: Daemon, start_facade: Callable[..., 
 
 PARENT = """
 import logging, os, resource, signal, sys, time
-from kvstore_client.logs import LogLevel
+from kvstore_core.process.logging import LogLevel
 from kvstore_http.workers import Workers
 
 class Nobody:

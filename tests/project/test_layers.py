@@ -15,6 +15,7 @@ from kvstore_cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
+    "kvstore_core": ROOT / "core",
     "kvstore_client": ROOT / "client",
     "kvstore_daemon": ROOT / "daemon",
     "kvstore_http": ROOT / "http",
@@ -27,7 +28,7 @@ HOMES = {
     "falcon": ("kvstore_http",),
     "waitress": ("kvstore_http",),
     "gevent": ("kvstore_http",),
-    "zmq": ("kvstore_client", "kvstore_daemon", "kvstore_http"),
+    "zmq": ("kvstore_core.connection_monitor", "kvstore_client", "kvstore_daemon", "kvstore_http"),
     "click": ("kvstore_cli",),
     "rich": ("kvstore_cli",),
     # the facade writes the format, `kvstore top` reads it
@@ -36,11 +37,12 @@ HOMES = {
 
 # package -> the packages of ours that it may import
 LAYERS = {
-    "kvstore_client": set(),
-    "kvstore_daemon": {"kvstore_client"},
-    "kvstore_http": {"kvstore_client"},
+    "kvstore_core": set(),
+    "kvstore_client": {"kvstore_core"},
+    "kvstore_daemon": {"kvstore_core"},
+    "kvstore_http": {"kvstore_core"},
     # the command starts the servers
-    "kvstore_cli": {"kvstore_client", "kvstore_daemon", "kvstore_http"},
+    "kvstore_cli": {"kvstore_core", "kvstore_client", "kvstore_daemon", "kvstore_http"},
 }
 
 # what a command that only asks the service must not load: each costs more time than the command takes
@@ -167,7 +169,7 @@ def test_a_command_that_asks_the_service_loads_nothing_heavy(
 
 
 def test_reading_the_error_table_loads_neither_zmq_nor_orjson() -> None:
-    program = "import sys, kvstore_client.errors; print(*sys.modules)"
+    program = "import sys, kvstore_core.errors; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"zmq", "orjson", "click"} & set(map(top, done.stdout.split()))
 

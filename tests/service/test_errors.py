@@ -13,8 +13,8 @@ import pytest
 import zmq
 
 from kvstore_client import Client
-from kvstore_client.errors import ERRORS, KvError
-from kvstore_client.protocol import decode_reply, encode_request
+from kvstore_core.errors import ERRORS, KvError
+from kvstore_core.wire import decode_reply, encode_request
 from support import Daemon, Facade, Service, free_port, wait_until
 from support.surfaces import Answer, Command, call
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from kvstore_cli.notify import Notifier
 from kvstore_client import Client
+from kvstore_core.process.sd_notify import Notifier
 from support import Daemon, Facade, Serve, wait_until
 from support.manager import Manager
 from support.servers import clean_environment, kvstore_command

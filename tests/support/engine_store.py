@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import (
     Answer,
     Change,

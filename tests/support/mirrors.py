@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import zmq
 
 from kvstore_client import Event, Reset, Subscription, Sync
-from kvstore_client.protocol import Change, decode_change
+from kvstore_core.wire import Change, decode_change
 from support.servers import clean_environment, dies_with_us, kvstore_command
 from support.streams import open_stream
 from support.watchers import LAST_KEY, Seen, seen_event

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvstore_client.errors import KvError
-from kvstore_client.follow import Batch, Filter, LogPage
-from kvstore_client.model import Cursor, Event, Record
-from kvstore_client.protocol import Change, Heartbeat, Reply
+from kvstore_core.errors import KvError
+from kvstore_core.follower import Batch, Filter, LogPage
+from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.wire import Change, Heartbeat, Reply
 
 EPOCHS = [f"{number:016x}" for number in range(100)]
 KEYS = ["a", "a1", "a2", "b", "b1", "c"]

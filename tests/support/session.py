@@ -77,7 +77,7 @@ def _headers(named: dict[str, str]) -> dict[str, str]:
 
 def assert_problem(answer: Answer, code: str) -> dict[str, Any]:
     """Check that ``answer`` is the problem document of ``code``, and return it."""
-    from kvstore_client.errors import ERRORS
+    from kvstore_core.errors import ERRORS
 
     row = ERRORS[code]
     assert answer.headers["content-type"] == "application/problem+json", answer

@@ -42,7 +42,7 @@ _PR_SET_PDEATHSIG = 1
 
 LOADED = frozenset(COMMANDS) - {"serve", "daemon", "http", "config", "top"}
 """Commands that load nothing heavy and need no signals of their own; the others are run as usual."""
-_PARTS = ("kvstore_cli.activation", "kvstore_cli.logs", "kvstore_cli.notify", "encodings.idna")
+_PARTS = ("kvstore_cli.activation", "kvstore_cli.logs", "kvstore_core.process.sd_notify", "encodings.idna")
 _SERVERS = {
     "daemon": ("kvstore_cli.commands.daemon", "kvstore_daemon.main", *_PARTS),
     "http": ("kvstore_cli.commands.http", "kvstore_http.main", "kvstore_http.worker", *_PARTS),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from kvstore_client import Client, Event, Subscription
-from kvstore_client.protocol import Change, decode_change
+from kvstore_core.wire import Change, decode_change
 from support.servers import clean_environment, kvstore_command
 from support.streams import StreamEvent, open_stream
 

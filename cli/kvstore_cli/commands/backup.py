@@ -79,7 +79,7 @@ def _to_output(folder: Path, report: Report) -> Backup:
 
 
 def _to_file(folder: Path, path: Path, report: Report, *, replace: bool) -> Backup:
-    from kvstore_client.files import reason, steadily, whole_file
+    from kvstore_core.process.files import reason, steadily, whole_file
     from kvstore_daemon.engine.backup import back_up
 
     try:

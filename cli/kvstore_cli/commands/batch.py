@@ -16,7 +16,7 @@ from kvstore_cli.flags import Command, with_options
 from kvstore_cli.problems import problem_error
 from kvstore_cli.service import Service
 from kvstore_cli.sources import read_batch
-from kvstore_client.errors import EXIT_DONE, KvError
+from kvstore_core.errors import EXIT_DONE, KvError
 
 # Independent ops gain nothing from larger requests, and the limits of a service are seldom smaller.
 _REQUEST_OPS = 1000

@@ -13,8 +13,8 @@ from kvstore_cli.endings import end_on_signals
 from kvstore_cli.flags import Command, given_flags, with_options
 from kvstore_cli.progress import Steps
 from kvstore_cli.upkeep import data_folder, size
-from kvstore_client.errors import EXIT_DONE, EXIT_ERROR
-from kvstore_client.files import reason
+from kvstore_core.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_core.process.files import reason
 
 SHOWN_FAULTS = 100
 

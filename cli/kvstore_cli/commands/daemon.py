@@ -25,7 +25,7 @@ def command(context: click.Context) -> int:
     """
     settings = daemon_settings(resolve(given_flags(context), "daemon"))
     from kvstore_cli.logs import chosen_format, set_up
-    from kvstore_cli.notify import Notifier
+    from kvstore_core.process.sd_notify import Notifier
     from kvstore_daemon.main import run
 
     set_up("daemon", settings.log_level, chosen_format(settings.log_format))

@@ -12,7 +12,7 @@ from kvstore_cli.client import connected, exactly_one
 from kvstore_cli.completion import complete_key
 from kvstore_cli.flags import KEY, TEXT, Command, WholeNumber, with_options
 from kvstore_cli.service import Query, Service, key_path
-from kvstore_client.errors import EXIT_DONE, KvError
+from kvstore_core.errors import EXIT_DONE, KvError
 
 
 @click.command(cls=Command)

@@ -31,7 +31,7 @@ def command(context: click.Context) -> int:
         flags = {**flags, "http": address_of(inherited)}
     settings = http_settings(resolve(flags, "http"))
     from kvstore_cli.logs import chosen_format, set_up
-    from kvstore_cli.notify import Notifier
+    from kvstore_core.process.sd_notify import Notifier
     from kvstore_http.main import run
 
     set_up("http", settings.log_level, chosen_format(settings.log_format))

@@ -14,7 +14,7 @@ from kvstore_cli import output
 from kvstore_cli.client import configured, long_retry_ms, service_of
 from kvstore_cli.completion import complete_file
 from kvstore_cli.flags import TEXT, Command, with_options
-from kvstore_client.errors import EXIT_DONE, EXIT_ERROR, KvError
+from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
 
 if TYPE_CHECKING:
     from kvstore_cli.transfer.importing import Importer, Policy, State, StateFile, Tally

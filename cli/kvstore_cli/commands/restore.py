@@ -14,8 +14,8 @@ from kvstore_cli.completion import complete_file
 from kvstore_cli.endings import end_on_signals
 from kvstore_cli.flags import Command, with_options
 from kvstore_cli.upkeep import data_folder
-from kvstore_client.errors import KvError
-from kvstore_client.files import reason
+from kvstore_core.errors import KvError
+from kvstore_core.process.files import reason
 
 
 @click.command(cls=Command)

@@ -36,8 +36,8 @@ def command(context: click.Context) -> int:
     configuration = resolve(given_flags(context), "daemon", "http")
     daemon, http = daemon_settings(configuration), http_settings(configuration)
     from kvstore_cli.logs import chosen_format, hand_on, set_up
-    from kvstore_cli.notify import Notifier
     from kvstore_cli.supervisor import Supervisor, announce
+    from kvstore_core.process.sd_notify import Notifier
 
     # The children's standard error is a pipe: what reads ours decides how they write.
     log_format = chosen_format(daemon.log_format)

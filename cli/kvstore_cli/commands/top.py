@@ -15,7 +15,7 @@ from kvstore_cli.client import TIME, configured, service_of
 from kvstore_cli.configuration import Configuration
 from kvstore_cli.flags import Command, WholeNumber, with_options
 from kvstore_cli.units import show_duration
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 if TYPE_CHECKING:
     from kvstore_cli.top.sampling import Look, Sampler

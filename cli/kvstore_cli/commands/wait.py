@@ -16,7 +16,7 @@ from kvstore_cli.completion import complete_key
 from kvstore_cli.flags import KEY, Command, WholeNumber, with_options
 from kvstore_cli.follow import EVENTS, RESET, SNAPSHOT, SYNC, Position, Step, follow
 from kvstore_cli.units import show_duration
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 Record = dict[str, Any] | None
 

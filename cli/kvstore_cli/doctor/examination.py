@@ -10,7 +10,7 @@ from kvstore_cli.connection import reason
 from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING, Finding, failed, skipped
 from kvstore_cli.doctor.probe import NotStoredError, Probe
 from kvstore_cli.doctor.table import CHECKS, Check
-from kvstore_client.errors import ERRORS, EXIT_DONE, EXIT_ERROR, KvError
+from kvstore_core.errors import ERRORS, EXIT_DONE, EXIT_ERROR, KvError
 
 # Without these nothing else can be asked, and what they fail with is what any other command would.
 _FIRST = ("reachable", "daemon")

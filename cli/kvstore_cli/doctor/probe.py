@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from kvstore_cli.connection import connect, http_client, reason
 from kvstore_cli.doctor.stream import WatchedStream
 from kvstore_cli.service import encode_query, key_path
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 SCRATCH = "kvstore-doctor/"
 """What the keys of every run begin with; a random part follows."""

@@ -13,7 +13,7 @@ from typing import Any
 from kvstore_cli.connection import reason
 from kvstore_cli.doctor.findings import Finding, failed, note, ok, warning
 from kvstore_cli.doctor.probe import Probe, Reply, by_query, percentiles
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 _ROUND_TRIPS = 15
 _SKEW_SECONDS = 2.0

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from kvstore_cli.top.metrics import Reading
 from kvstore_cli.top.overview import overview
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 _CPU_SECONDS = 4
 

@@ -22,8 +22,8 @@ from kvstore_cli.problems import Trouble
 from kvstore_cli.service import Query, Service
 from kvstore_cli.transfer.archive import line_of
 from kvstore_cli.transfer.patience import Patience
-from kvstore_client.errors import KvError
-from kvstore_client.files import reason
+from kvstore_core.errors import KvError
+from kvstore_core.process.files import reason
 
 _MOST_BREAKS = 10
 _TOLD_EVERY = 500

@@ -27,10 +27,10 @@ from kvstore_cli.problems import problem_error
 from kvstore_cli.service import Service
 from kvstore_cli.transfer.archive import Entry, Put
 from kvstore_cli.transfer.patience import Patience
-from kvstore_client.errors import KvError
-from kvstore_client.files import reason
-from kvstore_client.model import TEXT_CONTENT_TYPE, check_key
-from kvstore_client.operations import MAX_TTL_SECONDS
+from kvstore_core.errors import KvError
+from kvstore_core.model import TEXT_CONTENT_TYPE, check_key
+from kvstore_core.operations import MAX_TTL_SECONDS
+from kvstore_core.process.files import reason
 
 _MOST_OPS = 1000
 # Proxies commonly take 1 MiB and no more, and larger requests are no faster.

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 import click
 
 from kvstore_cli.transfer.archive import Entry, Reader
-from kvstore_client.files import reason
+from kvstore_core.process.files import reason
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BUFFER_BYTES = 256 * 1024

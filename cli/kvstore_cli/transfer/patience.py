@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 
 from kvstore_cli.service import Pauses
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 # What time alone may cure; a full store needs somebody who makes room.
 _PASSING = ("unavailable", "too_busy", "timed_out")

@@ -12,7 +12,7 @@ from typing import IO
 import click
 
 from kvstore_cli import output
-from kvstore_client.files import reason, whole_file
+from kvstore_core.process.files import reason, whole_file
 
 Write = Callable[[bytes], object]
 

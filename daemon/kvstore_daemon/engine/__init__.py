@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine.clock import ClockState
 from kvstore_daemon.engine.measures import Commits
 
@@ -36,7 +36,7 @@ class Stored(NamedTuple):
 
 @dataclass(slots=True)
 class Change:
-    """One committed event, read-only. See :class:`kvstore_client.model.Event` for what the fields promise."""
+    """One committed event, read-only. See :class:`kvstore_core.model.Event` for what the fields promise."""
 
     op: str
     key: bytes

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import orjson
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine.owner import root_again
 
 Progress = Callable[[int, int], None]

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import apart
 from kvstore_daemon.engine.apart import Progress, nobody_asks
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import lmdb
 
-from kvstore_client.errors import KvError
-from kvstore_client.files import sync_folder, sync_folders_up
+from kvstore_core.errors import KvError
+from kvstore_core.process.files import sync_folder, sync_folders_up
 from kvstore_daemon.engine.trouble import trouble
 from kvstore_daemon.engine.verify import TABLES
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import lmdb
 
-from kvstore_client.errors import KvError
-from kvstore_client.files import NO_ROOM
-from kvstore_client.patience import patiently
+from kvstore_core.errors import KvError
+from kvstore_core.process.address_in_use import patiently
+from kvstore_core.process.files import NO_ROOM
 from kvstore_daemon.engine import (
     Answer,
     Change,
@@ -49,7 +49,7 @@ from kvstore_daemon.engine.rows import NOWHERE, DamageError, encode_place
 from kvstore_daemon.engine.space import Space
 from kvstore_daemon.engine.trouble import errno_of, trouble
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 # what one transaction takes on at most, so that its answers are not kept waiting by later requests
 _MAX_GROUP_WRITES = 20_000

@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 
 import lmdb
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import MAX_KEY_BYTES
+from kvstore_core.errors import KvError
+from kvstore_core.model import MAX_KEY_BYTES
 from kvstore_daemon.engine import (
     Change,
     CountPage,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 
 def as_owner(path: Path) -> Path:

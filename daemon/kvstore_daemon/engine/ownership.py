@@ -9,8 +9,8 @@ import socket
 import time
 from pathlib import Path
 
-from kvstore_client.errors import KvError
-from kvstore_client.files import cure
+from kvstore_core.errors import KvError
+from kvstore_core.process.files import cure
 
 
 def unusable(folder: Path, error: OSError) -> str:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import TEXT_CONTENT_TYPE
-from kvstore_client.operations import MAX_MOMENT
+from kvstore_core.errors import KvError
+from kvstore_core.model import TEXT_CONTENT_TYPE
+from kvstore_core.operations import MAX_MOMENT
 from kvstore_daemon.engine import Stored, Write, no_such_key
 
 _INTEGER = re.compile(rb"-?[0-9]{1,19}")

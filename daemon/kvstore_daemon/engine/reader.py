@@ -24,7 +24,7 @@ import lmdb
 import orjson
 from lmdb import verify as lmdb_verify
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine.creation import FORMAT
 from kvstore_daemon.engine.owner import as_owner
 from kvstore_daemon.engine.rows import DamageError, LogPosition

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import Engine, EngineSettings, Retention
 from kvstore_daemon.engine.lmdb_engine import LmdbEngine
 from kvstore_daemon.settings import DaemonSettings

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import lmdb
 
-from kvstore_client.errors import KvError
-from kvstore_client.files import reason, sync_folder, sync_folders_up
+from kvstore_core.errors import KvError
+from kvstore_core.process.files import reason, sync_folder, sync_folders_up
 from kvstore_daemon.engine import apart
 from kvstore_daemon.engine.backup import SAME, Backup, Steps, read_image, read_trailer
 from kvstore_daemon.engine.creation import DRAFT, new_epoch

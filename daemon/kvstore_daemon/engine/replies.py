@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import lmdb
 import orjson
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 from kvstore_daemon.engine import Answer, WriteRequest
 
 KEPT_MINUTES = 10

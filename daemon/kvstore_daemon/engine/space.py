@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("kvstore.daemon")
 
 BALLAST_BYTES = 8 * 1024 * 1024
 USED_UP_BYTES = 1024 * 1024

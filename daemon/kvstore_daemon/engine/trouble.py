@@ -14,8 +14,8 @@ from pathlib import Path
 
 import lmdb
 
-from kvstore_client.errors import KvError
-from kvstore_client.files import NO_ROOM, cure
+from kvstore_core.errors import KvError
+from kvstore_core.process.files import NO_ROOM, cure
 
 _DAMAGE = (
     lmdb.CorruptedError,  # a page is of another kind than its place in the tree needs

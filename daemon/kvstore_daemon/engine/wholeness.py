@@ -13,7 +13,7 @@ from pathlib import Path
 
 import lmdb
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 _WALK = """
 import lmdb, os, sys

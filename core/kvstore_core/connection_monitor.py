@@ -14,7 +14,11 @@ from itertools import count
 
 import zmq
 
-from kvstore_client.routine import NOBLOCK, Socket
+Socket = zmq.Socket[bytes]
+
+POLLIN, POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
+NOBLOCK, SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+"""As plain numbers: pyzmq's enumerations are slow to combine with ``|`` and ``&``."""
 
 PING_MS = 1_000
 SILENCE_MS = 7_000

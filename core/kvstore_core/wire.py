@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import MAX_REVISION, Event, Record, is_plain_key
-from kvstore_client.operations import (
+from kvstore_core.errors import KvError
+from kvstore_core.model import MAX_REVISION, Event, Record, is_plain_key
+from kvstore_core.operations import (
     MAX_ATOMIC_BYTES,
     MAX_ATOMIC_OPS,
     MAX_CLIENT_BYTES,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from kvstore_client.errors import KvError
+from kvstore_core.errors import KvError
 
 IN_USE_SECONDS = 3.0
 """The parts of a service whose parent was killed end by themselves, in less than this."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import MAX_KEY_BYTES, MAX_REVISION, check_key
+from kvstore_core.errors import KvError
+from kvstore_core.model import MAX_KEY_BYTES, MAX_REVISION, check_key
 
 Check = Callable[[Any], bool]
 

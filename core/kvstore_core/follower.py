@@ -19,13 +19,17 @@ from collections.abc import Iterable
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
-from kvstore_client.errors import KvError
-from kvstore_client.model import Cursor, Event, Record
-from kvstore_client.operations import MAX_PAGE, MAX_PAGE_BYTES
-from kvstore_client.protocol import Change, Heartbeat, Reply, event_from, record_from
+from kvstore_core.errors import KvError
+from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.operations import MAX_PAGE, MAX_PAGE_BYTES
+from kvstore_core.wire import Change, Heartbeat, Reply, event_from, record_from
 
 MAX_HELD_EVENTS = 10_000
 MAX_HELD_BYTES = 16 * 1024 * 1024
+
+PAGE_SECONDS = 60.0
+"""The time-out of a read that nobody awaits at a certain time, such as a page of the log for a
+subscription: it does not fail because the daemon has much to do."""
 
 _GETS_PER_REQUEST = 100
 _RESTORED = "the store was restored; its history is another one now"

@@ -1,0 +1,122 @@
+"""What a user of the store handles: records, events and cursors.
+
+Times are whole milliseconds since the Unix epoch, in UTC. Keys are text; values are bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kvstore_core.errors import KvError
+
+MAX_KEY_BYTES = 511
+MAX_REVISION = 2**63 - 1
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
+SHOWN_BYTES = 64
+TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
+
+
+class Record(NamedTuple):
+    """A key's present state. ``value`` is None where only metadata was asked for."""
+
+    key: str
+    value: bytes | None
+    content_type: str
+    revision: int
+    create_revision: int
+    version: int
+    modified_at: int
+    expires_at: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The value as UTF-8 text; raises UnicodeDecodeError, or ValueError where no value was asked for."""
+        if self.value is None:
+            raise ValueError(f"the value of {self.key!r} was not asked for")
+        return self.value.decode()
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={_short(value)}" for name, value in zip(self._fields, self, strict=True))
+        return f"Record({', '.join(shown)})"
+
+
+def _short(value: object) -> str:
+    """Not a megabyte in somebody's log."""
+    if isinstance(value, bytes) and len(value) > SHOWN_BYTES:
+        return f"{value[:SHOWN_BYTES]!r}… ({len(value)} bytes)"
+    return repr(value)
+
+
+@dataclass(slots=True)
+class Event:
+    """One change; treat it as read-only. ``op`` is ``put``, ``delete`` or ``expire``.
+
+    ``index`` counts from 0 within the ``count`` events that share ``revision``. ``record`` is the
+    new record of a put and None otherwise. ``previous`` is the record that the change replaced or
+    removed: always there on an ``expire``, on request on the others, and None where there was none
+    or the log no longer holds it (``previous_revision`` is then not 0).
+    """
+
+    op: str
+    key: str
+    revision: int
+    index: int
+    count: int
+    time: int
+    record: Record | None
+    previous: Record | None
+    previous_revision: int
+
+
+class Cursor(NamedTuple):
+    """A place in the change log: everything up to ``revision`` has been seen.
+
+    Written ``REVISION-EPOCH``. The epoch names one history of one store, so a cursor from before a
+    restore is noticed and never continued wrongly.
+    """
+
+    revision: int
+    epoch: str
+
+    def __str__(self) -> str:
+        return f"{self.revision}-{self.epoch}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """The cursor written as ``text``; raises ``invalid_cursor`` for anything else."""
+        match = _CURSOR.fullmatch(text)
+        if match is None or int(match[1]) > MAX_REVISION:
+            raise KvError(
+                "invalid_cursor",
+                f"{text[:64]!r} is not a cursor; pass one back exactly as an event's id or a reply gave it",
+            )
+        return cls(int(match[1]), match[2])
+
+
+_CURSOR = re.compile(r"([0-9]{1,19})-([0-9a-f]{16})", re.ASCII)
+
+
+def is_plain_key(key: object) -> bool:
+    """Whether ``key`` is ASCII text that :func:`check_key` accepts, which is most keys and quickly told."""
+    return type(key) is str and 0 < len(key) <= MAX_KEY_BYTES and key.isascii() and "\0" not in key
+
+
+def check_key(key: str) -> bytes:
+    """The key's UTF-8 bytes; raises ``invalid_key`` if it is not 1 to 511 bytes of NUL-free UTF-8."""
+    try:
+        raw = key.encode()
+    except UnicodeEncodeError as error:
+        raise KvError("invalid_key", "a key is UTF-8 text; this one holds a lone surrogate") from error
+    if not raw:
+        raise KvError("invalid_key", "the key is empty; a key has 1 to 511 bytes of UTF-8")
+    if len(raw) > MAX_KEY_BYTES:
+        raise KvError(
+            "invalid_key",
+            f"the key has {len(raw)} bytes of UTF-8; the limit is {MAX_KEY_BYTES}",
+            limit=MAX_KEY_BYTES,
+        )
+    if b"\0" in raw:
+        raise KvError("invalid_key", "a key may hold any character but NUL")
+    return raw
