@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kvstore_client.aio import AsyncClient, AsyncSubscription
     from kvstore_client.client import Client
     from kvstore_client.subscription import Subscription
-    from kvstore_client.watcher import Reset, Sync
+    from kvstore_client.subscription_state import Reset, Sync
     from kvstore_core.errors import (
         BadRequest,
         ConditionFailed,
@@ -129,9 +129,9 @@ _HOMES = {
     "Filter": "kvstore_core.follower",
     "Heartbeat": "kvstore_core.wire",
     "Record": "kvstore_core.model",
-    "Reset": "kvstore_client.watcher",
+    "Reset": "kvstore_client.subscription_state",
     "Subscription": "kvstore_client.subscription",
-    "Sync": "kvstore_client.watcher",
+    "Sync": "kvstore_client.subscription_state",
 }
 
 

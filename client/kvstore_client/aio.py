@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn, Self, TypeVar, overload
 
-from kvstore_client import commands, plans
+from kvstore_client import commands, multi_request
 from kvstore_client.arguments import address_of, count_of, must_be, requests_of, seconds_of
 from kvstore_client.client import (
     DEFAULT_CONNECTIONS,
@@ -36,12 +36,12 @@ from kvstore_client.commands import (
     result_of,
     results_of,
 )
-from kvstore_client.lane import Body
-from kvstore_client.plans import Plan
-from kvstore_client.readiness import WatchedContext, until_ready
-from kvstore_client.routine import Routine
+from kvstore_client.multi_request import Plan
 from kvstore_client.subscription import Watching
-from kvstore_client.watcher import Reset, Sync
+from kvstore_client.subscription_state import Reset, Sync
+from kvstore_client.transport.asyncio_poll import WatchedContext, until_ready
+from kvstore_client.transport.connection import Body
+from kvstore_client.transport.sans_io import Routine
 from kvstore_core.errors import NotFound
 from kvstore_core.follower import Batch, Filter, LogPage
 from kvstore_core.model import Cursor, Event, Record
@@ -180,7 +180,7 @@ class AsyncClient:
 
     async def get_many(self, keys: Sequence[str], *, timeout: float | None = None) -> dict[str, Record]:
         """See :meth:`Client.get_many`."""
-        return await self._carry_out(plans.get_many(keys), timeout)
+        return await self._carry_out(multi_request.get_many(keys), timeout)
 
     async def put(
         self,
@@ -226,7 +226,7 @@ class AsyncClient:
 
     async def delete_prefix(self, prefix: str, *, timeout: float | None = None) -> Deleted:
         """See :meth:`Client.delete_prefix`."""
-        return await self._carry_out(plans.delete_prefix(prefix), timeout)
+        return await self._carry_out(multi_request.delete_prefix(prefix), timeout)
 
     async def incr(
         self, key: str, by: int = 1, *, if_revision: int | None = None, timeout: float | None = None
@@ -297,7 +297,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> int:
         """See :meth:`Client.count`."""
-        return await self._carry_out(plans.count(prefix, start, end), timeout)
+        return await self._carry_out(multi_request.count(prefix, start, end), timeout)
 
     async def events(
         self,
@@ -329,7 +329,7 @@ class AsyncClient:
 
     async def get_at(self, key: str, revision: int, *, timeout: float | None = None) -> Record:
         """See :meth:`Client.get_at`."""
-        return await self._carry_out(plans.get_at(key, revision), timeout)
+        return await self._carry_out(multi_request.get_at(key, revision), timeout)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """See :meth:`Client.status`."""

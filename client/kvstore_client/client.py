@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Self, TypeVar, overload
 
 import zmq
 
-from kvstore_client import commands, forks, plans
+from kvstore_client import commands, multi_request
 from kvstore_client.arguments import address_of, count_of, must_be, requests_of, seconds_of
 from kvstore_client.commands import (
     Command,
@@ -30,9 +30,10 @@ from kvstore_client.commands import (
     result_of,
     results_of,
 )
-from kvstore_client.lane import SOCKETS, Body, Context, Lane
-from kvstore_client.plans import Plan
-from kvstore_client.routine import drive
+from kvstore_client.multi_request import Plan
+from kvstore_client.transport import forks
+from kvstore_client.transport.connection import SOCKETS, Body, Context, Lane
+from kvstore_client.transport.sans_io import drive
 from kvstore_core.errors import KvError, NotFound
 from kvstore_core.follower import Filter, LogPage
 from kvstore_core.model import Cursor, Record
@@ -260,7 +261,7 @@ class Client:
     def get_many(self, keys: Sequence[str], *, timeout: float | None = None) -> dict[str, Record]:
         """The records of those of ``keys`` that there are. Up to 1,000 keys are one request, which sees
         one state of the store."""
-        return self._carry_out(plans.get_many(keys), timeout)
+        return self._carry_out(multi_request.get_many(keys), timeout)
 
     def put(
         self,
@@ -316,7 +317,7 @@ class Client:
         Not atomic as a whole: up to 1,000 keys go in each revision. Keys that are written meanwhile
         may stay or go.
         """
-        return self._carry_out(plans.delete_prefix(prefix), timeout)
+        return self._carry_out(multi_request.delete_prefix(prefix), timeout)
 
     def incr(
         self, key: str, by: int = 1, *, if_revision: int | None = None, timeout: float | None = None
@@ -387,7 +388,7 @@ class Client:
     ) -> int:
         """How many keys there are in the range; large ranges are counted in parts, each from a
         snapshot of its own."""
-        return self._carry_out(plans.count(prefix, start, end), timeout)
+        return self._carry_out(multi_request.count(prefix, start, end), timeout)
 
     def events(
         self,
@@ -424,7 +425,7 @@ class Client:
 
         Raises ``not_found`` if there was none then, and ``revision_gone`` if the log no longer tells.
         """
-        return self._carry_out(plans.get_at(key, revision), timeout)
+        return self._carry_out(multi_request.get_at(key, revision), timeout)
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """The daemon's version, position, counts and limits, as in protocol section 4."""

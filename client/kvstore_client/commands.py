@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from kvstore_client.arguments import flag_of, must_be, texts_of, ttl_of, value_of
-from kvstore_client.lane import Body
+from kvstore_client.transport.connection import Body
 from kvstore_core.errors import KvError
 from kvstore_core.follower import Filter, LogPage
 from kvstore_core.model import TEXT_CONTENT_TYPE, Cursor, Event, Record, is_plain_key

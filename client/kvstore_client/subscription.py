@@ -10,13 +10,13 @@ from typing import Any, NoReturn, Self
 
 import zmq
 
-from kvstore_client import forks
 from kvstore_client.arguments import address_of, changes_of, flag_of, requests_of, seconds_of, texts_of
 from kvstore_client.client import described, inherited, not_portable
 from kvstore_client.commands import since_of
-from kvstore_client.lane import Body, Context, Lane, connect
-from kvstore_client.routine import Routine, Wait, drive
-from kvstore_client.watcher import Item, Reset, Sync, Watcher
+from kvstore_client.subscription_state import Item, Reset, Sync, Watcher
+from kvstore_client.transport import forks
+from kvstore_client.transport.connection import Body, Context, Lane, connect
+from kvstore_client.transport.sans_io import Routine, Wait, drive
 from kvstore_core.connection_monitor import Socket
 from kvstore_core.errors import KvError
 from kvstore_core.follower import PAGE_SECONDS, Batch, Filter

@@ -23,8 +23,8 @@ from kvstore_client import (
 )
 from kvstore_client.arguments import address_of
 from kvstore_client.commands import Command
-from kvstore_client.lane import Body
-from kvstore_client.routine import Wait
+from kvstore_client.transport.connection import Body
+from kvstore_client.transport.sans_io import Wait
 from kvstore_core.follower import Filter
 from support import Daemon
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_client.exchange import LONGEST_ATTEMPT_SECONDS, LONGEST_PAUSE_SECONDS, Exchange
+from kvstore_client.transport.retry import LONGEST_ATTEMPT_SECONDS, LONGEST_PAUSE_SECONDS, Exchange
 from kvstore_core.errors import KvError
 from kvstore_core.wire import encode_error, encode_reply, encode_request
 

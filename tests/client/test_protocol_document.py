@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
-from kvstore_client import Client, commands, exchange
+from kvstore_client import Client, commands
 from kvstore_client.client import DEFAULT_TIMEOUT
-from kvstore_client.lane import Body
+from kvstore_client.transport import retry
+from kvstore_client.transport.connection import Body
 from kvstore_core import connection_monitor, follower
 from kvstore_core.errors import ERRORS
 from kvstore_core.model import MAX_KEY_BYTES, Event, Record
@@ -124,8 +125,8 @@ def test_a_page_without_a_limit_is_as_long_as_a_page_may_be(daemon: Daemon) -> N
 
 def test_the_waits_and_pauses_are_those_of_our_client() -> None:
     prose = " ".join(section("6. Numbers, time-outs and retries").split())
-    assert f"another one after {exchange.FIRST_ATTEMPT_SECONDS:g} second, and each time" in prose
-    assert f"half as long again up to {exchange.LONGEST_ATTEMPT_SECONDS:g} seconds" in prose
+    assert f"another one after {retry.FIRST_ATTEMPT_SECONDS:g} second, and each time" in prose
+    assert f"half as long again up to {retry.LONGEST_ATTEMPT_SECONDS:g} seconds" in prose
     assert f"gives the daemon {follower.PAGE_SECONDS:g} seconds for each" in prose
     assert f"`ZMQ_HEARTBEAT_IVL` to {connection_monitor.PING_MS} and" in prose
     assert f"`ZMQ_HEARTBEAT_TIMEOUT` to {connection_monitor.SILENCE_MS} before" in prose
@@ -133,8 +134,8 @@ def test_the_waits_and_pauses_are_those_of_our_client() -> None:
         f"ends after {(connection_monitor.PING_MS + connection_monitor.SILENCE_MS) / 1000:g} seconds at most"
         in prose
     )
-    assert f"begin at {exchange.FIRST_PAUSE_SECONDS:g} seconds and double" in prose
-    assert f"up to {exchange.LONGEST_PAUSE_SECONDS:g} second." in prose
+    assert f"begin at {retry.FIRST_PAUSE_SECONDS:g} seconds and double" in prose
+    assert f"up to {retry.LONGEST_PAUSE_SECONDS:g} second." in prose
     for example in ("subscriber.py", "subscriber.mjs"):
         numbers = (ROOT / "examples" / example).read_text().replace("_", "")
         assert str(connection_monitor.PING_MS) in numbers

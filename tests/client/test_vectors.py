@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import zmq
 
-from kvstore_client.watcher import Reset, Watcher
+from kvstore_client.subscription_state import Reset, Watcher
 from kvstore_core.follower import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import decode_reply

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore_client.watcher import Item, Reset, Sync, Watcher
+from kvstore_client.subscription_state import Item, Reset, Sync, Watcher
 from kvstore_core.errors import KvError
 from kvstore_core.follower import Filter
 from kvstore_core.model import Cursor, Event, Record

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from kvstore_client import forks
 from kvstore_client.arguments import DEFAULT_REQUESTS
-from kvstore_client.exchange import Exchange, Step
-from kvstore_client.routine import Routine, Wait
+from kvstore_client.transport import forks
+from kvstore_client.transport.retry import Exchange, Step
+from kvstore_client.transport.sans_io import Routine, Wait
 from kvstore_core.connection_monitor import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Monitor, Socket
 from kvstore_core.wire import Reply, encode_request
 

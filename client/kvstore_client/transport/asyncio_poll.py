@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import zmq
 
-from kvstore_client import forks
-from kvstore_client.routine import Wait
+from kvstore_client.transport import forks
+from kvstore_client.transport.sans_io import Wait
 from kvstore_core.connection_monitor import Socket
 
 _NO_READERS = (
