@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import Seldom
-from kvstore_daemon.committer import GroupCommitter
-from kvstore_daemon.engine import Answer, Change, Engine, Write, WriteRequest
-from kvstore_daemon.loop import Loop
+from kvstore_daemon.event_loop import Loop
+from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.status import Counters
+from kvstore_daemon.storage.interface import Answer, Change, Engine, Write, WriteRequest
 
 log = logging.getLogger("kvstore.daemon")
 

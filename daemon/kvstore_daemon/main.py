@@ -16,15 +16,15 @@ import zmq
 
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
 from kvstore_core.process.logging import LEVEL_SIGNALS, LogLevel, announcer
-from kvstore_daemon.connections import Room
-from kvstore_daemon.engine import Engine
-from kvstore_daemon.engine.registry import open_engine
-from kvstore_daemon.loop import Loop, Signals
-from kvstore_daemon.manager import ServiceManager
+from kvstore_daemon.event_loop import Loop, Signals
+from kvstore_daemon.peer_limits.connections import Room
 from kvstore_daemon.publisher import Publisher
+from kvstore_daemon.requests.router_socket import RequestSocket, make_identities_unpredictable
 from kvstore_daemon.server import Server
 from kvstore_daemon.settings import DaemonSettings
-from kvstore_daemon.sockets import RequestSocket, make_identities_unpredictable
+from kvstore_daemon.storage.interface import Engine
+from kvstore_daemon.storage.open import open_engine
+from kvstore_daemon.watchdog import ServiceManager
 
 log = logging.getLogger("kvstore.daemon")
 

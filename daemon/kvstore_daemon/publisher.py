@@ -15,12 +15,12 @@ import zmq
 from kvstore_core.errors import KvError
 from kvstore_core.process.address_in_use import patiently
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
-from kvstore_daemon.connections import Connections, Room
-from kvstore_daemon.doorkeeper import Doorkeeper
-from kvstore_daemon.engine import Change, Position
-from kvstore_daemon.fields import change_fields, record_fields, without_value
-from kvstore_daemon.laggards import Laggards
-from kvstore_daemon.sockets import FLUSH_MS, forget, listen
+from kvstore_daemon.peer_limits.connections import Connections, Room
+from kvstore_daemon.peer_limits.slow_subscribers import Laggards
+from kvstore_daemon.peer_limits.subscriptions import Doorkeeper
+from kvstore_daemon.record_fields import change_fields, record_fields, without_value
+from kvstore_daemon.requests.router_socket import FLUSH_MS, forget, listen
+from kvstore_daemon.storage.interface import Change, Position
 
 TOPIC_FRAME_BYTES = 1024
 """A frame with a longer topic ends its sender's connection; no key has more than 511 bytes."""

@@ -18,26 +18,26 @@ from math import inf
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import Seldom, named
 from kvstore_core.wire import RequestId, decode_request, encode_error
-from kvstore_daemon.committer import GROUP_OPS, GroupCommitter
-from kvstore_daemon.connections import Room
-from kvstore_daemon.engine import Answer, Change, Engine
-from kvstore_daemon.exchange import Exchange
+from kvstore_daemon.event_loop import Loop, Timer
 from kvstore_daemon.expiry import Expiry
-from kvstore_daemon.loop import Loop, Timer
-from kvstore_daemon.manager import Pulse, ServiceManager
-from kvstore_daemon.peers import UNKNOWN
+from kvstore_daemon.group_commit import GROUP_OPS, GroupCommitter
+from kvstore_daemon.peer_limits.connections import Room
 from kvstore_daemon.publisher import Publisher
-from kvstore_daemon.settings import DaemonSettings
-from kvstore_daemon.sockets import (
+from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, Turns
+from kvstore_daemon.requests.peers import UNKNOWN
+from kvstore_daemon.requests.pending_request import Exchange
+from kvstore_daemon.requests.router_socket import (
     MAX_ENVELOPE_BYTES,
     MAX_ENVELOPE_FRAMES,
     Frames,
     Received,
     RequestSocket,
 )
+from kvstore_daemon.requests.writes import write_request
+from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.status import Counters, Status, limits_of
-from kvstore_daemon.turns import SLICE_SECONDS, Turns
-from kvstore_daemon.writing import write_request
+from kvstore_daemon.storage.interface import Answer, Change, Engine
+from kvstore_daemon.watchdog import Pulse, ServiceManager
 
 log = logging.getLogger("kvstore.daemon")
 

@@ -14,9 +14,9 @@ from typing import Any
 from kvstore_core.model import MAX_KEY_BYTES
 from kvstore_core.operations import MAX_PAGE
 from kvstore_core.wire import VERSION, Limits
-from kvstore_daemon.engine import Engine
-from kvstore_daemon.process import Usage
+from kvstore_daemon.process_usage import Usage
 from kvstore_daemon.settings import DaemonSettings
+from kvstore_daemon.storage.interface import Engine
 
 
 @dataclass(slots=True)

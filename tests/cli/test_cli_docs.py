@@ -15,8 +15,8 @@ from kvstore_cli.commands.batch import _REQUEST_OPS
 from kvstore_cli.main import COMMANDS, SECTIONS, cli
 from kvstore_cli.reference import TABLES, refreshed
 from kvstore_core.errors import ERRORS
-from kvstore_daemon.engine.mirror import _READ_BYTES
-from kvstore_daemon.exchange import GETS_AT_ONCE
+from kvstore_daemon.requests.pending_request import GETS_AT_ONCE
+from kvstore_daemon.storage.lmdb_store.tables import _READ_BYTES
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ["cli.md", "configuration.md"]

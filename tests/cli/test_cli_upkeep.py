@@ -295,7 +295,7 @@ def test_root_leaves_everything_to_the_owner(offline: Kvstore, filled: Daemon, t
 def test_a_user_who_may_not_read_the_store_is_told_who_may(filled: Daemon) -> None:
     # in one process: a stranger may be unable to run this very Python
     program = (
-        "import os, sys; from kvstore_daemon.engine import reader;"
+        "import os, sys; from kvstore_daemon.storage.offline import reader_process as reader;"
         "os.setgroups([]); os.setuid(4711); reader.main('copy', sys.argv[1])"
     )
     for path in list(filled.data.parents)[:-2]:

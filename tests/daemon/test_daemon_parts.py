@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from kvstore_core.errors import KvError
 from kvstore_core.operations import OPERATIONS
 from kvstore_core.wire import Limits, Request, decode_request
-from kvstore_daemon.arrivals import Arrivals
-from kvstore_daemon.committer import GROUP_BYTES, GROUP_OPS, GroupCommitter
-from kvstore_daemon.engine import Engine, Write, WriteRequest
-from kvstore_daemon.loop import Loop, Signals
-from kvstore_daemon.reading import READS, _bounds, _cursor, _parse_cursor, prefix_end
+from kvstore_daemon.event_loop import Loop, Signals
+from kvstore_daemon.group_commit import GROUP_BYTES, GROUP_OPS, GroupCommitter
+from kvstore_daemon.peer_limits.arrivals import Arrivals
+from kvstore_daemon.requests.reads import READS, _bounds, _cursor, _parse_cursor, prefix_end
+from kvstore_daemon.requests.writes import WRITES, write_request
 from kvstore_daemon.status import Counters
-from kvstore_daemon.writing import WRITES, write_request
+from kvstore_daemon.storage.interface import Engine, Write, WriteRequest
 from support.wire import pack, put
 
 keys = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)

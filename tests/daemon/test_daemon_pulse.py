@@ -11,11 +11,11 @@ import pytest
 
 from kvstore_cli.configuration import resolve
 from kvstore_cli.settings import daemon_settings
-from kvstore_daemon.committer import GroupCommitter
-from kvstore_daemon.engine import Engine, Write, WriteRequest
-from kvstore_daemon.engine.registry import open_engine
-from kvstore_daemon.manager import Pulse
+from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.status import Counters
+from kvstore_daemon.storage.interface import Engine, Write, WriteRequest
+from kvstore_daemon.storage.open import open_engine
+from kvstore_daemon.watchdog import Pulse
 from support.lock import write_lock_held
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import zmq
 
-from kvstore_daemon.engine.ownership import unusable
+from kvstore_daemon.storage.folder_lock import unusable
 from support import Daemon, free_port, kvstore_command, wait_until
 from support.wire import PATIENCE_MS, Peer, get, pack, put, unpack
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kvstore_daemon.engine import EngineSettings, Retention
-from kvstore_daemon.engine.lmdb_engine import LmdbEngine
+from kvstore_daemon.storage.interface import EngineSettings, Retention
+from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 from support.engine_store import FakeClock, Store
 
 WIDE = Retention(1_000_000, 1 << 30, 7 * 86_400_000)

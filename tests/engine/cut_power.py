@@ -17,10 +17,10 @@ from zlib import crc32
 from keep_writing import RETENTION
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.engine import EngineSettings
-from kvstore_daemon.engine.lmdb_engine import LmdbEngine
-from kvstore_daemon.engine.reader import opened
-from kvstore_daemon.engine.verify import verify
+from kvstore_daemon.storage.interface import EngineSettings
+from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
+from kvstore_daemon.storage.offline.reader_process import opened
+from kvstore_daemon.storage.offline.verify import verify
 from support.disk import Disk, lay_out, steps
 
 

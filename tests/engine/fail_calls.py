@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.engine import EngineSettings, Retention
-from kvstore_daemon.engine.lmdb_engine import LmdbEngine
+from kvstore_daemon.storage.interface import EngineSettings, Retention
+from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 from support.engine_store import FakeClock, Store
 
 CALLS = ("open", "mkdir", "write", "pwrite", "writev", "fdatasync", "fsync", "ftruncate", "flock", "mmap")

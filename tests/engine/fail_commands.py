@@ -27,10 +27,10 @@ import lmdb
 
 from kvstore_cli.main import main as kvstore
 from kvstore_core.errors import KvError
-from kvstore_daemon.engine import EngineSettings, Retention
-from kvstore_daemon.engine.backup import read_image, read_trailer
-from kvstore_daemon.engine.lmdb_engine import LmdbEngine
-from kvstore_daemon.engine.verify import verify
+from kvstore_daemon.storage.interface import EngineSettings, Retention
+from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
+from kvstore_daemon.storage.offline.backup import read_image, read_trailer
+from kvstore_daemon.storage.offline.verify import verify
 from support.engine_store import FakeClock, Store
 
 CALLS = ("open", "mkdir", "read", "pread", "write", "pwrite", "writev", "fdatasync", "fsync", "ftruncate")

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.engine import EventFilter
-from kvstore_daemon.engine.clock import machine_clock
-from kvstore_daemon.engine.mirror import Mirror
+from kvstore_daemon.storage.clock import machine_clock
+from kvstore_daemon.storage.interface import EventFilter
+from kvstore_daemon.storage.lmdb_store.tables import Mirror
 
 WRONG = 3
 

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from zlib import crc32
 
-from kvstore_daemon.engine import Change, EngineSettings, Retention, Write, WriteRequest
-from kvstore_daemon.engine.lmdb_engine import LmdbEngine
+from kvstore_daemon.storage.interface import Change, EngineSettings, Retention, Write, WriteRequest
+from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 from support.disk import note
 from support.engine_store import FakeClock, Store
 

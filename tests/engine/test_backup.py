@@ -19,12 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.engine import EngineSettings, Retention, Write, WriteRequest, apart
-from kvstore_daemon.engine.apart import nobody_asks
-from kvstore_daemon.engine.backup import Backup, back_up, check_backup, read_image, read_trailer
-from kvstore_daemon.engine.lmdb_engine import LmdbEngine
-from kvstore_daemon.engine.replacing import Restored, compact, restore
-from kvstore_daemon.engine.verify import open_tables
+from kvstore_daemon.storage.interface import EngineSettings, Retention, Write, WriteRequest
+from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
+from kvstore_daemon.storage.offline import reader_client
+from kvstore_daemon.storage.offline.backup import Backup, back_up, check_backup, read_image, read_trailer
+from kvstore_daemon.storage.offline.reader_client import nobody_asks
+from kvstore_daemon.storage.offline.restore import Restored, compact, restore
+from kvstore_daemon.storage.offline.verify import open_tables
 from support.engine_store import FakeClock, Store, refused
 from support.searching import examples
 
@@ -269,7 +270,7 @@ def test_a_flipped_bit_of_a_store_is_found_or_changes_nothing_that_is_read(
     compact(data, silent)
     file = data / "lmdb" / "data.mdb"
     whole, rows = file.read_bytes(), rows_in(data)
-    assert apart.check(data, pytest.fail)
+    assert reader_client.check(data, pytest.fail)
     chooser, found = random.Random(), 0
     for _ in range(FLIPS):
         bit = chooser.randrange(len(whole) * 8)
@@ -277,7 +278,7 @@ def test_a_flipped_bit_of_a_store_is_found_or_changes_nothing_that_is_read(
         flipped[bit // 8] ^= 1 << bit % 8
         file.write_bytes(flipped)
         faults: list[str] = []
-        apart.check(data, faults.append)
+        reader_client.check(data, faults.append)
         found += bool(faults)
         if not faults:
             read = rows_in(data)
@@ -307,7 +308,7 @@ def test_what_is_missing_from_an_index_is_found_both_ways(filled: Store, tmp_pat
         with lmdb.open(str(folder / "lmdb"), max_dbs=8) as env, env.begin(write=True) as txn:
             assert txn.delete(key, value, db=open_tables(env, txn)[table])
         faults: list[str] = []
-        apart.check(folder, faults.append)
+        reader_client.check(folder, faults.append)
         assert any(expected in fault for fault in faults), (table, faults)
 
 
@@ -315,7 +316,7 @@ def test_a_file_of_noise_is_damage_and_no_crash(tmp_path: Path) -> None:
     (tmp_path / "data" / "lmdb").mkdir(parents=True)
     (tmp_path / "data" / "lmdb" / "data.mdb").write_bytes(random.randbytes(100_000))
     faults: list[str] = []
-    assert apart.check(tmp_path / "data", faults.append) == {}
+    assert reader_client.check(tmp_path / "data", faults.append) == {}
     assert faults
     with refused("damaged"):
         backed_up(tmp_path / "data")
@@ -349,7 +350,7 @@ def test_a_tree_that_leads_back_into_itself_is_found_by_check(tmp_path: Path) ->
     """LMDB calls that a full cursor, which a reader cannot take for damage; a check has to say."""
     lead_astray(tmp_path / "data", None)
     faults: list[str] = []
-    apart.check(tmp_path / "data", faults.append)
+    reader_client.check(tmp_path / "data", faults.append)
     assert any("MDB_CURSOR_FULL" in fault for fault in faults), faults
 
 
@@ -362,10 +363,10 @@ def test_a_page_that_cannot_be_copied_makes_no_backup(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["facts", "check", "copy"])
 def test_a_reader_that_somebody_ended_is_no_damage(filled: Store, tmp_path: Path, task: str) -> None:
-    with apart._reader(task, tmp_path / "data") as process:
+    with reader_client._reader(task, tmp_path / "data") as process:
         process.kill()
         with refused("internal") as caught:
-            apart._expect_success(process, tmp_path / "data")
+            reader_client._expect_success(process, tmp_path / "data")
     assert "SIGKILL" in caught.value.message
 
 
@@ -374,7 +375,7 @@ def test_a_file_whose_end_is_missing_is_damage_and_no_crash(filled: Store, tmp_p
     file = tmp_path / "data" / "lmdb" / "data.mdb"
     os.truncate(file, file.stat().st_size // 2)
     faults: list[str] = []
-    apart.check(tmp_path / "data", faults.append)
+    reader_client.check(tmp_path / "data", faults.append)
     assert faults
     with refused("damaged"):
         backed_up(tmp_path / "data")
@@ -445,7 +446,13 @@ def test_what_a_killed_reader_held_is_used_again(filled: Store, tmp_path: Path) 
     """A reader keeps the pages of its revision; one that was killed must not do so for ever."""
     env = filled.engine._mirror.env  # type: ignore[attr-defined]
     filled.write("put", b"large", value=b"x" * 1_000_000)
-    command = [sys.executable, "-m", "kvstore_daemon.engine.reader", "copy", str(tmp_path / "data")]
+    command = [
+        sys.executable,
+        "-m",
+        "kvstore_daemon.storage.offline.reader_process",
+        "copy",
+        str(tmp_path / "data"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
         assert reader.stdout is not None
         reader.stdout.readline()
@@ -464,11 +471,11 @@ STEPS_BETWEEN_KILLS = 25
 KILLED_AT = """
 import os, signal, sys
 from pathlib import Path
-from kvstore_daemon.engine import replacing
+from kvstore_daemon.storage.offline import restore
 stop_at, count = int(sys.argv[3]), 0
 def trace(frame, event, argument):
     global count
-    if frame.f_code.co_filename.endswith("replacing.py") and event == "line":
+    if frame.f_code.co_filename.endswith("offline/restore.py") and event == "line":
         count += 1
         if count == stop_at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -478,10 +485,10 @@ steps = lambda name: lambda done, total: None
 """
 RESTORE = """
 with open(sys.argv[1], "rb") as file:
-    replacing.restore(file, Path(sys.argv[2]), 1, replace=True, steps=steps)
+    restore.restore(file, Path(sys.argv[2]), 1, replace=True, steps=steps)
 """
 COMPACT = """
-replacing.compact(Path(sys.argv[2]), steps)
+restore.compact(Path(sys.argv[2]), steps)
 """
 
 
@@ -492,7 +499,7 @@ def ends_of(program: str, backup: Path, data: Path) -> Iterator[Tables]:
         command = [sys.executable, "-c", KILLED_AT + program, str(backup), str(data), str(line)]
         done = subprocess.run(command, check=False)
         faults: list[str] = []
-        apart.check(data, faults.append)
+        reader_client.check(data, faults.append)
         assert not faults
         yield rows_in(data)
         if done.returncode == 0:

@@ -11,9 +11,9 @@ from zlib import crc32
 import orjson
 import pytest
 
-from kvstore_daemon.engine import Retention, Write, WriteRequest
-from kvstore_daemon.engine.clock import StoreClock
-from kvstore_daemon.engine.mirror import Applying
+from kvstore_daemon.storage.clock import StoreClock
+from kvstore_daemon.storage.interface import Retention, Write, WriteRequest
+from kvstore_daemon.storage.lmdb_store.tables import Applying
 from support.engine_store import Store, refused
 
 HOUR = 3_600_000
@@ -263,7 +263,7 @@ def test_a_step_does_not_make_a_repeat_a_new_request(
 
 
 def test_more_steps_than_are_kept(open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore_daemon.engine.clock._MANY_STEPS", 4)
+    monkeypatch.setattr("kvstore_daemon.storage.clock._MANY_STEPS", 4)
     store = open_store()
     store.write("put", b"old", ttl_ms=30_000)
     for nth in range(10):

@@ -9,7 +9,7 @@ import pytest
 
 from kvstore_core.errors import KvError
 from kvstore_core.model import TEXT_CONTENT_TYPE
-from kvstore_daemon.engine import EventFilter, Position, Retention, Write, WriteRequest
+from kvstore_daemon.storage.interface import EventFilter, Position, Retention, Write, WriteRequest
 from support.engine_store import Store, refused
 
 MIB = 1024 * 1024

@@ -15,9 +15,9 @@ import lmdb
 import pytest
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.engine import EventFilter, Write, WriteRequest
-from kvstore_daemon.engine.space import BALLAST_BYTES
-from kvstore_daemon.engine.trouble import trouble
+from kvstore_daemon.storage.interface import EventFilter, Write, WriteRequest
+from kvstore_daemon.storage.lmdb_store.file_errors import trouble
+from kvstore_daemon.storage.lmdb_store.free_space import BALLAST_BYTES
 from support.engine_store import Store, refused
 from support.searching import examples
 from support.waiting import wait_until
@@ -336,7 +336,7 @@ def test_a_disk_that_fills_up_within_a_commit_loses_nothing(
     open_store: OpenStore, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the check before the commit is blinded, so that LMDB itself meets the end of the disk
-    monkeypatch.setattr("kvstore_daemon.engine.space.Space.refusal", lambda *_: None)
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.free_space.Space.refusal", lambda *_: None)
     store = open_store(data=small_disk / "data")
     store.write("put", b"kept", value=b"here")
     _fill(small_disk)
@@ -353,7 +353,7 @@ def test_a_disk_that_fills_up_within_a_commit_loses_nothing(
 def test_numbered_requests_of_a_commit_that_was_undone_are_applied_once(
     open_store: OpenStore, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore_daemon.engine.space.Space.refusal", lambda *_: None)
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.free_space.Space.refusal", lambda *_: None)
     store = open_store(data=small_disk / "data")
     _fill(small_disk)
     count = WriteRequest([Write("incr", b"count")], client="counting", seq=1)
@@ -415,7 +415,7 @@ def test_after_a_failed_sync_no_write_is_taken(store: Store, monkeypatch: pytest
     def fail(*_: Any) -> None:
         raise lmdb.Error("Input/output error")
 
-    monkeypatch.setattr("kvstore_daemon.engine.mirror.Applying.finish", fail)
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.tables.Applying.finish", fail)
     (answer,) = store.submit(WriteRequest([Write("put", b"k", b"", "t")]))
     monkeypatch.undo()
     assert answer.error is not None
@@ -476,7 +476,7 @@ def test_weaker_sync_begins_a_new_epoch_after_a_crash_of_the_machine(
     shutil.copytree(tmp_path / "data", tmp_path / "crashed")
     assert open_store(data=tmp_path / "crashed", sync=sync).engine.position().epoch == epoch
     shutil.copytree(tmp_path / "data", tmp_path / "rebooted")
-    monkeypatch.setattr("kvstore_daemon.engine.lmdb_engine.boot_id", lambda: "another boot")
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.engine.boot_id", lambda: "another boot")
     assert open_store(data=tmp_path / "rebooted", sync=sync).engine.position().epoch != epoch
 
 
@@ -487,15 +487,15 @@ def test_a_clean_stop_of_a_weaker_store_keeps_its_epoch(
     epoch = store.engine.position().epoch
     store.write("put")
     store.engine.close()
-    monkeypatch.setattr("kvstore_daemon.engine.lmdb_engine.boot_id", lambda: "another boot")
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.engine.boot_id", lambda: "another boot")
     assert open_store(sync="none").engine.position().epoch == epoch
 
 
 def test_a_smaller_map_is_tried_where_address_space_is_short(tmp_path: Path) -> None:
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30));"
-        "from pathlib import Path; from kvstore_daemon.engine.mirror import Mirror;"
-        "from kvstore_daemon.engine.clock import machine_clock;"
+        "from pathlib import Path; from kvstore_daemon.storage.lmdb_store.tables import Mirror;"
+        "from kvstore_daemon.storage.clock import machine_clock;"
         "m = Mirror(Path(sys.argv[1]), map_size=1 << 40, sync=True, clock=machine_clock());"
         "print(m.env.info()['map_size'])"
     )

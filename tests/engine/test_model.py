@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.engine import EngineSettings, EventFilter, Retention, Write, WriteRequest
-from kvstore_daemon.engine.lmdb_engine import LmdbEngine
+from kvstore_daemon.storage.interface import EngineSettings, EventFilter, Retention, Write, WriteRequest
+from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 from support.engine_store import FakeClock, Store, refused
 from support.searching import examples
 

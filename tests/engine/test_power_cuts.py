@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from kvstore_client import Client
-from kvstore_daemon.engine import reader
-from kvstore_daemon.engine.verify import verify
+from kvstore_daemon.storage.offline import reader_process
+from kvstore_daemon.storage.offline.verify import verify
 from support import Daemon, wait_until
 from support.disk import Disk, lay_out, preloaded, steps
 from support.servers import clean_environment, kvstore_command
@@ -177,9 +177,9 @@ def recorded(root: Path, tmp_path: Path, fast_folder: Path) -> Recorded:
 
 def facts(folder: Path) -> tuple[str, int]:
     """Epoch and revision of the store in ``folder``, which is whole."""
-    with reader.opened(folder) as (env, txn):
+    with reader_process.opened(folder) as (env, txn):
         assert list(verify(env, txn)) == []
-        found = reader.facts(env, txn)
+        found = reader_process.facts(env, txn)
     return found["epoch"], found["revision"]
 
 

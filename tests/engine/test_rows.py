@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_daemon.engine import Change, Stored, rows
-from kvstore_daemon.engine.rows import OPS, DamageError, Place
+from kvstore_daemon.storage.interface import Change, Stored
+from kvstore_daemon.storage.lmdb_store import row_format
+from kvstore_daemon.storage.lmdb_store.row_format import OPS, DamageError, Place
 
 U63 = st.integers(0, 2**63 - 1)
 KEYS = st.binary(min_size=1, max_size=511)
@@ -25,24 +26,24 @@ PLACES = st.builds(Place, U63, st.integers(0, 10_000))
 
 
 def _record_row(key: bytes, stored: Stored, nth: int) -> bytes:
-    body = rows.record_body(stored, nth)
-    return rows.encode_record(body, rows.checksum(key, body))
+    body = row_format.record_body(stored, nth)
+    return row_format.encode_record(body, row_format.checksum(key, body))
 
 
 def _event_row(change: Change, before: Place, record: bytes, inline: bytes) -> bytes:
     place = Place(change.revision, change.index).encode()
-    checksum = rows.checksum(change.key, record)
-    return rows.encode_event(change, place, before.encode(), record, checksum, inline)
+    checksum = row_format.checksum(change.key, record)
+    return row_format.encode_event(change, place, before.encode(), record, checksum, inline)
 
 
 @given(KEYS, RECORDS, st.integers(0, 10_000))
 def test_a_record_comes_back_as_it_was(key: bytes, stored: Stored, nth: int) -> None:
     row = _record_row(key, stored, nth)
-    assert rows.decode_record(key, row) == stored
-    assert rows.decode_record(memoryview(key), memoryview(row)) == stored
-    assert rows.decode_record(key, row, value=False) == stored._replace(value=None)
-    assert Place.decode(rows.record_place(row)) == (stored.revision, nth)
-    assert rows.decode_body(key, row) == rows.record_body(stored, nth)
+    assert row_format.decode_record(key, row) == stored
+    assert row_format.decode_record(memoryview(key), memoryview(row)) == stored
+    assert row_format.decode_record(key, row, value=False) == stored._replace(value=None)
+    assert Place.decode(row_format.record_place(row)) == (stored.revision, nth)
+    assert row_format.decode_body(key, row) == row_format.record_body(stored, nth)
 
 
 @given(st.sampled_from(OPS), KEYS, PLACES, PLACES, U63, RECORDS, RECORDS, st.booleans(), st.booleans())
@@ -58,9 +59,9 @@ def test_an_event_comes_back_as_it_was(
     has_inline: bool,
 ) -> None:
     change = Change(op, key, place.revision, place.nth, 7, time, None, None, 0)
-    record = rows.record_body(stored, 1) if has_record else b""
-    inline = rows.record_body(old, 2) if has_inline else b""
-    event = rows.decode_event(place, _event_row(change, before, record, inline))
+    record = row_format.record_body(stored, 1) if has_record else b""
+    inline = row_format.record_body(old, 2) if has_inline else b""
+    event = row_format.decode_event(place, _event_row(change, before, record, inline))
     assert (event.op, event.key, event.place, event.siblings, event.time, event.before) == (
         op,
         key,
@@ -79,7 +80,7 @@ def test_a_flipped_bit_is_noticed(key: bytes, stored: Stored, data: st.DataObjec
     bit = data.draw(st.integers(0, len(row) * 8 - 1))
     row[bit // 8] ^= 1 << bit % 8
     with pytest.raises(DamageError):
-        rows.decode_record(key, bytes(row))
+        row_format.decode_record(key, bytes(row))
 
 
 @given(st.sampled_from(OPS), KEYS, PLACES, RECORDS, st.booleans(), st.booleans(), st.data())
@@ -93,12 +94,12 @@ def test_a_flipped_bit_of_an_event_is_noticed(
     data: st.DataObject,
 ) -> None:
     change = Change(op, key, place.revision, place.nth, 1, 0, None, None, 0)
-    body = rows.record_body(stored, 0)
+    body = row_format.record_body(stored, 0)
     row = bytearray(_event_row(change, place, body if has_record else b"", body if has_inline else b""))
     bit = data.draw(st.integers(0, len(row) * 8 - 1))
     row[bit // 8] ^= 1 << bit % 8
     with pytest.raises(DamageError):
-        rows.decode_event(place, bytes(row))
+        row_format.decode_event(place, bytes(row))
 
 
 @given(KEYS, KEYS, RECORDS)
@@ -106,19 +107,19 @@ def test_a_row_under_another_key_is_noticed(key: bytes, other: bytes, stored: St
     row = _record_row(key, stored, 0)
     if key != other:
         with pytest.raises(DamageError):
-            rows.decode_record(other, row)
+            row_format.decode_record(other, row)
 
 
 @given(KEYS, RECORDS, st.data())
 def test_a_row_cut_short_is_noticed(key: bytes, stored: Stored, data: st.DataObject) -> None:
     row = _record_row(key, stored, 0)
     with pytest.raises(DamageError):
-        rows.decode_record(key, row[: data.draw(st.integers(0, len(row) - 1))])
+        row_format.decode_record(key, row[: data.draw(st.integers(0, len(row) - 1))])
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_at_all_crash_a_decoder(data: bytes) -> None:
     with pytest.raises(DamageError):
-        rows.decode_record(b"k", data)
+        row_format.decode_record(b"k", data)
     with pytest.raises(DamageError):
-        rows.decode_event(Place(1, 0), data)
+        row_format.decode_event(Place(1, 0), data)

@@ -24,7 +24,7 @@ PACKAGES = {
 
 # library -> the modules (by prefix) that may import it; everything else in the packages may not
 HOMES = {
-    "lmdb": ("kvstore_daemon.engine",),
+    "lmdb": ("kvstore_daemon.storage",),
     "falcon": ("kvstore_http",),
     "waitress": ("kvstore_http",),
     "gevent": ("kvstore_http",),
@@ -126,8 +126,9 @@ def test_nothing_above_the_engine_names_an_engine(imported: Imported) -> None:
     behind = {
         (module, name)
         for module, name in imported
-        if top(module) == "kvstore_daemon" and not module.startswith("kvstore_daemon.engine")
-        if name.startswith("kvstore_daemon.engine.") and name != "kvstore_daemon.engine.registry"
+        if top(module) == "kvstore_daemon" and not module.startswith("kvstore_daemon.storage.")
+        if name.startswith("kvstore_daemon.storage.")
+        if name not in ("kvstore_daemon.storage.interface", "kvstore_daemon.storage.open")
     }
     assert not behind, "they look behind the engine's interface"
 

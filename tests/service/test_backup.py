@@ -25,7 +25,7 @@ from kvstore_client import (
     Subscription,
     Sync,
 )
-from kvstore_daemon.engine import rows
+from kvstore_daemon.storage.lmdb_store import row_format
 from support import Daemon, Facade, Service, kvstore_command, wait_until
 from support.load import HttpWriter, Ledger, NativeWriter, Writer
 from support.servers import clean_environment
@@ -95,7 +95,7 @@ def state_in(data: Path) -> State:
         table = env.open_db(b"data", create=False)
         with env.begin(db=table) as txn:
             for key, row in txn.cursor():
-                state[key.decode()] = Record(key.decode(), *rows.decode_record(key, row))
+                state[key.decode()] = Record(key.decode(), *row_format.decode_record(key, row))
     return state
 
 

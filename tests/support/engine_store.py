@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.engine import (
+from kvstore_daemon.storage.clock import StoreClock
+from kvstore_daemon.storage.interface import (
     Answer,
     Change,
     Engine,
@@ -18,8 +19,7 @@ from kvstore_daemon.engine import (
     Write,
     WriteRequest,
 )
-from kvstore_daemon.engine.clock import StoreClock
-from kvstore_daemon.engine.verify import verify
+from kvstore_daemon.storage.offline.verify import verify
 
 MIB = 1024 * 1024
 

@@ -19,7 +19,7 @@ from kvstore_cli.transfer.target import refuse_mounted
 from kvstore_cli.upkeep import data_folder, size
 
 if TYPE_CHECKING:
-    from kvstore_daemon.engine.backup import Backup
+    from kvstore_daemon.storage.offline.backup import Backup
 
 
 @click.command(cls=Command)
@@ -73,14 +73,14 @@ def _refuse_terminal(as_json: bool) -> None:
 
 
 def _to_output(folder: Path, report: Report) -> Backup:
-    from kvstore_daemon.engine.backup import back_up
+    from kvstore_daemon.storage.offline.backup import back_up
 
     return back_up(folder, output.write, _now(), report)
 
 
 def _to_file(folder: Path, path: Path, report: Report, *, replace: bool) -> Backup:
     from kvstore_core.process.files import reason, steadily, whole_file
-    from kvstore_daemon.engine.backup import back_up
+    from kvstore_daemon.storage.offline.backup import back_up
 
     try:
         with whole_file(path, replace=replace) as file:

@@ -58,13 +58,13 @@ def command(context: click.Context, file: str | None, as_json: bool) -> int:
 
 
 def _check_store(folder: Path, faults: list[str], steps: Steps) -> dict[str, Any]:
-    from kvstore_daemon.engine import apart
+    from kvstore_daemon.storage.offline import reader_client
 
-    return apart.check(folder, faults.append, steps("checking"))
+    return reader_client.check(folder, faults.append, steps("checking"))
 
 
 def _check_backup(path: Path, faults: list[str], steps: Steps) -> dict[str, Any]:
-    from kvstore_daemon.engine.backup import check_backup
+    from kvstore_daemon.storage.offline.backup import check_backup
 
     if path.is_dir():
         raise click.UsageError(f"{output.readable(str(path))} is a folder; name a data folder with --data")

@@ -28,12 +28,12 @@ def command(context: click.Context, dry_run: bool) -> None:
     """
     end_on_signals()
     folder = data_folder(context)
-    from kvstore_daemon.engine import apart
-    from kvstore_daemon.engine.owner import as_owner
-    from kvstore_daemon.engine.replacing import Compacted, compact
+    from kvstore_daemon.storage.offline import reader_client
+    from kvstore_daemon.storage.offline.restore import Compacted, compact
+    from kvstore_daemon.storage.offline.run_as_owner import as_owner
 
     if dry_run:
-        found = apart.facts(folder)
+        found = reader_client.facts(folder)
         done, verb = Compacted(found["file_bytes"], found["bytes"]), "would become"
     else:
         with progress.steps() as steps:

@@ -38,8 +38,8 @@ def command(context: click.Context, file: str, force: bool) -> None:
     """
     end_on_signals()
     folder = data_folder(context)
-    from kvstore_daemon.engine.owner import as_owner
-    from kvstore_daemon.engine.replacing import restore
+    from kvstore_daemon.storage.offline.restore import restore
+    from kvstore_daemon.storage.offline.run_as_owner import as_owner
 
     now = time.time_ns() // 1_000_000
     with closing(_opened(file)) as source, progress.steps() as steps:

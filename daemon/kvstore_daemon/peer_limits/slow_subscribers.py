@@ -1,0 +1,92 @@
+"""Bounds what is kept of changes that subscribers have not taken.
+
+libzmq counts the messages that wait for a subscriber, not their bytes, and tells nothing of them. It keeps
+each message once, for all that wait for it. So what all of them can make it keep is what was published since
+the one that is furthest behind has last kept up; and who is too far behind is cut off. That loses nothing:
+the log has it all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import select
+import struct
+import termios
+
+from kvstore_core.process.logging import Seldom
+from kvstore_daemon.peer_limits.arrivals import bytes_acknowledged_and_received
+from kvstore_daemon.peer_limits.connections import Connections
+
+log = logging.getLogger("kvstore.daemon")
+
+BEHIND_BYTES = 64 * 1024 * 1024
+"""How far a subscriber may be behind; four of the largest values, if that is more."""
+
+LOOK_BYTES = 4 * 1024 * 1024
+"""How much is published from one look at who is behind to the next."""
+
+EVENT_BYTES = 512
+"""About what an event takes beside its value."""
+
+_INT = struct.Struct("=i")
+
+
+class Laggards:
+    """Watches how subscribers keep up; used by the loop's thread only."""
+
+    def __init__(self, connections: Connections, largest: int) -> None:
+        """``largest`` is how many bytes a value may have."""
+        self._limit = max(BEHIND_BYTES, 4 * largest)
+        self._connections = connections
+        self._published = 0
+        self._look_at = LOOK_BYTES
+        self._behind: dict[int, tuple[int, int]] = {}
+        """Of the connections whose buffers were full at the last look: what had been published, and what the
+        system had taken of it for them, when the first such look was made."""
+        self._cut = Seldom()
+
+    def published(self, size: int) -> None:
+        """Note that a value of ``size`` bytes was published; now and then, cut off who is too far behind."""
+        self._published += size + EVENT_BYTES
+        if self._published >= self._look_at:
+            self._look_at = self._published + LOOK_BYTES
+            self._look()
+
+    def _look(self) -> None:
+        behind = {}
+        for descriptor in _full(set(self._connections.open)):
+            taken = _taken(descriptor)
+            then, taken_then = self._behind.get(descriptor, (self._published - LOOK_BYTES, taken))
+            if self._published - then - (taken - taken_then) > self._limit:
+                self._cut_off(descriptor)
+            else:
+                behind[descriptor] = then, taken_then
+        self._behind = behind
+
+    def _cut_off(self, descriptor: int) -> None:
+        self._connections.cut_off(descriptor)
+        self._cut.warn(
+            log,
+            "closed a connection to the changes address: the subscriber is more than %d bytes behind",
+            self._limit,
+        )
+
+
+def _full(descriptors: set[int]) -> list[int]:
+    """Those of the connections to which nothing can be written now."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLOUT)
+    return sorted(descriptors.difference(descriptor for descriptor, _ in poll.poll(0)))
+
+
+def _taken(descriptor: int) -> int:
+    """What the system has taken in so far to be sent on a connection; of one that is not TCP, 0."""
+    counts = bytes_acknowledged_and_received(descriptor)
+    if counts is None:
+        return 0
+    try:
+        return counts[0] + int(_INT.unpack(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(_INT.size)))[0])
+    except OSError:
+        return counts[0]

@@ -1,0 +1,55 @@
+"""Records and events as the dicts that replies and PUB headers are made of.
+
+Optional fields that have no value are left out. ``size`` stands wherever a value travels beside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvstore_daemon.storage.interface import Change, Stored
+
+Fields = dict[str, Any]
+
+
+def record_fields(record: Stored) -> Fields:
+    """The record's metadata; ``size`` too if its value is at hand."""
+    value, content_type, revision, create_revision, version, modified_at, expires_at = record
+    fields: Fields = {
+        "revision": revision,
+        "create_revision": create_revision,
+        "version": version,
+        "content_type": content_type,
+        "modified_at": modified_at,
+    }
+    if expires_at is not None:
+        fields["expires_at"] = expires_at
+    if value is not None:
+        fields["size"] = len(value)
+    return fields
+
+
+def change_fields(change: Change) -> Fields:
+    """What every form of an event has, on PUB and in a reply; a put's record without its size."""
+    fields: Fields = {
+        "op": change.op,
+        "revision": change.revision,
+        "index": change.index,
+        "count": change.count,
+        "time": change.time,
+        "previous_revision": change.previous_revision,
+    }
+    record = change.record
+    if record is not None:
+        fields["content_type"] = record.content_type
+        fields["create_revision"] = record.create_revision
+        fields["version"] = record.version
+        fields["modified_at"] = record.modified_at
+        if record.expires_at is not None:
+            fields["expires_at"] = record.expires_at
+    return fields
+
+
+def without_value(record: Stored) -> Stored:
+    """The same record, metadata only."""
+    return record._replace(value=None)

@@ -1,0 +1,227 @@
+"""One request and its reply in the making."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import Seldom, named
+from kvstore_core.wire import Request, RequestId, encode_reply
+from kvstore_daemon.record_fields import Fields, record_fields
+from kvstore_daemon.requests.peers import Peer
+from kvstore_daemon.requests.reads import READS, Page
+from kvstore_daemon.requests.router_socket import Frames, Received
+from kvstore_daemon.requests.writes import WRITES
+from kvstore_daemon.status import Status
+from kvstore_daemon.storage.interface import Answer, Engine, no_such_key
+
+REPLY_BYTES = 64 * 1024 * 1024
+"""The most a reply holds; ops that do not fit fail with ``reply_too_large``."""
+
+GETS_AT_ONCE = 1_000
+"""Consecutive gets that share a snapshot, and the most that are read without a look at the clock."""
+
+log = logging.getLogger("kvstore.daemon")
+_damage = Seldom()
+
+SHOWN_OPS = 20
+"""Of a request in the log."""
+
+_RESULT_BYTES = 160
+"""About what a result's JSON takes beside its key and value."""
+
+_TOO_LARGE: Fields = {
+    "error": KvError(
+        "reply_too_large",
+        f"the reply has {REPLY_BYTES // 2**20} MiB without this; ask for it in another request",
+        limit=REPLY_BYTES,
+    ).as_json()
+}
+
+
+class Exchange:
+    """A request that was received and not answered yet; used by the loop's thread only. It came from
+    ``peer`` along ``envelope`` and has ``size`` bytes.
+
+    The writes come first: they are handed to the engine together, and their results put in by
+    :meth:`accept`. Then the reads are answered by :meth:`read`, in slices, so that a request with ten
+    thousand of them does not make everybody else wait. All of them see the request's own writes.
+    """
+
+    __slots__ = (
+        "_next",
+        "_ops",
+        "_results",
+        "_revision",
+        "_room",
+        "_values",
+        "_writes",
+        "envelope",
+        "peer",
+        "request_id",
+        "size",
+    )
+
+    def __init__(self, received: Received, size: int, request: Request) -> None:
+        self.peer: Peer = received.peer
+        self.envelope: Frames = received.envelope
+        self.size = size
+        self.request_id = request.request_id
+        self._writes = request.writes
+        self._ops = request.ops
+        self._results: list[Any] = [] if self.has_writes_only() else [None] * len(request.ops)
+        self._values: list[bytes] = []
+        self._next = 0
+        self._room = REPLY_BYTES
+        self._revision: int | None = None
+
+    def has_writes_only(self) -> bool:
+        """Whether nothing is to be read."""
+        return self._writes == len(self._ops)
+
+    @property
+    def held(self) -> int:
+        """About how many bytes the reply has so far."""
+        return REPLY_BYTES - self._room
+
+    def read_anew(self) -> None:
+        """Drop what was read: :meth:`read` begins again. What was written stands."""
+        self._values = []
+        self._next = 0
+        self._room = REPLY_BYTES
+        self._revision = None
+
+    def accept(self, answer: Answer) -> None:
+        """Take the results of the writes; raises the error with which all of them were refused."""
+        if answer.error is not None:
+            raise _at_op(answer.error, self._writes_at())
+        results = [_result(result, self.request_id) for result in answer.results or ()]
+        if self.has_writes_only():
+            self._results = results
+            return
+        for index, result in zip(self._writes_at(), results, strict=True):
+            self._results[index] = result
+
+    def _writes_at(self) -> list[int]:
+        return [index for index, op in enumerate(self._ops) if op["op"] in WRITES]
+
+    def read(self, engine: Engine, status: Status, deadline: float) -> bool:
+        """Answer reads until all are answered (True) or ``time.monotonic()`` passes ``deadline``."""
+        ops = self._ops
+        while self._next < len(ops):
+            op = ops[self._next]
+            name = op["op"]
+            if name == "get":
+                self._get(engine)
+            elif name not in WRITES:
+                self._read_one(engine, status, op)
+            else:
+                self._next += 1
+                continue
+            if time.monotonic() > deadline:
+                break
+        return self._next == len(ops)
+
+    def _get(self, engine: Engine) -> None:
+        """Answer the gets that follow one another here."""
+        start = self._next
+        gets = self._ops[start : start + GETS_AT_ONCE]
+        keys = [op["key"].encode() for op in takewhile(_is_get, gets)]
+        records, revision = engine.read(keys)
+        self._saw(revision)
+        self._next = start + len(records)
+        results: list[Fields] = []
+        values, room = self._values, self._room
+        for key, record in zip(keys, records, strict=False):  # a reply's worth may be fewer than asked for
+            if record is None or isinstance(record, KvError):
+                results.append(self._failure(record or no_such_key(key), start + len(results)))
+                continue
+            value = record.value or b""
+            left = room - len(value) - _RESULT_BYTES
+            if left < 0:
+                results.append(_TOO_LARGE)
+                continue
+            room = left
+            values.append(value)
+            results.append(record_fields(record))
+        self._room = room
+        self._results[start : self._next] = results
+
+    def _read_one(self, engine: Engine, status: Status, op: dict[str, Any]) -> None:
+        self._results[self._next] = self._page(engine, status, op)
+        self._next += 1
+
+    def _page(self, engine: Engine, status: Status, op: dict[str, Any]) -> Fields:
+        if self._room <= 0:
+            return _TOO_LARGE
+        try:
+            page = _status(status) if op["op"] == "status" else READS[op["op"]](engine, op)
+        except KvError as error:
+            return self._failure(error, self._next)
+        size = _size(page)
+        if size > self._room:
+            return _TOO_LARGE
+        self._room -= size
+        self._saw(page.revision)
+        self._values.extend(page.values)
+        return page.fields
+
+    def _failure(self, error: KvError, index: int) -> Fields:
+        """The result of a read that failed; ``index`` is its place among the ops."""
+        ids = self.request_id
+        return _failure(error, ids if ids is None or isinstance(ids, str) else ids[index])
+
+    def _saw(self, revision: int) -> None:
+        """The reply tells the oldest snapshot it was read from: all that it shows is at least as new."""
+        if self._revision is None or revision < self._revision:
+            self._revision = revision
+
+    def summary(self) -> str:
+        """Which ops they are, for the log; no values."""
+        shown = [f"{op['op']} {op.get('key', '')}".rstrip() for op in self._ops[:SHOWN_OPS]]
+        more = len(self._ops) - len(shown)
+        return ", ".join(shown) + (f" and {more} more" if more else "")
+
+    def reply(self, epoch: str, head: int) -> Frames:
+        """The frames of the finished reply; ``head`` is told where nothing was read."""
+        revision = head if self._revision is None else self._revision
+        return encode_reply(epoch, revision, self._results, self._values, self.request_id)
+
+
+def _is_get(op: dict[str, Any]) -> bool:
+    return op["op"] == "get"  # type: ignore[no-any-return]
+
+
+def _status(status: Status) -> Page:
+    fields = status.fields()
+    return Page(fields, (), fields["revision"])
+
+
+def _result(result: Fields | KvError, request_id: RequestId | None) -> Fields:
+    return _failure(result, request_id) if isinstance(result, KvError) else result
+
+
+def _failure(error: KvError, request_id: RequestId | None) -> Fields:
+    """The result of an op that failed; damage is told to the operator too, not to the client alone."""
+    if error.code == "damaged":
+        more = _damage.turn()
+        if more is not None:
+            log.error("%s%s", error.message, more, extra=named(request_id))
+    return {"error": error.as_json()}
+
+
+def _at_op(error: KvError, writes: Sequence[int]) -> KvError:
+    """The engine counts a request's writes, its client all of the ops."""
+    at = error.details.get("op")
+    if at is None:
+        return error
+    return KvError(error.code, error.message, **{**error.details, "op": writes[at]})
+
+
+def _size(page: Page) -> int:
+    items = page.fields.get("items") or page.fields.get("events") or ()
+    return sum(map(len, page.values)) + sum(_RESULT_BYTES + len(item["key"]) for item in items)

@@ -1,0 +1,198 @@
+"""What each reading operation answers: the other half of the operations table.
+
+An op's answer is a :class:`Page`: the result's fields, the values that travel beside them in the
+order of their ``size``, and the revision of the snapshot it was read from. Each op looks at a bounded
+number of records or events; what does not fit is left for a cursor.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from kvstore_core.errors import KvError
+from kvstore_core.model import MAX_KEY_BYTES, Cursor
+from kvstore_core.operations import MAX_PAGE, MAX_PAGE_BYTES
+from kvstore_daemon.record_fields import Fields, change_fields, record_fields
+from kvstore_daemon.storage.interface import Change, Engine, EventFilter, LogPage, Position, Stored
+
+Op = dict[str, Any]
+
+
+def _max_bytes(op: Op) -> int:
+    """A page ends once its values have this many bytes, so it may exceed this by one value."""
+    asked: int = op.get("max_bytes", MAX_PAGE_BYTES)
+    return asked
+
+
+class Page(NamedTuple):
+    """One op's answer. ``revision`` is a revision that the answer is not older than."""
+
+    fields: Fields
+    values: Sequence[bytes]
+    revision: int
+
+
+# ── records ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _list(engine: Engine, op: Op) -> Page:
+    start, end = _bounds(op)
+    if end is not None and start >= end:
+        return _empty_list(engine, op)
+    if op.get("count", False):
+        counted = engine.count(start, end)
+        return Page({"count": counted.total, "cursor": _cursor(counted.next_key)}, (), counted.revision)
+    values = not op.get("keys_only", False)
+    page = engine.range(start, end, op.get("limit", MAX_PAGE), values=values, max_bytes=_max_bytes(op))
+    fields = {"items": [_item(key, record) for key, record in page.items], "cursor": _cursor(page.next_key)}
+    return Page(fields, [r.value for _, r in page.items if r.value is not None], page.revision)
+
+
+def _item(key: bytes, record: Stored) -> Fields:
+    return {"key": key.decode(), **record_fields(record)}
+
+
+def _empty_list(engine: Engine, op: Op) -> Page:
+    found: Fields = {"count": 0} if op.get("count", False) else {"items": []}
+    return Page({**found, "cursor": None}, (), engine.position().head)
+
+
+def _bounds(op: Op) -> tuple[bytes, bytes | None]:
+    """The range that prefix, start, end and cursor have in common: start <= key < end."""
+    prefix = op.get("prefix", "").encode()
+    start = max(prefix, op.get("start", "").encode())
+    end = prefix_end(prefix)
+    if op.get("end"):
+        end = min(end or b"\xff", op["end"].encode())
+    if "cursor" in op:
+        start = max(start, _parse_cursor(op["cursor"]))
+    return start, end
+
+
+def prefix_end(prefix: bytes) -> bytes | None:
+    """The smallest bytes above all that begin with ``prefix``; None if there are none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
+
+
+def _cursor(key: bytes | None) -> str | None:
+    """The cursor of a list that goes on at ``key``: with a checksum, or any word would be some key's."""
+    if key is None:
+        return None
+    return base64.urlsafe_b64encode(_checksum(key) + key).decode().rstrip("=")
+
+
+def _checksum(key: bytes) -> bytes:
+    return crc32(key, crc32(b"list")).to_bytes(4)
+
+
+def _parse_cursor(cursor: str) -> bytes:
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        sealed = base64.b64decode(padded, altchars=b"-_", validate=True)
+    except (UnicodeEncodeError, binascii.Error) as error:
+        raise _not_a_cursor() from error
+    key = sealed[4:]
+    if not 0 < len(key) <= MAX_KEY_BYTES or _cursor(key) != cursor:
+        raise _not_a_cursor()
+    return key
+
+
+def _not_a_cursor() -> KvError:
+    return KvError("invalid_cursor", "pass a list's cursor back exactly as the reply gave it")
+
+
+# ── events ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _events(engine: Engine, op: Op) -> Page:
+    values, previous = op.get("values", True), op.get("previous", False)
+    page = engine.log(
+        _since(engine, op["since"]),
+        _filter(op),
+        op.get("limit", MAX_PAGE),
+        values=values,
+        previous=previous,
+        max_bytes=_max_bytes(op),
+    )
+    if isinstance(page, Position):
+        raise _expired(page, "expired" if _revision(op["since"]) < page.floor else "epoch")
+    fields, blobs = _event_list(page)
+    position = page.position
+    found = {"events": fields, "next": page.next_revision, "floor": position.floor, "head": position.head}
+    return Page(found, blobs, position.head)
+
+
+def _revision(since: str | int) -> int:
+    return since if isinstance(since, int) else Cursor.parse(since).revision
+
+
+def _since(engine: Engine, since: str | int) -> int:
+    """The revision to continue after; raises ``cursor_expired`` for one of another history."""
+    if isinstance(since, int):
+        return since
+    cursor, position = Cursor.parse(since), engine.position()
+    if cursor.epoch != position.epoch:
+        raise _expired(position, "epoch")
+    return cursor.revision
+
+
+def _expired(position: Position, reason: str) -> KvError:
+    """A revision above the head, or one that a restore jumped over, counts as one of another epoch: this
+    history never gave it out, so what its holder has seen is not part of it."""
+    epoch, floor, head = position
+    messages = {
+        "expired": f"the log begins after revision {floor}; read a snapshot and continue from there",
+        "epoch": "the cursor is from another history of the store; read a snapshot and continue from there",
+    }
+    return KvError("cursor_expired", messages[reason], reason=reason, epoch=epoch, floor=floor, head=head)
+
+
+def _filter(op: Op) -> EventFilter:
+    return EventFilter(
+        tuple(prefix.encode() for prefix in op.get("prefixes", ())),
+        frozenset(key.encode() for key in op.get("keys", ())),
+        frozenset(op.get("ops", ())),
+    )
+
+
+def _event_list(page: LogPage) -> tuple[list[Fields], list[bytes]]:
+    values: list[bytes] = []
+    return [_event(change, values) for change in page.changes], values
+
+
+def _event(change: Change, values: list[bytes]) -> Fields:
+    """The event's fields; its values are added to ``values``, the new one before the previous one."""
+    fields = {"key": change.key.decode(), **change_fields(change)}
+    record, previous = change.record, change.previous
+    if record is not None and record.value is not None:
+        fields["size"] = len(record.value)
+        values.append(record.value)
+    if previous is not None:
+        fields["previous"] = record_fields(previous)
+        if previous.value is not None:
+            values.append(previous.value)
+    return fields
+
+
+def _history(engine: Engine, op: Op) -> Page:
+    key, before, cursor = op["key"].encode(), op.get("before"), op.get("cursor")
+    limit, values = op.get("limit", MAX_PAGE), op.get("values", True)
+    head = engine.position().head
+    page = engine.history(key, before, cursor, limit, values=values, max_bytes=_max_bytes(op))
+    blobs: list[bytes] = []
+    events = [_event(change, blobs) for change in page.changes]
+    return Page({"events": events, "cursor": page.cursor, "truncated": page.truncated}, blobs, head)
+
+
+READS: dict[str, Callable[[Engine, Op], Page]] = {
+    "list": _list,
+    "events": _events,
+    "history": _history,
+}
+"""``get`` is not among them since consecutive gets are answered together, nor is ``status``, which
+is about the daemon more than the engine: see :mod:`kvstore_daemon.requests.pending_request`."""

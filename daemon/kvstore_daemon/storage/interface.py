@@ -1,0 +1,293 @@
+"""The seam to what stores the data: what the daemon asks of an engine, and nothing of how it is done.
+
+An engine orders writes, makes them durable and tells what was committed. Everything above this
+package speaks in the terms of this module, so that a second engine gives the same observable
+behaviour; ``tests/engine`` is the definition of "the same" and runs against any engine.
+
+Keys are UTF-8 bytes that were checked, times are milliseconds since the epoch. A time to live is
+measured by a clock that nobody can set; ``expires_at`` is when that will be over, as the wall clock
+shows it now. All methods are
+called from the daemon's one loop, and none of them waits for a disk or a network except ``open`` and
+``close``: ``commit`` only hands over, and its answers come through ``fileno`` and ``poll``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from kvstore_core.errors import KvError
+from kvstore_daemon.storage.clock import ClockState
+from kvstore_daemon.storage.commit_stats import Commits
+
+
+class Stored(NamedTuple):
+    """A record as an engine gives it back. ``value`` is None where only metadata was asked for."""
+
+    value: bytes | None
+    content_type: str
+    revision: int
+    create_revision: int
+    version: int
+    modified_at: int
+    expires_at: int | None
+
+
+@dataclass(slots=True)
+class Change:
+    """One committed event, read-only. See :class:`kvstore_core.model.Event` for what the fields promise."""
+
+    op: str
+    key: bytes
+    revision: int
+    index: int
+    count: int
+    time: int
+    record: Stored | None
+    previous: Stored | None
+    previous_revision: int
+
+
+class Write(NamedTuple):
+    """One change that a request asks for.
+
+    ``op`` is ``put``, ``delete``, ``incr``, ``touch``, ``persist``, ``delete_prefix`` (``key`` is then
+    the prefix and ``limit`` the most it removes) or ``expire`` (the daemon's own: remove the key if it
+    still has ``if_revision`` and its time has come). ``if_revision`` 0 means: must not exist. A put may have
+    one of ``ttl_ms``, ``keep_ttl`` (the moment stays that the key has) and ``expires_at``.
+    """
+
+    op: str
+    key: bytes
+    value: bytes = b""
+    content_type: str = ""
+    ttl_ms: int | None = None
+    if_revision: int | None = None
+    by: int = 1
+    limit: int = 1000
+    keep_ttl: bool = False
+    expires_at: int | None = None
+
+
+class WriteRequest(NamedTuple):
+    """What one client asks to be committed.
+
+    Independent writes succeed or fail one by one; an atomic request is applied whole, in one
+    revision, or not at all. A numbered request (``client`` is not None) is applied at most once: a
+    repeat gets the first answer again. ``fingerprint`` tells a repeat from another request that uses
+    the same number, in 32 bits. ``ticket`` is the caller's and comes back with the answer.
+    """
+
+    writes: Sequence[Write]
+    atomic: bool = False
+    client: str | None = None
+    seq: int = 0
+    fingerprint: int = 0
+    ticket: Any = None
+
+
+class Answer(NamedTuple):
+    """What became of a request.
+
+    ``results`` has one entry for each write: the fields of its reply, or the KvError with which it
+    alone failed. ``error`` is set instead where the whole request was refused: a failed condition in
+    an atomic batch (``details["op"]`` is its index), a limit, or an outcome that is not known
+    (``details["outcome"] == "unknown"``).
+    """
+
+    ticket: Any
+    results: list[dict[str, Any] | KvError] | None
+    error: KvError | None = None
+
+
+class Position(NamedTuple):
+    """Where the log stands: its epoch, its floor and its head.
+
+    Every event with a revision above ``floor`` is retained; a cursor below it cannot be continued.
+    """
+
+    epoch: str
+    floor: int
+    head: int
+
+
+class RecordPage(NamedTuple):
+    """A page of records in key order; ``next_key`` is where the next page starts, None at the end."""
+
+    items: list[tuple[bytes, Stored]]
+    next_key: bytes | None
+    revision: int
+
+
+class CountPage(NamedTuple):
+    """The number of keys in a part of a range; ``next_key`` is where to go on, None at the end."""
+
+    total: int
+    next_key: bytes | None
+    revision: int
+
+
+class LogPage(NamedTuple):
+    """Events in log order. All up to ``next_revision`` were looked at, whether they matched or not;
+    ``next_revision`` equals ``position.head`` when there is no more."""
+
+    changes: list[Change]
+    next_revision: int
+    position: Position
+
+
+class HistoryPage(NamedTuple):
+    """One key's events, newest first. ``cursor`` continues, None where the chain ends: at the
+    key's first event, or at the log's floor (``truncated`` is then true)."""
+
+    changes: list[Change]
+    cursor: str | None
+    truncated: bool
+
+
+class EventFilter(NamedTuple):
+    """Which events are wanted: those whose key is in ``keys`` or begins with one of ``prefixes``
+    (both empty: all), with an op in ``ops`` (empty: all)."""
+
+    prefixes: tuple[bytes, ...] = ()
+    keys: frozenset[bytes] = frozenset()
+    ops: frozenset[str] = frozenset()
+
+    def matches(self, op: str, key: bytes) -> bool:
+        """Whether an event of ``key`` is wanted."""
+        if self.ops and op not in self.ops:
+            return False
+        if not self.prefixes and not self.keys:
+            return True
+        return key in self.keys or (bool(self.prefixes) and key.startswith(self.prefixes))
+
+
+class Statistics(NamedTuple):
+    """Counts that an operator asks for; all are kept up to date, none is computed by a scan.
+
+    ``expiring_keys`` are those with a time to live. ``oldest_event_at`` and ``newest_event_at`` are None
+    while the log is empty. ``data_bytes`` is what the records take, ``store_bytes`` everything,
+    ``file_bytes`` that and the room inside the file that is free for what comes next.
+    ``disk_bytes`` and ``disk_free_bytes`` are those of the file system that the store is on.
+    ``writes_refused`` is the error that a write which grows the store would get now, None if it is taken.
+    ``commits`` goes on being counted while it is read. ``clock`` tells of steps of the wall clock.
+    """
+
+    keys: int
+    expiring_keys: int
+    log_events: int
+    log_bytes: int
+    oldest_event_at: int | None
+    newest_event_at: int | None
+    data_bytes: int
+    store_bytes: int
+    file_bytes: int
+    max_store_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+    writes_refused: KvError | None
+    commits: Commits
+    clock: ClockState
+
+
+class Retention(NamedTuple):
+    """How far back the log reaches: the tightest of the three holds."""
+
+    events: int
+    bytes: int
+    age_ms: int
+
+
+class EngineSettings(NamedTuple):
+    """What an engine is opened with. ``sync`` is ``always``, ``interval`` or ``none``;
+    ``sync_interval_ms`` matters for ``interval`` only."""
+
+    data: str
+    sync: str
+    sync_interval_ms: int
+    max_store_bytes: int
+    retention: Retention
+
+
+def no_such_key(key: bytes) -> KvError:
+    """The ``not_found`` that names the key."""
+    return KvError("not_found", f"no such key: {key.decode()!r}")
+
+
+class Engine(Protocol):
+    """What stands behind the daemon. Errors are KvErrors: ``damaged``, ``store_full``, ``unavailable``."""
+
+    def open(self) -> None:
+        """Open or create the store; raises KvError saying why it cannot be used."""
+
+    def close(self) -> None:
+        """Finish what was handed over, make it durable, and let go of the store."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable whenever :meth:`poll` has something to give."""
+
+    def commit(self, group: Sequence[WriteRequest]) -> None:
+        """Hand over requests to be committed together, in this order. Any number of groups may be
+        under way; they are committed in the order in which they were handed over."""
+
+    def poll(self) -> tuple[list[Change], list[Answer]]:
+        """What was committed, and what became of requests, since the last call. Never waits.
+
+        Changes come whole revisions at a time and in order, and never later than the answer to the
+        request that made them. They come from the store's own feed, so those of expiry and, on a
+        distributed engine, of other writers are among them. ``previous`` is given on an
+        expire only; :meth:`log` has it for the others.
+        """
+
+    def read(self, keys: Sequence[bytes]) -> tuple[list[Stored | KvError | None], int]:
+        """The records of the first of ``keys`` from one snapshot, None for a missing or expired one
+        and a KvError for a damaged one; and the snapshot's revision. All of them unless their values
+        are large together, and at least one. Never waits for a commit."""
+
+    def range(
+        self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
+    ) -> RecordPage:
+        """Up to ``limit`` records with start <= key < end (None: no end) from one snapshot, fewer
+        once ``max_bytes`` of values are reached, but at least one."""
+
+    def count(self, start: bytes, end: bytes | None) -> CountPage:
+        """How many keys there are in the range, or in a bounded part of it."""
+
+    def log(
+        self, since: int, wanted: EventFilter, limit: int, *, values: bool, previous: bool, max_bytes: int
+    ) -> LogPage | Position:
+        """Events with a revision above ``since``, whole revisions at a time; the Position instead
+        when the log does not reach back that far, or not yet as far, or jumped over ``since`` in a restore. A
+        call looks at a bounded
+        number of events. Without ``previous`` only an expire carries its previous record."""
+
+    def history(
+        self,
+        key: bytes,
+        before: int | None,
+        cursor: str | None,
+        limit: int,
+        *,
+        values: bool,
+        max_bytes: int,
+    ) -> HistoryPage:
+        """The key's events below revision ``before``, newest first; a bounded number of steps.
+        Raises ``not_found`` if neither the key nor any event of it is there."""
+
+    def due(self, limit: int) -> tuple[list[tuple[bytes, int]], int | None]:
+        """Up to ``limit`` expired keys with the revision to delete them at, and the time of the next
+        expiry after those (None: nothing expires)."""
+
+    def now(self) -> int:
+        """The time that a write would be stamped with; the times of :meth:`due` and ``expires_at`` are to be
+        compared with it."""
+
+    def position(self) -> Position:
+        """Epoch, floor and head of the log, as of the last commit."""
+
+    def trim(self) -> None:
+        """Hand over one bounded step of log trimming, if the retention asks for any."""
+
+    def statistics(self) -> Statistics:
+        """The store's present counts."""

@@ -1,0 +1,190 @@
+"""The last reply of every client that numbers its writes, kept with the data it speaks of.
+
+A row is written in the transaction that applied the request, so either both are there after a crash
+or neither is. Rows are forgotten ``KEPT_MINUTES`` after their last use, a few with every commit. ``now`` is
+what :meth:`kvstore_daemon.storage.clock.StoreClock.running` gives: no wrong date may make a repeat a new
+request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import lmdb
+import orjson
+
+from kvstore_core.errors import KvError
+from kvstore_daemon.storage.interface import Answer, WriteRequest
+
+KEPT_MINUTES = 10
+
+# seq u64, fingerprint u32, minute of the last use u64; then the results as JSON
+_ROW = struct.Struct(">QIQ")
+_MINUTE = struct.Struct(">Q")
+
+# how many clients' last numbers are held in memory; more are looked up
+_REMEMBERED = 10_000
+
+_REFUSED_SECONDS = 60.0
+
+
+class _Last(NamedTuple):
+    """What a client's row begins with."""
+
+    seq: int
+    fingerprint: int
+    minute: int
+
+
+class Replies:
+    """The tables ``clients`` (client -> row) and ``client_ages`` (minute -> clients); used by the
+    writer's thread only.
+
+    The last numbers of clients are held in memory as well: with them a request that is new, as most
+    are, is known to be so without a look into the table.
+    """
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self._clients = env.open_db(b"clients")
+        self._ages = env.open_db(b"client_ages", dupsort=True)
+        self._last: dict[bytes, _Last] = {}
+        self._refused: dict[bytes, tuple[_Last, Answer, float]] = {}
+        self._newly_refused: list[bytes] = []
+        self._forgotten_before = 0
+
+    @contextlib.contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Enclose a transaction with this: what is in memory must not outlive one that failed."""
+        self._newly_refused.clear()
+        try:
+            yield
+        except BaseException:
+            self._last.clear()
+            for client in self._newly_refused:
+                self._refused.pop(client, None)
+            raise
+
+    def find(self, txn: lmdb.Transaction[bytes], request: WriteRequest) -> Answer | None:
+        """The answer that a repeat of ``request`` gets, None if it is new.
+
+        A number below the client's last is ``sequence_stale``; the last number with other content is
+        ``sequence_reused``.
+        """
+        client = _name(request)
+        last, refused = self._last_of(txn, client), self._refused.get(client)
+        if refused is not None and refused[2] < time.monotonic():
+            refused = None
+        if refused is not None and (last is None or refused[0].seq > last.seq):
+            last = refused[0]
+        if last is None or request.seq > last.seq:
+            return None
+        seq, fingerprint, _ = last
+        if request.seq < seq:
+            message = f"request {request.seq} of this client came after {seq} was applied; it was not applied"
+            return Answer(request.ticket, None, KvError("sequence_stale", message, seq=seq))
+        if request.fingerprint != fingerprint:
+            message = f"number {seq} of this client belongs to a request with other content; use a new one"
+            return Answer(request.ticket, None, KvError("sequence_reused", message))
+        if refused is not None and last is refused[0]:
+            return refused[1]._replace(ticket=request.ticket)
+        row = txn.get(client, b"", db=self._clients)
+        return _decode(request.ticket, row[_ROW.size :])
+
+    def _last_of(self, txn: lmdb.Transaction[bytes], client: bytes) -> _Last | None:
+        last = self._last.get(client)
+        if last is None:
+            row = txn.get(client, db=self._clients)
+            if row is None:
+                return None
+            last = self._last[client] = _Last(*_ROW.unpack_from(row))
+        return last
+
+    def keep(self, txn: lmdb.Transaction[bytes], request: WriteRequest, answer: Answer, now: int) -> None:
+        """Remember the answer.
+
+        Of a refusal for want of room nothing is written, since there is none: it is held in memory.
+        """
+        if _is_refused(answer):
+            self.keep_refusal(request, answer)
+            return
+        client, minute = _name(request), now // 60_000
+        last = self._last_of(txn, client)
+        if last is None or last.minute != minute:
+            if last is not None:
+                txn.delete(_MINUTE.pack(last.minute), client, db=self._ages)
+            txn.put(_MINUTE.pack(minute), client, db=self._ages)
+        if len(self._last) >= _REMEMBERED:
+            self._last.clear()
+        last = self._last[client] = _Last(request.seq, request.fingerprint, minute)
+        # not over the row before, which may be larger: see Applying
+        txn.delete(client, db=self._clients)
+        txn.put(client, _ROW.pack(*last) + _encode(answer), db=self._clients)
+
+    def keep_refusal(self, request: WriteRequest, answer: Answer) -> None:
+        """Remember that a request was refused, and nothing of it applied.
+
+        Its client was told so: a copy of it that comes late must not be applied after all. For a minute, or
+        until the daemon stops, which ends the connections that such a copy could be waiting in; somebody
+        who asks again later means it.
+        """
+        client = _name(request)
+        if len(self._refused) >= _REMEMBERED:
+            self._refused.pop(next(iter(self._refused)))
+        last = _Last(request.seq, request.fingerprint, 0)
+        self._refused.pop(client, None)  # so that the dictionary is in the order of their times
+        self._refused[client] = (last, answer._replace(ticket=None), time.monotonic() + _REFUSED_SECONDS)
+        self._newly_refused.append(client)
+
+    def forget(self, txn: lmdb.Transaction[bytes], now: int, budget: int) -> None:
+        """Drop up to ``budget`` rows that were not used for ``KEPT_MINUTES``."""
+        oldest = max(0, now // 60_000 - KEPT_MINUTES)
+        if oldest == self._forgotten_before:
+            return
+        cursor, kept = txn.cursor(self._ages), _MINUTE.pack(oldest)
+        while cursor.first() and cursor.key() < kept:
+            if budget <= 0:
+                return
+            client = cursor.value()
+            self._last.pop(client, None)
+            txn.delete(client, db=self._clients)
+            cursor.delete()
+            budget -= 1
+        self._forgotten_before = oldest
+
+
+def _name(request: WriteRequest) -> bytes:
+    return (request.client or "").encode()
+
+
+def _is_refused(answer: Answer) -> bool:
+    """Whether nothing was applied, for reasons that may pass."""
+    if answer.error is not None:
+        return answer.error.row.retryable
+    for result in answer.results or ():
+        if not isinstance(result, KvError) or not result.row.retryable:
+            return False
+    return True
+
+
+def _encode(answer: Answer) -> bytes:
+    if answer.error is not None:
+        return orjson.dumps({"error": answer.error.as_json()})
+    return orjson.dumps({"results": answer.results}, default=_error_as_json)
+
+
+def _error_as_json(error: KvError) -> dict[str, Any]:
+    return {"error": error.as_json()}
+
+
+def _decode(ticket: Any, data: bytes) -> Answer:
+    kept = orjson.loads(data)
+    if "error" in kept:
+        return Answer(ticket, None, KvError.from_json(kept["error"]))
+    return Answer(
+        ticket,
+        [KvError.from_json(result["error"]) if "error" in result else result for result in kept["results"]],
+    )

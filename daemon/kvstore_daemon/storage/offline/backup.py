@@ -1,0 +1,139 @@
+"""A backup: LMDB's compact copy of a store at one revision, and a trailer that says and proves what it is.
+
+Layout: the image, which LMDB can open in place; the trailer, a JSON object; the footer: the SHA-256 of the
+trailer (32 bytes), its length (u32, big-endian), the format's version (u32), the magic (8 bytes). The
+trailer has the SHA-256 of the image, so there is no byte whose change goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import orjson
+
+from kvstore_core.errors import KvError
+from kvstore_daemon.storage.offline import reader_client
+from kvstore_daemon.storage.offline.reader_client import Progress, nobody_asks
+
+FORMAT = 1
+MAGIC = b"kvbackup"
+
+_FOOTER = struct.Struct(">32sII8s")
+_MAX_TRAILER_BYTES = 64 * 1024
+_CHUNK_BYTES = 1 << 20
+
+SAME = ("epoch", "revision", "keys", "events")
+"""What a backup's trailer says of the store that the image says, too."""
+
+Steps = Callable[[str], Progress]
+"""Called with the name of each step as it begins; gives what is called with its progress."""
+
+
+class Backup(NamedTuple):
+    """What a backup's trailer says. ``keys`` and ``events`` are counts, ``bytes`` is the image's size,
+    ``created_at`` is in milliseconds since the epoch, ``sha256`` is the image's, in hexadecimal."""
+
+    kvstore: str
+    store_format: int
+    epoch: str
+    revision: int
+    keys: int
+    events: int
+    bytes: int
+    created_at: int
+    sha256: str
+
+
+def back_up(
+    folder: Path, write: Callable[[bytes], Any], created_at: int, progress: Progress = nobody_asks
+) -> Backup:
+    """Give ``write`` a backup of the store in the data folder, piece by piece; what it holds.
+
+    The store may be in use: the backup is that of one revision, and nobody waits for it. ``progress`` counts
+    bytes. Raises KvError; what was written until then is no backup.
+    """
+    digest, size = hashlib.sha256(), 0
+
+    def take(chunk: bytes) -> None:
+        nonlocal size
+        digest.update(chunk)
+        size += len(chunk)
+        write(chunk)
+
+    found = reader_client.copy(folder, take, progress)
+    backup = Backup(
+        version("kvstore"),
+        found["store_format"],
+        found["epoch"],
+        found["revision"],
+        found["keys"],
+        found["events"],
+        size,
+        created_at,
+        digest.hexdigest(),
+    )
+    trailer = orjson.dumps({"format": FORMAT, **backup._asdict()})
+    write(trailer + _FOOTER.pack(hashlib.sha256(trailer).digest(), len(trailer), FORMAT, MAGIC))
+    return backup
+
+
+def read_trailer(file: BinaryIO) -> Backup:
+    """What the backup in ``file`` says that it holds. Raises ``damaged`` if it is no backup or only a part of
+    one, and ``unsupported_version``. The image is not looked at: see :func:`read_image`."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _FOOTER.size))
+    footer = file.read(_FOOTER.size)
+    if len(footer) < _FOOTER.size or not footer.endswith(MAGIC):
+        raise KvError("damaged", "this is no backup, or its end is missing")
+    checksum, length, form, _ = _FOOTER.unpack(footer)
+    start = size - _FOOTER.size - length
+    if length > _MAX_TRAILER_BYTES or start < 0:
+        raise KvError("damaged", "the backup's footer is damaged")
+    file.seek(start)
+    trailer = file.read(length)
+    if hashlib.sha256(trailer).digest() != checksum:
+        raise KvError("damaged", "the backup's trailer is damaged")
+    if form != FORMAT:
+        raise KvError("unsupported_version", f"the backup has format {form}; this kvstore reads {FORMAT}")
+    said = orjson.loads(trailer)
+    backup = Backup(*(said[name] for name in Backup._fields))
+    if backup.bytes != start:
+        raise KvError("damaged", f"the backup has {start} bytes of the store, and should have {backup.bytes}")
+    return backup
+
+
+def read_image(file: BinaryIO, backup: Backup, progress: Progress = nobody_asks) -> None:
+    """Read all of the image; raises ``damaged`` if it is not what was written."""
+    digest, done = hashlib.sha256(), 0
+    file.seek(0)
+    while done < backup.bytes and (chunk := file.read(min(_CHUNK_BYTES, backup.bytes - done))):
+        digest.update(chunk)
+        done += len(chunk)
+        progress(done, backup.bytes)
+    if digest.hexdigest() != backup.sha256:
+        raise KvError("damaged", "the backup is not what was written: its SHA-256 does not match")
+
+
+def check_backup(file: BinaryIO, on_fault: Callable[[str], None], steps: Steps) -> dict[str, Any]:
+    """Tell ``on_fault`` everything that is wrong with the backup in ``file``, which has a name; what it says
+    it holds, and what is in it."""
+    try:
+        backup = read_trailer(file)
+    except KvError as error:
+        on_fault(error.message)
+        return {}
+    try:
+        read_image(file, backup, steps("verifying the checksum"))
+    except KvError as error:
+        on_fault(error.message)
+    said = backup._asdict()
+    found = reader_client.check(Path(file.name), on_fault, steps("verifying the records"))
+    for name in SAME if found else ():
+        if found[name] != said[name]:
+            on_fault(f"the trailer says that {name} is {said[name]}, and it is {found[name]}")
+    return {**found, **said}

@@ -1,0 +1,146 @@
+"""What a write does to a record: conditions, versions, counters, times. Pure, and the same on
+every engine."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from kvstore_core.errors import KvError
+from kvstore_core.model import TEXT_CONTENT_TYPE
+from kvstore_core.operations import MAX_MOMENT
+from kvstore_daemon.storage.interface import Stored, Write, no_such_key
+
+_INTEGER = re.compile(rb"-?[0-9]{1,19}")
+_INT64 = 2**63
+
+GROWING = frozenset(("put", "incr", "touch", "persist"))
+"""The ops that a full store refuses; the others make room."""
+
+NEEDS_VALUE = frozenset(("incr", "touch", "persist", "expire"))
+"""The ops whose plan, or whose event, has the present value."""
+
+
+Plan = tuple[str | None, Stored | None, dict[str, Any]]
+"""The event to record (None if nothing changes), the record it leaves, and the reply's fields.
+A bare tuple, since one is made with every write."""
+
+
+def plan(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+    """What ``write`` comes to when it is committed at ``revision``.
+
+    ``current`` is the live record, None where there is none. Raises KvError if the write cannot be
+    done: ``bad_request``, ``condition_failed``, ``not_found``, ``not_an_integer``, ``out_of_range``.
+    """
+    if write.if_revision is not None:
+        _check_condition(write, current)
+    return _PLANS[write.op](write, current, revision, now)
+
+
+def _check_condition(write: Write, current: Stored | None) -> None:
+    wanted = write.if_revision
+    found = 0 if current is None else current.revision
+    if wanted == found or write.op == "expire":
+        return
+    if wanted == 0:
+        message = f"the key exists already, at revision {found}"
+    elif found == 0:
+        message = f"the key does not exist; revision {wanted} was asked for"
+    else:
+        message = f"the key is at revision {found}; {wanted} was asked for"
+    raise KvError("condition_failed", f"{message}: read it again and retry", revision=found)
+
+
+def _put(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+    if write.ttl_ms is not None:
+        expires_at: int | None = _end(now, write.ttl_ms)
+    elif write.keep_ttl:
+        expires_at = None if current is None else current.expires_at
+    else:
+        expires_at = write.expires_at
+    return _store(write.value, write.content_type, current, revision, now, expires_at)
+
+
+def _end(now: int, ttl_ms: int) -> int:
+    """When a time to live that begins now is over; raises ``bad_request`` where no date could say it."""
+    end = now + ttl_ms
+    if end > MAX_MOMENT:
+        raise KvError("bad_request", "ttl ends beyond the year 9999; take a shorter one, or none")
+    return end
+
+
+def _store(
+    value: bytes, content_type: str, current: Stored | None, revision: int, now: int, expires_at: int | None
+) -> Plan:
+    created, version = (revision, 1) if current is None else (current.create_revision, current.version + 1)
+    record = Stored(value, content_type, revision, created, version, now, expires_at)
+    return "put", record, _result(record)
+
+
+def _result(record: Stored) -> dict[str, Any]:
+    _, _, revision, created, version, _, expires_at = record
+    result: dict[str, Any] = {"revision": revision, "create_revision": created, "version": version}
+    if expires_at is not None:
+        result["expires_at"] = expires_at
+    return result
+
+
+def _incr(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+    if current is None:
+        return _count(write.by, TEXT_CONTENT_TYPE, current, revision, now)
+    value = current.value or b""
+    if _INTEGER.fullmatch(value) is None:
+        raise KvError("not_an_integer", "the value is not a decimal integer, which incr needs")
+    return _count(int(value) + write.by, current.content_type, current, revision, now)
+
+
+def _count(total: int, content_type: str, current: Stored | None, revision: int, now: int) -> Plan:
+    if not -_INT64 <= total < _INT64:
+        raise KvError("out_of_range", f"the result {total} does not fit a signed 64-bit integer")
+    expires_at = None if current is None else current.expires_at
+    op, record, result = _store(b"%d" % total, content_type, current, revision, now, expires_at)
+    return op, record, {"value": total, **result}
+
+
+def _touch(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+    return _set_expiry(_existing(write, current), revision, _end(now, write.ttl_ms or 0))
+
+
+def _persist(write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
+    found = _existing(write, current)
+    if found.expires_at is None:
+        return None, None, _result(found)
+    return _set_expiry(found, revision, None)
+
+
+def _set_expiry(found: Stored, revision: int, expires_at: int | None) -> Plan:
+    # version and modified_at speak of the value, which stays as it is
+    record = found._replace(revision=revision, expires_at=expires_at)
+    return "put", record, _result(record)
+
+
+def _existing(write: Write, current: Stored | None) -> Stored:
+    if current is None:
+        raise no_such_key(write.key)
+    return current
+
+
+def _delete(write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
+    _existing(write, current)
+    return "delete", None, {"revision": revision, "deleted": 1}
+
+
+def _expire(write: Write, current: Stored | None, _revision: int, now: int) -> Plan:
+    if current is None or current.revision != write.if_revision or (current.expires_at or now + 1) > now:
+        return None, None, {}  # it was changed since the daemon saw it
+    return "expire", None, {}
+
+
+_PLANS = {
+    "put": _put,
+    "incr": _incr,
+    "touch": _touch,
+    "persist": _persist,
+    "delete": _delete,
+    "expire": _expire,
+}
