@@ -16,10 +16,10 @@ import falcon
 from kvstore_bench.workload import SMALL, value
 from kvstore_core.process.liveness import BEAT_SECONDS
 from kvstore_core.process.sd_notify import Notifier
-from kvstore_http.listening import bind
-from kvstore_http.overseer import Herald, Overseer
-from kvstore_http.rawpath import RawPathRouter
-from kvstore_http.workers import Workers, keep_only
+from kvstore_http.protocol.raw_router import RawPathRouter
+from kvstore_http.server.listen import bind
+from kvstore_http.workers.heartbeat import Herald, Overseer
+from kvstore_http.workers.parent import Workers, keep_only
 
 HEADERS = {
     "cache-control": "no-cache",
@@ -59,7 +59,7 @@ def serve(sock: Any, overseer: Overseer) -> int:
     from gevent import get_hub
     from gevent.event import Event
 
-    from kvstore_http.server import Server
+    from kvstore_http.server.server import Server
 
     hub = get_hub()
     server = Server(app(), sock, max_body_bytes=2**20, max_header_bytes=2**16, max_connections=20_000)

@@ -7,26 +7,28 @@ from typing import Any
 
 import falcon
 
-from kvstore_http import contract, page, problems
-from kvstore_http.batch import BatchResource
-from kvstore_http.cells import Board
-from kvstore_http.collaborators import Link
-from kvstore_http.contract import Endpoint
-from kvstore_http.counters import IncrResource, PersistResource, TouchResource
-from kvstore_http.feed import Feed
-from kvstore_http.health import LivezResource, ReadyzResource
-from kvstore_http.history import HistoryResource
-from kvstore_http.hosts import HostCheck, allowed_hosts
-from kvstore_http.kv import KeyResource
-from kvstore_http.legacy import AllResource, RootResource
-from kvstore_http.listing import CollectionResource
-from kvstore_http.metrics import MetricsResource
-from kvstore_http.openapi import OpenApiResource
-from kvstore_http.origins import Cors, guarded
-from kvstore_http.rawpath import RawPathRouter
-from kvstore_http.service import StatusResource
+from kvstore_http import routes
+from kvstore_http.interfaces import Link
+from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.protocol import problems
+from kvstore_http.protocol.cors import Cors, guarded
+from kvstore_http.protocol.host_check import HostCheck, allowed_hosts
+from kvstore_http.protocol.raw_router import RawPathRouter
+from kvstore_http.resources import ui_files
+from kvstore_http.resources.batch import BatchResource
+from kvstore_http.resources.health import LivezResource, ReadyzResource
+from kvstore_http.resources.history import HistoryResource
+from kvstore_http.resources.keys import KeyResource
+from kvstore_http.resources.legacy import AllResource, RootResource
+from kvstore_http.resources.listing import CollectionResource
+from kvstore_http.resources.metrics import MetricsResource
+from kvstore_http.resources.openapi import OpenApiResource
+from kvstore_http.resources.single_ops import IncrResource, PersistResource, TouchResource
+from kvstore_http.resources.status import StatusResource
+from kvstore_http.resources.subscribe import SubscribeResource
+from kvstore_http.routes import Endpoint
 from kvstore_http.settings import HttpSettings
-from kvstore_http.subscribe import SubscribeResource
+from kvstore_http.streaming.change_feed import Feed
 
 
 def create_app(
@@ -39,10 +41,10 @@ def create_app(
     """
     router = RawPathRouter()
     resources = _resources(link, feed, settings, board or Board(1))
-    table = contract.paths()
+    table = routes.paths()
     for path, endpoints in table.items():
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
-    for path, part in page.parts().items():
+    for path, part in ui_files.parts().items():
         router.mount(path, part, _responders(part, table["/ui/"], settings.cors_origins))
     middleware: list[Any] = []
     hosts = allowed_hosts(settings.http, settings.allowed_hosts)
@@ -66,7 +68,7 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> 
         "/v1/persist/{key}": PersistResource(link),
         "/v1/history/{key}": history,
         "/v1/history": history,
-        contract.SUBSCRIBE_PATH: SubscribeResource(feed, settings),
+        routes.SUBSCRIBE_PATH: SubscribeResource(feed, settings),
         "/v1/status": StatusResource(link),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(link, feed, board),
@@ -74,7 +76,7 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> 
         "/openapi.json": OpenApiResource(),
         "/": RootResource(link),
         "/all": AllResource(link, settings.part_bytes),
-        "/ui/": page.File("index.html"),
+        "/ui/": ui_files.File("index.html"),
     }
 
 
@@ -85,7 +87,7 @@ def _responders(resource: object, endpoints: list[Endpoint], origins: tuple[str,
         methods["HEAD"] = methods["GET"]  # falcon leaves the body out and keeps its length
     if "POST" in methods:
         methods["POST"] = guarded(methods["POST"], origins)
-    allow = ", ".join(contract.methods_of(endpoints))
+    allow = ", ".join(routes.methods_of(endpoints))
 
     def on_options(_req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
         resp.status = "204 No Content"

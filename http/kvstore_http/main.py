@@ -13,11 +13,11 @@ from typing import Any
 from kvstore_core.errors import EXIT_ERROR, KvError
 from kvstore_core.process.address_in_use import patiently
 from kvstore_core.process.logging import LogLevel, announcer
-from kvstore_http.cells import Board
-from kvstore_http.listening import Shares, bind, shared, url_of
-from kvstore_http.overseer import Herald, Overseer, ServiceManager
+from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.server.listen import Shares, bind, shared, url_of
 from kvstore_http.settings import HttpSettings
-from kvstore_http.workers import Workers, keep_only
+from kvstore_http.workers.heartbeat import Herald, Overseer, ServiceManager
+from kvstore_http.workers.parent import Workers, keep_only
 
 PLACES = "%(url)s, requests %(requests)s, changes %(changes)s"
 
@@ -73,8 +73,8 @@ def _serve(
 ) -> int:
     _name_worker(number)
     # Not at the top: gevent and ZeroMQ belong to the workers, not to their parent.
-    from kvstore_http.measures import Measures
-    from kvstore_http.worker import serve
+    from kvstore_http.metrics.counters import Measures
+    from kvstore_http.workers.worker import serve
 
     return serve(settings, sockets, Measures(board, number), overseer, on_level)
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvstore_core.errors import ERRORS
-from kvstore_http.contract import ENDPOINTS, Endpoint
+from kvstore_http.routes import ENDPOINTS, Endpoint
 from support.searching import examples
 from support.session import Session
 

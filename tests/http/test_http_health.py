@@ -17,11 +17,11 @@ import pytest
 from falcon.testing import TestClient
 
 from kvstore_core.errors import KvError
-from kvstore_http import health
-from kvstore_http.cells import Board
-from kvstore_http.health import ReadyzResource
-from kvstore_http.measures import Measures
-from kvstore_http.query import CHECKS
+from kvstore_http.metrics.counters import Measures
+from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.protocol.query_params import CHECKS
+from kvstore_http.resources import health
+from kvstore_http.resources.health import ReadyzResource
 from support.markdown import ROOT
 from support.ports import free_port
 from support.servers import Daemon, Facade, Service

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_http.hosts import allowed_hosts, host_of, is_own
+from kvstore_http.protocol.host_check import allowed_hosts, host_of, is_own
 from support.servers import Daemon, Facade, Serve
 from support.session import Session, assert_problem
 

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 
-from kvstore_http.families import CATALOGUE, HISTOGRAM
+from kvstore_http.metrics.exposition import CATALOGUE, HISTOGRAM
 from support.markdown import ROOT, table_rows
 from support.metrics import Scrape, let_things_happen, scrape
 from support.programs import require_program

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvstore_client import Client
 from kvstore_core.errors import KvError
-from kvstore_http.records import http_date, timestamp
+from kvstore_http.protocol.json_records import http_date, timestamp
 from support import Service
 from support.session import Session, assert_problem, path_of
 

@@ -16,8 +16,8 @@ import pytest
 
 from kvstore_core.errors import ERRORS, KvError
 from kvstore_http.app import create_app
-from kvstore_http.feed import Feed
 from kvstore_http.settings import HttpSettings
+from kvstore_http.streaming.change_feed import Feed
 from support.servers import Daemon, Facade, Service
 from support.session import Session, assert_problem, path_of
 from support.surfaces import Answer

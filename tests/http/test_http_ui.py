@@ -103,8 +103,8 @@ def test_other_files_are_no_route(session: Session) -> None:
     for target in (
         "/ui/index.html",
         "/ui/nothing.js",
-        "/ui/../page.py",
-        "/ui/%2e%2e/page.py",
+        "/ui/../app.py",
+        "/ui/%2e%2e/app.py",
         "/ui//",
         "/UI/",
     ):

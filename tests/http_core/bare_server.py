@@ -13,7 +13,7 @@ from typing import Any
 
 import gevent.event
 
-from kvstore_http import server
+from kvstore_http.server import server
 
 MAX_BODY = 100_000
 MAX_HEADER = 8_192

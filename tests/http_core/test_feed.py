@@ -22,12 +22,12 @@ from kvstore_core.wire import (
     encode_heartbeat,
     encode_reply,
 )
-from kvstore_http.broadcaster import Kind
-from kvstore_http.feed import Feed
-from kvstore_http.framing import Format
-from kvstore_http.joining import Start
-from kvstore_http.link import DaemonLink
+from kvstore_http.backend.daemon_client import DaemonLink
 from kvstore_http.settings import HttpSettings
+from kvstore_http.streaming.broadcaster import Kind
+from kvstore_http.streaming.catch_up import Start
+from kvstore_http.streaming.change_feed import Feed
+from kvstore_http.streaming.event_format import Format
 
 pytestmark = pytest.mark.slow
 

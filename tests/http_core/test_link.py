@@ -13,7 +13,7 @@ from gevent.pool import Group
 
 from kvstore_core.errors import KvError
 from kvstore_core.wire import Limits, Request, decode_request, encode_error, encode_reply
-from kvstore_http.link import LANES, MERGED_BYTES, PAGES_UNDER_WAY, DaemonLink
+from kvstore_http.backend.daemon_client import LANES, MERGED_BYTES, PAGES_UNDER_WAY, DaemonLink
 
 EPOCH = "00112233445566ff"
 TIMEOUT_MS = 600

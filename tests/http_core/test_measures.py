@@ -11,10 +11,10 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_http import measures
-from kvstore_http.cells import Board
-from kvstore_http.families import collected
-from kvstore_http.measures import OTHER, REQUEST_SECONDS, REQUESTS, STATUSES, Measures
+from kvstore_http.metrics import counters
+from kvstore_http.metrics.counters import OTHER, REQUEST_SECONDS, REQUESTS, STATUSES, Measures
+from kvstore_http.metrics.exposition import collected
+from kvstore_http.metrics.shared_counters import Board
 
 WORKERS = 3
 NANOSECONDS = 1_000_000_000
@@ -60,7 +60,7 @@ def test_the_sum_over_all_workers_is_what_happened_whoever_was_restarted(
             bound = (*REQUEST_SECONDS, float("inf"))[bisect_left(REQUEST_SECONDS, took / NANOSECONDS)]
             buckets[*labels, bound] += 1
             sums[labels] += took
-    cells = board.totals(measures.USED_CELLS)
+    cells = board.totals(counters.USED_CELLS)
     for (method, route), cell in REQUESTS.items():
         found = {status: cells[cell.statuses + at] for at, status in enumerate(STATUSES)}
         assert found == {status: counts[method, route, status] for status in STATUSES}
@@ -99,11 +99,11 @@ FORKING = """
 import os
 import subprocess
 import sys
-from kvstore_http import measures
-from kvstore_http.cells import Board
+from kvstore_http.metrics import counters
+from kvstore_http.metrics.shared_counters import Board
 
 def count(number):
-    worker = measures.Measures(board, number)
+    worker = counters.Measures(board, number)
     for _ in range(1000):
         worker.sent(10, 1)
     os._exit(0)
@@ -111,8 +111,8 @@ def count(number):
 board = Board(2)
 pids = [os.fork() or count(number) for number in range(2)]
 assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
-cells = board.totals(measures.USED_CELLS)
-print(cells[measures.STREAM_EVENTS], cells[measures.STREAM_BYTES])
+cells = board.totals(counters.USED_CELLS)
+print(cells[counters.STREAM_EVENTS], cells[counters.STREAM_BYTES])
 """
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kvstore_http.parser import Parser
-from kvstore_http.server import make_adjustments
+from kvstore_http.server.parser import Parser
+from kvstore_http.server.server import make_adjustments
 from support.searching import examples
 
 ADJUSTMENTS = make_adjustments(max_body_bytes=1000, max_header_bytes=1500, max_connections=1)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from kvstore_core.follower import Batch, Filter
 from kvstore_core.model import Cursor, Event, Record
-from kvstore_http import framing
-from kvstore_http.framing import Encoder, Format
-from kvstore_http.groups import Index, normalized
+from kvstore_http.streaming import event_format
+from kvstore_http.streaming.event_format import Encoder, Format
+from kvstore_http.streaming.filter_index import Index, normalized
 
 pytestmark = pytest.mark.slow
 
@@ -173,15 +173,19 @@ def test_chunks_carry_the_messages_and_none_is_empty(messages: list[bytes]) -> N
 def test_sync_heartbeat_and_reset_say_where_the_stream_stands() -> None:
     sse, ndjson = Format(True, True, False), Format(False, True, False)
     here = Cursor(5, EPOCH)
-    assert read_sse(framing.sync(sse, here).decode()) == [
+    assert read_sse(event_format.sync(sse, here).decode()) == [
         ("sync", str(here), json.dumps({"revision": 5, "cursor": str(here)}, separators=(",", ":")))
     ]
-    assert json.loads(framing.sync(ndjson, here)) == {"event": "sync", "revision": 5, "cursor": str(here)}
-    beat = framing.heartbeat(ndjson, here, 0, is_position=True)
+    assert json.loads(event_format.sync(ndjson, here)) == {
+        "event": "sync",
+        "revision": 5,
+        "cursor": str(here),
+    }
+    beat = event_format.heartbeat(ndjson, here, 0, is_position=True)
     time = "1970-01-01T00:00:00.000Z"
     assert json.loads(beat) == {"event": "heartbeat", "revision": 5, "time": time, "cursor": str(here)}
-    assert b"id:" not in framing.heartbeat(sse, here, 0, is_position=False)
-    reset = read_sse(framing.reset(sse, "expired", 3, here).decode())
+    assert b"id:" not in event_format.heartbeat(sse, here, 0, is_position=False)
+    reset = read_sse(event_format.reset(sse, "expired", 3, here).decode())
     body = {"reason": "expired", "floor": 3, "cursor": str(here)}
     assert reset == [("reset", None, json.dumps(body, separators=(",", ":")))]
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from kvstore_core.errors import KvError
-from kvstore_http.listening import bind
+from kvstore_http.server.listen import bind
 from support import Daemon, Facade, wait_until
 from support.servers import clean_environment, flags, kvstore_command
 from support.streams import open_stream
@@ -303,7 +303,7 @@ def test_the_facade_listens_on_ipv6(daemon: Daemon, start_facade: Callable[..., 
 PARENT = """
 import logging, os, resource, signal, sys, time
 from kvstore_core.process.logging import LogLevel
-from kvstore_http.workers import Workers
+from kvstore_http.workers.parent import Workers
 
 class Nobody:
     def ready(self): print("ready", flush=True)

@@ -108,7 +108,7 @@ def test_the_dashboard_asks_for_what_there_is(seen: Scrape) -> None:
 
 
 def test_the_dashboard_shows_nearly_all_there_is() -> None:
-    from kvstore_http.families import CATALOGUE
+    from kvstore_http.metrics.exposition import CATALOGUE
 
     shown = set(NAME.findall(" ".join(EXPRESSIONS)))
     shown |= {name.removesuffix(suffix) for name in shown for suffix in ("_bucket", "_sum", "_count")}

@@ -45,7 +45,7 @@ LOADED = frozenset(COMMANDS) - {"serve", "daemon", "http", "config", "top"}
 _PARTS = ("kvstore_cli.activation", "kvstore_cli.logs", "kvstore_core.process.sd_notify", "encodings.idna")
 _SERVERS = {
     "daemon": ("kvstore_cli.commands.daemon", "kvstore_daemon.main", *_PARTS),
-    "http": ("kvstore_cli.commands.http", "kvstore_http.main", "kvstore_http.worker", *_PARTS),
+    "http": ("kvstore_cli.commands.http", "kvstore_http.main", "kvstore_http.workers.worker", *_PARTS),
 }
 """What the servers load until they are ready. None of it makes a thread, a socket, a hub of gevent or a
 context of ZeroMQ, which would not outlive the fork."""

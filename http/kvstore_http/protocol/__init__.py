@@ -1,0 +1,1 @@
+"""HTTP as this service speaks it: targets, queries, preconditions, bodies, problems."""

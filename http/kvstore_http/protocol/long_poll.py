@@ -1,0 +1,108 @@
+"""Waiting for a key to change: ``?wait=30s&since=7``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+from kvstore_core.errors import KvError
+from kvstore_core.model import Cursor
+from kvstore_http.interfaces import Feed, Link
+
+WAITS = "kvstore.waits"
+"""Stands in the environ of a request whose client asked to wait: how long it took says nothing."""
+
+
+class _State(NamedTuple):
+    """A key at one moment: its record (None: missing), and the revision of its last change.
+
+    ``changed`` is 0 for a key that no event is known of. ``head`` is the revision of the snapshot.
+    """
+
+    record: dict[str, Any] | None
+    changed: int
+    head: int
+
+
+class Unchanged(NamedTuple):
+    """Nothing happened to the key since ``revision``; its ``record``, None if it is missing."""
+
+    record: dict[str, Any] | None
+    revision: int
+
+
+def read_after_change(
+    link: Link, feed: Feed, key: str, since: Cursor | None, seconds: float
+) -> dict[str, Any] | Unchanged:
+    """The key's record once it has changed after ``since``; raises ``not_found`` if it is gone then.
+
+    ``since`` is the revision that the caller knows: 0 for a missing key. When nothing changed in
+    ``seconds``, the answer is Unchanged. Without ``since`` the caller knows nothing: the next change
+    from now on counts, and when there is none the answer is the state at the end of the wait.
+    """
+    deadline = time.monotonic() + seconds
+    state = _read(link, key)
+    if since is not None and _is_news(link, state, since):
+        return _answer(state)
+    known = state.head
+    while (remaining := deadline - time.monotonic()) > 0:
+        goes_on = feed.wait_for_change(key, state.head, remaining)
+        # Read again even when the wait ran out: should the feed have been cut off, this finds what
+        # it missed, or says that the daemon is away.
+        state = _read(link, key)
+        if state.changed > known:
+            return _answer(state)
+        if not goes_on:
+            break
+    return _answer(state) if since is None else Unchanged(state.record, since.revision)
+
+
+def _is_news(link: Link, state: _State, since: Cursor) -> bool:
+    """Whether the state differs from what somebody saw who knows it as of ``since``."""
+    if since.revision > state.head or (since.epoch and since.epoch != link.epoch):
+        return True  # a revision of another history of the store
+    if state.record is None and since.revision == 0:
+        return False
+    if state.record is None and state.changed == 0:
+        # The log knows nothing of the key, so it was not deleted since, as far as the log goes.
+        floor: int = link.call({"op": "status"})["floor"]
+        return since.revision < floor
+    return state.changed > since.revision or not is_history(link, since.revision)
+
+
+def is_history(link: Link, revision: int) -> bool:
+    """False for a revision that is none of this history of the store: a restore jumped over it, so whoever
+    knows it knows another one. What lies before the log begins is taken for a part of it."""
+    if revision == 0:
+        return True
+    try:
+        link.call({"op": "events", "since": revision, "limit": 1, "values": False})
+    except KvError as error:
+        if error.code != "cursor_expired":
+            raise
+        return bool(error.details.get("reason") == "expired")
+    return True
+
+
+def _read(link: Link, key: str) -> _State:
+    get = {"op": "get", "key": key}
+    last = {"op": "history", "key": key, "limit": 1, "values": False}
+    reply = link.ask([get, last])
+    record, page = reply.results
+    if not isinstance(record, KvError):
+        return _State(record, record["revision"], reply.revision)
+    if record.code != "not_found":
+        raise record
+    if isinstance(page, KvError):
+        if page.code != "not_found":
+            raise page
+        return _State(None, 0, reply.revision)
+    changed = page["events"][0]["revision"] if page["events"] else 0
+    return _State(None, changed, reply.revision)
+
+
+def _answer(state: _State) -> dict[str, Any]:
+    if state.record is not None:
+        return state.record
+    revision = state.changed or state.head
+    raise KvError("not_found", "the key is gone, or was never there", revision=revision)

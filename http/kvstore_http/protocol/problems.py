@@ -1,0 +1,91 @@
+"""Errors as RFC 9457 problem documents, from the one table in ``kvstore_core.errors``.
+
+Whatever goes wrong while a request is answered is raised as a KvError and becomes a response here;
+the server uses :func:`rendered` for requests that it refuses before the application sees them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import falcon
+import orjson
+
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import named
+from kvstore_http.request_id import REQUEST_ID
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 1
+
+log = logging.getLogger("kvstore.http")
+
+
+def problem(error: KvError, request_id: str | None = None) -> dict[str, Any]:
+    """The problem document: the details stand beside the members of RFC 9457 and never replace one."""
+    row = error.row
+    members = {
+        "type": f"urn:kvstore:error:{row.code}",
+        "title": row.title,
+        "status": row.status,
+        "detail": error.message,
+        "code": row.code,
+        "retryable": row.retryable,
+    }
+    if request_id is not None:
+        members["request_id"] = request_id
+    return {**members, **error.details, **members}
+
+
+def rendered(error: KvError, request_id: str | None) -> tuple[str, dict[str, str], bytes]:
+    """Status line, headers and body of the response that reports ``error`` to the request."""
+    status = falcon.code_to_http_status(error.row.status)
+    return status, _headers(error), orjson.dumps(problem(error, request_id))
+
+
+def _headers(error: KvError) -> dict[str, str]:
+    # 404, 405, 410 and 414 may be cached without being asked to (RFC 9110 section 15.1)
+    headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
+    if "revision" in error.details:  # in a header too, for HEAD and for scripts
+        headers["x-kvstore-revision"] = str(error.details["revision"])
+    if error.row.status == 503:
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    if error.code == "method_not_allowed":
+        headers["allow"] = ", ".join(error.details["allow"])
+    if error.code == "unsupported_media_type":
+        headers |= {name.replace("_", "-"): types for name, types in error.details.items()}
+    return headers
+
+
+def install(app: falcon.App[Any, Any]) -> None:
+    """Make ``app`` answer every exception with a problem document."""
+    app.add_error_handler(Exception, _on_exception)
+    app.add_error_handler(falcon.HTTPError, _on_http_error)
+    app.add_error_handler(KvError, _on_error)
+
+
+def _on_error(req: falcon.Request, resp: falcon.Response, error: KvError, _params: dict[str, Any]) -> None:
+    # Headers of the answer that was being prepared describe something else than the problem.
+    for name in resp.headers:
+        resp.delete_header(name)
+    resp.status, headers, resp.data = rendered(error, req.env.get(REQUEST_ID))
+    resp.set_headers(headers)
+
+
+def _on_http_error(
+    req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: dict[str, Any]
+) -> None:
+    """Falcon's own refusals. The routes leave it one: a path that nothing is mounted at."""
+    if error.status_code == 404:
+        known = "the routes are listed at /openapi.json"
+        _on_error(req, resp, KvError("no_such_route", f"there is no such route; {known}"), params)
+    else:
+        _on_error(req, resp, KvError("bad_request", error.title or "the request is malformed"), params)
+
+
+def _on_exception(
+    req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]
+) -> None:
+    log.error("%s %s failed", req.method, req.path, exc_info=error, extra=named(req.env.get(REQUEST_ID)))
+    _on_error(req, resp, KvError("internal", "the facade failed; its log has the cause"), params)

@@ -1,0 +1,362 @@
+"""Query parameters: declared once, checked strictly, read by type.
+
+An unknown parameter is an error that names the known ones: a misspelt ``tll`` must not store a value
+for ever.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from kvstore_core.errors import KvError
+from kvstore_core.model import MAX_KEY_BYTES, MAX_REVISION, Cursor, check_key
+from kvstore_core.operations import EVENT_OPS, INT64, MAX_MOMENT, MAX_PAGE, MAX_TTL_SECONDS
+from kvstore_http.protocol.raw_router import RAW_QUERY, percent_decoded
+
+T = TypeVar("T")
+
+MAX_WAIT_SECONDS = 600
+
+CHECKS = ("daemon", "writes", "disk", "store", "log", "clock", "connections", "feed", "streams")
+"""What ``/readyz`` looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter(Generic[T]):
+    """One query parameter. ``parse`` raises ValueError for a text that is not ``must_be``, or a
+    KvError of its own."""
+
+    name: str
+    parse: Callable[[str], T]
+    must_be: str
+    meaning: str
+    schema: dict[str, Any] = field(default_factory=lambda: {"type": "string"})
+    many: bool = False
+
+    def read(self, text: str) -> T:
+        """The parsed value; raises ``bad_request`` saying what it must be."""
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise KvError(
+                "bad_request",
+                f"{self.name} must be {self.must_be}, not {text[:64]!r}",
+                parameter=self.name,
+            ) from error
+
+
+Known = Mapping[str, Parameter[Any]]
+
+
+def known(*parameters: Parameter[Any]) -> Known:
+    """The parameters that a request may carry, by name."""
+    return {parameter.name: parameter for parameter in parameters}
+
+
+class Query:
+    """The parameters of one request, decoded and not yet parsed."""
+
+    __slots__ = ("_texts",)
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self._texts = texts
+
+    def __contains__(self, parameter: Parameter[Any]) -> bool:
+        return parameter.name in self._texts
+
+    def get(self, parameter: Parameter[T]) -> T | None:
+        """The parameter's value, None where the request does not carry it."""
+        text = self._texts.get(parameter.name)
+        return None if text is None else parameter.read(text)
+
+    def required(self, parameter: Parameter[T]) -> T:
+        """The parameter's value; raises ``bad_request`` where the request does not carry it."""
+        if parameter.name not in self._texts:
+            raise KvError(
+                "bad_request",
+                f"the parameter {parameter.name} is missing; it is {parameter.must_be}",
+                parameter=parameter.name,
+            )
+        return parameter.read(self._texts[parameter.name])
+
+    def expect(self, parameters: Known) -> Query:
+        """This query; raises ``bad_request`` if it has a parameter that is not among ``parameters``."""
+        for name in self._texts:
+            if name not in parameters:
+                takes = ", ".join(parameters) or "none"
+                raise KvError(
+                    "bad_request", f"there is no parameter {name!r} here; known are: {takes}", parameter=name
+                )
+        return self
+
+
+EMPTY = Query({})
+"""The query of every request without one: reading a key asks for it by identity, to be quick."""
+
+
+def read_query(environ: dict[str, Any], parameters: Known | None = None) -> Query:
+    """The request's parameters, each at most once, or several times joined by commas where it may be
+    ``many``; None for ``parameters`` leaves them unchecked."""
+    raw = environ[RAW_QUERY]
+    if not raw:
+        return EMPTY
+    texts: dict[str, str] = {}
+    for pair in raw.split("&"):
+        if not pair:
+            continue
+        raw_name, _, raw_text = pair.partition("=")
+        name = _decoded(raw_name, "a parameter's name")
+        if name in texts and parameters is not None and name in parameters and parameters[name].many:
+            texts[name] += "," + _decoded(raw_text, name)
+            continue
+        if name in texts:
+            raise KvError("bad_request", f"the parameter {name!r} stands there twice", parameter=name)
+        texts[name] = _decoded(raw_text, name)
+    query = Query(texts)
+    return query if parameters is None else query.expect(parameters)
+
+
+def _decoded(raw: str, name: str) -> str:
+    try:
+        return percent_decoded(raw.replace("+", " "))
+    except ValueError as error:
+        code = "invalid_key" if name == KEY.name else "bad_request"
+        raise KvError(code, f"{name} is not percent-encoded UTF-8: {error}", parameter=name) from error
+
+
+# ── parsers ──────────────────────────────────────────────────────────────────────────────────────
+
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?", re.ASCII)
+_MOMENT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", re.ASCII
+)
+_UNIT_SECONDS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$"
+
+
+def parse_duration(text: str) -> float:
+    """``30``, ``30s``, ``500ms``, ``5m``, ``1.5h``, ``7d`` in seconds; raises ValueError."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def parse_ttl(text: str) -> float:
+    """A time to live in seconds; raises ValueError outside of 1 ms to 100 years."""
+    seconds = parse_duration(text)
+    if not 0.001 <= seconds <= MAX_TTL_SECONDS:
+        raise ValueError(text)
+    return seconds
+
+
+def parse_moment(text: str) -> int:
+    """A date and time of RFC 3339 in milliseconds since the epoch; raises ValueError, also for what an offset
+    or rounding puts beyond the year 9999."""
+    # the plus of an offset is a space in a query that was not encoded
+    match = _MOMENT.fullmatch(text.replace(" ", "+") if " " not in text[:11] else text)
+    if match is None:
+        raise ValueError(text)
+    moment = round(datetime.fromisoformat(match[0]).timestamp() * 1000)
+    if not 0 < moment <= MAX_MOMENT:
+        raise ValueError(text)
+    return moment
+
+
+def _parse_wait(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds > MAX_WAIT_SECONDS:
+        raise ValueError(text)
+    return seconds
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 20):
+            raise ValueError(text)
+        number = int(text)
+        if not low <= number <= high:
+            raise ValueError(text)
+        return number
+
+    return parse
+
+
+def _parse_flag(text: str) -> bool:
+    if text in ("1", "true", ""):
+        return True
+    if text in ("0", "false"):
+        return False
+    raise ValueError(text)
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def _parse_key(text: str) -> str:
+    check_key(text)
+    return text
+
+
+def _parse_bound(text: str) -> str:
+    if "\0" in text or len(text.encode()) > MAX_KEY_BYTES:
+        raise ValueError(text)
+    return text
+
+
+def _parse_prefix(text: str) -> str:
+    if not text:
+        raise ValueError(text)
+    return _parse_bound(text)
+
+
+def _parse_since(text: str) -> Cursor:
+    """A cursor; a bare revision is one without an epoch."""
+    if text.isascii() and text.isdigit() and int(text) <= MAX_REVISION:
+        return Cursor(int(text), "")
+    return Cursor.parse(text)
+
+
+def _parse_checks(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if not all(name in CHECKS for name in names):
+        raise ValueError(text)
+    return names
+
+
+# ── the parameters ───────────────────────────────────────────────────────────────────────────────
+
+_FLAG = "1 or 0"
+_BOUND = f"a text of at most {MAX_KEY_BYTES} bytes without NUL"
+_FLAG_SCHEMA = {"type": "boolean"}
+_DURATION_SCHEMA = {"type": "string", "pattern": DURATION_PATTERN, "examples": ["30s"]}
+
+
+def _int_schema(low: int, high: int) -> dict[str, Any]:
+    return {"type": "integer", "format": "int64", "minimum": low, "maximum": high}
+
+
+KEY = Parameter(
+    "key",
+    _parse_key,
+    f"a text of 1 to {MAX_KEY_BYTES} bytes of UTF-8 without NUL",
+    "the key, where a proxy would rewrite it in the path",
+)
+TTL = Parameter(
+    "ttl",
+    parse_ttl,
+    "a time such as 30, 30s, 500ms, 5m, 2h or 7d, from 1ms to 100 years",
+    "after this time the key is gone; a number without a unit is seconds",
+    _DURATION_SCHEMA,
+)
+KEEP_TTL = Parameter("keep_ttl", _parse_flag, _FLAG, "1: the key expires when it would have", _FLAG_SCHEMA)
+EXPIRES_AT = Parameter(
+    "expires_at",
+    parse_moment,
+    "a date such as 2026-01-31T12:00:00.000Z, from 1970 to the end of the year 9999 in UTC",
+    "from this moment on the key is gone",
+    {"type": "string", "format": "date-time"},
+)
+FORMAT = Parameter(
+    "format",
+    _one_of("raw", "json"),
+    "raw or json",
+    "json: the record as a JSON object; raw (the default): the value's bytes",
+    {"type": "string", "enum": ["raw", "json"]},
+)
+REVISION = Parameter(
+    "revision",
+    _integer(1, MAX_REVISION),
+    "a revision",
+    "the value as it was right after this revision",
+    _int_schema(1, MAX_REVISION),
+)
+WAIT = Parameter(
+    "wait",
+    _parse_wait,
+    f"a time such as 30s, at most {MAX_WAIT_SECONDS}s",
+    "wait up to this long for the key to change",
+    _DURATION_SCHEMA,
+)
+SINCE = Parameter(
+    "since",
+    _parse_since,
+    "a revision, 0 for a missing key, or a cursor",
+    "with wait: the revision you know; a later change is answered at once",
+)
+PREFIX = Parameter("prefix", _parse_bound, _BOUND, "only keys that begin with this")
+DELETED_PREFIX = Parameter(
+    "prefix",
+    _parse_prefix,
+    f"a text of 1 to {MAX_KEY_BYTES} bytes without NUL; an empty one would delete everything",
+    "delete every key that begins with this",
+)
+START = Parameter("start", _parse_bound, _BOUND, "only keys from this one on, in byte order")
+END = Parameter("end", _parse_bound, _BOUND, "only keys before this one, in byte order")
+LIMIT = Parameter(
+    "limit",
+    _integer(1, MAX_PAGE),
+    f"a whole number from 1 to {MAX_PAGE}",
+    "the most items of a page; as NDJSON, of the whole answer",
+    _int_schema(1, MAX_PAGE),
+)
+TOTAL = Parameter(
+    "limit",
+    _integer(1, MAX_REVISION),
+    "a whole number from 1 on",
+    LIMIT.meaning,
+    _int_schema(1, MAX_REVISION),
+)
+CURSOR = Parameter("cursor", str, "a cursor", "where the page before this one ended")
+KEYS = Parameter("keys", _parse_flag, _FLAG, "1: leave the values out", _FLAG_SCHEMA)
+COUNT = Parameter("count", _parse_flag, _FLAG, "1: only count the keys", _FLAG_SCHEMA)
+VALUES = Parameter("values", _parse_flag, _FLAG, "0: leave the values out", _FLAG_SCHEMA)
+INLINE: Parameter[bool] = Parameter(
+    "json", _parse_flag, _FLAG, "1: values that are JSON stand there as such, in value_json", _FLAG_SCHEMA
+)
+BEFORE = Parameter(
+    "before",
+    _integer(1, MAX_REVISION),
+    "a revision",
+    "only events with a lower revision",
+    _int_schema(1, MAX_REVISION),
+)
+BY = Parameter(
+    "by",
+    _integer(-INT64, INT64 - 1),
+    "a signed 64-bit integer",
+    "what to add; 1 by default",
+    _int_schema(-INT64, INT64 - 1),
+)
+VERBOSE = Parameter("verbose", _parse_flag, _FLAG, "also what was checked, and what was found", _FLAG_SCHEMA)
+EXCLUDE = Parameter(
+    "exclude",
+    _parse_checks,
+    f"names out of {', '.join(CHECKS)}, with commas",
+    "do not make these checks",
+    many=True,
+)
+
+# The event stream reads its parameters itself; they stand here for the description of the service.
+STREAM_PREFIX = Parameter("prefix", _parse_bound, _BOUND, "only keys that begin with this", many=True)
+STREAM_KEY = Parameter("key", _parse_key, KEY.must_be, "only this key", many=True)
+STREAM_SINCE = Parameter(
+    "since", _parse_since, "a cursor or a revision", "go on after this; the Last-Event-ID header wins over it"
+)
+LAST_EVENT_IDS: tuple[Parameter[Cursor], ...] = tuple(
+    Parameter(name, _parse_since, STREAM_SINCE.must_be, "as the header, for who cannot set one", many=True)
+    for name in ("lastEventId", "last-event-id")
+)
+SNAPSHOT = Parameter("snapshot", _parse_flag, _FLAG, "1: begin with the present records", _FLAG_SCHEMA)
+OPS = Parameter("ops", str, f"names out of {', '.join(EVENT_OPS)}, with commas", "only these kinds of events")
+PREVIOUS = Parameter("prev", _parse_flag, _FLAG, "1: add the record that was replaced", _FLAG_SCHEMA)

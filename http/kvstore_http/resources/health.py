@@ -1,0 +1,294 @@
+"""``/livez`` and ``/readyz``: whether this process answers, and whether the service can do its work.
+
+A check that *fails* makes the service unready: it cannot do what it is for, and a probe should know. One
+that *warns* says what will need somebody soon; a probe that took the service away for it would only make
+things worse. Load alone never makes it unready: a daemon that is slow to answer this one question while
+it answers others is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from time import monotonic, perf_counter
+from typing import Any, NamedTuple
+
+import falcon
+
+from kvstore_core.errors import KvError
+from kvstore_http import routes
+from kvstore_http.interfaces import Feed, Link
+from kvstore_http.metrics import counters
+from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.protocol.bodies import JSON, choose_type, send_fresh_json
+from kvstore_http.protocol.json_records import timestamp
+from kvstore_http.protocol.problems import RETRY_AFTER_SECONDS
+from kvstore_http.protocol.query_params import EXCLUDE, VERBOSE, read_query
+from kvstore_http.routes import TEXT
+
+OK, WARNING, FAILED = "ok", "warning", "failed"
+_MARKS = {OK: "[+]", WARNING: "[!]", FAILED: "[-]"}
+
+LOW_DISK_BYTES = 1024**3
+LOW_DISK_SHARE = 0.1
+"""Free room on the disk is low below the smaller of the two."""
+
+FULL_STORE_SHARE = 0.9
+
+SHORT_LOG_SECONDS = 3600.0
+"""A log that was cut to less than this leaves a subscriber no time for a restart and a coffee."""
+
+CLOCK_SECONDS = 3600.0
+"""For so long a step of the daemon's clock is worth a warning."""
+
+REFUSED_SECONDS = 60.0
+"""For so long a stream that found no room is worth a warning; a client comes back within seconds."""
+
+SILENT_SECONDS = 5.0
+"""The daemon publishes something every second."""
+
+Figures = dict[str, Any]
+Status = Mapping[str, Any]
+
+
+class Check(NamedTuple):
+    """What one check found: a state, a sentence, and the figures that it is about."""
+
+    name: str
+    state: str
+    message: str
+    figures: Figures
+
+    def as_json(self) -> Figures:
+        """The check as a member of the answer."""
+        return {"name": self.name, "status": self.state, "message": self.message, **self.figures}
+
+    def as_line(self) -> str:
+        """The check as etcd and Kubernetes write it, with the sentence behind it."""
+        return f"{_MARKS[self.state]}{self.name} {self.state}: {self.message}"
+
+
+class LivezResource:
+    """``/livez``: this process answers, whatever the daemon does. Restart it if it does not."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        read_query(req.env, routes.NOTHING)
+        send_fresh_json(req, resp, {"status": "alive"})
+
+
+class ReadyzResource:
+    """``/readyz``: whether the service can do its work, as 200 or 503, and on request what was looked at."""
+
+    def __init__(self, link: Link, feed: Feed, board: Board) -> None:
+        self._link = link
+        self._feed = feed
+        self._board = board
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        query = read_query(req.env, routes.READYZ)
+        media_type = choose_type(req, JSON, TEXT)
+        excluded = query.get(EXCLUDE) or ()
+        checks = [check for check in self._checks() if check.name not in excluded]
+        is_verbose = query.get(VERBOSE) or False
+        if media_type == TEXT:
+            _send_text(resp, checks, is_verbose=is_verbose)
+            return
+        failed = [check for check in checks if check.state == FAILED]
+        if failed:
+            message = "; ".join(check.message for check in failed)
+            raise KvError("unavailable", message, checks=[check.as_json() for check in checks])
+        answer: dict[str, Any] = {"status": "ready"}
+        if is_verbose:
+            answer["checks"] = [check.as_json() for check in checks]
+        send_fresh_json(req, resp, answer)
+
+    def _checks(self) -> Iterator[Check]:
+        """Those that can be made: what only the daemon knows is not asked for without it."""
+        asked, is_away = perf_counter(), False
+        try:
+            status = self._link.call({"op": "status"})
+        except KvError as error:
+            answer = _no_answer(error)
+            is_away = answer.state == FAILED
+            yield answer
+        else:
+            yield _answered(perf_counter() - asked)
+            yield _writes(status)
+            yield _disk(status)
+            yield _store(status)
+            yield _log(status)
+            yield _clock(status)
+            yield _connections(status)
+        yield _heard(self._feed.silent_seconds)
+        yield _streams(self._board, is_away=is_away)
+
+
+def _send_text(resp: falcon.Response, checks: list[Check], *, is_verbose: bool) -> None:
+    is_ready = all(check.state != FAILED for check in checks)
+    lines = [check.as_line() for check in checks] if is_verbose or not is_ready else []
+    verdict = "passed" if is_ready else "failed"
+    lines.append(f"readyz check {verdict}" if lines else "ok")
+    resp.text = "\n".join(lines) + "\n"
+    resp.content_type = f"{TEXT}; charset=utf-8"
+    resp.set_header("cache-control", "no-store")
+    if not is_ready:
+        resp.status = "503 Service Unavailable"
+        resp.set_header("retry-after", str(RETRY_AFTER_SECONDS))
+
+
+# ── the checks ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _no_answer(error: KvError) -> Check:
+    if error.code == "timed_out":
+        message = f"{error.message}, though it answers others: it has much to do"
+        return Check("daemon", WARNING, message, {"code": error.code})
+    return Check("daemon", FAILED, error.message, {"code": error.code})
+
+
+def _answered(seconds: float) -> Check:
+    figures = {"round_trip_seconds": round(seconds, 6)}
+    return Check("daemon", OK, f"answered in {seconds * 1000:.1f} ms", figures)
+
+
+def _writes(status: Status) -> Check:
+    newest = status["newest_event_at"]
+    figures: Figures = {"last_commit_at": None}
+    last = "no write is known of"
+    if newest is not None:
+        age = max(0.0, _now(status) - newest / 1000)
+        last = f"the last commit was {_duration(age)} ago"
+        figures = {"last_commit_at": timestamp(newest), "last_commit_age_seconds": round(age, 3)}
+    refusal = status["writes_refused"]
+    if refusal is None:
+        return Check("writes", OK, f"writes are taken; {last}", figures)
+    # reads and deletes go on in a full store; after a failed commit nothing is sure
+    state = WARNING if refusal["code"] == "store_full" else FAILED
+    message = f"writes are refused: {refusal['message']}; {last}"
+    return Check("writes", state, message, {**figures, "code": refusal["code"]})
+
+
+def _disk(status: Status) -> Check:
+    free, size = status["disk_free_bytes"], status["disk_bytes"]
+    low = min(LOW_DISK_BYTES, int(size * LOW_DISK_SHARE))
+    figures = {"disk_free_bytes": free, "disk_bytes": size, "threshold_bytes": low}
+    room = f"{_size(free)} of {_size(size)} are free"
+    if free < low:
+        return Check("disk", WARNING, f"{room}, less than {_size(low)}: make room before it is full", figures)
+    return Check("disk", OK, room, figures)
+
+
+def _store(status: Status) -> Check:
+    used, most = status["store_bytes"], status["max_store_bytes"]
+    figures = {"store_bytes": used, "file_bytes": status["file_bytes"], "max_store_bytes": most}
+    room = f"{_size(used)} of {_size(most)} are used"
+    if used >= FULL_STORE_SHARE * most:
+        advice = "delete keys, shorten the log, or restart with a larger --max-store-bytes"
+        return Check("store", WARNING, f"{room}: {advice}", figures)
+    return Check("store", OK, room, figures)
+
+
+def _log(status: Status) -> Check:
+    oldest, floor, retention = status["oldest_event_at"], status["floor"], status["retention"]
+    figures = {"floor": floor, "log_events": status["log_events"], "log_bytes": status["log_bytes"]}
+    if floor == 0 or oldest is None:
+        return Check("log", OK, "the log reaches back to the beginning", {**figures, "shortened_by": None})
+    reach = max(0.0, _now(status) - oldest / 1000)
+    bound = _shortened_by(status, reach)
+    figures |= {"reach_seconds": round(reach, 3), "shortened_by": bound}
+    message = f"one can resume from {_duration(reach)} ago (revision {floor})"
+    if bound is None:
+        return Check("log", OK, f"{message}, as long as --retain-age says", figures)
+    message += f": the log is cut by {bound} before it is {_duration(retention['age'] / 1000)} old"
+    return Check("log", WARNING if reach < SHORT_LOG_SECONDS else OK, message, figures)
+
+
+def _shortened_by(status: Status, reach: float) -> str | None:
+    """The option that cuts the log before ``--retain-age`` does, None if that one does."""
+    retention = status["retention"]
+    if reach >= 0.95 * retention["age"] / 1000:
+        return None
+    by_events = status["log_events"] / retention["events"]
+    by_bytes = status["log_bytes"] / retention["bytes"]
+    return "--retain-events" if by_events >= by_bytes else "--retain-bytes"
+
+
+def _now(status: Status) -> float:
+    """What the daemon's clock shows, by which events are stamped."""
+    now: int = status["clock"]["now"]
+    return now / 1000
+
+
+def _clock(status: Status) -> Check:
+    clock = status["clock"]
+    if not clock["steps"]:
+        figures: Figures = {"steps": 0, "last_step_at": None, "last_step_seconds": None}
+        return Check("clock", OK, "the machine's clock was not set since the start", figures)
+    step, age = clock["step"] / 1000, _now(status) - clock["step_at"] / 1000
+    figures = {
+        "steps": clock["steps"],
+        "last_step_at": timestamp(clock["step_at"]),
+        "last_step_seconds": step,
+    }
+    direction = "forward" if step > 0 else "back"
+    message = f"the machine's clock was set {direction} by {_duration(abs(step))}, {_duration(age)} ago"
+    if age >= CLOCK_SECONDS:
+        return Check("clock", OK, message, figures)
+    advice = "times to live go on as they were said, dates from before are off"
+    return Check("clock", WARNING, f"{message}: {advice}", figures)
+
+
+def _connections(status: Status) -> Check:
+    taken, most = status["connections"], status["max_connections"]
+    figures = {"connections": taken, "max_connections": most}
+    room = f"{taken} of at most {most} connections to the daemon are open"
+    if taken >= most:
+        advice = "further ones are closed: raise its limit of open files (ulimit -n, LimitNOFILE=)"
+        return Check("connections", WARNING, f"{room}, {advice}", figures)
+    return Check("connections", OK, room, figures)
+
+
+def _heard(silent_seconds: float) -> Check:
+    figures = {"silent_seconds": round(silent_seconds, 3)}
+    if silent_seconds < SILENT_SECONDS:
+        return Check("feed", OK, "changes are received", figures)
+    message = f"nothing was heard of changes for {_duration(silent_seconds)}: is that the daemon's --changes?"
+    return Check("feed", WARNING, f"{message} Events come late", figures)
+
+
+def _streams(board: Board, *, is_away: bool) -> Check:
+    cells = board.totals(counters.USED_CELLS)
+    there, behind = cells[counters.STREAMS], cells[counters.CATCHING_UP]
+    refused = cells[counters.STREAMS_DROPPED["no_room"]]
+    refused_at = board.highest(counters.STREAM_REFUSED_AT)
+    age = monotonic() - refused_at if refused_at else None
+    figures = {
+        "streams": there,
+        "catching_up": behind,
+        "refused": refused,
+        "last_refused_age_seconds": age and round(age, 3),
+    }
+    message = f"{there} streams are open, {behind} of them catch up"
+    is_waiting = is_away and behind > 0
+    if is_waiting:
+        message = f"{behind} of {there} streams wait for the daemon"
+    is_full = age is not None and age < REFUSED_SECONDS
+    if is_full:
+        message += f"; {refused} found no room since the start: raise --max-streams or --workers"
+    return Check("streams", WARNING if is_waiting or is_full else OK, message, figures)
+
+
+# ── for people ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _size(count: int) -> str:
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

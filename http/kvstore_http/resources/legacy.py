@@ -1,0 +1,140 @@
+"""``GET /?key=``, ``GET /all`` and ``PUT /``: the routes of the service that this one replaces.
+
+They stay as they were so that its clients go on working; everything else they could do stands under
+``/v1``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import falcon
+import orjson
+
+from kvstore_core.errors import KvError
+from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, check_key
+from kvstore_http import routes
+from kvstore_http.interfaces import Link
+from kvstore_http.protocol.bodies import HTML, JSON, joined, preferred, read_json, used_up
+from kvstore_http.protocol.json_records import value_member
+from kvstore_http.protocol.preconditions import write
+from kvstore_http.protocol.query_params import KEY, read_query
+from kvstore_http.resources import ui_files
+
+INDEX = {
+    "service": "kvstore",
+    "links": {
+        "key": "/v1/kv/{key}",
+        "list": "/v1/kv?prefix=",
+        "batch": "/v1/batch",
+        "history": "/v1/history/{key}",
+        "subscribe": "/v1/subscribe",
+        "status": "/v1/status",
+        "description": "/openapi.json",
+        "page": "/ui/",
+    },
+    "try": [
+        "curl -X PUT -d hello {here}/v1/kv/greeting",
+        "curl {here}/v1/kv/greeting",
+        "curl -N {here}/v1/subscribe",
+    ],
+}
+
+
+class RootResource:
+    """``/``."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The key's value as text; without ``key``, where to go, which for a browser is the page."""
+        key = read_query(req.env, routes.JUST_KEY).get(KEY)
+        resp.set_header("cache-control", "no-store")
+        if key is None:
+            resp.set_header("vary", "Accept")
+            if _prefers_html(req):
+                ui_files.lead(resp)
+                return
+            resp.data = orjson.dumps(_index(req), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+            resp.content_type = JSON
+            return
+        resp.data = self._link.call({"op": "get", "key": key})["value"]
+        resp.content_type = TEXT_CONTENT_TYPE if _is_text(resp.data) else DEFAULT_CONTENT_TYPE
+        resp.set_header("x-content-type-options", "nosniff")
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Store ``{"key", "value"}``, both texts, whatever type the body claims to have."""
+        read_query(req.env, routes.NOTHING)
+        key, value = _pair(read_json(req.env))
+        op = {"op": "put", "key": key, "content_type": TEXT_CONTENT_TYPE}
+        result = write(self._link, req.env, op, value)
+        resp.text = f"stored at revision {result['revision']}\n"
+        resp.content_type = TEXT_CONTENT_TYPE
+
+
+class AllResource:
+    """``/all``."""
+
+    def __init__(self, link: Link, part_bytes: int) -> None:
+        self._link = link
+        self._op = {"op": "list", "max_bytes": part_bytes}
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        read_query(req.env, routes.NOTHING)
+        first = self._link.call(self._op)
+        resp.set_header("cache-control", "no-store")
+        resp.content_type = JSON
+        resp.stream = self._object(first)
+
+    def _object(self, page: dict[str, Any]) -> Iterator[bytes]:
+        """One JSON object, a page at a time; one that fails midway stays without its last brace."""
+        separators = itertools.chain((b"{",), itertools.repeat(b","))
+        is_empty = True
+        while True:
+            items, cursor = page["items"], page["cursor"]
+            is_empty = is_empty and not items
+            del page
+            yield from joined(map(_separated, map(_member, used_up(items)), separators))
+            if cursor is None:
+                break
+            page = self._link.call({**self._op, "cursor": cursor})
+        yield b"{}\n" if is_empty else b"}\n"
+
+
+def _prefers_html(req: falcon.Request) -> bool:
+    # Whoever would take both alike, as curl would, is no browser.
+    return "text/html" in req.env.get("HTTP_ACCEPT", "") and preferred(req, JSON, HTML) == HTML
+
+
+def _index(req: falcon.Request) -> dict[str, Any]:
+    here = f"{req.scheme}://{req.netloc}"
+    return {**INDEX, "try": [line.format(here=here) for line in INDEX["try"]]}
+
+
+def _pair(body: Any) -> tuple[str, bytes]:
+    if type(body) is not dict or body.keys() != {"key", "value"}:
+        raise KvError("bad_request", 'the body must be {"key": …, "value": …}')
+    key, value = body["key"], body["value"]
+    if type(key) is not str or type(value) is not str:
+        raise KvError("bad_request", "key and value must be texts; PUT /v1/kv/{key} takes any bytes")
+    check_key(key)
+    return key, value.encode()
+
+
+def _member(item: dict[str, Any]) -> bytes:
+    """``"key":"value"``. Bytes that are no text become ``{"value_b64": …}``: the old service had no
+    such values, so no old client meets one that it stored itself."""
+    member = value_member(item["value"])
+    return orjson.dumps(item["key"]) + b":" + orjson.dumps(member.get("value", member))
+
+
+def _separated(member: bytes, separator: bytes) -> bytes:
+    # in this order: map takes of its first argument first, and no separator is lost at the end of a page
+    return separator + member
+
+
+def _is_text(value: bytes) -> bool:
+    return "value" in value_member(value)

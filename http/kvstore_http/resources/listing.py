@@ -1,0 +1,171 @@
+"""``/v1/kv``: pages, counts and whole listings; and the same address with ``?key=`` for one key."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import falcon
+import orjson
+
+from kvstore_core.errors import KvError
+from kvstore_core.operations import MAX_PAGE
+from kvstore_http import routes
+from kvstore_http.interfaces import Link, read_one
+from kvstore_http.protocol.bodies import JSON, NDJSON, choose_type, joined, refuse_body, send_json, used_up
+from kvstore_http.protocol.json_records import reply_json
+from kvstore_http.protocol.preconditions import refuse_conditions, send
+from kvstore_http.protocol.problems import problem
+from kvstore_http.protocol.query_params import (
+    COUNT,
+    CURSOR,
+    DELETED_PREFIX,
+    END,
+    INLINE,
+    KEY,
+    KEYS,
+    LIMIT,
+    PREFIX,
+    START,
+    TOTAL,
+    Query,
+    read_query,
+)
+from kvstore_http.resources.keys import KeyResource
+from kvstore_http.settings import HttpSettings
+
+DEFAULT_LIMIT = 100
+
+_GET = {**routes.JUST_KEY, **routes.GET_KEY}
+_PUT = {**routes.JUST_KEY, **routes.PUT_KEY}
+_PATCH = {**routes.JUST_KEY, **routes.PATCH_KEY}
+
+
+class CollectionResource:
+    """``/v1/kv``."""
+
+    def __init__(self, link: Link, one: KeyResource, settings: HttpSettings) -> None:
+        self._link = link
+        self._one = one
+        self._page_bytes = settings.page_bytes
+        self._part_bytes = settings.part_bytes
+
+    # ── ?key=: for proxies that rewrite paths ───────────────────────────────────────────────────
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
+        query = read_query(req.env, _PUT)
+        self._one.put(req, resp, query.required(KEY), query)
+
+    def on_patch(self, req: falcon.Request, resp: falcon.Response) -> None:
+        query = read_query(req.env, _PATCH)
+        self._one.patch(req, resp, query.required(KEY), query)
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
+        query = read_query(req.env)
+        if KEY in query:
+            self._one.delete(req, resp, query.expect(routes.JUST_KEY).required(KEY))
+        else:
+            self._delete_prefix(req, resp, query.expect(routes.DELETE_PREFIX).required(DELETED_PREFIX))
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        query = read_query(req.env)
+        if KEY in query:
+            self._one.get(req, resp, query.expect(_GET).required(KEY), query)
+        else:
+            self._list(req, resp, query.expect(routes.LIST))
+
+    # ── many keys ───────────────────────────────────────────────────────────────────────────────
+
+    def _delete_prefix(self, req: falcon.Request, resp: falcon.Response, prefix: str) -> None:
+        """Page after page, each in a revision of its own: it is not atomic, and an error says how
+        much was deleted before it. A repeat under the same idempotency key gets the answers of the
+        pages that were done, and goes on behind them."""
+        refuse_body(req.env)
+        refuse_conditions(req.env, "a prefix has no revision, only ?key= has")
+        number = req.env.get("HTTP_IDEMPOTENCY_KEY")
+        op, deleted, revision = {"op": "delete_prefix", "prefix": prefix}, 0, None
+        for step in itertools.count():
+            try:
+                page = send(self._link, op, None, number, step)
+            except KvError as error:
+                raise KvError(error.code, error.message, **error.details, deleted=deleted) from error
+            deleted += page["deleted"]
+            revision = page.get("revision", revision)  # absent where the page was empty
+            if not page["more"]:
+                break
+        send_json(resp, {"prefix": prefix, "deleted": deleted, "revision": revision})
+
+    def _list(self, req: falcon.Request, resp: falcon.Response, query: Query) -> None:
+        media_type = choose_type(req, JSON, NDJSON)
+        resp.set_header("cache-control", "no-store")
+        resp.set_header("vary", "accept")
+        op = _list_op(query)
+        if query.get(COUNT):
+            send_json(resp, self._count(op))
+        elif media_type == NDJSON:
+            limit = query.get(TOTAL)
+            op["max_bytes"] = self._part_bytes
+            first = self._link.call({**op, "limit": _page_limit(limit)})
+            resp.content_type = NDJSON
+            resp.stream = self._lines(op, first, limit, inline=query.get(INLINE) or False)
+        else:
+            limit = query.get(LIMIT) or DEFAULT_LIMIT
+            op |= {"limit": limit, "max_bytes": self._page_bytes}
+            send_json(resp, self._page(op, inline=query.get(INLINE) or False))
+
+    def _page(self, op: dict[str, Any], *, inline: bool) -> dict[str, Any]:
+        page, revision = read_one(self._link, op)
+        items = [reply_json(item, inline=inline) for item in page["items"]]
+        return {"items": items, "revision": revision, "cursor": page["cursor"]}
+
+    def _count(self, op: dict[str, Any]) -> dict[str, Any]:
+        """The count of all pages; each is of its own snapshot, ``revision`` is that of the first."""
+        op = {**op, "count": True}
+        page, revision = read_one(self._link, op)
+        total = page["count"]
+        while page["cursor"] is not None:
+            page = self._link.call({**op, "cursor": page["cursor"]})
+            total += page["count"]
+        return {"count": total, "revision": revision}
+
+    def _lines(
+        self, op: dict[str, Any], page: dict[str, Any], limit: int | None, *, inline: bool
+    ) -> Iterator[bytes]:
+        """A record a line. When it fails midway, the last line is ``{"error": …}`` and the response
+        is cut off without the end that HTTP gives a complete one.
+
+        The next page is read once the server has taken this one, of which nothing is kept while it waits
+        for a slow reader."""
+        while True:
+            items, cursor = page["items"], page["cursor"]
+            limit = None if limit is None else limit - len(items)
+            del page
+            yield from joined(map(partial(_line, inline), used_up(items)))
+            if cursor is None or limit == 0:
+                return
+            try:
+                page = self._link.call({**op, "cursor": cursor, "limit": _page_limit(limit)})
+            except KvError as error:
+                yield orjson.dumps({"error": problem(error)}) + b"\n"
+                raise
+
+
+def _line(inline: bool, item: dict[str, Any]) -> bytes:
+    return orjson.dumps(reply_json(item, inline=inline), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _page_limit(limit: int | None) -> int:
+    return MAX_PAGE if limit is None else min(limit, MAX_PAGE)
+
+
+def _list_op(query: Query) -> dict[str, Any]:
+    op: dict[str, Any] = {"op": "list"}
+    for parameter in (PREFIX, START, END, CURSOR):
+        text = query.get(parameter)
+        if text:
+            op[parameter.name] = text
+    if query.get(KEYS):
+        op["keys_only"] = True
+    return op

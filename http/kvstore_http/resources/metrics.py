@@ -1,0 +1,38 @@
+"""``/metrics``: what all workers counted, and what the daemon says of itself, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+from prometheus_client.exposition import choose_encoder
+
+from kvstore_core.errors import KvError
+from kvstore_http import routes
+from kvstore_http.interfaces import Link
+from kvstore_http.metrics.exposition import collected
+from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.protocol.query_params import read_query
+
+
+class MetricsResource:
+    """``/metrics``: text, or OpenMetrics where ``Accept`` asks for it."""
+
+    def __init__(self, link: Link, board: Board) -> None:
+        self._link = link
+        self._board = board
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer, also while the daemon is away: ``kvstore_up`` says so then."""
+        read_query(req.env, routes.NOTHING)
+        encode, content_type = choose_encoder(req.env.get("HTTP_ACCEPT", ""))
+        resp.data = encode(collected(self._board, self._status()))
+        resp.content_type = content_type
+        resp.set_header("cache-control", "no-store")
+        resp.set_header("vary", "Accept")
+
+    def _status(self) -> dict[str, Any] | None:
+        try:
+            return self._link.call({"op": "status"})
+        except KvError:
+            return None

@@ -1,0 +1,359 @@
+"""The one table of routes: what each takes and answers.
+
+The application mounts what stands here, and beside ``/ui/`` the files of that page; the query of a
+request is checked against it, ``/openapi.json`` is made from it, and ``docs/http.md`` is compared with
+it by a test. Adding a route is one row here and one responder. HEAD goes with every GET, OPTIONS with
+everything.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kvstore_http.protocol import query_params as q
+from kvstore_http.protocol.bodies import HTML, JSON, MERGE_PATCH, NDJSON
+from kvstore_http.protocol.query_params import Known, known
+
+ANYTHING = "*/*"
+TEXT = "text/plain"
+STREAM = "text/event-stream"
+SUBSCRIBE_PATH = "/v1/subscribe"
+OPENMETRICS = "application/openmetrics-text"
+
+# ── what a query may carry ───────────────────────────────────────────────────────────────────────
+
+NOTHING = known()
+GET_KEY = known(q.FORMAT, q.INLINE, q.REVISION, q.WAIT, q.SINCE)
+PUT_KEY = known(q.TTL, q.KEEP_TTL, q.EXPIRES_AT)
+PATCH_KEY = known(q.TTL)
+LIST = known(q.PREFIX, q.START, q.END, q.LIMIT, q.CURSOR, q.KEYS, q.COUNT, q.INLINE)
+DELETE_PREFIX = known(q.DELETED_PREFIX)
+JUST_KEY = known(q.KEY)
+INCR = known(q.BY)
+TOUCH = known(q.TTL)
+HISTORY = known(q.LIMIT, q.CURSOR, q.BEFORE, q.VALUES, q.INLINE)
+BATCH = known(q.INLINE)
+READYZ = known(q.VERBOSE, q.EXCLUDE)
+SUBSCRIBE = known(
+    q.STREAM_PREFIX,
+    q.STREAM_KEY,
+    q.STREAM_SINCE,
+    *q.LAST_EVENT_IDS,
+    q.SNAPSHOT,
+    q.OPS,
+    q.VALUES,
+    q.PREVIOUS,
+    q.INLINE,
+)
+
+
+class Header(NamedTuple):
+    """A request header that means something here."""
+
+    name: str
+    meaning: str
+
+
+IF_MATCH = Header("If-Match", 'only if the key has this revision: `"7"`, a list of those, or `*` (it exists)')
+IF_NONE_MATCH = Header("If-None-Match", "`*`: only if the key does not exist; or tags that it must not have")
+IF_NONE_MATCH_READ = Header("If-None-Match", "the revision you have: 304 while the key still has it")
+IF_NONE_MATCH_FILE = Header("If-None-Match", "the tag of the copy you have: 304 while it is good")
+IF_MODIFIED_SINCE = Header("If-Modified-Since", "304 unless the value is newer, by whole seconds")
+RANGE = Header("Range", "one range of the value's bytes")
+IF_RANGE = Header("If-Range", "the revision that the range is meant for")
+IDEMPOTENCY_KEY = Header("Idempotency-Key", "applied once, however often it is sent with the same text here")
+LAST_EVENT_ID = Header("Last-Event-ID", "go on after the event with this id")
+
+_CONDITIONS = (IF_MATCH, IF_NONE_MATCH)
+_WRITING = (*_CONDITIONS, IDEMPOTENCY_KEY)
+
+
+class Answer(NamedTuple):
+    """A success: its status, and by media type the schema of the body (none: no body)."""
+
+    status: int
+    meaning: str
+    content: dict[str, str] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
+
+
+class Endpoint(NamedTuple):
+    """One method at one path. ``errors`` are the codes of its own; those of :data:`ANYWHERE` can come
+    from every endpoint that asks the daemon."""
+
+    method: str
+    path: str
+    summary: str
+    answers: tuple[Answer, ...]
+    query: Known = NOTHING
+    headers: tuple[Header, ...] = ()
+    body: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    deprecated: bool = False
+
+    @property
+    def takes_key(self) -> bool:
+        """Whether the path ends in a key."""
+        return self.path.endswith("{key}")
+
+
+ANYWHERE = (
+    "bad_request",
+    "not_allowed",
+    "not_acceptable",
+    "internal",
+    "damaged",
+    "too_busy",
+    "unavailable",
+    "timed_out",
+)
+
+_VALUE = Answer(200, "the value, with its own media type", {ANYTHING: "Value", JSON: "Record"})
+_UNCHANGED = Answer(304, "still as you know it")
+_PART = Answer(206, "the range that was asked for", {ANYTHING: "Value"})
+_STORED = (
+    Answer(200, "stored", {JSON: "Written"}),
+    Answer(201, "stored; the key was not there before", {JSON: "Written"}),
+)
+_COUNTED = Answer(200, "the new value", {JSON: "Counted"})
+_RECORD_WRITTEN = Answer(200, "done", {JSON: "Written"})
+
+_GET_ERRORS = ("invalid_key", "not_found", "revision_gone", "invalid_cursor")
+_WRITE_ERRORS = ("invalid_key", "condition_failed", "sequence_reused", "store_full")
+_PUT_ERRORS = (*_WRITE_ERRORS, "value_too_large", "request_too_large", "unsupported_media_type")
+_PATCH_ERRORS = (*_PUT_ERRORS, "not_json")
+_MISSING_ERRORS = (*_WRITE_ERRORS, "not_found")
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint(
+        "GET",
+        "/v1/kv/{key}",
+        "Read a key, now, as of a revision, or once it changes",
+        (_VALUE, _PART, _UNCHANGED),
+        GET_KEY,
+        (IF_NONE_MATCH_READ, IF_MODIFIED_SINCE, RANGE, IF_RANGE),
+        errors=_GET_ERRORS,
+    ),
+    Endpoint(
+        "PUT",
+        "/v1/kv/{key}",
+        "Store the body under a key, with its Content-Type",
+        _STORED,
+        PUT_KEY,
+        _WRITING,
+        (ANYTHING,),
+        _PUT_ERRORS,
+    ),
+    Endpoint(
+        "PATCH",
+        "/v1/kv/{key}",
+        "Merge a patch into a JSON value",
+        _STORED,
+        PATCH_KEY,
+        _CONDITIONS,
+        (MERGE_PATCH,),
+        _PATCH_ERRORS,
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/kv/{key}",
+        "Delete a key",
+        (Answer(200, "deleted", {JSON: "Deleted"}),),
+        NOTHING,
+        _WRITING,
+        errors=_MISSING_ERRORS,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/kv",
+        "List keys by prefix or range; or, with key, read that one",
+        (
+            Answer(
+                200,
+                "a page, a count, or everything as lines",
+                {JSON: "Page", NDJSON: "Record", ANYTHING: "Value"},
+            ),
+            _PART,
+            _UNCHANGED,
+        ),
+        {**LIST, **JUST_KEY, **GET_KEY},
+        (IF_NONE_MATCH_READ, IF_MODIFIED_SINCE, RANGE, IF_RANGE),
+        errors=_GET_ERRORS,
+    ),
+    Endpoint(
+        "PUT",
+        "/v1/kv",
+        "Store the body under ?key=",
+        _STORED,
+        {**JUST_KEY, **PUT_KEY},
+        _WRITING,
+        (ANYTHING,),
+        _PUT_ERRORS,
+    ),
+    Endpoint(
+        "PATCH",
+        "/v1/kv",
+        "Merge a patch into the JSON value of ?key=",
+        _STORED,
+        {**JUST_KEY, **PATCH_KEY},
+        _CONDITIONS,
+        (MERGE_PATCH,),
+        _PATCH_ERRORS,
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/kv",
+        "Delete everything that begins with prefix; or, with key, that one",
+        (Answer(200, "deleted", {JSON: "Deleted"}),),
+        {**DELETE_PREFIX, **JUST_KEY},
+        _WRITING,
+        errors=_MISSING_ERRORS,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/batch",
+        "Many operations in one request, each for itself or all or none",
+        (Answer(200, "a result for each operation, in order", {JSON: "BatchResults"}),),
+        BATCH,
+        (IDEMPOTENCY_KEY,),
+        (JSON,),
+        (
+            *_MISSING_ERRORS,
+            "unknown_operation",
+            "not_an_integer",
+            "out_of_range",
+            "value_too_large",
+            "request_too_large",
+            "unsupported_media_type",
+        ),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/incr/{key}",
+        "Add to a decimal integer; a missing key counts from 0",
+        (_COUNTED,),
+        INCR,
+        _WRITING,
+        errors=(*_WRITE_ERRORS, "not_an_integer", "out_of_range"),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/touch/{key}",
+        "Give a key a new TTL, counted from now",
+        (_RECORD_WRITTEN,),
+        TOUCH,
+        _WRITING,
+        errors=_MISSING_ERRORS,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/persist/{key}",
+        "Take a key's TTL away",
+        (_RECORD_WRITTEN,),
+        NOTHING,
+        _WRITING,
+        errors=_MISSING_ERRORS,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/history/{key}",
+        "A key's events, newest first, as far as the log goes",
+        (Answer(200, "a page of events", {JSON: "History"}),),
+        HISTORY,
+        errors=("invalid_key", "not_found", "invalid_cursor"),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/history",
+        "The same, of ?key=",
+        (Answer(200, "a page of events", {JSON: "History"}),),
+        {**JUST_KEY, **HISTORY},
+        errors=("invalid_key", "not_found", "invalid_cursor"),
+    ),
+    Endpoint(
+        "GET",
+        SUBSCRIBE_PATH,
+        "Every change as it happens",
+        (Answer(200, "a stream that does not end", {STREAM: "Event", NDJSON: "Event"}),),
+        SUBSCRIBE,
+        (LAST_EVENT_ID,),
+        errors=("invalid_key", "invalid_cursor"),
+    ),
+    Endpoint(
+        "GET", "/v1/status", "What the daemon says of itself", (Answer(200, "its state", {JSON: "Status"}),)
+    ),
+    Endpoint("GET", "/livez", "Whether the facade runs", (Answer(200, "it does", {JSON: "Health"}),)),
+    Endpoint(
+        "GET",
+        "/readyz",
+        "Whether the service can do its work",
+        (Answer(200, "it can", {JSON: "Health", TEXT: "Lines"}),),
+        READYZ,
+    ),
+    Endpoint(
+        "GET",
+        "/metrics",
+        "What all workers and the daemon count, for Prometheus",
+        (
+            Answer(
+                200, "the metrics; also while the daemon is away", {TEXT: "Metrics", OPENMETRICS: "Metrics"}
+            ),
+        ),
+    ),
+    Endpoint(
+        "GET",
+        "/openapi.json",
+        "This description",
+        (Answer(200, "an OpenAPI 3.1 document", {JSON: "Object"}),),
+    ),
+    Endpoint(
+        "GET",
+        "/ui/",
+        "A page for browsers, to look at the store and change it",
+        (Answer(200, "the page", {HTML: "Value"}), _UNCHANGED),
+        NOTHING,
+        (IF_NONE_MATCH_FILE,),
+    ),
+    Endpoint(
+        "GET",
+        "/",
+        "Where to go from here; with key, its value as text",
+        (
+            Answer(200, "links, or the value", {JSON: "Object", TEXT: "Value"}),
+            Answer(303, "without key, to a browser: the page is at /ui/"),
+        ),
+        JUST_KEY,
+        errors=("invalid_key", "not_found"),
+    ),
+    Endpoint(
+        "PUT",
+        "/",
+        "Store a text: the body is {key, value}",
+        (Answer(200, "a line of text", {TEXT: "Value"}),),
+        NOTHING,
+        (IDEMPOTENCY_KEY,),
+        (JSON,),
+        (*_WRITE_ERRORS, "value_too_large", "request_too_large"),
+        deprecated=True,
+    ),
+    Endpoint(
+        "GET",
+        "/all",
+        "All pairs as one JSON object",
+        (Answer(200, "values by key", {JSON: "Object"}),),
+        deprecated=True,
+    ),
+)
+
+
+def paths() -> dict[str, list[Endpoint]]:
+    """The endpoints by path, in the table's order."""
+    by_path: dict[str, list[Endpoint]] = {}
+    for endpoint in ENDPOINTS:
+        by_path.setdefault(endpoint.path, []).append(endpoint)
+    return by_path
+
+
+def methods_of(endpoints: list[Endpoint]) -> tuple[str, ...]:
+    """The methods that a path takes, HEAD and OPTIONS included."""
+    named = [endpoint.method for endpoint in endpoints]
+    return tuple(sorted({*named, "OPTIONS", *(("HEAD",) if "GET" in named else ())}))

@@ -1,0 +1,1 @@
+"""waitress in the gevent hub: connections, the parser, responses, the access log."""

@@ -1,0 +1,131 @@
+"""The access log, and what the log says of requests that take long.
+
+A line names the request as it was sent: method, path (so keys are shown), and of the query what cannot
+hold a value. Bodies, values, and headers other than User-Agent and X-Request-Id are never logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from kvstore_core.process.logging import Seldom
+from kvstore_http import routes
+from kvstore_http.protocol import query_params
+
+log = logging.getLogger("kvstore.http")
+access = logging.getLogger("kvstore.access")
+
+MAX_SHOWN = 1024
+"""Characters of a path, a query or a user agent in a line."""
+
+_SHOWN = frozenset(
+    parameter.name
+    for endpoint in routes.ENDPOINTS
+    for parameter in endpoint.query.values()
+    if parameter is not query_params.BY  # it is a part of the value that comes of it
+)
+
+Ended = Callable[[str, int, int], None]
+"""Called when a stream has ended: why, after how many events and how many bytes."""
+
+
+class Journal:
+    """What one worker notes of its requests. ``mode`` is ``off``, ``errors`` (statuses from 400 on) or
+    ``on``; at debug level every request is noted all the same. A request of ``slow_ms`` or more (0: never)
+    is warned of.
+
+    ``is_on`` says that every request is noted, so that what is done for one should name it.
+    """
+
+    def __init__(self, mode: str = "off", slow_ms: int = 0) -> None:
+        self._mode = mode
+        self.slow_ns = slow_ms * 1_000_000 or inf
+        self._seldom = Seldom()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look again at the log level, which is not looked at for each request."""
+        is_debugging = log.isEnabledFor(logging.DEBUG)
+        self.is_on = self._mode == "on" or is_debugging
+        self.is_noting = self.is_on or self._mode == "errors"
+        # what was asked for comes at every level
+        access.setLevel(logging.DEBUG if is_debugging else logging.INFO)
+
+    def ended(self, task: Any, elapsed_ns: int, *, is_ours: bool) -> None:
+        """Note a request whose response is given, or that cannot be given one. Needs to be called only if
+        it took ``slow_ns`` or longer, or if ``is_noting``. ``is_ours``: the client had no say in how long it
+        took."""
+        seconds = elapsed_ns / 1e9
+        if elapsed_ns >= self.slow_ns and is_ours:
+            self._warn(task, seconds)
+        if self.is_noting and task.hand_over is None:
+            self._note(task, seconds)
+
+    def _note(self, task: Any, seconds: float) -> None:
+        status = _status(task)
+        is_wanted = self._mode == "on" or (self._mode == "errors" and status >= 400)
+        if not (is_wanted or self.is_on):
+            return
+        fields = _fields(task)
+        fields |= {"status": status, "bytes": task.content_bytes_written, "seconds": round(seconds, 6)}
+        line = '%(client)s "%(method)s %(path)s%(query)s" %(status)d %(bytes)d %(seconds).6f "%(user_agent)s"'
+        access.log(logging.INFO if is_wanted else logging.DEBUG, line, fields, extra=fields)
+
+    def _warn(self, task: Any, seconds: float) -> None:
+        more = self._seldom.turn()
+        if more is None:
+            return
+        fields = {**_fields(task), "status": _status(task), "seconds": round(seconds, 3)}
+        line = f'a request took %(seconds).2f s: "%(method)s %(path)s%(query)s" %(status)d{more}'
+        log.warning(line, fields, extra=fields)
+
+    def opened(self, task: Any) -> Ended | None:
+        """Note that a stream was opened; returns what is to be called at its end, None where that is not
+        noted."""
+        if not self.is_on:
+            return None
+        fields, begun = _fields(task), time.monotonic()
+        level = logging.INFO if self._mode == "on" else logging.DEBUG
+        access.log(level, '%(client)s "%(method)s %(path)s%(query)s" opened', fields, extra=fields)
+
+        def ended(reason: str, events: int, size: int) -> None:
+            seconds = round(time.monotonic() - begun, 3)
+            fields.update({"reason": reason, "events": events, "bytes": size, "seconds": seconds})
+            line = (
+                '%(client)s "%(method)s %(path)s%(query)s" ended: %(reason)s; %(events)d events, '
+                "%(bytes)d bytes, %(seconds).3f s"
+            )
+            access.log(level, line, fields, extra=fields)
+
+        return ended
+
+
+def _status(task: Any) -> int:
+    """The status that was sent; 499, as nginx has it, where the client went before any was."""
+    return int(task.status[:3]) if task.wrote_header else 499
+
+
+def _fields(task: Any) -> dict[str, Any]:
+    request = task.request
+    path, raw_query = getattr(request, "target", ("-", ""))
+    return {
+        "client": task.channel.addr[0],
+        "method": getattr(request, "command", None) or "-",
+        "path": path[:MAX_SHOWN],
+        "query": _shown_query(raw_query)[:MAX_SHOWN],
+        "route": task.route,
+        "user_agent": request.headers.get("USER_AGENT", "-")[:MAX_SHOWN],
+        "request_id": task.request_id,
+    }
+
+
+def _shown_query(raw_query: str) -> str:
+    """The query with ``*`` in the place of everything but known parameters that hold no value."""
+    if not raw_query:
+        return ""
+    pairs = (pair if pair.partition("=")[0] in _SHOWN else "*" for pair in raw_query.split("&"))
+    return "?" + "&".join(pairs)

@@ -1,0 +1,366 @@
+"""What waitress's request parser lets through that this service does not, and how its refusals are shown.
+
+Every refusal that happens before the application sees the request is a row of the error table and
+leaves as an RFC 9457 problem document, like all others.
+
+Most requests are plain: a short head that arrives whole and has nothing in it that could be read in two
+ways. Those are taken apart here; whatever is not plain beyond doubt is left to waitress and the checks
+behind it, so each rule on what to refuse stands in one place.
+
+waitress 3.0.2 is the newest release. Its main branch has refused two lines of Host, Content-Length or
+Content-Type and a repeated ``chunked`` since; all of it is refused here.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+from waitress.parser import HTTPRequestParser, ParsingError, unquote_bytes_to_wsgi
+from waitress.utilities import BadRequest, Error
+
+from kvstore_core.errors import KvError
+from kvstore_http.protocol.authority import parse_authority
+from kvstore_http.server.chunked_body import ChunkedBody
+from kvstore_http.server.header_line import FIELD, trimmed
+
+# A transfer coding that is not known is a 501 in waitress; the table has no such row, and RFC 9112
+# section 6.1 only asks for it with SHOULD.
+_CODES = {400: "bad_request", 413: "request_too_large", 431: "headers_too_large", 501: "bad_request"}
+
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
+
+_PLAIN_LINE = re.compile(
+    rb"(DELETE|GET|HEAD|PATCH|POST|PUT) "
+    rb"((/(?!/)[\x21\x22\x24-\x3e\x40-\x7e]*)(?:\?([\x21\x22\x24-\x7e]*))?) HTTP/1\.1\r\n"
+)
+"""A request line whose target is a path and perhaps a query: visible ASCII without ``#``, and no ``//`` in
+front, which could be read as the name of a host."""
+
+_PLAIN_HEAD_BYTES = 2048
+"""A longer head is not plain. It also bounds what the lines that are kept can take."""
+_KEPT_LINES = 1024
+"""How many header lines are kept with what they say: a client's are much the same in each request."""
+
+_NOT_PLAIN = frozenset((b"TRANSFER_ENCODING", b"EXPECT", b"UPGRADE"))
+
+_LEAD = re.compile(rb"(?:\r\n)*\r?\Z|(?:\r\n)*\S")
+"""What may stand before a request: nothing but empty lines (RFC 9112 section 2.2)."""
+_LEAD_BYTES = 8
+
+_LINE = re.compile(rb"[^\s]+ [\x21\x22\x24-\x7e\x80-\xff]+ HTTP/(?P<version>[0-9]\.[0-9])")
+"""A request line. Bytes beyond ASCII are no part of an address, but curl sends what was typed."""
+
+_ABSOLUTE = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?]*)(?:[/?].*)?", re.IGNORECASE)
+
+_MAX_LENGTH_DIGITS = 19
+
+ONCE = frozenset(
+    name.upper().replace("-", "_").encode()
+    for name in (
+        *("Host", "Content-Length", "Transfer-Encoding", "Content-Type", "Content-Encoding", "Content-Range"),
+        *("Authorization", "Proxy-Authorization", "Expect", "Origin", "Sec-Fetch-Site"),
+        *("Access-Control-Request-Method", "Idempotency-Key"),
+        *("If-Modified-Since", "If-Unmodified-Since", "If-Range", "Range"),
+    )
+)
+"""Headers of which a request has one line at most: those that hold one value and decide what is done, so
+that two servers which take the first, the last or both would do different things. Lists may come in
+several lines (RFC 9110 section 5.3), as If-Match and Accept do, and what decides nothing may stand there as
+often as it likes."""
+
+
+class RefusalError(Error):  # type: ignore[misc]  # waitress has no types
+    """A KvError in the place where waitress keeps what is wrong with a request."""
+
+    def __init__(self, error: KvError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def refusal_of(problem: Error) -> KvError:
+    """The row of the error table that stands for what waitress found wrong."""
+    if isinstance(problem, RefusalError):
+        return problem.error
+    return KvError(_CODES.get(problem.code, "internal"), str(problem.body))
+
+
+@lru_cache(_KEPT_LINES)
+def _plain_field(line: bytes) -> tuple[str, str] | None:
+    """Name and value as waitress keeps them; None for a line that is not plain: folded, malformed, with a
+    name that waitress drops, or with consequences."""
+    found = FIELD.fullmatch(line)
+    if found is None:
+        return None
+    name, value = found.group("name", "value")
+    kept_name, value = name.upper().replace(b"-", b"_"), value.strip(b" \t")
+    if b"_" in name or kept_name in _NOT_PLAIN:
+        return None
+    if kept_name == b"CONTENT_LENGTH" and not (value.isdigit() and len(value) <= _MAX_LENGTH_DIGITS):
+        return None
+    if kept_name == b"HOST" and parse_authority(value.decode("latin-1")) is None:
+        return None
+    return kept_name.decode("latin-1"), value.decode("latin-1")
+
+
+def _plain_fields(block: bytes) -> dict[str, str] | None:
+    """The headers of a plain request, None if they are not: one stands there twice, or there is no Host."""
+    fields: dict[str, str] = {}
+    for line in block.split(b"\r\n"):
+        field = _plain_field(line)
+        if field is None or field[0] in fields:
+            return None
+        fields[field[0]] = field[1]
+    return fields if "HOST" in fields else None
+
+
+class _Body:
+    """What waitress calls a receiver, for a body of a known length that fits into memory.
+
+    It is copied once as it arrives in pieces, and not at all if it arrives with its head; waitress's
+    own buffers copy it three times.
+    """
+
+    error = None
+
+    def __init__(self, length: int, start: bytes) -> None:
+        self._missing = length - len(start)
+        self._file = BytesIO(start)
+        self._file.seek(0, 2)
+
+    @property
+    def completed(self) -> bool:
+        return not self._missing
+
+    def __len__(self) -> int:
+        return self._file.tell()
+
+    def received(self, data: bytes) -> int:
+        """Take what belongs to the body; returns how much that was."""
+        taken = self._file.write(data[: self._missing])
+        self._missing -= taken
+        return taken
+
+    def getfile(self) -> BytesIO:
+        return BytesIO(self._file.getvalue())
+
+    def getbuf(self) -> BytesIO:
+        return self._file
+
+
+class Parser(HTTPRequestParser):  # type: ignore[misc]
+    """waitress's parser, stricter where leniency would let two servers read one message differently.
+
+    ``started`` is when the first byte arrived, in seconds of the clock that the server sweeps by;
+    ``target`` is what :func:`raw_target` gives.
+    """
+
+    error: Any = None
+    command = ""
+    completed: bool
+    body_rcv: Any = None
+    target: tuple[str, str]
+    # of a request that is refused before its first line is understood, these are asked for as well
+    path = proxy_scheme = proxy_netloc = fragment = ""
+
+    def __init__(self, adj: Any) -> None:
+        super().__init__(adj)
+        self.started = time.monotonic()
+
+    def received(self, data: bytes) -> int:
+        """As in waitress, but a request that is refused, or has no body, never asks for one
+        (``100 Continue``)."""
+        if not (self.completed or self.header_plus or self.body_rcv is not None):
+            taken = self._take_plain(data)
+            if taken:
+                return taken
+        if self.body_rcv is None and not self._begins_well(data):
+            self.error, self.completed = BadRequest("a request begins with its method"), True
+            return len(data)
+        consumed: int = super().received(data)
+        if self.completed:
+            self.expect_continue = False
+        if self.error is not None:
+            self._name_the_limit(data)
+            if isinstance(self.error.body, KvError):
+                self.error = RefusalError(self.error.body)
+        return consumed
+
+    def _begins_well(self, data: bytes) -> bool:
+        so_far = len(self.header_plus)
+        return so_far >= _LEAD_BYTES or _LEAD.match(self.header_plus + data[:_LEAD_BYTES]) is not None
+
+    def _take_plain(self, data: bytes) -> int:
+        """Take a plain request at the front of ``data``, its body as far as it is there; returns how many
+        bytes that was, 0 if the request is not plain. Leaves behind what waitress's parser would.
+
+        It takes 4 µs for a GET and 6 µs for a PUT with its body, where waitress's takes 10 µs and 25 µs.
+        """
+        end = data.find(b"\r\n\r\n", 0, _PLAIN_HEAD_BYTES)
+        line = _PLAIN_LINE.match(data)
+        if line is None or end < line.end() or end + 4 >= self.adj.max_request_header_size:
+            return 0
+        headers = _plain_fields(data[line.end() : end])
+        if headers is None:
+            return 0
+        length = int(headers.get("CONTENT_LENGTH", "0"))
+        if length and length >= min(self.adj.max_request_body_size, self.adj.inbuf_overflow):
+            return 0
+        self.header_bytes_received = end + 4
+        self._take_head(line, headers)
+        if not length:
+            self.completed = True
+            return end + 4
+        return end + 4 + self._take_body(length, data[end + 4 : end + 4 + length])
+
+    def _take_head(self, line: re.Match[bytes], headers: dict[str, str]) -> None:
+        command, target, path, query = line.groups(b"")
+        raw_path, self.query = path.decode("ascii"), query.decode("ascii")
+        self.command, self.version = command.decode("ascii"), "1.1"
+        self.first_line = line[0][:-2]
+        self.request_uri = target.decode("ascii")
+        self.target = raw_path, self.query
+        self.path = unquote_bytes_to_wsgi(path) if b"%" in path else raw_path
+        self.url_scheme = self.adj.url_scheme
+        self.headers = headers
+        self.headers_finished = True
+        self.connection_close = headers.get("CONNECTION", "").lower() == "close"
+
+    def _take_body(self, length: int, start: bytes) -> int:
+        self.content_length = length
+        self.body_rcv = _Body(length, start)
+        self.body_bytes_received = len(start)
+        self.completed = self.body_rcv.completed
+        return len(start)
+
+    def _name_the_limit(self, data: bytes) -> None:
+        if self.error.code == 431:
+            limit = self.adj.max_request_header_size
+            if 0 <= (self.header_plus + data).find(b"\r\n") < limit:
+                error = KvError("headers_too_large", f"the headers exceed {limit} bytes", limit=limit)
+            else:
+                error = KvError("uri_too_long", f"the request line exceeds {limit} bytes", limit=limit)
+            self.error = RefusalError(error)
+        elif self.error.code == 413:
+            limit = self.adj.max_request_body_size - 1
+            error = KvError(
+                "request_too_large", f"the body exceeds {limit} bytes (--max-body-bytes)", limit=limit
+            )
+            self.error = RefusalError(error)
+
+    def parse_header(self, header_plus: bytes) -> None:
+        """As in waitress, then the checks that it leaves out. It goes first, so that a refusal knows the
+        request's headers."""
+        line, crlf, block = header_plus.partition(b"\r\n")
+        try:
+            super().parse_header(_with_ascii_target(line) + crlf + trimmed(block))
+        except ValueError as error:  # urlsplit on a target such as http://[, or a number of 5,000 digits
+            raise ParsingError("the request is malformed") from error
+        self._check_line(line)
+        fields = self._checked_fields(block)
+        self._check_framing(fields)
+        self._check_host(fields)
+        self._check_expectation()
+        self.target = raw_target(self.request_uri)
+
+    def _check_line(self, line: bytes) -> None:
+        if b"#" in line.partition(b" ")[2]:
+            # RFC 9112 section 3.2: no form of a target has a fragment
+            raise ParsingError("a # in an address must be written as %23")
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise ParsingError("a request begins with its method, an address and HTTP/1.1, one space apart")
+        if found["version"] not in (b"1.0", b"1.1"):
+            version = found["version"].decode()
+            raise ParsingError(
+                KvError("http_version_not_supported", f"HTTP/{version} is not spoken here; HTTP/1.1 is")
+            )
+
+    def _checked_fields(self, block: bytes) -> dict[bytes, bytes]:
+        """The lines of ``block`` by their names as waitress keeps them, the last of each."""
+        fields: dict[bytes, bytes] = {}
+        for line in filter(None, block.split(b"\r\n")):
+            if line[:1] in b" \t":
+                raise ParsingError("a header may not be folded into several lines")  # section 5.2
+            sent, _, value = line.partition(b":")
+            name = sent.upper().replace(b"-", b"_")
+            if name in ONCE:
+                if b"_" in sent:
+                    # dropped here, as all names with a _ are; behind CGI it would count
+                    raise ParsingError(f"{sent.decode('latin-1')} is written with -")
+                if name in fields:
+                    raise ParsingError(f"{sent.decode('latin-1')} may stand there once")
+            fields[name] = value.strip(b" \t")
+        return fields
+
+    def _check_framing(self, fields: dict[bytes, bytes]) -> None:
+        if len(self.headers.get("CONTENT_LENGTH", "")) > _MAX_LENGTH_DIGITS:
+            raise ParsingError("Content-Length has too many digits")
+        if b"TRANSFER_ENCODING" not in fields:
+            return
+        if self.version == "1.0":
+            raise ParsingError("Transfer-Encoding is not part of HTTP/1.0")  # RFC 9112 section 6.1
+        if b"CONTENT_LENGTH" in fields:
+            # Section 6.3 allows to close instead; a message with two lengths is an attempt to smuggle.
+            raise ParsingError("a request has either Transfer-Encoding or Content-Length, not both")
+        if fields[b"TRANSFER_ENCODING"].lower() != b"chunked":
+            raise ParsingError("the only Transfer-Encoding is chunked, once")
+        self.body_rcv = ChunkedBody(self.adj.inbuf_overflow)
+
+    def _check_host(self, fields: dict[bytes, bytes]) -> None:
+        """One host, whatever tells it: RFC 9112 section 3.2."""
+        host = None
+        if b"HOST" in fields:
+            host = parse_authority(self.headers["HOST"])
+            if host is None:
+                raise ParsingError("Host must be a name or an address, and a port if need be")
+        elif self.version == "1.1":
+            raise ParsingError("an HTTP/1.1 request needs a Host header")
+        target = self.request_uri
+        if target.startswith("/") or (target == "*" and self.command == "OPTIONS"):
+            return
+        found = _ABSOLUTE.fullmatch(target)
+        if found is None:
+            raise ParsingError("the request target must begin with '/'")
+        named = parse_authority(found["authority"])
+        if named is None:
+            raise ParsingError("an absolute address must name a host, and a port if need be")
+        scheme = found["scheme"]
+        if host and (host.host, host.port_for(scheme)) != (named.host, named.port_for(scheme)):
+            raise ParsingError("Host is another one than that of the address")
+        self.headers["HOST"] = found["authority"]  # section 3.2.2: it counts
+
+    def _check_expectation(self) -> None:
+        """RFC 9110 section 10.1.1. In HTTP/1.0 it does not count."""
+        expected = self.headers.get("EXPECT", "").lower()
+        if self.version == "1.1" and expected not in ("", "100-continue"):
+            raise ParsingError(
+                KvError("expectation_failed", "the only expectation that is met is 100-continue")
+            )
+
+
+def _with_ascii_target(line: bytes) -> bytes:
+    """The request line with its bytes beyond ASCII percent-encoded, which means the same.
+
+    curl sends what somebody typed as it is; waitress takes it for a malformed address.
+    """
+    return line if line.isascii() else _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], line)
+
+
+def raw_target(request_uri: str) -> tuple[str, str]:
+    """Path and query of a request target exactly as they were sent, one character for each byte.
+
+    Nothing is decoded, collapsed or dropped: ``//``, ``.``, ``..``, ``%2F`` and invalid
+    escapes reach the application, which alone knows what a key may hold.
+    """
+    if not request_uri.startswith("/") and "://" in request_uri:  # absolute form, as to a proxy
+        _, _, rest = request_uri.partition("://")
+        slash, question = rest.find("/"), rest.find("?")
+        if slash < 0 or 0 <= question < slash:
+            return "/", rest[question + 1 :] if question >= 0 else ""
+        request_uri = rest[slash:]
+    path, _, query = request_uri.partition("?")
+    return path, query

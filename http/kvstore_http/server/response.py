@@ -1,0 +1,327 @@
+"""One request and its response: what waitress's tasks do, with the response's head written here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from time import perf_counter_ns
+from typing import Any
+
+from waitress.task import ErrorTask, WSGITask
+from waitress.utilities import Error, build_http_date
+
+from kvstore_http.metrics.counters import OTHER
+from kvstore_http.protocol.bodies import BODY_AWAITED
+from kvstore_http.protocol.long_poll import WAITS
+from kvstore_http.protocol.problems import rendered
+from kvstore_http.protocol.raw_router import ROUTE
+from kvstore_http.request_id import REQUEST_ID, new_id, sent_id, travelling
+from kvstore_http.routes import STREAM, SUBSCRIBE_PATH
+from kvstore_http.server.parser import refusal_of
+
+HandOver = Callable[[int, bytes, bool], Any]
+"""Takes over a connection: its descriptor, bytes still to be sent first, and whether what follows is
+framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0). Returns something with an attribute
+``on_end``: what is to be called when the stream has ended."""
+
+NO_ROOM = "kvstore.no_room"
+"""Where a request finds the KvError for which its connection is one too many."""
+
+_OURS = frozenset(("content-length", "connection", "date", "server", "x-request-id"))
+"""Headers that are written here, whatever the application says of them."""
+
+_JOINED_BYTES = 64 * 1024
+"""A head is joined with a body of up to this size; a larger one is sent behind it without being copied."""
+
+_PLAIN_HEADERS = frozenset(("CONTENT_LENGTH", "CONTENT_TYPE"))
+"""Headers whose names stand in the environ without HTTP_ before them (PEP 3333)."""
+
+_LENGTH_NAME_SIZE = len("content-length")
+"""Hardly another header has a name of this size, so few are looked at twice."""
+
+_BODILESS = ("1", "204", "304")
+"""How the statuses begin whose responses end with their head."""
+
+_SPELLED = {"etag": "ETag", "www-authenticate": "WWW-Authenticate"}
+
+
+class _Prefixes(dict[str, str]):
+    """What stands before a header's value, by its name; nothing for a header that is not to be written.
+
+    The application names few headers, so they are never dropped.
+    """
+
+    def __missing__(self, name: str) -> str:
+        self[name] = prefix = "" if name.lower() in _OURS else f"{_spelled(name)}: "
+        return prefix
+
+
+_PREFIXES = _Prefixes()
+
+
+def _spelled(name: str) -> str:
+    """The header's name as people write it; its case has no meaning."""
+    return _SPELLED.get(name.lower()) or "-".join(word.capitalize() for word in name.split("-"))
+
+
+@lru_cache(maxsize=2)
+def _tail(ident: str, second: int) -> str:
+    """The end of every head that is written within ``second``."""
+    return f"\r\nServer: {ident}\r\nDate: {build_http_date(second)}\r\n\r\n"
+
+
+class _Head:
+    """Builds the head of a response.
+
+    In place of waitress's own, which normalizes and sorts every header (a fifth of the time of a
+    request) and ends the connection after each response without a Content-Length: 204, 304 and
+    chunked ones as well, all of which have an end of their own.
+    """
+
+    channel: Any
+    request: Any
+    status = ""  # none yet; waitress's is a success from the start
+    version: str
+    has_body = True
+    content_length: int | None
+    wrote_header: bool
+    response_headers: list[tuple[str, str]]
+    close_on_finish: bool
+    hand_over: HandOver | None = None
+    chunked_response = False
+    request_id = "-"
+    route = OTHER
+    is_held = False
+
+    def service(self) -> None:
+        """Answer, and count it: also how long it took, unless the client had a say in that."""
+        server = self.channel.server
+        measures, journal = server.measures, server.journal
+        started = perf_counter_ns()
+        measures.begin()
+        try:
+            self.execute()  # type: ignore[attr-defined]  # the next class is waitress's
+            self.finish()  # type: ignore[attr-defined]
+        except OSError:
+            self.close_on_finish = True
+            raise
+        finally:
+            elapsed = perf_counter_ns() - started
+            has_no_end = self.has_body and self.content_length is None
+            took = None if has_no_end or self.is_held else elapsed
+            measures.end(self.route, self.request.command, self.status, took)
+            if elapsed >= journal.slow_ns or journal.is_noting:
+                journal.ended(self, elapsed, is_ours=took is not None)
+
+    def build_response_header(self) -> bytes:
+        """The status line and the headers. Decides how the body is framed, and whether the
+        connection goes on."""
+        has_body = self.has_body
+        has_length = has_body and self.content_length is not None
+        is_open_ended = has_body and not has_length
+        self.chunked_response = is_open_ended and self.version == "1.1"
+        lines = [f"HTTP/{self.version} {self.status}"]
+        lines += [prefix + value for name, value in self.response_headers if (prefix := _PREFIXES[name])]
+        if has_length:
+            lines.append(f"Content-Length: {self.content_length}")
+        elif self.chunked_response:
+            lines.append("Transfer-Encoding: chunked")
+        lines.append(f"X-Request-Id: {self.request_id}")
+        lines += self._connection(is_open_ended)
+        head = "\r\n".join(lines)
+        if head.count("\n") != len(lines) - 1:
+            raise ValueError("a header of the response holds a line feed")
+        return (head + _tail(self.channel.server.adj.ident, int(time.time()))).encode("latin-1")
+
+    def _connection(self, is_open_ended: bool) -> list[str]:
+        wish = self.request.headers.get("CONNECTION", "").lower()
+        asks_to_keep = wish == "keep-alive" if self.version == "1.0" else wish != "close"
+        has_end = not is_open_ended or self.chunked_response
+        is_last = self.channel.server.stopping or self.channel.no_room is not None
+        if self.close_on_finish or self.hand_over is not None or is_last or not asks_to_keep or not has_end:
+            self.close_on_finish = True
+            return ["Connection: close"]
+        return ["Connection: keep-alive"] if self.version == "1.0" else []
+
+
+class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
+    """One request for the application.
+
+    Adds to the environ: ``kvstore.raw_path`` and ``kvstore.raw_query``, the request target as sent;
+    ``kvstore.request_id``; and ``kvstore.hand_over``, a function that takes a :data:`HandOver` to which
+    the connection is given once the response's headers are written. The application then returns a stream
+    without content.
+    """
+
+    def execute(self) -> None:
+        """Call the application and write what it answers."""
+        sent = sent_id(self.request.headers)
+        if sent is None and not self.channel.server.journal.is_on:
+            self.request_id = new_id()
+            self._answer()
+            return
+        self.request_id = sent or new_id()
+        token = travelling.set(self.request_id)
+        try:
+            self._answer()
+        finally:
+            travelling.reset(token)
+
+    def _answer(self) -> None:
+        environ = self.get_environment()
+        body = self.channel.server.application(environ, self._start_response)
+        self.route = environ.get(ROUTE, OTHER)
+        self.is_held = WAITS in environ
+        del environ  # it leads back to this task
+        try:
+            for chunk in body:
+                if chunk:
+                    self.write(chunk)
+                del chunk  # or it would be kept beside the next
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+        expected = self.content_length
+        if expected is not None and self.content_bytes_written != expected and self.request.command != "HEAD":
+            # the client would wait for the rest, or take the next response for it
+            self.close_on_finish = True
+
+    def _start_response(self, status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> None:
+        self.complete = True
+        self.status = status
+        self.has_body = not status.startswith(_BODILESS)
+        self.response_headers = headers
+        for name, value in headers:
+            if len(name) == _LENGTH_NAME_SIZE and name.lower() == "content-length":
+                self.content_length = int(value)
+
+    def get_environment(self) -> dict[str, Any]:
+        """The WSGI environ: what is the same for the whole connection, then what is this request's.
+
+        In place of waitress's own, which makes all of it anew for each request.
+        """
+        request = self.request
+        environ: dict[str, Any] = self.channel.environ.copy()
+        environ["REQUEST_METHOD"] = request.command
+        environ["SERVER_PROTOCOL"] = f"HTTP/{self.version}"
+        environ["PATH_INFO"] = request.path
+        environ["QUERY_STRING"] = request.query
+        environ["REQUEST_URI"] = request.request_uri
+        environ["wsgi.input"] = request.get_body_stream()
+        for name, value in request.headers.items():
+            environ[name if name in _PLAIN_HEADERS else "HTTP_" + name] = value
+        environ[REQUEST_ID] = self.request_id
+        environ["kvstore.raw_path"], environ["kvstore.raw_query"] = request.target
+        environ["kvstore.hand_over"] = self._take_hand_over
+        return environ
+
+    def write(self, data: bytes) -> None:
+        """Write a piece of the body, with the head before the first."""
+        head = b""
+        if not self.wrote_header:
+            head = self.build_response_header()
+            self.wrote_header = True
+        if not self.has_body:
+            data = b""
+        self.content_bytes_written += len(data)
+        if len(data) > _JOINED_BYTES:
+            pieces: tuple[bytes, ...] = (head, data)
+            if self.chunked_response:
+                pieces = (b"%b%X\r\n" % (head, len(data)), data, b"\r\n")
+            del data
+            self.channel.write_soon(*pieces)
+            return
+        if self.chunked_response and data:
+            data = b"%X\r\n%b\r\n" % (len(data), data)
+        self.channel.write_soon(head + data)
+
+    def _take_hand_over(self, hand_over: HandOver) -> None:
+        self.hand_over = hand_over
+
+    def finish(self) -> None:
+        """End the response, or give the connection away with the response still open."""
+        if self.hand_over is not None and self.status.startswith("200"):
+            self.write(b"")
+            self.channel.hand_over = (self.hand_over, self.chunked_response)
+            self.channel.on_stream_end = self.channel.server.journal.opened(self)
+            return
+        if self.request.command == "HEAD":
+            self.write(b"")
+            self.chunked_response = False  # a HEAD response has no body, so no last chunk either
+        super().finish()
+
+
+class _BodyWantedError(BaseException):
+    """The application wants the body of a request. No Exception, so that it does not become an answer."""
+
+
+def wants_stream(request: Any) -> bool:
+    """Whether a request is that of an EventSource, which comes back after nothing but a 200 that ends."""
+    is_its_route = request.command == "GET" and request.path == SUBSCRIBE_PATH
+    return is_its_route and STREAM in request.headers.get("ACCEPT", "").lower()
+
+
+class _NotYetSent:
+    """The body of a request that has only a head so far."""
+
+    def read(self, _size: int = -1) -> bytes:
+        raise _BodyWantedError
+
+
+class AnsweredError(Error):  # type: ignore[misc]
+    """What the application answered to the head of a request, in the place where waitress keeps what is wrong
+    with one."""
+
+    def __init__(self, status: str, headers: dict[str, str], body: bytes, environ: dict[str, Any]) -> None:
+        super().__init__(status)
+        self.answer = status, headers, body
+        self.request_id: str = environ[REQUEST_ID]
+        self.route = environ.get(ROUTE, OTHER)
+
+
+def refused_by_head(channel: Any, request: Any) -> AnsweredError | None:
+    """The application's refusal of a request whose body has not been sent; None if it wants the body.
+
+    The application is called as ever, with a body that cannot be read: so whatever it checks before
+    reading is checked, and there is no second list of checks. Nothing is written before that: what writes
+    without a body refuses one first. Methods that have no use for a body are not tried, since they would
+    do their work.
+    """
+    if request.command not in ("DELETE", "PATCH", "POST", "PUT"):
+        return None
+    task = Task(channel, request)
+    task.request_id = sent_id(request.headers) or new_id()
+    environ = task.get_environment()
+    environ["wsgi.input"], environ[BODY_AWAITED] = _NotYetSent(), True
+    environ.setdefault("CONTENT_LENGTH", "1")  # in chunks, so nobody knows yet
+    answer: list[Any] = []
+    token = travelling.set(task.request_id)
+    try:
+        body = b"".join(channel.server.application(environ, lambda *given: answer.extend(given)))
+    except _BodyWantedError:
+        return None
+    finally:
+        travelling.reset(token)
+    status, headers = answer[:2]
+    return AnsweredError(status, dict(headers), body, environ)
+
+
+class RefusalTask(_Head, ErrorTask):  # type: ignore[misc]
+    """The answer to a request that did not reach the application."""
+
+    def execute(self) -> None:
+        """Write the problem document; the connection ends after it."""
+        error = self.request.error
+        if isinstance(error, AnsweredError):
+            self.request_id, self.route = error.request_id, error.route
+            self.status, headers, body = error.answer
+        else:
+            self.request_id = sent_id(self.request.headers) or new_id()
+            self.status, headers, body = rendered(refusal_of(error), self.request_id)
+        self.response_headers.extend(headers.items())
+        self.close_on_finish = True
+        self.content_length = len(body)
+        self.channel.lingers = True
+        is_head = getattr(self.request, "command", None) == "HEAD"
+        self.write(b"" if is_head else body)

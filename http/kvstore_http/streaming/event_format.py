@@ -1,0 +1,164 @@
+"""Events as bytes: Server-Sent Events or newline-delimited JSON, in chunks of HTTP/1.1 or bare.
+
+The cursor of a stream (the ``id`` of SSE, ``cursor`` in JSON) stands only where everything up to it
+has been sent: on the last event of a revision, on ``sync`` and on ``heartbeat``. A client that is cut
+off inside a revision so gets the whole of it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import orjson
+
+from kvstore_core.follower import Batch
+from kvstore_core.model import Cursor, Event, Record
+from kvstore_http.protocol.json_records import inline_member, timestamp, value_member
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Format(NamedTuple):
+    """How a stream is written: as Server-Sent Events or as NDJSON, with values or without, as
+    chunks (HTTP/1.1) or ended by the connection (HTTP/1.0), with values that are JSON as such or as text."""
+
+    is_sse: bool
+    has_values: bool
+    is_chunked: bool
+    inline: bool = False
+
+    def message(self, name: str, body: bytes, cursor: str | None) -> bytes:
+        """One event of the stream. ``body`` is a JSON object."""
+        if self.is_sse:
+            ident = f"id: {cursor}\n" if cursor is not None else ""
+            return b"event: %b\n%bdata: %b\n\n" % (name.encode(), ident.encode(), body)
+        tail = f',"cursor":"{cursor}"}}\n' if cursor is not None else "}\n"
+        inner = body[1:-1]
+        return b'{"event":"%b"%b%b%b' % (name.encode(), b"," if inner else b"", inner, tail.encode())
+
+    def framed(self, messages: bytes) -> bytes:
+        """``messages`` as they are written to the connection; empty stays empty, since a chunk of
+        no bytes would end the body."""
+        if not self.is_chunked or not messages:
+            return messages
+        return b"%x\r\n%b\r\n" % (len(messages), messages)
+
+    @property
+    def end(self) -> bytes:
+        """What ends the body."""
+        return LAST_CHUNK if self.is_chunked else b""
+
+
+class Encoder:
+    """Writes the changes of one delivery for any number of groups; the JSON of an event is made
+    once, whoever wants it."""
+
+    def __init__(self, epoch: str) -> None:
+        self._epoch = epoch
+        self._bodies: dict[tuple[int, int, bool, bool], bytes] = {}
+
+    def batches(self, form: Format, batches: Iterable[Batch]) -> bytes:
+        """The messages of ``batches``, unframed. Each is what a stream gets of one revision."""
+        return b"".join(self._message(form, event, batch) for batch in batches for event in batch)
+
+    def _message(self, form: Format, event: Event, batch: Batch) -> bytes:
+        cursor = f"{event.revision}-{self._epoch}" if event is batch[-1] else None
+        return form.message(event.op, self._body(event, form), cursor)
+
+    def _body(self, event: Event, form: Format) -> bytes:
+        which = (event.revision, event.index, form.has_values, form.inline)
+        body = self._bodies.get(which)
+        if body is None:
+            fields = event_json(event, has_value=form.has_values, inline=form.inline)
+            body = self._bodies[which] = orjson.dumps(fields)
+        return body
+
+
+def snapshot(form: Format, records: Iterable[Record]) -> bytes:
+    """Present records, as ``put`` events without a cursor; unframed."""
+    bodies = (orjson.dumps(_record_event(record, form)) for record in records)
+    return b"".join(form.message("put", body, None) for body in bodies)
+
+
+def sync(form: Format, cursor: Cursor) -> bytes:
+    """Everything up to ``cursor`` has been sent; unframed."""
+    body = {"revision": cursor.revision, "cursor": str(cursor)}
+    if not form.is_sse:
+        del body["cursor"]  # message() adds it
+    return form.message("sync", orjson.dumps(body), str(cursor))
+
+
+def heartbeat(form: Format, cursor: Cursor, time_ms: int, *, is_position: bool) -> bytes:
+    """The stream is alive; unframed. ``is_position`` says that the stream has sent all up to
+    ``cursor``, which then resumes it."""
+    body = orjson.dumps({"revision": cursor.revision, "time": timestamp(time_ms)})
+    return form.message("heartbeat", body, str(cursor) if is_position else None)
+
+
+def reset(form: Format, reason: str, floor: int, cursor: Cursor) -> bytes:
+    """What was sent before has no continuation, a snapshot follows; unframed.
+
+    It has no id: a client cut off before the next ``sync`` has to be told again.
+    """
+    body = {"reason": reason, "floor": floor, "cursor": str(cursor)}
+    return form.message("reset", orjson.dumps(body), None)
+
+
+def retry(form: Format, milliseconds: int) -> bytes:
+    """How long an EventSource shall wait before it connects again; unframed."""
+    return b"retry: %d\n\n" % milliseconds if form.is_sse else b""
+
+
+def comment(form: Format, text: str) -> bytes:
+    """What an EventSource ignores and a reader at a terminal does not; unframed. NDJSON has no comments."""
+    return f": {text}\n\n".encode() if form.is_sse else b""
+
+
+def event_json(event: Event, *, has_value: bool, inline: bool = False) -> dict[str, Any]:
+    """The ``data`` of an event."""
+    body: dict[str, Any] = {
+        "op": event.op,
+        "key": event.key,
+        "revision": event.revision,
+        "index": event.index,
+        "count": event.count,
+        "time": timestamp(event.time),
+        "previous_revision": event.previous_revision,
+    }
+    if event.record is not None:
+        body |= _record_json(event.record, has_value, inline)
+    if event.previous is not None:
+        body["previous"] = _record_json(event.previous, has_value, inline)
+    return body
+
+
+def _record_event(record: Record, form: Format) -> dict[str, Any]:
+    """A present record as an event of the form that live ones have: by itself, of the time of its put, and
+    the first that is heard of its key."""
+    return {
+        "op": "put",
+        "key": record.key,
+        "snapshot": True,
+        "revision": record.revision,
+        "index": 0,
+        "count": 1,
+        "time": timestamp(record.modified_at),
+        "previous_revision": 0,
+        **_record_json(record, form.has_values, form.inline),
+    }
+
+
+def _record_json(record: Record, has_value: bool, inline: bool) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "content_type": record.content_type,
+        "revision": record.revision,
+        "create_revision": record.create_revision,
+        "version": record.version,
+        "modified_at": timestamp(record.modified_at),
+    }
+    if record.expires_at is not None:
+        body["expires_at"] = timestamp(record.expires_at)
+    if has_value and record.value is not None:
+        body |= inline_member(record.value, record.content_type) if inline else value_member(record.value)
+    return body

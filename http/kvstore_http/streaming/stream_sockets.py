@@ -1,0 +1,251 @@
+"""The sockets of handed-over streams: what is unsent, who can take more, who is gone.
+
+A stream costs a descriptor, an entry in one epoll set, and a small object; no greenlet, no watcher
+of its own and no buffer while nothing is unsent. Bytes that many streams are sent are one object.
+All methods run in the hub's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from kvstore_http.metrics.counters import Measures
+from kvstore_http.streaming.event_format import Format
+
+READ = 1
+
+SENDS_PER_TURN = 100
+"""How many streams are written to (about 5 µs each) before the loop looks at requests again."""
+
+_INPUT = select.EPOLLIN | select.EPOLLRDHUP
+_GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+
+STOPPING = "the service is stopping"
+
+
+class StreamGoneError(Exception):
+    """The client is gone, was cut off, or the service is stopping."""
+
+
+class Stream:
+    """One open stream. ``is_blocked`` says that the socket takes no more for now; ``pending`` is
+    then what has to wait, else what is sent in this turn, and None when there is nothing.
+
+    ``sent`` counts bytes and ``events`` events (without those that its group had while the stream was
+    live); ``on_end`` is told both, and why, when the stream has ended.
+    """
+
+    __slots__ = (
+        "events",
+        "fd",
+        "form",
+        "group",
+        "is_blocked",
+        "is_ending",
+        "is_gone",
+        "on_end",
+        "pending",
+        "sent",
+        "unsent",
+    )
+
+    def __init__(self, fd: int, form: Format) -> None:
+        self.fd = fd
+        self.form = form
+        self.group: Any = None
+        self.pending: list[bytes | memoryview] | None = None
+        self.unsent = 0
+        self.sent = 0
+        self.events = 0
+        self.on_end: Callable[[str, int, int], None] | None = None
+        self.is_blocked = False
+        self.is_ending = False
+        self.is_gone = False
+
+
+class Streams:
+    """All open streams of a worker, and the one epoll set that watches them.
+
+    ``on_drained`` is called for each stream that was blocked and has taken all that waited for it,
+    ``on_gone`` once for each stream that is closed, whatever the cause. What is unsent of
+    one stream is bounded by ``buffer_bytes`` and one message: the stream that has more waiting when
+    something is added is cut off.
+    """
+
+    def __init__(
+        self,
+        hub: Any,
+        buffer_bytes: int,
+        on_drained: Callable[[Stream], None],
+        on_gone: Callable[[Stream], None],
+        measures: Measures,
+    ) -> None:
+        self._loop = hub.loop
+        self._buffer_bytes = buffer_bytes
+        self._note_drained = on_drained
+        self._on_gone = on_gone
+        self._measures = measures
+        self._blocked: set[Stream] = set()
+        self._by_fd: dict[int, Stream] = {}
+        self._due: deque[Stream] = deque()
+        self._epoll = select.epoll()
+        self._watcher = self._loop.io(self._epoll.fileno(), READ)
+        self._watcher.start(self._on_events)
+        self._flusher = self._loop.timer(0)
+
+    def __len__(self) -> int:
+        return len(self._by_fd)
+
+    def add(self, stream: Stream) -> None:
+        """Watch ``stream``, whose descriptor is closed here in the end."""
+        os.set_blocking(stream.fd, False)
+        self._by_fd[stream.fd] = stream
+        self._epoll.register(stream.fd, _INPUT)
+        self._measures.note_streams(len(self._by_fd))
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What waits for the stream that is furthest behind."""
+        return max((stream.unsent for stream in self._blocked), default=0)
+
+    def queue(self, stream: Stream, data: bytes) -> None:
+        """Send ``data`` soon, together with what else comes until then."""
+        if stream.is_gone or stream.is_ending:
+            return
+        if stream.pending is None:
+            stream.pending = [data]
+            self._due.append(stream)
+            if not self._flusher.active:
+                self._flusher.start(self.flush)
+        elif stream.is_blocked and stream.unsent > self._buffer_bytes:
+            self._measures.stream_dropped("slow")
+            self.drop(stream, "it was read too slowly")
+            return
+        else:
+            stream.pending.append(data)
+        stream.unsent += len(data)
+
+    def offer(self, stream: Stream, data: bytes) -> None:
+        """Send ``data`` at once, as far as the socket takes it; the stream is blocked if that is not all."""
+        self.queue(stream, data)
+        if not stream.is_blocked and not stream.is_gone:
+            self._write(stream)
+
+    # ── writing ─────────────────────────────────────────────────────────────────────────────────
+
+    def flush(self) -> None:
+        """Write to some of the streams that have something; the rest in the next turn of the loop,
+        after whatever else is ready, so that a change for many streams delays no request."""
+        due = self._due
+        for _ in range(min(SENDS_PER_TURN, len(due))):
+            stream = due.popleft()
+            if not stream.is_blocked:
+                self._write(stream)
+        if not due:
+            self._flusher.stop()
+        elif not self._flusher.active:
+            self._flusher.start(self.flush)
+
+    def _write(self, stream: Stream) -> None:
+        pending = stream.pending
+        if pending is None:
+            return  # written or dropped since it was queued
+        data = pending[0] if len(pending) == 1 else b"".join(pending)
+        try:
+            sent = os.write(stream.fd, data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.drop(stream)
+            return
+        stream.unsent -= sent
+        stream.sent += sent
+        if sent == len(data):
+            stream.pending = None
+            self._on_drained(stream)
+        else:
+            stream.pending = [memoryview(data)[sent:]]
+            if not stream.is_blocked:
+                stream.is_blocked = True
+                self._blocked.add(stream)
+                self._epoll.modify(stream.fd, _INPUT | select.EPOLLOUT)
+
+    def _on_drained(self, stream: Stream) -> None:
+        was_blocked = stream.is_blocked
+        if was_blocked:
+            stream.is_blocked = False
+            self._blocked.discard(stream)
+            self._epoll.modify(stream.fd, _INPUT)
+        if stream.is_ending:
+            self.drop(stream, STOPPING)
+        elif was_blocked:
+            self._note_drained(stream)
+
+    # ── watching ────────────────────────────────────────────────────────────────────────────────
+
+    def _on_events(self) -> None:
+        for fd, events in self._epoll.poll(0, 256):
+            stream = self._by_fd.get(fd)
+            if stream is None:
+                continue
+            if events & _GONE:
+                self.drop(stream)
+                continue
+            if events & select.EPOLLIN:
+                self._discard_input(stream)
+            if events & select.EPOLLOUT and not stream.is_gone:
+                self._write(stream)
+
+    def _discard_input(self, stream: Stream) -> None:
+        """Nothing a client sends after its request has a meaning."""
+        try:
+            if not os.read(stream.fd, 4096):
+                self.drop(stream)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.drop(stream)
+
+    # ── ending ──────────────────────────────────────────────────────────────────────────────────
+
+    def end(self, stream: Stream) -> None:
+        """End the body properly and close, as soon as all is sent."""
+        if stream.is_gone or stream.is_ending:
+            return
+        if stream.form.end:
+            self.queue(stream, stream.form.end)
+        stream.is_ending = True
+        if stream.pending is None:
+            self.drop(stream, STOPPING)
+
+    def end_all(self) -> None:
+        """End every stream."""
+        for stream in list(self._by_fd.values()):
+            self.end(stream)
+
+    def drop(self, stream: Stream, reason: str = "the client is gone") -> None:
+        """Close at once; the client sees a body that is cut off, and resumes. May be called twice."""
+        if stream.is_gone:
+            return
+        stream.is_gone = True
+        del self._by_fd[stream.fd]
+        self._blocked.discard(stream)
+        self._measures.note_streams(len(self._by_fd))
+        os.close(stream.fd)  # which also takes it out of the epoll set
+        stream.pending = None
+        self._on_gone(stream)
+        if stream.on_end is not None:
+            stream.on_end(reason, stream.events, stream.sent)
+
+    def close(self) -> None:
+        """Drop every stream, and stop."""
+        for stream in list(self._by_fd.values()):
+            self.drop(stream, STOPPING)
+        self._watcher.close()
+        self._flusher.close()
+        self._epoll.close()

@@ -1,0 +1,1 @@
+"""The processes of the facade: one worker, or several under a parent."""

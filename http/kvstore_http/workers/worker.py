@@ -1,0 +1,146 @@
+"""One facade process: link, feed, application and server in one gevent hub, until it is told to stop."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gevent
+import zmq
+from gevent.event import Event as Signal
+
+from kvstore_core.errors import EXIT_DONE
+from kvstore_core.process.liveness import BEAT_SECONDS
+from kvstore_core.process.logging import LEVEL_SIGNALS
+from kvstore_http.app import create_app
+from kvstore_http.backend.daemon_client import DaemonLink
+from kvstore_http.metrics.counters import Measures
+from kvstore_http.server.access_log import Journal
+from kvstore_http.server.server import Server
+from kvstore_http.settings import HttpSettings
+from kvstore_http.streaming.change_feed import Feed
+from kvstore_http.workers.heartbeat import Overseer
+
+log = logging.getLogger("kvstore.http")
+
+GRACE_SECONDS = 4.0
+"""How long requests in flight and unsent ends of streams are waited for after SIGTERM."""
+
+POLL_SECONDS = 0.02
+
+COLLECT_AFTER = (20_000, 20, 50)
+"""New objects before the collector looks for cycles among them; with Python's 700, 10 and 10 it took a
+tenth of the time of gets on 128 connections, whose requests are all alive at once."""
+
+
+def serve(
+    settings: HttpSettings,
+    sockets: Sequence[socket.socket],
+    measures: Measures,
+    overseer: Overseer,
+    on_level: Callable[[int], None],
+) -> int:
+    """Serve on bound ``sockets`` until SIGTERM or SIGINT; returns the exit status.
+
+    ``overseer`` is told when connections are accepted, and after that that the hub turns. The daemon
+    need not be there: requests are answered with 503 until it is. What happens is counted in ``measures``.
+    ``on_level`` changes the log level; it is called with the number of a signal that asks for it.
+    """
+    _raise_descriptor_limit()
+    stop = Signal()
+    hub = gevent.get_hub()
+    hub.print_exception = _log_failure
+    watchers = [hub.loop.signal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    for watcher in watchers:
+        watcher.start(stop.set)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    link = DaemonLink(context, settings.requests, settings.daemon_timeout_ms, measures)
+    feed = Feed(context, link, settings, measures)
+    app = create_app(link, feed, settings, measures.board)
+    journal = Journal(settings.access_log, settings.slow_request_ms)
+    servers = [_server(app, sock, measures, journal, settings) for sock in sockets]
+    level_watchers = _watch_level(on_level, journal)
+    _settle_memory()
+    overseer.ready()
+    beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
+    beats.start(overseer.beat)
+    stop.wait()
+    overseer.stopping()
+    _drain(servers, feed)
+    for server in servers:
+        server.close()
+    feed.broadcaster.close()
+    feed.close()
+    link.close()
+    context.term()
+    beats.close()
+    for watcher in level_watchers:
+        watcher.close()
+    return EXIT_DONE
+
+
+def _log_failure(context: object, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What gevent would print of an exception that reached the hub."""
+    log.error("%s failed", context, exc_info=(kind, error, trace))
+
+
+def _watch_level(on_level: Callable[[int], None], journal: Journal) -> list[Any]:
+    """Have the signals for it change the log level."""
+
+    def change(number: int) -> None:
+        on_level(number)
+        journal.refresh()
+
+    watchers = [gevent.get_hub().loop.signal(number) for number in LEVEL_SIGNALS]
+    for watcher, number in zip(watchers, LEVEL_SIGNALS, strict=True):
+        watcher.start(change, number)
+    return watchers
+
+
+def _server(
+    app: object, sock: socket.socket, measures: Measures, journal: Journal, settings: HttpSettings
+) -> Server:
+    return Server(
+        app,
+        sock,
+        measures,
+        journal,
+        settings.stream_buffer_bytes,
+        settings.max_held_bytes,
+        max_body_bytes=settings.max_body_bytes,
+        max_header_bytes=settings.max_header_bytes,
+        max_connections=settings.max_connections,
+    )
+
+
+def _drain(servers: Sequence[Server], feed: Feed) -> None:
+    """Take no more connections, end the streams, and let the requests in flight finish."""
+    loop = gevent.get_hub().loop
+    for server in servers:
+        # in the hub, where requests that have already arrived can be started
+        loop.run_callback(server.stop_accepting)
+    gevent.sleep(0)
+    feed.broadcaster.stop()
+    feed.end_waits()
+    with gevent.Timeout(GRACE_SECONDS, False):
+        while len(feed.broadcaster) or not all(server.is_idle for server in servers):
+            gevent.sleep(POLL_SECONDS)
+
+
+def _raise_descriptor_limit() -> None:
+    """Each connection is a descriptor, and the soft limit is often 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _settle_memory() -> None:
+    """Modules and tables live as long as the process: keep the collector from walking them, and let it
+    look less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
