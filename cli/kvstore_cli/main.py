@@ -8,7 +8,7 @@ from importlib import import_module
 
 import click
 
-from kvstore_cli.completion import COMPLETE_VARIABLE
+from kvstore_cli.completion.values import COMPLETE_VARIABLE
 from kvstore_core.errors import EXIT_ERROR, EXIT_USAGE, KvError
 
 EXIT_INTERRUPTED = 130
@@ -103,7 +103,7 @@ class Commands(click.Group):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            from kvstore_cli.options import OPTIONS
+            from kvstore_cli.config.options import OPTIONS
 
             name = error.option_name
             if name.removeprefix("--") not in OPTIONS:
@@ -155,10 +155,10 @@ def cli() -> None:
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    from kvstore_cli.configuration import ConfigurationError
+    from kvstore_cli.config.resolve import ConfigurationError
 
     if COMPLETE_VARIABLE in os.environ:
-        import_module("kvstore_cli.shells")
+        import_module("kvstore_cli.completion.shells")
     try:
         return int(cli.main(prog_name="kvstore", standalone_mode=False, complete_var=COMPLETE_VARIABLE) or 0)
     except click.UsageError as error:
@@ -187,7 +187,7 @@ def _with_request_id(error: KvError) -> str:
 
 
 def _complain(message: str, status: int) -> int:
-    from kvstore_cli import output
+    from kvstore_cli.terminal import output
 
     output.talk(message)
     return status

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kvstore_cli import figures
+from kvstore_cli.terminal import humanize
 from support import Daemon, Facade, free_port, kvstore_command
 
 pytestmark = pytest.mark.slow
@@ -553,7 +553,7 @@ def test_a_terminal_gets_what_matters_of_the_status_in_units(kvstore: Kvstore) -
     assert rows["kvstore"].startswith(f"{status['version']}, up ")
     assert rows["writes"] == "taken"
     assert rows["revision"] == f"{status['revision']}, epoch {status['epoch']}"
-    assert rows["store"].endswith(f"used of 1 TiB, in a file of {figures.size(status['file_bytes'])}")
+    assert rows["store"].endswith(f"used of 1 TiB, in a file of {humanize.size(status['file_bytes'])}")
     assert rows["limits"].startswith("a key 511 bytes, a value 1 MiB, ")
 
 

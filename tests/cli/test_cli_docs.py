@@ -12,8 +12,8 @@ import pytest
 
 from kvstore_cli.commands import get
 from kvstore_cli.commands.batch import _REQUEST_OPS
+from kvstore_cli.docs_tables import TABLES, refreshed
 from kvstore_cli.main import COMMANDS, SECTIONS, cli
-from kvstore_cli.reference import TABLES, refreshed
 from kvstore_core.errors import ERRORS
 from kvstore_daemon.requests.pending_request import GETS_AT_ONCE
 from kvstore_daemon.storage.lmdb_store.tables import _READ_BYTES
@@ -25,7 +25,7 @@ PAGES = ["cli.md", "configuration.md"]
 @pytest.mark.parametrize("page", PAGES)
 def test_the_tables_are_those_of_the_code(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
-    assert text == refreshed(text), "run: python -m kvstore_cli.reference docs/cli.md docs/configuration.md"
+    assert text == refreshed(text), "run: python -m kvstore_cli.docs_tables docs/cli.md docs/configuration.md"
 
 
 def test_each_table_is_on_a_page() -> None:

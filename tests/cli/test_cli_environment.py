@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kvstore_cli.configuration import ConfigurationError, resolve
-from kvstore_cli.options import CONFIG, OPTIONS
+from kvstore_cli.config.options import CONFIG, OPTIONS
+from kvstore_cli.config.resolve import ConfigurationError, resolve
 from support import Service, kvstore_command
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_cli.follow import EVENTS, HEARTBEAT, RESET, SNAPSHOT, SYNC, Position, Step, follow
-from kvstore_cli.service import Service
+from kvstore_cli.http_client.change_stream import (
+    EVENTS,
+    HEARTBEAT,
+    RESET,
+    SNAPSHOT,
+    SYNC,
+    Position,
+    Step,
+    follow,
+)
+from kvstore_cli.http_client.client import Service
 from kvstore_core.errors import KvError
 
 EPOCH = "0123456789abcdef"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from kvstore_cli.handler import GRACE_SECONDS, run
-from kvstore_cli.keeping import KeptFile
+from kvstore_cli.position_file import KeptFile
+from kvstore_cli.subscribe.handler_process import GRACE_SECONDS, run
 from support import kvstore_command, wait_until
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore_cli.logs import BACKLOG_BYTES, JsonFormatter, Stderr, TextFormatter
+from kvstore_cli.serve.logging_setup import BACKLOG_BYTES, JsonFormatter, Stderr, TextFormatter
 from kvstore_client import Client, KvError, commands
 from support import Daemon, Facade, Serve, Service, free_port, kvstore_command, wait_until
 from support.servers import clean_environment, flags
@@ -349,7 +349,7 @@ def test_a_service_whose_log_nobody_reads_goes_on_and_says_so_later(tmp_path: Pa
 
 def test_after_a_fork_the_child_writes_its_own_lines_only(tmp_path: Path) -> None:
     program = (
-        "import os\nfrom kvstore_cli.logs import Stderr\n"
+        "import os\nfrom kvstore_cli.serve.logging_setup import Stderr\n"
         "r, w = os.pipe()\ns = Stderr(w)\n"
         "for n in range(5000): s.write(b'parent %d\\n' % n + b'x' * 100 + b'\\n')\n"
         "pid = os.fork()\n"

@@ -25,7 +25,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kvstore_cli.transfer.archive import Reader, Sealing, line_of
+from kvstore_cli.transfer.ndjson_format import Reader, Sealing, line_of
 from support import Service, kvstore_command, wait_until
 from support.load import HttpWriter, Ledger
 from support.proxy import CuttingProxy

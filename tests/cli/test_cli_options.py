@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from kvstore_cli.configuration import ConfigurationError, resolve
-from kvstore_cli.options import CONFIG, OPTIONS, options_of
-from kvstore_cli.settings import daemon_settings, http_settings
+from kvstore_cli.config.options import CONFIG, OPTIONS, options_of
+from kvstore_cli.config.resolve import ConfigurationError, resolve
+from kvstore_cli.config.server_settings import daemon_settings, http_settings
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_http.settings import HttpSettings
 

@@ -48,7 +48,7 @@ def children(serve: Serve, name: str) -> list[int]:
     return sorted(
         pid
         for pid, command in processes_of(serve.folder).items()
-        if "kvstore_cli.child" in command and name in command
+        if "kvstore_cli.serve.child" in command and name in command
     )
 
 

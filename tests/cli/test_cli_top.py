@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kvstore_cli import figures
+from kvstore_cli.terminal import humanize
 from kvstore_cli.top import screen
-from kvstore_cli.top.metrics import Interval, Reading
 from kvstore_cli.top.overview import overview
+from kvstore_cli.top.prometheus_text import Interval, Reading
 from kvstore_cli.top.sampling import Sampler
 from kvstore_cli.top.screen import Screen
 from support import Service, kvstore_command, wait_until
@@ -345,20 +345,20 @@ def test_whatever_the_figures_the_screen_keeps_its_size(data: st.DataObject, wid
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (figures.count(None), "-"),
-        (figures.count(12345), "12,345"),
-        (figures.count(12_345_678), "12.3M"),
-        (figures.rate(0), "0"),
-        (figures.rate(0.25), "0.2"),
-        (figures.size(1024**4), "1 TiB"),
-        (figures.size(1536), "1.5 KiB"),
-        (figures.duration(0.00034), "340 µs"),
-        (figures.duration(0.0021), "2.1 ms"),
-        (figures.duration(12), "12.0 s"),
-        (figures.age(90_061), "1d 1h"),
-        (figures.age(59), "59s"),
-        (figures.percent(0.345), "34%"),
-        (figures.percent(1, None), "-"),
+        (humanize.count(None), "-"),
+        (humanize.count(12345), "12,345"),
+        (humanize.count(12_345_678), "12.3M"),
+        (humanize.rate(0), "0"),
+        (humanize.rate(0.25), "0.2"),
+        (humanize.size(1024**4), "1 TiB"),
+        (humanize.size(1536), "1.5 KiB"),
+        (humanize.duration(0.00034), "340 µs"),
+        (humanize.duration(0.0021), "2.1 ms"),
+        (humanize.duration(12), "12.0 s"),
+        (humanize.age(90_061), "1d 1h"),
+        (humanize.age(59), "59s"),
+        (humanize.percent(0.345), "34%"),
+        (humanize.percent(1, None), "-"),
         (screen.sparkline([0, 5, 10], 2), "▅█"),
         (screen.sparkline([0, 0], 5), "▁▁"),
     ],

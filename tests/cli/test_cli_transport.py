@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from kvstore_cli.connection import http_client
-from kvstore_cli.problems import Trouble
-from kvstore_cli.service import ATTEMPTS, Pauses, Service, encode_query, key_path
+from kvstore_cli.http_client.client import ATTEMPTS, Pauses, Service, encode_query, key_path
+from kvstore_cli.http_client.connection import http_client
+from kvstore_cli.http_client.errors import Trouble
 from kvstore_core.errors import ERRORS, KvError
 from support import free_port
 
@@ -203,7 +203,7 @@ def test_nobody_there_is_unreachable() -> None:
 
 
 def test_that_nobody_listens_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvstore_cli.service.sleep", lambda _: pytest.fail("it waited"))
+    monkeypatch.setattr("kvstore_cli.http_client.client.sleep", lambda _: pytest.fail("it waited"))
     url = f"http://127.0.0.1:{free_port()}"
     with service(url) as kv, pytest.raises(KvError, match="refused"):
         kv.request("PUT", "/v1/kv/a", body=b"")
@@ -244,7 +244,7 @@ def test_a_service_that_is_away_is_waited_for_where_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     comer = Comer()
-    monkeypatch.setattr("kvstore_cli.service.sleep", comer.come)
+    monkeypatch.setattr("kvstore_cli.http_client.client.sleep", comer.come)
     with Service(f"http://127.0.0.1:{comer.port}", timeout_ms=20_000, retry_ms=20_000) as kv:
         assert kv.request(method, "/v1/kv/a", body=b"").json() == {}
     comer.finish()
@@ -253,7 +253,7 @@ def test_a_service_that_is_away_is_waited_for_where_that_is_asked_for(
 
 def test_a_service_that_was_there_a_moment_ago_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     comer = Comer()
-    monkeypatch.setattr("kvstore_cli.service.sleep", comer.come)
+    monkeypatch.setattr("kvstore_cli.http_client.client.sleep", comer.come)
     comer.come()
     with service(f"http://127.0.0.1:{comer.port}") as kv:
         kv.request("GET", "/")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_cli import units
-from kvstore_cli.options import OPTIONS
+from kvstore_cli.config import units
+from kvstore_cli.config.options import OPTIONS
 
 
 @pytest.mark.parametrize(

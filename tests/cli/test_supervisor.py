@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore_cli.supervisor import Child, Supervisor
+from kvstore_cli.serve.supervisor import Child, Supervisor
 from kvstore_core.process.logging import LEVELS
 from kvstore_core.process.sd_notify import Notice, NoticeSocket, Notifier
 from support import wait_until
@@ -50,7 +50,7 @@ def running(script: str) -> Iterator[Scripted]:
 def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What children wrote, as it would go to standard error."""
     lines: list[bytes] = []
-    monkeypatch.setattr("kvstore_cli.supervisor.hand_on", lines.append)
+    monkeypatch.setattr("kvstore_cli.serve.supervisor.hand_on", lines.append)
     return lines
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvstore_cli.configuration import resolve
-from kvstore_cli.settings import daemon_settings
+from kvstore_cli.config.resolve import resolve
+from kvstore_cli.config.server_settings import daemon_settings
 from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.status import Counters
 from kvstore_daemon.storage.interface import Engine, Write, WriteRequest

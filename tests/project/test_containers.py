@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kvstore_cli.options import options_of
+from kvstore_cli.config.options import options_of
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 import pytest
 
-from kvstore_cli.doctor.causes import CAUSES
-from kvstore_cli.doctor.table import CHECKS
+from kvstore_cli.config.options import OPTIONS
+from kvstore_cli.doctor.check_list import CHECKS
+from kvstore_cli.doctor.remedies import CAUSES
 from kvstore_cli.main import cli
-from kvstore_cli.options import OPTIONS
 from support.markdown import ROOT, anchors, blocks, links, steps, table_rows
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[a-z]*/README.md")])

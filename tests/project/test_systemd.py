@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore_cli.options import OPTIONS
+from kvstore_cli.config.options import OPTIONS
 from support.programs import require_program
 
 FOLDER = Path(__file__).parents[2] / "deploy/systemd"

@@ -31,7 +31,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kvstore_cli.completion import COMPLETE_VARIABLE
+from kvstore_cli.completion.values import COMPLETE_VARIABLE
 from kvstore_cli.main import COMMANDS, main
 
 _MOST_BYTES = 64 * 1024
@@ -42,7 +42,12 @@ _PR_SET_PDEATHSIG = 1
 
 LOADED = frozenset(COMMANDS) - {"serve", "daemon", "http", "config", "top"}
 """Commands that load nothing heavy and need no signals of their own; the others are run as usual."""
-_PARTS = ("kvstore_cli.activation", "kvstore_cli.logs", "kvstore_core.process.sd_notify", "encodings.idna")
+_PARTS = (
+    "kvstore_cli.serve.socket_activation",
+    "kvstore_cli.serve.logging_setup",
+    "kvstore_core.process.sd_notify",
+    "encodings.idna",
+)
 _SERVERS = {
     "daemon": ("kvstore_cli.commands.daemon", "kvstore_daemon.main", *_PARTS),
     "http": ("kvstore_cli.commands.http", "kvstore_http.main", "kvstore_http.workers.worker", *_PARTS),
@@ -84,7 +89,7 @@ class WarmCommand(Warm):
 
     def __init__(self, program: str) -> None:
         super().__init__(
-            program, ["kvstore_cli.shells", *(f"kvstore_cli.commands.{name}" for name in LOADED)]
+            program, ["kvstore_cli.completion.shells", *(f"kvstore_cli.commands.{name}" for name in LOADED)]
         )
 
     def run(

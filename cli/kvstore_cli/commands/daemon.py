@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.configuration import resolve
-from kvstore_cli.flags import Command, given_flags, with_options
-from kvstore_cli.settings import daemon_settings
+from kvstore_cli.config.click_flags import Command, given_flags, with_options
+from kvstore_cli.config.resolve import resolve
+from kvstore_cli.config.server_settings import daemon_settings
 
 
 @click.command(cls=Command)
@@ -24,7 +24,7 @@ def command(context: click.Context) -> int:
       kvstore daemon --requests tcp://127.0.0.1:0 --changes tcp://127.0.0.1:0
     """
     settings = daemon_settings(resolve(given_flags(context), "daemon"))
-    from kvstore_cli.logs import chosen_format, set_up
+    from kvstore_cli.serve.logging_setup import chosen_format, set_up
     from kvstore_core.process.sd_notify import Notifier
     from kvstore_daemon.main import run
 

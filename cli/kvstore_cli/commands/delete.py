@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import connected, exactly_one
 from kvstore_cli.commands.put import condition, print_revision
-from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import KEY, TEXT, Command, WholeNumber, with_options
-from kvstore_cli.service import Service, key_path
+from kvstore_cli.completion.values import complete_key
+from kvstore_cli.config.click_flags import KEY, TEXT, Command, WholeNumber, with_options
+from kvstore_cli.context import connected, exactly_one
+from kvstore_cli.http_client.client import Service, key_path
+from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
 
 
@@ -75,7 +75,7 @@ def command(
 
 def _delete_each(service: Service, keys: Sequence[str], *, atomic: bool, as_json: bool) -> int:
     from kvstore_cli.commands.batch import done
-    from kvstore_cli.problems import problem_error
+    from kvstore_cli.http_client.errors import problem_error
 
     status = EXIT_DONE
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import TIME, configured
-from kvstore_cli.flags import Command, with_options
+from kvstore_cli.config.click_flags import Command, with_options
+from kvstore_cli.context import TIME, configured
+from kvstore_cli.terminal import output
 
 
 @click.command(cls=Command)
@@ -40,11 +40,11 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
       kvstore doctor --url https://kv.example.org --quick
       kvstore doctor --idle 10m --json
     """
-    from kvstore_cli.doctor.examination import examine, longest_seconds
     from kvstore_cli.doctor.findings import Finding
     from kvstore_cli.doctor.probe import Probe
     from kvstore_cli.doctor.report import lines
-    from kvstore_cli.endings import end_on_signals
+    from kvstore_cli.doctor.runner import examine, longest_seconds
+    from kvstore_cli.termination import end_on_signals
 
     configuration = configured(context)
     url = configuration["url"]

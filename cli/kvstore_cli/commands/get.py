@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import connected, exactly_one
-from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import KEY, TEXT, Command, WholeNumber, with_options
-from kvstore_cli.service import Query, Service, key_path
+from kvstore_cli.completion.values import complete_key
+from kvstore_cli.config.click_flags import KEY, TEXT, Command, WholeNumber, with_options
+from kvstore_cli.context import connected, exactly_one
+from kvstore_cli.http_client.client import Query, Service, key_path
+from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
 
 
@@ -77,7 +77,7 @@ def command(
             asked = _Asked(service, keys, query, default)
             _print_many(asked.records(), raw=raw, null=null, as_json=as_json)
             return asked.status
-        from kvstore_cli.pages import items
+        from kvstore_cli.http_client.pagination import items
 
         _print_many(items(service, "/v1/kv", [("prefix", prefix or "")]), raw=raw, null=null, as_json=as_json)
         return EXIT_DONE
@@ -130,7 +130,7 @@ class _Asked:
             yield from map(self._alone, self._keys)
             return
         from kvstore_cli.commands.batch import done
-        from kvstore_cli.problems import problem_error
+        from kvstore_cli.http_client.errors import problem_error
 
         results = done(self._service, [{"op": "get", "key": key} for key in self._keys])
         for key, result in zip(self._keys, results, strict=True):

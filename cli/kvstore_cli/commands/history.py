@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import connected
-from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import KEY, Command, WholeNumber, with_options
-from kvstore_cli.service import key_path
+from kvstore_cli.completion.values import complete_key
+from kvstore_cli.config.click_flags import KEY, Command, WholeNumber, with_options
+from kvstore_cli.context import connected
+from kvstore_cli.http_client.client import key_path
+from kvstore_cli.terminal import output
 
 
 @click.command(cls=Command)
@@ -33,7 +33,7 @@ def command(context: click.Context, key: str, limit: int | None, before: int | N
       kvstore history config/port --limit 1 --json
       kvstore history config/port --before 1042
     """
-    from kvstore_cli.pages import items
+    from kvstore_cli.http_client.pagination import items
 
     query = [] if before is None else [("before", str(before))]
     with connected(context) as service:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.configuration import resolve
-from kvstore_cli.flags import Command, given_flags, with_options
-from kvstore_cli.settings import http_settings
+from kvstore_cli.config.click_flags import Command, given_flags, with_options
+from kvstore_cli.config.resolve import resolve
+from kvstore_cli.config.server_settings import http_settings
 
 
 @click.command(cls=Command)
@@ -24,13 +24,13 @@ def command(context: click.Context) -> int:
       kvstore http --workers 2
       kvstore http --http 127.0.0.1:8080 --requests tcp://127.0.0.1:5555
     """
-    from kvstore_cli.activation import address_of, inherited_sockets
+    from kvstore_cli.serve.socket_activation import address_of, inherited_sockets
 
     flags, inherited = given_flags(context), inherited_sockets()
     if inherited:
         flags = {**flags, "http": address_of(inherited)}
     settings = http_settings(resolve(flags, "http"))
-    from kvstore_cli.logs import chosen_format, set_up
+    from kvstore_cli.serve.logging_setup import chosen_format, set_up
     from kvstore_core.process.sd_notify import Notifier
     from kvstore_http.main import run
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import configured, long_retry_ms, service_of
-from kvstore_cli.completion import complete_file
-from kvstore_cli.flags import TEXT, Command, with_options
+from kvstore_cli.completion.values import complete_file
+from kvstore_cli.config.click_flags import TEXT, Command, with_options
+from kvstore_cli.context import configured, long_retry_ms, service_of
+from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
 
 if TYPE_CHECKING:
-    from kvstore_cli.transfer.importing import Importer, Policy, State, StateFile, Tally
-    from kvstore_cli.transfer.intake import Intake
+    from kvstore_cli.transfer.importer import Importer, Policy, State, StateFile, Tally
+    from kvstore_cli.transfer.input_file import Intake
 
 
 @click.command(cls=Command)
@@ -76,10 +76,10 @@ def command(
       kvstore import users.ndjson --prefix-strip user: --prefix-add customer: --dry-run
       jq -c '.[] | {key: .id, value: .name, ttl: "1h"}' users.json | kvstore import - --if-absent
     """
-    from kvstore_cli.endings import end_on_signals
-    from kvstore_cli.transfer.importing import Importer, Policy
-    from kvstore_cli.transfer.intake import opened
-    from kvstore_cli.transfer.patience import Patience
+    from kvstore_cli.termination import end_on_signals
+    from kvstore_cli.transfer.importer import Importer, Policy
+    from kvstore_cli.transfer.input_file import opened
+    from kvstore_cli.transfer.retry import Patience
 
     end_on_signals()
     policy = Policy(if_absent, prefix_strip, prefix_add, keep_going)
@@ -103,8 +103,8 @@ def command(
 
 def _checked(intake: Intake, importer: Importer) -> Tally:
     """What would become of the whole file, once it was read to its end; sends nothing."""
-    from kvstore_cli.progress import bar
-    from kvstore_cli.transfer.importing import Tally
+    from kvstore_cli.terminal.progress import bar
+    from kvstore_cli.transfer.importer import Tally
 
     tally = Tally()
     reader = intake.whole()
@@ -117,7 +117,7 @@ def _checked(intake: Intake, importer: Importer) -> Tally:
 
 
 def _state_file(intake: Intake, path: str | None) -> StateFile | None:
-    from kvstore_cli.transfer.importing import StateFile
+    from kvstore_cli.transfer.importer import StateFile
 
     if not intake.can_rewind:
         if path is not None:
@@ -129,7 +129,7 @@ def _state_file(intake: Intake, path: str | None) -> StateFile | None:
 
 def _begin(intake: Intake, epoch: str, policy: Policy, kept: StateFile | None, restart: bool) -> State:
     """Where the import begins: where it was interrupted, or with the first line."""
-    from kvstore_cli.transfer.importing import State
+    from kvstore_cli.transfer.importer import State
 
     new = State(intake.sha256, epoch, policy._asdict())
     if kept is None or restart:
@@ -144,7 +144,7 @@ def _begin(intake: Intake, epoch: str, policy: Policy, kept: StateFile | None, r
 
 def _imported(intake: Intake, importer: Importer, kept: StateFile | None, state: State) -> Tally:
     """Send what is left of the file; what became of all of it."""
-    from kvstore_cli.progress import bar
+    from kvstore_cli.terminal.progress import bar
 
     is_checked = kept is not None
     reader = intake.behind(state.offset, state.line) if is_checked else intake.whole()

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import connected
-from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import TEXT, Command, WholeNumber, with_options
-from kvstore_cli.pages import items
+from kvstore_cli.completion.values import complete_key
+from kvstore_cli.config.click_flags import TEXT, Command, WholeNumber, with_options
+from kvstore_cli.context import connected
+from kvstore_cli.http_client.pagination import items
+from kvstore_cli.terminal import output
 
 
 @click.command(cls=Command)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import configured, service_of
-from kvstore_cli.configuration import Configuration
-from kvstore_cli.flags import Command, with_options
-from kvstore_cli.units import connectable
+from kvstore_cli.config.click_flags import Command, with_options
+from kvstore_cli.config.resolve import Configuration
+from kvstore_cli.config.units import connectable
+from kvstore_cli.context import configured, service_of
+from kvstore_cli.terminal import output
 
 LONGEST_MS = 3000
 """Who checks health wants an answer now: an orchestrator ends a check after a few seconds, and with it

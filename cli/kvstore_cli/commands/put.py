@@ -6,11 +6,11 @@ import os
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import TIME, connected, seconds
-from kvstore_cli.completion import complete_key, complete_value
-from kvstore_cli.flags import KEY, Command, WholeNumber, with_options
-from kvstore_cli.service import Service, key_path
+from kvstore_cli.completion.values import complete_key, complete_value
+from kvstore_cli.config.click_flags import KEY, Command, WholeNumber, with_options
+from kvstore_cli.context import TIME, connected, seconds
+from kvstore_cli.http_client.client import Service, key_path
+from kvstore_cli.terminal import output
 
 
 @click.command(cls=Command)
@@ -109,7 +109,7 @@ def given_value(value: str, service: Service) -> bytes:
         raise click.UsageError("@ wants the name of a file behind it; --literal stores '@' itself")
     if value != "-" and not value.startswith("@"):
         return os.fsencode(value)
-    from kvstore_cli.sources import read_value
+    from kvstore_cli.terminal.stdin import read_value
 
     return read_value(value.removeprefix("@"), lambda: _value_limit(service))
 

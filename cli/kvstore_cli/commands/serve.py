@@ -8,11 +8,11 @@ from dataclasses import asdict
 
 import click
 
-from kvstore_cli.configuration import resolve
-from kvstore_cli.flags import Command, given_flags, with_options
-from kvstore_cli.options import OPTIONS
-from kvstore_cli.settings import daemon_settings, http_settings
-from kvstore_cli.units import connectable
+from kvstore_cli.config.click_flags import Command, given_flags, with_options
+from kvstore_cli.config.options import OPTIONS
+from kvstore_cli.config.resolve import resolve
+from kvstore_cli.config.server_settings import daemon_settings, http_settings
+from kvstore_cli.config.units import connectable
 
 
 @click.command(cls=Command)
@@ -35,8 +35,8 @@ def command(context: click.Context) -> int:
     """
     configuration = resolve(given_flags(context), "daemon", "http")
     daemon, http = daemon_settings(configuration), http_settings(configuration)
-    from kvstore_cli.logs import chosen_format, hand_on, set_up
-    from kvstore_cli.supervisor import Supervisor, announce
+    from kvstore_cli.serve.logging_setup import chosen_format, hand_on, set_up
+    from kvstore_cli.serve.supervisor import Supervisor, announce
     from kvstore_core.process.sd_notify import Notifier
 
     # The children's standard error is a pipe: what reads ours decides how they write.

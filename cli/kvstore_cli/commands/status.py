@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import connected
-from kvstore_cli.figures import NOTHING, age, count, duration, size
-from kvstore_cli.flags import Command, with_options
+from kvstore_cli.config.click_flags import Command, with_options
+from kvstore_cli.context import connected
+from kvstore_cli.terminal import output
+from kvstore_cli.terminal.humanize import NOTHING, age, count, duration, size
 
 
 @click.command(cls=Command)

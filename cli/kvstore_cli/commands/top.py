@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import ssl  # noqa: F401 - before http.client, which prometheus_client needs whole: see kvstore_cli.connection
+import ssl  # noqa: F401 - before http.client, which prometheus_client needs whole: see kvstore_cli.http_client.connection
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import TIME, configured, service_of
-from kvstore_cli.configuration import Configuration
-from kvstore_cli.flags import Command, WholeNumber, with_options
-from kvstore_cli.units import show_duration
+from kvstore_cli.config.click_flags import Command, WholeNumber, with_options
+from kvstore_cli.config.resolve import Configuration
+from kvstore_cli.config.units import show_duration
+from kvstore_cli.context import TIME, configured, service_of
+from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from kvstore_cli import output
-from kvstore_cli.client import TIME, configured, exactly_one, service_of
-from kvstore_cli.completion import complete_key
-from kvstore_cli.flags import KEY, Command, WholeNumber, with_options
-from kvstore_cli.follow import EVENTS, RESET, SNAPSHOT, SYNC, Position, Step, follow
-from kvstore_cli.units import show_duration
+from kvstore_cli.completion.values import complete_key
+from kvstore_cli.config.click_flags import KEY, Command, WholeNumber, with_options
+from kvstore_cli.config.units import show_duration
+from kvstore_cli.context import TIME, configured, exactly_one, service_of
+from kvstore_cli.http_client.change_stream import EVENTS, RESET, SNAPSHOT, SYNC, Position, Step, follow
+from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError
 
 Record = dict[str, Any] | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from kvstore_cli.doctor.causes import CAUSES
+from kvstore_cli.doctor.remedies import CAUSES
 
 OK, NOTE, WARNING, FAILED, SKIPPED = "ok", "note", "warning", "failed", "skipped"
 """All is well; worth knowing; works worse than it could; does not work; was not looked at."""

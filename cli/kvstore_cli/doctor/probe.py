@@ -11,9 +11,9 @@ from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from kvstore_cli.connection import connect, http_client, reason
-from kvstore_cli.doctor.stream import WatchedStream
-from kvstore_cli.service import encode_query, key_path
+from kvstore_cli.doctor.timed_stream import WatchedStream
+from kvstore_cli.http_client.client import encode_query, key_path
+from kvstore_cli.http_client.connection import connect, http_client, reason
 from kvstore_core.errors import KvError
 
 SCRATCH = "kvstore-doctor/"

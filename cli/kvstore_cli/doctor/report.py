@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Iterator
 from textwrap import wrap
 
-from kvstore_cli import output
-from kvstore_cli.doctor.causes import CAUSES
 from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING, Finding
+from kvstore_cli.doctor.remedies import CAUSES
+from kvstore_cli.terminal import output
 
 _STATUS_WIDTH = 9
 _NAME_WIDTH = 18

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kvstore_cli.top.metrics import Interval, Reading
+from kvstore_cli.top.prometheus_text import Interval, Reading
 
 Fields = dict[str, Any]
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from kvstore_cli.top.metrics import Reading
 from kvstore_cli.top.overview import overview
+from kvstore_cli.top.prometheus_text import Reading
 from kvstore_core.errors import KvError
 
 _CPU_SECONDS = 4

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from kvstore_cli.figures import NOTHING, age, count, duration, percent, rate, size
+from kvstore_cli.terminal.humanize import NOTHING, age, count, duration, percent, rate, size
 
 Fields = dict[str, Any]
 

@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from rich.console import Console
 from rich.live import Live
 
-from kvstore_cli.endings import end_on_signals
+from kvstore_cli.config.units import show_duration
+from kvstore_cli.termination import end_on_signals
 from kvstore_cli.top.sampling import Sampler
 from kvstore_cli.top.screen import Screen
-from kvstore_cli.units import show_duration
 
 _TICK_SECONDS = 0.25
 _SHORTEST_SILENCE = 3.0

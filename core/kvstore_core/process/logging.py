@@ -1,6 +1,6 @@
 """What the logs of daemon and facade have in common; only ``logging`` itself is needed for it.
 
-How a line looks and where it goes is decided by whoever starts the servers (``kvstore_cli.logs``).
+How a line looks and where it goes is decided by ``kvstore_cli.serve.logging_setup``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,529 @@
+"""The one table of options.
+
+A row gives an option's name, and with it its three spellings: the flag ``--retain-age``, the variable
+``KVSTORE_RETAIN_AGE`` and the key ``retain-age`` of the TOML file. It gives the kind of its value,
+its default, what follows from it, and who takes it. Flags, help texts, settings, ``kvstore config``
+and the tables of ``docs/configuration.md`` all come from here, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from kvstore_cli.config import units
+
+PREFIX = "KVSTORE_"
+
+
+class Kind(NamedTuple):
+    """What an option's value looks like: its name in a help text, its unit, text to value and back;
+    ``words`` where only these can be given."""
+
+    metavar: str
+    unit: str
+    parse: Callable[[Any], Any]
+    show: Callable[[Any], str] = str
+    words: tuple[str, ...] = ()
+
+
+class Option(NamedTuple):
+    """One row. ``default`` may be a function where it depends on the machine; ``default_text`` then
+    says in words what it comes to. ``parts`` are those that take it:
+    daemon, http, client (commands that ask the service), stream (those that follow its changes), store
+    (commands that work on the store's files)."""
+
+    name: str
+    kind: Kind
+    default: Any
+    consequence: str
+    parts: tuple[str, ...]
+    default_text: str = ""
+
+    @property
+    def flag(self) -> str:
+        """The option on a command line."""
+        return f"--{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The option in the environment."""
+        return PREFIX + self.name.upper().replace("-", "_")
+
+    @property
+    def field(self) -> str:
+        """The option in a settings class: the name with its unit, where it is a duration."""
+        return self.name.replace("-", "_") + ("_ms" if self.kind.unit == DURATION.unit else "")
+
+    def default_value(self) -> Any:
+        """The default on this machine, in base units."""
+        return self.default() if callable(self.default) else self.default
+
+    def shown_default(self) -> str:
+        """The default as a person reads it."""
+        return self.default_text or self.kind.show(self.default_value())
+
+
+def _parse_text(given: Any) -> str:
+    if not isinstance(given, str):
+        raise ValueError(f"{given!r} is not text; put it in quotes")
+    return given
+
+
+def _parse_path(given: Any) -> str:
+    # Absolute at once: the processes that serve starts must not depend on where they were started.
+    # pathlib is not needed to run `kvstore get`, whose time is spent on imports.
+    from pathlib import Path
+
+    path = Path(_parse_text(given))
+    try:
+        return str(path.expanduser().absolute())
+    except (RuntimeError, OSError) as error:
+        why = "you have no home folder" if isinstance(error, RuntimeError) else "the working folder is gone"
+        raise ValueError(f"{given!r} leads nowhere, since {why}; write a path that begins with /") from error
+
+
+def _parse_engine(given: Any) -> str:
+    text = _parse_text(given)
+    if ":" not in text:
+        raise ValueError(f"{text!r} is not an engine's address; write for example lmdb:")
+    return text
+
+
+def _parse_hosts(given: Any) -> tuple[str, ...]:
+    """Host names: a TOML list, or text with commas between them; ``*`` is any name."""
+    import re
+
+    names = given if isinstance(given, list) else _parse_text(given).split(",")
+    cleaned = tuple(_parse_text(name).strip().strip("[]").rstrip(".").lower() for name in names if name)
+    for name in cleaned:
+        if name != "*" and not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", name):
+            raise ValueError(
+                f"{name!r} is not a host's name; write for example kv.example.org, without a port"
+            )
+    return cleaned
+
+
+def _count(low: int, high: int = 2**31 - 1) -> Kind:
+    def parse(given: Any) -> int:
+        text = "" if isinstance(given, bool) else str(given).replace("_", "").strip()
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise ValueError(f"{given!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return Kind("N", "count", parse)
+
+
+def _choice(*words: str) -> Kind:
+    def parse(given: Any) -> str:
+        if given not in words:
+            raise ValueError(f"{given!r} is not one of {', '.join(words)}")
+        return str(given)
+
+    return Kind(f"[{'|'.join(words)}]", "word", parse, words=words)
+
+
+def _size(low: int, high: int = 2**62) -> Kind:
+    def parse(given: Any) -> int:
+        size = units.parse_size(given)
+        if not low <= size <= high:
+            raise ValueError(f"{given!r} is outside {units.show_size(low)} to {units.show_size(high)}")
+        return size
+
+    return Kind("SIZE", "bytes", parse, units.show_size)
+
+
+def _parse_positive_duration(given: Any) -> int:
+    ms = units.parse_duration(given)
+    if ms == 0:
+        raise ValueError(f"{given!r} must be greater than zero; write for example 500ms or 30s")
+    return ms
+
+
+DURATION = Kind("TIME", "duration", _parse_positive_duration, units.show_duration)
+_DURATION_OR_NEVER = Kind("TIME", "duration", units.parse_duration, units.show_duration)
+FLAG = Kind("", "flag", units.parse_flag, lambda value: "yes" if value else "no")
+_ADDRESS = Kind("HOST:PORT", "address", units.parse_address)
+_ENDPOINT = Kind("ENDPOINT", "ZeroMQ address", units.parse_endpoint)
+_URL = Kind("URL", "http(s) address", units.parse_url)
+_FOLDER = Kind("DIR", "folder", _parse_path)
+_FILE = Kind("FILE", "file", _parse_path)
+_ENGINE = Kind("URL", "address", _parse_engine)
+_ORIGINS = Kind("LIST", "origins", units.parse_origins, lambda value: ",".join(value) or "none")
+_HOSTS = Kind("LIST", "host names", _parse_hosts, lambda value: ",".join(value) or "none")
+
+
+def _xdg(variable: str, fallback: str) -> str | None:
+    # the XDG base directory specification: a relative path in the variable is to be ignored
+    given = os.environ.get(variable, "")
+    if given.startswith("/"):
+        return given
+    home = _home()
+    return None if home is None else f"{home}/{fallback}"
+
+
+def _home() -> str | None:
+    if os.environ.get("HOME"):
+        return os.environ["HOME"]
+    from pwd import getpwuid
+
+    try:
+        return getpwuid(os.getuid()).pw_dir or None
+    except KeyError:  # a container runs as whatever user it was told to
+        return None
+
+
+def default_data() -> str | None:
+    """The XDG data folder's part for kvstore; None for a user without a home."""
+    folder = _xdg("XDG_DATA_HOME", ".local/share")
+    return None if folder is None else f"{folder}/kvstore"
+
+
+def default_config() -> str | None:
+    """The file that is read when ``--config`` names none; it need not exist. None for a user without a
+    home."""
+    folder = _xdg("XDG_CONFIG_HOME", ".config")
+    return None if folder is None else f"{folder}/kvstore/config.toml"
+
+
+def default_workers() -> int:
+    """One for each core this process may use, 4 at most: more of them would only wait for the daemon."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+_MIB = 1024 * 1024
+_DAEMON = ("daemon",)
+_STORE = ("daemon", "store")
+_HTTP = ("http",)
+_SERVERS = ("daemon", "http")
+_CLIENT = ("client",)
+
+OPTIONS: dict[str, Option] = {
+    row.name: row
+    for row in (
+        Option(
+            "data",
+            _FOLDER,
+            default_data,
+            "Where the store lives. One daemon at a time may use a folder; it is made if missing.",
+            _STORE,
+            "$XDG_DATA_HOME/kvstore, else ~/.local/share/kvstore",
+        ),
+        Option(
+            "engine",
+            _ENGINE,
+            "lmdb:",
+            "Which engine holds the data.",
+            _DAEMON,
+        ),
+        Option(
+            "sync",
+            _choice("always", "interval", "none"),
+            "always",
+            "When a write is on disk: always: before it is acknowledged; interval (weaker): a crash of the "
+            "machine loses up to --sync-interval of acknowledged writes; none (weakest): whatever the system "
+            "had not written by then.",
+            _DAEMON,
+        ),
+        Option(
+            "sync-interval",
+            DURATION,
+            1000,
+            "How often --sync interval writes to disk: the most that a crash of the machine loses.",
+            _DAEMON,
+        ),
+        Option(
+            "requests",
+            _ENDPOINT,
+            "tcp://127.0.0.1:5555",
+            "The daemon's ZeroMQ address for requests. The daemon listens on it, the facade connects to it; "
+            "port 0 lets the system choose one.",
+            _SERVERS,
+        ),
+        Option(
+            "changes",
+            _ENDPOINT,
+            "tcp://127.0.0.1:5556",
+            "The ZeroMQ address on which the daemon publishes every change, for the facade and for "
+            "subscribers of your own.",
+            _SERVERS,
+        ),
+        Option(
+            "http",
+            _ADDRESS,
+            "127.0.0.1:5000",
+            "The address on which the facade speaks HTTP; port 0 lets the system choose one.",
+            _HTTP,
+        ),
+        Option(
+            "workers",
+            _count(1, 256),
+            default_workers,
+            "How many facade processes share the HTTP address. More use more cores, and each has connections "
+            "and streams of its own.",
+            _HTTP,
+            "one for each core, 4 at most",
+        ),
+        Option(
+            "max-value-bytes",
+            _size(1, 2**30),
+            _MIB,
+            "The largest value. A larger one is refused with value_too_large.",
+            _DAEMON,
+        ),
+        Option(
+            "max-store-bytes",
+            _size(_MIB, 2**46),
+            2**40,
+            "The most that the store may grow to. Beyond it writes are refused with store_full, while reads "
+            "and deletes go on. The file is sparse: nothing is set aside.",
+            _DAEMON,
+        ),
+        Option(
+            "max-batch-ops",
+            _count(1, 10_000),
+            10_000,
+            "The most operations in one independent batch.",
+            _DAEMON,
+        ),
+        Option(
+            "max-batch-bytes",
+            _size(1024, 2**30),
+            16 * _MIB,
+            "The most bytes of values in one independent batch.",
+            _DAEMON,
+        ),
+        Option(
+            "max-atomic-ops",
+            _count(1, 10_000),
+            100,
+            "The most operations in one atomic batch. Another engine may refuse more than 100.",
+            _DAEMON,
+        ),
+        Option(
+            "max-atomic-bytes",
+            _size(1024, 2**30),
+            _MIB,
+            "The most bytes of values in one atomic batch. Another engine may refuse more than 1 MiB.",
+            _DAEMON,
+        ),
+        Option(
+            "retain-events",
+            _count(1, 10**12),
+            1_000_000,
+            "How many events the log keeps. Of the three retain options the tightest holds; a subscriber "
+            "that was away for longer starts over with a snapshot.",
+            _DAEMON,
+        ),
+        Option(
+            "retain-bytes",
+            _size(1024),
+            2**30,
+            "How many bytes of events the log keeps.",
+            _DAEMON,
+        ),
+        Option(
+            "retain-age",
+            DURATION,
+            7 * 86_400_000,
+            "How long the log keeps an event.",
+            _DAEMON,
+        ),
+        Option(
+            "max-pending-requests",
+            _count(1, 100_000),
+            4096,
+            "How many requests the daemon takes before it has answered the first of them; further ones wait "
+            "with their senders. So many writes can share one commit, and reads wait only behind more.",
+            _DAEMON,
+        ),
+        Option(
+            "subscriber-queue",
+            _count(1, 10**7),
+            10_000,
+            "How many messages are kept for a native subscriber that reads too slowly. What goes beyond is "
+            "dropped for it, and it refills the gap from the log.",
+            _DAEMON,
+        ),
+        Option(
+            "daemon-timeout",
+            DURATION,
+            5000,
+            "How long an HTTP request waits for the daemon before it is answered with timed_out.",
+            _HTTP,
+        ),
+        Option(
+            "max-body-bytes",
+            _size(1024, 2**31),
+            17 * _MIB,
+            "The largest body of an HTTP request. A larger one is refused with request_too_large.",
+            _HTTP,
+        ),
+        Option(
+            "max-header-bytes",
+            _size(1024, 16 * _MIB),
+            64 * 1024,
+            "The most bytes in the headers of an HTTP request. More are refused with headers_too_large.",
+            _HTTP,
+        ),
+        Option(
+            "max-connections",
+            _count(1, 10**6),
+            20_000,
+            "The most HTTP connections of one worker, streams not counted.",
+            _HTTP,
+        ),
+        Option(
+            "max-streams",
+            _count(0, 10**6),
+            10_000,
+            "The most open event streams of one worker. One more is refused with too_busy.",
+            _HTTP,
+        ),
+        Option(
+            "stream-buffer-bytes",
+            _size(4096, 2**31),
+            _MIB,
+            "How many bytes are kept for a stream that is read too slowly. When they are full it is cut off, "
+            "and resumes from the log.",
+            _HTTP,
+        ),
+        Option(
+            "max-held-bytes",
+            _size(2**20, 2**40),
+            256 * _MIB,
+            "How many bytes of unread answers and incomplete requests one worker keeps for all its "
+            "connections together. Above it the connection on which nothing moved for longest is closed.",
+            _HTTP,
+        ),
+        Option(
+            "stream-heartbeat",
+            DURATION,
+            15_000,
+            "How often a stream says that it is alive. Keep it under the idle time of proxies, and under a "
+            "third of the clients' --stall-timeout.",
+            _HTTP,
+        ),
+        Option(
+            "cors-origins",
+            _ORIGINS,
+            (),
+            "The web origins whose pages may use the service from a browser. Without any, CORS is off; * "
+            "allows every page that a user of the service opens.",
+            _HTTP,
+        ),
+        Option(
+            "allowed-hosts",
+            _HOSTS,
+            (),
+            "The names, without ports, that requests may be addressed to (Host), besides localhost and "
+            "loopback addresses; * allows any. Others are refused with not_allowed, so that a page whose "
+            "name was made to lead to this machine cannot use the service. Name those that a proxy passes "
+            "on. Without any, a service that listens beyond loopback takes every name.",
+            _HTTP,
+            "none on loopback, any beyond",
+        ),
+        Option(
+            "allow-anonymous",
+            FLAG,
+            False,
+            "Allow listening beyond this machine. The service asks nobody who they are: whoever reaches an "
+            "address can read, change and delete everything.",
+            _SERVERS,
+        ),
+        Option(
+            "access-log",
+            _choice("off", "errors", "on"),
+            "off",
+            "A line in the log for each HTTP request (on), or for each that is answered with a status of 400 "
+            "and above (errors). Keys are shown, values never.",
+            _HTTP,
+        ),
+        Option(
+            "slow-request",
+            _DURATION_OR_NEVER,
+            1000,
+            "How long an HTTP request may take before the log says so (one line in ten seconds at most; "
+            "waits and streams do not count); 0: never.",
+            _HTTP,
+        ),
+        Option(
+            "slow-commit",
+            _DURATION_OR_NEVER,
+            1000,
+            "How long a commit may take before the log says so (one line in ten seconds at most); 0: never.",
+            _DAEMON,
+        ),
+        Option(
+            "log-level",
+            _choice("debug", "info", "warning", "error"),
+            "info",
+            "How much daemon and facade say on standard error. SIGUSR1 makes them say one step more, SIGUSR2 "
+            "as much as is configured.",
+            _SERVERS,
+        ),
+        Option(
+            "log-format",
+            _choice("auto", "text", "json"),
+            "auto",
+            "How they say it. text: lines for people; json: one JSON object a line, for programs that "
+            "collect logs; auto: text on a terminal, JSON elsewhere.",
+            _SERVERS,
+        ),
+        Option(
+            "url",
+            _URL,
+            "http://127.0.0.1:5000",
+            "Where the commands find the service.",
+            _CLIENT,
+        ),
+        Option(
+            "ca-file",
+            _FILE,
+            None,
+            "The certificates (PEM) that an https service is checked against.",
+            _CLIENT,
+            "those of the system",
+        ),
+        Option(
+            "request-timeout",
+            DURATION,
+            10_000,
+            "How long a command tries to get its answer, repeats included.",
+            _CLIENT,
+        ),
+        Option(
+            "retry-for",
+            _DURATION_OR_NEVER,
+            None,
+            "How long a command goes on trying while the service is away. Without it, a refused "
+            "connection is reported at once, and other trouble is met with a few attempts.",
+            _CLIENT,
+            "0s; export and import 1m",
+        ),
+        Option(
+            "stall-timeout",
+            DURATION,
+            45_000,
+            "A stream that is silent for so long counts as dead and is opened anew: three times the "
+            "service's --stream-heartbeat.",
+            ("stream",),
+        ),
+    )
+}
+
+# The file cannot name itself, so this row stands apart: it has a flag and a variable and no key.
+CONFIG = Option(
+    "config",
+    _FILE,
+    default_config,
+    "The TOML file that options are read from.",
+    ("daemon", "http", "client"),
+    "$XDG_CONFIG_HOME/kvstore/config.toml, else ~/.config/kvstore/config.toml",
+)
+
+
+def options_of(*parts: str) -> list[Option]:
+    """The table's rows that any of ``parts`` takes, in the table's order."""
+    return [row for row in OPTIONS.values() if any(part in row.parts for part in parts)]

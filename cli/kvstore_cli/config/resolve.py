@@ -1,0 +1,221 @@
+"""What each option is set to, and by whom: flag, then variable, then file, then default."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from kvstore_cli.config.options import CONFIG, OPTIONS, PREFIX, Option, options_of
+from kvstore_cli.config.units import connectable
+
+_ADDRESS = r"(?:tcp|udp|sctp)://.+"
+_OF_OTHERS = {
+    # what `subscribe --exec` tells its command
+    r"EVENT_[A-Z_]+": r"(?s:.*)",
+    # what Kubernetes sets in each container for a Service whose name begins with kvstore, and Docker
+    # for a link of such a name; the values too are theirs: who writes KVSTORE_PORT=8080 means us
+    r"(?:\w+_)?SERVICE_HOST": r"[0-9a-fA-F.:]+",
+    r"(?:\w+_)?SERVICE_PORT(?:_\w+)?": r"[0-9]+",
+    r"(?:\w+_)?PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_START|_END)?)?": _ADDRESS,
+    r"(?:\w+_)?PORT_[0-9]+_(?:TCP|UDP|SCTP)_(?:PROTO|ADDR|PORT)(?:_START|_END)?": r"[\w.:]+",
+    r"(?:\w+_)?NAME": r"/[^/]+/[^/]+",
+    r"(?:\w+_)?ENV_\w+": r"(?s:.*)",
+}
+"""Variables that are rightfully in our environment without being options: the name behind the prefix,
+and the value."""
+_LIKE = 0.6
+"""How much a name has to resemble an option's to be taken for a misspelt one: difflib's ratio."""
+
+
+class ConfigurationError(Exception):
+    """An option that cannot be used; the message names where it was set and what to write instead."""
+
+
+class Setting(NamedTuple):
+    """An option's value in base units, and where it came from: ``flag --x``, ``variable X``,
+    ``file PATH`` or ``default``."""
+
+    option: Option
+    value: Any
+    origin: str
+
+    def shown(self) -> str:
+        """The value as a person writes it; empty where there is none."""
+        return "" if self.value is None else self.option.kind.show(self.value)
+
+
+class Configuration:
+    """The settings of some parts of the system, resolved once and then fixed."""
+
+    def __init__(self, settings: Mapping[str, Setting]) -> None:
+        self._settings = settings
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of the option ``name``, in base units."""
+        return self._settings[name].value
+
+    def settings(self) -> Iterable[Setting]:
+        """All settings in the order of the table of options."""
+        return self._settings.values()
+
+    def data_folder(self) -> str:
+        """Where the store lives; ConfigurationError if nothing says so, not even a home folder."""
+        if self["data"] is None:
+            raise ConfigurationError("you have no home folder to keep data in; name a folder with --data")
+        return str(self["data"])
+
+    def fields(self, part: str) -> dict[str, Any]:
+        """The values for the settings class of ``part``, by field name."""
+        return {row.field: self[row.name] for row in options_of(part)}
+
+
+def resolve(flags: Mapping[str, Any], *parts: str, environ: Mapping[str, str] | None = None) -> Configuration:
+    """What the options of ``parts`` are set to.
+
+    ``flags`` holds the parsed values of the flags that were given, by option name. Where no ``url`` is
+    set, it follows from ``http``: a configuration that moves the service moves those who ask it, too.
+    Raises ConfigurationError for a value that cannot be read, and for a ``KVSTORE_*`` variable that
+    looks like a misspelt option or a key of the file that is none, also of another part.
+    """
+    variables = os.environ if environ is None else environ
+    check_variables(variables)
+    path = _config_path(flags, variables)
+    keys = {} if path is None else _read_file(*path)
+    sources = _Sources(flags, variables, "" if path is None else path[0], keys)
+    return Configuration({row.name: sources.setting(row) for row in options_of(*parts)})
+
+
+def check_variables(variables: Mapping[str, str]) -> None:
+    """Name each ``KVSTORE_*`` variable that is not an option, since it has no effect and somebody may
+    think that it has: raise ConfigurationError for one that looks like a misspelt option, and say so
+    of any other, which may be meant for another program. Those of :data:`_OF_OTHERS` are let be."""
+    known = [row.variable for row in (*OPTIONS.values(), CONFIG)]
+    for name, value in variables.items():
+        if not name.startswith(PREFIX) or not value or name in known or _is_of_others(name, value):
+            continue
+        meant = _nearest(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], _LIKE)
+        if meant is not None:
+            raise ConfigurationError(f"the variable {name} is not an option; did you mean {PREFIX}{meant}?")
+        _say_stranger(name)
+
+
+def _is_of_others(name: str, value: str) -> bool:
+    behind = name.removeprefix(PREFIX)
+    return any(
+        re.fullmatch(names, behind) and re.fullmatch(values, value) for names, values in _OF_OTHERS.items()
+    )
+
+
+def _say_stranger(name: str) -> None:
+    from kvstore_cli.completion.values import COMPLETE_VARIABLE
+    from kvstore_cli.terminal import output
+
+    # whatever is said while a line is completed lands in that line
+    if COMPLETE_VARIABLE not in os.environ:
+        output.talk(f"the variable {name} is not an option and has no effect; {_ALL_OPTIONS}")
+
+
+class _Sources(NamedTuple):
+    """Where a setting may come from. ``path`` is the file that holds ``keys``."""
+
+    flags: Mapping[str, Any]
+    variables: Mapping[str, str]
+    path: str
+    keys: Mapping[str, Any]
+
+    def setting(self, row: Option) -> Setting:
+        """The option as it is set, or its default."""
+        given = self._given(row)
+        if given is None and row.name == "url":
+            given = self._url_of_http()
+        return given or Setting(row, row.default_value(), "default")
+
+    def _given(self, row: Option) -> Setting | None:
+        if self.flags.get(row.name) is not None:
+            return Setting(row, self.flags[row.name], f"flag {row.flag}")
+        if self.variables.get(row.variable):
+            value = _parsed(row, self.variables[row.variable], row.variable)
+            return Setting(row, value, f"variable {row.variable}")
+        if row.name in self.keys:
+            value = _parsed(row, self.keys[row.name], f"{self.path}: {row.name}")
+            return Setting(row, value, f"file {self.path}")
+        return None
+
+    def _url_of_http(self) -> Setting | None:
+        http = self._given(OPTIONS["http"])
+        # which port the system chose for 0, only the service knows
+        if http is None or http.value.endswith(":0"):
+            return None
+        return Setting(OPTIONS["url"], connectable(f"http://{http.value}"), f"http, {http.origin}")
+
+
+def _parsed(row: Option, given: Any, where: str) -> Any:
+    # a file of TOML can say one; no path, address or name can hold it
+    if isinstance(given, str) and "\0" in given:
+        raise ConfigurationError(f"{where}: {given!r} has a NUL in it; leave it out")
+    try:
+        return row.kind.parse(given)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+def _config_path(flags: Mapping[str, Any], variables: Mapping[str, str]) -> tuple[str, bool] | None:
+    """The file to read, and whether somebody named it: then it has to exist. None without a home."""
+    given = flags.get("config")
+    if given is None and variables.get(CONFIG.variable):
+        given = _parsed(CONFIG, variables[CONFIG.variable], CONFIG.variable)
+    if given is not None:
+        return given, True
+    default = CONFIG.default_value()
+    return None if default is None else (default, False)
+
+
+def _read_file(path: str, must_exist: bool) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - pathlib adds nothing here
+            text = file.read()
+    except OSError as error:
+        if not must_exist and not _is_there(path):
+            return {}
+        if isinstance(error, FileNotFoundError):
+            raise ConfigurationError(f"there is no configuration file {path}") from None
+        raise ConfigurationError(f"the configuration file {path} cannot be read: {error.strerror}") from error
+    return _parse_file(path, text)
+
+
+def _is_there(path: str) -> bool:
+    """Whether a file of that name can be seen. None can in the home folder of somebody else, which is
+    where a container that was given another user often looks."""
+    try:
+        os.stat(path)  # noqa: PTH116
+    except OSError:
+        return False
+    return True
+
+
+def _parse_file(path: str, text: bytes) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        keys = tomllib.loads(text.decode())
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            raise ConfigurationError(f"{path}: the file has no sections, and [{key}] is one")
+        if key not in OPTIONS:
+            meant = _nearest(key, list(OPTIONS), 0.5)
+            hint = _ALL_OPTIONS if meant is None else f"did you mean {meant}?"
+            raise ConfigurationError(f"{path}: {key} is not an option; {hint}")
+    return keys
+
+
+_ALL_OPTIONS = "'kvstore config show' lists them all"
+
+
+def _nearest(name: str, known: list[str], ratio: float) -> str | None:
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name, known, n=1, cutoff=ratio)), None)

@@ -1,0 +1,317 @@
+"""Checks of what passes through unharmed: headers, methods, keys in paths, bodies, fresh reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from kvstore_cli.doctor.findings import Finding, failed, ok, warning
+from kvstore_cli.doctor.probe import PATIENCE_SECONDS, Probe, Reply, by_path, by_query
+from kvstore_cli.http_client.client import encode_query
+
+# Types that compressors take, and a value long enough for them.
+_COMPRESSIBLE = ("text/plain", "application/json")
+_COMPRESSIBLE_BYTES = 4096
+_KEPT_TYPE = 'application/x-kvstore-doctor; note="as it is"'
+_CACHE_ROUNDS = 3
+_SEARCH_STEPS = 24
+
+
+def conditions(probe: Probe) -> Iterator[Finding]:
+    """Conditional requests: If-Match and If-None-Match arrive, on writes and on reads."""
+    key = probe.key("conditions")
+    wrong = {"If-Match": f'"{_revision(probe.store(key, b"1")) + 1}"'}
+    asked = (
+        ("If-Match", 412, probe.put(key, b"2", wrong)),
+        ("If-None-Match", 412, probe.put(key, b"3", {"If-None-Match": "*"})),
+        ("If-None-Match", 304, _conditional_read(probe)),
+    )
+    lost = {name: (wanted, reply) for name, wanted, reply in asked if reply.status != wanted}
+    for name, (wanted, reply) in lost.items():
+        yield _header_lost(
+            name, f"the answer to a condition that does not hold was {reply.shown}, not {wanted}"
+        )
+    if not lost:
+        yield ok("If-Match and If-None-Match arrive: 412 for a write, 304 for a read")
+
+
+def _conditional_read(probe: Probe) -> Reply:
+    # a key of its own: a cache in between answers a second read by itself
+    key = probe.key("conditions-read")
+    tag = f'"{_revision(probe.store(key, b"1"))}"'
+    return probe.ask("GET", by_query(key), headers={"If-None-Match": tag})
+
+
+def _revision(reply: Reply) -> int:
+    return int(reply.json().get("revision", 0))
+
+
+def _header_lost(name: str, message: str) -> Finding:
+    return failed("request_header_lost", f"{name} does not arrive: {message}", header=name)
+
+
+def request_headers(probe: Probe) -> Iterator[Finding]:
+    """The other headers of a request that mean something arrive."""
+    problems = [
+        finding
+        for check in (_idempotency_key, _request_id, _accept, _range, _last_event_id)
+        if (finding := check(probe)) is not None
+    ]
+    yield from problems
+    if not problems:
+        yield ok("Idempotency-Key, X-Request-Id, Accept, Range and Last-Event-ID arrive")
+
+
+def _idempotency_key(probe: Probe) -> Finding | None:
+    headers = {"Idempotency-Key": os.urandom(16).hex()}
+    first, second = (_revision(probe.store(probe.key("once"), b"1", headers)) for _ in range(2))
+    if first == second:
+        return None
+    return _header_lost("Idempotency-Key", "a put that was repeated under one was applied twice")
+
+
+def _request_id(probe: Probe) -> Finding | None:
+    sent = os.urandom(8).hex()
+    got = probe.ask("GET", by_query(probe.key(sent)), headers={"X-Request-Id": sent}).headers.get(
+        "X-Request-Id"
+    )
+    if got == sent:
+        return None
+    return warning(
+        "request_header_lost",
+        f"X-Request-Id does not come back as it was sent, but as {got or 'none'}",
+        header="X-Request-Id",
+    )
+
+
+def _accept(probe: Probe) -> Finding | None:
+    target = f"/v1/kv{encode_query([('prefix', probe.scratch), ('keys', '1')])}"
+    got = probe.ask("GET", target, headers={"Accept": "application/x-ndjson"}).headers.get("Content-Type", "")
+    if got.startswith("application/x-ndjson"):
+        return None
+    return _header_lost("Accept", f"a list that was wanted as NDJSON came as {got}")
+
+
+def _range(probe: Probe) -> Finding | None:
+    key = probe.key("range")
+    probe.store(key, b"0123456789")
+    reply = probe.ask("GET", by_query(key), headers={"Range": "bytes=2-3"})
+    if (reply.status, reply.body) == (206, b"23"):
+        return None
+    return warning(
+        "request_header_lost",
+        f"Range does not arrive: two bytes of a value were asked for, and {len(reply.body)} came",
+        header="Range",
+    )
+
+
+def _last_event_id(probe: Probe) -> Finding | None:
+    """A stream that resumes before a write begins with that write."""
+    key = probe.key("resumed")
+    cursor = f"{_revision(probe.store(key, b'1')) - 1}-{probe.status.get('epoch', '')}"
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": cursor}
+    with probe.watch(f"/v1/subscribe{encode_query([('key', key)])}", headers) as stream:
+        if not stream.wait_for(lambda: b"event: sync" in stream.text, PATIENCE_SECONDS):
+            return None  # a stream that does not begin is told of by another check
+        if b"event: put" in stream.text.partition(b"event: sync")[0]:
+            return None
+    return _header_lost(
+        "Last-Event-ID", "a stream that was to be resumed began anew, so what happened between is lost"
+    )
+
+
+def response_headers(probe: Probe) -> Iterator[Finding]:
+    """What the service says of a value arrives: type, revision, lifetime, how to cache it."""
+    key = probe.key("headers")
+    revision = _revision(probe.store(key, b"1", {"Content-Type": _KEPT_TYPE}))
+    headers = probe.ask("GET", by_query(key)).headers
+    wanted = {
+        "ETag": f'"{revision}"',
+        "Content-Type": _KEPT_TYPE,
+        "Cache-Control": None,
+        "Last-Modified": None,
+        "X-Content-Type-Options": None,
+        "Content-Security-Policy": None,
+        "X-Kvstore-Revision": None,
+        "X-Kvstore-Create-Revision": None,
+        "X-Kvstore-Version": None,
+        "X-Kvstore-Expires-At": None,
+    }
+    lost = [
+        name
+        for name, value in wanted.items()
+        if headers.get(name) in (None, "") or value not in (None, headers[name])
+    ]
+    for name in lost:
+        got = headers.get(name)
+        how = "does not arrive" if got is None else f"arrives as {got}"
+        yield failed("response_header_lost", f"{name} of a value {how}", header=name)
+    if "no-cache" not in headers.get("Cache-Control", "no-cache"):
+        yield failed(
+            "response_header_lost",
+            f"Cache-Control of a value arrives as {headers['Cache-Control']}",
+            header="Cache-Control",
+        )
+    elif not lost:
+        yield ok(f"{', '.join(list(wanted)[:3])} and {len(wanted) - 3} others arrive as they were sent")
+
+
+def compression(probe: Probe) -> Iterator[Finding]:
+    """A browser, which takes compressed answers, still gets ETags that If-Match can use."""
+    weakened = []
+    for media_type in _COMPRESSIBLE:
+        key = probe.key(f"compressed-{media_type.rpartition('/')[2]}")
+        probe.store(key, b"a" * _COMPRESSIBLE_BYTES, {"Content-Type": media_type})
+        headers = probe.ask("GET", by_query(key), headers={"Accept-Encoding": "gzip, br, zstd"}).headers
+        if headers.get("ETag", "").startswith("W/"):
+            weakened.append(f"{media_type} comes with ETag {headers.get('ETag')}")
+    if weakened:
+        yield failed(
+            "etag_weakened", f"compression changes ETags: {', '.join(weakened)}", types=len(weakened)
+        )
+    else:
+        yield ok("ETags stay strong for clients that take compressed answers")
+
+
+def methods(probe: Probe) -> Iterator[Finding]:
+    """Every method of the service arrives."""
+    key = probe.key("methods")
+    probe.store(key, b'{"a": 1}', {"Content-Type": "application/json"})
+    target = by_query(key)
+    merge = {"Content-Type": "application/merge-patch+json"}
+    batch = b'{"ops": []}'
+    answers = {
+        "PATCH": probe.ask("PATCH", target, b'{"b": 2}', merge),
+        "HEAD": probe.ask("HEAD", target),
+        "OPTIONS": probe.ask("OPTIONS", target),
+        "POST": probe.ask("POST", "/v1/batch", batch, {"Content-Type": "application/json"}),
+        "DELETE": probe.ask("DELETE", target),
+    }
+    refused = [name for name, reply in answers.items() if reply.status >= 300 and reply.code is None]
+    for name in refused:
+        yield failed(
+            "method_refused", f"{name} was answered {answers[name].shown}, and not by kvstore", method=name
+        )
+    if not refused:
+        yield ok(f"GET, PUT, {', '.join(answers)} arrive")
+
+
+def keys(probe: Probe) -> Iterator[Finding]:
+    """A key named in the path is the key that was meant. Written by ``?key=`` and read by the path, so
+    that nothing is ever written under a name that a proxy made up."""
+    moved, unread = [], []
+    for number, (shown, key, path) in enumerate(_awkward_keys(probe)):
+        value = b"value %d" % number
+        if probe.put(key, value).json().get("key") != key:
+            unread.append(shown)
+        elif probe.ask("GET", path).body != value:
+            moved.append(shown)
+    if unread:
+        yield failed("query_rewritten", f"keys in ?key= do not arrive as they were sent: {', '.join(unread)}")
+    if moved:
+        yield failed(
+            "path_rewritten",
+            f"keys in the path do not arrive as they were sent: {', '.join(moved)}",
+            keys=moved,
+        )
+    if not (unread or moved):
+        yield ok("keys with //, ., %2F, %25, +, spaces and letters of any language arrive as they were sent")
+
+
+def _awkward_keys(probe: Probe) -> Iterator[tuple[str, str, str]]:
+    """Keys that proxies like to tidy up: how to show them, the key, and the path that names it."""
+    for name in ("a//b", "a/./b", "a/b/../c", "a/", "50%", "a%2Fb", "a+b", "a b", "Zürich/日本", ";x=1&y=?#"):
+        yield f"{name} (encoded)", probe.key(name), by_path(probe.key(name))
+    long = probe.key("long/").ljust(511, "-")
+    yield "a key of 511 bytes", long, by_path(long)
+    plain = f"/v1/kv/{probe.scratch}"
+    for raw, name in (("p//q", "p//q"), ("p%2Fq", "p/q"), ("p%252Fq", "p%2Fq"), ("p+q", "p+q"), ("p/", "p/")):
+        yield raw, probe.key(name), plain + raw
+
+
+def bodies(probe: Probe) -> Iterator[Finding]:
+    """The largest value and the largest batch of the service pass."""
+    limits = probe.status.get("limits", {})
+    sizes = {"value": limits.get("value_bytes", 0), "batch": limits.get("batch_bytes", 0)}
+    targets = {"value": ("PUT", by_query(probe.key("announced"))), "batch": ("POST", "/v1/batch")}
+    too_large = {}
+    silent = False
+    for what, size in sizes.items():
+        verdict = probe.announce(*targets[what], size)
+        silent = silent or verdict.status == 0
+        if verdict.status not in (0, 100) and not verdict.is_ours:
+            too_large[what] = verdict.status
+    if too_large:
+        passing = _largest_passing(probe, max(sizes.values()))
+        what, status = next(iter(too_large.items()))
+        yield failed(
+            "body_limit",
+            f"a body of {sizes[what]} bytes, the largest {what}, is refused with {status} by something in "
+            f"front of kvstore; up to {passing} bytes pass",
+            passing_bytes=passing,
+        )
+        if "value" in too_large:
+            return
+    if silent:
+        yield warning(
+            "expect_ignored", f"Expect: 100-continue was not answered within {PATIENCE_SECONDS:g} s"
+        )
+    yield from _whole_value(probe, sizes["value"])
+
+
+def _largest_passing(probe: Probe, refused: int) -> int:
+    """About the largest body that passes, by announcing some; none of them is sent."""
+    low = 0
+    for _ in range(_SEARCH_STEPS):
+        middle = (low + refused) // 2
+        verdict = probe.announce("POST", "/v1/batch", middle)
+        if verdict.status == 0:
+            break  # each further step would wait as long
+        if verdict.status == 413 and not verdict.is_ours:
+            refused = middle
+        else:
+            low = middle
+    return low
+
+
+def _whole_value(probe: Probe, size: int) -> Iterator[Finding]:
+    """A value of the largest size goes there and comes back. Bytes of every kind, so that nothing
+    compresses or converts them unnoticed."""
+    key = probe.key("large")
+    value = os.urandom(size)
+    reply = probe.put(key, value)
+    if reply.status == 413 and reply.code is None:
+        yield failed(
+            "body_limit", f"a value of {size} bytes is refused with 413 by something in front of kvstore"
+        )
+    elif reply.status not in (200, 201):
+        yield failed("no_answer", f"a value of {size} bytes was answered with {reply.shown}")
+    elif probe.ask("GET", by_query(key)).body != value:
+        yield failed("body_changed", f"a value of {size} bytes did not come back as it was stored")
+    else:
+        yield ok(
+            f"a value of {size} bytes, the largest, was stored in {reply.seconds * 1000:.0f} ms "
+            "and read back intact",
+            value_bytes=size,
+        )
+
+
+def fresh_reads(probe: Probe) -> Iterator[Finding]:
+    """A read after a write sees the write, also of a key that was missing when it was read before."""
+    key = probe.key("fresh")
+    for target in (by_query(key), by_path(key)):
+        probe.ask("GET", target)
+    for number in range(_CACHE_ROUNDS):
+        value = b"%d" % number
+        probe.store(key, value)
+        for target in (by_query(key), by_path(key)):
+            reply = probe.ask("GET", target)
+            if reply.body != value:
+                age = reply.headers.get("Age")
+                yield failed(
+                    "cached",
+                    f"a get right after a put was answered with {reply.shown} and an older state"
+                    + (f", {age} s old" if age else ""),
+                )
+                return
+    yield ok(f"{2 * _CACHE_ROUNDS} gets right after puts all saw what was put")

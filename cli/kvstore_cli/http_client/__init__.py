@@ -1,0 +1,1 @@
+"""The service over HTTP, as the commands see it."""

@@ -1,0 +1,260 @@
+"""The service over HTTP, as the commands see it: requests that are safe to repeat, and streams of lines.
+
+Everything that goes wrong comes out as a KvError of the one table. Python's own HTTP client is used
+because a command lives for a moment: any other would take longer to import than the answer takes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import count
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Self, TypeVar
+from urllib.parse import quote, urlsplit
+
+from kvstore_cli.http_client.connection import connect, http_client, reason
+from kvstore_cli.http_client.errors import Answer, Trouble, successful
+from kvstore_core.errors import KvError
+
+if TYPE_CHECKING:
+    from kvstore_cli.http_client.line_stream import LineStream
+
+ATTEMPTS = 4
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 5.0
+# Of a service that was there a moment ago: the attempts last three seconds then, a restart takes two.
+_RESTART_PAUSE_SECONDS = 1.0
+
+Query = Sequence[tuple[str, str]]
+_Result = TypeVar("_Result")
+
+
+class Pauses:
+    """How long to wait before each next attempt: longer every time, and never the same for two
+    clients, so that those who lost a service together do not come back together."""
+
+    def __init__(self) -> None:
+        self._longest = _FIRST_PAUSE_SECONDS
+
+    def next(self, asked_for: float | None = None) -> float:
+        """Seconds to wait now, at least what the service asked for."""
+        drawn = self._longest * (0.5 + int.from_bytes(os.urandom(2)) / 2**17)
+        self._longest = min(self._longest * 2, _LONGEST_PAUSE_SECONDS)
+        return drawn if asked_for is None else asked_for + drawn / 4
+
+    def reset(self) -> None:
+        """Begin with short waits again."""
+        self._longest = _FIRST_PAUSE_SECONDS
+
+
+class Service:
+    """The service at one address. Not for several threads: it has one connection and keeps it open.
+
+    ``timeout_ms`` is the time for an answer; for ``retry_ms`` a request is repeated as often as it takes.
+    """
+
+    def __init__(self, url: str, *, timeout_ms: int, ca_file: str | None = None, retry_ms: int = 0) -> None:
+        self.url = url
+        self._timeout_seconds = timeout_ms / 1000
+        self._retry_seconds = retry_ms / 1000
+        self._was_reached = False
+        self._ca_file = ca_file
+        parts = urlsplit(url)
+        self._secure = parts.scheme == "https"
+        self._host, self._port, self._base = parts.hostname or "", parts.port, parts.path
+        self._connection: http_client.HTTPConnection | None = None
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Query = (),
+        *,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        attempts: int = ATTEMPTS,
+    ) -> Answer:
+        """The service's answer.
+
+        A request that met a broken connection, silence, or a service that is away for the moment is
+        repeated, ``attempts`` in all within the time given; a write under one Idempotency-Key, that of
+        ``headers`` or a new one, so that it is applied once. A patch cannot have one, so it is only
+        repeated where it never arrived. Where nobody listens, and never did, that is said at once.
+        Raises the KvError of the last attempt.
+        """
+        sent = {"Accept": "application/json, */*;q=0.1", **(headers or {})}
+        if method not in ("GET", "PATCH"):
+            sent.setdefault("Idempotency-Key", os.urandom(16).hex())
+        target = self._base + path + encode_query(query)
+        return self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds), attempts)
+
+    def open_stream(self, path: str, query: Query, *, stall_seconds: float) -> LineStream:
+        """The lines of an answer that goes on. Raises like :meth:`request`."""
+        target = self._base + path + encode_query(query)
+        return self._repeat(lambda seconds: self._open(target, seconds, stall_seconds))
+
+    def open_stream_once(self, path: str, query: Query, *, stall_seconds: float) -> LineStream:
+        """Like :meth:`open_stream` in one attempt; raises Trouble where another may succeed."""
+        target = self._base + path + encode_query(query)
+        return self._open(target, self._timeout_seconds, stall_seconds)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _repeat(self, attempt: Callable[[float], _Result], attempts: int = ATTEMPTS) -> _Result:
+        began = monotonic()
+        deadline = began + self._timeout_seconds
+        pauses = Pauses()
+        for left in count(attempts - 1, -1):
+            try:
+                return attempt(max(0.001, deadline - monotonic()))
+            except Trouble as trouble:
+                is_restart = trouble.refused and self._was_reached
+                pause = pauses.next(_RESTART_PAUSE_SECONDS if is_restart else trouble.pause)
+                again_at = monotonic() + pause
+                if trouble.is_final:
+                    raise trouble.error from trouble
+                if again_at < began + self._retry_seconds:
+                    deadline = again_at + self._timeout_seconds
+                elif left <= 0 or again_at >= deadline or (trouble.refused and not is_restart):
+                    raise trouble.error from trouble
+                sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _attempt(
+        self, method: str, target: str, body: bytes | None, headers: dict[str, str], seconds: float
+    ) -> Answer:
+        kept = self._connection is not None
+        connection = self._connection or self._connect(seconds)
+        self._connection = None
+        try:
+            answer = _exchange(connection, method, target, body, headers, seconds)
+        except (OSError, http_client.HTTPException) as error:
+            connection.close()
+            self._refuse_other_protocol(error)
+            # a connection that was kept open may have been closed by the other side meanwhile
+            pause = 0.0 if kept else None
+            raise Trouble(self._no_answer(error, method), pause, is_final=method == "PATCH") from error
+        self._was_reached = True
+        if connection.sock is not None:  # it is None where the service wants no more on this connection
+            self._connection = connection
+        return successful(answer)
+
+    def _open(self, target: str, seconds: float, stall_seconds: float) -> LineStream:
+        connection = self._connect(seconds)
+        opened = connection.sock
+        try:
+            connection.request("GET", target, headers={"Accept": "application/x-ndjson"})
+            response = connection.getresponse()
+            if response.status != 200:
+                successful(Answer(response.status, response.headers, response.read()))
+        except (OSError, http_client.HTTPException) as error:
+            connection.close()
+            self._refuse_other_protocol(error)
+            raise Trouble(self._no_answer(error, "GET")) from error
+        except BaseException:
+            connection.close()
+            raise
+        from kvstore_cli.http_client.line_stream import LineStream
+
+        self._was_reached = True
+        return LineStream(connection, opened, response, stall_seconds)
+
+    def _connect(self, seconds: float) -> http_client.HTTPConnection:
+        try:
+            return connect(
+                self._host, self._port, seconds=seconds, secure=self._secure, ca_file=self._ca_file
+            )
+        except TimeoutError as error:
+            raise Trouble(self._cannot_reach("it does not answer")) from error
+        except OSError as error:
+            refused = isinstance(error, ConnectionRefusedError)
+            raise Trouble(self._cannot_reach(reason(error)), refused=refused) from error
+
+    def _refuse_other_protocol(self, error: Exception) -> None:
+        """Raise ``unavailable``, which no other attempt would cure, if what listens there shows that it
+        does not speak HTTP."""
+        if self._secure or self._was_reached or not isinstance(error, (OSError, http_client.BadStatusLine)):
+            return
+        from kvstore_cli.http_client.tls import speaks_tls
+
+        if not isinstance(error, TimeoutError) and speaks_tls(self._host, self._port):
+            raise KvError(
+                "unavailable",
+                f"{self.url} speaks TLS; write https:{self.url.partition(':')[2]}",
+            ) from error
+        if isinstance(error, http_client.BadStatusLine) and not isinstance(error, ConnectionError):
+            raise KvError(
+                "unavailable",
+                f"what listens at {self.url} does not speak HTTP; the address of kvstore's facade is wanted",
+            ) from error
+
+    def _cannot_reach(self, why: str) -> KvError:
+        return KvError(
+            "unavailable",
+            f"cannot reach the service at {self.url}: {why}. "
+            "Start it with 'kvstore serve', or name another with --url or KVSTORE_URL",
+        )
+
+    def _no_answer(self, error: Exception, method: str) -> KvError:
+        doubt = "" if method == "GET" else "; the change may have been made all the same"
+        outcome = {} if method == "GET" else {"outcome": "unknown"}
+        if isinstance(error, TimeoutError):
+            seconds = f"{self._timeout_seconds:g} s"
+            return KvError("timed_out", f"{self.url} gave no answer within {seconds}{doubt}", **outcome)
+        message = f"the connection to {self.url} broke ({reason(error)}){doubt}"
+        return KvError("unavailable", message, **outcome)
+
+
+def key_path(route: str, key: str) -> str:
+    """The path of ``key`` under ``/v1/ROUTE/``, with everything encoded that a path could mistake.
+
+    Raises ``invalid_key`` for a key that a path cannot hold; other limits are the service's to check.
+    """
+    if not key:
+        raise KvError("invalid_key", "the key is empty; a key has 1 to 511 bytes of UTF-8")
+    try:
+        encoded = quote(key, safe="")
+    except UnicodeEncodeError as error:
+        raise KvError("invalid_key", f"{key!r} is not UTF-8 text, and a key has to be") from error
+    if key in (".", ".."):
+        # as they stand they mean folders (RFC 3986 section 5.2.4), and a proxy would take them away
+        encoded = encoded.replace(".", "%2E")
+    return f"/v1/{route}/{encoded}"
+
+
+def encode_query(query: Query) -> str:
+    """``?name=value&...``, or nothing."""
+    try:
+        pairs = [f"{name}={quote(value, safe='')}" for name, value in query]
+    except UnicodeEncodeError as error:
+        raise KvError("bad_request", "an argument is not UTF-8 text") from error
+    return f"?{'&'.join(pairs)}" if pairs else ""
+
+
+def _exchange(
+    connection: http_client.HTTPConnection,
+    method: str,
+    target: str,
+    body: bytes | None,
+    headers: dict[str, str],
+    seconds: float,
+) -> Answer:
+    connection.sock.settimeout(seconds)
+    # A service that refuses a large body answers before it has read it, and closes: the answer may
+    # be here, and says more than the broken pipe.
+    with suppress(ConnectionError):
+        connection.request(method, target, body, headers)
+    response = connection.getresponse()
+    return Answer(response.status, response.headers, response.read())

@@ -1,0 +1,102 @@
+"""A stream of lines over HTTP."""
+
+from __future__ import annotations
+
+import errno
+import select
+from collections.abc import Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Self
+
+from kvstore_cli.http_client.connection import http_client, reason
+from kvstore_cli.http_client.errors import Trouble
+from kvstore_core.errors import KvError
+
+if TYPE_CHECKING:
+    import socket
+
+_CHUNK_BYTES = 64 * 1024
+
+
+class LineStream:
+    """An answer that goes on: whole lines as they come. Close it, or use it in a ``with``."""
+
+    def __init__(
+        self,
+        connection: http_client.HTTPConnection,
+        opened: socket.socket,
+        response: http_client.HTTPResponse,
+        stall_seconds: float,
+    ) -> None:
+        self._connection = connection
+        self._socket = opened
+        self._response = response
+        self._stall_seconds = stall_seconds
+        self._rest = b""
+
+    def lines(self, deadline: float | None = None, output: int | None = None) -> Iterator[bytes]:
+        """The lines, without their ends.
+
+        ``output`` is a file descriptor that they are on the way to: BrokenPipeError is raised as soon
+        as nobody reads there any more, and not only when the next line is written to it.
+
+        Raises Trouble when the stream ends, breaks or is silent for too long, and ``timed_out`` when
+        ``deadline`` (of the monotonic clock) has come. A line that was cut off is not given out.
+        """
+        while True:
+            *lines, self._rest = (self._rest + self._read(deadline, output)).split(b"\n")
+            yield from lines
+
+    def _read(self, deadline: float | None, output: int | None) -> bytes:
+        patience = self._stall_seconds
+        if deadline is not None:
+            patience = min(patience, max(0.001, deadline - monotonic()))
+        if output is not None:
+            self._await_bytes(patience, output)
+        self._socket.settimeout(patience)
+        try:
+            read = self._response.read1(_CHUNK_BYTES)
+        except TimeoutError as error:
+            if deadline is not None and monotonic() >= deadline:
+                raise KvError("timed_out", "the time is over") from error
+            raise _broken(f"it was silent for {self._stall_seconds:g} s") from error
+        except (OSError, http_client.HTTPException) as error:
+            raise _broken(reason(error)) from error
+        if not read:
+            raise _broken("the service closed it")
+        return read
+
+    def _await_bytes(self, patience: float, output: int) -> None:
+        """Return when there is something to read, or ``patience`` is over."""
+        if self._has_buffered():
+            return
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(output, 0)  # POLLERR and POLLHUP come unasked
+        if any(ready == output for ready, _ in poll.poll(patience * 1000)):
+            raise BrokenPipeError(errno.EPIPE, "the reader of standard output is gone")
+
+    def _has_buffered(self) -> bool:
+        # bytes that were read ahead, also by TLS, are not seen by poll
+        self._socket.settimeout(0)
+        try:
+            ahead = self._response.fp.peek(1)
+        except OSError:  # TLS has nothing yet; what is really broken shows when it is read
+            return False
+        # the end of a chunk is left unread until the next one begins
+        return len(ahead) > (2 if getattr(self._response, "chunk_left", None) == 0 else 0)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._response.close()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _broken(reason: str) -> Trouble:
+    return Trouble(KvError("unavailable", f"the stream broke: {reason}"))

@@ -1,0 +1,1 @@
+"""The servers as processes: started, watched, logged, restarted."""

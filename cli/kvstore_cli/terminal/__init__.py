@@ -1,0 +1,1 @@
+"""What people and pipes are given, and what is read from them."""

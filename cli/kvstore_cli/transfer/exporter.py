@@ -1,0 +1,180 @@
+"""An export that is the store at one revision.
+
+A listing reads page after page, and while it does others write: its pages are of different moments. The
+stream of ``/v1/subscribe?snapshot=1`` reads the same pages, but then sends the changes that they do not
+show, up to a ``sync`` with the revision that all of it together comes to. Both are kept in unnamed
+temporary files until then, and only then written out, merged, each key once and in byte order. What is
+in memory is the place of each key that was changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from tempfile import TemporaryFile, gettempdir
+from typing import IO, Any, NamedTuple, Self
+
+import click
+import orjson
+
+from kvstore_cli.http_client.client import Query, Service
+from kvstore_cli.http_client.errors import Trouble
+from kvstore_cli.transfer.ndjson_format import line_of
+from kvstore_cli.transfer.retry import Patience
+from kvstore_core.errors import KvError
+from kvstore_core.process.files import reason
+
+_MOST_BREAKS = 10
+_TOLD_EVERY = 500
+
+
+class Scope(NamedTuple):
+    """Which keys: those with one of ``prefixes`` (none: any) that are not before ``start`` and are
+    before ``end``."""
+
+    prefixes: tuple[str, ...] = ()
+    start: str | None = None
+    end: str | None = None
+
+    def holds(self, key: str) -> bool:
+        """Whether the key is within the bounds; the service looks at the prefixes."""
+        # text is compared by code point, which is the byte order of UTF-8
+        return (self.start is None or key >= self.start) and (self.end is None or key < self.end)
+
+    def stream_query(self) -> Query:
+        """What to ask the stream for: no less, and little more."""
+        prefixes = self.prefixes
+        if not prefixes and self.start and self.end:
+            # every key between the two begins with what both begin with
+            common = os.path.commonprefix((self.start, self.end))  # noqa: RUF071 - of text, not of paths
+            prefixes = (common,) if common else ()
+        return [("snapshot", "1"), *(("prefix", prefix) for prefix in prefixes)]
+
+    def count(self, service: Service) -> int:
+        """How many records there are now."""
+        bounds = [(name, text) for name, text in (("start", self.start), ("end", self.end)) if text]
+        queries = [[("count", "1"), ("prefix", prefix), *bounds] for prefix in self._disjoint()]
+        return sum(service.request("GET", "/v1/kv", query).json()["count"] for query in queries)
+
+    def _disjoint(self) -> list[str]:
+        """The prefixes without those that another one covers."""
+        kept: list[str] = []
+        for prefix in sorted(set(self.prefixes)) or [""]:
+            if not kept or not prefix.startswith(kept[-1]):
+                kept.append(prefix)
+        return kept
+
+
+class Collection:
+    """The records of a scope as they were at ``revision``, in temporary files in ``folder`` (None: the
+    system's). Use it in a ``with``, which removes them."""
+
+    def __init__(self, scope: Scope, folder: str | None) -> None:
+        self._scope = scope
+        self._folder = folder or gettempdir()
+        self._snapshot: IO[bytes] = TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+        self._changes: IO[bytes] = TemporaryFile(dir=folder)  # noqa: SIM115
+        # where the last change of a key stands in the file of changes; None if it is gone
+        self._changed: dict[str, int | None] = {}
+        self._records = 0
+        self.epoch = ""
+        self.revision = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._snapshot, self._changes):
+            with suppress(OSError):  # what could not be written is not wanted any more
+                file.close()
+
+    def fill(
+        self, service: Service, *, stall_ms: int, patience: Patience, advance: Callable[[int], None]
+    ) -> None:
+        """Read all of it. A stream that broke is begun anew, from its first record; raises what it
+        broke with when ``patience`` ends or it broke ten times."""
+        for left in reversed(range(_MOST_BREAKS)):
+            try:
+                self._read(service, stall_ms / 1000, patience, advance)
+                return
+            except Trouble as trouble:
+                error = trouble.error
+            except KvError as raised:
+                error = raised
+            except OSError as raised:
+                raise click.ClickException(
+                    f"cannot keep the records in a temporary file in {self._folder}: {reason(raised)}"
+                ) from raised
+            if left == 0:
+                raise error
+            patience.after(error)
+
+    def _read(
+        self, service: Service, stall_seconds: float, patience: Patience, advance: Callable[[int], None]
+    ) -> None:
+        self._clear()
+        query = self._scope.stream_query()
+        with service.open_stream("/v1/subscribe", query, stall_seconds=stall_seconds) as stream:
+            for number, line in enumerate(stream.lines()):
+                if number % _TOLD_EVERY == 0:
+                    patience.progress()
+                    advance(self._records)
+                fields = orjson.loads(line)
+                if fields["event"] == "sync":
+                    revision, _, self.epoch = fields["cursor"].partition("-")
+                    self.revision = int(revision)
+                    return
+                self._take(fields)
+
+    def _clear(self) -> None:
+        for file in (self._snapshot, self._changes):
+            file.seek(0)
+            file.truncate()
+        self._changed.clear()
+        self._records = 0
+
+    def _take(self, fields: dict[str, Any]) -> None:
+        event = fields["event"]
+        if event == "reset":  # the log was trimmed past the snapshot: another one follows
+            self._clear()
+        elif event in ("put", "delete", "expire") and self._scope.holds(fields["key"]):
+            if "index" in fields:
+                self._change(fields)
+            else:
+                self._snapshot.write(line_of(fields))
+                self._records += 1
+
+    def _change(self, fields: dict[str, Any]) -> None:
+        if fields["op"] == "put":
+            self._changed[fields["key"]] = self._changes.tell()
+            self._changes.write(line_of(fields))
+        else:
+            self._changed[fields["key"]] = None
+
+    @property
+    def at_most(self) -> int:
+        """How many records there are, or a few less."""
+        return self._records + len(self._changed)
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of the records, each key once, in byte order of the keys."""
+        self._snapshot.seek(0)
+        if not self._changed:
+            yield from self._snapshot
+            return
+        changed = sorted(self._changed, reverse=True)
+        for line in self._snapshot:
+            key = orjson.loads(line)["key"]
+            while changed and changed[-1] < key:
+                yield from self._last_change(changed.pop())
+            if not (changed and changed[-1] == key):
+                yield line
+        while changed:
+            yield from self._last_change(changed.pop())
+
+    def _last_change(self, key: str) -> Iterator[bytes]:
+        offset = self._changed[key]
+        if offset is not None:
+            self._changes.seek(offset)
+            yield self._changes.readline()

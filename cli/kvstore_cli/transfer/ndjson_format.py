@@ -1,0 +1,316 @@
+"""The form of an export: newline-delimited JSON.
+
+The first line, ``{"kvstore_export": 1, ...}``, says what the file is; then comes a record a line, as
+``/v1/kv`` gives it, each key once and in byte order; the last line, ``{"kvstore_export_end": 1, ...}``,
+holds the number of records and the SHA-256 of all bytes before it, so that a file that was cut off or
+changed is noticed. Lines without these two are read as well: whatever has a key and a value.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+from base64 import b64decode
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+
+from kvstore_core.errors import KvError
+from kvstore_core.model import check_key
+from kvstore_core.operations import MAX_CONTENT_TYPE_BYTES, MAX_TTL_SECONDS, is_media_type
+
+FORMAT = 1
+HEAD, END = "kvstore_export", "kvstore_export_end"
+
+MEMBERS = (
+    "key",
+    "revision",
+    "create_revision",
+    "version",
+    "content_type",
+    "modified_at",
+    "expires_at",
+    "value",
+    "value_b64",
+)
+"""What a record's line holds, in this order, as far as it has it."""
+
+# of an event of the stream, and of an op of a batch
+_IGNORED = frozenset(
+    [
+        "event",
+        "op",
+        "ttl",
+        "index",
+        "count",
+        "time",
+        "snapshot",
+        "previous",
+        "previous_revision",
+        "cursor",
+        "size",
+    ]
+)
+_KNOWN = frozenset((*MEMBERS, *_IGNORED))
+
+
+class Reads(Protocol):
+    """A file of bytes that gives its lines one after the other."""
+
+    def readline(self, size: int, /) -> bytes:
+        """The next line with its end, or the first ``size`` bytes of it; empty at the end."""
+
+
+class Put(NamedTuple):
+    """A record that is to be put. ``value`` is text or bytes; the expiry is a moment
+    (``expires_at``, milliseconds since 1970) or counted from the put (``ttl``, milliseconds)."""
+
+    key: str
+    value: str | bytes
+    content_type: str | None
+    expires_at: int | None
+    ttl: int | None
+
+
+class Entry(NamedTuple):
+    """What a line holds: something to put, or ``fault``, which says why it cannot be used. ``end`` is
+    the number of bytes up to its end."""
+
+    number: int
+    end: int
+    put: Put | None
+    fault: str = ""
+
+
+def line_of(fields: dict[str, Any]) -> bytes:
+    """A record or an event as a line of an export."""
+    return orjson.dumps({name: fields[name] for name in MEMBERS if name in fields}) + b"\n"
+
+
+class Sealing:
+    """Makes the first and the last line for the lines between them."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self.records = 0
+        self.size = 0
+
+    def head(self, **about: Any) -> bytes:
+        """The first line."""
+        return self._noted(orjson.dumps({HEAD: FORMAT, **about}) + b"\n")
+
+    def record(self, line: bytes) -> bytes:
+        """The line of a record, as it is."""
+        self.records += 1
+        return self._noted(line)
+
+    def end(self) -> bytes:
+        """The last line."""
+        sha256 = self._digest.hexdigest()
+        return orjson.dumps({END: FORMAT, "records": self.records, "sha256": sha256}) + b"\n"
+
+    def _noted(self, line: bytes) -> bytes:
+        self._digest.update(line)
+        self.size += len(line)
+        return line
+
+
+class Reader:
+    """The lines of a file as entries.
+
+    ``value_bytes`` is the most that a value may have. With ``is_sealed`` what an export says of itself
+    is checked; without, as for a file that was checked before and is read from its middle, it is not.
+    """
+
+    def __init__(
+        self, file: Reads, *, value_bytes: int, is_sealed: bool = True, offset: int = 0, number: int = 0
+    ) -> None:
+        self._file = file
+        self._value_bytes = value_bytes
+        # a character takes up to six in JSON; the rest is key and times
+        self._line_bytes = 6 * value_bytes + 64 * 1024
+        self._seal: _Seal | None = _Seal() if is_sealed else None
+        self.offset = offset
+        self.number = number
+        self.breaches = 0
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of what was read so far."""
+        return self._digest.hexdigest()
+
+    def entries(self) -> Iterator[Entry]:
+        """The entries of the lines that are not empty and not the first or last of an export."""
+        while line := self._file.readline(self._line_bytes + 1):
+            self.number += 1
+            self.offset += len(line)
+            self._digest.update(line)
+            if len(line) > self._line_bytes:
+                yield self._fault(f"it has more than {self._line_bytes} bytes, more than any record")
+                return
+            if line.isspace():
+                continue
+            try:
+                entry = self._entry(line)
+            except _BreachError as error:
+                self.breaches += 1
+                entry = self._fault(str(error))
+            except (ValueError, KvError) as error:
+                entry = self._fault(str(error))
+            if entry is not None:
+                yield entry
+        if self._seal is not None and self._seal.is_open:
+            self.breaches += 1
+            yield self._fault("the export is cut off here: its last line is missing")
+
+    def _fault(self, why: str) -> Entry:
+        return Entry(self.number, self.offset, None, why)
+
+    def _entry(self, line: bytes) -> Entry | None:
+        try:
+            fields = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            if self._seal is not None:
+                self._seal.record(line)
+            raise ValueError(_not_json(line, error)) from error
+        if type(fields) is dict and (HEAD in fields or END in fields) and "key" not in fields:
+            if self._seal is not None:
+                self._seal.mark(fields, line)
+            return None
+        if self._seal is not None:
+            self._seal.record(line)
+        return Entry(self.number, self.offset, put_of(fields, self._value_bytes))
+
+
+def _not_json(line: bytes, error: ValueError) -> str:
+    # orjson speaks of surrogates where the bytes are no text at all
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return "it is not JSON: it is not even UTF-8"
+    return f"it is not JSON: {error}"
+
+
+class _BreachError(ValueError):
+    """What an export says of itself is not so."""
+
+
+class _Seal:
+    """Follows the lines between the first and the last line of an export; raises _BreachError where what
+    these say is not so."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._records = 0
+        self._digest = hashlib.sha256()
+
+    def record(self, line: bytes) -> None:
+        """Any other line."""
+        if self.is_open:
+            self._records += 1
+            self._digest.update(line)
+
+    def mark(self, fields: dict[str, Any], line: bytes) -> None:
+        """A first or a last line."""
+        if HEAD in fields:
+            self._begin(fields[HEAD], line)
+        else:
+            self._finish(fields)
+
+    def _begin(self, form: Any, line: bytes) -> None:
+        if self.is_open:
+            raise _BreachError("another export begins here, and the last line of the one before is missing")
+        if form != FORMAT:
+            raise _BreachError(
+                f"the export has format {form}, and this kvstore reads {FORMAT}; take a newer one"
+            )
+        self.is_open, self._records, self._digest = True, 0, hashlib.sha256(line)
+
+    def _finish(self, fields: dict[str, Any]) -> None:
+        if not self.is_open:
+            raise _BreachError("an export ends here that did not begin: its first line is missing")
+        self.is_open = False
+        if fields[END] != FORMAT:
+            raise _BreachError(f"the export's last line has format {fields[END]}, and its first {FORMAT}")
+        if fields.get("records") != self._records:
+            raise _BreachError(f"the export has {self._records} records, and says {fields.get('records')}")
+        if fields.get("sha256") != self._digest.hexdigest():
+            raise _BreachError(
+                "the export is damaged, or was changed: its checksum is another. To import it as it is, "
+                "take its first and its last line away"
+            )
+
+
+def put_of(fields: Any, value_bytes: int) -> Put:
+    """What a line asks for; raises ValueError or ``invalid_key`` with what is wrong about it."""
+    if type(fields) is not dict:
+        raise ValueError('it is not a JSON object like {"key": "a", "value": "b"}')
+    if fields.get("op", "put") != "put":
+        raise ValueError(f"it is a {fields['op']!r}, and only records are imported")
+    if type(key := fields.get("key")) is not str:
+        raise ValueError('it has no key; a record is an object like {"key": "a", "value": "b"}')
+    if not fields.keys() <= _KNOWN:
+        unknown = ", ".join(sorted(fields.keys() - _KNOWN))
+        raise ValueError(f"a record has no member {unknown}; it has {', '.join(MEMBERS)}, ttl")
+    check_key(key)
+    value = _value(fields)
+    size = len(value.encode() if isinstance(value, str) and not value.isascii() else value)
+    if size > value_bytes:
+        raise ValueError(f"the value has {size} bytes; the limit of the service is {value_bytes}")
+    expires_at = _moment(fields["expires_at"]) if "expires_at" in fields else None
+    ttl = None
+    if "ttl" in fields:
+        if expires_at is not None:
+            raise ValueError("it has both expires_at and ttl; give one")
+        ttl = _ttl(fields["ttl"])
+    return Put(key, value, _content_type(fields), expires_at, ttl)
+
+
+def _value(fields: dict[str, Any]) -> str | bytes:
+    text, encoded = fields.get("value"), fields.get("value_b64")
+    if ("value" in fields) == ("value_b64" in fields):
+        raise ValueError("it needs one of value (text) and value_b64 (bytes in base64)")
+    if "value" in fields:
+        if type(text) is not str:
+            raise ValueError("value must be text in quotes; other JSON goes in as its text")
+        return text
+    try:
+        return b64decode(encoded, validate=True)  # type: ignore[arg-type]
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise ValueError(f"value_b64 is not base64: {error}") from error
+
+
+def _content_type(fields: dict[str, Any]) -> str | None:
+    given = fields.get("content_type")
+    if given is None:
+        return None
+    if not is_media_type(given):
+        raise ValueError(f"content_type must be printable ASCII of 1 to {MAX_CONTENT_TYPE_BYTES} characters")
+    return str(given)
+
+
+def _moment(given: Any) -> int:
+    try:
+        moment = datetime.fromisoformat(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expires_at is {given!r}; it must be a time like 2026-01-31T12:00:00.000Z"
+        ) from error
+    if moment.tzinfo is None:
+        raise ValueError(f"expires_at is {given!r}, without a time zone; write Z for UTC")
+    return round(moment.timestamp() * 1000)
+
+
+def _ttl(given: Any) -> int:
+    from kvstore_cli.config.units import parse_duration
+
+    try:
+        ms = round(given * 1000) if type(given) in (int, float) else parse_duration(given)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"ttl: {error}") from error
+    if not 1 <= ms <= MAX_TTL_SECONDS * 1000:
+        raise ValueError(f"ttl is {given!r}; it must be from 1 ms to 100 years")
+    return ms
