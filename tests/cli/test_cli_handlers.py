@@ -31,7 +31,7 @@ trap 'echo cleaned >> log' TERM
 echo "$KVSTORE_EVENT_REVISION" >> log; sleep 1000 & wait) &
 wait; wait
 """
-STUBBORN = "trap '' TERM HUP INT; echo started >> log; while :; do sleep 1000; done"
+STUBBORN = "trap '' TERM HUP INT; echo started >> log; while :; do sleep 1000 & wait; done"
 
 
 def log_of(kvstore: Kvstore) -> list[str]:
@@ -105,7 +105,10 @@ def test_a_handler_that_does_not_listen_is_killed(own: Kvstore, start: Start) ->
 
 def test_a_second_interrupt_does_not_wait_for_it(own: Kvstore, start: Start) -> None:
     running = handling(
-        start, own, "twice/k", "trap 'echo asked >> log' TERM; echo on >> log; while :; do sleep 1000; done"
+        start,
+        own,
+        "twice/k",
+        "trap 'echo asked >> log' TERM; echo on >> log; while :; do sleep 1000 & wait; done",
     )
     running.process.send_signal(signal.SIGINT)
     wait_until(lambda: "asked" in log_of(own), what="the handler was asked to end")
