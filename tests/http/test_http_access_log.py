@@ -250,7 +250,7 @@ def test_no_value_is_ever_logged(
     with Client(talkative.requests, timeout=30) as client:
         client.put(key, value)
     stream = open_stream(talkative.url, "snapshot=1&prev=1")
-    next(iter(stream))
+    stream.first()
     stream.close()
     session.close()
     for server in talkative:

@@ -184,7 +184,7 @@ def test_a_stream_that_is_refused_or_reset_is_counted(
 ) -> None:
     facade = start_facade(start_daemon(), max_streams=1)
     stream = open_stream(facade.url, "since=7-0123456789abcdef")
-    assert next(iter(stream)).name == "reset"
+    assert stream.first().name == "reset"
     session = Session(facade.url)
     assert session.get("/v1/subscribe").status == 503
     session.close()

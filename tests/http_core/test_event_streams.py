@@ -593,7 +593,7 @@ def test_sigterm_ends_every_stream_properly(daemon: Daemon, start_facade: Callab
     facade = start_facade(daemon, workers=2)
     opened = [open_stream(facade.url, "") for _ in range(20)]
     for each in opened:
-        assert next(iter(each)).name == "sync"
+        assert each.first().name == "sync"
     facade.stop()
     for each in opened:
         assert list(each) == [], "the body ends with its last chunk, else reading it would raise"

@@ -186,7 +186,7 @@ def test_a_bare_revision_from_before_a_restore_is_never_continued(
             past = call(facade.url, "GET", f"/v1/kv/job?revision={since}")
             assert (past.status, past.json["code"]) == (410, "revision_gone")
             with closing(open_stream(facade.url, f"since={since}")) as stream:
-                assert next(iter(stream)).name == "reset"
+                assert stream.first().name == "reset"
         assert [event.revision for event in client.events(head - 1).events] == [head]
         assert len(client.events(kept).events) == 3
         assert call(facade.url, "GET", f"/v1/kv/job?wait=100ms&since={head}").status == 304

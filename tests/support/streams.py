@@ -47,6 +47,10 @@ class Stream:
                     yield StreamEvent(name, event_id, "\n".join(data))
                 name, event_id, data = "message", None, []
 
+    def first(self) -> StreamEvent:
+        """The first event; one that takes a while to come may have heartbeats before it."""
+        return next(event for event in self if event.name != "heartbeat")
+
     def close(self) -> None:
         """Cut the connection."""
         self.response.close()
