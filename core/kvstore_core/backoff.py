@@ -1,0 +1,32 @@
+"""How long to wait before trying again."""
+
+from __future__ import annotations
+
+import random
+
+
+class Backoff:
+    """Pauses that grow: ``first`` seconds, then ``growth`` times as long each time, ``longest`` at most.
+
+    ``jitter`` spreads each pause by up to that share of it to both sides, so that clients which lost a
+    server together do not all come back at the same time.
+    """
+
+    __slots__ = ("_first", "_growth", "_jitter", "_longest", "_seconds")
+
+    def __init__(self, first: float, longest: float, *, growth: float = 2.0, jitter: float = 0.0) -> None:
+        self._first = self._seconds = first
+        self._longest = longest
+        self._growth = growth
+        self._jitter = jitter
+
+    def next(self) -> float:
+        """The seconds to wait now; the next pause is longer."""
+        seconds = self._seconds
+        self._seconds = min(self._growth * seconds, self._longest)
+        spread = self._jitter * (2 * random.random() - 1)  # noqa: S311 - not a secret
+        return seconds * (1 + spread)
+
+    def reset(self) -> None:
+        """Begin with the first pause again: what was tried has worked."""
+        self._seconds = self._first
