@@ -9,7 +9,7 @@ import falcon
 
 from kvstore_http import routes
 from kvstore_http.interfaces import Link
-from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.metrics.shared_counters import SharedCounters
 from kvstore_http.protocol import problems
 from kvstore_http.protocol.cors import Cors, guarded
 from kvstore_http.protocol.host_check import HostCheck, allowed_hosts
@@ -32,15 +32,15 @@ from kvstore_http.streaming.change_feed import Feed
 
 
 def create_app(
-    link: Link, feed: Feed, settings: HttpSettings, board: Board | None = None
+    link: Link, feed: Feed, settings: HttpSettings, shared_counters: SharedCounters | None = None
 ) -> falcon.App[Any, Any]:
     """The application that answers for the daemon behind ``link``, with changes from ``feed``.
 
-    It keeps no state of its own between requests, so any number may run beside each other. ``board`` is
-    where all workers count.
+    It keeps no state between requests, so any number of them may run beside each other. All workers count in
+    ``shared_counters``.
     """
     router = RawPathRouter()
-    resources = _resources(link, feed, settings, board or Board(1))
+    resources = _resources(link, feed, settings, shared_counters or SharedCounters(1))
     table = routes.paths()
     for path, endpoints in table.items():
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
@@ -57,7 +57,9 @@ def create_app(
     return app
 
 
-def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> dict[str, object]:
+def _resources(
+    link: Link, feed: Feed, settings: HttpSettings, shared_counters: SharedCounters
+) -> dict[str, object]:
     one, history = KeyResource(link, feed), HistoryResource(link, settings.page_bytes)
     return {
         "/v1/kv/{key}": one,
@@ -71,8 +73,8 @@ def _resources(link: Link, feed: Feed, settings: HttpSettings, board: Board) -> 
         routes.SUBSCRIBE_PATH: SubscribeResource(feed, settings),
         "/v1/status": StatusResource(link),
         "/livez": LivezResource(),
-        "/readyz": ReadyzResource(link, feed, board),
-        "/metrics": MetricsResource(link, board),
+        "/readyz": ReadyzResource(link, feed, shared_counters),
+        "/metrics": MetricsResource(link, shared_counters),
         "/openapi.json": OpenApiResource(),
         "/": RootResource(link),
         "/all": AllResource(link, settings.part_bytes),

@@ -15,7 +15,7 @@ from greenlet import getcurrent, greenlet
 MAX_IDLE = 256
 
 
-class Runners:
+class GreenletPool:
     """Runs functions at once, each in a greenlet of its own whose parent is the hub."""
 
     def __init__(self, hub: Hub) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from kvstore_core.errors import EXIT_ERROR, KvError
 from kvstore_core.process.address_in_use import patiently
 from kvstore_core.process.logging import LogLevel, announcer
-from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.metrics.shared_counters import SharedCounters
 from kvstore_http.server.listen import Shares, bind, shared, url_of
 from kvstore_http.settings import HttpSettings
 from kvstore_http.workers.heartbeat import Herald, Overseer, ServiceManager
@@ -42,21 +42,29 @@ def run(settings: HttpSettings, manager: ServiceManager, inherited: Sequence[soc
         return EXIT_ERROR
     where = {"url": url_of(shares[0][0]), "requests": settings.requests, "changes": settings.changes}
     overseer = Herald(manager, where, lambda: _announce(where))
-    board = Board(settings.workers)
+    shared_counters = SharedCounters(settings.workers)
     level = LogLevel(settings.log_level)
     if settings.workers == 1:
-        board.note_start(0, os.getpid())
-        return _serve(settings, shares[0], 0, board, overseer, partial(_change_level, level))
-    return _run_workers(settings, shares, board, overseer, level)
+        shared_counters.note_start(0, os.getpid())
+        return _serve(settings, shares[0], 0, shared_counters, overseer, partial(_change_level, level))
+    return _run_workers(settings, shares, shared_counters, overseer, level)
 
 
 def _run_workers(
-    settings: HttpSettings, shares: Shares, board: Board, overseer: Overseer, level: LogLevel
+    settings: HttpSettings,
+    shares: Shares,
+    shared_counters: SharedCounters,
+    overseer: Overseer,
+    level: LogLevel,
 ) -> int:
     def serve(number: int, parent: Overseer) -> int:
-        return _serve(settings, keep_only(shares, number), number, board, parent, lambda _: level.follow())
+        return _serve(
+            settings, keep_only(shares, number), number, shared_counters, parent, lambda _: level.follow()
+        )
 
-    return Workers(settings.workers, serve, _warn, overseer, partial(_change_level, level), board).run()
+    return Workers(
+        settings.workers, serve, _warn, overseer, partial(_change_level, level), shared_counters
+    ).run()
 
 
 def _change_level(level: LogLevel, number: int) -> None:
@@ -67,16 +75,16 @@ def _serve(
     settings: HttpSettings,
     sockets: Sequence[socket],
     number: int,
-    board: Board,
+    shared_counters: SharedCounters,
     overseer: Overseer,
     on_level: Callable[[int], None],
 ) -> int:
     _name_worker(number)
     # Not at the top: gevent and ZeroMQ belong to the workers, not to their parent.
-    from kvstore_http.metrics.counters import Measures
+    from kvstore_http.metrics.counters import WorkerCounters
     from kvstore_http.workers.worker import serve
 
-    return serve(settings, sockets, Measures(board, number), overseer, on_level)
+    return serve(settings, sockets, WorkerCounters(shared_counters, number), overseer, on_level)
 
 
 def _name_worker(number: int) -> None:

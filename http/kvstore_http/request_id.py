@@ -12,7 +12,7 @@ from kvstore_core.operations import is_request_id
 REQUEST_ID = "kvstore.request_id"
 """Where the server leaves the id in the environ."""
 
-travelling: ContextVar[str | None] = ContextVar("request_id", default=None)
+current_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id that the daemon is told with what the present greenlet asks of it.
 
 Set only where somebody sent one, or may look for it in the daemon's log: to tell it every id would take

@@ -17,8 +17,8 @@ import pytest
 from falcon.testing import TestClient
 
 from kvstore_core.errors import KvError
-from kvstore_http.metrics.counters import Measures
-from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.metrics.shared_counters import SharedCounters
 from kvstore_http.protocol.query_params import CHECKS
 from kvstore_http.resources import health
 from kvstore_http.resources.health import ReadyzResource
@@ -192,11 +192,13 @@ class WithRawQuery:
         req.env["kvstore.raw_query"] = req.query_string
 
 
-def readyz_where(outcome: dict[str, Any] | KvError, board: Board | None = None) -> Any:
+def readyz_where(outcome: dict[str, Any] | KvError, shared_counters: SharedCounters | None = None) -> Any:
     """``/readyz?verbose`` as text, where ``status`` is answered with ``outcome``."""
     app = falcon.App(middleware=[WithRawQuery()])
     both = Answers(outcome)
-    app.add_route("/readyz", ReadyzResource(cast(Any, both), cast(Any, both), board or Board(1)))
+    app.add_route(
+        "/readyz", ReadyzResource(cast(Any, both), cast(Any, both), shared_counters or SharedCounters(1))
+    )
     return TestClient(app).simulate_get("/readyz", query_string="verbose", headers={"Accept": TEXT})
 
 
@@ -231,29 +233,29 @@ def test_as_many_connections_as_the_daemon_takes_are_a_warning(session: Session)
 
 
 def test_streams_that_wait_for_the_daemon_are_a_warning(session: Session) -> None:
-    board = Board(2)
+    shared_counters = SharedCounters(2)
     for number in range(2):
-        counting = Measures(board, number)
+        counting = WorkerCounters(shared_counters, number)
         counting.note_streams(5)
         counting.note_catching_up(2)
-    answer = readyz_where(raw_status(session), board)
+    answer = readyz_where(raw_status(session), shared_counters)
     assert "[+]streams ok: 10 streams are open, 4 of them catch up\n" in answer.text
-    answer = readyz_where(KvError("unavailable", "the daemon cannot be reached"), board)
+    answer = readyz_where(KvError("unavailable", "the daemon cannot be reached"), shared_counters)
     assert "[!]streams warning: 4 of 10 streams wait for the daemon\n" in answer.text
 
 
 def test_streams_without_room_are_a_warning_for_a_while(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board = Board(2)
-    Measures(board, 0).stream_refused()
-    Measures(board, 1).stream_refused()
-    answer = readyz_where(raw_status(session), board)
+    shared_counters = SharedCounters(2)
+    WorkerCounters(shared_counters, 0).stream_refused()
+    WorkerCounters(shared_counters, 1).stream_refused()
+    answer = readyz_where(raw_status(session), shared_counters)
     assert answer.status_code == 200
     assert "[!]streams warning: 0 streams are open, 0 of them catch up; 2 found no room" in answer.text
     assert "--max-streams" in answer.text
     monkeypatch.setattr(health, "monotonic", lambda: time.monotonic() + health.REFUSED_SECONDS + 1)
-    assert "[+]streams ok" in readyz_where(raw_status(session), board).text
+    assert "[+]streams ok" in readyz_where(raw_status(session), shared_counters).text
 
 
 def test_a_held_stream_and_one_without_room_are_seen_by_the_operator(

@@ -36,8 +36,8 @@ from kvstore_core.follower import PAGE_SECONDS
 from kvstore_core.operations import OPERATIONS, check_keys, check_operation
 from kvstore_core.wire import Reply, RequestId, encode_request
 from kvstore_http.backend.dealer_socket import Exchange, Outcome, Pipe
-from kvstore_http.metrics.counters import Measures
-from kvstore_http.request_id import travelling
+from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.request_id import current_request_id
 
 LANES = 2
 BATCH_LANES = 64
@@ -70,7 +70,7 @@ class _Call:
         self.deadline = deadline
         self.waiter = Waiter(hub)
         self.alone = False
-        self.request_id = travelling.get()
+        self.request_id = current_request_id.get()
 
     def settle(self, result: Result) -> None:
         self.waiter.switch(result)
@@ -89,7 +89,7 @@ class _Request:
         self.atomic = atomic
         self.deadline = deadline
         self.waiter = Waiter(hub)
-        self.request_id = travelling.get()
+        self.request_id = current_request_id.get()
 
     def settle(self, outcome: Outcome) -> None:
         self.waiter.switch(outcome)
@@ -115,10 +115,14 @@ class DaemonLink:
     """
 
     def __init__(
-        self, context: zmq.Context[Any], endpoint: str, timeout_ms: int, measures: Measures | None = None
+        self,
+        context: zmq.Context[Any],
+        endpoint: str,
+        timeout_ms: int,
+        counters: WorkerCounters | None = None,
     ) -> None:
         self._endpoint = endpoint
-        self._measures = measures or Measures.alone()
+        self._counters = counters or WorkerCounters.alone()
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._timeout = timeout_ms / 1000
@@ -342,7 +346,7 @@ class DaemonLink:
 
     def _note(self, exchange: Exchange, outcome: Outcome) -> None:
         """A reply came."""
-        self._measures.daemon_answered(exchange.count, perf_counter_ns() - exchange.begun_at)
+        self._counters.daemon_answered(exchange.count, perf_counter_ns() - exchange.begun_at)
         self._heard_at = monotonic()
         if isinstance(outcome, Reply):
             self.note_position(outcome.epoch, outcome.revision)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from kvstore_core.errors import ERRORS
 from kvstore_http import routes
-from kvstore_http.metrics.shared_counters import CELLS, GAUGES, PID, Board, Row
+from kvstore_http.metrics.shared_counters import CELLS, GAUGES, PID, Row, SharedCounters
 
 OTHER = "other"
 """Stands for paths, methods and statuses that the table of routes does not have: what clients make up
@@ -126,22 +126,22 @@ class _Places(dict[tuple[str, str, str], tuple[int, int]]):
         return found
 
 
-class Measures:
+class WorkerCounters:
     """One worker's counting."""
 
-    def __init__(self, board: Board, number: int) -> None:
-        self.board = board
-        self._cells: Row = board.row(number)
+    def __init__(self, shared_counters: SharedCounters, number: int) -> None:
+        self.shared_counters = shared_counters
+        self._cells: Row = shared_counters.row(number)
         self._places = _Places()
         self._lag_limits = STREAM_LAG.limits
         self._seconds_limits = DAEMON_SECONDS.limits
 
     @classmethod
-    def alone(cls) -> Measures:
+    def alone(cls) -> WorkerCounters:
         """Those of a process that is its own only worker."""
-        board = Board(1)
-        board.note_start(0, os.getpid())
-        return cls(board, 0)
+        shared_counters = SharedCounters(1)
+        shared_counters.note_start(0, os.getpid())
+        return cls(shared_counters, 0)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────
 

@@ -16,7 +16,7 @@ from prometheus_client.utils import floatToGoString
 from kvstore_http.metrics import counters
 from kvstore_http.metrics.counters import Distribution
 from kvstore_http.metrics.process_stats import usage
-from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.metrics.shared_counters import SharedCounters
 
 Labels = Sequence[str]
 Histogram = tuple[Sequence[float], Sequence[int], float]
@@ -170,9 +170,9 @@ class Collected:
         return self._families
 
 
-def collected(board: Board, status: Mapping[str, Any] | None) -> Collected:
+def collected(shared_counters: SharedCounters, status: Mapping[str, Any] | None) -> Collected:
     """All families; ``status`` is the daemon's, None if it does not answer."""
-    return Collected([*_facade(board), *_daemon(status), *_processes(board, status)])
+    return Collected([*_facade(shared_counters), *_daemon(status), *_processes(shared_counters, status)])
 
 
 # ── making families ──────────────────────────────────────────────────────────────────────────────
@@ -207,8 +207,8 @@ def _histogram(name: str, *samples: tuple[Labels, Histogram]) -> Metric:
 # ── the facade ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _facade(board: Board) -> Iterator[Metric]:
-    cells = board.totals(counters.USED_CELLS)
+def _facade(shared_counters: SharedCounters) -> Iterator[Metric]:
+    cells = shared_counters.totals(counters.USED_CELLS)
 
     def distribution(place: Distribution) -> Histogram:
         counts = cells[place.at : place.at + len(place.bounds) + 1]
@@ -240,9 +240,9 @@ def _facade(board: Board) -> Iterator[Metric]:
         ("kvstore_http_daemon_request_duration_seconds", counters.DAEMON_SECONDS),
     ):
         yield _histogram(name, ((), distribution(place)))
-    yield _gauge("kvstore_http_stream_backlog_bytes", ((), board.highest(counters.BACKLOG_BYTES)))
-    yield _gauge("kvstore_http_workers", ((), len(board.pids())))
-    yield _counter("kvstore_http_worker_restarts_total", ((), board.restarts))
+    yield _gauge("kvstore_http_stream_backlog_bytes", ((), shared_counters.highest(counters.BACKLOG_BYTES)))
+    yield _gauge("kvstore_http_workers", ((), len(shared_counters.pids())))
+    yield _counter("kvstore_http_worker_restarts_total", ((), shared_counters.restarts))
 
 
 def _requests(cells: list[int], distribution: Callable[[Distribution], Histogram]) -> Iterator[Metric]:
@@ -342,7 +342,7 @@ _OF_DAEMON = {
 }
 
 
-def _processes(board: Board, status: Mapping[str, Any] | None) -> Iterator[Metric]:
+def _processes(shared_counters: SharedCounters, status: Mapping[str, Any] | None) -> Iterator[Metric]:
     """What the system tells of each process; the workers can see each other, the daemon may be elsewhere."""
     found: dict[str, list[tuple[Labels, float]]] = {row.name: [] for row in _PROCESSES}
     if status is not None:
@@ -350,7 +350,7 @@ def _processes(board: Board, status: Mapping[str, Any] | None) -> Iterator[Metri
         for name, field in (*_OF_DAEMON.items(), ("process_start_time_seconds", "start")):
             if field in process:
                 found[name].append((("daemon",), process[field]))
-    for number, pid in board.pids().items():
+    for number, pid in shared_counters.pids().items():
         for name, value in usage(pid).items():
             found[name].append(((f"worker-{number}",), value))
     for name, samples in found.items():

@@ -26,7 +26,7 @@ Row = memoryview
 """A row's cells, signed integers."""
 
 
-class Board:
+class SharedCounters:
     """The rows of ``workers`` workers and of their parent. Make it before the first fork."""
 
     def __init__(self, workers: int) -> None:

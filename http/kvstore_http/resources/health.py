@@ -18,7 +18,7 @@ from kvstore_core.errors import KvError
 from kvstore_http import routes
 from kvstore_http.interfaces import Feed, Link
 from kvstore_http.metrics import counters
-from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.metrics.shared_counters import SharedCounters
 from kvstore_http.protocol.bodies import JSON, choose_type, send_fresh_json
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.problems import RETRY_AFTER_SECONDS
@@ -78,10 +78,10 @@ class LivezResource:
 class ReadyzResource:
     """``/readyz``: whether the service can do its work, as 200 or 503, and on request what was looked at."""
 
-    def __init__(self, link: Link, feed: Feed, board: Board) -> None:
+    def __init__(self, link: Link, feed: Feed, shared_counters: SharedCounters) -> None:
         self._link = link
         self._feed = feed
-        self._board = board
+        self._shared_counters = shared_counters
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         query = read_query(req.env, routes.READYZ)
@@ -119,7 +119,7 @@ class ReadyzResource:
             yield _clock(status)
             yield _connections(status)
         yield _heard(self._feed.silent_seconds)
-        yield _streams(self._board, is_away=is_away)
+        yield _streams(self._shared_counters, is_away=is_away)
 
 
 def _send_text(resp: falcon.Response, checks: list[Check], *, is_verbose: bool) -> None:
@@ -255,11 +255,11 @@ def _heard(silent_seconds: float) -> Check:
     return Check("feed", WARNING, f"{message} Events come late", figures)
 
 
-def _streams(board: Board, *, is_away: bool) -> Check:
-    cells = board.totals(counters.USED_CELLS)
+def _streams(shared_counters: SharedCounters, *, is_away: bool) -> Check:
+    cells = shared_counters.totals(counters.USED_CELLS)
     there, behind = cells[counters.STREAMS], cells[counters.CATCHING_UP]
     refused = cells[counters.STREAMS_DROPPED["no_room"]]
-    refused_at = board.highest(counters.STREAM_REFUSED_AT)
+    refused_at = shared_counters.highest(counters.STREAM_REFUSED_AT)
     age = monotonic() - refused_at if refused_at else None
     figures = {
         "streams": there,

@@ -11,22 +11,22 @@ from kvstore_core.errors import KvError
 from kvstore_http import routes
 from kvstore_http.interfaces import Link
 from kvstore_http.metrics.exposition import collected
-from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.metrics.shared_counters import SharedCounters
 from kvstore_http.protocol.query_params import read_query
 
 
 class MetricsResource:
     """``/metrics``: text, or OpenMetrics where ``Accept`` asks for it."""
 
-    def __init__(self, link: Link, board: Board) -> None:
+    def __init__(self, link: Link, shared_counters: SharedCounters) -> None:
         self._link = link
-        self._board = board
+        self._shared_counters = shared_counters
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer, also while the daemon is away: ``kvstore_up`` says so then."""
         read_query(req.env, routes.NOTHING)
         encode, content_type = choose_encoder(req.env.get("HTTP_ACCEPT", ""))
-        resp.data = encode(collected(self._board, self._status()))
+        resp.data = encode(collected(self._shared_counters, self._status()))
         resp.content_type = content_type
         resp.set_header("cache-control", "no-store")
         resp.set_header("vary", "Accept")

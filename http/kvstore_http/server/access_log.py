@@ -33,7 +33,7 @@ Ended = Callable[[str, int, int], None]
 """Called when a stream has ended: why, after how many events and how many bytes."""
 
 
-class Journal:
+class AccessLog:
     """What one worker notes of its requests. ``mode`` is ``off``, ``errors`` (statuses from 400 on) or
     ``on``; at debug level every request is noted all the same. A request of ``slow_ms`` or more (0: never)
     is warned of.

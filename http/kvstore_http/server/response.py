@@ -16,7 +16,7 @@ from kvstore_http.protocol.bodies import BODY_AWAITED
 from kvstore_http.protocol.long_poll import WAITS
 from kvstore_http.protocol.problems import rendered
 from kvstore_http.protocol.raw_router import ROUTE
-from kvstore_http.request_id import REQUEST_ID, new_id, sent_id, travelling
+from kvstore_http.request_id import REQUEST_ID, current_request_id, new_id, sent_id
 from kvstore_http.routes import STREAM, SUBSCRIBE_PATH
 from kvstore_http.server.parser import refusal_of
 
@@ -97,9 +97,9 @@ class _Head:
     def service(self) -> None:
         """Answer, and count it: also how long it took, unless the client had a say in that."""
         server = self.channel.server
-        measures, journal = server.measures, server.journal
+        counters, access_log = server.counters, server.access_log
         started = perf_counter_ns()
-        measures.begin()
+        counters.begin()
         try:
             self.execute()  # type: ignore[attr-defined]  # the next class is waitress's
             self.finish()  # type: ignore[attr-defined]
@@ -110,9 +110,9 @@ class _Head:
             elapsed = perf_counter_ns() - started
             has_no_end = self.has_body and self.content_length is None
             took = None if has_no_end or self.is_held else elapsed
-            measures.end(self.route, self.request.command, self.status, took)
-            if elapsed >= journal.slow_ns or journal.is_noting:
-                journal.ended(self, elapsed, is_ours=took is not None)
+            counters.end(self.route, self.request.command, self.status, took)
+            if elapsed >= access_log.slow_ns or access_log.is_noting:
+                access_log.ended(self, elapsed, is_ours=took is not None)
 
     def build_response_header(self) -> bytes:
         """The status line and the headers. Decides how the body is framed, and whether the
@@ -157,16 +157,16 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
     def execute(self) -> None:
         """Call the application and write what it answers."""
         sent = sent_id(self.request.headers)
-        if sent is None and not self.channel.server.journal.is_on:
+        if sent is None and not self.channel.server.access_log.is_on:
             self.request_id = new_id()
             self._answer()
             return
         self.request_id = sent or new_id()
-        token = travelling.set(self.request_id)
+        token = current_request_id.set(self.request_id)
         try:
             self._answer()
         finally:
-            travelling.reset(token)
+            current_request_id.reset(token)
 
     def _answer(self) -> None:
         environ = self.get_environment()
@@ -244,7 +244,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         if self.hand_over is not None and self.status.startswith("200"):
             self.write(b"")
             self.channel.hand_over = (self.hand_over, self.chunked_response)
-            self.channel.on_stream_end = self.channel.server.journal.opened(self)
+            self.channel.on_stream_end = self.channel.server.access_log.opened(self)
             return
         if self.request.command == "HEAD":
             self.write(b"")
@@ -296,13 +296,13 @@ def refused_by_head(channel: Any, request: Any) -> AnsweredError | None:
     environ["wsgi.input"], environ[BODY_AWAITED] = _NotYetSent(), True
     environ.setdefault("CONTENT_LENGTH", "1")  # in chunks, so nobody knows yet
     answer: list[Any] = []
-    token = travelling.set(task.request_id)
+    token = current_request_id.set(task.request_id)
     try:
         body = b"".join(channel.server.application(environ, lambda *given: answer.extend(given)))
     except _BodyWantedError:
         return None
     finally:
-        travelling.reset(token)
+        current_request_id.reset(token)
     status, headers = answer[:2]
     return AnsweredError(status, dict(headers), body, environ)
 

@@ -34,11 +34,11 @@ from waitress.server import BaseWSGIServer
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import Seldom
-from kvstore_http.greenlet_pool import Runners
-from kvstore_http.metrics.counters import Measures
+from kvstore_http.greenlet_pool import GreenletPool
+from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.problems import rendered
 from kvstore_http.request_id import new_id
-from kvstore_http.server.access_log import Ended, Journal
+from kvstore_http.server.access_log import AccessLog, Ended
 from kvstore_http.server.parser import Parser, RefusalError
 from kvstore_http.server.response import NO_ROOM, HandOver, RefusalTask, Task, refused_by_head, wants_stream
 
@@ -197,7 +197,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _serve_if_due(self) -> None:
         if (self.has_task or self.has_question) and not self.serving:
             self.serving = True
-            self.server.runners.run(self._serve)
+            self.server.pool.run(self._serve)
 
     def _settle(self) -> None:
         """Send what is complete, close or give away the connection if that is due, and watch for
@@ -253,12 +253,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def add_channel(self, map: Any = None) -> None:  # noqa: A002
         super().add_channel(map)
-        self.server.measures.connections_changed(1)
+        self.server.counters.connections_changed(1)
 
     def del_channel(self, map: Any = None) -> None:  # noqa: A002
         is_open = self.server.active_channels.get(self._fileno) is self
         super().del_channel(map)
-        self.server.measures.connections_changed(-is_open)
+        self.server.counters.connections_changed(-is_open)
 
     def _release(self) -> socket.socket:
         """Forget the socket without closing it."""
@@ -490,8 +490,8 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         self,
         application: Any,
         sock: socket.socket,
-        measures: Measures | None = None,
-        journal: Journal | None = None,
+        counters: WorkerCounters | None = None,
+        access_log: AccessLog | None = None,
         buffer_bytes: int = BUFFER_BYTES,
         held_bytes: int | None = None,
         **adjustments: Any,
@@ -503,11 +503,11 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         self._holding: set[Channel] = set()
         self._cut_off_log = Seldom()
         self._unaccepted_log = Seldom()
-        self.measures = measures or Measures.alone()
-        self.journal = journal or Journal()
+        self.counters = counters or WorkerCounters.alone()
+        self.access_log = access_log or AccessLog()
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
-        self.runners = Runners(self.hub)
+        self.pool = GreenletPool(self.hub)
         self._lingering: dict[int, _Lingering] = {}
         self._max_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
         super().__init__(
@@ -609,7 +609,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         """Say that there is no room to a client that has not asked for anything yet."""
         request_id = new_id()  # that of the request was not read
         status, headers, body = rendered(error, request_id)
-        self.measures.turn_away(status)
+        self.counters.turn_away(status)
         headers |= {"content-length": str(len(body)), "connection": "close", "x-request-id": request_id}
         lines = "\r\n".join(f"{name}: {value}" for name, value in headers.items())
         try:

@@ -18,8 +18,8 @@ import gevent
 from kvstore_core.errors import KvError
 from kvstore_core.follower import Batch, Filter
 from kvstore_http.backend.daemon_client import DaemonLink
-from kvstore_http.greenlet_pool import Runners
-from kvstore_http.metrics.counters import Measures
+from kvstore_http.greenlet_pool import GreenletPool
+from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming import event_format
 from kvstore_http.streaming.catch_up import Joining, Start
@@ -81,16 +81,18 @@ class Group:
 class Broadcaster:
     """All streams of the worker. Every method runs in the hub's thread and none waits."""
 
-    def __init__(self, link: DaemonLink, feed: Feed, settings: HttpSettings, measures: Measures) -> None:
-        self.measures = measures
+    def __init__(
+        self, link: DaemonLink, feed: Feed, settings: HttpSettings, counters: WorkerCounters
+    ) -> None:
+        self.counters = counters
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._feed = feed
         self._max_streams = settings.max_streams
         self.buffer_bytes = settings.stream_buffer_bytes
-        self._joining = Joining(self, link, feed, Runners(self._hub))
+        self._joining = Joining(self, link, feed, GreenletPool(self._hub))
         self._streams = Streams(
-            self._hub, settings.stream_buffer_bytes, self._joining.drained, self._forget, measures
+            self._hub, settings.stream_buffer_bytes, self._joining.drained, self._forget, counters
         )
         self._groups: dict[Kind, Group] = {}
         self._members: dict[Group, int] = {}
@@ -114,7 +116,7 @@ class Broadcaster:
             raise KvError("unavailable", "the service is stopping; connect again")
         if len(self._streams) >= self._max_streams:
             limit = self._max_streams
-            self.measures.stream_refused()
+            self.counters.stream_refused()
             raise KvError("too_busy", f"{limit} streams are open, the limit (--max-streams)", limit=limit)
 
     def adopt(self, kind: Kind, start: Start, fd: int, unsent: bytes) -> Stream:
@@ -125,7 +127,7 @@ class Broadcaster:
         stream.group = group
         self._members[group] += 1
         self._streams.add(stream)
-        self.measures.stream_opened(is_resumed=start.since is not None)
+        self.counters.stream_opened(is_resumed=start.since is not None)
         self._beats[fd % BEATS].add(stream)
         hello = event_format.retry(form, random.randint(*RETRY_MS))  # noqa: S311  # not a secret
         if not self._feed.is_started:
@@ -179,7 +181,7 @@ class Broadcaster:
         """Send ``data``, which is framed, and ``sync``, after which the stream has everything up to
         ``position``, and let it have what its track delivers beyond."""
         end = stream.form.framed(sync)
-        self.measures.sent(len(end))
+        self.counters.sent(len(end))
         self._streams.queue(stream, data + end)
         if stream.is_gone or stream.is_ending:
             return
@@ -208,14 +210,14 @@ class Broadcaster:
         # not in the next turn of the loop: requests may be served in between, each some 50 µs
         self._streams.flush()
         if found:
-            self.measures.changes_sent(time.time_ns() // 1_000_000 - batches[-1][0].time)
+            self.counters.changes_sent(time.time_ns() // 1_000_000 - batches[-1][0].time)
 
     def _deliver_to(self, group: Group, encoder: Encoder, taken: list[Batch]) -> None:
         form = group.kind.form
         if group.live:
             data = form.framed(encoder.batches(form, taken))
             readers, events = len(group.live), sum(map(len, taken))
-            self.measures.sent(readers * len(data), readers * events)
+            self.counters.sent(readers * len(data), readers * events)
             group.events += events
             for stream in list(group.live):
                 self._streams.queue(stream, data)
@@ -224,7 +226,7 @@ class Broadcaster:
 
     def _cut_off(self, group: Group) -> None:
         for stream in [*group.live, *group.ahead]:
-            self.measures.stream_dropped("failed")
+            self.counters.stream_dropped("failed")
             self.drop(stream, "changes could not be written")
 
     def _deliver_ahead(self, group: Group, encoder: Encoder, batches: list[Batch]) -> None:
@@ -233,7 +235,7 @@ class Broadcaster:
             later = [batch for batch in batches if batch[0].revision > position]
             if later:
                 data, events = form.framed(encoder.batches(form, later)), sum(map(len, later))
-                self.measures.sent(len(data), events)
+                self.counters.sent(len(data), events)
                 stream.events += events
                 self._streams.queue(stream, data)
 
@@ -254,7 +256,7 @@ class Broadcaster:
         for group in self._groups.values():
             if group.kind.previous == track.previous:
                 streams = [*group.live, *group.ahead]
-                self.measures.streams_reset(len(streams))
+                self.counters.streams_reset(len(streams))
                 for stream in streams:
                     group.leave(stream)
                     self._joining.add(stream, start)
@@ -263,7 +265,7 @@ class Broadcaster:
     # ── heartbeats ──────────────────────────────────────────────────────────────────────────────
 
     def _tick(self) -> None:
-        self.measures.note_backlog(self._streams.backlog_bytes)
+        self.counters.note_backlog(self._streams.backlog_bytes)
         self._beat = (self._beat + 1) % BEATS
         streams = self._beats[self._beat]
         if self._feed.track(previous=False).is_started:
@@ -285,7 +287,7 @@ class Broadcaster:
             if data is None:
                 beat = event_format.heartbeat(stream.form, track.cursor, now, is_position=is_live)
                 data = made[which] = stream.form.framed(beat)
-            self.measures.sent(len(data))
+            self.counters.sent(len(data))
             self._streams.queue(stream, data)
 
     # ── the end ─────────────────────────────────────────────────────────────────────────────────

@@ -38,7 +38,7 @@ from kvstore_core.model import Cursor
 from kvstore_core.operations import MAX_PAGE
 from kvstore_core.wire import Reply
 from kvstore_http.backend.daemon_client import DaemonLink
-from kvstore_http.greenlet_pool import Runners
+from kvstore_http.greenlet_pool import GreenletPool
 from kvstore_http.streaming import event_format
 from kvstore_http.streaming.change_cursor import RETRY_SECONDS, Track, reset_reason
 from kvstore_http.streaming.event_format import Encoder
@@ -148,11 +148,11 @@ class Joining:
     """All streams of a worker that are not live. Every method runs in the hub's thread and none waits
     but those of the greenlets that it starts."""
 
-    def __init__(self, broadcaster: Broadcaster, link: DaemonLink, feed: Feed, runners: Runners) -> None:
+    def __init__(self, broadcaster: Broadcaster, link: DaemonLink, feed: Feed, pool: GreenletPool) -> None:
         self._broadcaster = broadcaster
         self._link = link
         self._feed = feed
-        self._runners = runners
+        self._pool = pool
         self._loop = gevent.get_hub().loop
         self._riders: dict[Stream, _Rider] = {}
         # in the order in which they were served last; the first is the next
@@ -221,7 +221,7 @@ class Joining:
         self._ticker.close()
 
     def _count(self) -> None:
-        self._broadcaster.measures.note_catching_up(len(self._riders))
+        self._broadcaster.counters.note_catching_up(len(self._riders))
 
     # ── who is to be served by what ─────────────────────────────────────────────────────────────
 
@@ -269,7 +269,7 @@ class Joining:
         idle, self._idle = self._idle, []
         for work in idle:
             # not at once: this may be a greenlet, and a runner starts from the hub only
-            self._loop.run_callback(self._runners.run, lambda work=work: self._work(work))
+            self._loop.run_callback(self._pool.run, lambda work=work: self._work(work))
 
     def _work(self, work: Callable[[], None]) -> None:
         try:
@@ -316,7 +316,7 @@ class Joining:
             log.exception("streams could not be caught up")
             for rider in riders:
                 if rider.stream in self._riders:
-                    self._broadcaster.measures.stream_dropped("failed")
+                    self._broadcaster.counters.stream_dropped("failed")
                     self._broadcaster.drop(rider.stream, "it could not be caught up")
 
     def _tick(self) -> None:
@@ -327,7 +327,7 @@ class Joining:
             if stream.unsent < rider.unsent:
                 rider.unsent, rider.moved_at = stream.unsent, now
             elif now - rider.moved_at >= STALL_SECONDS:
-                self._broadcaster.measures.stream_dropped("stalled")
+                self._broadcaster.counters.stream_dropped("stalled")
                 self._broadcaster.drop(stream, "it was not read any more")
         while self._pages and now - self._pages[0].read_at > KEEP_SECONDS:
             self._pages.popleft()
@@ -363,7 +363,7 @@ class Joining:
         while begin < len(messages.messages) and not stream.is_blocked and not stream.is_gone:
             data, events, begin = messages.part(form, begin, share)
             stream.events += events
-            self._broadcaster.measures.sent(len(data), events)
+            self._broadcaster.counters.sent(len(data), events)
             self._broadcaster.offer(stream, data)
         return begin
 
@@ -471,7 +471,7 @@ class Joining:
         floor = error.details.get("floor", 0)
         for rider in list(riders):
             if rider.stream in self._riders:
-                self._broadcaster.measures.streams_reset(1)
+                self._broadcaster.counters.streams_reset(1)
                 reason = error.details.get("reason") or reset_reason(rider.position, self._link.epoch, floor)
                 self._begin(rider, Start(None, snapshot=True, reset_reason=reason, floor=floor))
 
@@ -535,11 +535,11 @@ class Joining:
         return Messages(written(encoder, kind.form, only(kind.wanted, batches), merge))
 
     def _finish_one(self, rider: _Rider, messages: Messages, reached: Cursor) -> None:
-        form, measures = rider.kind.form, self._broadcaster.measures
+        form, counters = rider.kind.form, self._broadcaster.counters
         begin = messages.after(rider.position.revision)
         data, events, end = messages.part(form, begin, self._share())
         rider.stream.events += events
-        measures.sent(len(data), events)
+        counters.sent(len(data), events)
         if end < len(messages.messages):
             self._broadcaster.offer(rider.stream, data)
             rider.position = Cursor(messages.revisions[end - 1], reached.epoch)

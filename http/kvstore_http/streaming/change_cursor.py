@@ -14,7 +14,7 @@ from kvstore_core.follower import Batch, Follower, LogPage
 from kvstore_core.model import Cursor
 from kvstore_core.operations import MAX_PAGE
 from kvstore_core.wire import Change, Heartbeat, Reply
-from kvstore_http.greenlet_pool import Runners
+from kvstore_http.greenlet_pool import GreenletPool
 
 RETRY_SECONDS = 0.2
 RECENT_EVENTS = 8192
@@ -47,10 +47,10 @@ class Track:
     asked runs in a greenlet.
     """
 
-    def __init__(self, link: Asks, runners: Runners, listener: Listener, *, previous: bool) -> None:
+    def __init__(self, link: Asks, pool: GreenletPool, listener: Listener, *, previous: bool) -> None:
         self.previous = previous
         self._link = link
-        self._runners = runners
+        self._pool = pool
         self._listener = listener
         self._follower: Follower | None = None
         self._is_asking = False
@@ -152,7 +152,7 @@ class Track:
         if self._follower is not None and self._follower.is_behind and not self._is_asking:
             self._is_asking = True
             # not at once: the caller may be a greenlet, and a runner starts from the hub only
-            gevent.get_hub().loop.run_callback(self._runners.run, self._ask_log)
+            gevent.get_hub().loop.run_callback(self._pool.run, self._ask_log)
 
     def _ask_log(self) -> None:
         try:

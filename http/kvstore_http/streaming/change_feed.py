@@ -27,8 +27,8 @@ from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, decode_change
 from kvstore_http.backend.daemon_client import DaemonLink
-from kvstore_http.greenlet_pool import Runners
-from kvstore_http.metrics.counters import Measures
+from kvstore_http.greenlet_pool import GreenletPool
+from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_cursor import RETRY_SECONDS, Track
@@ -58,19 +58,19 @@ class Feed:
         context: zmq.Context[Any],
         link: DaemonLink,
         settings: HttpSettings,
-        measures: Measures | None = None,
+        counters: WorkerCounters | None = None,
     ) -> None:
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._link = link
-        self._runners = Runners(self._hub)
+        self._pool = GreenletPool(self._hub)
         self._is_awake = False
         self._is_idle = False
         self._started = Signal()  # awake, and the live track has a position that is the present one
         self._is_closed = False
         self._waiting: dict[str, list[tuple[int, Waiter]]] = {}
-        self.broadcaster = Broadcaster(link, self, settings, measures or Measures.alone())
-        self._live = Track(link, self._runners, self, previous=False)
+        self.broadcaster = Broadcaster(link, self, settings, counters or WorkerCounters.alone())
+        self._live = Track(link, self._pool, self, previous=False)
         self._previous: Track | None = None
         self._heard_at = self._published_at = monotonic()
         self._open_socket(context, settings.changes)
@@ -125,7 +125,7 @@ class Feed:
             self._socket.subscribe(EVERYTHING)
             self._loop.run_callback(self._receive)  # the edge of ZMQ_FD may have been consumed
             # not at once: this may be a greenlet, and a runner starts from the hub only
-            self._loop.run_callback(self._runners.run, self._start)
+            self._loop.run_callback(self._pool.run, self._start)
 
     def _start(self) -> None:
         """Follow from the present on. Nobody has listened, so what was missed is for nobody; a long
@@ -175,7 +175,7 @@ class Feed:
             return self._live
         if self._previous is None:
             # only while somebody wants it, since each change is then read from the log once more
-            self._previous = Track(self._link, self._runners, self.broadcaster, previous=True)
+            self._previous = Track(self._link, self._pool, self.broadcaster, previous=True)
             self._previous.start(self._live.cursor)
         return self._previous
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from kvstore_http.metrics.counters import Measures
+from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.streaming.event_format import Format
 
 READ = 1
@@ -83,13 +83,13 @@ class Streams:
         buffer_bytes: int,
         on_drained: Callable[[Stream], None],
         on_gone: Callable[[Stream], None],
-        measures: Measures,
+        counters: WorkerCounters,
     ) -> None:
         self._loop = hub.loop
         self._buffer_bytes = buffer_bytes
         self._note_drained = on_drained
         self._on_gone = on_gone
-        self._measures = measures
+        self._counters = counters
         self._blocked: set[Stream] = set()
         self._by_fd: dict[int, Stream] = {}
         self._due: deque[Stream] = deque()
@@ -106,7 +106,7 @@ class Streams:
         os.set_blocking(stream.fd, False)
         self._by_fd[stream.fd] = stream
         self._epoll.register(stream.fd, _INPUT)
-        self._measures.note_streams(len(self._by_fd))
+        self._counters.note_streams(len(self._by_fd))
 
     @property
     def backlog_bytes(self) -> int:
@@ -123,7 +123,7 @@ class Streams:
             if not self._flusher.active:
                 self._flusher.start(self.flush)
         elif stream.is_blocked and stream.unsent > self._buffer_bytes:
-            self._measures.stream_dropped("slow")
+            self._counters.stream_dropped("slow")
             self.drop(stream, "it was read too slowly")
             return
         else:
@@ -235,7 +235,7 @@ class Streams:
         stream.is_gone = True
         del self._by_fd[stream.fd]
         self._blocked.discard(stream)
-        self._measures.note_streams(len(self._by_fd))
+        self._counters.note_streams(len(self._by_fd))
         os.close(stream.fd)  # which also takes it out of the epoll set
         stream.pending = None
         self._on_gone(stream)

@@ -22,7 +22,7 @@ from typing import NoReturn
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR
 from kvstore_core.process.liveness import BEAT_SECONDS, Liveness
 from kvstore_core.process.logging import LEVEL_SIGNALS
-from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.metrics.shared_counters import SharedCounters
 from kvstore_http.server.listen import Shares
 from kvstore_http.workers.heartbeat import Overseer
 
@@ -64,7 +64,7 @@ class _Worker:
 class Workers:
     """``count`` workers; one that crashed or hangs is started again with growing delays, and said aloud.
 
-    ``board`` says which of them run, and how often one was started again.
+    ``shared_counters`` says which of them run, and how often one was started again.
     ``overseer`` is told once all were ready, and then that every worker that runs has beaten lately.
     ``on_level`` is called with the number of a signal that is about the log level, which all workers get
     too.
@@ -77,13 +77,13 @@ class Workers:
         say: Say,
         overseer: Overseer,
         on_level: Callable[[int], None],
-        board: Board | None = None,
+        shared_counters: SharedCounters | None = None,
     ) -> None:
         self._serve = serve
         self._say = say
         self._overseer = overseer
         self._on_level = on_level
-        self._board = board or Board(count)
+        self._shared_counters = shared_counters or SharedCounters(count)
         self._workers = [_Worker(number) for number in range(count)]
         self._was_ready = False
         self._stop_at: float | None = None
@@ -125,7 +125,7 @@ class Workers:
                 self._be_worker(number, parent)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-        self._board.note_start(number, pid)
+        self._shared_counters.note_start(number, pid)
         return pid
 
     def _be_worker(self, number: int, parent: int) -> NoReturn:
@@ -216,7 +216,7 @@ class Workers:
                 pid, status = os.waitpid(worker.pid, os.WNOHANG)
                 if pid:
                     worker.pid = 0
-                    self._board.note_end(worker.number)
+                    self._shared_counters.note_end(worker.number)
                     code = os.waitstatus_to_exitcode(status)
                     how = (
                         f"was ended by {signal.Signals(-code).name}"

@@ -19,8 +19,8 @@ from kvstore_core.process.liveness import BEAT_SECONDS
 from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_http.app import create_app
 from kvstore_http.backend.daemon_client import DaemonLink
-from kvstore_http.metrics.counters import Measures
-from kvstore_http.server.access_log import Journal
+from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.server.access_log import AccessLog
 from kvstore_http.server.server import Server
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.change_feed import Feed
@@ -41,14 +41,14 @@ tenth of the time of gets on 128 connections, whose requests are all alive at on
 def serve(
     settings: HttpSettings,
     sockets: Sequence[socket.socket],
-    measures: Measures,
+    counters: WorkerCounters,
     overseer: Overseer,
     on_level: Callable[[int], None],
 ) -> int:
     """Serve on bound ``sockets`` until SIGTERM or SIGINT; returns the exit status.
 
     ``overseer`` is told when connections are accepted, and after that that the hub turns. The daemon
-    need not be there: requests are answered with 503 until it is. What happens is counted in ``measures``.
+    need not be there: requests are answered with 503 until it is. What happens is counted in ``counters``.
     ``on_level`` changes the log level; it is called with the number of a signal that asks for it.
     """
     _raise_descriptor_limit()
@@ -59,12 +59,12 @@ def serve(
     for watcher in watchers:
         watcher.start(stop.set)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    link = DaemonLink(context, settings.requests, settings.daemon_timeout_ms, measures)
-    feed = Feed(context, link, settings, measures)
-    app = create_app(link, feed, settings, measures.board)
-    journal = Journal(settings.access_log, settings.slow_request_ms)
-    servers = [_server(app, sock, measures, journal, settings) for sock in sockets]
-    level_watchers = _watch_level(on_level, journal)
+    link = DaemonLink(context, settings.requests, settings.daemon_timeout_ms, counters)
+    feed = Feed(context, link, settings, counters)
+    app = create_app(link, feed, settings, counters.shared_counters)
+    access_log = AccessLog(settings.access_log, settings.slow_request_ms)
+    servers = [_server(app, sock, counters, access_log, settings) for sock in sockets]
+    level_watchers = _watch_level(on_level, access_log)
     _settle_memory()
     overseer.ready()
     beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
@@ -89,12 +89,12 @@ def _log_failure(context: object, kind: type[BaseException], error: BaseExceptio
     log.error("%s failed", context, exc_info=(kind, error, trace))
 
 
-def _watch_level(on_level: Callable[[int], None], journal: Journal) -> list[Any]:
+def _watch_level(on_level: Callable[[int], None], access_log: AccessLog) -> list[Any]:
     """Have the signals for it change the log level."""
 
     def change(number: int) -> None:
         on_level(number)
-        journal.refresh()
+        access_log.refresh()
 
     watchers = [gevent.get_hub().loop.signal(number) for number in LEVEL_SIGNALS]
     for watcher, number in zip(watchers, LEVEL_SIGNALS, strict=True):
@@ -103,13 +103,13 @@ def _watch_level(on_level: Callable[[int], None], journal: Journal) -> list[Any]
 
 
 def _server(
-    app: object, sock: socket.socket, measures: Measures, journal: Journal, settings: HttpSettings
+    app: object, sock: socket.socket, counters: WorkerCounters, access_log: AccessLog, settings: HttpSettings
 ) -> Server:
     return Server(
         app,
         sock,
-        measures,
-        journal,
+        counters,
+        access_log,
         settings.stream_buffer_bytes,
         settings.max_held_bytes,
         max_body_bytes=settings.max_body_bytes,

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore_http.metrics import counters
-from kvstore_http.metrics.counters import OTHER, REQUEST_SECONDS, REQUESTS, STATUSES, Measures
+from kvstore_http.metrics.counters import OTHER, REQUEST_SECONDS, REQUESTS, STATUSES, WorkerCounters
 from kvstore_http.metrics.exposition import collected
-from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.metrics.shared_counters import SharedCounters
 
 WORKERS = 3
 NANOSECONDS = 1_000_000_000
@@ -36,11 +36,11 @@ def series(route: str, method: str) -> tuple[str, str]:
 def test_the_sum_over_all_workers_is_what_happened_whoever_was_restarted(
     happened: list[tuple[int, str, str, str, int | None]], restarted: list[int]
 ) -> None:
-    board = Board(WORKERS)
+    shared_counters = SharedCounters(WORKERS)
     workers = []
     for number in range(WORKERS):
-        board.note_start(number, 1)
-        workers.append(Measures(board, number))
+        shared_counters.note_start(number, 1)
+        workers.append(WorkerCounters(shared_counters, number))
     counts: Counter[tuple[str, str, str]] = Counter()
     buckets: Counter[tuple[str, str, float]] = Counter()
     sums: Counter[tuple[str, str]] = Counter()
@@ -48,9 +48,9 @@ def test_the_sum_over_all_workers_is_what_happened_whoever_was_restarted(
         workers[number].begin()
         if at < len(restarted):  # in the middle of a request, as a crash is
             gone = restarted[at]
-            board.note_end(gone)
-            board.note_start(gone, 2)
-            workers[gone] = Measures(board, gone)
+            shared_counters.note_end(gone)
+            shared_counters.note_start(gone, 2)
+            workers[gone] = WorkerCounters(shared_counters, gone)
             if gone == number:
                 continue
         workers[number].end(route, method, status, took)
@@ -60,31 +60,31 @@ def test_the_sum_over_all_workers_is_what_happened_whoever_was_restarted(
             bound = (*REQUEST_SECONDS, float("inf"))[bisect_left(REQUEST_SECONDS, took / NANOSECONDS)]
             buckets[*labels, bound] += 1
             sums[labels] += took
-    cells = board.totals(counters.USED_CELLS)
+    cells = shared_counters.totals(counters.USED_CELLS)
     for (method, route), cell in REQUESTS.items():
         found = {status: cells[cell.statuses + at] for at, status in enumerate(STATUSES)}
         assert found == {status: counts[method, route, status] for status in STATUSES}
         counted = cells[cell.seconds.at : cell.seconds.at + len(REQUEST_SECONDS) + 1]
         assert counted == [buckets[method, route, bound] for bound in (*REQUEST_SECONDS, float("inf"))]
         assert cells[cell.seconds.sum_at] == sums[method, route]
-    assert board.restarts == min(len(restarted), len(happened))
+    assert shared_counters.restarts == min(len(restarted), len(happened))
 
 
 def test_what_is_the_case_now_ends_with_the_worker_and_what_happened_stays() -> None:
-    board = Board(2)
+    shared_counters = SharedCounters(2)
     for number in range(2):
-        board.note_start(number, os.getpid())
-    first, second = (Measures(board, number) for number in range(2))
+        shared_counters.note_start(number, os.getpid())
+    first, second = (WorkerCounters(shared_counters, number) for number in range(2))
     for worker, count in ((first, 3), (second, 4)):
         worker.begin()
         worker.connections_changed(count)
         worker.note_streams(count)
         worker.note_backlog(1000 * count)
         worker.stream_opened(is_resumed=True)
-    board.note_end(1)
+    shared_counters.note_end(1)
     shown = {
         sample.name: sample.value
-        for family in collected(board, None).collect()
+        for family in collected(shared_counters, None).collect()
         for sample in family.samples
         if not sample.labels
     }
@@ -100,18 +100,18 @@ import os
 import subprocess
 import sys
 from kvstore_http.metrics import counters
-from kvstore_http.metrics.shared_counters import Board
+from kvstore_http.metrics.shared_counters import SharedCounters
 
 def count(number):
-    worker = counters.Measures(board, number)
+    worker = counters.WorkerCounters(shared_counters, number)
     for _ in range(1000):
         worker.sent(10, 1)
     os._exit(0)
 
-board = Board(2)
+shared_counters = SharedCounters(2)
 pids = [os.fork() or count(number) for number in range(2)]
 assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
-cells = board.totals(counters.USED_CELLS)
+cells = shared_counters.totals(counters.USED_CELLS)
 print(cells[counters.STREAM_EVENTS], cells[counters.STREAM_BYTES])
 """
 
