@@ -17,9 +17,9 @@ import zmq
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
 from kvstore_core.process.logging import LEVEL_SIGNALS, LogLevel, announcer
 from kvstore_daemon.event_loop import Loop, Signals
-from kvstore_daemon.peer_limits.connections import Room
+from kvstore_daemon.peer_limits.connections import ConnectionLimit
 from kvstore_daemon.publisher import Publisher
-from kvstore_daemon.requests.router_socket import RequestSocket, make_identities_unpredictable
+from kvstore_daemon.requests.router_socket import RouterSocket, make_identities_unpredictable
 from kvstore_daemon.server import Server
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.storage.interface import Engine
@@ -71,12 +71,12 @@ def _serve(settings: DaemonSettings, manager: ServiceManager, stack: ExitStack) 
     loop.watch(signals.fileno(), signals.drain)
     context = stack.enter_context(_context())
     engine: Engine = stack.enter_context(closing(open_engine(settings)))
-    room = Room()
+    room = ConnectionLimit()
     publisher = Publisher(
         context, settings.changes, settings.subscriber_queue, settings.max_value_bytes, room
     )
     stack.callback(publisher.close)
-    requests = RequestSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes, room)
+    requests = RouterSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes, room)
     stack.callback(requests.close)
     server = Server(loop, settings, engine, publisher, requests, room, manager)
     server.start()

@@ -15,9 +15,9 @@ import zmq
 from kvstore_core.errors import KvError
 from kvstore_core.process.address_in_use import patiently
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
-from kvstore_daemon.peer_limits.connections import Connections, Room
-from kvstore_daemon.peer_limits.slow_subscribers import Laggards
-from kvstore_daemon.peer_limits.subscriptions import Doorkeeper
+from kvstore_daemon.peer_limits.connections import ConnectionLimit, Connections
+from kvstore_daemon.peer_limits.slow_subscribers import SlowSubscribers
+from kvstore_daemon.peer_limits.subscriptions import SubscriptionLimit
 from kvstore_daemon.record_fields import change_fields, record_fields, without_value
 from kvstore_daemon.requests.router_socket import FLUSH_MS, forget, listen
 from kvstore_daemon.storage.interface import Change, Position
@@ -47,7 +47,7 @@ class Publisher:
         endpoint: str,
         queue: int,
         max_value_bytes: int,
-        room: Room,
+        room: ConnectionLimit,
     ) -> None:
         """Bind; ``queue`` is how many events may wait for one subscriber.
 
@@ -67,8 +67,8 @@ class Publisher:
             self._socket.close(0)
             self._connections.close()
             raise
-        self._doorkeeper = Doorkeeper(self._connections)
-        self._laggards = Laggards(self._connections, max_value_bytes)
+        self._doorkeeper = SubscriptionLimit(self._connections)
+        self._laggards = SlowSubscribers(self._connections, max_value_bytes)
         self._epoch = ""
         self._head = 0
         self._prev = 0

@@ -21,17 +21,17 @@ from kvstore_core.wire import RequestId, decode_request, encode_error
 from kvstore_daemon.event_loop import Loop, Timer
 from kvstore_daemon.expiry import Expiry
 from kvstore_daemon.group_commit import GROUP_OPS, GroupCommitter
-from kvstore_daemon.peer_limits.connections import Room
+from kvstore_daemon.peer_limits.connections import ConnectionLimit
+from kvstore_daemon.peer_limits.peer import UNKNOWN
 from kvstore_daemon.publisher import Publisher
-from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, Turns
-from kvstore_daemon.requests.peers import UNKNOWN
-from kvstore_daemon.requests.pending_request import Exchange
+from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, FairQueue
+from kvstore_daemon.requests.pending_request import PendingRequest
 from kvstore_daemon.requests.router_socket import (
     MAX_ENVELOPE_BYTES,
     MAX_ENVELOPE_FRAMES,
     Frames,
-    Received,
-    RequestSocket,
+    RequestMessage,
+    RouterSocket,
 )
 from kvstore_daemon.requests.writes import write_request
 from kvstore_daemon.settings import DaemonSettings
@@ -74,8 +74,8 @@ class Server:
         settings: DaemonSettings,
         engine: Engine,
         publisher: Publisher,
-        requests: RequestSocket,
-        room: Room,
+        requests: RouterSocket,
+        room: ConnectionLimit,
         manager: ServiceManager,
     ) -> None:
         self._loop = loop
@@ -96,7 +96,7 @@ class Server:
         self._pulse = Pulse(manager, self._committer)
         self._tick: Timer = loop.timer(self._beat)
         self._welcome: Timer = loop.timer(self._send_heartbeat)
-        self._turns = Turns(loop, requests, self._counters, self)
+        self._turns = FairQueue(loop, requests, self._counters, self)
         self._outbox: deque[Change | Answer] = deque()
         self._malformed = Seldom()
         self._is_stopping = False
@@ -178,7 +178,7 @@ class Server:
             self._is_emptying = False
             self._requests.intake.emptied()
 
-    def _receive(self, received: Received, deadline: float) -> None:
+    def _receive(self, received: RequestMessage, deadline: float) -> None:
         peer, size = received.peer, received.size
         has_room = self.has_room()
         self._pending += 1
@@ -195,7 +195,7 @@ class Server:
         else:
             self._turns.add(received)
 
-    def begin(self, received: Received) -> None:
+    def begin(self, received: RequestMessage) -> None:
         """Work on a request that was received."""
         size = received.size
         try:
@@ -203,7 +203,7 @@ class Server:
         except Exception as error:  # whatever it is, the client gets its one reply
             self._refuse(received, size, error)
 
-    def _begin(self, received: Received, size: int) -> None:
+    def _begin(self, received: RequestMessage, size: int) -> None:
         if self._is_stopping:
             raise KvError("unavailable", "the daemon is stopping; try again when it is back")
         frames = received.frames
@@ -220,7 +220,7 @@ class Server:
             self.drop(size)
             return
         self._counters.count_operations(request.ops)
-        exchange = Exchange(received, size, request)
+        exchange = PendingRequest(received, size, request)
         if request.writes:
             self._committer.add(write_request(request, frames, exchange), size)
         else:
@@ -246,7 +246,7 @@ class Server:
         if len(frames[0]) > limit:
             raise KvError("request_too_large", f"frame 1 has more than {limit} bytes", limit=limit)
 
-    def go_on(self, exchange: Exchange, answer: Answer | None = None) -> None:
+    def go_on(self, exchange: PendingRequest, answer: Answer | None = None) -> None:
         """Take the engine's answer, if there is one to take, and do the reads, or a slice of them."""
         try:
             if answer is not None:
@@ -309,14 +309,14 @@ class Server:
 
     # ── replies ──────────────────────────────────────────────────────────────────────────────────
 
-    def _answer(self, exchange: Exchange) -> None:
+    def _answer(self, exchange: PendingRequest) -> None:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("answered %s", exchange.summary(), extra=named(exchange.request_id))
         self._reply(exchange, exchange.size, exchange.reply(self._epoch, self._head))
 
     def _refuse(
         self,
-        asked: Received | Exchange,
+        asked: RequestMessage | PendingRequest,
         size: int,
         error: Exception,
         request_id: RequestId | None = None,
@@ -330,7 +330,7 @@ class Server:
         self._counters.requests_refused += 1
         self._reply(asked, size, encode_error(error, request_id))
 
-    def _reply(self, asked: Received | Exchange, size: int, frames: Frames) -> None:
+    def _reply(self, asked: RequestMessage | PendingRequest, size: int, frames: Frames) -> None:
         self.drop(size)
         self._counters.bytes_replied += self._requests.reply(asked.peer, asked.envelope, frames)
         self._is_drained = False

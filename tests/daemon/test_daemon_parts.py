@@ -20,7 +20,7 @@ from kvstore_core.operations import OPERATIONS
 from kvstore_core.wire import Limits, Request, decode_request
 from kvstore_daemon.event_loop import Loop, Signals
 from kvstore_daemon.group_commit import GROUP_BYTES, GROUP_OPS, GroupCommitter
-from kvstore_daemon.peer_limits.arrivals import Arrivals
+from kvstore_daemon.peer_limits.connection_watcher import ConnectionWatcher
 from kvstore_daemon.requests.reads import READS, _bounds, _cursor, _parse_cursor, prefix_end
 from kvstore_daemon.requests.writes import WRITES, write_request
 from kvstore_daemon.status import Counters
@@ -170,7 +170,7 @@ def test_a_signal_wakes_the_loop_and_the_old_handler_comes_back(number: signal.S
 def test_a_connection_is_looked_at_though_all_that_came_was_read_before() -> None:
     is_seen = threading.Event()
 
-    class Seeing(Arrivals):
+    class Seeing(ConnectionWatcher):
         def watch(self, descriptor: int) -> None:
             self._watch(descriptor)
 

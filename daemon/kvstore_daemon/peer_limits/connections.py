@@ -28,7 +28,7 @@ _EVENT = struct.Struct("=HI")
 _NOBLOCK = int(zmq.NOBLOCK)
 
 
-class Room:
+class ConnectionLimit:
     """How many connections may be open to the sockets of the daemon together.
 
     Without it, they would take the last descriptor. libzmq cannot accept the next one then, and tries to
@@ -81,11 +81,15 @@ class Connections:
 
     libzmq tells of a connection before it hands over what came on it, and of its end before the system
     can give the descriptor to the next one. So after :meth:`take`, ``open`` holds every connection that
-    anything was received from and that has not ended, but for those that there was no :class:`Room` for.
+    anything was received from and that has not ended, except those beyond the :class:`ConnectionLimit`.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], name: str, room: Room
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        socket: zmq.Socket[bytes],
+        name: str,
+        room: ConnectionLimit,
     ) -> None:
         """Watch ``socket``, which is not bound yet; ``name`` is its own in this context."""
         self._name, self._room = name, room

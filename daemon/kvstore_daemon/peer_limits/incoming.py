@@ -22,10 +22,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from kvstore_core.process.logging import Seldom
-from kvstore_daemon.peer_limits.arrivals import Arrivals, bytes_acknowledged_and_received
+from kvstore_daemon.peer_limits.connection_watcher import ConnectionWatcher, bytes_acknowledged_and_received
 from kvstore_daemon.peer_limits.connections import Connections
+from kvstore_daemon.peer_limits.peer import Peer
 from kvstore_daemon.process_usage import private_bytes
-from kvstore_daemon.requests.peers import Peer
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -87,7 +87,7 @@ class _Connection:
             self.kept = 0
 
 
-class Intake(Arrivals):
+class IncomingLimit(ConnectionWatcher):
     """Watches the connections of the request address from a thread of its own.
 
     The loop tells of connections by :meth:`begin` and :meth:`end`. Where :meth:`fileno` is readable it is to
@@ -96,7 +96,7 @@ class Intake(Arrivals):
 
     def __init__(self, connections: Connections, peer_of: Callable[[int], Peer | None], largest: int) -> None:
         """``largest`` is how many bytes a part may have."""
-        super().__init__("intake")
+        super().__init__("incoming-limit")
         self.explained: Callable[[], int] = int
         """How many bytes of memory requests and replies are known to take."""
         self._limit = max(TAKEN_IN_BYTES, 2 * largest)

@@ -15,7 +15,7 @@ import struct
 import termios
 
 from kvstore_core.process.logging import Seldom
-from kvstore_daemon.peer_limits.arrivals import bytes_acknowledged_and_received
+from kvstore_daemon.peer_limits.connection_watcher import bytes_acknowledged_and_received
 from kvstore_daemon.peer_limits.connections import Connections
 
 log = logging.getLogger("kvstore.daemon")
@@ -32,7 +32,7 @@ EVENT_BYTES = 512
 _INT = struct.Struct("=i")
 
 
-class Laggards:
+class SlowSubscribers:
     """Watches how subscribers keep up; used by the loop's thread only."""
 
     def __init__(self, connections: Connections, largest: int) -> None:

@@ -13,7 +13,7 @@ import select
 import time
 
 from kvstore_core.process.logging import Seldom
-from kvstore_daemon.peer_limits.arrivals import Arrivals, bytes_acknowledged_and_received
+from kvstore_daemon.peer_limits.connection_watcher import ConnectionWatcher, bytes_acknowledged_and_received
 from kvstore_daemon.peer_limits.connections import Connections
 
 log = logging.getLogger("kvstore.daemon")
@@ -33,11 +33,11 @@ SWEEP_SECONDS = 2.0
 """How often all are looked at: of what libzmq takes in before epoll looks for itself, epoll says nothing."""
 
 
-class Doorkeeper(Arrivals):
+class SubscriptionLimit(ConnectionWatcher):
     """Watches the connections of the changes address."""
 
     def __init__(self, connections: Connections) -> None:
-        super().__init__("doorkeeper")
+        super().__init__("subscription-limit")
         self._connections = connections
         self._monitor = connections.fileno()
         self._epoll.register(self._monitor, select.EPOLLIN)

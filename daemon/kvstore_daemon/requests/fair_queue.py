@@ -15,9 +15,9 @@ from typing import Protocol
 
 from kvstore_core.process.logging import Seldom
 from kvstore_daemon.event_loop import Loop, Timer
-from kvstore_daemon.requests.peers import WINDOW_BYTES, Peer
-from kvstore_daemon.requests.pending_request import Exchange
-from kvstore_daemon.requests.router_socket import Received, RequestSocket
+from kvstore_daemon.peer_limits.peer import WINDOW_BYTES, Peer
+from kvstore_daemon.requests.pending_request import PendingRequest
+from kvstore_daemon.requests.router_socket import RequestMessage, RouterSocket
 from kvstore_daemon.status import Counters, Status
 from kvstore_daemon.storage.interface import Engine
 
@@ -44,11 +44,11 @@ SHORTEST_LOOK, LONGEST_LOOK = 0.001, 0.05
 class Work(Protocol):
     """What is done with requests, and how much room there is for more."""
 
-    def begin(self, received: Received) -> None:
+    def begin(self, received: RequestMessage) -> None:
         """Work on a request that was received."""
 
-    def go_on(self, exchange: Exchange) -> None:
-        """Do reads that were begun, and hand the request back to :meth:`Turns.read` for that."""
+    def go_on(self, exchange: PendingRequest) -> None:
+        """Do reads that were begun, and hand the request back to :meth:`FairQueue.read` for that."""
 
     def drop(self, size: int) -> None:
         """Forget a request of so many bytes, whose peer has gone."""
@@ -57,17 +57,17 @@ class Work(Protocol):
         """Whether another request may be received."""
 
 
-class Turns:
+class FairQueue:
     """The requests that wait to be begun, and reads that did not fit into a slice; used by the loop's
     thread only."""
 
-    def __init__(self, loop: Loop, requests: RequestSocket, counters: Counters, work: Work) -> None:
+    def __init__(self, loop: Loop, requests: RouterSocket, counters: Counters, work: Work) -> None:
         self._requests = requests
         self._counters = counters
         self._work = work
         self._turns: deque[Peer] = deque()
         self._set_aside: dict[Peer, None] = {}
-        self._long: deque[Exchange] = deque()
+        self._long: deque[PendingRequest] = deque()
         self._making = 0
         self._look: Timer = loop.timer(self._look_again)
         self._pause = SHORTEST_LOOK
@@ -86,7 +86,7 @@ class Turns:
         """Whether a request of ``peer`` may be begun at once: nothing waits, and it takes its replies."""
         return not self._turns and not peer.in_turn and peer.untaken < WINDOW_BYTES
 
-    def add(self, received: Received) -> None:
+    def add(self, received: RequestMessage) -> None:
         """Let a request wait for its peer's turn."""
         peer = received.peer
         peer.waiting.append(received)
@@ -100,7 +100,7 @@ class Turns:
             len(peer.waiting) >= max(1, count // SHARE) or peer.waiting_bytes >= size // SHARE
         )
 
-    def read(self, exchange: Exchange, engine: Engine, status: Status) -> bool:
+    def read(self, exchange: PendingRequest, engine: Engine, status: Status) -> bool:
         """Do the reads of a request for a slice of time; whether all are done. If not, the request waits
         for its peer's next turn."""
         peer, before = exchange.peer, exchange.held

@@ -11,10 +11,10 @@ from typing import Any
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import Seldom, named
 from kvstore_core.wire import Request, RequestId, encode_reply
+from kvstore_daemon.peer_limits.peer import Peer
 from kvstore_daemon.record_fields import Fields, record_fields
-from kvstore_daemon.requests.peers import Peer
 from kvstore_daemon.requests.reads import READS, Page
-from kvstore_daemon.requests.router_socket import Frames, Received
+from kvstore_daemon.requests.router_socket import Frames, RequestMessage
 from kvstore_daemon.requests.writes import WRITES
 from kvstore_daemon.status import Status
 from kvstore_daemon.storage.interface import Answer, Engine, no_such_key
@@ -43,7 +43,7 @@ _TOO_LARGE: Fields = {
 }
 
 
-class Exchange:
+class PendingRequest:
     """A request that was received and not answered yet; used by the loop's thread only. It came from
     ``peer`` along ``envelope`` and has ``size`` bytes.
 
@@ -66,7 +66,7 @@ class Exchange:
         "size",
     )
 
-    def __init__(self, received: Received, size: int, request: Request) -> None:
+    def __init__(self, received: RequestMessage, size: int, request: Request) -> None:
         self.peer: Peer = received.peer
         self.envelope: Frames = received.envelope
         self.size = size

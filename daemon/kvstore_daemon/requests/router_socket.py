@@ -28,9 +28,9 @@ import zmq
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.address_in_use import patiently
-from kvstore_daemon.peer_limits.connections import Connections, Room
-from kvstore_daemon.peer_limits.incoming import PART_HEADER, Intake
-from kvstore_daemon.requests.peers import UNKNOWN, Peer
+from kvstore_daemon.peer_limits.connections import ConnectionLimit, Connections
+from kvstore_daemon.peer_limits.incoming import PART_HEADER, IncomingLimit
+from kvstore_daemon.peer_limits.peer import UNKNOWN, Peer
 
 Frames = list[bytes]
 
@@ -149,7 +149,7 @@ def _accepts_connections(path: str) -> bool:
     return True
 
 
-class Received(NamedTuple):
+class RequestMessage(NamedTuple):
     """One request: the frames that lead back to its sender, up to the empty one, and those it consists
     of; of a request with too many, the first few that show it; of a message that is no request, none."""
 
@@ -163,7 +163,7 @@ class Received(NamedTuple):
         return sum(map(len, self.frames)) + sum(map(len, self.envelope))
 
 
-class RequestSocket:
+class RouterSocket:
     """The request address: a ROUTER that keeps to the rules of REP (ZeroMQ RFC 28).
 
     Its descriptor is edge-triggered inside ØMQ: it becomes readable once when the socket's state
@@ -172,7 +172,11 @@ class RequestSocket:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, max_frame_bytes: int, room: Room
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        max_frame_bytes: int,
+        room: ConnectionLimit,
     ) -> None:
         """Bind; raises ``unavailable`` as :func:`listen` does."""
         socket = context.socket(zmq.ROUTER)
@@ -200,7 +204,7 @@ class RequestSocket:
             self._connections.close()
             raise
         self._socket = socket
-        self.intake = Intake(self._connections, self._by_descriptor.get, max_frame_bytes)
+        self.intake = IncomingLimit(self._connections, self._by_descriptor.get, max_frame_bytes)
 
     def monitor_fileno(self) -> int:
         """The descriptor that tells of connections, for :meth:`notice_gone`."""
@@ -215,7 +219,7 @@ class RequestSocket:
         events: int = self._socket.getsockopt(_EVENTS)  # type: ignore[assignment]
         return events & _POLLIN != 0
 
-    def receive(self) -> Received | None:
+    def receive(self) -> RequestMessage | None:
         """The next request, or None if there is none now.
 
         A message that is no request has no frames in what is returned, and an envelope of the sender's
@@ -248,7 +252,7 @@ class RequestSocket:
         if not frames:
             del envelope[1:]
             envelope.append(b"")
-        return Received(peer, envelope, frames)
+        return RequestMessage(peer, envelope, frames)
 
     def _meet(self, identity: bytes, frame: zmq.Frame) -> Peer:
         """The peer whose first message begins with ``frame``, if it is still there."""

@@ -20,7 +20,7 @@ _COUNTS_AT = 120
 """Where tcpi_bytes_acked and tcpi_bytes_received stand in struct tcp_info (Linux 4.1)."""
 
 
-class Arrivals(ABC):
+class ConnectionWatcher(ABC):
     """Watches descriptors: each is looked at once at first, and when something has come since."""
 
     def __init__(self, name: str) -> None:

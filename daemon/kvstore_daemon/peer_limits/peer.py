@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import zmq
 
 if TYPE_CHECKING:
-    from kvstore_daemon.requests.pending_request import Exchange
-    from kvstore_daemon.requests.router_socket import Received
+    from kvstore_daemon.requests.pending_request import PendingRequest
+    from kvstore_daemon.requests.router_socket import RequestMessage
 
 UNKNOWN = -1
 """Instead of a descriptor: libzmq does not say by which connection a message came from a peer that speaks an
@@ -54,10 +54,10 @@ class Peer:
         self.is_gone = False
         self.handed_over = 0
         """The bytes of what was received from it, as they were on their way, or a little more."""
-        self.waiting: deque[Received] = deque()
+        self.waiting: deque[RequestMessage] = deque()
         """Requests that nothing was done for yet."""
         self.waiting_bytes = 0
-        self.reading: deque[Exchange] = deque()
+        self.reading: deque[PendingRequest] = deque()
         """Those whose reads have begun and did not fit into a slice."""
         self.reads_next = False
         self.in_turn = False
