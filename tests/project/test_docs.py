@@ -175,3 +175,28 @@ def test_every_file_that_one_put_names_has_a_function_beside_it() -> None:
 def test_the_functions_that_one_put_names_exist(file: str, names: str) -> None:
     for name in re.findall(r"`([^`]+)`", names):
         assert name in names_in(ROOT / file)
+
+
+# ── the map ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def rooms() -> list[list[str]]:
+    """Each folder of modules with the first sentence of what it says of itself."""
+    found = []
+    for package in ("core", "client", "daemon", "http", "cli"):
+        for file in sorted(ROOT.glob(f"{package}/kvstore_*/**/__init__.py")):
+            said = ast.get_docstring(ast.parse(file.read_text()))
+            assert said, f"{file} does not say what its room is for"
+            found.append([f"`{file.parent.relative_to(ROOT)}`", said.split("\n")[0].replace("``", "`")])
+    return found
+
+
+def test_the_map_shows_every_room_as_it_calls_itself() -> None:
+    assert table_rows((ROOT / "docs/architecture.md").read_text(), "Rooms") == rooms()
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_files_that_are_named_are_there(page: str) -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_.]*)`", (ROOT / page).read_text())
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
