@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.logging import Seldom
+from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.status import Counters
@@ -42,7 +42,7 @@ class Expiry:
         self._next_ms: int | None = None
         self._is_removing = False
         self._is_stopped = False
-        self._failed = Seldom(TOLD_SECONDS)
+        self._failed = RateLimitedLog(log, TOLD_SECONDS)
 
     def start(self) -> None:
         """Begin with whatever expired while no daemon ran."""
@@ -82,13 +82,10 @@ class Expiry:
         self._timer.set(0 if removed else RETRY_SECONDS)
 
     def _tell(self, answer: Answer) -> None:
-        more = self._failed.turn()
-        if more is None:
-            return
         refusals = [answer.error] if answer.error else list(answer.results or ())
         others = f", and {len(refusals) - 1} more keys likewise" if len(refusals) > 1 else ""
-        log.error(
-            "expired keys could not be removed; trying again each second: %s%s%s", refusals[0], others, more
+        self._failed.error(
+            "expired keys could not be removed; trying again each second: %s%s", refusals[0], others
         )
 
     def saw(self, changes: Sequence[Change]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any
 
-from kvstore_core.process.logging import Seldom, named
+from kvstore_core.process.logging import RateLimitedLog, request_extra
 from kvstore_daemon.status import Counters
 from kvstore_daemon.storage.interface import Engine, WriteRequest
 
@@ -35,7 +35,7 @@ class GroupCommitter:
         self._turns: deque[Any] = deque()
         self._under_way = 0
         self._slow_seconds = slow_seconds
-        self._seldom = Seldom()
+        self._slow_log = RateLimitedLog(log)
         self._group: list[WriteRequest] = []
         self._began = 0.0
 
@@ -61,16 +61,12 @@ class GroupCommitter:
             self._group = []
 
     def _tell_slow(self, seconds: float) -> None:
-        more = self._seldom.turn()
-        if more is None:
-            return
         count = len(self._group)
-        log.warning(
-            "a commit took %.2f s, for %d requests; is the disk slow, or busy with something else?%s",
+        self._slow_log.warning(
+            "a commit took %.2f s, for %d requests; is the disk slow, or busy with something else?",
             seconds,
             count,
-            more,
-            extra={"seconds": round(seconds, 3), "count": count, **(named(self._ids()) or {})},
+            extra={"seconds": round(seconds, 3), "count": count, **(request_extra(self._ids()) or {})},
         )
 
     def _ids(self) -> Sequence[str | None]:

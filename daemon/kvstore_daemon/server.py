@@ -16,7 +16,7 @@ from collections import deque
 from math import inf
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.logging import Seldom, named
+from kvstore_core.process.logging import RateLimitedLog, request_extra
 from kvstore_core.wire import RequestId, decode_request, encode_error
 from kvstore_daemon.event_loop import Loop, Timer
 from kvstore_daemon.expiry import Expiry
@@ -98,7 +98,7 @@ class Server:
         self._welcome: Timer = loop.timer(self._send_heartbeat)
         self._turns = FairQueue(loop, requests, self._counters, self)
         self._outbox: deque[Change | Answer] = deque()
-        self._malformed = Seldom()
+        self._malformed = RateLimitedLog(log)
         self._is_stopping = False
         self._epoch = ""
         self._head = 0
@@ -236,9 +236,7 @@ class Server:
         )
 
     def _malformed_request(self, message: str) -> KvError:
-        more = self._malformed.turn()
-        if more is not None:
-            log.warning("refused what came to the requests address: %s%s", message, more)
+        self._malformed.warning("refused what came to the requests address: %s", message)
         return KvError("bad_request", message)
 
     def _check_size(self, frames: Frames) -> None:
@@ -311,7 +309,7 @@ class Server:
 
     def _answer(self, exchange: PendingRequest) -> None:
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("answered %s", exchange.summary(), extra=named(exchange.request_id))
+            log.debug("answered %s", exchange.summary(), extra=request_extra(exchange.request_id))
         self._reply(exchange, exchange.size, exchange.reply(self._epoch, self._head))
 
     def _refuse(
@@ -323,10 +321,10 @@ class Server:
     ) -> None:
         """Answer a whole request with an error."""
         if not isinstance(error, KvError):
-            log.error("a request failed", exc_info=error, extra=named(request_id))
+            log.error("a request failed", exc_info=error, extra=request_extra(request_id))
             error = KvError("internal", "the daemon failed on this request; its log says how")
         elif log.isEnabledFor(logging.DEBUG):
-            log.debug("refused a request: %s: %s", error.code, error.message, extra=named(request_id))
+            log.debug("refused a request: %s: %s", error.code, error.message, extra=request_extra(request_id))
         self._counters.requests_refused += 1
         self._reply(asked, size, encode_error(error, request_id))
 

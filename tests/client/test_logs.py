@@ -9,19 +9,25 @@ import sys
 
 import pytest
 
-from kvstore_core.process.logging import LogLevel, Seldom, named
+from kvstore_core.process.logging import LogLevel, RateLimitedLog, request_extra
 from support import wait_until
 
 
-def test_of_many_lines_one_in_a_while_passes_and_counts_the_others() -> None:
-    seldom = Seldom(0.2)
-    assert seldom.turn() == ""
-    held = 0
-    while (said := seldom.turn()) is None:
-        held += 1
-    assert held
-    assert said == f" ({held} more since the last such line)"
-    wait_until(lambda: seldom.turn() is not None)
+def test_of_many_lines_one_in_a_while_is_logged_and_counts_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limited = RateLimitedLog(logging.getLogger("kvstore.test"), 0.2)
+    limited.error("%(what)s", {"what": "100%"}, extra={"what": "it"})
+    left_out = 0
+    while len(caplog.records) == 1:
+        limited.warning("%s is full", "100%")
+        left_out += 1
+    first, second = caplog.records
+    assert (first.getMessage(), first.levelno, vars(first)["what"]) == ("100%", logging.ERROR, "it")
+    assert left_out > 1
+    assert second.getMessage() == f"100% is full ({left_out - 1} more since the last such line)"
+    assert second.levelno == logging.WARNING
+    wait_until(lambda: limited.warning("again") or len(caplog.records) > 2)  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +41,7 @@ def test_of_many_lines_one_in_a_while_passes_and_counts_the_others() -> None:
     ],
 )
 def test_a_line_names_each_request_once(request_id: str | list[str | None] | None, extra: object) -> None:
-    assert named(request_id) == extra
+    assert request_extra(request_id) == extra
 
 
 @pytest.mark.parametrize("configured", ["debug", "info", "warning", "error"])

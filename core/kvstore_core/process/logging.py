@@ -9,7 +9,7 @@ import logging
 import mmap
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 announcer = logging.getLogger("kvstore.announce")
@@ -17,37 +17,42 @@ announcer = logging.getLogger("kvstore.announce")
 announcer.setLevel(logging.INFO)
 
 
-def named(request_id: str | Sequence[str | None] | None) -> dict[str, Any] | None:
-    """What a line about the request, or the ops of several, is logged with (``extra``)."""
+def request_extra(request_id: str | Sequence[str | None] | None) -> dict[str, Any] | None:
+    """The ``extra`` with which a line about a request, or about several, is logged."""
     if request_id is None or isinstance(request_id, str):
         return None if request_id is None else {"request_id": request_id}
     ids = list(dict.fromkeys(each for each in request_id if each is not None))
     return {"request_id": ids[0] if len(ids) == 1 else ids} if ids else None
 
 
-class Seldom:
-    """Holds back lines that would fill the log: one in ``seconds`` may pass."""
+class RateLimitedLog:
+    """Logs to ``log`` lines that could fill it: one in ``seconds``, which says how many were left out since
+    the last one."""
 
-    def __init__(self, seconds: float = 10.0) -> None:
+    def __init__(self, log: logging.Logger, seconds: float = 10.0) -> None:
+        self._log = log
         self._seconds = seconds
-        self._passed_at = -seconds
-        self._held_back = 0
+        self._logged_at = -seconds
+        self._left_out = 0
 
-    def turn(self) -> str | None:
-        """None to be silent; else what to add to the line, which is empty unless some were held back."""
+    def warning(self, message: str, *arguments: object, extra: Mapping[str, object] | None = None) -> None:
+        """As ``Logger.warning``, or nothing."""
+        self._write(logging.WARNING, message, arguments, extra)
+
+    def error(self, message: str, *arguments: object, extra: Mapping[str, object] | None = None) -> None:
+        """As ``Logger.error``, or nothing."""
+        self._write(logging.ERROR, message, arguments, extra)
+
+    def _write(
+        self, level: int, message: str, arguments: tuple[object, ...], extra: Mapping[str, object] | None
+    ) -> None:
         now = time.monotonic()
-        if now - self._passed_at < self._seconds:
-            self._held_back += 1
-            return None
-        since = f" ({self._held_back} more since the last such line)" if self._held_back else ""
-        self._passed_at, self._held_back = now, 0
-        return since
-
-    def warn(self, log: logging.Logger, message: str, *arguments: object) -> None:
-        """Log a warning, as ``log.warning`` does, if it is its turn."""
-        more = self.turn()
-        if more is not None:
-            log.warning(f"{message}%s", *arguments, more)
+        if now - self._logged_at < self._seconds:
+            self._left_out += 1
+            return
+        more = f" ({self._left_out} more since the last such line)" if self._left_out else ""
+        self._logged_at, self._left_out = now, 0
+        self._log.log(level, message + more, *arguments, extra=extra)
 
 
 LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)

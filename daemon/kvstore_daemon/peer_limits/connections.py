@@ -11,7 +11,7 @@ from contextlib import suppress
 import zmq
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.logging import Seldom
+from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.process_usage import max_files, open_files
 
 log = logging.getLogger("kvstore.daemon")
@@ -53,7 +53,7 @@ class ConnectionLimit:
         self.cut_off: deque[int] = deque()
         """For each connection that was cut off and not counted yet, its descriptor; any thread may add."""
         self._watched: list[Connections] = []
-        self._refused = Seldom()
+        self._refused = RateLimitedLog(log)
 
     def add(self, connections: Connections) -> None:
         """Count these too."""
@@ -66,8 +66,7 @@ class ConnectionLimit:
 
     def tell(self, name: str) -> None:
         """Log, now and then, that a connection to the address called ``name`` was refused."""
-        self._refused.warn(
-            log,
+        self._refused.warning(
             "closed a new connection to the %s address: %d connections are open, as many as there is room "
             "for with %d open files: raise that limit (ulimit -n, LimitNOFILE=)",
             name,

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from kvstore_core.process.logging import Seldom
+from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.peer_limits.connection_watcher import ConnectionWatcher, bytes_acknowledged_and_received
 from kvstore_daemon.peer_limits.connections import Connections
 from kvstore_daemon.peer_limits.peer import Peer
@@ -111,7 +111,7 @@ class IncomingLimit(ConnectionWatcher):
         self._asked_at = 0.0
         self._give_back_in = self._give_back_at = 0.0
         self._base = self._least = private_bytes()
-        self._cut = Seldom()
+        self._cut = RateLimitedLog(log)
         self.start()
 
     def close(self) -> None:
@@ -223,8 +223,7 @@ class IncomingLimit(ConnectionWatcher):
         self._followed.pop(descriptor, None)
         self._connections.cut_off(descriptor)
         self._give_back_later(LET_GO_SECONDS)
-        self._cut.warn(
-            log,
+        self._cut.warning(
             "closed a connection to the requests address: too much was kept of requests that are not whole, "
             "of this one %d bytes",
             kept,

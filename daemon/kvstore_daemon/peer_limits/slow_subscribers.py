@@ -14,7 +14,7 @@ import select
 import struct
 import termios
 
-from kvstore_core.process.logging import Seldom
+from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.peer_limits.connection_watcher import bytes_acknowledged_and_received
 from kvstore_daemon.peer_limits.connections import Connections
 
@@ -44,7 +44,7 @@ class SlowSubscribers:
         self._behind: dict[int, tuple[int, int]] = {}
         """Of the connections whose buffers were full at the last look: what had been published, and what the
         system had taken of it for them, when the first such look was made."""
-        self._cut = Seldom()
+        self._cut = RateLimitedLog(log)
 
     def published(self, size: int) -> None:
         """Note that a value of ``size`` bytes was published; now and then, cut off who is too far behind."""
@@ -66,8 +66,7 @@ class SlowSubscribers:
 
     def _cut_off(self, descriptor: int) -> None:
         self._connections.cut_off(descriptor)
-        self._cut.warn(
-            log,
+        self._cut.warning(
             "closed a connection to the changes address: the subscriber is more than %d bytes behind",
             self._limit,
         )

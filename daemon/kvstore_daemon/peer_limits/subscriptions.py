@@ -12,7 +12,7 @@ import logging
 import select
 import time
 
-from kvstore_core.process.logging import Seldom
+from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.peer_limits.connection_watcher import ConnectionWatcher, bytes_acknowledged_and_received
 from kvstore_daemon.peer_limits.connections import Connections
 
@@ -44,7 +44,7 @@ class SubscriptionLimit(ConnectionWatcher):
         self._counts: dict[int, _Count] = {}
         self._all = 0.0
         self._sweep_at = 0.0
-        self._cut = Seldom()
+        self._cut = RateLimitedLog(log)
         self.start()
 
     def _patience(self) -> float:
@@ -91,8 +91,7 @@ class SubscriptionLimit(ConnectionWatcher):
     def _cut_off(self, descriptor: int) -> None:
         self._forget(descriptor)
         self._connections.cut_off(descriptor)
-        self._cut.warn(
-            log,
+        self._cut.warning(
             "closed the connection to the changes address on which most was subscribed to: all together may "
             "send %d bytes",
             TOPICS_BYTES,

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Protocol
 
-from kvstore_core.process.logging import Seldom
+from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.event_loop import Loop, Timer
 from kvstore_daemon.peer_limits.peer import WINDOW_BYTES, Peer
 from kvstore_daemon.requests.pending_request import PendingRequest
@@ -71,7 +71,7 @@ class FairQueue:
         self._making = 0
         self._look: Timer = loop.timer(self._look_again)
         self._pause = SHORTEST_LOOK
-        self._cut = Seldom()
+        self._cut = RateLimitedLog(log)
 
     def __bool__(self) -> bool:
         """Whether there is something that can be worked on now."""
@@ -201,8 +201,7 @@ class FairQueue:
                 self._cut_off(peer)
 
     def _cut_off(self, peer: Peer) -> None:
-        self._cut.warn(
-            log,
+        self._cut.warning(
             "closed the connection of a peer that does not take its replies: %d requests and %d bytes of "
             "replies waited for it",
             len(peer.waiting) + len(peer.reading),

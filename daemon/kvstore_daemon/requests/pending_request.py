@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import Any
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.logging import Seldom, named
+from kvstore_core.process.logging import RateLimitedLog, request_extra
 from kvstore_core.wire import Request, RequestId, encode_reply
 from kvstore_daemon.peer_limits.peer import Peer
 from kvstore_daemon.record_fields import Fields, record_fields
@@ -26,7 +26,7 @@ GETS_AT_ONCE = 1_000
 """Consecutive gets that share a snapshot, and the most that are read without a look at the clock."""
 
 log = logging.getLogger("kvstore.daemon")
-_damage = Seldom()
+_damage = RateLimitedLog(log)
 
 SHOWN_OPS = 20
 """Of a request in the log."""
@@ -208,9 +208,7 @@ def _result(result: Fields | KvError, request_id: RequestId | None) -> Fields:
 def _failure(error: KvError, request_id: RequestId | None) -> Fields:
     """The result of an op that failed; damage is told to the operator too, not to the client alone."""
     if error.code == "damaged":
-        more = _damage.turn()
-        if more is not None:
-            log.error("%s%s", error.message, more, extra=named(request_id))
+        _damage.error("%s", error.message, extra=request_extra(request_id))
     return {"error": error.as_json()}
 
 

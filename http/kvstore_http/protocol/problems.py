@@ -13,7 +13,7 @@ import falcon
 import orjson
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.logging import named
+from kvstore_core.process.logging import request_extra
 from kvstore_http.request_id import REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
@@ -87,5 +87,7 @@ def _on_http_error(
 def _on_exception(
     req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]
 ) -> None:
-    log.error("%s %s failed", req.method, req.path, exc_info=error, extra=named(req.env.get(REQUEST_ID)))
+    log.error(
+        "%s %s failed", req.method, req.path, exc_info=error, extra=request_extra(req.env.get(REQUEST_ID))
+    )
     _on_error(req, resp, KvError("internal", "the facade failed; its log has the cause"), params)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from kvstore_core.process.logging import Seldom
+from kvstore_core.process.logging import RateLimitedLog
 from kvstore_http import routes
 from kvstore_http.protocol import query_params
 
@@ -44,7 +44,7 @@ class AccessLog:
     def __init__(self, mode: str = "off", slow_ms: int = 0) -> None:
         self._mode = mode
         self.slow_ns = slow_ms * 1_000_000 or inf
-        self._seldom = Seldom()
+        self._slow_log = RateLimitedLog(log)
         self.refresh()
 
     def refresh(self) -> None:
@@ -76,12 +76,9 @@ class AccessLog:
         access.log(logging.INFO if is_wanted else logging.DEBUG, line, fields, extra=fields)
 
     def _warn(self, task: Any, seconds: float) -> None:
-        more = self._seldom.turn()
-        if more is None:
-            return
         fields = {**_fields(task), "status": _status(task), "seconds": round(seconds, 3)}
-        line = f'a request took %(seconds).2f s: "%(method)s %(path)s%(query)s" %(status)d{more}'
-        log.warning(line, fields, extra=fields)
+        line = 'a request took %(seconds).2f s: "%(method)s %(path)s%(query)s" %(status)d'
+        self._slow_log.warning(line, fields, extra=fields)
 
     def opened(self, task: Any) -> Ended | None:
         """Note that a stream was opened; returns what is to be called at its end, None where that is not

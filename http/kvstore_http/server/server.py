@@ -33,7 +33,7 @@ from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.server import BaseWSGIServer
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.logging import Seldom
+from kvstore_core.process.logging import RateLimitedLog
 from kvstore_http.greenlet_pool import GreenletPool
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.problems import rendered
@@ -501,8 +501,8 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         self._max_held = held_bytes or HELD_BYTES
         self._held = 0
         self._holding: set[Channel] = set()
-        self._cut_off_log = Seldom()
-        self._unaccepted_log = Seldom()
+        self._cut_off_log = RateLimitedLog(log)
+        self._unaccepted_log = RateLimitedLog(log)
         self.counters = counters or WorkerCounters.alone()
         self.access_log = access_log or AccessLog()
         self.hub = gevent.get_hub()
@@ -576,8 +576,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         would spin on it."""
         if error.errno in (errno.ECONNABORTED, errno.EINTR):
             return
-        if (more := self._unaccepted_log.turn()) is not None:
-            log.warning("cannot accept a connection: %s; trying again in 0.2 s%s", error, more)
+        self._unaccepted_log.warning("cannot accept a connection: %s; trying again in 0.2 s", error)
         self._acceptor.stop()
         timer = self.loop.timer(0.2)
         timer.start(self._resume_accepting)
@@ -595,13 +594,11 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             return KvError("too_busy", message, limit=limit)
         # the kernel gives out the lowest number that is free, so this one tells how many are left
         if conn.fileno() >= self._max_descriptor:
-            if (more := self._unaccepted_log.turn()) is not None:
-                log.warning(
-                    "refused a connection: the limit of %d open files leaves no room for it: raise it "
-                    "(ulimit -n, LimitNOFILE=)%s",
-                    self._max_descriptor + SPARE_DESCRIPTORS,
-                    more,
-                )
+            self._unaccepted_log.warning(
+                "refused a connection: the limit of %d open files leaves no room for it: raise it "
+                "(ulimit -n, LimitNOFILE=)",
+                self._max_descriptor + SPARE_DESCRIPTORS,
+            )
             return KvError("too_busy", "the process may not open more connections (ulimit -n)")
         return None
 
@@ -632,14 +629,12 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             self._holding.discard(channel)
         while self._held > self._max_held and change > 0 and self._holding:
             victim = min(self._holding, key=lambda each: (each.waits_for_daemon, each.last_activity))
-            if (more := self._cut_off_log.turn()) is not None:
-                log.warning(
-                    "clients that do not read or send make this worker keep more than %d bytes "
-                    "(--max-held-bytes): closed the connection of %s, on which nothing moved for longest%s",
-                    self._max_held,
-                    victim.addr[0],
-                    more,
-                )
+            self._cut_off_log.warning(
+                "clients that do not read or send make this worker keep more than %d bytes "
+                "(--max-held-bytes): closed the connection of %s, on which nothing moved for longest",
+                self._max_held,
+                victim.addr[0],
+            )
             victim.handle_close()
 
     def linger(self, sock: socket.socket) -> None:
