@@ -8,7 +8,7 @@ from typing import Any
 import falcon
 
 from kvstore_http import routes
-from kvstore_http.interfaces import Link
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.shared_counters import SharedCounters
 from kvstore_http.protocol import problems
 from kvstore_http.protocol.cors import Cors, guarded
@@ -28,19 +28,22 @@ from kvstore_http.resources.status import StatusResource
 from kvstore_http.resources.subscribe import SubscribeResource
 from kvstore_http.routes import Endpoint
 from kvstore_http.settings import HttpSettings
-from kvstore_http.streaming.change_feed import Feed
+from kvstore_http.streaming.change_feed import ChangeFeed
 
 
 def create_app(
-    link: Link, feed: Feed, settings: HttpSettings, shared_counters: SharedCounters | None = None
+    daemon: DaemonClient,
+    feed: ChangeFeed,
+    settings: HttpSettings,
+    shared_counters: SharedCounters | None = None,
 ) -> falcon.App[Any, Any]:
-    """The application that answers for the daemon behind ``link``, with changes from ``feed``.
+    """The application that answers for the ``daemon``, with changes from ``feed``.
 
     It keeps no state between requests, so any number of them may run beside each other. All workers count in
     ``shared_counters``.
     """
     router = RawPathRouter()
-    resources = _resources(link, feed, settings, shared_counters or SharedCounters(1))
+    resources = _resources(daemon, feed, settings, shared_counters or SharedCounters(1))
     table = routes.paths()
     for path, endpoints in table.items():
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
@@ -58,26 +61,26 @@ def create_app(
 
 
 def _resources(
-    link: Link, feed: Feed, settings: HttpSettings, shared_counters: SharedCounters
+    daemon: DaemonClient, feed: ChangeFeed, settings: HttpSettings, shared_counters: SharedCounters
 ) -> dict[str, object]:
-    one, history = KeyResource(link, feed), HistoryResource(link, settings.page_bytes)
+    one, history = KeyResource(daemon, feed), HistoryResource(daemon, settings.page_bytes)
     return {
         "/v1/kv/{key}": one,
-        "/v1/kv": CollectionResource(link, one, settings),
-        "/v1/batch": BatchResource(link),
-        "/v1/incr/{key}": IncrResource(link),
-        "/v1/touch/{key}": TouchResource(link),
-        "/v1/persist/{key}": PersistResource(link),
+        "/v1/kv": CollectionResource(daemon, one, settings),
+        "/v1/batch": BatchResource(daemon),
+        "/v1/incr/{key}": IncrResource(daemon),
+        "/v1/touch/{key}": TouchResource(daemon),
+        "/v1/persist/{key}": PersistResource(daemon),
         "/v1/history/{key}": history,
         "/v1/history": history,
         routes.SUBSCRIBE_PATH: SubscribeResource(feed, settings),
-        "/v1/status": StatusResource(link),
+        "/v1/status": StatusResource(daemon),
         "/livez": LivezResource(),
-        "/readyz": ReadyzResource(link, feed, shared_counters),
-        "/metrics": MetricsResource(link, shared_counters),
+        "/readyz": ReadyzResource(daemon, feed, shared_counters),
+        "/metrics": MetricsResource(daemon, shared_counters),
         "/openapi.json": OpenApiResource(),
-        "/": RootResource(link),
-        "/all": AllResource(link, settings.part_bytes),
+        "/": RootResource(daemon),
+        "/all": AllResource(daemon, settings.part_bytes),
         "/ui/": ui_files.File("index.html"),
     }
 

@@ -17,7 +17,7 @@ import pytest
 from kvstore_core.errors import ERRORS, KvError
 from kvstore_http.app import create_app
 from kvstore_http.settings import HttpSettings
-from kvstore_http.streaming.change_feed import Feed
+from kvstore_http.streaming.change_feed import ChangeFeed
 from support.servers import Daemon, Facade, Service
 from support.session import Session, assert_problem, path_of
 from support.surfaces import Answer
@@ -50,8 +50,8 @@ SETTINGS = HttpSettings(
 )
 
 
-class FailingLink:
-    """A link on which every call fails in the same way."""
+class FailingDaemon:
+    """A client of the daemon on which every call fails in the same way."""
 
     epoch, head = "", 0
 
@@ -66,7 +66,7 @@ class FailingLink:
 
 def through_the_application(error: Exception, method: str = "GET") -> Answer:
     """What is answered when the daemon's answer to a read is ``error``."""
-    app = create_app(cast(Any, FailingLink(error)), cast(Feed, None), SETTINGS)
+    app = create_app(cast(Any, FailingDaemon(error)), cast(ChangeFeed, None), SETTINGS)
     environ = {
         "REQUEST_METHOD": method,
         "PATH_INFO": "/",

@@ -22,11 +22,11 @@ from kvstore_core.wire import (
     encode_heartbeat,
     encode_reply,
 )
-from kvstore_http.backend.daemon_client import DaemonLink
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Kind
 from kvstore_http.streaming.catch_up import Start
-from kvstore_http.streaming.change_feed import Feed
+from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
 
 pytestmark = pytest.mark.slow
@@ -101,7 +101,7 @@ class Store:
 class Reader:
     """A stream that was handed over to the feed's broadcaster."""
 
-    def __init__(self, feed: Feed, start: Start) -> None:
+    def __init__(self, feed: ChangeFeed, start: Start) -> None:
         self._socket, other = socket.socketpair()
         self._socket.setblocking(False)
         self._received = b""
@@ -148,7 +148,7 @@ def store() -> Iterator[Store]:
 
 
 @pytest.fixture
-def feed(store: Store) -> Iterator[Feed]:
+def feed(store: Store) -> Iterator[ChangeFeed]:
     context: zmq.Context[Any] = zmq.Context()
     settings = HttpSettings(
         http="",
@@ -171,8 +171,8 @@ def feed(store: Store) -> Iterator[Feed]:
         log_level="info",
         log_format="text",
     )
-    link = DaemonLink(context, store.requests, settings.daemon_timeout_ms)
-    made = Feed(context, link, settings)
+    link = DaemonClient(context, store.requests, settings.daemon_timeout_ms)
+    made = ChangeFeed(context, link, settings)
     until(lambda: store.subscriptions)
     yield made
     made.broadcaster.close()
@@ -182,7 +182,7 @@ def feed(store: Store) -> Iterator[Feed]:
 
 
 @pytest.fixture
-def read(feed: Feed) -> Iterator[Read]:
+def read(feed: ChangeFeed) -> Iterator[Read]:
     """Opens a stream of the feed."""
     readers: list[Reader] = []
 
@@ -235,7 +235,7 @@ def test_a_stream_begins_at_the_present_however_long_the_feed_was_asleep(store: 
 
 @pytest.mark.parametrize("tell", [Store.beat, Store.publish])
 def test_what_came_before_the_subscription_took_effect_is_fetched_once_it_is_known(
-    store: Store, feed: Feed, read: Read, tell: Callable[[Store], object]
+    store: Store, feed: ChangeFeed, read: Read, tell: Callable[[Store], object]
 ) -> None:
     reader = live(store, read())
     until(lambda: not feed.track(previous=False).is_asking)
@@ -277,13 +277,15 @@ def test_readers_that_come_and_go_see_every_change_once_whoever_else_listens(
     assert seen == list(range(1, store.head + 1))
 
 
-def test_a_key_that_changed_while_the_feed_was_asleep_is_looked_at_again(store: Store, feed: Feed) -> None:
+def test_a_key_that_changed_while_the_feed_was_asleep_is_looked_at_again(
+    store: Store, feed: ChangeFeed
+) -> None:
     known = store.head
     store.commit()
     assert feed.wait_for_change("k", known, 60)
 
 
-def test_a_change_ends_a_wait_that_woke_the_feed(store: Store, feed: Feed) -> None:
+def test_a_change_ends_a_wait_that_woke_the_feed(store: Store, feed: ChangeFeed) -> None:
     known = store.commit()
     waiting = gevent.spawn(feed.wait_for_change, "k", known, 60)
     until(lambda: "events" in store.asked and not feed.track(previous=False).is_asking)
@@ -292,7 +294,7 @@ def test_a_change_ends_a_wait_that_woke_the_feed(store: Store, feed: Feed) -> No
     assert waiting.get(timeout=30)
 
 
-def test_a_wait_that_woke_the_feed_ends_when_its_time_is_up(store: Store, feed: Feed) -> None:
+def test_a_wait_that_woke_the_feed_ends_when_its_time_is_up(store: Store, feed: ChangeFeed) -> None:
     assert not feed.wait_for_change("k", store.head, 0.05)
 
 

@@ -106,7 +106,7 @@ class _Lane:
         self.is_busy = False
 
 
-class DaemonLink:
+class DaemonClient:
     """Calls to the daemon at ``endpoint`` that wait for the answer while others go on.
 
     A call raises ``unavailable`` when the daemon is away and ``timed_out`` when it is there but did
@@ -159,7 +159,7 @@ class DaemonLink:
         check_keys(op)
         if not row.writes and row.name != "get":
             # Others would wait for a page, which may be large.
-            result = self.request([op])[0]
+            result = self.request([op]).results[0]
         else:
             call = _Call(op, value, self._deadline(), self._hub)
             (self._waiting_writes if row.writes else self._waiting_gets).append(call)
@@ -177,23 +177,12 @@ class DaemonLink:
         *,
         atomic: bool = False,
         idempotency_key: str | None = None,
-    ) -> list[Result]:
-        """The results of ops that are sent as a request of their own; raises the KvError that
-        refused all of them. ``values`` are those of the ops that have one, which say their ``size``.
+    ) -> Reply:
+        """The reply to ops that are sent as a request of their own; raises the KvError that refused all
+        of them. ``values`` are those of the ops that have one, which say their ``size``.
 
         Under an ``idempotency_key`` the writes are applied once however often this is called.
         """
-        return self.ask(ops, values, atomic=atomic, idempotency_key=idempotency_key).results
-
-    def ask(
-        self,
-        ops: Sequence[dict[str, Any]],
-        values: Sequence[bytes] = (),
-        *,
-        atomic: bool = False,
-        idempotency_key: str | None = None,
-    ) -> Reply:
-        """As :meth:`request`, the whole reply."""
         request = _Request(ops, values, atomic, self._deadline(), self._hub)
         if not any(op["op"] in _WRITING for op in ops):
             self._waiting_pages.append(request)
@@ -207,7 +196,15 @@ class DaemonLink:
             self._flush_soon()
         return self._answer(request)
 
-    def ask_patiently(self, ops: Sequence[dict[str, Any]]) -> Reply:
+    def read(self, op: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """The result of a reading op and the revision of its snapshot; raises what it failed with."""
+        reply = self.request([op])
+        result = reply.results[0]
+        if isinstance(result, KvError):
+            raise result
+        return result, reply.revision
+
+    def read_in_background(self, ops: Sequence[dict[str, Any]]) -> Reply:
         """The reply to a request that only reads and that nobody is waiting for at a certain time, such
         as a page for streams that catch up: it does not fail because the daemon has much to do. Ask
         for one thing at a time, for these do not wait behind each other as others do."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kvstore_core.errors import KvError
 from kvstore_core.model import MAX_REVISION
-from kvstore_http.interfaces import Link
+from kvstore_http.backend.daemon_client import DaemonClient
 
 ATTEMPTS = 32
 """How often a read-then-write is tried against other writers before the answer is ``too_busy``."""
@@ -119,7 +119,7 @@ def refuse_conditions(environ: dict[str, Any], instead: str) -> None:
 
 
 def write(
-    link: Link, environ: dict[str, Any], op: dict[str, Any], value: bytes | None = None
+    daemon: DaemonClient, environ: dict[str, Any], op: dict[str, Any], value: bytes | None = None
 ) -> dict[str, Any]:
     """Apply one writing op under the request's condition and idempotency key; the op's result.
 
@@ -130,29 +130,29 @@ def write(
     if condition is not None:
         if condition.revision is None:
             refuse_number(number, 'beside it, If-Match takes one entity tag and If-None-Match only "*"')
-            return read_then_write(link, op["key"], condition, lambda _record: (op, value))
+            return read_then_write(daemon, op["key"], condition, lambda _record: (op, value))
         op["if_revision"] = condition.revision
-    return send(link, op, value, number)
+    return send(daemon, op, value, number)
 
 
 def send(
-    link: Link, op: dict[str, Any], value: bytes | None, number: str | None, step: int = 0
+    daemon: DaemonClient, op: dict[str, Any], value: bytes | None, number: str | None, step: int = 0
 ) -> dict[str, Any]:
     """The result of one writing op, applied once however often it is sent under ``number``.
 
     ``step`` tells apart the writes that one request under one number consists of.
     """
     if number is None:
-        return link.call(op, value)
+        return daemon.call(op, value)
     sized = op if value is None else {**op, "size": len(value)}
-    result = send_once(link, [sized], [] if value is None else [value], number, step=step)[0]
+    result = send_once(daemon, [sized], [] if value is None else [value], number, step=step)[0]
     if isinstance(result, KvError):
         raise result
     return result
 
 
 def send_once(
-    link: Link,
+    daemon: DaemonClient,
     ops: list[dict[str, Any]],
     values: list[bytes],
     number: str,
@@ -165,7 +165,7 @@ def send_once(
     # no number that a client can send holds a control character
     name = f"{number}\n{step}" if step else number
     try:
-        return link.request(ops, values, atomic=atomic, idempotency_key=name)
+        return daemon.request(ops, values, atomic=atomic, idempotency_key=name).results
     except KvError as error:
         if error.code != "sequence_reused":
             raise
@@ -197,27 +197,29 @@ def refuse_number(number: str | None, reason: str) -> None:
 Prepare = Callable[[dict[str, Any] | None], tuple[dict[str, Any], bytes | None]]
 
 
-def read_then_write(link: Link, key: str, condition: Condition | None, prepare: Prepare) -> dict[str, Any]:
+def read_then_write(
+    daemon: DaemonClient, key: str, condition: Condition | None, prepare: Prepare
+) -> dict[str, Any]:
     """Read the key, let ``prepare`` make an op and its value from the record (None: missing), and
     write on condition that the key stayed as it was read; again when somebody wrote between."""
     for _ in range(ATTEMPTS):
-        record = current(link, key)
+        record = current(daemon, key)
         revision = 0 if record is None else record["revision"]
         if condition is not None:
             condition.check(revision)
         op, value = prepare(record)
         try:
-            return link.call({**op, "if_revision": revision}, value)
+            return daemon.call({**op, "if_revision": revision}, value)
         except KvError as error:
             if error.code != "condition_failed":
                 raise
     raise KvError("too_busy", f"others wrote the key between each of {ATTEMPTS} reads and writes")
 
 
-def current(link: Link, key: str) -> dict[str, Any] | None:
+def current(daemon: DaemonClient, key: str) -> dict[str, Any] | None:
     """The key's record, None if it is missing."""
     try:
-        return link.call({"op": "get", "key": key})
+        return daemon.call({"op": "get", "key": key})
     except KvError as error:
         if error.code != "not_found":
             raise

@@ -5,24 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from kvstore_core.errors import KvError
-from kvstore_http.interfaces import Link
-from kvstore_http.protocol.long_poll import is_history
+from kvstore_http.backend.daemon_client import DaemonClient
 
 
-def read_as_of(link: Link, key: str, revision: int) -> dict[str, Any]:
+def read_as_of(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
     """The record that ``key`` had right after ``revision``.
 
     Raises ``not_found`` if there was none, ``revision_gone`` if the log no longer says, and
     ``bad_request`` for a revision that is still to come.
     """
-    present = _present(link, key)
-    if revision > link.head:
-        raise KvError("bad_request", f"revision {revision} is in the future", revision=link.head)
-    if not is_history(link, revision):
+    present = _present(daemon, key)
+    if revision > daemon.head:
+        raise KvError("bad_request", f"revision {revision} is in the future", revision=daemon.head)
+    if not is_history(daemon, revision):
         raise KvError("revision_gone", f"revision {revision} is of a history that a restore has put aside")
     if present is not None and present["revision"] <= revision:
         return present  # also where the log no longer holds the event that wrote it
-    event = _last_event(link, key, revision)
+    event = _last_event(daemon, key, revision)
     if event["op"] != "put":
         raise KvError(
             "not_found", f"at revision {revision} there was no such key", revision=event["revision"]
@@ -30,8 +29,8 @@ def read_as_of(link: Link, key: str, revision: int) -> dict[str, Any]:
     return event
 
 
-def _present(link: Link, key: str) -> dict[str, Any] | None:
-    result = link.request([{"op": "get", "key": key}])[0]
+def _present(daemon: DaemonClient, key: str) -> dict[str, Any] | None:
+    result = daemon.request([{"op": "get", "key": key}]).results[0]
     if not isinstance(result, KvError):
         return result
     if result.code != "not_found":
@@ -39,11 +38,11 @@ def _present(link: Link, key: str) -> dict[str, Any] | None:
     return None
 
 
-def _last_event(link: Link, key: str, revision: int) -> dict[str, Any]:
+def _last_event(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
     """The key's last event up to ``revision``, with its value."""
     op: dict[str, Any] = {"op": "history", "key": key, "before": revision + 1, "limit": 1, "values": True}
     while True:
-        page = link.call(op)
+        page = daemon.call(op)
         if page["events"]:
             event: dict[str, Any] = page["events"][0]
             return event
@@ -53,3 +52,17 @@ def _last_event(link: Link, key: str, revision: int) -> dict[str, Any]:
     if page["truncated"]:
         raise KvError("revision_gone", f"the log no longer says what {key!r} was at revision {revision}")
     raise KvError("not_found", f"at revision {revision} there was no such key")
+
+
+def is_history(daemon: DaemonClient, revision: int) -> bool:
+    """False for a revision that is none of this history of the store: a restore jumped over it, so whoever
+    knows it knows another one. What lies before the log begins is taken for a part of it."""
+    if revision == 0:
+        return True
+    try:
+        daemon.call({"op": "events", "since": revision, "limit": 1, "values": False})
+    except KvError as error:
+        if error.code != "cursor_expired":
+            raise
+        return bool(error.details.get("reason") == "expired")
+    return True

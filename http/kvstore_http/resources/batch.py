@@ -12,7 +12,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, is_plain_key
 from kvstore_core.operations import check_keys, check_operation
 from kvstore_http import routes
-from kvstore_http.interfaces import Link
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import JSON, read_json, require_type, send_json
 from kvstore_http.protocol.json_records import reply_json
 from kvstore_http.protocol.preconditions import refuse_conditions, send_once
@@ -42,8 +42,8 @@ class _Batch(NamedTuple):
 class BatchResource:
     """``/v1/batch``."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient) -> None:
+        self._daemon = daemon
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         refuse_conditions(req.env, "give each operation its own if_revision")
@@ -56,8 +56,8 @@ class BatchResource:
 
     def _send(self, batch: _Batch, number: str | None) -> list[Any]:
         if number is None:
-            return self._link.request(batch.ops, batch.values, atomic=batch.atomic)
-        return send_once(self._link, batch.ops, batch.values, number, atomic=batch.atomic)
+            return self._daemon.request(batch.ops, batch.values, atomic=batch.atomic).results
+        return send_once(self._daemon, batch.ops, batch.values, number, atomic=batch.atomic)
 
 
 def _parsed(body: Any) -> _Batch:

@@ -16,7 +16,7 @@ import falcon
 
 from kvstore_core.errors import KvError
 from kvstore_http import routes
-from kvstore_http.interfaces import Feed, Link
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics import counters
 from kvstore_http.metrics.shared_counters import SharedCounters
 from kvstore_http.protocol.bodies import JSON, choose_type, send_fresh_json
@@ -24,6 +24,7 @@ from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.problems import RETRY_AFTER_SECONDS
 from kvstore_http.protocol.query_params import EXCLUDE, VERBOSE, read_query
 from kvstore_http.routes import TEXT
+from kvstore_http.streaming.change_feed import ChangeFeed
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 _MARKS = {OK: "[+]", WARNING: "[!]", FAILED: "[-]"}
@@ -78,8 +79,8 @@ class LivezResource:
 class ReadyzResource:
     """``/readyz``: whether the service can do its work, as 200 or 503, and on request what was looked at."""
 
-    def __init__(self, link: Link, feed: Feed, shared_counters: SharedCounters) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient, feed: ChangeFeed, shared_counters: SharedCounters) -> None:
+        self._daemon = daemon
         self._feed = feed
         self._shared_counters = shared_counters
 
@@ -105,7 +106,7 @@ class ReadyzResource:
         """Those that can be made: what only the daemon knows is not asked for without it."""
         asked, is_away = perf_counter(), False
         try:
-            status = self._link.call({"op": "status"})
+            status = self._daemon.call({"op": "status"})
         except KvError as error:
             answer = _no_answer(error)
             is_away = answer.state == FAILED

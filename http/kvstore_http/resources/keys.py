@@ -13,7 +13,7 @@ import falcon
 from kvstore_core.errors import KvError
 from kvstore_core.operations import OPERATIONS
 from kvstore_http import routes
-from kvstore_http.interfaces import Feed, Link
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import (
     BODY_AWAITED,
     MERGE_PATCH,
@@ -25,7 +25,6 @@ from kvstore_http.protocol.bodies import (
     value_type,
 )
 from kvstore_http.protocol.json_records import http_date, reply_json, timestamp
-from kvstore_http.protocol.long_poll import WAITS, Unchanged, read_after_change
 from kvstore_http.protocol.merge_patch import LARGE_BYTES, Patch
 from kvstore_http.protocol.preconditions import (
     check_write,
@@ -51,6 +50,9 @@ from kvstore_http.protocol.query_params import (
     read_query,
 )
 from kvstore_http.protocol.read_as_of import read_as_of
+from kvstore_http.server.response import WAITS
+from kvstore_http.streaming.change_feed import ChangeFeed
+from kvstore_http.streaming.long_poll import Unchanged, read_after_change
 
 # A value is whatever somebody stored, on the origin of this service: a browser must neither guess
 # that it is a page nor run it as one that may speak for its reader.
@@ -67,8 +69,8 @@ _ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 class KeyResource:
     """``/v1/kv/{key}``. The methods without ``on_`` are for ``/v1/kv?key=`` too."""
 
-    def __init__(self, link: Link, feed: Feed) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient, feed: ChangeFeed) -> None:
+        self._daemon = daemon
         self._feed = feed
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────
@@ -97,17 +99,17 @@ class KeyResource:
     def _record(self, key: str, query: Query) -> dict[str, Any] | Unchanged:
         """The record that the query asks for; raises ``not_found``."""
         if query is EMPTY:
-            return self._link.call({"op": "get", "key": key})
+            return self._daemon.call({"op": "get", "key": key})
         revision, wait, since = query.get(REVISION), query.get(WAIT), query.get(SINCE)
         if wait is None:
             if since is not None:
                 raise KvError("bad_request", "since goes with wait: ?wait=30s&since=7", parameter="since")
             if revision is None:
-                return self._link.call({"op": "get", "key": key})
-            return read_as_of(self._link, key, revision)
+                return self._daemon.call({"op": "get", "key": key})
+            return read_as_of(self._daemon, key, revision)
         if revision is not None:
             raise KvError("bad_request", "revision asks for the past, wait for the future: use one of them")
-        return read_after_change(self._link, self._feed, key, since, wait)
+        return read_after_change(self._daemon, self._feed, key, since, wait)
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
@@ -130,11 +132,11 @@ class KeyResource:
             op["ttl"] = ttl
         if query is not EMPTY:
             _refuse_several_ends(op)
-        send_written(resp, key, write(self._link, environ, op, value))
+        send_written(resp, key, write(self._daemon, environ, op, value))
 
     def _check_size(self, what: str, size: int) -> None:
         """Raise ``value_too_large``. The daemon knows the limit; a question costs less than the upload."""
-        limit = self._link.call({"op": "status"})["limits"]["value_bytes"]
+        limit = self._daemon.call({"op": "status"})["limits"]["value_bytes"]
         if size > limit:
             message = f"the {what} has {size} bytes, the limit is {limit} (--max-value-bytes)"
             raise KvError("value_too_large", message, limit=limit)
@@ -145,7 +147,7 @@ class KeyResource:
 
     def delete(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
         refuse_body(req.env)
-        result = write(self._link, req.env, {"op": "delete", "key": key})
+        result = write(self._daemon, req.env, {"op": "delete", "key": key})
         send_json(resp, {"key": key, **result})
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
@@ -161,7 +163,7 @@ class KeyResource:
         if size > LARGE_BYTES:  # nearly all are small, and need no question
             self._check_size("patch", size)
         patch = Patch(read_body(req.env), key, query.get(TTL))
-        send_written(resp, key, read_then_write(self._link, key, condition_of(req.env), patch.applied_to))
+        send_written(resp, key, read_then_write(self._daemon, key, condition_of(req.env), patch.applied_to))
 
 
 def _refuse_several_ends(op: dict[str, Any]) -> None:

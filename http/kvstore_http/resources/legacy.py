@@ -16,7 +16,7 @@ import orjson
 from kvstore_core.errors import KvError
 from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, check_key
 from kvstore_http import routes
-from kvstore_http.interfaces import Link
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import HTML, JSON, joined, preferred, read_json, used_up
 from kvstore_http.protocol.json_records import value_member
 from kvstore_http.protocol.preconditions import write
@@ -46,8 +46,8 @@ INDEX = {
 class RootResource:
     """``/``."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient) -> None:
+        self._daemon = daemon
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """The key's value as text; without ``key``, where to go, which for a browser is the page."""
@@ -61,7 +61,7 @@ class RootResource:
             resp.data = orjson.dumps(_index(req), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
             resp.content_type = JSON
             return
-        resp.data = self._link.call({"op": "get", "key": key})["value"]
+        resp.data = self._daemon.call({"op": "get", "key": key})["value"]
         resp.content_type = TEXT_CONTENT_TYPE if _is_text(resp.data) else DEFAULT_CONTENT_TYPE
         resp.set_header("x-content-type-options", "nosniff")
 
@@ -70,7 +70,7 @@ class RootResource:
         read_query(req.env, routes.NOTHING)
         key, value = _pair(read_json(req.env))
         op = {"op": "put", "key": key, "content_type": TEXT_CONTENT_TYPE}
-        result = write(self._link, req.env, op, value)
+        result = write(self._daemon, req.env, op, value)
         resp.text = f"stored at revision {result['revision']}\n"
         resp.content_type = TEXT_CONTENT_TYPE
 
@@ -78,13 +78,13 @@ class RootResource:
 class AllResource:
     """``/all``."""
 
-    def __init__(self, link: Link, part_bytes: int) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient, part_bytes: int) -> None:
+        self._daemon = daemon
         self._op = {"op": "list", "max_bytes": part_bytes}
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         read_query(req.env, routes.NOTHING)
-        first = self._link.call(self._op)
+        first = self._daemon.call(self._op)
         resp.set_header("cache-control", "no-store")
         resp.content_type = JSON
         resp.stream = self._object(first)
@@ -100,7 +100,7 @@ class AllResource:
             yield from joined(map(_separated, map(_member, used_up(items)), separators))
             if cursor is None:
                 break
-            page = self._link.call({**self._op, "cursor": cursor})
+            page = self._daemon.call({**self._op, "cursor": cursor})
         yield b"{}\n" if is_empty else b"}\n"
 
 

@@ -13,7 +13,7 @@ import orjson
 from kvstore_core.errors import KvError
 from kvstore_core.operations import MAX_PAGE
 from kvstore_http import routes
-from kvstore_http.interfaces import Link, read_one
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import JSON, NDJSON, choose_type, joined, refuse_body, send_json, used_up
 from kvstore_http.protocol.json_records import reply_json
 from kvstore_http.protocol.preconditions import refuse_conditions, send
@@ -46,8 +46,8 @@ _PATCH = {**routes.JUST_KEY, **routes.PATCH_KEY}
 class CollectionResource:
     """``/v1/kv``."""
 
-    def __init__(self, link: Link, one: KeyResource, settings: HttpSettings) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient, one: KeyResource, settings: HttpSettings) -> None:
+        self._daemon = daemon
         self._one = one
         self._page_bytes = settings.page_bytes
         self._part_bytes = settings.part_bytes
@@ -88,7 +88,7 @@ class CollectionResource:
         op, deleted, revision = {"op": "delete_prefix", "prefix": prefix}, 0, None
         for step in itertools.count():
             try:
-                page = send(self._link, op, None, number, step)
+                page = send(self._daemon, op, None, number, step)
             except KvError as error:
                 raise KvError(error.code, error.message, **error.details, deleted=deleted) from error
             deleted += page["deleted"]
@@ -107,7 +107,7 @@ class CollectionResource:
         elif media_type == NDJSON:
             limit = query.get(TOTAL)
             op["max_bytes"] = self._part_bytes
-            first = self._link.call({**op, "limit": _page_limit(limit)})
+            first = self._daemon.call({**op, "limit": _page_limit(limit)})
             resp.content_type = NDJSON
             resp.stream = self._lines(op, first, limit, inline=query.get(INLINE) or False)
         else:
@@ -116,17 +116,17 @@ class CollectionResource:
             send_json(resp, self._page(op, inline=query.get(INLINE) or False))
 
     def _page(self, op: dict[str, Any], *, inline: bool) -> dict[str, Any]:
-        page, revision = read_one(self._link, op)
+        page, revision = self._daemon.read(op)
         items = [reply_json(item, inline=inline) for item in page["items"]]
         return {"items": items, "revision": revision, "cursor": page["cursor"]}
 
     def _count(self, op: dict[str, Any]) -> dict[str, Any]:
         """The count of all pages; each is of its own snapshot, ``revision`` is that of the first."""
         op = {**op, "count": True}
-        page, revision = read_one(self._link, op)
+        page, revision = self._daemon.read(op)
         total = page["count"]
         while page["cursor"] is not None:
-            page = self._link.call({**op, "cursor": page["cursor"]})
+            page = self._daemon.call({**op, "cursor": page["cursor"]})
             total += page["count"]
         return {"count": total, "revision": revision}
 
@@ -146,7 +146,7 @@ class CollectionResource:
             if cursor is None or limit == 0:
                 return
             try:
-                page = self._link.call({**op, "cursor": cursor, "limit": _page_limit(limit)})
+                page = self._daemon.call({**op, "cursor": cursor, "limit": _page_limit(limit)})
             except KvError as error:
                 yield orjson.dumps({"error": problem(error)}) + b"\n"
                 raise

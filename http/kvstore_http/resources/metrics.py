@@ -9,7 +9,7 @@ from prometheus_client.exposition import choose_encoder
 
 from kvstore_core.errors import KvError
 from kvstore_http import routes
-from kvstore_http.interfaces import Link
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.exposition import collected
 from kvstore_http.metrics.shared_counters import SharedCounters
 from kvstore_http.protocol.query_params import read_query
@@ -18,8 +18,8 @@ from kvstore_http.protocol.query_params import read_query
 class MetricsResource:
     """``/metrics``: text, or OpenMetrics where ``Accept`` asks for it."""
 
-    def __init__(self, link: Link, shared_counters: SharedCounters) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient, shared_counters: SharedCounters) -> None:
+        self._daemon = daemon
         self._shared_counters = shared_counters
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -33,6 +33,6 @@ class MetricsResource:
 
     def _status(self) -> dict[str, Any] | None:
         try:
-            return self._link.call({"op": "status"})
+            return self._daemon.call({"op": "status"})
         except KvError:
             return None

@@ -7,7 +7,7 @@ from typing import Any
 import falcon
 
 from kvstore_http import routes
-from kvstore_http.interfaces import Link
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import refuse_body, send_json
 from kvstore_http.protocol.json_records import reply_json
 from kvstore_http.protocol.preconditions import etag, write
@@ -17,38 +17,38 @@ from kvstore_http.protocol.query_params import BY, TTL, read_query
 class IncrResource:
     """``/v1/incr/{key}``."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient) -> None:
+        self._daemon = daemon
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
         by = read_query(req.env, routes.INCR).get(BY)
-        _change(self._link, req, resp, {"op": "incr", "key": key, "by": 1 if by is None else by})
+        _change(self._daemon, req, resp, {"op": "incr", "key": key, "by": 1 if by is None else by})
 
 
 class TouchResource:
     """``/v1/touch/{key}``."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient) -> None:
+        self._daemon = daemon
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
         ttl = read_query(req.env, routes.TOUCH).required(TTL)
-        _change(self._link, req, resp, {"op": "touch", "key": key, "ttl": ttl})
+        _change(self._daemon, req, resp, {"op": "touch", "key": key, "ttl": ttl})
 
 
 class PersistResource:
     """``/v1/persist/{key}``."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient) -> None:
+        self._daemon = daemon
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
         read_query(req.env, routes.NOTHING)
-        _change(self._link, req, resp, {"op": "persist", "key": key})
+        _change(self._daemon, req, resp, {"op": "persist", "key": key})
 
 
-def _change(link: Link, req: falcon.Request, resp: falcon.Response, op: dict[str, Any]) -> None:
+def _change(daemon: DaemonClient, req: falcon.Request, resp: falcon.Response, op: dict[str, Any]) -> None:
     refuse_body(req.env)
-    result = write(link, req.env, op)
+    result = write(daemon, req.env, op)
     resp.set_header("etag", etag(result["revision"]))
     send_json(resp, reply_json(result, key=op["key"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import falcon
 
 from kvstore_http import routes
-from kvstore_http.interfaces import Link
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import send_fresh_json
 from kvstore_http.protocol.json_records import reply_json, timestamp
 from kvstore_http.protocol.query_params import read_query
@@ -14,12 +14,12 @@ from kvstore_http.protocol.query_params import read_query
 class StatusResource:
     """``/v1/status``."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, daemon: DaemonClient) -> None:
+        self._daemon = daemon
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         read_query(req.env, routes.NOTHING)
-        status = reply_json(self._link.call({"op": "status"}))
+        status = reply_json(self._daemon.call({"op": "status"}))
         for name in ("oldest_event_at", "newest_event_at"):
             if status[name] is not None:
                 status[name] = timestamp(status[name])

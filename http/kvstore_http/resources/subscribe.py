@@ -21,7 +21,7 @@ from kvstore_http.server.response import NO_ROOM
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Kind
 from kvstore_http.streaming.catch_up import Start
-from kvstore_http.streaming.change_feed import Feed
+from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
 from kvstore_http.streaming.filter_index import normalized
 from kvstore_http.streaming.stream_sockets import Stream
@@ -46,7 +46,7 @@ class SubscribeResource:
     is no room for it, it is ended at once and comes back later.
     """
 
-    def __init__(self, feed: Feed, settings: HttpSettings) -> None:
+    def __init__(self, feed: ChangeFeed, settings: HttpSettings) -> None:
         self._feed = feed
         self._patience = settings.daemon_timeout_ms / 1000
 

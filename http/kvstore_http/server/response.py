@@ -13,7 +13,6 @@ from waitress.utilities import Error, build_http_date
 
 from kvstore_http.metrics.counters import OTHER
 from kvstore_http.protocol.bodies import BODY_AWAITED
-from kvstore_http.protocol.long_poll import WAITS
 from kvstore_http.protocol.problems import rendered
 from kvstore_http.protocol.raw_router import ROUTE
 from kvstore_http.request_id import REQUEST_ID, current_request_id, new_id, sent_id
@@ -27,6 +26,9 @@ framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0). Returns some
 
 NO_ROOM = "kvstore.no_room"
 """Where a request finds the KvError for which its connection is one too many."""
+
+WAITS = "kvstore.waits"
+"""In the environ of a request whose client asked to wait: how long it took says nothing."""
 
 _OURS = frozenset(("content-length", "connection", "date", "server", "x-request-id"))
 """Headers that are written here, whatever the application says of them."""

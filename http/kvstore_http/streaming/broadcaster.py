@@ -17,7 +17,7 @@ import gevent
 
 from kvstore_core.errors import KvError
 from kvstore_core.follower import Batch, Filter
-from kvstore_http.backend.daemon_client import DaemonLink
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.settings import HttpSettings
@@ -29,7 +29,7 @@ from kvstore_http.streaming.filter_index import Index
 from kvstore_http.streaming.stream_sockets import Stream, Streams
 
 if TYPE_CHECKING:
-    from kvstore_http.streaming.change_feed import Feed
+    from kvstore_http.streaming.change_feed import ChangeFeed
 
 BEATS = 15
 """Heartbeats of all streams are spread over this many ticks of the interval."""
@@ -82,7 +82,7 @@ class Broadcaster:
     """All streams of the worker. Every method runs in the hub's thread and none waits."""
 
     def __init__(
-        self, link: DaemonLink, feed: Feed, settings: HttpSettings, counters: WorkerCounters
+        self, daemon: DaemonClient, feed: ChangeFeed, settings: HttpSettings, counters: WorkerCounters
     ) -> None:
         self.counters = counters
         self._hub = gevent.get_hub()
@@ -90,7 +90,7 @@ class Broadcaster:
         self._feed = feed
         self._max_streams = settings.max_streams
         self.buffer_bytes = settings.stream_buffer_bytes
-        self._joining = Joining(self, link, feed, GreenletPool(self._hub))
+        self._joining = Joining(self, daemon, feed, GreenletPool(self._hub))
         self._streams = Streams(
             self._hub, settings.stream_buffer_bytes, self._joining.drained, self._forget, counters
         )

@@ -37,7 +37,7 @@ from kvstore_core.follower import Filter, LogPage, SnapshotMerge
 from kvstore_core.model import Cursor
 from kvstore_core.operations import MAX_PAGE
 from kvstore_core.wire import Reply
-from kvstore_http.backend.daemon_client import DaemonLink
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool
 from kvstore_http.streaming import event_format
 from kvstore_http.streaming.change_cursor import RETRY_SECONDS, Track, reset_reason
@@ -57,7 +57,7 @@ from kvstore_http.streaming.stream_sockets import Stream
 
 if TYPE_CHECKING:
     from kvstore_http.streaming.broadcaster import Broadcaster, Kind
-    from kvstore_http.streaming.change_feed import Feed
+    from kvstore_http.streaming.change_feed import ChangeFeed
 
 SNAPSHOT_ITEMS = 200
 SNAPSHOTS_AT_ONCE = 4
@@ -148,9 +148,11 @@ class Joining:
     """All streams of a worker that are not live. Every method runs in the hub's thread and none waits
     but those of the greenlets that it starts."""
 
-    def __init__(self, broadcaster: Broadcaster, link: DaemonLink, feed: Feed, pool: GreenletPool) -> None:
+    def __init__(
+        self, broadcaster: Broadcaster, daemon: DaemonClient, feed: ChangeFeed, pool: GreenletPool
+    ) -> None:
         self._broadcaster = broadcaster
-        self._link = link
+        self._daemon = daemon
         self._feed = feed
         self._pool = pool
         self._loop = gevent.get_hub().loop
@@ -472,7 +474,9 @@ class Joining:
         for rider in list(riders):
             if rider.stream in self._riders:
                 self._broadcaster.counters.streams_reset(1)
-                reason = error.details.get("reason") or reset_reason(rider.position, self._link.epoch, floor)
+                reason = error.details.get("reason") or reset_reason(
+                    rider.position, self._daemon.epoch, floor
+                )
                 self._begin(rider, Start(None, snapshot=True, reset_reason=reason, floor=floor))
 
     # ── the log ─────────────────────────────────────────────────────────────────────────────────
@@ -565,9 +569,9 @@ class Joining:
         begin = needed = min(rider.position for rider in near)
         wanted = union(rider.kind.wanted for rider in near)
         values = any(rider.kind.form.has_values for rider in near)
-        if self._pages and begin.revision > self._link.head - limit >= 0 and epoch == self._link.epoch:
+        if self._pages and begin.revision > self._daemon.head - limit >= 0 and epoch == self._daemon.epoch:
             # one after another comes back: a page from which all of them can go on is read once
-            begin = Cursor(min(needed.revision, max(self._floor, self._link.head - limit)), epoch)
+            begin = Cursor(min(needed.revision, max(self._floor, self._daemon.head - limit)), epoch)
             wanted, values = Filter(), True
         op = {"op": "events", "since": str(begin), "limit": limit, **wanted.fields()}
         if not values:
@@ -650,7 +654,7 @@ class Joining:
 
     def _sort_out(self, riders: list[_Rider], asked: Cursor, error: KvError) -> None:
         """Reset those whose position has no continuation; the page was asked for the oldest."""
-        epoch = error.details.get("epoch", self._link.epoch)
+        epoch = error.details.get("epoch", self._daemon.epoch)
         floor, head = error.details.get("floor", 0), error.details.get("head", -1)
         self._floor = floor
         for rider in riders:
@@ -669,7 +673,7 @@ class Joining:
         """The reply, however long the daemon is away; None once all ``riders`` are gone."""
         while not self._is_closed and any(rider.stream in self._riders for rider in riders):
             try:
-                return self._link.ask_patiently(ops)
+                return self._daemon.read_in_background(ops)
             except KvError as error:
                 if not error.row.retryable:
                     raise

@@ -24,7 +24,7 @@ RECENT_BYTES = 8 * 1024 * 1024
 class Asks(Protocol):
     """Whoever sends a request to the daemon and waits for the whole reply."""
 
-    def ask_patiently(self, ops: Sequence[dict[str, Any]]) -> Reply:
+    def read_in_background(self, ops: Sequence[dict[str, Any]]) -> Reply:
         """The reply, also of a daemon that has much to do; raises the KvError that refused the request."""
 
 
@@ -47,9 +47,9 @@ class Track:
     asked runs in a greenlet.
     """
 
-    def __init__(self, link: Asks, pool: GreenletPool, listener: Listener, *, previous: bool) -> None:
+    def __init__(self, daemon: Asks, pool: GreenletPool, listener: Listener, *, previous: bool) -> None:
         self.previous = previous
-        self._link = link
+        self._daemon = daemon
         self._pool = pool
         self._listener = listener
         self._follower: Follower | None = None
@@ -166,7 +166,7 @@ class Track:
         if self.previous:
             op["previous"] = True
         try:
-            page = LogPage.from_reply(self._link.ask_patiently([op]))
+            page = LogPage.from_reply(self._daemon.read_in_background([op]))
             if not self._is_closed:
                 self._publish(follower.answer(page))
         except KvError as error:
@@ -179,7 +179,7 @@ class Track:
     def _begin_anew(self, follower: Follower, lost: Cursor) -> None:
         """Follow from the present on; what lies between is for the listener to make up for."""
         try:
-            reply = self._link.ask_patiently([{"op": "status"}])
+            reply = self._daemon.read_in_background([{"op": "status"}])
         except KvError:
             gevent.sleep(RETRY_SECONDS)
             return

@@ -26,7 +26,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, decode_change
-from kvstore_http.backend.daemon_client import DaemonLink
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.settings import HttpSettings
@@ -47,7 +47,7 @@ a stream that connects again, finds it awake."""
 EVERYTHING = b""
 
 
-class Feed:
+class ChangeFeed:
     """Follows everything, tells the broadcaster, and wakes those who wait for a key.
 
     All methods run in the hub's thread; those that say so wait, and only their greenlet does.
@@ -56,21 +56,21 @@ class Feed:
     def __init__(
         self,
         context: zmq.Context[Any],
-        link: DaemonLink,
+        daemon: DaemonClient,
         settings: HttpSettings,
         counters: WorkerCounters | None = None,
     ) -> None:
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
-        self._link = link
+        self._daemon = daemon
         self._pool = GreenletPool(self._hub)
         self._is_awake = False
         self._is_idle = False
         self._started = Signal()  # awake, and the live track has a position that is the present one
         self._is_closed = False
         self._waiting: dict[str, list[tuple[int, Waiter]]] = {}
-        self.broadcaster = Broadcaster(link, self, settings, counters or WorkerCounters.alone())
-        self._live = Track(link, self._pool, self, previous=False)
+        self.broadcaster = Broadcaster(daemon, self, settings, counters or WorkerCounters.alone())
+        self._live = Track(daemon, self._pool, self, previous=False)
         self._previous: Track | None = None
         self._heard_at = self._published_at = monotonic()
         self._open_socket(context, settings.changes)
@@ -132,7 +132,7 @@ class Feed:
         poll that has read before that finds it forgotten, and reads again."""
         while not self._is_closed:
             try:
-                reply = self._link.ask([{"op": "status"}])
+                reply = self._daemon.request([{"op": "status"}])
             except KvError:
                 if self._live.is_started:
                     # the daemon is away: a stream may begin where it was last heard to be
@@ -175,7 +175,7 @@ class Feed:
             return self._live
         if self._previous is None:
             # only while somebody wants it, since each change is then read from the log once more
-            self._previous = Track(self._link, self._pool, self.broadcaster, previous=True)
+            self._previous = Track(self._daemon, self._pool, self.broadcaster, previous=True)
             self._previous.start(self._live.cursor)
         return self._previous
 
@@ -197,7 +197,7 @@ class Feed:
             return
         newest = messages[-1]
         revision = newest.revision if isinstance(newest, Heartbeat) else newest.event.revision
-        self._link.note_position(newest.epoch, revision)
+        self._daemon.note_position(newest.epoch, revision)
         if not self._started.is_set():
             return  # what comes before the position is known is found in the log
         self._live.hear(messages)

@@ -1,4 +1,4 @@
-"""One facade process: link, feed, application and server in one gevent hub, until it is told to stop."""
+"""One facade process: daemon, feed, application and server in one gevent hub, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from kvstore_core.errors import EXIT_DONE
 from kvstore_core.process.liveness import BEAT_SECONDS
 from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_http.app import create_app
-from kvstore_http.backend.daemon_client import DaemonLink
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.server.access_log import AccessLog
 from kvstore_http.server.server import Server
 from kvstore_http.settings import HttpSettings
-from kvstore_http.streaming.change_feed import Feed
+from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.workers.heartbeat import Overseer
 
 log = logging.getLogger("kvstore.http")
@@ -59,9 +59,9 @@ def serve(
     for watcher in watchers:
         watcher.start(stop.set)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    link = DaemonLink(context, settings.requests, settings.daemon_timeout_ms, counters)
-    feed = Feed(context, link, settings, counters)
-    app = create_app(link, feed, settings, counters.shared_counters)
+    daemon = DaemonClient(context, settings.requests, settings.daemon_timeout_ms, counters)
+    feed = ChangeFeed(context, daemon, settings, counters)
+    app = create_app(daemon, feed, settings, counters.shared_counters)
     access_log = AccessLog(settings.access_log, settings.slow_request_ms)
     servers = [_server(app, sock, counters, access_log, settings) for sock in sockets]
     level_watchers = _watch_level(on_level, access_log)
@@ -76,7 +76,7 @@ def serve(
         server.close()
     feed.broadcaster.close()
     feed.close()
-    link.close()
+    daemon.close()
     context.term()
     beats.close()
     for watcher in level_watchers:
@@ -118,7 +118,7 @@ def _server(
     )
 
 
-def _drain(servers: Sequence[Server], feed: Feed) -> None:
+def _drain(servers: Sequence[Server], feed: ChangeFeed) -> None:
     """Take no more connections, end the streams, and let the requests in flight finish."""
     loop = gevent.get_hub().loop
     for server in servers:

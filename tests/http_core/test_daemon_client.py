@@ -1,4 +1,4 @@
-"""The link to the daemon, against a daemon that does what the test says."""
+"""The facade's client of the daemon, against a daemon that does what the test says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gevent.pool import Group
 
 from kvstore_core.errors import KvError
 from kvstore_core.wire import Limits, Request, decode_request, encode_error, encode_reply
-from kvstore_http.backend.daemon_client import LANES, MERGED_BYTES, PAGES_UNDER_WAY, DaemonLink
+from kvstore_http.backend.daemon_client import LANES, MERGED_BYTES, PAGES_UNDER_WAY, DaemonClient
 
 EPOCH = "00112233445566ff"
 TIMEOUT_MS = 600
@@ -93,9 +93,9 @@ def daemon() -> Iterator[ScriptedDaemon]:
 
 
 @pytest.fixture
-def link(daemon: ScriptedDaemon) -> Iterator[DaemonLink]:
+def client(daemon: ScriptedDaemon) -> Iterator[DaemonClient]:
     context: zmq.Context[Any] = zmq.Context()
-    made = DaemonLink(context, daemon.endpoint, TIMEOUT_MS)
+    made = DaemonClient(context, daemon.endpoint, TIMEOUT_MS)
     yield made
     made.close()
     context.term()
@@ -116,35 +116,35 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
     return [greenlet.get() for greenlet in greenlets]
 
 
-def get(link: DaemonLink, key: str) -> Callable[[], dict[str, Any]]:
-    return lambda: link.call({"op": "get", "key": key})
+def get(client: DaemonClient, key: str) -> Callable[[], dict[str, Any]]:
+    return lambda: client.call({"op": "get", "key": key})
 
 
-def put(link: DaemonLink, key: str, value: bytes = b"v") -> Callable[[], dict[str, Any]]:
-    return lambda: link.call({"op": "put", "key": key}, value)
+def put(client: DaemonClient, key: str, value: bytes = b"v") -> Callable[[], dict[str, Any]]:
+    return lambda: client.call({"op": "put", "key": key}, value)
 
 
 def test_gets_of_one_moment_travel_together_and_each_caller_gets_its_own(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     keys = [f"k{number}" for number in range(50)]
-    results = together(*(get(link, key) for key in keys))
+    results = together(*(get(client, key) for key in keys))
     assert [result["key"] for result in results] == keys
     assert len(daemon.requests) == 1
     assert daemon.requests[0].client is None
 
 
 def test_writes_of_one_moment_travel_together_under_a_number(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
-    results = together(*(put(link, f"k{number}", b"x" * number) for number in range(20)))
+    results = together(*(put(client, f"k{number}", b"x" * number) for number in range(20)))
     assert [result["got"] for result in results] == list(range(20))
     assert [(len(request.ops), request.seq) for request in daemon.requests] == [(20, 1)]
 
 
-def test_a_lane_has_one_request_at_a_time_and_counts_up(daemon: ScriptedDaemon, link: DaemonLink) -> None:
+def test_a_lane_has_one_request_at_a_time_and_counts_up(daemon: ScriptedDaemon, client: DaemonClient) -> None:
     for number in range(10):
-        together(*(put(link, f"k{number}-{other}") for other in range(3)))
+        together(*(put(client, f"k{number}-{other}") for other in range(3)))
     by_client: dict[str | None, list[int]] = {}
     for request in daemon.requests:
         by_client.setdefault(request.client, []).append(request.seq)
@@ -153,33 +153,33 @@ def test_a_lane_has_one_request_at_a_time_and_counts_up(daemon: ScriptedDaemon, 
 
 
 def test_batches_do_not_wait_for_each_other_but_writes_gather(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     def answer_once_all_are_there(request: Request) -> list[bytes] | None:
         return echo(request) if sum(each.atomic for each in daemon.requests) >= 20 else None
 
     daemon.answer = answer_once_all_are_there
     ops = [{"op": "put", "key": key, "size": 1} for key in "ab"]
-    batches = [lambda: link.request(ops, [b"1", b"2"], atomic=True)] * 20
-    together(*batches, *(put(link, f"k{number}") for number in range(30)))
+    batches = [lambda: client.request(ops, [b"1", b"2"], atomic=True)] * 20
+    together(*batches, *(put(client, f"k{number}") for number in range(30)))
     assert len({request.client for request in daemon.requests if request.atomic}) == 20
     assert len({request.client for request in daemon.requests if not request.atomic}) <= LANES
 
 
-def test_a_merged_request_stays_below_its_size(daemon: ScriptedDaemon, link: DaemonLink) -> None:
+def test_a_merged_request_stays_below_its_size(daemon: ScriptedDaemon, client: DaemonClient) -> None:
     value = b"x" * (MERGED_BYTES // 3)
-    together(*(put(link, f"k{number}", value) for number in range(7)))
+    together(*(put(client, f"k{number}", value) for number in range(7)))
     assert sum(len(request.ops) for request in daemon.requests) == 7
     assert all(sum(map(len, filter(None, request.values))) <= MERGED_BYTES for request in daemon.requests)
 
 
 def test_an_op_that_is_malformed_fails_alone_and_is_never_sent(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     good, no_key, bad_ttl = together(
-        put(link, "good"),
-        put(link, ""),
-        lambda: link.call({"op": "put", "key": "k", "ttl": -1}, b""),
+        put(client, "good"),
+        put(client, ""),
+        lambda: client.call({"op": "put", "key": "k", "ttl": -1}, b""),
     )
     assert good["key"] == "good"
     assert (no_key.code, bad_ttl.code) == ("invalid_key", "bad_request")
@@ -187,7 +187,7 @@ def test_an_op_that_is_malformed_fails_alone_and_is_never_sent(
 
 
 def test_a_refusal_that_one_caller_caused_does_not_reach_the_others(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     def refuse_large(request: Request) -> list[bytes]:
         if any(len(value or b"") > 5 for value in request.values):
@@ -195,47 +195,49 @@ def test_a_refusal_that_one_caller_caused_does_not_reach_the_others(
         return echo(request)
 
     daemon.answer = refuse_large
-    small, large, other = together(put(link, "small"), put(link, "large", b"x" * 6), put(link, "other"))
+    small, large, other = together(put(client, "small"), put(client, "large", b"x" * 6), put(client, "other"))
     assert (small["key"], other["key"]) == ("small", "other")
     assert large.code == "value_too_large"
     assert "op" not in large.details
 
 
 def test_an_answer_too_large_only_because_it_is_shared_is_asked_for_alone(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     def room_for_one(request: Request) -> list[bytes]:
         full = {"error": KvError("reply_too_large", "no room").as_json()}
         return encode_reply(EPOCH, 1, [{"key": request.ops[0]["key"]}, *[full] * (len(request.ops) - 1)])
 
     daemon.answer = room_for_one
-    results = together(*(get(link, key) for key in "abc"))
+    results = together(*(get(client, key) for key in "abc"))
     assert [result["key"] for result in results] == ["a", "b", "c"]
 
 
 def test_a_reply_that_does_not_fit_its_request_leaves_nobody_waiting(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     daemon.answer = lambda _: encode_reply(EPOCH, 1, [{"key": "one"}] * 2)
-    assert [error.code for error in together(*(get(link, key) for key in "abc"))] == ["internal"] * 3
+    assert [error.code for error in together(*(get(client, key) for key in "abc"))] == ["internal"] * 3
 
 
-def test_an_op_error_reaches_its_caller_and_nobody_else(daemon: ScriptedDaemon, link: DaemonLink) -> None:
+def test_an_op_error_reaches_its_caller_and_nobody_else(daemon: ScriptedDaemon, client: DaemonClient) -> None:
     missing = {"error": KvError("not_found", "no such key").as_json()}
     daemon.answer = lambda request: encode_reply(
         EPOCH, 1, [missing if op["key"] == "b" else {"key": op["key"]} for op in request.ops]
     )
-    first, second, third = together(*(get(link, key) for key in "abc"))
+    first, second, third = together(*(get(client, key) for key in "abc"))
     assert (first["key"], second.code, third["key"]) == ("a", "not_found", "c")
 
 
-def test_nothing_is_sent_again_while_the_connection_lives(daemon: ScriptedDaemon, link: DaemonLink) -> None:
+def test_nothing_is_sent_again_while_the_connection_lives(
+    daemon: ScriptedDaemon, client: DaemonClient
+) -> None:
     daemon.answer = lambda request: echo(request) if request.ops[0]["key"] == "other" else None
     slow = gevent.spawn(
-        together, put(link, "k"), get(link, "k"), lambda: link.request([{"op": "history", "key": "k"}])
+        together, put(client, "k"), get(client, "k"), lambda: client.request([{"op": "history", "key": "k"}])
     )
     while not slow.ready():
-        assert put(link, "other")()["key"] == "other"
+        assert put(client, "other")()["key"] == "other"
     assert [error.code for error in slow.get()] == ["timed_out"] * 3
     assert sorted(op["op"] for request in daemon.asked for op in request.ops if op["key"] == "k") == [
         "get",
@@ -245,17 +247,19 @@ def test_nothing_is_sent_again_while_the_connection_lives(daemon: ScriptedDaemon
 
 
 def test_what_a_lost_connection_took_with_it_is_sent_again_once_under_its_number(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     daemon.answer = lambda _: None
-    waiting = gevent.spawn(together, put(link, "k"), lambda: link.request([{"op": "history", "key": "k"}]))
+    waiting = gevent.spawn(
+        together, put(client, "k"), lambda: client.request([{"op": "history", "key": "k"}])
+    )
     while len(daemon.requests) < 2:
         gevent.sleep(0.001)
     daemon.stop()
     daemon.answer = echo
     daemon.start()
     write, read = waiting.get()
-    assert (write["key"], read[0]["key"]) == ("k", "k")
+    assert (write["key"], read.results[0]["key"]) == ("k", "k")
     writes = [(request.client, request.seq, request.ops) for request in daemon.requests if request.client]
     assert len(writes) == 2
     assert writes[0] == writes[1]
@@ -263,21 +267,21 @@ def test_what_a_lost_connection_took_with_it_is_sent_again_once_under_its_number
 
 
 def test_reads_that_are_not_gathered_are_admitted_as_they_are_answered(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     daemon.answer = lambda _: None
     page = {"op": "history", "key": "k"}
-    waiting = gevent.spawn(together, *[lambda: link.request([page])] * (5 * PAGES_UNDER_WAY))
+    waiting = gevent.spawn(together, *[lambda: client.request([page])] * (5 * PAGES_UNDER_WAY))
     while not waiting.ready():
         gevent.sleep(0.001)
     assert len(daemon.asked) == PAGES_UNDER_WAY, "what was given up is not sent any more"
 
 
 def test_a_request_lost_with_its_connection_is_sent_to_the_daemon_that_comes_back(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     daemon.answer = lambda _: None
-    waiting = gevent.spawn(put(link, "k"))
+    waiting = gevent.spawn(put(client, "k"))
     while not daemon.requests:
         gevent.sleep(0.001)
     daemon.stop()
@@ -287,17 +291,17 @@ def test_a_request_lost_with_its_connection_is_sent_to_the_daemon_that_comes_bac
 
 
 def test_while_the_daemon_is_away_calls_fail_at_once_and_say_what_is_known(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     daemon.stop()
-    read, write = together(get(link, "k"), put(link, "k"))
+    read, write = together(get(client, "k"), put(client, "k"))
     assert (read.code, write.code) == ("unavailable", "unavailable")
     assert "outcome" not in read.details
     assert write.details["outcome"] == "unknown"
-    assert link.is_away
+    assert client.is_away
     turns = itertools.count()
     counting = gevent.spawn(lambda: [gevent.sleep(0.001) for _ in turns])
-    for error in together(get(link, "k"), put(link, "k")):
+    for error in together(get(client, "k"), put(client, "k")):
         assert error.code == "unavailable"
         assert "outcome" not in error.details, "it was never sent"
     counting.kill()
@@ -306,42 +310,42 @@ def test_while_the_daemon_is_away_calls_fail_at_once_and_say_what_is_known(
 
 
 def test_the_daemon_is_found_again_without_a_call_that_waits_for_it(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     daemon.stop()
-    together(get(link, "k"))
+    together(get(client, "k"))
     daemon.start()
     with gevent.Timeout(20):
-        while link.is_away:
+        while client.is_away:
             gevent.sleep(0.01)
-    assert get(link, "k")()["key"] == "k"
+    assert get(client, "k")()["key"] == "k"
     assert [request.ops[0]["key"] for request in daemon.asked] == ["k"], "what failed is not sent later"
 
 
 def test_a_slow_answer_is_a_time_out_while_the_daemon_answers_others(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     daemon.answer = lambda request: None if request.ops[0]["op"] == "put" else echo(request)
-    slow = gevent.spawn(lambda: together(put(link, "k"))[0])
+    slow = gevent.spawn(lambda: together(put(client, "k"))[0])
     while not slow.ready():
-        assert get(link, "other")()["key"] == "other"
+        assert get(client, "other")()["key"] == "other"
     error = slow.get()
     assert (error.code, error.details["outcome"]) == ("timed_out", "unknown")
-    assert not link.is_away
+    assert not client.is_away
 
 
-def test_a_keyed_request_is_numbered_by_its_key(daemon: ScriptedDaemon, link: DaemonLink) -> None:
+def test_a_keyed_request_is_numbered_by_its_key(daemon: ScriptedDaemon, client: DaemonClient) -> None:
     op = {"op": "incr", "key": "n"}
-    link.request([op], idempotency_key="abc")
-    link.request([op], idempotency_key="abc")
+    client.request([op], idempotency_key="abc")
+    client.request([op], idempotency_key="abc")
     assert [(request.client, request.seq) for request in daemon.requests] == [("http:abc", 1)] * 2
 
 
 def test_a_request_of_its_own_is_not_merged_and_keeps_its_order(
-    daemon: ScriptedDaemon, link: DaemonLink
+    daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     ops = [{"op": "put", "key": key, "size": 1} for key in "ab"] + [{"op": "get", "key": "a"}]
-    results, _ = together(lambda: link.request(ops, [b"1", b"2"], atomic=True), put(link, "c"))
+    results, _ = together(lambda: client.request(ops, [b"1", b"2"], atomic=True).results, put(client, "c"))
     assert [result["key"] for result in results] == ["a", "b", "a"]
     assert sorted((len(request.ops), request.atomic) for request in daemon.requests) == [
         (1, False),
@@ -349,23 +353,23 @@ def test_a_request_of_its_own_is_not_merged_and_keeps_its_order(
     ]
 
 
-def test_epoch_and_head_follow_the_replies(daemon: ScriptedDaemon, link: DaemonLink) -> None:
+def test_epoch_and_head_follow_the_replies(daemon: ScriptedDaemon, client: DaemonClient) -> None:
     daemon.answer = lambda _: encode_reply(EPOCH, 41, [{"key": "k"}])
-    get(link, "k")()
-    link.note_position(EPOCH, 40)
-    assert (link.epoch, link.head) == (EPOCH, 41)
-    link.note_position("ffffffffffffffff", 3)
-    assert (link.epoch, link.head) == ("ffffffffffffffff", 3)
+    get(client, "k")()
+    client.note_position(EPOCH, 40)
+    assert (client.epoch, client.head) == (EPOCH, 41)
+    client.note_position("ffffffffffffffff", 3)
+    assert (client.epoch, client.head) == ("ffffffffffffffff", 3)
 
 
 def test_closing_the_link_ends_the_calls_that_wait(daemon: ScriptedDaemon) -> None:
     context: zmq.Context[Any] = zmq.Context()
-    link = DaemonLink(context, daemon.endpoint, 60_000)
+    client = DaemonClient(context, daemon.endpoint, 60_000)
     daemon.answer = lambda _: None
-    waiting = gevent.spawn(lambda: together(get(link, "k"), put(link, "k")))
+    waiting = gevent.spawn(lambda: together(get(client, "k"), put(client, "k")))
     while len(daemon.requests) < 2:
         gevent.sleep(0.001)
-    link.close()
+    client.close()
     read, write = waiting.get()
     assert (read.code, write.details["outcome"]) == ("unavailable", "unknown")
     context.term()

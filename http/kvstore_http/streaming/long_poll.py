@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 from kvstore_core.errors import KvError
 from kvstore_core.model import Cursor
-from kvstore_http.interfaces import Feed, Link
-
-WAITS = "kvstore.waits"
-"""Stands in the environ of a request whose client asked to wait: how long it took says nothing."""
+from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.protocol.read_as_of import is_history
+from kvstore_http.streaming.change_feed import ChangeFeed
 
 
 class _State(NamedTuple):
@@ -32,7 +31,7 @@ class Unchanged(NamedTuple):
 
 
 def read_after_change(
-    link: Link, feed: Feed, key: str, since: Cursor | None, seconds: float
+    daemon: DaemonClient, feed: ChangeFeed, key: str, since: Cursor | None, seconds: float
 ) -> dict[str, Any] | Unchanged:
     """The key's record once it has changed after ``since``; raises ``not_found`` if it is gone then.
 
@@ -41,15 +40,15 @@ def read_after_change(
     from now on counts, and when there is none the answer is the state at the end of the wait.
     """
     deadline = time.monotonic() + seconds
-    state = _read(link, key)
-    if since is not None and _is_news(link, state, since):
+    state = _read(daemon, key)
+    if since is not None and _is_news(daemon, state, since):
         return _answer(state)
     known = state.head
     while (remaining := deadline - time.monotonic()) > 0:
         goes_on = feed.wait_for_change(key, state.head, remaining)
         # Read again even when the wait ran out: should the feed have been cut off, this finds what
         # it missed, or says that the daemon is away.
-        state = _read(link, key)
+        state = _read(daemon, key)
         if state.changed > known:
             return _answer(state)
         if not goes_on:
@@ -57,37 +56,23 @@ def read_after_change(
     return _answer(state) if since is None else Unchanged(state.record, since.revision)
 
 
-def _is_news(link: Link, state: _State, since: Cursor) -> bool:
+def _is_news(daemon: DaemonClient, state: _State, since: Cursor) -> bool:
     """Whether the state differs from what somebody saw who knows it as of ``since``."""
-    if since.revision > state.head or (since.epoch and since.epoch != link.epoch):
+    if since.revision > state.head or (since.epoch and since.epoch != daemon.epoch):
         return True  # a revision of another history of the store
     if state.record is None and since.revision == 0:
         return False
     if state.record is None and state.changed == 0:
         # The log knows nothing of the key, so it was not deleted since, as far as the log goes.
-        floor: int = link.call({"op": "status"})["floor"]
+        floor: int = daemon.call({"op": "status"})["floor"]
         return since.revision < floor
-    return state.changed > since.revision or not is_history(link, since.revision)
+    return state.changed > since.revision or not is_history(daemon, since.revision)
 
 
-def is_history(link: Link, revision: int) -> bool:
-    """False for a revision that is none of this history of the store: a restore jumped over it, so whoever
-    knows it knows another one. What lies before the log begins is taken for a part of it."""
-    if revision == 0:
-        return True
-    try:
-        link.call({"op": "events", "since": revision, "limit": 1, "values": False})
-    except KvError as error:
-        if error.code != "cursor_expired":
-            raise
-        return bool(error.details.get("reason") == "expired")
-    return True
-
-
-def _read(link: Link, key: str) -> _State:
+def _read(daemon: DaemonClient, key: str) -> _State:
     get = {"op": "get", "key": key}
     last = {"op": "history", "key": key, "limit": 1, "values": False}
-    reply = link.ask([get, last])
+    reply = daemon.request([get, last])
     record, page = reply.results
     if not isinstance(record, KvError):
         return _State(record, record["revision"], reply.revision)
