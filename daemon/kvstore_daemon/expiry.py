@@ -10,7 +10,7 @@ from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.status import Counters
-from kvstore_daemon.storage.interface import Answer, Change, Engine, Write, WriteRequest
+from kvstore_daemon.storage.interface import Engine, StoredEvent, Write, WriteAnswer, WriteRequest
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -69,7 +69,7 @@ class Expiry:
             delay = min(delay, max(0.001, (self._next_ms - self._engine.now()) / 1000))
         self._timer.set(delay)
 
-    def removed(self, answer: Answer) -> None:
+    def removed(self, answer: WriteAnswer) -> None:
         """The batch was committed, or refused; go on with the next.
 
         Where nothing came of it (the store is full, the records are damaged) the same keys would be
@@ -81,14 +81,14 @@ class Expiry:
             self._tell(answer)
         self._timer.set(0 if removed else RETRY_SECONDS)
 
-    def _tell(self, answer: Answer) -> None:
+    def _tell(self, answer: WriteAnswer) -> None:
         refusals = [answer.error] if answer.error else list(answer.results or ())
         others = f", and {len(refusals) - 1} more keys likewise" if len(refusals) > 1 else ""
         self._failed.error(
             "expired keys could not be removed; trying again each second: %s%s", refusals[0], others
         )
 
-    def saw(self, changes: Sequence[Change]) -> None:
+    def saw(self, changes: Sequence[StoredEvent]) -> None:
         """Take note of what expired, and of keys that will expire sooner than any known before."""
         soonest = self._next_ms
         for change in changes:

@@ -20,7 +20,7 @@ from kvstore_daemon.peer_limits.slow_subscribers import SlowSubscribers
 from kvstore_daemon.peer_limits.subscriptions import SubscriptionLimit
 from kvstore_daemon.record_fields import change_fields, record_fields, without_value
 from kvstore_daemon.requests.router_socket import FLUSH_MS, forget, listen
-from kvstore_daemon.storage.interface import Change, Position
+from kvstore_daemon.storage.interface import LogPosition, StoredEvent
 
 TOPIC_FRAME_BYTES = 1024
 """A frame with a longer topic ends its sender's connection; no key has more than 511 bytes."""
@@ -110,12 +110,12 @@ class Publisher:
             elif kind == _UNSUBSCRIBED:
                 self._topics.discard(topic)
 
-    def begin(self, position: Position) -> None:
+    def begin(self, position: LogPosition) -> None:
         """Continue after what an earlier run committed."""
         self._epoch = position.epoch
         self._head = self._prev = position.head
 
-    def publish(self, change: Change) -> None:
+    def publish(self, change: StoredEvent) -> None:
         """Send one event, if anybody wants any. Those of one revision must come one after another, in
         their order."""
         if change.revision != self._head:

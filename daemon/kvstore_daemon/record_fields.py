@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvstore_daemon.storage.interface import Change, Stored
+from kvstore_daemon.storage.interface import StoredEvent, StoredRecord
 
 Fields = dict[str, Any]
 
 
-def record_fields(record: Stored) -> Fields:
+def record_fields(record: StoredRecord) -> Fields:
     """The record's metadata; ``size`` too if its value is at hand."""
     value, content_type, revision, create_revision, version, modified_at, expires_at = record
     fields: Fields = {
@@ -29,7 +29,7 @@ def record_fields(record: Stored) -> Fields:
     return fields
 
 
-def change_fields(change: Change) -> Fields:
+def change_fields(change: StoredEvent) -> Fields:
     """What every form of an event has, on PUB and in a reply; a put's record without its size."""
     fields: Fields = {
         "op": change.op,
@@ -50,6 +50,6 @@ def change_fields(change: Change) -> Fields:
     return fields
 
 
-def without_value(record: Stored) -> Stored:
+def without_value(record: StoredRecord) -> StoredRecord:
     """The same record, metadata only."""
     return record._replace(value=None)

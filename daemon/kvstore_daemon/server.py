@@ -36,7 +36,7 @@ from kvstore_daemon.requests.router_socket import (
 from kvstore_daemon.requests.writes import write_request
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.status import Counters, Status, limits_of
-from kvstore_daemon.storage.interface import Answer, Change, Engine
+from kvstore_daemon.storage.interface import Engine, StoredEvent, WriteAnswer
 from kvstore_daemon.watchdog import Pulse, ServiceManager
 
 log = logging.getLogger("kvstore.daemon")
@@ -97,7 +97,7 @@ class Server:
         self._tick: Timer = loop.timer(self._beat)
         self._welcome: Timer = loop.timer(self._send_heartbeat)
         self._turns = FairQueue(loop, requests, self._counters, self)
-        self._outbox: deque[Change | Answer] = deque()
+        self._outbox: deque[StoredEvent | WriteAnswer] = deque()
         self._malformed = RateLimitedLog(log)
         self._is_stopping = False
         self._epoch = ""
@@ -244,7 +244,7 @@ class Server:
         if len(frames[0]) > limit:
             raise KvError("request_too_large", f"frame 1 has more than {limit} bytes", limit=limit)
 
-    def go_on(self, exchange: PendingRequest, answer: Answer | None = None) -> None:
+    def go_on(self, exchange: PendingRequest, answer: WriteAnswer | None = None) -> None:
         """Take the engine's answer, if there is one to take, and do the reads, or a slice of them."""
         try:
             if answer is not None:
@@ -283,7 +283,7 @@ class Server:
         deadline = time.monotonic() + SLICE_SECONDS
         while outbox:
             told = outbox.popleft()
-            if isinstance(told, Change):
+            if isinstance(told, StoredEvent):
                 self._publisher.publish(told)
                 self._counters.changes_published += 1
             elif told.ticket is self._expiry:

@@ -13,21 +13,21 @@ from pathlib import Path
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.clock import machine_clock
 from kvstore_daemon.storage.interface import EventFilter
-from kvstore_daemon.storage.lmdb_store.tables import Mirror
+from kvstore_daemon.storage.lmdb_store.tables import Tables
 
 WRONG = 3
 
 
 def read_all(folder: Path) -> None:
-    mirror = Mirror(folder, map_size=1 << 30, sync=True, clock=machine_clock())
+    tables = Tables(folder, map_size=1 << 30, sync=True, clock=machine_clock())
     for n in range(40):
-        (found,), _ = mirror.read([b"k%02d" % n])
+        (found,), _ = tables.read([b"k%02d" % n])
         if found is not None and not isinstance(found, KvError) and found.value != b"value %02d" % n * 20:
             os._exit(WRONG)
-    for key, stored in mirror.range(b"", None, 100, values=True, max_bytes=1 << 20).items:
+    for key, stored in tables.range(b"", None, 100, values=True, max_bytes=1 << 20).items:
         if stored.value != b"value %s" % key[1:] * 20:
             os._exit(WRONG)
-    mirror.log(0, EventFilter(), 1000, values=True, previous=True, max_bytes=1 << 20)
+    tables.log(0, EventFilter(), 1000, values=True, previous=True, max_bytes=1 << 20)
 
 
 def outcome(folder: Path) -> int:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from zlib import crc32
 
-from kvstore_daemon.storage.interface import Change, EngineSettings, Retention, Write, WriteRequest
+from kvstore_daemon.storage.interface import EngineSettings, Retention, StoredEvent, Write, WriteRequest
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 from support.disk import note
 from support.engine_store import FakeClock, Store
@@ -17,7 +17,7 @@ KEYS = [b"k%02d" % number for number in range(40)]
 RETENTION = Retention(80, 1 << 20, 86_400_000)
 
 
-def fingerprint(change: Change) -> int | None:
+def fingerprint(change: StoredEvent) -> int | None:
     """What tells one value of a key from another."""
     return None if change.record is None else crc32(change.record.value or b"")
 

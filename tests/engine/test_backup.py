@@ -23,7 +23,7 @@ from kvstore_daemon.storage.interface import EngineSettings, Retention, Write, W
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 from kvstore_daemon.storage.offline import reader_client
 from kvstore_daemon.storage.offline.backup import Backup, back_up, check_backup, read_image, read_trailer
-from kvstore_daemon.storage.offline.reader_client import nobody_asks
+from kvstore_daemon.storage.offline.reader_client import no_progress
 from kvstore_daemon.storage.offline.restore import Restored, compact, restore
 from kvstore_daemon.storage.offline.verify import open_tables
 from support.engine_store import FakeClock, Store, refused
@@ -59,7 +59,7 @@ _BRANCH = 1
 
 
 def silent(_step: str) -> Callable[[int, int], None]:
-    return nobody_asks
+    return no_progress
 
 
 def backed_up(folder: Path, now: int = 1_700_000_000_000) -> tuple[bytes, Backup]:

@@ -13,7 +13,7 @@ import pytest
 
 from kvstore_daemon.storage.clock import StoreClock
 from kvstore_daemon.storage.interface import Retention, Write, WriteRequest
-from kvstore_daemon.storage.lmdb_store.tables import Applying
+from kvstore_daemon.storage.lmdb_store.tables import WriteTransaction
 from support.engine_store import Store, refused
 
 HOUR = 3_600_000
@@ -56,13 +56,13 @@ def test_what_a_write_finds_alive_no_read_has_shown_as_gone(
     store.write("put", ttl_ms=100)
     decided, may_commit = threading.Event(), threading.Event()
 
-    def finish(applying: Applying) -> Any:
+    def finish(applying: WriteTransaction) -> Any:
         decided.set()
         assert may_commit.wait(30)
         return original(applying)
 
-    original = Applying.finish
-    monkeypatch.setattr(Applying, "finish", finish)
+    original = WriteTransaction.finish
+    monkeypatch.setattr(WriteTransaction, "finish", finish)
     with ThreadPoolExecutor(1) as pool:
         persisted = pool.submit(store.write, "persist")
         assert decided.wait(30)

@@ -9,7 +9,7 @@ import pytest
 
 from kvstore_core.errors import KvError
 from kvstore_core.model import TEXT_CONTENT_TYPE
-from kvstore_daemon.storage.interface import EventFilter, Position, Retention, Write, WriteRequest
+from kvstore_daemon.storage.interface import EventFilter, LogPosition, Retention, Write, WriteRequest
 from support.engine_store import Store, refused
 
 MIB = 1024 * 1024
@@ -413,7 +413,7 @@ def test_the_log_keeps_what_the_retention_says(open_store: Callable[..., Store])
     assert position.head - position.floor == 10
     assert store.engine.log(
         position.floor - 1, EventFilter(), 10, values=True, previous=True, max_bytes=MIB
-    ) == Position(position.epoch, position.floor, position.head)
+    ) == LogPosition(position.epoch, position.floor, position.head)
     assert len(store.log(since=position.floor).changes) == 10
 
 
@@ -474,7 +474,7 @@ def test_the_previous_value_of_a_fresh_event_outlives_the_trimming_of_the_old_on
 def test_a_cursor_beyond_the_head_cannot_be_continued(store: Store) -> None:
     store.write("put")
     assert isinstance(
-        store.engine.log(2, EventFilter(), 10, values=True, previous=True, max_bytes=MIB), Position
+        store.engine.log(2, EventFilter(), 10, values=True, previous=True, max_bytes=MIB), LogPosition
     )
 
 

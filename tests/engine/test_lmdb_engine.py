@@ -16,7 +16,7 @@ import pytest
 
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import EventFilter, Write, WriteRequest
-from kvstore_daemon.storage.lmdb_store.file_errors import trouble
+from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.lmdb_store.free_space import BALLAST_BYTES
 from support.engine_store import Store, refused
 from support.searching import examples
@@ -181,7 +181,7 @@ DAMAGE = {"CorruptedError", "PageNotFoundError", "InvalidError", "VersionMismatc
 
 @pytest.mark.parametrize("kind", [lmdb.Error, *lmdb.Error.__subclasses__()], ids=lambda kind: kind.__name__)
 def test_only_what_speaks_of_the_bytes_themselves_is_told_as_damage(kind: type[lmdb.Error]) -> None:
-    told = trouble(Path("data.mdb"), kind("what LMDB said"))
+    told = file_error(Path("data.mdb"), kind("what LMDB said"))
     assert (told.code == "damaged") == (kind.__name__ in DAMAGE)
     assert ("restore" in told.message) == (kind.__name__ in DAMAGE)
 
@@ -206,7 +206,7 @@ def test_no_error_that_a_sound_store_gives_is_told_as_damage(tmp_path: Path) -> 
     for call in errors_of_a_sound_store(tmp_path):
         with pytest.raises(lmdb.Error) as caught:
             call()
-        told = trouble(tmp_path / "data.mdb", caught.value)
+        told = file_error(tmp_path / "data.mdb", caught.value)
         assert told.code == ("store_full" if isinstance(caught.value, lmdb.MapFullError) else "internal")
         assert "kvstore check" in told.message or "--max-store-bytes" in told.message
 
@@ -336,7 +336,7 @@ def test_a_disk_that_fills_up_within_a_commit_loses_nothing(
     open_store: OpenStore, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the check before the commit is blinded, so that LMDB itself meets the end of the disk
-    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.free_space.Space.refusal", lambda *_: None)
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.free_space.FreeSpace.refusal", lambda *_: None)
     store = open_store(data=small_disk / "data")
     store.write("put", b"kept", value=b"here")
     _fill(small_disk)
@@ -353,7 +353,7 @@ def test_a_disk_that_fills_up_within_a_commit_loses_nothing(
 def test_numbered_requests_of_a_commit_that_was_undone_are_applied_once(
     open_store: OpenStore, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.free_space.Space.refusal", lambda *_: None)
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.free_space.FreeSpace.refusal", lambda *_: None)
     store = open_store(data=small_disk / "data")
     _fill(small_disk)
     count = WriteRequest([Write("incr", b"count")], client="counting", seq=1)
@@ -415,7 +415,7 @@ def test_after_a_failed_sync_no_write_is_taken(store: Store, monkeypatch: pytest
     def fail(*_: Any) -> None:
         raise lmdb.Error("Input/output error")
 
-    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.tables.Applying.finish", fail)
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.tables.WriteTransaction.finish", fail)
     (answer,) = store.submit(WriteRequest([Write("put", b"k", b"", "t")]))
     monkeypatch.undo()
     assert answer.error is not None
@@ -445,8 +445,8 @@ def test_after_a_failed_sync_on_a_timer_no_write_is_taken_either(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(sync="interval")
-    mirror = store.engine._mirror  # type: ignore[attr-defined]
-    monkeypatch.setattr(mirror, "env", FailingSync(mirror.env))
+    tables = store.engine._tables  # type: ignore[attr-defined]
+    monkeypatch.setattr(tables, "env", FailingSync(tables.env))
     store.write("put", b"before")
     wait_until(lambda: store.engine.statistics().writes_refused, what="the sync has failed")
     with refused("internal"):
@@ -494,9 +494,9 @@ def test_a_clean_stop_of_a_weaker_store_keeps_its_epoch(
 def test_a_smaller_map_is_tried_where_address_space_is_short(tmp_path: Path) -> None:
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30));"
-        "from pathlib import Path; from kvstore_daemon.storage.lmdb_store.tables import Mirror;"
+        "from pathlib import Path; from kvstore_daemon.storage.lmdb_store.tables import Tables;"
         "from kvstore_daemon.storage.clock import machine_clock;"
-        "m = Mirror(Path(sys.argv[1]), map_size=1 << 40, sync=True, clock=machine_clock());"
+        "m = Tables(Path(sys.argv[1]), map_size=1 << 40, sync=True, clock=machine_clock());"
         "print(m.env.info()['map_size'])"
     )
     done = subprocess.run(

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_daemon.storage.interface import Change, Stored
+from kvstore_daemon.storage.interface import StoredEvent, StoredRecord
 from kvstore_daemon.storage.lmdb_store import row_format
-from kvstore_daemon.storage.lmdb_store.row_format import OPS, DamageError, Place
+from kvstore_daemon.storage.lmdb_store.row_format import OPS, DamageError, EventId
 
 U63 = st.integers(0, 2**63 - 1)
 KEYS = st.binary(min_size=1, max_size=511)
 RECORDS = st.builds(
-    Stored,
+    StoredRecord,
     st.binary(max_size=300),
     st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=255),
     U63,
@@ -22,47 +22,47 @@ RECORDS = st.builds(
     U63,
     st.none() | st.integers(1, 2**63 - 1),
 )
-PLACES = st.builds(Place, U63, st.integers(0, 10_000))
+PLACES = st.builds(EventId, U63, st.integers(0, 10_000))
 
 
-def _record_row(key: bytes, stored: Stored, nth: int) -> bytes:
-    body = row_format.record_body(stored, nth)
+def _record_row(key: bytes, stored: StoredRecord, index: int) -> bytes:
+    body = row_format.record_body(stored, index)
     return row_format.encode_record(body, row_format.checksum(key, body))
 
 
-def _event_row(change: Change, before: Place, record: bytes, inline: bytes) -> bytes:
-    place = Place(change.revision, change.index).encode()
+def _event_row(change: StoredEvent, before: EventId, record: bytes, inline: bytes) -> bytes:
+    place = EventId(change.revision, change.index).encode()
     checksum = row_format.checksum(change.key, record)
     return row_format.encode_event(change, place, before.encode(), record, checksum, inline)
 
 
 @given(KEYS, RECORDS, st.integers(0, 10_000))
-def test_a_record_comes_back_as_it_was(key: bytes, stored: Stored, nth: int) -> None:
-    row = _record_row(key, stored, nth)
+def test_a_record_comes_back_as_it_was(key: bytes, stored: StoredRecord, index: int) -> None:
+    row = _record_row(key, stored, index)
     assert row_format.decode_record(key, row) == stored
     assert row_format.decode_record(memoryview(key), memoryview(row)) == stored
     assert row_format.decode_record(key, row, value=False) == stored._replace(value=None)
-    assert Place.decode(row_format.record_place(row)) == (stored.revision, nth)
-    assert row_format.decode_body(key, row) == row_format.record_body(stored, nth)
+    assert EventId.decode(row_format.record_place(row)) == (stored.revision, index)
+    assert row_format.decode_body(key, row) == row_format.record_body(stored, index)
 
 
 @given(st.sampled_from(OPS), KEYS, PLACES, PLACES, U63, RECORDS, RECORDS, st.booleans(), st.booleans())
 def test_an_event_comes_back_as_it_was(
     op: str,
     key: bytes,
-    place: Place,
-    before: Place,
+    place: EventId,
+    before: EventId,
     time: int,
-    stored: Stored,
-    old: Stored,
+    stored: StoredRecord,
+    old: StoredRecord,
     has_record: bool,
     has_inline: bool,
 ) -> None:
-    change = Change(op, key, place.revision, place.nth, 7, time, None, None, 0)
+    change = StoredEvent(op, key, place.revision, place.index, 7, time, None, None, 0)
     record = row_format.record_body(stored, 1) if has_record else b""
     inline = row_format.record_body(old, 2) if has_inline else b""
     event = row_format.decode_event(place, _event_row(change, before, record, inline))
-    assert (event.op, event.key, event.place, event.siblings, event.time, event.before) == (
+    assert (event.op, event.key, event.place, event.count, event.time, event.before) == (
         op,
         key,
         place,
@@ -75,7 +75,7 @@ def test_an_event_comes_back_as_it_was(
 
 
 @given(KEYS, RECORDS, st.data())
-def test_a_flipped_bit_is_noticed(key: bytes, stored: Stored, data: st.DataObject) -> None:
+def test_a_flipped_bit_is_noticed(key: bytes, stored: StoredRecord, data: st.DataObject) -> None:
     row = bytearray(_record_row(key, stored, 0))
     bit = data.draw(st.integers(0, len(row) * 8 - 1))
     row[bit // 8] ^= 1 << bit % 8
@@ -87,13 +87,13 @@ def test_a_flipped_bit_is_noticed(key: bytes, stored: Stored, data: st.DataObjec
 def test_a_flipped_bit_of_an_event_is_noticed(
     op: str,
     key: bytes,
-    place: Place,
-    stored: Stored,
+    place: EventId,
+    stored: StoredRecord,
     has_record: bool,
     has_inline: bool,
     data: st.DataObject,
 ) -> None:
-    change = Change(op, key, place.revision, place.nth, 1, 0, None, None, 0)
+    change = StoredEvent(op, key, place.revision, place.index, 1, 0, None, None, 0)
     body = row_format.record_body(stored, 0)
     row = bytearray(_event_row(change, place, body if has_record else b"", body if has_inline else b""))
     bit = data.draw(st.integers(0, len(row) * 8 - 1))
@@ -103,7 +103,7 @@ def test_a_flipped_bit_of_an_event_is_noticed(
 
 
 @given(KEYS, KEYS, RECORDS)
-def test_a_row_under_another_key_is_noticed(key: bytes, other: bytes, stored: Stored) -> None:
+def test_a_row_under_another_key_is_noticed(key: bytes, other: bytes, stored: StoredRecord) -> None:
     row = _record_row(key, stored, 0)
     if key != other:
         with pytest.raises(DamageError):
@@ -111,7 +111,7 @@ def test_a_row_under_another_key_is_noticed(key: bytes, other: bytes, stored: St
 
 
 @given(KEYS, RECORDS, st.data())
-def test_a_row_cut_short_is_noticed(key: bytes, stored: Stored, data: st.DataObject) -> None:
+def test_a_row_cut_short_is_noticed(key: bytes, stored: StoredRecord, data: st.DataObject) -> None:
     row = _record_row(key, stored, 0)
     with pytest.raises(DamageError):
         row_format.decode_record(key, row[: data.draw(st.integers(0, len(row) - 1))])
@@ -122,4 +122,4 @@ def test_no_bytes_at_all_crash_a_decoder(data: bytes) -> None:
     with pytest.raises(DamageError):
         row_format.decode_record(b"k", data)
     with pytest.raises(DamageError):
-        row_format.decode_event(Place(1, 0), data)
+        row_format.decode_event(EventId(1, 0), data)

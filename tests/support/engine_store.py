@@ -10,13 +10,13 @@ import pytest
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.clock import StoreClock
 from kvstore_daemon.storage.interface import (
-    Answer,
-    Change,
     Engine,
     EventFilter,
-    LogPage,
-    Stored,
+    EventPage,
+    StoredEvent,
+    StoredRecord,
     Write,
+    WriteAnswer,
     WriteRequest,
 )
 from kvstore_daemon.storage.offline.verify import verify
@@ -67,12 +67,12 @@ class Store:
     def __init__(self, engine: Engine, clock: FakeClock) -> None:
         self.engine = engine
         self.clock = clock
-        self.feed: list[Change] = []
+        self.feed: list[StoredEvent] = []
 
-    def submit(self, *requests: WriteRequest) -> list[Answer]:
+    def submit(self, *requests: WriteRequest) -> list[WriteAnswer]:
         """Commit requests as one group and wait for all their answers."""
         self.engine.commit(requests)
-        answers: list[Answer] = []
+        answers: list[WriteAnswer] = []
         while len(answers) < len(requests):
             readable, _, _ = select.select([self.engine.fileno()], [], [], 30)
             assert readable, "the engine never answered"
@@ -104,11 +104,11 @@ class Store:
 
     def faults(self) -> list[str]:
         """What is wrong with the store, by a walk through all of it."""
-        env = self.engine._mirror.env  # type: ignore[attr-defined]
+        env = self.engine._tables.env  # type: ignore[attr-defined]
         with env.begin() as txn:
             return list(verify(env, txn))
 
-    def get(self, key: bytes = b"k") -> Stored | None:
+    def get(self, key: bytes = b"k") -> StoredRecord | None:
         (found,), _ = self.engine.read([key])
         if isinstance(found, KvError):
             raise found
@@ -118,11 +118,11 @@ class Store:
         page = self.engine.range(b"", None, 1000, values=True, max_bytes=MIB)
         return [key for key, _ in page.items]
 
-    def log(self, since: int = 0, wanted: EventFilter | None = None, limit: int = 1000) -> LogPage:
+    def log(self, since: int = 0, wanted: EventFilter | None = None, limit: int = 1000) -> EventPage:
         page = self.engine.log(
             since, wanted or EventFilter(), limit, values=True, previous=True, max_bytes=MIB
         )
-        assert isinstance(page, LogPage)
+        assert isinstance(page, EventPage)
         return page
 
     def expire_due(self) -> None:

@@ -30,12 +30,12 @@ def command(context: click.Context, dry_run: bool) -> None:
     folder = data_folder(context)
     from kvstore_daemon.storage.offline import reader_client
     from kvstore_daemon.storage.offline.restore import Compacted, compact
-    from kvstore_daemon.storage.offline.run_as_owner import as_owner
+    from kvstore_daemon.storage.offline.run_as_owner import become_owner
 
     if dry_run:
         found = reader_client.facts(folder)
         done, verb = Compacted(found["file_bytes"], found["bytes"]), "would become"
     else:
         with progress.steps() as steps:
-            done, verb = compact(as_owner(folder), steps), "became"
+            done, verb = compact(become_owner(folder), steps), "became"
     output.talk(f"{size(done.before_bytes)} {verb} {size(done.after_bytes)}")

@@ -39,12 +39,12 @@ def command(context: click.Context, file: str, force: bool) -> None:
     end_on_signals()
     folder = data_folder(context)
     from kvstore_daemon.storage.offline.restore import restore
-    from kvstore_daemon.storage.offline.run_as_owner import as_owner
+    from kvstore_daemon.storage.offline.run_as_owner import become_owner
 
     now = time.time_ns() // 1_000_000
     with closing(_opened(file)) as source, progress.steps() as steps:
         try:
-            found = restore(source, as_owner(folder), now, replace=force, steps=steps)
+            found = restore(source, become_owner(folder), now, replace=force, steps=steps)
         except KvError as error:
             if error.code != "damaged":
                 raise

@@ -17,7 +17,7 @@ from kvstore_daemon.requests.reads import READS, Page
 from kvstore_daemon.requests.router_socket import Frames, RequestMessage
 from kvstore_daemon.requests.writes import WRITES
 from kvstore_daemon.status import Status
-from kvstore_daemon.storage.interface import Answer, Engine, no_such_key
+from kvstore_daemon.storage.interface import Engine, WriteAnswer, no_such_key
 
 REPLY_BYTES = 64 * 1024 * 1024
 """The most a reply holds; ops that do not fit fail with ``reply_too_large``."""
@@ -95,7 +95,7 @@ class PendingRequest:
         self._room = REPLY_BYTES
         self._revision = None
 
-    def accept(self, answer: Answer) -> None:
+    def accept(self, answer: WriteAnswer) -> None:
         """Take the results of the writes; raises the error with which all of them were refused."""
         if answer.error is not None:
             raise _at_op(answer.error, self._writes_at())

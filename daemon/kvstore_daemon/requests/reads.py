@@ -17,7 +17,14 @@ from kvstore_core.errors import KvError
 from kvstore_core.model import MAX_KEY_BYTES, Cursor
 from kvstore_core.operations import MAX_PAGE, MAX_PAGE_BYTES
 from kvstore_daemon.record_fields import Fields, change_fields, record_fields
-from kvstore_daemon.storage.interface import Change, Engine, EventFilter, LogPage, Position, Stored
+from kvstore_daemon.storage.interface import (
+    Engine,
+    EventFilter,
+    EventPage,
+    LogPosition,
+    StoredEvent,
+    StoredRecord,
+)
 
 Op = dict[str, Any]
 
@@ -52,7 +59,7 @@ def _list(engine: Engine, op: Op) -> Page:
     return Page(fields, [r.value for _, r in page.items if r.value is not None], page.revision)
 
 
-def _item(key: bytes, record: Stored) -> Fields:
+def _item(key: bytes, record: StoredRecord) -> Fields:
     return {"key": key.decode(), **record_fields(record)}
 
 
@@ -119,7 +126,7 @@ def _events(engine: Engine, op: Op) -> Page:
         previous=previous,
         max_bytes=_max_bytes(op),
     )
-    if isinstance(page, Position):
+    if isinstance(page, LogPosition):
         raise _expired(page, "expired" if _revision(op["since"]) < page.floor else "epoch")
     fields, blobs = _event_list(page)
     position = page.position
@@ -141,7 +148,7 @@ def _since(engine: Engine, since: str | int) -> int:
     return cursor.revision
 
 
-def _expired(position: Position, reason: str) -> KvError:
+def _expired(position: LogPosition, reason: str) -> KvError:
     """A revision above the head, or one that a restore jumped over, counts as one of another epoch: this
     history never gave it out, so what its holder has seen is not part of it."""
     epoch, floor, head = position
@@ -160,12 +167,12 @@ def _filter(op: Op) -> EventFilter:
     )
 
 
-def _event_list(page: LogPage) -> tuple[list[Fields], list[bytes]]:
+def _event_list(page: EventPage) -> tuple[list[Fields], list[bytes]]:
     values: list[bytes] = []
     return [_event(change, values) for change in page.changes], values
 
 
-def _event(change: Change, values: list[bytes]) -> Fields:
+def _event(change: StoredEvent, values: list[bytes]) -> Fields:
     """The event's fields; its values are added to ``values``, the new one before the previous one."""
     fields = {"key": change.key.decode(), **change_fields(change)}
     record, previous = change.record, change.previous

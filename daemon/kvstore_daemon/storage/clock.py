@@ -44,7 +44,7 @@ _ATTEMPTS = 3
 _SAMPLE_MS = 100
 
 
-class Step(NamedTuple):
+class ClockStep(NamedTuple):
     """A step of the wall clock by ``by`` milliseconds, noticed at ``at`` (in present time, after it)."""
 
     at: int
@@ -95,9 +95,9 @@ class StoreClock:
         self._held: int | None = None
         self._lock = threading.Lock()
         self.steps = 0
-        self.last_step: Step | None = None
+        self.last_step: ClockStep | None = None
 
-    def begin(self, kept: bytes | None, newest: tuple[int, int] | None, head: int) -> Step | None:
+    def begin(self, kept: bytes | None, newest: tuple[int, int] | None, head: int) -> ClockStep | None:
         """Go on with the time of a store: ``kept`` is its :meth:`row`, ``newest`` the time and the revision
         of its newest event. Returns the step if the wall clock turns out to have been set meanwhile.
 
@@ -146,14 +146,14 @@ class StoreClock:
         )
         return _CRC.pack(crc32(said)) + said
 
-    def notice(self, head: int) -> Step | None:
+    def notice(self, head: int) -> ClockStep | None:
         """Compare with the wall clock; if that has stepped, everything above revision ``head`` is stamped by
         what it shows now."""
         shift = self._found_shift()
         line = self._line
         if shift is None or abs(shift - line.shifts[-1]) < STEP_MS:
             return None
-        step = Step(self.steady() + shift, shift - line.shifts[-1])
+        step = ClockStep(self.steady() + shift, shift - line.shifts[-1])
         kept = bisect_left(line.after, head)  # two steps at one revision are one
         after, shifts = (*line.after[:kept], head), (*line.shifts[:kept], shift)
         self._line = _Line(after, shifts)

@@ -51,7 +51,7 @@ class Histogram:
         return {"bounds": self.bounds, "counts": self.counts.copy(), "sum": round(self.total, 9)}
 
 
-class Commits:
+class CommitStats:
     """The commits since the engine was opened. The engine's writing thread counts.
 
     ``requests`` is how many requests they had, ``ops`` how many writes each had, ``seconds`` how long

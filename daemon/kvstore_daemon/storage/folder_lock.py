@@ -37,7 +37,7 @@ def unusable(folder: Path, error: OSError) -> str:
     )
 
 
-class Ownership:
+class FolderLock:
     """A lock on a data folder that ends with the process, however it ends.
 
     The lock is flock's; what stands in the file is only there to name the owner to the next one.
@@ -48,7 +48,7 @@ class Ownership:
         self._who = who
         self._fd = -1
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Own the folder; raises ``not_allowed`` naming the process that does."""
         fd = os.open(self._folder / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

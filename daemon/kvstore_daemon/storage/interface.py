@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, Protocol
 
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.clock import ClockState
-from kvstore_daemon.storage.commit_stats import Commits
+from kvstore_daemon.storage.commit_stats import CommitStats
 
 
-class Stored(NamedTuple):
+class StoredRecord(NamedTuple):
     """A record as an engine gives it back. ``value`` is None where only metadata was asked for."""
 
     value: bytes | None
@@ -35,7 +35,7 @@ class Stored(NamedTuple):
 
 
 @dataclass(slots=True)
-class Change:
+class StoredEvent:
     """One committed event, read-only. See :class:`kvstore_core.model.Event` for what the fields promise."""
 
     op: str
@@ -44,8 +44,8 @@ class Change:
     index: int
     count: int
     time: int
-    record: Stored | None
-    previous: Stored | None
+    record: StoredRecord | None
+    previous: StoredRecord | None
     previous_revision: int
 
 
@@ -87,7 +87,7 @@ class WriteRequest(NamedTuple):
     ticket: Any = None
 
 
-class Answer(NamedTuple):
+class WriteAnswer(NamedTuple):
     """What became of a request.
 
     ``results`` has one entry for each write: the fields of its reply, or the KvError with which it
@@ -101,7 +101,7 @@ class Answer(NamedTuple):
     error: KvError | None = None
 
 
-class Position(NamedTuple):
+class LogPosition(NamedTuple):
     """Where the log stands: its epoch, its floor and its head.
 
     Every event with a revision above ``floor`` is retained; a cursor below it cannot be continued.
@@ -112,15 +112,15 @@ class Position(NamedTuple):
     head: int
 
 
-class RecordPage(NamedTuple):
+class RangePage(NamedTuple):
     """A page of records in key order; ``next_key`` is where the next page starts, None at the end."""
 
-    items: list[tuple[bytes, Stored]]
+    items: list[tuple[bytes, StoredRecord]]
     next_key: bytes | None
     revision: int
 
 
-class CountPage(NamedTuple):
+class KeyCount(NamedTuple):
     """The number of keys in a part of a range; ``next_key`` is where to go on, None at the end."""
 
     total: int
@@ -128,20 +128,20 @@ class CountPage(NamedTuple):
     revision: int
 
 
-class LogPage(NamedTuple):
+class EventPage(NamedTuple):
     """Events in log order. All up to ``next_revision`` were looked at, whether they matched or not;
     ``next_revision`` equals ``position.head`` when there is no more."""
 
-    changes: list[Change]
+    changes: list[StoredEvent]
     next_revision: int
-    position: Position
+    position: LogPosition
 
 
-class HistoryPage(NamedTuple):
+class KeyHistory(NamedTuple):
     """One key's events, newest first. ``cursor`` continues, None where the chain ends: at the
     key's first event, or at the log's floor (``truncated`` is then true)."""
 
-    changes: list[Change]
+    changes: list[StoredEvent]
     cursor: str | None
     truncated: bool
 
@@ -187,7 +187,7 @@ class Statistics(NamedTuple):
     disk_bytes: int
     disk_free_bytes: int
     writes_refused: KvError | None
-    commits: Commits
+    commits: CommitStats
     clock: ClockState
 
 
@@ -231,7 +231,7 @@ class Engine(Protocol):
         """Hand over requests to be committed together, in this order. Any number of groups may be
         under way; they are committed in the order in which they were handed over."""
 
-    def poll(self) -> tuple[list[Change], list[Answer]]:
+    def poll(self) -> tuple[list[StoredEvent], list[WriteAnswer]]:
         """What was committed, and what became of requests, since the last call. Never waits.
 
         Changes come whole revisions at a time and in order, and never later than the answer to the
@@ -240,24 +240,24 @@ class Engine(Protocol):
         expire only; :meth:`log` has it for the others.
         """
 
-    def read(self, keys: Sequence[bytes]) -> tuple[list[Stored | KvError | None], int]:
+    def read(self, keys: Sequence[bytes]) -> tuple[list[StoredRecord | KvError | None], int]:
         """The records of the first of ``keys`` from one snapshot, None for a missing or expired one
         and a KvError for a damaged one; and the snapshot's revision. All of them unless their values
         are large together, and at least one. Never waits for a commit."""
 
     def range(
         self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
-    ) -> RecordPage:
+    ) -> RangePage:
         """Up to ``limit`` records with start <= key < end (None: no end) from one snapshot, fewer
         once ``max_bytes`` of values are reached, but at least one."""
 
-    def count(self, start: bytes, end: bytes | None) -> CountPage:
+    def count(self, start: bytes, end: bytes | None) -> KeyCount:
         """How many keys there are in the range, or in a bounded part of it."""
 
     def log(
         self, since: int, wanted: EventFilter, limit: int, *, values: bool, previous: bool, max_bytes: int
-    ) -> LogPage | Position:
-        """Events with a revision above ``since``, whole revisions at a time; the Position instead
+    ) -> EventPage | LogPosition:
+        """Events with a revision above ``since``, whole revisions at a time; the LogPosition instead
         when the log does not reach back that far, or not yet as far, or jumped over ``since`` in a restore. A
         call looks at a bounded
         number of events. Without ``previous`` only an expire carries its previous record."""
@@ -271,7 +271,7 @@ class Engine(Protocol):
         *,
         values: bool,
         max_bytes: int,
-    ) -> HistoryPage:
+    ) -> KeyHistory:
         """The key's events below revision ``before``, newest first; a bounded number of steps.
         Raises ``not_found`` if neither the key nor any event of it is there."""
 
@@ -283,7 +283,7 @@ class Engine(Protocol):
         """The time that a write would be stamped with; the times of :meth:`due` and ``expires_at`` are to be
         compared with it."""
 
-    def position(self) -> Position:
+    def position(self) -> LogPosition:
         """Epoch, floor and head of the log, as of the last commit."""
 
     def trim(self) -> None:

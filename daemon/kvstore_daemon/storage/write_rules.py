@@ -9,7 +9,7 @@ from typing import Any
 from kvstore_core.errors import KvError
 from kvstore_core.model import TEXT_CONTENT_TYPE
 from kvstore_core.operations import MAX_MOMENT
-from kvstore_daemon.storage.interface import Stored, Write, no_such_key
+from kvstore_daemon.storage.interface import StoredRecord, Write, no_such_key
 
 _INTEGER = re.compile(rb"-?[0-9]{1,19}")
 _INT64 = 2**63
@@ -21,12 +21,12 @@ NEEDS_VALUE = frozenset(("incr", "touch", "persist", "expire"))
 """The ops whose plan, or whose event, has the present value."""
 
 
-Plan = tuple[str | None, Stored | None, dict[str, Any]]
+Plan = tuple[str | None, StoredRecord | None, dict[str, Any]]
 """The event to record (None if nothing changes), the record it leaves, and the reply's fields.
 A bare tuple, since one is made with every write."""
 
 
-def plan(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+def plan(write: Write, current: StoredRecord | None, revision: int, now: int) -> Plan:
     """What ``write`` comes to when it is committed at ``revision``.
 
     ``current`` is the live record, None where there is none. Raises KvError if the write cannot be
@@ -37,7 +37,7 @@ def plan(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
     return _PLANS[write.op](write, current, revision, now)
 
 
-def _check_condition(write: Write, current: Stored | None) -> None:
+def _check_condition(write: Write, current: StoredRecord | None) -> None:
     wanted = write.if_revision
     found = 0 if current is None else current.revision
     if wanted == found or write.op == "expire":
@@ -51,7 +51,7 @@ def _check_condition(write: Write, current: Stored | None) -> None:
     raise KvError("condition_failed", f"{message}: read it again and retry", revision=found)
 
 
-def _put(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+def _put(write: Write, current: StoredRecord | None, revision: int, now: int) -> Plan:
     if write.ttl_ms is not None:
         expires_at: int | None = _end(now, write.ttl_ms)
     elif write.keep_ttl:
@@ -70,14 +70,19 @@ def _end(now: int, ttl_ms: int) -> int:
 
 
 def _store(
-    value: bytes, content_type: str, current: Stored | None, revision: int, now: int, expires_at: int | None
+    value: bytes,
+    content_type: str,
+    current: StoredRecord | None,
+    revision: int,
+    now: int,
+    expires_at: int | None,
 ) -> Plan:
     created, version = (revision, 1) if current is None else (current.create_revision, current.version + 1)
-    record = Stored(value, content_type, revision, created, version, now, expires_at)
+    record = StoredRecord(value, content_type, revision, created, version, now, expires_at)
     return "put", record, _result(record)
 
 
-def _result(record: Stored) -> dict[str, Any]:
+def _result(record: StoredRecord) -> dict[str, Any]:
     _, _, revision, created, version, _, expires_at = record
     result: dict[str, Any] = {"revision": revision, "create_revision": created, "version": version}
     if expires_at is not None:
@@ -85,7 +90,7 @@ def _result(record: Stored) -> dict[str, Any]:
     return result
 
 
-def _incr(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+def _incr(write: Write, current: StoredRecord | None, revision: int, now: int) -> Plan:
     if current is None:
         return _count(write.by, TEXT_CONTENT_TYPE, current, revision, now)
     value = current.value or b""
@@ -94,7 +99,7 @@ def _incr(write: Write, current: Stored | None, revision: int, now: int) -> Plan
     return _count(int(value) + write.by, current.content_type, current, revision, now)
 
 
-def _count(total: int, content_type: str, current: Stored | None, revision: int, now: int) -> Plan:
+def _count(total: int, content_type: str, current: StoredRecord | None, revision: int, now: int) -> Plan:
     if not -_INT64 <= total < _INT64:
         raise KvError("out_of_range", f"the result {total} does not fit a signed 64-bit integer")
     expires_at = None if current is None else current.expires_at
@@ -102,35 +107,35 @@ def _count(total: int, content_type: str, current: Stored | None, revision: int,
     return op, record, {"value": total, **result}
 
 
-def _touch(write: Write, current: Stored | None, revision: int, now: int) -> Plan:
+def _touch(write: Write, current: StoredRecord | None, revision: int, now: int) -> Plan:
     return _set_expiry(_existing(write, current), revision, _end(now, write.ttl_ms or 0))
 
 
-def _persist(write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
+def _persist(write: Write, current: StoredRecord | None, revision: int, _now: int) -> Plan:
     found = _existing(write, current)
     if found.expires_at is None:
         return None, None, _result(found)
     return _set_expiry(found, revision, None)
 
 
-def _set_expiry(found: Stored, revision: int, expires_at: int | None) -> Plan:
+def _set_expiry(found: StoredRecord, revision: int, expires_at: int | None) -> Plan:
     # version and modified_at speak of the value, which stays as it is
     record = found._replace(revision=revision, expires_at=expires_at)
     return "put", record, _result(record)
 
 
-def _existing(write: Write, current: Stored | None) -> Stored:
+def _existing(write: Write, current: StoredRecord | None) -> StoredRecord:
     if current is None:
         raise no_such_key(write.key)
     return current
 
 
-def _delete(write: Write, current: Stored | None, revision: int, _now: int) -> Plan:
+def _delete(write: Write, current: StoredRecord | None, revision: int, _now: int) -> Plan:
     _existing(write, current)
     return "delete", None, {"revision": revision, "deleted": 1}
 
 
-def _expire(write: Write, current: Stored | None, _revision: int, now: int) -> Plan:
+def _expire(write: Write, current: StoredRecord | None, _revision: int, now: int) -> Plan:
     if current is None or current.revision != write.if_revision or (current.expires_at or now + 1) > now:
         return None, None, {}  # it was changed since the daemon saw it
     return "expire", None, {}

@@ -15,7 +15,7 @@ import lmdb
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.files import sync_folder, sync_folders_up
-from kvstore_daemon.storage.lmdb_store.file_errors import trouble
+from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.offline.verify import TABLES
 
 FORMAT = 2
@@ -53,7 +53,7 @@ def ensure_store(folder: Path) -> None:
 def _refused(folder: Path, error: OSError | lmdb.Error) -> KvError:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return KvError("damaged", f"{folder} is a file; it must be the folder that holds the store")
-    return trouble(folder / "data.mdb", error)
+    return file_error(folder / "data.mdb", error)
 
 
 def _create(draft: Path, file: Path) -> None:

@@ -24,29 +24,29 @@ import lmdb
 from kvstore_core.errors import KvError
 from kvstore_core.process.address_in_use import patiently
 from kvstore_core.process.files import NO_ROOM
-from kvstore_daemon.storage.clock import Step, StoreClock, boot_id, machine_clock
-from kvstore_daemon.storage.commit_stats import Commits
-from kvstore_daemon.storage.folder_lock import Ownership, unusable
+from kvstore_daemon.storage.clock import ClockStep, StoreClock, boot_id, machine_clock
+from kvstore_daemon.storage.commit_stats import CommitStats
+from kvstore_daemon.storage.folder_lock import FolderLock, unusable
 from kvstore_daemon.storage.interface import (
-    Answer,
-    Change,
-    CountPage,
     EngineSettings,
     EventFilter,
-    HistoryPage,
-    LogPage,
-    Position,
-    RecordPage,
+    EventPage,
+    KeyCount,
+    KeyHistory,
+    LogPosition,
+    RangePage,
     Statistics,
-    Stored,
+    StoredEvent,
+    StoredRecord,
     Write,
+    WriteAnswer,
     WriteRequest,
 )
-from kvstore_daemon.storage.lmdb_store.file_errors import errno_of, trouble
-from kvstore_daemon.storage.lmdb_store.free_space import Space
-from kvstore_daemon.storage.lmdb_store.idempotency import Replies
-from kvstore_daemon.storage.lmdb_store.row_format import NOWHERE, DamageError, encode_place
-from kvstore_daemon.storage.lmdb_store.tables import Applying, Mirror, damaged
+from kvstore_daemon.storage.lmdb_store.file_errors import errno_of, file_error
+from kvstore_daemon.storage.lmdb_store.free_space import FreeSpace
+from kvstore_daemon.storage.lmdb_store.idempotency import IdempotencyTable
+from kvstore_daemon.storage.lmdb_store.row_format import NO_EVENT, DamageError, encode_place
+from kvstore_daemon.storage.lmdb_store.tables import Tables, WriteTransaction, damaged
 from kvstore_daemon.storage.write_rules import GROWING, NEEDS_VALUE, Plan, plan
 
 log = logging.getLogger("kvstore.daemon")
@@ -58,9 +58,9 @@ _IDLE_TRIM_EVENTS = 2_000
 # how often the places of readers that were killed are cleared; while one is left, no page is used again
 _READER_CHECK_MS = 5_000
 
-_NOWHERE = NOWHERE.encode()
+_NO_EVENT = NO_EVENT.encode()
 
-Outcome = tuple[list[Change], list[Answer]]
+Outcome = tuple[list[StoredEvent], list[WriteAnswer]]
 
 
 class LmdbEngine:
@@ -70,7 +70,7 @@ class LmdbEngine:
         self._settings = settings
         self._clock = clock or machine_clock()
         self._folder = Path(settings.data)
-        self._ownership = Ownership(self._folder)
+        self._lock = FolderLock(self._folder)
         self._outcomes: deque[Outcome] = deque()
         self._inbox: queue.SimpleQueue[Sequence[WriteRequest] | None] = queue.SimpleQueue()
         self._open = False
@@ -86,37 +86,37 @@ class LmdbEngine:
             raise KvError("bad_request", "--data has a NUL in it, as no path can have")
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            patiently(self._ownership.take)
+            patiently(self._lock.acquire)
         except OSError as error:
             raise KvError("not_allowed", unusable(self._folder, error)) from error
         try:
             self._open_store()
         except OSError as error:
-            self._ownership.release()
-            raise trouble(self._folder, error) from error
+            self._lock.release()
+            raise file_error(self._folder, error) from error
         except BaseException:
-            self._ownership.release()
+            self._lock.release()
             raise
 
     def _open_store(self) -> None:
-        self._space = Space(self._folder, self._settings.max_store_bytes)
+        self._space = FreeSpace(self._folder, self._settings.max_store_bytes)
         try:
-            self._open_mirror()
+            self._open_tables()
         except KvError as error:
             # a start writes a little, and on a full disk the ballast is there for that
             if error.code != "store_full" or not self._space.release():
                 raise
-            self._open_mirror()
+            self._open_tables()
         try:
             self._start_writer()
         except BaseException:
-            self._mirror.close()
+            self._tables.close()
             raise
 
-    def _open_mirror(self) -> None:
+    def _open_tables(self) -> None:
         settings = self._settings
         reserve = max(settings.max_store_bytes // 4, 64 * 1024 * 1024)
-        self._mirror = Mirror(
+        self._tables = Tables(
             self._folder / "lmdb",
             map_size=settings.max_store_bytes + reserve,
             sync=settings.sync == "always",
@@ -125,9 +125,9 @@ class LmdbEngine:
 
     def _start_writer(self) -> None:
         try:
-            self._writer = Writer(self._mirror, self._settings, self._space, self._inbox, self._deliver)
+            self._writer = Writer(self._tables, self._settings, self._space, self._inbox, self._deliver)
         except lmdb.Error as error:
-            raise trouble(self._folder / "lmdb" / "data.mdb", error) from error
+            raise file_error(self._folder / "lmdb" / "data.mdb", error) from error
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._writer.start()
         self._open = True
@@ -139,10 +139,10 @@ class LmdbEngine:
         self._open = False
         self._inbox.put(None)
         self._writer.join()
-        self._mirror.close()
+        self._tables.close()
         os.close(self._wake_reader)
         os.close(self._wake_writer)
-        self._ownership.release()
+        self._lock.release()
 
     def fileno(self) -> int:
         """The reading end of the pipe that the writer wakes the loop with."""
@@ -157,7 +157,7 @@ class LmdbEngine:
         self._inbox.put(())
 
     # Runs in the writer's thread.
-    def _deliver(self, changes: list[Change], answers: list[Answer]) -> None:
+    def _deliver(self, changes: list[StoredEvent], answers: list[WriteAnswer]) -> None:
         self._outcomes.append((changes, answers))
         # a full pipe means that the loop is awake already
         with contextlib.suppress(BlockingIOError):
@@ -167,33 +167,33 @@ class LmdbEngine:
         """See :meth:`kvstore_daemon.storage.interface.Engine.poll`."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_reader, 4096)
-        changes: list[Change] = []
-        answers: list[Answer] = []
+        changes: list[StoredEvent] = []
+        answers: list[WriteAnswer] = []
         while self._outcomes:
             more_changes, more_answers = self._outcomes.popleft()
             changes += more_changes
             answers += more_answers
         return changes, answers
 
-    def read(self, keys: Sequence[bytes]) -> tuple[list[Stored | KvError | None], int]:
+    def read(self, keys: Sequence[bytes]) -> tuple[list[StoredRecord | KvError | None], int]:
         """See :meth:`kvstore_daemon.storage.interface.Engine.read`."""
-        return self._mirror.read(keys)
+        return self._tables.read(keys)
 
     def range(
         self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
-    ) -> RecordPage:
+    ) -> RangePage:
         """See :meth:`kvstore_daemon.storage.interface.Engine.range`."""
-        return self._mirror.range(start, end, limit, values=values, max_bytes=max_bytes)
+        return self._tables.range(start, end, limit, values=values, max_bytes=max_bytes)
 
-    def count(self, start: bytes, end: bytes | None) -> CountPage:
+    def count(self, start: bytes, end: bytes | None) -> KeyCount:
         """See :meth:`kvstore_daemon.storage.interface.Engine.count`."""
-        return self._mirror.count(start, end)
+        return self._tables.count(start, end)
 
     def log(
         self, since: int, wanted: EventFilter, limit: int, *, values: bool, previous: bool, max_bytes: int
-    ) -> LogPage | Position:
+    ) -> EventPage | LogPosition:
         """See :meth:`kvstore_daemon.storage.interface.Engine.log`."""
-        return self._mirror.log(since, wanted, limit, values=values, previous=previous, max_bytes=max_bytes)
+        return self._tables.log(since, wanted, limit, values=values, previous=previous, max_bytes=max_bytes)
 
     def history(
         self,
@@ -204,21 +204,21 @@ class LmdbEngine:
         *,
         values: bool,
         max_bytes: int,
-    ) -> HistoryPage:
+    ) -> KeyHistory:
         """See :meth:`kvstore_daemon.storage.interface.Engine.history`."""
-        return self._mirror.history(key, before, cursor, limit, values=values, max_bytes=max_bytes)
+        return self._tables.history(key, before, cursor, limit, values=values, max_bytes=max_bytes)
 
     def due(self, limit: int) -> tuple[list[tuple[bytes, int]], int | None]:
         """See :meth:`kvstore_daemon.storage.interface.Engine.due`."""
-        return self._mirror.due(limit)
+        return self._tables.due(limit)
 
-    def position(self) -> Position:
+    def position(self) -> LogPosition:
         """See :meth:`kvstore_daemon.storage.interface.Engine.position`."""
-        return self._mirror.position()
+        return self._tables.position()
 
     def statistics(self) -> Statistics:
         """See :meth:`kvstore_daemon.storage.interface.Engine.statistics`."""
-        counts = self._mirror.counts()
+        counts = self._tables.counts()
         disk = self._writer.space.disk()
         return Statistics(
             **counts._asdict(),
@@ -246,19 +246,19 @@ class Writer(threading.Thread):
 
     def __init__(
         self,
-        mirror: Mirror,
+        tables: Tables,
         settings: EngineSettings,
-        space: Space,
+        space: FreeSpace,
         inbox: queue.SimpleQueue[Sequence[WriteRequest] | None],
         deliver: Any,
     ) -> None:
         super().__init__(name="kvstore-writer", daemon=True)
-        self._mirror = mirror
+        self._tables = tables
         self._settings = settings
         self._inbox = inbox
         self._deliver = deliver
-        self._replies = Replies(mirror.env)
-        self.commits = Commits()
+        self._replies = IdempotencyTable(tables.env)
+        self.commits = CommitStats()
         self.broken: KvError | None = None
         self.space = space
         retention = settings.retention
@@ -272,11 +272,11 @@ class Writer(threading.Thread):
         self._reader_check_due_at = 0
         self._unsynced_since: float | None = None
         self.space.prepare()
-        if mirror.step_at_start is not None:
-            _tell(mirror.step_at_start, "while the store was closed")
+        if tables.step_at_start is not None:
+            _tell(tables.step_at_start, "while the store was closed")
         self._begin_weak_sync()
-        with mirror.env.begin() as txn:
-            self._position = mirror.log_position(txn)
+        with tables.env.begin() as txn:
+            self._position = tables.log_position(txn)
 
     def _begin_weak_sync(self) -> None:
         """Begin a new epoch if a crash of the machine may have taken commits back.
@@ -284,18 +284,18 @@ class Writer(threading.Thread):
         Without a sync on every commit those commits were seen by subscribers, and their revisions
         will be given out again. A mark that names the boot is left while the store is open like that.
         """
-        mirror = self._mirror
+        tables = self._tables
         boot = boot_id().encode()
-        with mirror.env.begin(write=True) as txn:
-            mark = txn.get(b"unsynced", db=mirror.meta)
+        with tables.env.begin(write=True) as txn:
+            mark = txn.get(b"unsynced", db=tables.meta)
             if mark is not None and bytes(mark) != boot:
                 log.warning("the machine stopped while writes were not synced: cursors begin anew")
-                mirror.new_epoch(txn)
+                tables.new_epoch(txn)
             if self._settings.sync == "always":
-                txn.delete(b"unsynced", db=mirror.meta)
+                txn.delete(b"unsynced", db=tables.meta)
             else:
-                txn.put(b"unsynced", boot, db=mirror.meta)
-        mirror.env.sync(True)
+                txn.put(b"unsynced", boot, db=tables.meta)
+        tables.env.sync(True)
 
     def run(self) -> None:
         """Commit what comes in until None does."""
@@ -330,7 +330,7 @@ class Writer(threading.Thread):
         started = time.perf_counter()
         self._unsynced_since = None
         try:
-            self._mirror.env.sync(True)
+            self._tables.env.sync(True)
         except lmdb.Error as error:
             self._break([], error)
         else:
@@ -342,10 +342,10 @@ class Writer(threading.Thread):
         if self.broken is not None:
             return
         try:
-            self._mirror.env.sync(True)
-            with self._mirror.env.begin(write=True) as txn:
-                txn.delete(b"unsynced", db=self._mirror.meta)
-            self._mirror.env.sync(True)
+            self._tables.env.sync(True)
+            with self._tables.env.begin(write=True) as txn:
+                txn.delete(b"unsynced", db=self._tables.meta)
+            self._tables.env.sync(True)
         except lmdb.Error as error:
             log.error("the last sync before the end failed: %s", error)
 
@@ -358,7 +358,7 @@ class Writer(threading.Thread):
 
     def _commit(self, requests: list[WriteRequest]) -> Outcome:
         if self.broken is not None:
-            return [], [Answer(request.ticket, None, self.broken) for request in requests]
+            return [], [WriteAnswer(request.ticket, None, self.broken) for request in requests]
         try:
             return self._attempt(requests)
         except Exception as error:
@@ -381,8 +381,8 @@ class Writer(threading.Thread):
 
     def _commit_one_by_one(self, requests: list[WriteRequest]) -> Outcome:
         """After a transaction found no room: let those through that still find some."""
-        changes: list[Change] = []
-        answers: list[Answer] = []
+        changes: list[StoredEvent] = []
+        answers: list[WriteAnswer] = []
         for request in requests:
             try:
                 more_changes, more_answers = self._attempt([request])
@@ -396,13 +396,13 @@ class Writer(threading.Thread):
                 answers += more_answers
         return changes, answers
 
-    def _no_room(self, request: WriteRequest) -> Answer:
-        answer = Answer(request.ticket, None, self.space.disk_full())
+    def _no_room(self, request: WriteRequest) -> WriteAnswer:
+        answer = WriteAnswer(request.ticket, None, self.space.disk_full())
         if request.client is not None:
             self._replies.keep_refusal(request, answer)
         return answer
 
-    def _break(self, requests: list[WriteRequest], error: Exception) -> list[Answer]:
+    def _break(self, requests: list[WriteRequest], error: Exception) -> list[WriteAnswer]:
         """Take no more writes. After a failed sync nobody knows what is on the disk: the kernel may
         have dropped the pages, and a second sync would succeed without having written them.
 
@@ -411,7 +411,7 @@ class Writer(threading.Thread):
         reason = f"a commit failed ({error}); writes are refused until the daemon is restarted"
         self.broken = KvError("internal", reason)
         self._unsynced_since = None
-        self._mirror.given_up.set()
+        self._tables.given_up.set()
         # of an error that is not the disk's, where it came from is worth knowing
         log.critical(
             "a commit failed (%s); writes are refused until the daemon is restarted, reads go on",
@@ -419,16 +419,16 @@ class Writer(threading.Thread):
             exc_info=None if isinstance(error, lmdb.Error) else error,
         )
         unknown = KvError("internal", reason, outcome="unknown")
-        return [Answer(request.ticket, None, unknown) for request in requests]
+        return [WriteAnswer(request.ticket, None, unknown) for request in requests]
 
     def _attempt(self, requests: list[WriteRequest]) -> Outcome:
         try:
             return self._transact(requests)
         finally:
-            self._mirror.clock.release()
+            self._tables.clock.release()
 
     def _transact(self, requests: list[WriteRequest]) -> Outcome:
-        clock = self._mirror.clock
+        clock = self._tables.clock
         step = clock.notice(self._position.head)
         if step is not None:
             self._has_new_time = True
@@ -436,11 +436,11 @@ class Writer(threading.Thread):
         steady = clock.hold()
         now = steady + clock.shift
         if steady >= self._reader_check_due_at:
-            self._mirror.env.reader_check()
+            self._tables.env.reader_check()
             self._reader_check_due_at = steady + _READER_CHECK_MS
         started = time.perf_counter()
-        with self._replies.remembering(), self._mirror.env.begin(write=True) as txn:
-            applying = Applying(self._mirror, txn, self._position, now)
+        with self._replies.remembering(), self._tables.env.begin(write=True) as txn:
+            applying = WriteTransaction(self._tables, txn, self._position, now)
             transaction = Transaction(applying, self._refusal(txn))
             answers = [self._answer(txn, transaction, request) for request in requests]
             written = len(applying.changes)
@@ -448,7 +448,7 @@ class Writer(threading.Thread):
             trim_due_at = applying.trim(self._retention, budget, self._trim_due_at)
             self._replies.forget(txn, clock.running(), written + 1)
             if self._has_new_time:
-                self._mirror.keep_time(txn)
+                self._tables.keep_time(txn)
             position = applying.finish()
             applied = time.perf_counter()
         if applying.changes:
@@ -465,18 +465,18 @@ class Writer(threading.Thread):
             self.commits.sync_seconds.count(done - applied)
 
     def _refusal(self, txn: lmdb.Transaction[bytes]) -> KvError | None:
-        return self.space.refusal(self._mirror.file_bytes(), lambda: self._mirror.used_bytes(txn))
+        return self.space.refusal(self._tables.file_bytes(), lambda: self._tables.used_bytes(txn))
 
     def _answer(
         self, txn: lmdb.Transaction[bytes], transaction: Transaction, request: WriteRequest
-    ) -> Answer:
+    ) -> WriteAnswer:
         if request.client is None:
             return transaction.answer(request)
         kept = self._replies.find(txn, request)
         if kept is not None:
             return kept
         answer = transaction.answer(request)
-        self._replies.keep(txn, request, answer, self._mirror.clock.running())
+        self._replies.keep(txn, request, answer, self._tables.clock.running())
         return answer
 
 
@@ -486,25 +486,25 @@ class Transaction:
     ``refusal`` is the ``store_full`` that writes which grow the store get, None if there is room.
     """
 
-    def __init__(self, applying: Applying, refusal: KvError | None) -> None:
+    def __init__(self, applying: WriteTransaction, refusal: KvError | None) -> None:
         self.now = applying.now
         self._applying = applying
         self._refusal = refusal
 
-    def answer(self, request: WriteRequest) -> Answer:
+    def answer(self, request: WriteRequest) -> WriteAnswer:
         """Apply what can be applied of ``request`` and say what became of it."""
         if request.atomic:
             try:
-                return Answer(request.ticket, self._all(request.writes))
+                return WriteAnswer(request.ticket, self._all(request.writes))
             except KvError as error:
-                return Answer(request.ticket, None, error)
+                return WriteAnswer(request.ticket, None, error)
         results: list[dict[str, Any] | KvError] = []
         for write in request.writes:
             try:
                 results.append(self._one(write))
             except KvError as error:
                 results.append(error)
-        return Answer(request.ticket, results)
+        return WriteAnswer(request.ticket, results)
 
     def _one(self, write: Write) -> dict[str, Any]:
         if write.op == "delete_prefix":
@@ -523,7 +523,7 @@ class Transaction:
     def _all(self, writes: Sequence[Write]) -> list[dict[str, Any] | KvError]:
         """All writes in one revision. Every plan is made before the first is applied; keys differ,
         so none of them depends on another."""
-        found: list[tuple[Stored | None, bytes]] = []
+        found: list[tuple[StoredRecord | None, bytes]] = []
         planned: list[Plan] = []
         try:
             for write in writes:
@@ -535,13 +535,13 @@ class Transaction:
             at = len(planned) if len(found) == len(writes) else len(found)
             raise KvError(error.code, error.message, **{**error.details, "op": at}) from error
         changing = [index for index, (op, _, _) in enumerate(planned) if op is not None]
-        for nth, index in enumerate(changing):
-            op, record, _ = planned[index]
-            current, before = found[index]
-            self._apply(op or "", writes[index].key, record, current, before, revision, nth, len(changing))
+        for index, at in enumerate(changing):
+            op, record, _ = planned[at]
+            current, before = found[at]
+            self._apply(op or "", writes[at].key, record, current, before, revision, index, len(changing))
         return [result for _, _, result in planned]
 
-    def _found(self, write: Write) -> tuple[Stored | None, bytes]:
+    def _found(self, write: Write) -> tuple[StoredRecord | None, bytes]:
         self._check_room(write)
         current, before = self._current(write)
         if current is _DAMAGED:
@@ -552,7 +552,7 @@ class Transaction:
         if self._refusal is not None and write.op in GROWING:
             raise self._refusal
 
-    def _current(self, write: Write) -> tuple[Stored | None, bytes]:
+    def _current(self, write: Write) -> tuple[StoredRecord | None, bytes]:
         """The live record of the write's key and the encoded place of its newest event.
 
         A record whose time has come is expired first, in a revision of its own, so that no write
@@ -564,7 +564,7 @@ class Transaction:
             if write.if_revision is not None or write.op not in ("put", "delete"):
                 raise damaged(write.key, damage) from damage
             self._applying.forget_expiry(write.key)
-            return (None if write.op == "put" else _DAMAGED), _NOWHERE
+            return (None if write.op == "put" else _DAMAGED), _NO_EVENT
         if current is None or write.op == "expire":
             return current, before
         expires_at = current.expires_at
@@ -579,22 +579,22 @@ class Transaction:
         self,
         op: str,
         key: bytes,
-        record: Stored | None,
-        current: Stored | None,
+        record: StoredRecord | None,
+        current: StoredRecord | None,
         before: bytes,
         revision: int,
-        nth: int,
+        index: int,
         count: int,
     ) -> None:
         """Record an event; on an expire ``current`` has its value."""
         previous = current if op == "expire" else None
         previous_revision = 0 if current is None else current.revision
-        change = Change(op, key, revision, nth, count, self.now, record, previous, previous_revision)
+        change = StoredEvent(op, key, revision, index, count, self.now, record, previous, previous_revision)
         self._applying.apply(change, current, before)
 
     def _remove_damaged(self, key: bytes, revision: int) -> None:
-        change = Change("delete", key, revision, 0, 1, self.now, None, None, 0)
-        self._applying.apply(change, None, _NOWHERE)
+        change = StoredEvent("delete", key, revision, 0, 1, self.now, None, None, 0)
+        self._applying.apply(change, None, _NO_EVENT)
 
     def _delete_prefix(self, write: Write) -> dict[str, Any]:
         """Remove the first keys with the prefix; those that were expired are told of as such."""
@@ -605,14 +605,14 @@ class Transaction:
             if current is not None:
                 found.append((key, current, before))
         revision = self._applying.head + 1
-        for nth, (key, current, before) in enumerate(found):
+        for index, (key, current, before) in enumerate(found):
             live = None if current is _DAMAGED else current
-            self._apply("delete", key, None, live, before, revision, nth, len(found))
+            self._apply("delete", key, None, live, before, revision, index, len(found))
         result = {"deleted": len(found), "more": len(keys) > write.limit}
         return {"revision": revision, **result} if found else result
 
 
-_DAMAGED = Stored(None, "", 0, 0, 0, 0, None)
+_DAMAGED = StoredRecord(None, "", 0, 0, 0, 0, None)
 """Stands for a record that cannot be read but may be deleted."""
 
 
@@ -623,7 +623,7 @@ def _is_full(requests: list[WriteRequest]) -> bool:
     return writes >= _MAX_GROUP_WRITES or size >= _MAX_GROUP_BYTES
 
 
-def _tell(step: Step, when: str) -> None:
+def _tell(step: ClockStep, when: str) -> None:
     log.warning(
         "the machine's clock was set %s by %.1f s%s; what has a time to live keeps what was left of it",
         "forward" if step.by > 0 else "back",

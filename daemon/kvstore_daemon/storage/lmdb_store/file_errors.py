@@ -54,7 +54,7 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, _DAMAGE) or (type(error) is lmdb.Error and "LMDB data format" in str(error))
 
 
-def trouble(path: Path, error: OSError | lmdb.Error) -> KvError:
+def file_error(path: Path, error: OSError | lmdb.Error) -> KvError:
     """What is wrong with the store's file, or folder, ``path``, and what to do about it."""
     number = errno_of(error)
     reason = os.strerror(number) if number else str(error)

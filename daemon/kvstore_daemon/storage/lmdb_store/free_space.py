@@ -26,7 +26,7 @@ class Disk(NamedTuple):
     free: int
 
 
-class Space:
+class FreeSpace:
     """Says whether the store may grow. Used by the writer's thread only, but for :meth:`disk`,
     :meth:`log_bytes` and :meth:`shortage`.
 

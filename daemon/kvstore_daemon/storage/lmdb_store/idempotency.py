@@ -18,7 +18,7 @@ import lmdb
 import orjson
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.interface import Answer, WriteRequest
+from kvstore_daemon.storage.interface import WriteAnswer, WriteRequest
 
 KEPT_MINUTES = 10
 
@@ -40,7 +40,7 @@ class _Last(NamedTuple):
     minute: int
 
 
-class Replies:
+class IdempotencyTable:
     """The tables ``clients`` (client -> row) and ``client_ages`` (minute -> clients); used by the
     writer's thread only.
 
@@ -52,7 +52,7 @@ class Replies:
         self._clients = env.open_db(b"clients")
         self._ages = env.open_db(b"client_ages", dupsort=True)
         self._last: dict[bytes, _Last] = {}
-        self._refused: dict[bytes, tuple[_Last, Answer, float]] = {}
+        self._refused: dict[bytes, tuple[_Last, WriteAnswer, float]] = {}
         self._newly_refused: list[bytes] = []
         self._forgotten_before = 0
 
@@ -68,7 +68,7 @@ class Replies:
                 self._refused.pop(client, None)
             raise
 
-    def find(self, txn: lmdb.Transaction[bytes], request: WriteRequest) -> Answer | None:
+    def find(self, txn: lmdb.Transaction[bytes], request: WriteRequest) -> WriteAnswer | None:
         """The answer that a repeat of ``request`` gets, None if it is new.
 
         A number below the client's last is ``sequence_stale``; the last number with other content is
@@ -85,10 +85,10 @@ class Replies:
         seq, fingerprint, _ = last
         if request.seq < seq:
             message = f"request {request.seq} of this client came after {seq} was applied; it was not applied"
-            return Answer(request.ticket, None, KvError("sequence_stale", message, seq=seq))
+            return WriteAnswer(request.ticket, None, KvError("sequence_stale", message, seq=seq))
         if request.fingerprint != fingerprint:
             message = f"number {seq} of this client belongs to a request with other content; use a new one"
-            return Answer(request.ticket, None, KvError("sequence_reused", message))
+            return WriteAnswer(request.ticket, None, KvError("sequence_reused", message))
         if refused is not None and last is refused[0]:
             return refused[1]._replace(ticket=request.ticket)
         row = txn.get(client, b"", db=self._clients)
@@ -103,7 +103,9 @@ class Replies:
             last = self._last[client] = _Last(*_ROW.unpack_from(row))
         return last
 
-    def keep(self, txn: lmdb.Transaction[bytes], request: WriteRequest, answer: Answer, now: int) -> None:
+    def keep(
+        self, txn: lmdb.Transaction[bytes], request: WriteRequest, answer: WriteAnswer, now: int
+    ) -> None:
         """Remember the answer.
 
         Of a refusal for want of room nothing is written, since there is none: it is held in memory.
@@ -120,11 +122,11 @@ class Replies:
         if len(self._last) >= _REMEMBERED:
             self._last.clear()
         last = self._last[client] = _Last(request.seq, request.fingerprint, minute)
-        # not over the row before, which may be larger: see Applying
+        # not over the row before, which may be larger: see WriteTransaction
         txn.delete(client, db=self._clients)
         txn.put(client, _ROW.pack(*last) + _encode(answer), db=self._clients)
 
-    def keep_refusal(self, request: WriteRequest, answer: Answer) -> None:
+    def keep_refusal(self, request: WriteRequest, answer: WriteAnswer) -> None:
         """Remember that a request was refused, and nothing of it applied.
 
         Its client was told so: a copy of it that comes late must not be applied after all. For a minute, or
@@ -160,7 +162,7 @@ def _name(request: WriteRequest) -> bytes:
     return (request.client or "").encode()
 
 
-def _is_refused(answer: Answer) -> bool:
+def _is_refused(answer: WriteAnswer) -> bool:
     """Whether nothing was applied, for reasons that may pass."""
     if answer.error is not None:
         return answer.error.row.retryable
@@ -170,7 +172,7 @@ def _is_refused(answer: Answer) -> bool:
     return True
 
 
-def _encode(answer: Answer) -> bytes:
+def _encode(answer: WriteAnswer) -> bytes:
     if answer.error is not None:
         return orjson.dumps({"error": answer.error.as_json()})
     return orjson.dumps({"results": answer.results}, default=_error_as_json)
@@ -180,11 +182,11 @@ def _error_as_json(error: KvError) -> dict[str, Any]:
     return {"error": error.as_json()}
 
 
-def _decode(ticket: Any, data: bytes) -> Answer:
+def _decode(ticket: Any, data: bytes) -> WriteAnswer:
     kept = orjson.loads(data)
     if "error" in kept:
-        return Answer(ticket, None, KvError.from_json(kept["error"]))
-    return Answer(
+        return WriteAnswer(ticket, None, KvError.from_json(kept["error"]))
+    return WriteAnswer(
         ticket,
         [KvError.from_json(result["error"]) if "error" in result else result for result in kept["results"]],
     )

@@ -10,9 +10,9 @@ import struct
 from typing import NamedTuple
 from zlib import crc32
 
-from kvstore_daemon.storage.interface import Change, Stored
-from kvstore_daemon.storage.lmdb_store import value_format
-from kvstore_daemon.storage.lmdb_store.value_format import Buffer
+from kvstore_daemon.storage.interface import StoredEvent, StoredRecord
+
+Buffer = bytes | memoryview
 
 OPS = ("put", "delete", "expire")
 _OP_CODES = {op: code for code, op in enumerate(OPS)}
@@ -22,9 +22,14 @@ _PUT = bytes((_OP_CODES["put"],))
 _new_tuple = tuple.__new__
 
 _CRC = struct.Struct(">I")
+# the envelope, which would be the same on every engine: format u8, modified_at u64, expires_at u64 (0: none),
+# length of the media type u8; then the media type (ASCII) and the value. Revisions are no part of it, since a
+# distributed engine learns them only when a commit is done
+_VALUE_FORMAT = 1
+_VALUE_HEAD = "BQQB"
 # revision u64, index u32, create_revision u64, version u64; then the envelope
-_RECORD = struct.Struct(">QIQQ" + value_format.HEAD)
-_SEALED_RECORD = struct.Struct(">IQIQQ" + value_format.HEAD)
+_RECORD = struct.Struct(">QIQQ" + _VALUE_HEAD)
+_SEALED_RECORD = struct.Struct(">IQIQQ" + _VALUE_HEAD)
 # op u8, count u32, time u64, place of the preceding event, key length u16, record length u32;
 # then the key, the record without its checksum (puts), the previous record without its (if inline)
 _EVENT = struct.Struct(">BIQ12sHI")
@@ -36,29 +41,29 @@ class DamageError(ValueError):
     """The bytes are not what was written."""
 
 
-class Place(NamedTuple):
+class EventId(NamedTuple):
     """Where an event stands in the log; (0, 0) is nowhere."""
 
     revision: int
-    nth: int
+    index: int  # type: ignore[assignment]
 
     def encode(self) -> bytes:
         """The log's key for this place; its byte order is the log's order."""
         return _PLACE.pack(*self)
 
     @classmethod
-    def decode(cls, data: Buffer) -> Place:
+    def decode(cls, data: Buffer) -> EventId:
         """The place that :meth:`encode` wrote."""
         return cls(*_PLACE.unpack(data))
 
 
-NOWHERE = Place(0, 0)
+NO_EVENT = EventId(0, 0)
 
 encode_place = _PLACE.pack
-"""The bytes of ``Place(revision, nth).encode()``, without making the place."""
+"""The bytes of ``EventId(revision, index).encode()``, without making the place."""
 
 
-class LogPosition(NamedTuple):
+class LogCounters(NamedTuple):
     """The log's counters, kept in one row that every commit rewrites."""
 
     head: int
@@ -71,18 +76,18 @@ class LogPosition(NamedTuple):
         return _POSITION.pack(*self)
 
     @classmethod
-    def decode(cls, data: Buffer) -> LogPosition:
+    def decode(cls, data: Buffer) -> LogCounters:
         """The counters that :meth:`encode` wrote."""
         return cls(*_POSITION.unpack(data))
 
 
-def record_body(stored: Stored, nth: int) -> bytes:
-    """A record without its checksum; ``nth`` is its event's index within the revision."""
+def record_body(stored: StoredRecord, index: int) -> bytes:
+    """A record without its checksum; ``index`` is its event's index within the revision."""
     value, content_type, revision, create_revision, version, modified_at, expires_at = stored
     kind = content_type.encode("ascii")
     # one pack for the row's head and the envelope's; two of them take half as long again
     head = _RECORD.pack(
-        revision, nth, create_revision, version, value_format.FORMAT, modified_at, expires_at or 0, len(kind)
+        revision, index, create_revision, version, _VALUE_FORMAT, modified_at, expires_at or 0, len(kind)
     )
     return head + kind + (value or b"")
 
@@ -110,7 +115,7 @@ def record_place(data: Buffer) -> bytes:
     return bytes(data[_CRC.size : _CRC.size + _PLACE.size])
 
 
-def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> Stored:
+def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> StoredRecord:
     """The record in a data row; with ``value`` false its value is left out, the checksum is not."""
     try:
         crc, revision, _, create_revision, version, form, modified_at, expires_at, kind_length = (
@@ -118,11 +123,11 @@ def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> Stored:
         )
     except struct.error as error:
         raise DamageError("the row is too short") from error
-    if crc != crc32(data[_CRC.size :], crc32(key)) or form != value_format.FORMAT:
+    if crc != crc32(data[_CRC.size :], crc32(key)) or form != _VALUE_FORMAT:
         raise DamageError("the checksum does not match")
     value_at = _SEALED_RECORD.size + kind_length
     return _new_tuple(
-        Stored,
+        StoredRecord,
         (
             bytes(data[value_at:]) if value else None,
             str(data[_SEALED_RECORD.size : value_at], "ascii"),
@@ -135,7 +140,7 @@ def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> Stored:
     )
 
 
-def _decode_body(body: Buffer, *, value: bool) -> Stored:
+def _decode_body(body: Buffer, *, value: bool) -> StoredRecord:
     """The record in a log row, whose checksum was verified."""
     try:
         revision, _, create_revision, version, form, modified_at, expires_at, kind_length = (
@@ -143,10 +148,10 @@ def _decode_body(body: Buffer, *, value: bool) -> Stored:
         )
     except struct.error as error:
         raise DamageError(str(error)) from error
-    if form != value_format.FORMAT:
+    if form != _VALUE_FORMAT:
         raise DamageError(f"the envelope has the unknown format {form}")
     value_at = _RECORD.size + kind_length
-    return Stored(
+    return StoredRecord(
         bytes(body[value_at:]) if value else None,
         str(body[_RECORD.size : value_at], "ascii"),
         revision,
@@ -158,7 +163,7 @@ def _decode_body(body: Buffer, *, value: bool) -> Stored:
 
 
 def encode_event(
-    change: Change, place: bytes, before: bytes, record: bytes, record_sum: int, inline: Buffer
+    change: StoredEvent, place: bytes, before: bytes, record: bytes, record_sum: int, inline: Buffer
 ) -> bytes:
     """The log row of a change that stands at ``place``.
 
@@ -202,28 +207,28 @@ class LogRow(NamedTuple):
     """A log row, its checksum verified and its records still undecoded.
 
     ``before`` is the place of the key's preceding event, and ``inline`` says that the record it left
-    is kept in this row. ``siblings`` is how many events share the revision, this one included.
+    is kept in this row. ``count`` is how many events share the revision, this one included.
     """
 
     op: str
     key: bytes
-    place: Place
-    siblings: int
+    place: EventId
+    count: int  # type: ignore[assignment]
     time: int
-    before: Place
+    before: EventId
     record: Buffer
     inline: Buffer
 
-    def stored(self, *, value: bool = True) -> Stored | None:
+    def stored(self, *, value: bool = True) -> StoredRecord | None:
         """The record that a put stored, None on other ops."""
         return _decode_body(self.record, value=value) if self.record else None
 
-    def inline_previous(self, *, value: bool = True) -> Stored | None:
+    def inline_previous(self, *, value: bool = True) -> StoredRecord | None:
         """The record that the change replaced, if it is kept here."""
         return _decode_body(self.inline, value=value) if self.inline else None
 
 
-def decode_event(place: Place, data: Buffer) -> LogRow:
+def decode_event(place: EventId, data: Buffer) -> LogRow:
     """The log row at ``place``."""
     try:
         (crc,) = _CRC.unpack_from(data)
@@ -240,4 +245,4 @@ def decode_event(place: Place, data: Buffer) -> LogRow:
         op = OPS[code]
     except IndexError as error:
         raise DamageError(f"there is no event with the code {code}") from error
-    return LogRow(op, key, place, count, time, Place.decode(before), record, inline)
+    return LogRow(op, key, place, count, time, EventId.decode(before), record, inline)

@@ -1,7 +1,7 @@
 """The read side and the event log on this machine's disk, in LMDB.
 
 The LMDB engine writes it itself; a distributed engine fills it from its one watch. Either way
-everything that is read comes from here, and a change enters through :meth:`Applying.apply` alone.
+everything that is read comes from here, and a change enters through :meth:`WriteTransaction.apply` alone.
 
 The tables:
 
@@ -16,7 +16,7 @@ A key's events form a chain: a record row knows the place of the event that made
 place of the one before. History walks this chain, so no index by key has to be written with every
 put; it would double the pages that a put to a random key dirties.
 
-``Mirror`` is used by the loop's thread only, ``Applying`` by the thread that owns the write
+``Tables`` is used by the loop's thread only, ``WriteTransaction`` by the thread that owns the write
 transaction only; LMDB itself is what they share.
 """
 
@@ -34,25 +34,31 @@ import lmdb
 
 from kvstore_core.errors import KvError
 from kvstore_core.model import MAX_KEY_BYTES
-from kvstore_daemon.storage.clock import GRACE_MS, Step, StoreClock
+from kvstore_daemon.storage.clock import GRACE_MS, ClockStep, StoreClock
 from kvstore_daemon.storage.interface import (
-    Change,
-    CountPage,
     EventFilter,
-    HistoryPage,
-    LogPage,
-    Position,
-    RecordPage,
+    EventPage,
+    KeyCount,
+    KeyHistory,
+    LogPosition,
+    RangePage,
     Retention,
-    Stored,
+    StoredEvent,
+    StoredRecord,
     no_such_key,
 )
 from kvstore_daemon.storage.lmdb_store import row_format
 from kvstore_daemon.storage.lmdb_store.create import FORMAT, ensure_store, new_epoch
-from kvstore_daemon.storage.lmdb_store.file_errors import trouble
-from kvstore_daemon.storage.lmdb_store.row_format import NOWHERE, DamageError, LogPosition, LogRow, Place
+from kvstore_daemon.storage.lmdb_store.file_errors import file_error
+from kvstore_daemon.storage.lmdb_store.row_format import (
+    NO_EVENT,
+    Buffer,
+    DamageError,
+    EventId,
+    LogCounters,
+    LogRow,
+)
 from kvstore_daemon.storage.lmdb_store.truncation_check import refuse_no_store, refuse_part
-from kvstore_daemon.storage.lmdb_store.value_format import Buffer
 
 # how many rows one call looks at before it hands back a cursor; some 10 ms at the worst
 _SCAN_LIMIT = 10_000
@@ -65,8 +71,8 @@ _PAGE_BYTES = 4096
 _PAGE_HEAD = 16
 
 _TIME = struct.Struct(">Q")
-_NOWHERE = NOWHERE.encode()
-_EMPTY = LogPosition(0, 0, 0, 0)
+_NO_EVENT = NO_EVENT.encode()
+_EMPTY = LogCounters(0, 0, 0, 0)
 
 
 def damaged(key: bytes, damage: DamageError) -> KvError:
@@ -93,7 +99,7 @@ class Counts(NamedTuple):
     file_bytes: int
 
 
-class Mirror:
+class Tables:
     """The store's tables, opened; and everything that is read from them.
 
     Values given out are copies and outlive the transaction. An expired record is treated as missing from
@@ -123,7 +129,7 @@ class Mirror:
                 self.step_at_start = self._begin_time(txn)
         except (lmdb.Error, OSError) as error:
             self._let_go()
-            raise trouble(self._file, error) from error
+            raise file_error(self._file, error) from error
         except KvError:
             self._let_go()
             raise
@@ -163,11 +169,11 @@ class Mirror:
         epoch = txn.get(b"epoch", db=self.meta)
         return bytes(epoch).decode() if epoch is not None else self.new_epoch(txn)
 
-    def _begin_time(self, txn: lmdb.Transaction[Any]) -> Step | None:
+    def _begin_time(self, txn: lmdb.Transaction[Any]) -> ClockStep | None:
         kept, newest = txn.get(b"clock", db=self.meta), None
         with txn.cursor(self.log_rows) as log:
             if log.last():
-                newest = (row_format.event_time(log.value()), Place.decode(log.key()).revision)
+                newest = (row_format.event_time(log.value()), EventId.decode(log.key()).revision)
         step = self.clock.begin(kept, newest, self.log_position(txn).head)
         self.keep_time(txn)
         return step
@@ -185,7 +191,7 @@ class Mirror:
         for _, key in txn.cursor(self.expiry):
             row = txn.get(key, db=self.data)
             if row is not None:
-                yield Place.decode(row_format.record_place(row)).revision
+                yield EventId.decode(row_format.record_place(row)).revision
 
     def new_epoch(self, txn: lmdb.Transaction[Any]) -> str:
         """Begin a new history: cursors given out so far will be answered with a reset."""
@@ -206,7 +212,7 @@ class Mirror:
             with self._begin_reading() as txn:
                 yield txn
         except lmdb.Error as error:
-            raise trouble(self._file, error) from error
+            raise file_error(self._file, error) from error
 
     def _begin_reading(self) -> lmdb.Transaction[memoryview]:
         try:
@@ -234,19 +240,19 @@ class Mirror:
         self._open_tables(create=False)
         self._is_closed = False
 
-    def log_position(self, txn: lmdb.Transaction[Any]) -> LogPosition:
+    def log_position(self, txn: lmdb.Transaction[Any]) -> LogCounters:
         """The log's counters as ``txn`` sees them."""
         row = txn.get(b"position", db=self.meta)
-        return _EMPTY if row is None else LogPosition.decode(row)
+        return _EMPTY if row is None else LogCounters.decode(row)
 
-    def position(self) -> Position:
+    def position(self) -> LogPosition:
         """See :meth:`kvstore_daemon.storage.interface.Engine.position`."""
         with self.snapshot() as txn:
             return self._position(txn)
 
-    def _position(self, txn: lmdb.Transaction[Any]) -> Position:
+    def _position(self, txn: lmdb.Transaction[Any]) -> LogPosition:
         at = self.log_position(txn)
-        return Position(self.epoch, at.floor, at.head)
+        return LogPosition(self.epoch, at.floor, at.head)
 
     def counts(self) -> Counts:
         """What the tables hold, as of the last commit."""
@@ -267,7 +273,7 @@ class Mirror:
             )
 
     def _event_time(self, log: lmdb.Cursor[Any]) -> int:
-        return self.clock.present_of(row_format.event_time(log.value()), Place.decode(log.key()).revision)
+        return self.clock.present_of(row_format.event_time(log.value()), EventId.decode(log.key()).revision)
 
     def used_bytes(self, txn: lmdb.Transaction[Any]) -> int:
         """The bytes of all pages that hold something; free pages inside the file do not count.
@@ -283,10 +289,10 @@ class Mirror:
 
     def read(
         self, keys: Sequence[bytes], max_bytes: int = _READ_BYTES
-    ) -> tuple[list[Stored | KvError | None], int]:
+    ) -> tuple[list[StoredRecord | KvError | None], int]:
         """See :meth:`kvstore_daemon.storage.interface.Engine.read`."""
         now, shown = self.clock.visible(), self._shown
-        found: list[Stored | KvError | None] = []
+        found: list[StoredRecord | KvError | None] = []
         try:
             # not by way of snapshot(), which would be a quarter of what a single read takes
             with self.env.begin(self.data, buffers=True) as txn:
@@ -310,14 +316,14 @@ class Mirror:
             try:
                 self._go_on_reading(error)
             except lmdb.Error as still:
-                raise trouble(self._file, still) from still
+                raise file_error(self._file, still) from still
             return self.read(keys, max_bytes)
 
     def range(
         self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
-    ) -> RecordPage:
+    ) -> RangePage:
         """See :meth:`kvstore_daemon.storage.interface.Engine.range`; raises ``damaged`` naming the key."""
-        now, items, size, scanned = self.clock.visible(), list[tuple[bytes, Stored]](), 0, 0
+        now, items, size, scanned = self.clock.visible(), list[tuple[bytes, StoredRecord]](), 0, 0
         with self.snapshot() as txn:
             head = self.log_position(txn).head
             for raw_key, row in _forward(txn.cursor(self.data), start):
@@ -325,7 +331,7 @@ class Mirror:
                 if end is not None and key >= end:
                     break
                 if len(items) == limit or (items and size >= max_bytes) or scanned == _SCAN_LIMIT:
-                    return RecordPage(items, key, head)
+                    return RangePage(items, key, head)
                 scanned += 1
                 try:
                     stored = row_format.decode_record(key, row, value=values)
@@ -335,9 +341,9 @@ class Mirror:
                 if live is not None:
                     items.append((key, live))
                     size += len(live.value or b"")
-        return RecordPage(items, None, head)
+        return RangePage(items, None, head)
 
-    def count(self, start: bytes, end: bytes | None) -> CountPage:
+    def count(self, start: bytes, end: bytes | None) -> KeyCount:
         """See :meth:`kvstore_daemon.storage.interface.Engine.count`."""
         with self.snapshot() as txn:
             head = self.log_position(txn).head
@@ -346,7 +352,7 @@ class Mirror:
             else:
                 total, stop = self._count_keys(txn, start, end)
             gone = sum(1 for key in self._expired(txn) if key >= start and not _beyond(key, end, stop))
-            return CountPage(total - gone, stop, head)
+            return KeyCount(total - gone, stop, head)
 
     def _count_keys(
         self, txn: lmdb.Transaction[Any], start: bytes, end: bytes | None
@@ -364,13 +370,13 @@ class Mirror:
             total += 1
         return total, None
 
-    def _shown(self, stored: Stored, now: int) -> Stored | None:
+    def _shown(self, stored: StoredRecord, now: int) -> StoredRecord | None:
         """A record with a time to live as it is given out; None if that is over at steady time ``now``."""
         if stored.expires_at is None or self.clock.steady_of(stored.expires_at, stored.revision) > now:
             return self.restamped(stored)
         return None
 
-    def restamped(self, stored: Stored) -> Stored:
+    def restamped(self, stored: StoredRecord) -> StoredRecord:
         """The record with its ``expires_at`` as the wall clock shows that moment now."""
         if stored.expires_at is None:
             return stored
@@ -409,20 +415,20 @@ class Mirror:
 
     def log(
         self, since: int, wanted: EventFilter, limit: int, *, values: bool, previous: bool, max_bytes: int
-    ) -> LogPage | Position:
+    ) -> EventPage | LogPosition:
         """See :meth:`kvstore_daemon.storage.interface.Engine.log`; raises ``damaged`` naming the revision."""
-        changes: list[Change] = []
+        changes: list[StoredEvent] = []
         size = scanned = 0
         with self.snapshot() as txn:
             position = self._position(txn)
             if not position.floor <= since <= position.head or not self._was_given_out(txn, position, since):
                 return position
             seen = since
-            for raw_place, row in _forward(txn.cursor(self.log_rows), Place(since + 1, 0).encode()):
-                place = Place.decode(raw_place)
+            for raw_place, row in _forward(txn.cursor(self.log_rows), EventId(since + 1, 0).encode()):
+                place = EventId.decode(raw_place)
                 full = len(changes) >= limit or size >= max_bytes or scanned >= _SCAN_LIMIT
                 if full and place.revision != seen:
-                    return LogPage(changes, seen, position)
+                    return EventPage(changes, seen, position)
                 event = _decode_event(place, row)
                 if wanted.matches(event.op, event.key):
                     change = self._change(txn, event, position.floor, values=values, previous=previous)
@@ -430,9 +436,9 @@ class Mirror:
                     size += _size(change.record) + _size(change.previous)
                 seen = place.revision
                 scanned += 1
-        return LogPage(changes, position.head, position)
+        return EventPage(changes, position.head, position)
 
-    def _was_given_out(self, txn: lmdb.Transaction[Any], position: Position, revision: int) -> bool:
+    def _was_given_out(self, txn: lmdb.Transaction[Any], position: LogPosition, revision: int) -> bool:
         """Whether the head ever was at ``revision`` in this history, which lies between floor and head.
 
         Each commit is one above the last, but a restore jumps: what lies in the gap was given out, if at all,
@@ -441,22 +447,22 @@ class Mirror:
         if revision in (position.floor, position.head):
             return True
         return any(
-            txn.get(Place(at, 0).encode(), db=self.log_rows) is not None for at in (revision, revision + 1)
+            txn.get(EventId(at, 0).encode(), db=self.log_rows) is not None for at in (revision, revision + 1)
         )
 
     def _change(
         self, txn: lmdb.Transaction[Any], event: LogRow, floor: int, *, values: bool, previous: bool
-    ) -> Change:
+    ) -> StoredEvent:
         record = event.stored(value=values)
         created = record is not None and record.create_revision == event.place.revision
-        before = NOWHERE if created else event.before
-        wants_previous = before != NOWHERE and (previous or event.op == "expire")
-        return Change(
+        before = NO_EVENT if created else event.before
+        wants_previous = before != NO_EVENT and (previous or event.op == "expire")
+        return StoredEvent(
             event.op,
             event.key,
             event.place.revision,
-            event.place.nth,
-            event.siblings,
+            event.place.index,
+            event.count,
             event.time,
             record if record is None else self.restamped(record),
             self._previous(txn, event, floor, values=values) if wants_previous else None,
@@ -465,7 +471,7 @@ class Mirror:
 
     def _previous(
         self, txn: lmdb.Transaction[Any], event: LogRow, floor: int, *, values: bool
-    ) -> Stored | None:
+    ) -> StoredRecord | None:
         if event.inline:
             previous = event.inline_previous(value=values)
         elif event.before.revision <= floor:
@@ -484,16 +490,16 @@ class Mirror:
         *,
         values: bool,
         max_bytes: int,
-    ) -> HistoryPage:
+    ) -> KeyHistory:
         """See :meth:`kvstore_daemon.storage.interface.Engine.history`."""
-        changes: list[Change] = []
+        changes: list[StoredEvent] = []
         size = steps = 0
         with self.snapshot() as txn:
             floor = self.log_position(txn).floor
             place = _parse_place(cursor) if cursor is not None else self._newest(txn, key)
             while place.revision > floor:
                 if len(changes) == limit or size >= max_bytes or steps == _SCAN_LIMIT:
-                    return HistoryPage(changes, f"{place.revision}.{place.nth}", False)
+                    return KeyHistory(changes, f"{place.revision}.{place.index}", False)
                 row = txn.get(place.encode(), db=self.log_rows)
                 if row is None:
                     raise KvError("invalid_cursor", "there is no event at this cursor")
@@ -504,69 +510,69 @@ class Mirror:
                     changes.append(self._change(txn, event, floor, values=values, previous=False))
                     size += _size(changes[-1].record)
                 place, steps = event.before, steps + 1
-        return HistoryPage(changes, None, place != NOWHERE)
+        return KeyHistory(changes, None, place != NO_EVENT)
 
-    def _newest(self, txn: lmdb.Transaction[Any], key: bytes) -> Place:
+    def _newest(self, txn: lmdb.Transaction[Any], key: bytes) -> EventId:
         row = txn.get(key, db=self.data)
         if row is not None:
             try:
                 row_format.decode_body(key, row)
-                return Place.decode(row_format.record_place(row))
+                return EventId.decode(row_format.record_place(row))
             except DamageError as damage:
                 raise damaged(key, damage) from damage
         grave = txn.get(key, db=self.graves)
         if grave is None:
             raise no_such_key(key)
-        return Place.decode(grave)
+        return EventId.decode(grave)
 
 
-class Applying:
-    """One write transaction on a mirror: the only way in for a change.
+class WriteTransaction:
+    """One write transaction on the tables: the only way in for a change.
 
     Nothing is visible to readers, and ``position`` is not kept, until :meth:`finish` was called and
     the transaction committed; aborting it undoes everything.
     """
 
-    def __init__(self, mirror: Mirror, txn: lmdb.Transaction[Any], position: LogPosition, now: int) -> None:
+    def __init__(self, tables: Tables, txn: lmdb.Transaction[Any], position: LogCounters, now: int) -> None:
         self.now = now
         self.head = position.head
-        self.changes: list[Change] = []
-        self._shift = mirror.clock.shift
-        self._mirror = mirror
+        self.changes: list[StoredEvent] = []
+        self._shift = tables.clock.shift
+        self._tables = tables
         self._txn = txn
         self._begun_at = position
         self._floor = position.floor
         self._events = position.events
         self._bytes = position.size
         # a cursor that has just found a key puts its new row without searching for it again
-        self._data = txn.cursor(mirror.data)
-        self._log = txn.cursor(mirror.log_rows)
-        self._graves = txn.cursor(mirror.graves)
+        self._data = txn.cursor(tables.data)
+        self._log = txn.cursor(tables.log_rows)
+        self._graves = txn.cursor(tables.graves)
         self._has_graves = self._graves.first()
         self._large: dict[bytes, int] = {}
 
-    def current(self, key: bytes, *, value: bool) -> tuple[Stored | None, bytes]:
+    def current(self, key: bytes, *, value: bool) -> tuple[StoredRecord | None, bytes]:
         """The key's record, expired or not, and the encoded place of its newest event; raises DamageError."""
         row = self._data.get(key)
         if row is not None:
             if len(row) > _PAGE_BYTES - _PAGE_HEAD:
                 self._large[key] = len(row)
-            return self._mirror.restamped(
+            return self._tables.restamped(
                 row_format.decode_record(key, row, value=value)
             ), row_format.record_place(row)
         grave = self._graves.get(key) if self._has_graves else None
-        return None, _NOWHERE if grave is None else grave
+        return None, _NO_EVENT if grave is None else grave
 
     def keys(self, prefix: bytes, limit: int) -> list[bytes]:
         """Up to ``limit`` keys that begin with ``prefix``, in order."""
         found: list[bytes] = []
-        for key, _ in _forward(self._txn.cursor(self._mirror.data), prefix):
+        for key, _ in _forward(self._txn.cursor(self._tables.data), prefix):
             if len(found) == limit or not key.startswith(prefix):
                 break
             found.append(key)
         return found
 
-    def apply(self, change: Change, current: Stored | None, before: bytes) -> None:
+    def apply(self, change: StoredEvent, current: StoredRecord | None, before: bytes) -> None:
         """Store a change: its record, its event, and what the tables beside them need.
 
         ``current`` and ``before`` are what :meth:`current` said of the key. The change's revision
@@ -580,11 +586,11 @@ class Applying:
             body = row_format.record_body(record, change.index)
             checksum = row_format.checksum(key, body)
             self._put_record(key, row_format.encode_record(body, checksum))
-            if current is None and before != _NOWHERE:
-                self._txn.delete(key, db=self._mirror.graves)
+            if current is None and before != _NO_EVENT:
+                self._txn.delete(key, db=self._tables.graves)
         else:
             body, checksum = b"", row_format.checksum(key, b"")
-            self._txn.delete(key, db=self._mirror.data)
+            self._txn.delete(key, db=self._tables.data)
             self._graves.put(key, place)
             self._has_graves = True
         row = row_format.encode_event(change, place, before, body, checksum, inline)
@@ -605,31 +611,31 @@ class Applying:
         if self._large:
             before = self._large.pop(key, 0)
             if _pages_of(before) > _pages_of(len(row)):
-                self._txn.delete(key, db=self._mirror.data)
+                self._txn.delete(key, db=self._tables.data)
         self._data.put(key, row)
 
-    def _move_expiry(self, key: bytes, current: Stored | None, record: Stored | None) -> None:
+    def _move_expiry(self, key: bytes, current: StoredRecord | None, record: StoredRecord | None) -> None:
         old = current.expires_at if current is not None else None
         new = record.expires_at if record is not None else None
         if old == new:
             return
         if old is not None:
-            self._txn.delete(_TIME.pack(max(0, old - self._shift)), key, db=self._mirror.expiry)
+            self._txn.delete(_TIME.pack(max(0, old - self._shift)), key, db=self._tables.expiry)
         if new is not None:
-            self._txn.put(_TIME.pack(max(0, new - self._shift)), key, db=self._mirror.expiry)
+            self._txn.put(_TIME.pack(max(0, new - self._shift)), key, db=self._tables.expiry)
 
     def forget_expiry(self, key: bytes) -> None:
         """Take out of the expiry table a key whose record, which is damaged, cannot say when it expires.
 
         The whole table is walked for it, since keys stand there by their times.
         """
-        with self._txn.cursor(self._mirror.expiry) as cursor:
+        with self._txn.cursor(self._tables.expiry) as cursor:
             for _, expiring in cursor:
                 if expiring == key:
                     cursor.delete()
                     return
 
-    def _inline(self, change: Change, current: Stored) -> Buffer:
+    def _inline(self, change: StoredEvent, current: StoredRecord) -> Buffer:
         """The replaced record, if it goes into the event's row; empty if not.
 
         It stands in the log already; but where that is the log's oldest eighth it will
@@ -648,14 +654,14 @@ class Applying:
         Returns when, in steady time, the oldest event left may be too old, which is what the next call wants
         as ``due_at``: until then the log need not be looked at.
         """
-        clock = self._mirror.clock
+        clock = self._tables.clock
         now = clock.steady()
         if now <= due_at and not self._is_too_large(retention):
             return due_at
         cursor = self._log
         more = cursor.first()
         while more:
-            place, raw = Place.decode(cursor.key()), cursor.value()
+            place, raw = EventId.decode(cursor.key()), cursor.value()
             left_ms = retention.age_ms - clock.age_of(row_format.event_time(raw), place.revision)
             due_at = now + min(left_ms, GRACE_MS)
             exceeds = left_ms < 0 or self._is_too_large(retention)
@@ -670,7 +676,7 @@ class Applying:
     def _is_too_large(self, retention: Retention) -> bool:
         return self._events > retention.events or self._bytes > retention.bytes
 
-    def _drop(self, place: Place, raw: Buffer) -> None:
+    def _drop(self, place: EventId, raw: Buffer) -> None:
         self._floor = place.revision
         self._events -= 1
         self._bytes -= len(raw) + 12
@@ -680,15 +686,15 @@ class Applying:
             event = row_format.decode_event(place, raw)
         except DamageError:
             return  # what it said is lost; that must not keep the log from being trimmed
-        grave = self._txn.get(event.key, db=self._mirror.graves)
-        if grave is not None and Place.decode(grave) == place:
-            self._txn.delete(event.key, db=self._mirror.graves)
+        grave = self._txn.get(event.key, db=self._tables.graves)
+        if grave is not None and EventId.decode(grave) == place:
+            self._txn.delete(event.key, db=self._tables.graves)
 
-    def finish(self) -> LogPosition:
+    def finish(self) -> LogCounters:
         """Write the log's counters if anything changed; call it last, right before the commit."""
-        position = LogPosition(self.head, self._floor, self._events, self._bytes)
+        position = LogCounters(self.head, self._floor, self._events, self._bytes)
         if position != self._begun_at:
-            self._txn.put(b"position", position.encode(), db=self._mirror.meta)
+            self._txn.put(b"position", position.encode(), db=self._tables.meta)
         return position
 
 
@@ -734,7 +740,7 @@ def _forward(cursor: lmdb.Cursor[Any], start: bytes) -> Iterator[tuple[Any, Any]
     return cursor.iternext() if _seek(cursor, start) else iter(())
 
 
-def _size(stored: Stored | None) -> int:
+def _size(stored: StoredRecord | None) -> int:
     return len(stored.value) if stored is not None and stored.value is not None else 0
 
 
@@ -742,7 +748,7 @@ def _beyond(key: bytes, end: bytes | None, stop: bytes | None) -> bool:
     return (end is not None and key >= end) or (stop is not None and key >= stop)
 
 
-def _decode_event(place: Place, row: Any) -> LogRow:
+def _decode_event(place: EventId, row: Any) -> LogRow:
     try:
         return row_format.decode_event(place, row)
     except DamageError as damage:
@@ -753,10 +759,10 @@ def _decode_event(place: Place, row: Any) -> LogRow:
         ) from damage
 
 
-def _parse_place(cursor: str) -> Place:
+def _parse_place(cursor: str) -> EventId:
     revision, _, index = cursor.partition(".")
     if not (revision.isascii() and revision.isdigit() and index.isascii() and index.isdigit()):
         raise KvError("invalid_cursor", "pass a cursor back exactly as the reply gave it")
     if len(revision) > 19 or len(index) > 9:
         raise KvError("invalid_cursor", "pass a cursor back exactly as the reply gave it")
-    return Place(int(revision), int(index))
+    return EventId(int(revision), int(index))

@@ -18,7 +18,7 @@ import orjson
 
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.offline import reader_client
-from kvstore_daemon.storage.offline.reader_client import Progress, nobody_asks
+from kvstore_daemon.storage.offline.reader_client import Progress, no_progress
 
 FORMAT = 1
 MAGIC = b"kvbackup"
@@ -50,7 +50,7 @@ class Backup(NamedTuple):
 
 
 def back_up(
-    folder: Path, write: Callable[[bytes], Any], created_at: int, progress: Progress = nobody_asks
+    folder: Path, write: Callable[[bytes], Any], created_at: int, progress: Progress = no_progress
 ) -> Backup:
     """Give ``write`` a backup of the store in the data folder, piece by piece; what it holds.
 
@@ -107,7 +107,7 @@ def read_trailer(file: BinaryIO) -> Backup:
     return backup
 
 
-def read_image(file: BinaryIO, backup: Backup, progress: Progress = nobody_asks) -> None:
+def read_image(file: BinaryIO, backup: Backup, progress: Progress = no_progress) -> None:
     """Read all of the image; raises ``damaged`` if it is not what was written."""
     digest, done = hashlib.sha256(), 0
     file.seek(0)

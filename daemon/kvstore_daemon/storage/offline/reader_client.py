@@ -15,7 +15,7 @@ from typing import Any, cast
 import orjson
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.offline.run_as_owner import root_again
+from kvstore_daemon.storage.offline.run_as_owner import as_root
 
 Progress = Callable[[int, int], None]
 """Called now and then with what is done and what there is to do."""
@@ -28,7 +28,7 @@ has no memory left."""
 _Process = subprocess.Popen[bytes]
 
 
-def nobody_asks(_done: int, _total: int) -> None:
+def no_progress(_done: int, _total: int) -> None:
     """A progress that goes nowhere."""
 
 
@@ -47,7 +47,7 @@ def _facts(path: Path) -> dict[str, Any]:
     return found
 
 
-def check(path: Path, on_fault: Callable[[str], None], progress: Progress = nobody_asks) -> dict[str, Any]:
+def check(path: Path, on_fault: Callable[[str], None], progress: Progress = no_progress) -> dict[str, Any]:
     """Tell ``on_fault`` everything that is wrong with the store at ``path``; its facts, if it could be read
     to the end. ``progress`` counts rows. Raises KvError where it cannot be looked at."""
     return _patiently(lambda: _check(path, on_fault, progress))
@@ -72,7 +72,7 @@ def _check(path: Path, on_fault: Callable[[str], None], progress: Progress) -> d
     return found
 
 
-def copy(path: Path, write: Callable[[bytes], Any], progress: Progress = nobody_asks) -> dict[str, Any]:
+def copy(path: Path, write: Callable[[bytes], Any], progress: Progress = no_progress) -> dict[str, Any]:
     """Give ``write`` the image of the store in the data folder ``path``, as of one revision and without free
     pages; the facts of that revision. ``progress`` counts bytes.
 
@@ -127,7 +127,7 @@ def _reader(task: str, path: Path) -> Iterator[_Process]:
         task,
         os.fspath(path),
     ]
-    with root_again():
+    with as_root():
         started = subprocess.Popen(  # noqa: S603 - nobody else's words
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

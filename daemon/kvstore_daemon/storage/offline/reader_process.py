@@ -27,9 +27,9 @@ from lmdb import verify as lmdb_verify
 
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.lmdb_store.create import FORMAT
-from kvstore_daemon.storage.lmdb_store.file_errors import errno_of, trouble
-from kvstore_daemon.storage.lmdb_store.row_format import DamageError, LogPosition
-from kvstore_daemon.storage.offline.run_as_owner import as_owner
+from kvstore_daemon.storage.lmdb_store.file_errors import errno_of, file_error
+from kvstore_daemon.storage.lmdb_store.row_format import DamageError, LogCounters
+from kvstore_daemon.storage.offline.run_as_owner import become_owner
 from kvstore_daemon.storage.offline.verify import open_tables, verify
 
 _MAP_RESERVE = 1 << 30
@@ -81,7 +81,7 @@ def _told(file: Path) -> Iterator[None]:
     except lmdb.ReadonlyError as error:
         raise _not_readable(file, error) from error
     except lmdb.Error as error:
-        raise trouble(file, error) from error
+        raise file_error(file, error) from error
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def facts(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> dict[str, Any]
         raise KvError("unsupported_version", f"the store has format {found}; this kvstore reads {FORMAT}")
     stats = [env.stat(), *(txn.stat(table) for table in tables.values())]
     pages = sum(stat[kind] for stat in stats for kind in ("branch_pages", "leaf_pages", "overflow_pages"))
-    position = LogPosition.decode(txn.get(b"position", bytes(32), db=tables["meta"]))
+    position = LogCounters.decode(txn.get(b"position", bytes(32), db=tables["meta"]))
     page_bytes = stats[0]["psize"]
     return {
         "store_format": found,
@@ -246,7 +246,7 @@ def main(task: str, path: str) -> int:
     # the daemon beside it has people waiting
     os.nice(10)
     try:
-        _TASKS[task](as_owner(Path(path)))
+        _TASKS[task](become_owner(Path(path)))
     except KvError as error:
         return _failed(error)
     except lmdb.Error as error:
@@ -255,9 +255,9 @@ def main(task: str, path: str) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        return _failed(trouble(data_file(Path(path)), error))
+        return _failed(file_error(data_file(Path(path)), error))
     except MemoryError:
-        return _failed(trouble(data_file(Path(path)), OSError(errno.ENOMEM, "")))
+        return _failed(file_error(data_file(Path(path)), OSError(errno.ENOMEM, "")))
     return 0
 
 

@@ -21,10 +21,10 @@ import lmdb
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.files import reason, sync_folder, sync_folders_up
-from kvstore_daemon.storage.folder_lock import Ownership, unusable
+from kvstore_daemon.storage.folder_lock import FolderLock, unusable
 from kvstore_daemon.storage.lmdb_store.create import DRAFT, new_epoch
-from kvstore_daemon.storage.lmdb_store.file_errors import trouble
-from kvstore_daemon.storage.lmdb_store.row_format import LogPosition
+from kvstore_daemon.storage.lmdb_store.file_errors import file_error
+from kvstore_daemon.storage.lmdb_store.row_format import LogCounters
 from kvstore_daemon.storage.offline import reader_client
 from kvstore_daemon.storage.offline.backup import SAME, Backup, Steps, read_image, read_trailer
 
@@ -108,16 +108,16 @@ def _owned(folder: Path, who: str) -> Iterator[Path]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         store.mkdir(mode=0o700, exist_ok=True)
-        ownership = Ownership(folder, who)
-        ownership.take()
+        lock = FolderLock(folder, who)
+        lock.acquire()
     except OSError as error:
         raise KvError("not_allowed", unusable(folder, error)) from error
     try:
         yield store / "data.mdb"
     except (OSError, lmdb.Error) as error:
-        raise trouble(store / "data.mdb", error) from error
+        raise file_error(store / "data.mdb", error) from error
     finally:
-        ownership.release()
+        lock.release()
 
 
 @contextmanager
@@ -201,7 +201,7 @@ def _write_beginning(file: Path, head: int) -> None:
     with lmdb.open(os.fspath(file), subdir=False, lock=False, max_dbs=8, map_size=map_size) as env:
         meta = env.open_db(b"meta", create=False)
         with env.begin(db=meta, write=True) as txn:
-            position = LogPosition.decode(txn.get(b"position", bytes(32)))
+            position = LogCounters.decode(txn.get(b"position", bytes(32)))
             txn.put(b"epoch", new_epoch().encode())
             txn.put(b"restored", b"%d" % head)
             txn.put(b"position", position._replace(head=head).encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 from kvstore_core.errors import KvError
 
 
-def as_owner(path: Path) -> Path:
+def become_owner(path: Path) -> Path:
     """Act as the owner of the data folder ``path`` if this process is root's; the path to use from then on.
 
     Whatever the process makes from now on is the owner's, as the daemon needs it, and nothing that the
@@ -36,9 +36,9 @@ def as_owner(path: Path) -> Path:
 
 
 @contextmanager
-def root_again() -> Iterator[None]:
-    """Act as root within the block, if :func:`as_owner` gave that up: to start a program, which the store's
-    owner need not be able to do."""
+def as_root() -> Iterator[None]:
+    """Act as root within the block, if :func:`become_owner` gave that up: to start a program, which the
+    store's owner need not be able to do."""
     user, group = os.geteuid(), os.getegid()
     if user == 0 or os.getuid() != 0:
         yield

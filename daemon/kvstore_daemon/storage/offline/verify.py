@@ -16,7 +16,7 @@ import orjson
 from kvstore_daemon.storage.clock import is_whole, steady_stamps
 from kvstore_daemon.storage.lmdb_store import row_format
 from kvstore_daemon.storage.lmdb_store.file_errors import is_damage
-from kvstore_daemon.storage.lmdb_store.row_format import NOWHERE, DamageError, LogPosition, LogRow, Place
+from kvstore_daemon.storage.lmdb_store.row_format import NO_EVENT, DamageError, EventId, LogCounters, LogRow
 
 Progress = Callable[[int, int], None]
 """Called now and then with the rows that were looked at and how many there are."""
@@ -77,10 +77,10 @@ class _Walk:
 
     def faults(self) -> Iterator[str]:
         position = self._get("meta", b"position")
-        if position is not None and len(position) != len(LogPosition(0, 0, 0, 0).encode()):
+        if position is not None and len(position) != len(LogCounters(0, 0, 0, 0).encode()):
             yield f"the log's counters have {len(position)} bytes"
             return
-        self._at = LogPosition(0, 0, 0, 0) if position is None else LogPosition.decode(position)
+        self._at = LogCounters(0, 0, 0, 0) if position is None else LogCounters.decode(position)
         yield from self._meta()
         yield from self._each("data", self._record)
         yield from self._events()
@@ -147,10 +147,10 @@ class _Walk:
             place = row_format.record_place(row)
             event = self._get("log", place)
             if event is None:
-                yield f"{name}: its event {_at(Place.decode(place))} is not in the log"
+                yield f"{name}: its event {_at(EventId.decode(place))} is not in the log"
             elif row_format.event_key(event) != key or not row_format.is_put(event):
                 # its checksum is looked at where the log is walked
-                yield f"{name}: the event {_at(Place.decode(place))} that should have made it is another's"
+                yield f"{name}: the event {_at(EventId.decode(place))} that should have made it is another's"
         if stored.expires_at is not None and not self._txn.cursor(self._tables["expiry"]).set_key_dup(
             self._steady(stored.expires_at, stored.revision).to_bytes(8), key
         ):
@@ -159,7 +159,7 @@ class _Walk:
     def _event(self, place: bytes) -> LogRow | str | None:
         """The event at ``place``, None if there is none."""
         row = self._get("log", place)
-        return None if row is None else _decoded(Place.decode(place), row)
+        return None if row is None else _decoded(EventId.decode(place), row)
 
     def _events(self) -> Iterator[str]:
         at = self._at
@@ -170,19 +170,19 @@ class _Walk:
                 yield row
                 continue
             events, size = events + 1, size + len(row[0]) + len(row[1])
-            if len(row[0]) != len(NOWHERE.encode()):
+            if len(row[0]) != len(NO_EVENT.encode()):
                 yield f"event {_shown(row[0])}: this is no place in the log"
                 continue
-            place = Place.decode(row[0])
-            if place != (revision, place.nth) or place.nth == 0:
+            place = EventId.decode(row[0])
+            if place != (revision, place.index) or place.index == 0:
                 if expected:
                     yield f"revision {revision}: its last {expected} events are missing"
-                if place.nth:
-                    yield f"revision {place.revision}: its first {place.nth} events are missing"
+                if place.index:
+                    yield f"revision {place.revision}: its first {place.index} events are missing"
             event = _decoded(place, row[1])
             revision, expected = place.revision, 0
             if isinstance(event, LogRow):
-                expected = event.siblings - place.nth - 1
+                expected = event.count - place.index - 1
             yield from self._one_event(place, event)
         if expected:
             yield f"revision {revision}: its last {expected} events are missing"
@@ -196,7 +196,7 @@ class _Walk:
         if head != at.head:
             yield f"the log ends at revision {head}, and the head is said to be {at.head}"
 
-    def _one_event(self, place: Place, event: LogRow | str) -> Iterator[str]:
+    def _one_event(self, place: EventId, event: LogRow | str) -> Iterator[str]:
         if isinstance(event, LogRow):
             yield from self._chain(event)
             yield from self._newest(event)
@@ -204,7 +204,7 @@ class _Walk:
             yield f"event {_at(place)}: {event}"
 
     def _chain(self, event: LogRow) -> Iterator[str]:
-        if event.before == NOWHERE or event.before.revision <= self._at.floor:
+        if event.before == NO_EVENT or event.before.revision <= self._at.floor:
             return
         before = self._event(event.before.encode())
         if before is None:
@@ -262,7 +262,7 @@ class _Walk:
             yield f"age of the reply to {_shown(client)}: no such reply"
 
 
-def _decoded(place: Place, row: bytes) -> LogRow | str:
+def _decoded(place: EventId, row: bytes) -> LogRow | str:
     """The event in a log row; what is wrong with it if it is damaged."""
     try:
         return row_format.decode_event(place, row)
@@ -270,8 +270,8 @@ def _decoded(place: Place, row: bytes) -> LogRow | str:
         return str(damage)
 
 
-def _at(place: Place) -> str:
-    return f"{place.revision}.{place.nth}"
+def _at(place: EventId) -> str:
+    return f"{place.revision}.{place.index}"
 
 
 def _shown(data: bytes) -> str:
