@@ -1,6 +1,7 @@
 """The server alone, with a small application that shows what reaches it; run as a process.
 
-Arguments are names of the server's constants with values that make a test short, as NAME=SECONDS.
+Arguments are names of constants of the server or its connections, with values that make a test short:
+NAME=SECONDS.
 The port is the one line on stdout.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import gevent.event
 
-from kvstore_http.server import server
+from kvstore_http.server import connection, server
 
 MAX_BODY = 100_000
 MAX_HEADER = 8_192
@@ -74,7 +75,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     for argument in sys.argv[1:]:
         name, _, value = argument.partition("=")
-        setattr(server, name, float(value))
+        setattr(server if hasattr(server, name) else connection, name, float(value))
     sock = socket.create_server(("127.0.0.1", 0))
     bare = server.Server(
         application,
