@@ -159,8 +159,8 @@ class WorkerCounters:
             cells[seconds + bisect_left(_REQUEST_LIMITS, took)] += 1
             cells[seconds + _REQUEST_SUM] += took
 
-    def turn_away(self, status: str) -> None:
-        """A connection was answered with this status line before it had said anything."""
+    def connection_rejected(self, status: str) -> None:
+        """A connection was answered with this status line before it sent a request."""
         self._cells[self._places[OTHER, OTHER, status][0]] += 1
 
     def connections_changed(self, by: int) -> None:

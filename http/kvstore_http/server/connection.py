@@ -26,41 +26,38 @@ IDLE_SECONDS = 75.0
 HEADER_SECONDS = 15.0
 """The headers of a request must be complete this long after its first byte."""
 STALL_SECONDS = 30.0
-"""A body that does not move, or a response that is not read, for this long ends the connection."""
+"""A body that stops arriving, or a response that is not read, for this long ends the connection."""
 LINGER_SECONDS = 2.0
-"""How long a refused request's unread input is thrown away, so that the refusal reaches the client; and how
-long one for whom there is no room may take to ask."""
+"""How long the unread input of a refused request is thrown away, so that the refusal reaches the client; and
+how long a client for which there is no room may take to send its request."""
 
 FLUSH_BYTES = 64 * 1024
 
 
-class _Discreet(logging.LoggerAdapter[logging.Logger]):
-    """The log of waitress's connections. It has a line at INFO for each client that goes away before its
-    answer, with which any stranger could fill the log; it helps only to find a fault, so it is DEBUG here."""
+class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
+    """The log of waitress's channels, with DEBUG for INFO: at INFO it has a line for each client that leaves
+    before its answer, so any stranger could fill the log."""
 
     def info(self, msg: object, *args: object, **kwargs: Any) -> None:
         self.debug(msg, *args, **kwargs)
 
 
 class Channel(HTTPChannel):  # type: ignore[misc]
-    """One connection. All methods run in the hub, except that ``service`` and what it calls run in
-    the greenlet of the request being served."""
+    """One connection. All methods run in the hub, except ``service`` and what it calls: those run in the
+    greenlet of the request that is being served."""
 
     task_class = Task
     error_task_class = RefusalTask
     parser_class = Parser
-    logger = _Discreet(logging.getLogger("waitress"))
+    logger = _QuietLogger(logging.getLogger("waitress"))
 
     request: Any = None
     socket: Any
     lingers = False
     peer_finished = False
     serving = False
-    has_task = False
-    has_question = False
-    """The client waits to hear whether to send its body."""
     no_room: KvError | None = None
-    """Why there is one connection too many with this one. It is closed after its first request."""
+    """Why this is one connection too many. It is closed after its first request."""
     hand_over: tuple[HandOver, bool] | None = None
     on_stream_end: Ended | None = None
     _counted = 0
@@ -82,13 +79,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     @property
     def last_activity(self) -> float:
-        """When something was last received or sent, in seconds of a clock that nobody sets: a step of the
-        wall clock must not end every connection."""
+        """When something was last received or sent, by the monotonic clock: a step of the wall clock must
+        not end every connection."""
         return self._last_activity
 
     @last_activity.setter
     def last_activity(self, _wall: float) -> None:
-        # waitress says here what the wall clock shows
+        # waitress assigns the time of the wall clock
         self._last_activity = time.monotonic()
 
     # ── in the hub ──────────────────────────────────────────────────────────────────────────────
@@ -97,23 +94,23 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         try:
             self.handle_read()
             if self.no_room is not None:
-                self._refuse_for_want_of_room(self.no_room)
+                self._refuse_for_lack_of_room(self.no_room)
             self._serve_if_due()
-            self._settle()
+            self._flush_and_watch()
         except Exception:
             log.exception("a connection failed while it was read")
             self.handle_close()
 
     def _on_writable(self) -> None:
         try:
-            self._settle()
+            self._flush_and_watch()
         except Exception:
             log.exception("a connection failed while it was written")
             self.handle_close()
 
     def handle_read(self) -> None:
-        """Read once. The end of the input lets a request that is being served finish: a client may
-        close its sending side and still read."""
+        """Read once. A request that is being served goes on at the end of the input: a client may close its
+        sending side and still read."""
         try:
             data = self.socket.recv(self.adj.recv_bytes)
         except BlockingIOError:
@@ -133,16 +130,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return self.peer_finished or not self.connected
 
     def send_continue(self) -> None:
-        """Have the request looked at before its body is asked for. waitress holds a lock at this point."""
-        self.request.expect_continue = False
-        self.has_question = True
+        """Nothing: the body is asked for by :meth:`_answer_expectation`, once the head was looked at."""
 
-    def lack_room(self, reason: KvError) -> None:
-        """Take no more than the head of a request, and refuse it for ``reason``; but leave it to the
-        application where it is an EventSource's."""
+    def refuse_for(self, reason: KvError) -> None:
+        """Refuse the first request for ``reason`` as soon as its head is there; but leave that of an
+        EventSource to the application."""
         self.no_room = self.environ[NO_ROOM] = reason
 
-    def _refuse_for_want_of_room(self, reason: KvError) -> None:
+    def _refuse_for_lack_of_room(self, reason: KvError) -> None:
         request = self.requests[0] if self.requests else self.request
         if request is None or not request.headers_finished or request.error or wants_stream(request):
             return
@@ -154,16 +149,20 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         if request is self.request:
             self.request = None
             self.requests.append(request)
-            self.has_task = True
 
     def _serve_if_due(self) -> None:
-        if (self.has_task or self.has_question) and not self.serving:
+        if not self.serving and (self.requests or self._expects_continue()):
             self.serving = True
             self.server.pool.run(self._serve)
 
-    def _settle(self) -> None:
-        """Send what is complete, close or give away the connection if that is due, and watch for
-        what is missing."""
+    def _expects_continue(self) -> bool:
+        """Whether the client waits to hear whether to send the body."""
+        request = self.request
+        return request is not None and request.expect_continue and request.headers_finished
+
+    def _flush_and_watch(self) -> None:
+        """Send what is complete, close or hand over the connection if that is due, and watch for what is
+        missing."""
         if self.socket is None:
             return
         if not self.serving or self._drained is not None:
@@ -178,7 +177,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         if self.total_outbufs_len:
             self._flush_exception(self._flush_some)
         if self.hand_over is not None and self.connected:
-            self._give_away(*self.hand_over)
+            self._hand_over(*self.hand_over)
         elif self.close_when_flushed and not self.total_outbufs_len and self.connected:
             self._finish()
         elif self.will_close:
@@ -186,19 +185,19 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def _finish(self) -> None:
         if self.lingers:
-            self.server.linger(self._release())
+            self.server.linger(self._detach())
         else:
             self.handle_close()
 
-    def _give_away(self, taker: HandOver, chunked: bool) -> None:
+    def _hand_over(self, taker: HandOver, chunked: bool) -> None:
         unsent = b"".join(outbuf.get() for outbuf in self.outbufs)
-        stream = taker(self._release().detach(), unsent, chunked)
+        stream = taker(self._detach().detach(), unsent, chunked)
         if self.on_stream_end is not None:
             stream.on_end = self.on_stream_end
 
     def count_held(self) -> None:
-        """Tell the server how many bytes are kept for this connection: of answers that are not sent, and of
-        requests, whether in memory or in a temporary file."""
+        """Report to the server how many bytes are kept for this connection: unsent answers and received
+        requests, in memory or in a temporary file."""
         if not (self._counted or self.total_outbufs_len or self.requests or self.request):
             return
         held: int = self.total_outbufs_len + sum(map(_size_of, self.requests)) if self.connected else 0
@@ -210,7 +209,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     @property
     def waits_for_daemon(self) -> bool:
-        """Whether it is not the client's turn: nothing waits for it to read, and no request to arrive."""
+        """Whether the client has nothing to do: no answer is left for it to read, no request to send."""
         return self.serving and not self.total_outbufs_len and self.request is None
 
     def add_channel(self, map: Any = None) -> None:  # noqa: A002
@@ -222,8 +221,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         super().del_channel(map)
         self.server.counters.connections_changed(-is_open)
 
-    def _release(self) -> socket.socket:
-        """Forget the socket without closing it."""
+    def _detach(self) -> socket.socket:
+        """Give up the socket without closing it."""
         sock: socket.socket = self.socket
         self._unwatch()
         self.del_channel()
@@ -242,7 +241,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self._wake_writer()
 
     def _watch(self) -> None:
-        """Bring the watchers in line with what waitress's predicates say now."""
+        """Start and stop the watchers as waitress's predicates say."""
         reading = not self.peer_finished and self.readable()
         if reading != self._is_reading:
             self._is_reading = reading
@@ -278,14 +277,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.handle_close()
 
     def sweep(self, now: float) -> None:
-        """End the connection if it stands still; called every SWEEP_SECONDS."""
+        """End the connection if it has stalled; called every few seconds."""
         idle = now - self.last_activity
         if (
             self.no_room is not None
             and idle > LINGER_SECONDS
             and not (self.requests or self.total_outbufs_len)
         ):
-            self.server.turn_away(self._release(), self.no_room)
+            self.server.reject(self._detach(), self.no_room)
         elif self.total_outbufs_len:
             if idle > STALL_SECONDS:
                 self.handle_close()
@@ -302,49 +301,50 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _refuse_late_request(self) -> None:
         self._refuse(self.request, KvError("request_timeout", "the request stopped arriving"))
         self._serve_if_due()
-        self._settle()
+        self._flush_and_watch()
 
     # ── in the greenlet of a request ────────────────────────────────────────────────────────────
 
     def _serve(self) -> None:
         try:
-            while self.has_task or self.has_question:
-                if self.has_task:
-                    self.has_task = False
+            while self.connected:
+                if self.requests:
                     self.service()
+                elif self._expects_continue():
+                    self._answer_expectation()
                 else:
-                    self.has_question = False
-                    self._answer_question()
+                    break
+        except Exception:
+            log.exception("a connection failed while it was served")
+            self.handle_close()
         finally:
             self.serving = False
         if self.peer_finished or self.server.stopping or self.no_room is not None:
             self.close_when_flushed = True
-        self._settle()
+        self._flush_and_watch()
 
-    def _answer_question(self) -> None:
+    def _answer_expectation(self) -> None:
         """Refuse the request if its head is enough for that, else ask for its body."""
         request = self.request
-        if request is None or self.requests:
-            return  # the body came unasked
+        request.expect_continue = False
         refusal = refused_by_head(self, request)
         if self.request is not request or not self.connected:
-            return
+            return  # meanwhile the body came unasked, or the client left
         if refusal is None:
             self._flush_exception(self._ask_for_body)
             return
         request.error, request.completed, self.request = refusal, True, None
         self.requests.append(request)
-        self.has_task = True
 
-    def _ask_for_body(self, do_close: bool) -> None:  # noqa: ARG002 - as waitress calls what flushes
+    def _ask_for_body(self, do_close: bool) -> None:  # noqa: ARG002 - waitress passes it to what flushes
         super().send_continue()
 
     def write_soon(self, *pieces: bytes) -> int:
-        """Queue ``pieces``; wait while more than the high watermark is unsent, so that an answer which is
-        made while it is sent is made no faster than it is read.
+        """Queue ``pieces``; wait while more than the high watermark is unsent, so that a streamed answer is
+        made no faster than it is read.
 
-        waitress sends on every write, which costs a system call for the headers and one for the
-        body; here they come together.
+        waitress sends on every write: a system call for the headers and one for the body. Here they come
+        together.
         """
         if not self.connected:
             raise ClientDisconnected
@@ -362,8 +362,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return size
 
     def _send_at_once(self, pieces: Sequence[bytes], size: int) -> None:
-        """Send what the socket takes now and queue the rest, which is nothing for most responses. It
-        spares them the way through waitress's buffers."""
+        """Send what the socket takes now and queue the rest. Most responses leave no rest, and so never go
+        through waitress's buffers."""
         try:
             sent = self.socket.send(pieces[0]) if len(pieces) == 1 else self.socket.sendmsg(pieces)
         except BlockingIOError:
@@ -383,7 +383,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             sent = max(0, sent - len(piece))
             self.total_outbufs_len += len(rest)
             if len(rest) > FLUSH_BYTES:
-                self.outbufs += [_Unsent(rest), OverflowableBuffer(self.adj.outbuf_overflow)]
+                self.outbufs += [_ViewBuffer(rest), OverflowableBuffer(self.adj.outbuf_overflow)]
             else:
                 self.outbufs[-1].append(rest)
 
@@ -405,14 +405,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
 
 def _size_of(request: Any) -> int:
-    """How many bytes of a request have come that are still kept."""
+    """How many bytes of a request are kept."""
     body = request.body_rcv
     return len(request.header_plus) if body is None else len(body)
 
 
-class _Unsent:
-    """In place of waitress's buffers, which copy what they are given and what they give out: a large
-    piece of a response, as it is."""
+class _ViewBuffer:
+    """A large piece of a response. waitress's buffers copy what they take and what they give out; this one
+    does not."""
 
     def __init__(self, view: memoryview) -> None:
         self._view = view
@@ -431,7 +431,11 @@ class _Unsent:
 
 
 class LingeringClose:
-    """A socket whose response is sent and whose further input is thrown away."""
+    """Closes ``sock`` once its peer has, or after LINGER_SECONDS; ``registry`` has it until then.
+
+    Closing with unread input makes the kernel reset the connection, and the reset overtakes the response
+    that says why. So the input is read and thrown away.
+    """
 
     def __init__(self, sock: socket.socket, loop: Any, registry: dict[int, LingeringClose]) -> None:
         self._sock = sock
@@ -458,7 +462,7 @@ class LingeringClose:
         self.close()
 
     def close(self) -> None:
-        """Let go of the socket; may be called twice."""
+        """Close now; may be called twice."""
         self._watcher.close()
         self._timer.close()
         self._registry.pop(self._fd, None)

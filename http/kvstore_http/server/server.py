@@ -1,17 +1,15 @@
-"""waitress inside the gevent hub: its parser, its channels and its tasks, driven by io watchers.
+"""waitress inside the gevent hub: its parser, channels and tasks, driven by io watchers.
 
-waitress's own poll loop asks every connection on every turn whether it wants anything, so a thousand
-idle connections cost as much as a thousand busy ones. Here each channel has an io watcher of its own:
-an idle connection costs its memory and nothing else.
+waitress's own poll loop asks every connection on every turn whether it wants anything, so idle connections
+cost as much as busy ones. Here each channel has an io watcher: an idle connection costs only its memory.
 
-Everything in this module runs in one thread. A readable socket is read and parsed in the hub, and a
-complete request is served inline in a raw greenlet that the hub switches to: a request that needs
-nothing from elsewhere is answered without the loop being entered again. The switch is what costs
-(a greenlet spawned per request gives 9,600 requests/s where this gives 16,000), so the greenlet
-leaves only when it waits for the daemon or for a slow reader.
+Everything runs in one thread. A readable socket is read and parsed in the hub, and a complete request is
+served inline in a raw greenlet that the hub switches to: a request that needs nothing from elsewhere is
+answered without entering the loop again. Switching is what costs, and spawning a greenlet for each request
+would cost more, so the greenlet leaves only to wait for the daemon or for a slow reader.
 
-Nothing is monkey-patched. waitress's locks are taken and released without a switch between, so they
-are never contended; the one place where it waits on a condition (too much unsent output) is replaced.
+Nothing is monkey-patched. waitress's locks are taken and released without a switch in between, so they are
+never contended; the one place where it waits on a condition (too much unsent output) is replaced.
 """
 
 from __future__ import annotations
@@ -44,31 +42,19 @@ ACCEPTS_PER_TURN = 64
 """How many connections are accepted before the loop looks at the others again."""
 
 SPARE_DESCRIPTORS = 64
-"""For those who are told that there is no room, once they have said what they want, and for whatever else a
-process opens."""
+"""Kept for connections that are refused for lack of room, and for whatever else a process opens."""
 
 SWEEP_SECONDS = 2.0
 
 BUFFER_BYTES = 1024 * 1024
-"""How many bytes are kept for one connection that does not read, if nothing else is said."""
+"""Default of the bytes that are kept for one connection that does not read."""
 HELD_BYTES = 256 * 1024 * 1024
-"""How many bytes are kept for all connections of a worker together, if nothing else is said."""
-
-
-class InlineDispatcher:
-    """Where waitress hands a channel to a thread: here it is only marked, and served as soon as the
-    read that completed the request is done (waitress holds a lock at this point)."""
-
-    def add_task(self, channel: Channel) -> None:
-        channel.has_task = True
-
-    def shutdown(self) -> None:
-        """Nothing to stop."""
+"""Default of the bytes that are kept for all connections of a worker together."""
 
 
 class Server(BaseWSGIServer):  # type: ignore[misc]
-    """Accepts connections on one bound socket and serves ``application`` on them, from the hub of
-    the thread that made it. ``stopping`` makes every response say that its connection ends."""
+    """Accepts connections on one bound socket and serves ``application`` on them, in the hub of the thread
+    that made it. While ``stopping``, every response says that its connection ends."""
 
     channel_class = Channel
     stopping = False
@@ -83,7 +69,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         held_bytes: int | None = None,
         **adjustments: Any,
     ) -> None:
-        # whoever makes an answer while it is sent holds a part of it besides
+        # a streamed answer holds the next part of it as well
         self.high_watermark = buffer_bytes // 4
         self._max_held = held_bytes or HELD_BYTES
         self._held = 0
@@ -102,7 +88,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             {},
             True,
             sock,
-            dispatcher=InlineDispatcher(),
+            dispatcher=self,
             adj=make_adjustments(**adjustments),
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
             bind_socket=False,
@@ -110,7 +96,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         self.environ = self._environ()
 
     def _environ(self) -> dict[str, Any]:
-        """What the environs of all requests have in common."""
+        """The part of the environ that all requests share."""
         return {
             "SERVER_NAME": self.server_name,
             "SERVER_PORT": str(self.effective_port),
@@ -140,8 +126,11 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         self._sweeper = self.loop.timer(SWEEP_SECONDS, SWEEP_SECONDS)
         self._sweeper.start(self._sweep)
 
+    def add_task(self, task: Channel) -> None:
+        """Nothing: waitress holds a lock here, and the channel serves its requests after the read."""
+
     def pull_trigger(self) -> None:
-        """Nothing waits in another thread."""
+        """Nothing: no other thread waits."""
 
     def _on_acceptable(self) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -156,7 +145,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             self.set_socket_options(conn)
             channel = self.channel_class(self, conn, self.fix_addr(addr), self.adj, map=self._map)
             if no_room is not None:
-                channel.lack_room(no_room)
+                channel.refuse_for(no_room)
 
     def _pause_accepting(self, error: OSError) -> None:
         """Out of descriptors: the connection stays in the backlog, and a level-triggered watcher
@@ -174,12 +163,12 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             self._acceptor.start(self._on_acceptable)
 
     def _is_full(self, conn: socket.socket) -> KvError | None:
-        """Why there is no room for the connection, if there is none."""
+        """Why there is no room for the connection; None if there is."""
         limit = self.adj.connection_limit
         if len(self.active_channels) >= limit:
             message = f"{limit} connections are open, the limit (--max-connections)"
             return KvError("too_busy", message, limit=limit)
-        # the kernel gives out the lowest number that is free, so this one tells how many are left
+        # the kernel gives out the lowest free number, so this one shows how many are left
         if conn.fileno() >= self._max_descriptor:
             self._unaccepted_log.warning(
                 "refused a connection: the limit of %d open files leaves no room for it: raise it "
@@ -189,11 +178,11 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             return KvError("too_busy", "the process may not open more connections (ulimit -n)")
         return None
 
-    def turn_away(self, conn: socket.socket, error: KvError) -> None:
-        """Say that there is no room to a client that has not asked for anything yet."""
-        request_id = new_id()  # that of the request was not read
+    def reject(self, conn: socket.socket, error: KvError) -> None:
+        """Answer a client with ``error`` before it has sent a request."""
+        request_id = new_id()
         status, headers, body = rendered(error, request_id)
-        self.counters.turn_away(status)
+        self.counters.connection_rejected(status)
         headers |= {"content-length": str(len(body)), "connection": "close", "x-request-id": request_id}
         lines = "\r\n".join(f"{name}: {value}" for name, value in headers.items())
         try:
@@ -204,10 +193,10 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         self.linger(conn)
 
     def held_changed(self, channel: Channel, change: int, held: int) -> None:
-        """``channel`` holds ``held`` bytes, which is a ``change``.
+        """``channel`` now holds ``held`` bytes, ``change`` more than before.
 
-        While all together hold too much, the connection on which nothing has moved for longest is closed:
-        those who read and send go on.
+        While all together hold too much, the connection that has been still for longest is closed: clients
+        that read and send go on.
         """
         self._held += change
         if held:
@@ -225,11 +214,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             victim.handle_close()
 
     def linger(self, sock: socket.socket) -> None:
-        """Close ``sock`` once its peer has, or after LINGER_SECONDS.
-
-        Closing with unread input makes the kernel reset the connection, and the reset overtakes the
-        response that says why.
-        """
+        """Close ``sock`` without losing the response that it was sent."""
         LingeringClose(sock, self.loop, self._lingering)
 
     def _sweep(self) -> None:
@@ -238,7 +223,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             channel.sweep(now)
 
     def stop_accepting(self) -> None:
-        """Take what has already arrived, close the listening socket and the idle connections; those
+        """Take what has already arrived, close the listening socket and the idle connections; connections
         with a request in flight end after its response. Runs in the hub."""
         self.stopping = True
         self._on_acceptable()
