@@ -65,7 +65,7 @@ if TYPE_CHECKING:
         UriTooLong,
         ValueTooLarge,
     )
-    from kvstore_core.follower import Filter
+    from kvstore_core.filters import Filter
     from kvstore_core.model import Cursor, Event, Record
     from kvstore_core.wire import Heartbeat
 
@@ -126,7 +126,7 @@ _HOMES = {
     "Client": "kvstore_client.client",
     "Cursor": "kvstore_core.model",
     "Event": "kvstore_core.model",
-    "Filter": "kvstore_core.follower",
+    "Filter": "kvstore_core.filters",
     "Heartbeat": "kvstore_core.wire",
     "Record": "kvstore_core.model",
     "Reset": "kvstore_client.subscription_state",

@@ -43,7 +43,8 @@ from kvstore_client.transport.asyncio_poll import WatchedContext, until_ready
 from kvstore_client.transport.connection import Body
 from kvstore_client.transport.sans_io import Routine
 from kvstore_core.errors import NotFound
-from kvstore_core.follower import Batch, Filter, LogPage
+from kvstore_core.filters import Filter
+from kvstore_core.follower import Batch, LogPage
 from kvstore_core.model import Cursor, Event, Record
 from kvstore_core.wire import Heartbeat, Reply
 

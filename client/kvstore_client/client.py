@@ -35,7 +35,8 @@ from kvstore_client.transport import forks
 from kvstore_client.transport.connection import SOCKETS, Body, Context, Lane
 from kvstore_client.transport.sans_io import drive
 from kvstore_core.errors import KvError, NotFound
-from kvstore_core.follower import Filter, LogPage
+from kvstore_core.filters import Filter
+from kvstore_core.follower import LogPage
 from kvstore_core.model import Cursor, Record
 from kvstore_core.wire import Reply
 

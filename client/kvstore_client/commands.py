@@ -21,7 +21,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from kvstore_client.arguments import flag_of, must_be, texts_of, ttl_of, value_of
 from kvstore_client.transport.connection import Body
 from kvstore_core.errors import KvError
-from kvstore_core.follower import Filter, LogPage
+from kvstore_core.filters import Filter
+from kvstore_core.follower import LogPage
 from kvstore_core.model import TEXT_CONTENT_TYPE, Cursor, Event, Record, is_plain_key
 from kvstore_core.operations import MAX_PAGE, OPERATIONS, check_keys, check_operation
 from kvstore_core.wire import Reply, event_from, record_from

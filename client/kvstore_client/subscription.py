@@ -19,7 +19,8 @@ from kvstore_client.transport.connection import Body, Context, Lane, connect
 from kvstore_client.transport.sans_io import Routine, Wait, drive
 from kvstore_core.connection_monitor import Socket
 from kvstore_core.errors import KvError
-from kvstore_core.follower import PAGE_SECONDS, Batch, Filter
+from kvstore_core.filters import Filter
+from kvstore_core.follower import PAGE_SECONDS, Batch
 from kvstore_core.model import MAX_REVISION, Cursor, Event, check_key
 from kvstore_core.operations import EVENT_OPS
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, Reply

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from kvstore_core.errors import KvError
-from kvstore_core.follower import Batch, Filter, Follower, LogPage, SnapshotMerge
+from kvstore_core.filters import Filter
+from kvstore_core.follower import Batch, Follower, LogPage
 from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_core.wire import Heartbeat, Reply, decode_change
 
 SILENCE_SECONDS = 3.0

@@ -25,7 +25,7 @@ from kvstore_client.arguments import address_of
 from kvstore_client.commands import Command
 from kvstore_client.transport.connection import Body
 from kvstore_client.transport.sans_io import Wait
-from kvstore_core.follower import Filter
+from kvstore_core.filters import Filter
 from support import Daemon
 
 NOBODY = "tcp://127.0.0.1:9"

@@ -22,7 +22,7 @@ from kvstore_client import (
     Subscription,
     commands,
 )
-from kvstore_core.follower import Filter
+from kvstore_core.filters import Filter
 from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 from support import Daemon, wait_until
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvstore_core.errors import KvError
-from kvstore_core.follower import Batch, Filter, Follower, LogPage, SnapshotMerge
+from kvstore_core.filters import Filter
+from kvstore_core.follower import Batch, Follower, LogPage
 from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_core.wire import Change, Heartbeat, Reply
 from support.model_store import EPOCHS, KEYS, Store, put, serve
 from support.searching import examples

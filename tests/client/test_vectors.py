@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from kvstore_client.subscription_state import Reset, Watcher
-from kvstore_core.follower import Filter
+from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import decode_reply
 from support import Daemon

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvstore_client.subscription_state import Item, Reset, Sync, Watcher
 from kvstore_core.errors import KvError
-from kvstore_core.follower import Filter
+from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor, Event, Record
 from kvstore_core.wire import (
     Change,

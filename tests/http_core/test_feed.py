@@ -11,7 +11,7 @@ import gevent
 import pytest
 import zmq
 
-from kvstore_core.follower import Filter
+from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import (
     HEARTBEAT_TOPIC,

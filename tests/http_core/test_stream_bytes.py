@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_core.follower import Batch, Filter
+from kvstore_core.filters import Filter
+from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor, Event, Record
 from kvstore_http.streaming import event_format
 from kvstore_http.streaming.event_format import Encoder, Format
-from kvstore_http.streaming.filter_index import Index, normalized
+from kvstore_http.streaming.filter_index import Index
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +64,7 @@ def test_the_index_finds_for_each_group_what_its_filter_takes(
 ) -> None:
     index: Index[int] = Index()
     for number, (prefixes, names, kinds) in enumerate(given_filters):
-        index.add(number, normalized(prefixes, names, kinds))
+        index.add(number, Filter.normalized(prefixes, names, kinds))
     found = index.matches(changes)
     for number, (prefixes, names, kinds) in enumerate(given_filters):
         wanted = Filter(tuple(prefixes), frozenset(names), frozenset(kinds))
@@ -74,7 +75,7 @@ def test_the_index_finds_for_each_group_what_its_filter_takes(
 def test_a_group_that_was_removed_is_found_no_more(given_filters: list[Any], data: st.DataObject) -> None:
     index: Index[int] = Index()
     for number, given_filter in enumerate(given_filters):
-        index.add(number, normalized(*given_filter))
+        index.add(number, Filter.normalized(*given_filter))
     gone = data.draw(st.sets(st.sampled_from(range(len(given_filters)))))
     for number in gone:
         index.remove(number)
@@ -87,7 +88,7 @@ def test_equal_wishes_have_one_normal_form(given_filter: Any, random: Any) -> No
     prefixes, names, kinds = given_filter
     shuffled = [random.sample(part * 2, 2 * len(part)) for part in given_filter]
     covered = [prefix + "x" for prefix in prefixes]
-    assert normalized(*shuffled) == normalized(prefixes + covered, names + covered, kinds)
+    assert Filter.normalized(*shuffled) == Filter.normalized(prefixes + covered, names + covered, kinds)
 
 
 def read_sse(text: str) -> list[tuple[str, str | None, str]]:
@@ -203,7 +204,7 @@ def test_the_json_of_an_event_is_made_once_for_all_who_want_it() -> None:
 
 def test_events_of_a_revision_stay_together_for_each_group() -> None:
     index: Index[str] = Index()
-    index.add("a", normalized(["a"], [], []))
+    index.add("a", Filter.normalized(["a"], [], []))
     changes = [[Event("delete", key, 1, at, 3, 0, None, None, 0) for at, key in enumerate(("a1", "b", "a2"))]]
     taken = index.matches(changes)["a"]
     assert [[event.key for event in batch] for batch in taken] == [["a1", "a2"]]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvstore_core.errors import KvError
-from kvstore_core.follower import Batch, Filter, LogPage
+from kvstore_core.filters import Filter
+from kvstore_core.follower import Batch, LogPage
 from kvstore_core.model import Cursor, Event, Record
 from kvstore_core.wire import Change, Heartbeat, Reply
 

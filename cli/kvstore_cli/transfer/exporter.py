@@ -23,6 +23,7 @@ from kvstore_cli.http_client.errors import Trouble
 from kvstore_cli.transfer.ndjson_format import line_of
 from kvstore_cli.transfer.retry import Patience
 from kvstore_core.errors import KvError
+from kvstore_core.filters import disjoint
 from kvstore_core.process.files import reason
 
 _MOST_BREAKS = 10
@@ -54,16 +55,10 @@ class Scope(NamedTuple):
     def count(self, service: Service) -> int:
         """How many records there are now."""
         bounds = [(name, text) for name, text in (("start", self.start), ("end", self.end)) if text]
-        queries = [[("count", "1"), ("prefix", prefix), *bounds] for prefix in self._disjoint()]
+        queries = [
+            [("count", "1"), ("prefix", prefix), *bounds] for prefix in disjoint(self.prefixes or ("",))
+        ]
         return sum(service.request("GET", "/v1/kv", query).json()["count"] for query in queries)
-
-    def _disjoint(self) -> list[str]:
-        """The prefixes without those that another one covers."""
-        kept: list[str] = []
-        for prefix in sorted(set(self.prefixes)) or [""]:
-            if not kept or not prefix.startswith(kept[-1]):
-                kept.append(prefix)
-        return kept
 
 
 class Collection:

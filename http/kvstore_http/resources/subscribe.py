@@ -10,6 +10,7 @@ from typing import Any
 import falcon
 
 from kvstore_core.errors import KvError
+from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.operations import EVENT_OPS, MAX_FILTERS
 from kvstore_http import routes
@@ -23,7 +24,6 @@ from kvstore_http.streaming.broadcaster import Kind
 from kvstore_http.streaming.catch_up import Start
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
-from kvstore_http.streaming.filter_index import normalized
 from kvstore_http.streaming.stream_sockets import Stream
 
 SSE, NDJSON = routes.STREAM, "application/x-ndjson"
@@ -116,7 +116,7 @@ class _Wishes:
                 )
             self._texts.setdefault(name, []).append(text)
         prefixes, keys = self._many(query_params.STREAM_PREFIX), self._many(query_params.STREAM_KEY)
-        self.wanted = normalized(prefixes, keys, self._ops())
+        self.wanted = Filter.normalized(prefixes, keys, self._ops())
         values = self.one(query_params.VALUES)
         self.has_values = True if values is None else values
         self.previous = self.one(query_params.PREVIOUS) or False

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gevent
 
 from kvstore_core.errors import KvError
-from kvstore_core.follower import Batch, Filter
+from kvstore_core.filters import Filter
+from kvstore_core.follower import Batch
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool
 from kvstore_http.metrics.counters import WorkerCounters

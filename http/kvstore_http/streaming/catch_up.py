@@ -33,9 +33,11 @@ import gevent
 from gevent.event import Event as Signal
 
 from kvstore_core.errors import KvError
-from kvstore_core.follower import Filter, LogPage, SnapshotMerge
+from kvstore_core.filters import Filter
+from kvstore_core.follower import LogPage
 from kvstore_core.model import Cursor
 from kvstore_core.operations import MAX_PAGE
+from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_core.wire import Reply
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool

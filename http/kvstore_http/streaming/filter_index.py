@@ -10,28 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from kvstore_core.follower import Batch, Filter
+from kvstore_core.filters import Filter
+from kvstore_core.follower import Batch
 from kvstore_core.model import Event
-from kvstore_core.operations import EVENT_OPS
-
-
-def normalized(prefixes: Iterable[str], keys: Iterable[str], ops: Iterable[str]) -> Filter:
-    """The filter that takes the same, in the one form that equal filters share: no prefix or key
-    that another prefix covers, and no condition that always holds."""
-    kept: list[str] = []
-    for prefix in sorted(set(prefixes)):
-        if not kept or not prefix.startswith(kept[-1]):
-            kept.append(prefix)
-    if "" in kept:
-        return Filter(ops=_some_ops(ops))
-    bare = frozenset(key for key in keys if not key.startswith(tuple(kept)))
-    return Filter(tuple(kept), bare, _some_ops(ops))
-
-
-def _some_ops(ops: Iterable[str]) -> frozenset[str]:
-    wanted = frozenset(ops)
-    return frozenset() if wanted >= set(EVENT_OPS) else wanted
-
 
 G = TypeVar("G", bound=Hashable)
 

@@ -6,11 +6,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from kvstore_core.follower import Batch, Filter, LogPage, SnapshotMerge, by_revision
+from kvstore_core.filters import Filter
+from kvstore_core.follower import Batch, LogPage, by_revision
 from kvstore_core.model import Cursor, Event
 from kvstore_core.operations import MAX_FILTERS
+from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_http.streaming.event_format import Encoder, Format
-from kvstore_http.streaming.filter_index import Index, normalized
+from kvstore_http.streaming.filter_index import Index
 
 if TYPE_CHECKING:
     from kvstore_http.streaming.broadcaster import Kind
@@ -153,10 +155,10 @@ def union(filters: Iterable[Filter]) -> Filter:
         takes_all |= wanted.takes_every_key
     some_ops = () if is_any_op else ops
     if takes_all:
-        return normalized(("",), (), some_ops)
-    found = normalized(prefixes, keys, some_ops)
+        return Filter.normalized(("",), (), some_ops)
+    found = Filter.normalized(prefixes, keys, some_ops)
     if len(found.prefixes) > MAX_FILTERS or len(found.keys) > MAX_FILTERS:
-        return normalized(("",), (), some_ops)
+        return Filter.normalized(("",), (), some_ops)
     return found
 
 
