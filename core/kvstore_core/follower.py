@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from kvstore_core.errors import KvError
 from kvstore_core.model import Cursor, Event
-from kvstore_core.wire import Change, Heartbeat, Reply, event_from
+from kvstore_core.wire import Heartbeat, PublishedEvent, Reply, event_from
 
 MAX_HELD_EVENTS = 10_000
 MAX_HELD_BYTES = 16 * 1024 * 1024
@@ -99,7 +99,7 @@ class Follower:
         self._log_only = log_only
         self._max_events = max_held_events
         self._max_bytes = max_held_bytes
-        self._held: deque[Change] = deque()
+        self._held: deque[PublishedEvent] = deque()
         self.restart(start)
 
     def restart(self, start: Cursor) -> None:
@@ -130,7 +130,7 @@ class Follower:
 
     # ── PUB ──────────────────────────────────────────────────────────────────────────────────────
 
-    def hear(self, message: Change | Heartbeat) -> list[Batch]:
+    def hear(self, message: PublishedEvent | Heartbeat) -> list[Batch]:
         """What can be delivered now that PUB said this."""
         if message.epoch != self._epoch:
             # Either the store was restored, or this is a left-over from before that: two connections
@@ -151,7 +151,7 @@ class Follower:
             self._hold(message)
         return self._release()
 
-    def _note(self, change: Change) -> None:
+    def _note(self, change: PublishedEvent) -> None:
         """Raise ``_known`` to the last revision of which nothing more can be under way on PUB."""
         event = change.event
         is_last = event.index == event.count - 1
@@ -159,7 +159,7 @@ class Follower:
         whole = is_last or self._filtered or self._log_only
         self._known = max(self._known, event.revision if whole else change.prev)
 
-    def _hold(self, change: Change) -> None:
+    def _hold(self, change: PublishedEvent) -> None:
         event = change.event
         if self._held:
             last = self._held[-1].event

@@ -87,7 +87,7 @@ class Reply(NamedTuple):
     results: list[dict[str, Any] | KvError]
 
 
-class Change(NamedTuple):
+class PublishedEvent(NamedTuple):
     """An event from the PUB socket: the event, the revision published before it, and the epoch."""
 
     event: Event
@@ -427,7 +427,7 @@ def encode_heartbeat(beat: Heartbeat) -> list[bytes]:
     return [HEARTBEAT_TOPIC, orjson.dumps({"v": VERSION, **beat._asdict()})]
 
 
-def decode_change(frames: Sequence[bytes]) -> Change | Heartbeat | None:
+def decode_change(frames: Sequence[bytes]) -> PublishedEvent | Heartbeat | None:
     """What a SUB socket received; None for a message of a kind or version not known here, which a
     subscriber MUST ignore (section 5)."""
     try:
@@ -441,6 +441,6 @@ def decode_change(frames: Sequence[bytes]) -> Change | Heartbeat | None:
         elif header["op"] == "expire":
             header["previous"]["value"] = frames[2]
         header["key"] = frames[0].decode()
-        return Change(event_from(header), header["prev"], header["epoch"])
+        return PublishedEvent(event_from(header), header["prev"], header["epoch"])
     except (KeyError, IndexError, TypeError, ValueError):
         return None

@@ -35,7 +35,7 @@ from kvstore_client.commands import CountPage, Deleted, HistoryPage, Incremented
 from kvstore_core import errors
 from kvstore_core.errors import ERRORS
 from kvstore_core.follower import LogPage
-from kvstore_core.wire import Change, Limits, Reply
+from kvstore_core.wire import Limits, PublishedEvent, Reply
 from support import Daemon
 
 NOBODY = "tcp://127.0.0.1:9"
@@ -121,7 +121,7 @@ HANDED_OUT = [
     Sync(CURSOR),
     Reset("expired", 3, CURSOR),
     Heartbeat("e", 1, 0, 5),
-    Change(EVENT, 6, "e"),
+    PublishedEvent(EVENT, 6, "e"),
     Reply("e", 7, [{"revision": 7}]),
     Limits(),
     Written(7, 7, 1),

@@ -14,7 +14,7 @@ from kvstore_core.filters import Filter
 from kvstore_core.follower import Batch, Follower, LogPage
 from kvstore_core.model import Cursor, Event, Record
 from kvstore_core.snapshot_merge import SnapshotMerge
-from kvstore_core.wire import Change, Heartbeat, Reply
+from kvstore_core.wire import Heartbeat, PublishedEvent, Reply
 from support.model_store import EPOCHS, KEYS, Store, put, serve
 from support.searching import examples
 
@@ -32,7 +32,7 @@ class Following(RuleBasedStateMachine):
     def start(self, topics: tuple[str, ...], log_only: bool, held: int) -> None:
         self.wanted = Filter(topics)
         self.store = Store()
-        self.on_the_way: list[Change | Heartbeat] = []
+        self.on_the_way: list[PublishedEvent | Heartbeat] = []
         self.answers: list[LogPage | KvError] = []
         self.asked: Cursor | None = None
         self.expected: list[Batch] = []
@@ -168,8 +168,8 @@ def follow(start: int = 0, **options: Any) -> Follower:
     return follower
 
 
-def change(event: Event, prev: int) -> Change:
-    return Change(event, prev, EPOCHS[0])
+def change(event: Event, prev: int) -> PublishedEvent:
+    return PublishedEvent(event, prev, EPOCHS[0])
 
 
 def test_contiguous_messages_are_delivered_at_once_and_the_log_is_left_alone() -> None:
@@ -236,7 +236,7 @@ def test_a_position_that_the_store_lost_in_a_crash_is_not_asked_for_for_ever() -
 
 def test_a_message_of_another_epoch_is_never_delivered_and_the_log_decides() -> None:
     follower = follow()
-    assert follower.hear(Change(put("a", 1), 0, EPOCHS[1])) == []
+    assert follower.hear(PublishedEvent(put("a", 1), 0, EPOCHS[1])) == []
     assert follower.ask() == Cursor(0, EPOCHS[0])
     with pytest.raises(KvError, match="restored") as caught:
         follower.answer(LogPage([], 5, 0, 5, EPOCHS[1]))

@@ -15,9 +15,9 @@ from kvstore_core.errors import ERRORS, KvError
 from kvstore_core.model import MAX_REVISION, Cursor, Event, Record, check_key
 from kvstore_core.wire import (
     HEARTBEAT_TOPIC,
-    Change,
     Heartbeat,
     Limits,
+    PublishedEvent,
     decode_change,
     decode_reply,
     decode_request,
@@ -72,12 +72,12 @@ def test_any_change_survives_the_publisher(key: str, value: bytes, old: bytes) -
     origin = {"epoch": "e", "prev": 4}
     frames = encode_change(key.encode(), {"op": "put", **common, **record, **origin}, value)
     put = Event("put", key, 5, 0, 1, 9, expected, None, 4)
-    assert decode_change(frames) == Change(put, 4, "e")
+    assert decode_change(frames) == PublishedEvent(put, 4, "e")
     frames = encode_change(key.encode(), {"op": "expire", **common, "previous": record, **origin}, old)
     expire = Event("expire", key, 5, 0, 1, 9, None, expected._replace(value=old), 4)
-    assert decode_change(frames) == Change(expire, 4, "e")
+    assert decode_change(frames) == PublishedEvent(expire, 4, "e")
     frames = encode_change(key.encode(), {"op": "delete", **common, **origin}, b"")
-    assert decode_change(frames) == Change(Event("delete", key, 5, 0, 1, 9, None, None, 4), 4, "e")
+    assert decode_change(frames) == PublishedEvent(Event("delete", key, 5, 0, 1, 9, None, None, 4), 4, "e")
 
 
 def test_a_heartbeat_survives_and_has_a_topic_that_no_key_has() -> None:

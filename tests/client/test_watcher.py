@@ -15,8 +15,8 @@ from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor, Event, Record
 from kvstore_core.wire import (
-    Change,
     Heartbeat,
+    PublishedEvent,
     Reply,
     encode_change,
     encode_heartbeat,
@@ -33,7 +33,7 @@ FILTERS = [
 ]
 
 
-def frames_of(message: Change | Heartbeat) -> list[bytes]:
+def frames_of(message: PublishedEvent | Heartbeat) -> list[bytes]:
     """What PUB sends."""
     if isinstance(message, Heartbeat):
         return encode_heartbeat(message)
@@ -51,7 +51,7 @@ def frames_of(message: Change | Heartbeat) -> list[bytes]:
 
 def fields_of(event: Event) -> dict[str, Any]:
     """An event of an ``events`` reply."""
-    key, header, value = frames_of(Change(event, 0, ""))
+    key, header, value = frames_of(PublishedEvent(event, 0, ""))
     fields: dict[str, Any] = orjson.loads(header)
     return fields | {"key": key.decode()} | ({"value": value} if event.op == "put" else {})
 
@@ -81,7 +81,7 @@ class Watching:
         self.random = random
         self.wanted, self.scan = random.choice(FILTERS), random.randint(1, len(KEYS))
         self.store = Store()
-        self.on_the_way: list[Change | Heartbeat] = []
+        self.on_the_way: list[PublishedEvent | Heartbeat] = []
         for _ in range(random.randint(0, 3)):
             self.commit()
         self.asked: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import zmq
 
 from kvstore_client import Event, Reset, Subscription, Sync
-from kvstore_core.wire import Change, decode_change
+from kvstore_core.wire import PublishedEvent, decode_change
 from support.servers import clean_environment, dies_with_us, kvstore_command
 from support.streams import open_stream
 from support.watchers import LAST_KEY, Seen, seen_event
@@ -287,7 +287,7 @@ class PlainSubscriber(threading.Thread):
             socket.subscribe(b"")
             while socket.poll(100) or not self._stopping.is_set():
                 change = decode_change(socket.recv_multipart()) if socket.poll(0) else None
-                if isinstance(change, Change):
+                if isinstance(change, PublishedEvent):
                     self.messages.append((seen_event(change.event), change.prev))
                 elif self._stopping.is_set():
                     return  # a heartbeat: what was published before it has come

@@ -9,7 +9,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.follower import Batch, LogPage
 from kvstore_core.model import Cursor, Event, Record
-from kvstore_core.wire import Change, Heartbeat, Reply
+from kvstore_core.wire import Heartbeat, PublishedEvent, Reply
 
 EPOCHS = [f"{number:016x}" for number in range(100)]
 KEYS = ["a", "a1", "a2", "b", "b1", "c"]
@@ -40,7 +40,7 @@ class Store:
         self.records: dict[str, Record] = {}
         self.states: list[tuple[str, int, State]] = [(self.epoch, 0, {})]
 
-    def commit(self, keys: Sequence[str], deletes: bool, skip: int) -> list[Change]:
+    def commit(self, keys: Sequence[str], deletes: bool, skip: int) -> list[PublishedEvent]:
         prev, self.head = self.head, self.head + 1 + skip
         make = delete if deletes else put
         batch = [make(key, self.head, index, len(keys)) for index, key in enumerate(keys)]
@@ -50,7 +50,7 @@ class Store:
             if event.record is not None:
                 self.records[event.key] = event.record
         self.states.append((self.epoch, self.head, dict(self.records)))
-        return [Change(event, prev, self.epoch) for event in batch]
+        return [PublishedEvent(event, prev, self.epoch) for event in batch]
 
     def restore(self) -> None:
         self.number += 1

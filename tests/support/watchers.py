@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from kvstore_client import Client, Event, Subscription
-from kvstore_core.wire import Change, decode_change
+from kvstore_core.wire import PublishedEvent, decode_change
 from support.servers import clean_environment, kvstore_command
 from support.streams import StreamEvent, open_stream
 
@@ -168,7 +168,7 @@ class PlainWatcher(Watcher):
             socket.subscribe(b"")
             while not self.is_complete():
                 change = decode_change(socket.recv_multipart())
-                if isinstance(change, Change):
+                if isinstance(change, PublishedEvent):
                     self.seen.append(seen_event(change.event))
 
 

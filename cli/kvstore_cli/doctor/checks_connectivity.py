@@ -11,7 +11,7 @@ from time import monotonic, time
 from typing import Any
 
 from kvstore_cli.doctor.findings import Finding, failed, note, ok, warning
-from kvstore_cli.doctor.probe import Probe, Reply, by_query, percentiles
+from kvstore_cli.doctor.probe import Probe, Response, by_query, percentiles
 from kvstore_cli.http_client.connection import reason
 from kvstore_core.errors import KvError
 
@@ -58,7 +58,7 @@ def reachable(probe: Probe) -> Iterator[Finding]:
     )
 
 
-def _not_ours(reply: Reply) -> Finding | None:
+def _not_ours(reply: Response) -> Finding | None:
     """What is wrong if the facade did not say that it is alive."""
     if reply.status == 200 and reply.json().get("status") == "alive":
         return None

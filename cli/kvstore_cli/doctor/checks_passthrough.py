@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from kvstore_cli.doctor.findings import Finding, failed, ok, warning
-from kvstore_cli.doctor.probe import PATIENCE_SECONDS, Probe, Reply, by_path, by_query
+from kvstore_cli.doctor.probe import PATIENCE_SECONDS, Probe, Response, by_path, by_query
 from kvstore_cli.http_client.client import encode_query
 
 # Types that compressors take, and a value long enough for them.
@@ -35,14 +35,14 @@ def conditions(probe: Probe) -> Iterator[Finding]:
         yield ok("If-Match and If-None-Match arrive: 412 for a write, 304 for a read")
 
 
-def _conditional_read(probe: Probe) -> Reply:
+def _conditional_read(probe: Probe) -> Response:
     # a key of its own: a cache in between answers a second read by itself
     key = probe.key("conditions-read")
     tag = f'"{_revision(probe.store(key, b"1"))}"'
     return probe.ask("GET", by_query(key), headers={"If-None-Match": tag})
 
 
-def _revision(reply: Reply) -> int:
+def _revision(reply: Response) -> int:
     return int(reply.json().get("revision", 0))
 
 

@@ -26,7 +26,7 @@ _TTL_SECONDS = 900
 _LARGEST_HEAD_BYTES = 64 * 1024
 
 
-class Reply(NamedTuple):
+class Response(NamedTuple):
     """An answer, whoever gave it, read to its end. ``seconds`` is how long it took."""
 
     status: int
@@ -67,7 +67,7 @@ class Verdict(NamedTuple):
 class NotStoredError(Exception):
     """A value of ``size`` bytes, which the service would take, was refused on the way."""
 
-    def __init__(self, reply: Reply, size: int) -> None:
+    def __init__(self, reply: Response, size: int) -> None:
         super().__init__(reply.shown)
         self.reply = reply
         self.size = size
@@ -117,7 +117,7 @@ class Probe:
         headers: dict[str, str] | None = None,
         *,
         timeout: float | None = None,
-    ) -> Reply:
+    ) -> Response:
         """The answer, in ``timeout`` seconds if that is given. Connections are kept; one that the other
         side closed meanwhile is replaced. Raises ``unavailable`` and ``timed_out``."""
         kept, self._connection = self._connection, None
@@ -142,7 +142,7 @@ class Probe:
         body: bytes | None,
         headers: dict[str, str] | None,
         timeout: float | None,
-    ) -> Reply:
+    ) -> Response:
         connection.sock.settimeout(self._left(timeout or self.timeout))
         begin = monotonic()
         try:
@@ -152,7 +152,7 @@ class Probe:
             if body is None:
                 raise
         response = connection.getresponse()
-        reply = Reply(response.status, response.headers, response.read(), monotonic() - begin)
+        reply = Response(response.status, response.headers, response.read(), monotonic() - begin)
         if connection.sock is not None:  # it is None where the other side wants no more on it
             self._connection = connection
         return reply
@@ -206,13 +206,13 @@ class Probe:
         """A key that is the doctor's own."""
         return self.scratch + name
 
-    def put(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> Reply:
+    def put(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> Response:
         """Store a scratch value, with a TTL, under ``?key=``: a path that a proxy rewrote could name a
         key of somebody else."""
         self.has_written = True
         return self.ask("PUT", by_query(key, ttl=f"{_TTL_SECONDS}s"), value, headers)
 
-    def store(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> Reply:
+    def store(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> Response:
         """Like :meth:`put`; raises NotStoredError if it was refused."""
         reply = self.put(key, value, headers)
         if reply.status not in (200, 201):

@@ -12,7 +12,7 @@ from kvstore_http.backend.daemon_client import DaemonClient
 
 ATTEMPTS = 32
 """How often a read-then-write is tried against other writers before the answer is ``too_busy``."""
-MAX_NUMBER = 100
+MAX_IDEMPOTENCY_KEY = 100
 """The most characters of an Idempotency-Key. The daemon keeps it with a prefix and a step in 128 bytes."""
 
 _TAG = r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"'
@@ -126,26 +126,27 @@ def write(
     A condition that no single revision answers is resolved by reading first.
     """
     condition = condition_of(environ)
-    number = environ.get("HTTP_IDEMPOTENCY_KEY")
+    idempotency_key = environ.get("HTTP_IDEMPOTENCY_KEY")
     if condition is not None:
         if condition.revision is None:
-            refuse_number(number, 'beside it, If-Match takes one entity tag and If-None-Match only "*"')
+            reason = 'beside it, If-Match takes one entity tag and If-None-Match only "*"'
+            refuse_idempotency_key(idempotency_key, reason)
             return read_then_write(daemon, op["key"], condition, lambda _record: (op, value))
         op["if_revision"] = condition.revision
-    return send(daemon, op, value, number)
+    return send(daemon, op, value, idempotency_key)
 
 
 def send(
-    daemon: DaemonClient, op: dict[str, Any], value: bytes | None, number: str | None, step: int = 0
+    daemon: DaemonClient, op: dict[str, Any], value: bytes | None, idempotency_key: str | None, step: int = 0
 ) -> dict[str, Any]:
-    """The result of one writing op, applied once however often it is sent under ``number``.
+    """The result of one writing op, applied once however often it is sent under ``idempotency_key``.
 
-    ``step`` tells apart the writes that one request under one number consists of.
+    ``step`` tells apart the writes that one request under one key consists of.
     """
-    if number is None:
+    if idempotency_key is None:
         return daemon.call(op, value)
     sized = op if value is None else {**op, "size": len(value)}
-    result = send_once(daemon, [sized], [] if value is None else [value], number, step=step)[0]
+    result = send_once(daemon, [sized], [] if value is None else [value], idempotency_key, step=step)[0]
     if isinstance(result, KvError):
         raise result
     return result
@@ -155,15 +156,15 @@ def send_once(
     daemon: DaemonClient,
     ops: list[dict[str, Any]],
     values: list[bytes],
-    number: str,
+    idempotency_key: str,
     *,
     atomic: bool = False,
     step: int = 0,
 ) -> list[dict[str, Any] | KvError]:
-    """The results of a request that is applied once however often it is sent under ``number``."""
-    check_number(number)
-    # no number that a client can send holds a control character
-    name = f"{number}\n{step}" if step else number
+    """The results of a request that is applied once however often it is sent under ``idempotency_key``."""
+    check_idempotency_key(idempotency_key)
+    # no key that a client can send holds a control character
+    name = f"{idempotency_key}\n{step}" if step else idempotency_key
     try:
         return daemon.request(ops, values, atomic=atomic, idempotency_key=name).results
     except KvError as error:
@@ -174,23 +175,25 @@ def send_once(
         ) from error
 
 
-def check_number(number: str) -> None:
+def check_idempotency_key(key: str) -> None:
     """Raise ``bad_request`` for what is no idempotency key."""
-    if not (number.isascii() and number.isprintable() and 0 < len(number) <= MAX_NUMBER):
-        raise KvError("bad_request", f"Idempotency-Key must be 1 to {MAX_NUMBER} printable ASCII characters")
+    if not (key.isascii() and key.isprintable() and 0 < len(key) <= MAX_IDEMPOTENCY_KEY):
+        raise KvError(
+            "bad_request", f"Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"
+        )
 
 
 def check_write(environ: dict[str, Any]) -> None:
     """Raise ``bad_request`` for a condition or an idempotency key that is malformed."""
     condition_of(environ)
-    number = environ.get("HTTP_IDEMPOTENCY_KEY")
-    if number is not None:
-        check_number(number)
+    idempotency_key = environ.get("HTTP_IDEMPOTENCY_KEY")
+    if idempotency_key is not None:
+        check_idempotency_key(idempotency_key)
 
 
-def refuse_number(number: str | None, reason: str) -> None:
+def refuse_idempotency_key(key: str | None, reason: str) -> None:
     """Raise ``bad_request`` for a request that carries an idempotency key and cannot keep its promise."""
-    if number is not None:
+    if key is not None:
         raise KvError("bad_request", f"Idempotency-Key is not taken here: {reason}", header="Idempotency-Key")
 
 

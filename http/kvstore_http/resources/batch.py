@@ -54,10 +54,10 @@ class BatchResource:
         pairs = zip(batch.ops, results, strict=True)
         send_json(resp, {"results": [_result(*pair, inline) for pair in pairs]})
 
-    def _send(self, batch: _Batch, number: str | None) -> list[Any]:
-        if number is None:
+    def _send(self, batch: _Batch, idempotency_key: str | None) -> list[Any]:
+        if idempotency_key is None:
             return self._daemon.request(batch.ops, batch.values, atomic=batch.atomic).results
-        return send_once(self._daemon, batch.ops, batch.values, number, atomic=batch.atomic)
+        return send_once(self._daemon, batch.ops, batch.values, idempotency_key, atomic=batch.atomic)
 
 
 def _parsed(body: Any) -> _Batch:

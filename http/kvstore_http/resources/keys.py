@@ -33,7 +33,7 @@ from kvstore_http.protocol.preconditions import (
     is_listed,
     parse_tags,
     read_then_write,
-    refuse_number,
+    refuse_idempotency_key,
     write,
 )
 from kvstore_http.protocol.query_params import (
@@ -155,8 +155,9 @@ class KeyResource:
 
     def patch(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
         require_type(req.env, MERGE_PATCH, header="accept_patch")
-        number = req.env.get("HTTP_IDEMPOTENCY_KEY")
-        refuse_number(number, "a merge patch applied twice is the same as once; If-Match guards the rest")
+        idempotency_key = req.env.get("HTTP_IDEMPOTENCY_KEY")
+        reason = "a merge patch applied twice is the same as once; If-Match guards the rest"
+        refuse_idempotency_key(idempotency_key, reason)
         if BODY_AWAITED in req.env:
             check_write(req.env)
         size = int(req.env.get("CONTENT_LENGTH") or 0)

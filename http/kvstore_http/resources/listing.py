@@ -84,11 +84,11 @@ class CollectionResource:
         pages that were done, and goes on behind them."""
         refuse_body(req.env)
         refuse_conditions(req.env, "a prefix has no revision, only ?key= has")
-        number = req.env.get("HTTP_IDEMPOTENCY_KEY")
+        idempotency_key = req.env.get("HTTP_IDEMPOTENCY_KEY")
         op, deleted, revision = {"op": "delete_prefix", "prefix": prefix}, 0, None
         for step in itertools.count():
             try:
-                page = send(self._daemon, op, None, number, step)
+                page = send(self._daemon, op, None, idempotency_key, step)
             except KvError as error:
                 raise KvError(error.code, error.message, **error.details, deleted=deleted) from error
             deleted += page["deleted"]

@@ -13,7 +13,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.follower import Batch, Follower, LogPage
 from kvstore_core.model import Cursor
 from kvstore_core.operations import MAX_PAGE
-from kvstore_core.wire import Change, Heartbeat, Reply
+from kvstore_core.wire import Heartbeat, PublishedEvent, Reply
 from kvstore_http.greenlet_pool import GreenletPool
 
 RETRY_SECONDS = 0.2
@@ -79,7 +79,7 @@ class Track:
             raise KvError("unavailable", "the changes cannot be followed: the daemon was not reached yet")
         return self._follower.cursor
 
-    def hear(self, messages: Sequence[Change | Heartbeat]) -> None:
+    def hear(self, messages: Sequence[PublishedEvent | Heartbeat]) -> None:
         """Take in what PUB said."""
         if self._follower is None:
             return
