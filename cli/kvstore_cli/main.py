@@ -8,7 +8,7 @@ from importlib import import_module
 
 import click
 
-from kvstore_cli.completion.values import COMPLETE_VARIABLE
+from kvstore_cli.command_line.completion import COMPLETE_VARIABLE
 from kvstore_core.errors import EXIT_ERROR, EXIT_USAGE, KvError
 
 EXIT_INTERRUPTED = 130
@@ -158,7 +158,7 @@ def main() -> int:
     from kvstore_cli.config.resolve import ConfigurationError
 
     if COMPLETE_VARIABLE in os.environ:
-        import_module("kvstore_cli.completion.shells")
+        import_module("kvstore_cli.command_line.shells")
     try:
         return int(cli.main(prog_name="kvstore", standalone_mode=False, complete_var=COMPLETE_VARIABLE) or 0)
     except click.UsageError as error:

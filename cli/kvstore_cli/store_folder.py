@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kvstore_cli.config.click_flags import given_flags
+from kvstore_cli.command_line.flags import given_flags
 from kvstore_cli.config.resolve import resolve
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kvstore_cli.position_file import KeptFile
+from kvstore_cli.files.position_file import KeptFile
 from kvstore_cli.subscribe.handler_process import GRACE_SECONDS, run
 from support import kvstore_command, wait_until
 

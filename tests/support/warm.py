@@ -31,7 +31,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kvstore_cli.completion.values import COMPLETE_VARIABLE
+from kvstore_cli.command_line.completion import COMPLETE_VARIABLE
 from kvstore_cli.main import COMMANDS, main
 
 _MOST_BYTES = 64 * 1024
@@ -89,7 +89,7 @@ class WarmCommand(Warm):
 
     def __init__(self, program: str) -> None:
         super().__init__(
-            program, ["kvstore_cli.completion.shells", *(f"kvstore_cli.commands.{name}" for name in LOADED)]
+            program, ["kvstore_cli.command_line.shells", *(f"kvstore_cli.commands.{name}" for name in LOADED)]
         )
 
     def run(

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli.completion.values import complete_file
-from kvstore_cli.config.click_flags import Command, with_options
+from kvstore_cli.command_line.completion import complete_file
+from kvstore_cli.command_line.flags import Command, with_options
+from kvstore_cli.files.output_file import refuse_mounted
 from kvstore_cli.store_folder import data_folder, size
 from kvstore_cli.terminal import output, progress
 from kvstore_cli.terminal.progress import Report
-from kvstore_cli.termination import end_on_signals
-from kvstore_cli.transfer.output_file import refuse_mounted
+from kvstore_cli.terminal.signals import end_on_signals
 
 if TYPE_CHECKING:
     from kvstore_daemon.storage.offline.backup import Backup

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from kvstore_cli.completion.values import complete_file
-from kvstore_cli.config.click_flags import Command, with_options
-from kvstore_cli.context import connected
+from kvstore_cli.command_line.completion import complete_file
+from kvstore_cli.command_line.context import connected
+from kvstore_cli.command_line.flags import Command, with_options
+from kvstore_cli.files.input_file import read_batch
 from kvstore_cli.http_client.client import Service
 from kvstore_cli.http_client.errors import problem_error
 from kvstore_cli.terminal import output
-from kvstore_cli.terminal.stdin import read_batch
 from kvstore_core.errors import EXIT_DONE, KvError
 
 # Independent ops gain nothing from larger requests, and the limits of a service are seldom smaller.

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from kvstore_cli.completion.values import complete_file
-from kvstore_cli.config.click_flags import Command, given_flags, with_options
+from kvstore_cli.command_line.completion import complete_file
+from kvstore_cli.command_line.flags import Command, given_flags, with_options
 from kvstore_cli.store_folder import data_folder, size
 from kvstore_cli.terminal import output, progress
 from kvstore_cli.terminal.progress import Steps
-from kvstore_cli.termination import end_on_signals
+from kvstore_cli.terminal.signals import end_on_signals
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR
 from kvstore_core.process.files import reason
 

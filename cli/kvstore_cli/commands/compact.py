@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.config.click_flags import Command, with_options
+from kvstore_cli.command_line.flags import Command, with_options
 from kvstore_cli.store_folder import data_folder, size
 from kvstore_cli.terminal import output, progress
-from kvstore_cli.termination import end_on_signals
+from kvstore_cli.terminal.signals import end_on_signals
 
 
 @click.command(cls=Command)

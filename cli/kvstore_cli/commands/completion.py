@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.config.click_flags import Command
+from kvstore_cli.command_line.flags import Command
 from kvstore_cli.terminal import output
 
 SHELLS = ("bash", "zsh", "fish")
@@ -23,8 +23,8 @@ def command(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    import kvstore_cli.completion.shells  # noqa: F401 - registers itself
-    from kvstore_cli.completion.values import COMPLETE_VARIABLE
+    import kvstore_cli.command_line.shells  # noqa: F401 - registers itself
+    from kvstore_cli.command_line.completion import COMPLETE_VARIABLE
     from kvstore_cli.main import cli
 
     completion = get_completion_class(shell)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kvstore_cli.config.click_flags import Command, given_flags, with_options
+from kvstore_cli.command_line.flags import Command, given_flags, with_options
 from kvstore_cli.config.resolve import Configuration, Setting, resolve
 from kvstore_cli.config.server_settings import daemon_settings, http_settings
 from kvstore_cli.terminal import output

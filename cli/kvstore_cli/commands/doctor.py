@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.config.click_flags import Command, with_options
-from kvstore_cli.context import TIME, configured
+from kvstore_cli.command_line.context import TIME, configured
+from kvstore_cli.command_line.flags import Command, with_options
 from kvstore_cli.terminal import output
 
 
@@ -44,7 +44,7 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
     from kvstore_cli.doctor.probe import Probe
     from kvstore_cli.doctor.report import lines
     from kvstore_cli.doctor.runner import examine, longest_seconds
-    from kvstore_cli.termination import end_on_signals
+    from kvstore_cli.terminal.signals import end_on_signals
 
     configuration = configured(context)
     url = configuration["url"]

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli.completion.values import complete_file, complete_key
-from kvstore_cli.config.click_flags import TEXT, Command, with_options
-from kvstore_cli.context import configured, long_retry_ms, service_of
+from kvstore_cli.command_line.completion import complete_file, complete_key
+from kvstore_cli.command_line.context import configured, long_retry_ms, service_of
+from kvstore_cli.command_line.flags import TEXT, Command, with_options
 from kvstore_cli.http_client.client import Service
 from kvstore_cli.terminal import output
 
 if TYPE_CHECKING:
+    from kvstore_cli.files.output_file import Write
     from kvstore_cli.terminal.progress import Advance
     from kvstore_cli.transfer.exporter import Collection, Scope
     from kvstore_cli.transfer.ndjson_format import Sealing
-    from kvstore_cli.transfer.output_file import Write
 
 _TOLD_EVERY = 500
 
@@ -77,9 +77,9 @@ def command(
       kvstore export | jq -r 'select(.key) | .key'
       kvstore export --prefix app/ | kvstore import - --url http://other:5000
     """
-    from kvstore_cli.termination import end_on_signals
+    from kvstore_cli.files.output_file import refuse_target
+    from kvstore_cli.terminal.signals import end_on_signals
     from kvstore_cli.transfer.exporter import Scope
-    from kvstore_cli.transfer.output_file import refuse_target
 
     end_on_signals()
     if file != "-":
@@ -92,9 +92,9 @@ def command(
 
 
 def _export(service: Service, scope: Scope, file: str, *, stall_ms: int, retry_ms: int) -> None:
+    from kvstore_cli.files.output_file import target
     from kvstore_cli.terminal.progress import bar, is_seen
     from kvstore_cli.transfer.exporter import Collection
-    from kvstore_cli.transfer.output_file import target
     from kvstore_cli.transfer.retry import Patience
 
     folder = None if file == "-" else str(Path(file).parent)

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from kvstore_cli.completion.values import complete_key
-from kvstore_cli.config.click_flags import KEY, Command, WholeNumber, with_options
-from kvstore_cli.context import connected
+from kvstore_cli.command_line.completion import complete_key
+from kvstore_cli.command_line.context import connected
+from kvstore_cli.command_line.flags import KEY, Command, WholeNumber, with_options
 from kvstore_cli.http_client.client import key_path
 from kvstore_cli.terminal import output
 

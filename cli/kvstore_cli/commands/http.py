@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.config.click_flags import Command, given_flags, with_options
+from kvstore_cli.command_line.flags import Command, given_flags, with_options
 from kvstore_cli.config.resolve import resolve
 from kvstore_cli.config.server_settings import http_settings
 

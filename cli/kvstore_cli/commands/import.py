@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli.completion.values import complete_file
-from kvstore_cli.config.click_flags import TEXT, Command, with_options
-from kvstore_cli.context import configured, long_retry_ms, service_of
+from kvstore_cli.command_line.completion import complete_file
+from kvstore_cli.command_line.context import configured, long_retry_ms, service_of
+from kvstore_cli.command_line.flags import TEXT, Command, with_options
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
 
 if TYPE_CHECKING:
+    from kvstore_cli.transfer.import_file import Intake
     from kvstore_cli.transfer.importer import Importer, Policy, State, StateFile, Tally
-    from kvstore_cli.transfer.input_file import Intake
 
 
 @click.command(cls=Command)
@@ -76,9 +76,9 @@ def command(
       kvstore import users.ndjson --prefix-strip user: --prefix-add customer: --dry-run
       jq -c '.[] | {key: .id, value: .name, ttl: "1h"}' users.json | kvstore import - --if-absent
     """
-    from kvstore_cli.termination import end_on_signals
+    from kvstore_cli.terminal.signals import end_on_signals
+    from kvstore_cli.transfer.import_file import opened
     from kvstore_cli.transfer.importer import Importer, Policy
-    from kvstore_cli.transfer.input_file import opened
     from kvstore_cli.transfer.retry import Patience
 
     end_on_signals()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.config.click_flags import Command, with_options
+from kvstore_cli.command_line.context import configured, service_of
+from kvstore_cli.command_line.flags import Command, with_options
 from kvstore_cli.config.resolve import Configuration
 from kvstore_cli.config.units import connectable
-from kvstore_cli.context import configured, service_of
 from kvstore_cli.terminal import output
 
 LONGEST_MS = 3000

@@ -6,9 +6,9 @@ import os
 
 import click
 
-from kvstore_cli.completion.values import complete_key, complete_value
-from kvstore_cli.config.click_flags import KEY, Command, WholeNumber, with_options
-from kvstore_cli.context import TIME, connected, seconds
+from kvstore_cli.command_line.completion import complete_key, complete_value
+from kvstore_cli.command_line.context import TIME, connected, seconds
+from kvstore_cli.command_line.flags import KEY, Command, WholeNumber, with_options
 from kvstore_cli.http_client.client import Service, key_path
 from kvstore_cli.terminal import output
 
@@ -109,7 +109,7 @@ def given_value(value: str, service: Service) -> bytes:
         raise click.UsageError("@ wants the name of a file behind it; --literal stores '@' itself")
     if value != "-" and not value.startswith("@"):
         return os.fsencode(value)
-    from kvstore_cli.terminal.stdin import read_value
+    from kvstore_cli.files.input_file import read_value
 
     return read_value(value.removeprefix("@"), lambda: _value_limit(service))
 

@@ -9,11 +9,11 @@ from typing import BinaryIO
 
 import click
 
-from kvstore_cli.completion.values import complete_file
-from kvstore_cli.config.click_flags import Command, with_options
+from kvstore_cli.command_line.completion import complete_file
+from kvstore_cli.command_line.flags import Command, with_options
 from kvstore_cli.store_folder import data_folder
 from kvstore_cli.terminal import output, progress
-from kvstore_cli.termination import end_on_signals
+from kvstore_cli.terminal.signals import end_on_signals
 from kvstore_core.errors import KvError
 from kvstore_core.process.files import reason
 

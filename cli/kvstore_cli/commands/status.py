@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from kvstore_cli.config.click_flags import Command, with_options
-from kvstore_cli.context import connected
+from kvstore_cli.command_line.context import connected
+from kvstore_cli.command_line.flags import Command, with_options
 from kvstore_cli.terminal import output
 from kvstore_cli.terminal.humanize import NOTHING, age, count, duration, size
 

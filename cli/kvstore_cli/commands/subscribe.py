@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager, closing, nullcontext
 
 import click
 
-from kvstore_cli.completion.values import complete_key
-from kvstore_cli.config.click_flags import KEY, TEXT, Command, WholeNumber, with_options
-from kvstore_cli.context import configured, service_of
+from kvstore_cli.command_line.completion import complete_key
+from kvstore_cli.command_line.context import configured, service_of
+from kvstore_cli.command_line.flags import KEY, TEXT, Command, WholeNumber, with_options
 from kvstore_cli.http_client.change_stream import EVENTS, RESET, SNAPSHOT, SYNC, Position, Step, follow
 from kvstore_cli.http_client.client import Query
 from kvstore_cli.subscribe.sinks import CursorFile, Delivery, JsonLines, Lines, ShellCommand, is_position
 from kvstore_cli.terminal import output
-from kvstore_cli.termination import end_on_signals
+from kvstore_cli.terminal.signals import end_on_signals
 
 
 @click.command(cls=Command)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli.config.click_flags import Command, WholeNumber, with_options
+from kvstore_cli.command_line.context import TIME, configured, service_of
+from kvstore_cli.command_line.flags import Command, WholeNumber, with_options
 from kvstore_cli.config.resolve import Configuration
 from kvstore_cli.config.units import show_duration
-from kvstore_cli.context import TIME, configured, service_of
 from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError
 

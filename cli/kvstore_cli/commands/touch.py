@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
+from kvstore_cli.command_line.completion import complete_key
+from kvstore_cli.command_line.context import TIME, connected, seconds
+from kvstore_cli.command_line.flags import KEY, Command, with_options
 from kvstore_cli.commands.put import print_revision
-from kvstore_cli.completion.values import complete_key
-from kvstore_cli.config.click_flags import KEY, Command, with_options
-from kvstore_cli.context import TIME, connected, seconds
 from kvstore_cli.http_client.client import key_path
 
 

@@ -109,7 +109,7 @@ def _is_of_others(name: str, value: str) -> bool:
 
 
 def _say_stranger(name: str) -> None:
-    from kvstore_cli.completion.values import COMPLETE_VARIABLE
+    from kvstore_cli.command_line.completion import COMPLETE_VARIABLE
     from kvstore_cli.terminal import output
 
     # whatever is said while a line is completed lands in that line

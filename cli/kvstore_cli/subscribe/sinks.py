@@ -134,7 +134,7 @@ class CursorFile:
 
     def __init__(self, path: str) -> None:
         """Raises a usage error for a file that could not be kept, which is better told before an event."""
-        from kvstore_cli.position_file import KeptFile
+        from kvstore_cli.files.position_file import KeptFile
 
         self._name = output.readable(path)
         try:

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import click
 import orjson
 
+from kvstore_cli.files.position_file import KeptFile
 from kvstore_cli.http_client.client import Service
 from kvstore_cli.http_client.errors import problem_error
-from kvstore_cli.position_file import KeptFile
 from kvstore_cli.terminal.output import counted
 from kvstore_cli.transfer.ndjson_format import Entry, Put
 from kvstore_cli.transfer.retry import Patience

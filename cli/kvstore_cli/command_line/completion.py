@@ -21,7 +21,7 @@ def complete_key(context: click.Context, _parameter: click.Parameter, incomplete
 
     Nothing is said of errors: whatever is printed here lands in the line that is being typed.
     """
-    from kvstore_cli.context import configured, service_of
+    from kvstore_cli.command_line.context import configured, service_of
 
     query = [("prefix", incomplete), ("keys", "1"), ("limit", str(_MOST))]
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kvstore_cli.config.click_flags import KindType, given_flags
+from kvstore_cli.command_line.flags import KindType, given_flags
 from kvstore_cli.config.options import DURATION
 from kvstore_cli.config.resolve import Configuration, resolve
 from kvstore_cli.http_client.client import Service

@@ -1,0 +1,1 @@
+"""Files that the commands read, write whole, and keep their position in."""
