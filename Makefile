@@ -38,9 +38,10 @@ check: $(READY) ## lint, format and strict types, as CI runs them
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-format: $(READY) ## bring the code into the format that 'make check' wants
+format: $(READY) ## format the code and write the generated part of the client anew
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+	@$(BIN)/python tools/unasync.py
 
 torture: $(READY) ## break the service in every way for as long as it takes; TORTURE=0.1: a tenth of it
 	@TORTURE=$(or $(TORTURE),1) $(BIN)/python -m pytest -m torture --timeout 7200 -s $(ARGS)

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from kvstore_client import commands
-    from kvstore_client.aio import AsyncClient, AsyncSubscription
+    from kvstore_client.async_client import AsyncClient
+    from kvstore_client.async_subscription import AsyncSubscription
     from kvstore_client.client import Client
     from kvstore_client.subscription import Subscription
     from kvstore_client.subscription_state import Reset, Sync
@@ -121,8 +122,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AsyncClient": "kvstore_client.aio",
-    "AsyncSubscription": "kvstore_client.aio",
+    "AsyncClient": "kvstore_client.async_client",
+    "AsyncSubscription": "kvstore_client.async_subscription",
     "Client": "kvstore_client.client",
     "Cursor": "kvstore_core.model",
     "Event": "kvstore_core.model",

@@ -1,6 +1,6 @@
-"""What callers pass: checked where they pass it, so that an error names the argument and not what is inside.
+"""Arguments of callers, checked where they are passed, so that an error names the argument.
 
-A value of the wrong type is a TypeError, one out of range the KvError ``bad_request``, and what is no
+A value of the wrong type is a TypeError, one out of range the KvError ``bad_request``, and a malformed
 address a ValueError.
 """
 
@@ -12,16 +12,18 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from kvstore_core.endpoints import DEFAULT_CHANGES, DEFAULT_PORT, DEFAULT_REQUESTS
 from kvstore_core.errors import KvError
 from kvstore_core.operations import MAX_TTL_SECONDS
 
-DEFAULT_REQUESTS = "tcp://127.0.0.1:5555"
-DEFAULT_CHANGES = "tcp://127.0.0.1:5556"
-DEFAULT_PORT = 5555
+REQUIRED: Any = object()
+"""The default of an argument that has none."""
 
+DEFAULT_TIMEOUT = 5.0
+DEFAULT_CONNECTIONS = 16
 MAX_CONNECTIONS = 10_000
 LONGEST_TIMEOUT = float(MAX_TTL_SECONDS)
-"""A time-out above this, infinity too, is taken for this: what waits could not count further."""
+"""Longer time-outs, even infinity, are shortened to this: the clocks of waits cannot count further."""
 
 
 def seconds_of(name: str, value: Any, *, may_be_zero: bool = False) -> float:
@@ -35,7 +37,7 @@ def seconds_of(name: str, value: Any, *, may_be_zero: bool = False) -> float:
 
 
 def ttl_of(ttl: Any) -> Any:
-    """A time to live as the protocol has it; what is neither is left for the table's check."""
+    """A time to live in seconds; anything but a timedelta is left to the table's check."""
     return ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
 
 
@@ -58,7 +60,7 @@ def value_of(value: Any) -> bytes:
 
 
 def flag_of(name: str, value: Any) -> bool:
-    """True or False, and nothing that is like it."""
+    """True or False, and nothing else that counts as either."""
     if type(value) is not bool:
         raise TypeError(f"{name} is True or False, not {_kind(value)}")
     return value
@@ -74,7 +76,7 @@ def count_of(name: str, value: Any) -> int:
 
 
 def texts_of(name: str, values: Any) -> list[str]:
-    """A list, or another collection, of texts; not one text, which is a collection of its letters."""
+    """A collection of texts; not one text, which would be a collection of its letters."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise TypeError(f"{name} is a list of texts, not {_kind(values)}")
     texts = list(values)
@@ -85,7 +87,7 @@ def texts_of(name: str, values: Any) -> list[str]:
 
 
 def must_be(name: str, value: Any, kind: type[Any], what: str) -> None:
-    """Raise TypeError for what is not of a kind that we made."""
+    """Raise TypeError unless ``value`` is of this type."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} is {what}, not {_kind(value)}")
 
@@ -116,7 +118,7 @@ def _endpoint(name: str, endpoint: str | None, variable: str, default: str) -> s
 
 
 class Address(NamedTuple):
-    """Where a daemon is, and what else a URL says of a client."""
+    """A daemon's endpoints, and the options of a client."""
 
     requests: str
     changes: str
@@ -127,7 +129,7 @@ _FORM = "kvstore://HOST:PORT?changes=PORT&timeout=SECONDS&connections=N"
 
 
 def address_of(url: str) -> Address:
-    """What ``url`` says, which is ``kvstore://HOST[:PORT]`` and, after ``?``, any of
+    """The parts of ``url``, which is ``kvstore://HOST[:PORT]`` and, after ``?``, any of
 
     - ``changes``: the port of the changes, by default the one above PORT, or a whole endpoint;
     - ``timeout`` and ``connections``, as :class:`Client` takes them.

@@ -19,13 +19,15 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from kvstore_client.arguments import flag_of, must_be, texts_of, ttl_of, value_of
-from kvstore_client.transport.connection import Body
+from kvstore_client.transport.connection import RequestBody
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.follower import LogPage
 from kvstore_core.model import TEXT_CONTENT_TYPE, Cursor, Event, Record, is_plain_key
 from kvstore_core.operations import MAX_PAGE, OPERATIONS, check_keys, check_operation
 from kvstore_core.wire import Reply, event_from, record_from
+
+EVERYTHING = Filter()
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -108,12 +110,12 @@ class Command(Generic[T_co]):
 _BATCH = "a list of commands, such as [commands.put('k', 'v')] with kvstore_client.commands"
 
 
-def body_of(commands: Sequence[Command[Any]], *, atomic: bool = False) -> Body:
+def body_of(commands: Sequence[Command[Any]], *, atomic: bool = False) -> RequestBody:
     """One request for all of ``commands``."""
     flag_of("atomic", atomic)
     must_be("a batch", commands, Sequence, _BATCH)
     try:
-        return Body(
+        return RequestBody(
             [command.op for command in commands],
             [command.value for command in commands if command.value is not None],
             atomic,
@@ -123,10 +125,11 @@ def body_of(commands: Sequence[Command[Any]], *, atomic: bool = False) -> Body:
         raise TypeError(f"a batch is {_BATCH}") from None
 
 
-def body_of_one(command: Command[Any]) -> Body:
+def body_of_one(command: Command[Any]) -> RequestBody:
     """A request for ``command`` alone."""
     must_be("a command", command, Command, "what a function of kvstore_client.commands made")
-    return Body((command.op,), () if command.value is None else (command.value,), False, command.writes)
+    values = () if command.value is None else (command.value,)
+    return RequestBody((command.op,), values, False, command.writes)
 
 
 def results_of(commands: Sequence[Command[Any]], reply: Reply) -> list[Any]:
@@ -258,7 +261,7 @@ def count_page(
 
 def events(
     since: Cursor | str | int,
-    wanted: Filter = Filter(),  # noqa: B008 - immutable
+    wanted: Filter = EVERYTHING,
     *,
     limit: int | None = None,
     values: bool = True,

@@ -1,8 +1,7 @@
-"""What takes several requests: which commands to run next, given the results of the last.
+"""Operations that take several requests: which commands to run next, given the last results.
 
-A plan is a generator that yields commands for one request and is sent their results, each of which is
-the KvError where its command failed. It holds no connection, so the blocking and the asyncio client run
-the same plans.
+Each is a generator that yields the commands of one request and is sent their results, in which the KvError
+of a failed command is its result. It holds no connection, so both forms of the client run the same ones.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from kvstore_core.operations import MAX_PAGE
 
 T = TypeVar("T")
 
-Plan = Generator[Sequence[Command[Any]], list[Any], T]
+MultiRequest = Generator[Sequence[Command[Any]], list[Any], T]
 
 
-def single(command: Command[T]) -> Plan[T]:
+def single(command: Command[T]) -> MultiRequest[T]:
     """Run one command; raises the KvError with which it fails."""
     (result,) = yield [command]
     if isinstance(result, KvError):
@@ -30,7 +29,7 @@ def single(command: Command[T]) -> Plan[T]:
     return result  # type: ignore[no-any-return]
 
 
-def get_many(keys: Sequence[str]) -> Plan[dict[str, Record]]:
+def get_many(keys: Sequence[str]) -> MultiRequest[dict[str, Record]]:
     """The records of those keys that there are. A request has a bounded number of keys; those whose
     values the reply had no room for go into the next one."""
     found: dict[str, Record] = {}
@@ -50,7 +49,7 @@ def get_many(keys: Sequence[str]) -> Plan[dict[str, Record]]:
     return found
 
 
-def delete_prefix(prefix: str) -> Plan[Deleted]:
+def delete_prefix(prefix: str) -> MultiRequest[Deleted]:
     """Remove in bounded steps all that begins with ``prefix``."""
     total, revision = 0, None
     while True:
@@ -60,7 +59,7 @@ def delete_prefix(prefix: str) -> Plan[Deleted]:
             return Deleted(total, revision)
 
 
-def count(prefix: str | None, start: str | None, end: str | None) -> Plan[int]:
+def count(prefix: str | None, start: str | None, end: str | None) -> MultiRequest[int]:
     """Count a range part by part."""
     page = CountPage(0, None, 0)
     total = 0
@@ -71,9 +70,9 @@ def count(prefix: str | None, start: str | None, end: str | None) -> Plan[int]:
             return total
 
 
-def get_at(key: str, revision: int) -> Plan[Record]:
-    """The record as of ``revision``: the newest event up to it tells, or the present record if it has
-    not changed since; where the log does not reach back, nobody knows."""
+def get_at(key: str, revision: int) -> MultiRequest[Record]:
+    """The record as of ``revision``: from the newest event up to it, or the present record if that has not
+    changed since. Raises ``revision_gone`` where the log does not reach back."""
     if type(revision) is not int:
         raise TypeError(f"revision is a whole number, not {type(revision).__name__}")
     cursor = None

@@ -1,4 +1,4 @@
-"""What a subscription does, apart from its sockets: messages and replies in, ops and items out."""
+"""A subscription without its sockets: messages and replies in, ops and items out."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from kvstore_core.wire import Heartbeat, Reply, decode_change
 
 SILENCE_SECONDS = 3.0
 """The daemon sends a heartbeat every second; after this long without any message the connection
-counts as dead, whatever TCP thinks of it."""
+counts as dead, even if TCP holds it up."""
 
 
 class Sync(NamedTuple):
-    """All that was there when the subscription began, or began anew, has been delivered; what comes
-    now is news. ``cursor`` is the place reached."""
+    """All that was there when the subscription began, or started over, has been delivered; what follows
+    is new. ``cursor`` is the position reached."""
 
     cursor: Cursor
 
 
 class Reset(NamedTuple):
-    """The place to continue from is gone: forget all state. A snapshot of what was asked for follows,
-    as put events, then a Sync.
+    """The position to continue from is gone: discard all state. A snapshot of what was asked for
+    follows, as put events, then a Sync.
 
-    ``reason`` is ``expired`` (the log begins after ``floor``) or ``epoch`` (the history is another
-    one since a restore). ``cursor`` is where the snapshot starts from.
+    ``reason`` is ``expired`` (the log begins after ``floor``) or ``epoch`` (a restore has replaced the
+    history). ``cursor`` is where the snapshot starts from.
     """
 
     reason: Literal["expired", "epoch"]
@@ -41,13 +41,13 @@ class Reset(NamedTuple):
 Item = Batch | Sync | Reset | Heartbeat
 
 
-class Watcher:
-    """The course of a subscription: find where to start, read a snapshot if one is wanted, then follow.
+class SubscriptionState:
+    """Where a subscription is: it finds its start, reads a snapshot if one is wanted, then follows.
 
-    The owner passes what the SUB socket receives to :meth:`hear`; sends :meth:`next_ops`, when they are
-    not empty, as one request, and tells the outcome with :meth:`accept` or :meth:`refuse`; and takes
-    items with :meth:`take`. It should read no further while there are items, so that a consumer that
-    is slow makes nothing grow. Times are seconds of one monotonic clock.
+    The owner passes what the SUB socket receives to :meth:`on_message`; sends :meth:`next_ops`, when they
+    are not empty, as one request, and passes its outcome to :meth:`on_reply` or :meth:`on_error`; and takes
+    items with :meth:`take`. It should read no further while there are items, so that nothing grows when
+    the consumer is slow. Times are seconds of one monotonic clock.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Watcher:
         if isinstance(since, Cursor):
             self._follow(since)
 
-    # ── what the consumer sees ───────────────────────────────────────────────────────────────────
+    # ── items ────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def has_items(self) -> bool:
@@ -85,16 +85,16 @@ class Watcher:
         return bool(self._items)
 
     def take(self) -> Item:
-        """The next item; only when there is one."""
+        """The next item; call it only when there is one."""
         item, cursor = self._items.popleft()
         self._taken = cursor
         return item
 
     @property
     def cursor(self) -> Cursor | None:
-        """Where a later subscription is to continue, once every taken item has been handled.
+        """Where a later subscription continues, once every taken item has been handled.
 
-        None before the start is known and while a snapshot is being read: that cannot be continued.
+        None before the start is known and while a snapshot is read, which cannot be continued.
         """
         if not self._items and self._follower is not None and self._merge is None:
             return self._follower.cursor
@@ -102,11 +102,11 @@ class Watcher:
 
     # ── PUB ──────────────────────────────────────────────────────────────────────────────────────
 
-    def hear(self, frames: Sequence[bytes], now: float) -> None:
-        """The SUB socket received this."""
+    def on_message(self, frames: Sequence[bytes], now: float) -> None:
+        """The SUB socket received ``frames``."""
         self._heard_at = now
         message = decode_change(frames)
-        # what PUB says before the follower runs is in the log by the time that it asks
+        # what PUB sends before the follower runs is in the log when that is first asked
         if message is None or self._follower is None:
             return
         if isinstance(message, Heartbeat):
@@ -114,15 +114,15 @@ class Watcher:
         self._deliver(self._follower.hear(message), self._follower)
 
     def is_silent(self, now: float) -> bool:
-        """Whether the SUB socket has brought nothing for so long that it must be replaced."""
+        """Whether the SUB socket has received nothing for so long that it must be replaced."""
         return now >= self._heard_at + SILENCE_SECONDS
 
     def silent_at(self) -> float:
-        """When :meth:`is_silent` will be true unless something is heard."""
+        """When :meth:`is_silent` becomes true unless something is received."""
         return self._heard_at + SILENCE_SECONDS
 
-    def remade(self, now: float) -> None:
-        """The SUB socket was replaced; what was published in between is to be read from the log."""
+    def on_reconnect(self, now: float) -> None:
+        """The SUB socket was replaced; what was published in between is read from the log."""
         self._heard_at = now
         if self._follower is not None:
             self._follower.doubt()
@@ -146,15 +146,15 @@ class Watcher:
             op["previous"] = True
         return op
 
-    def refuse(self, error: KvError) -> None:
-        """The request failed. What time may cure is asked again; raises ``error`` otherwise."""
+    def on_error(self, error: KvError) -> None:
+        """The request failed. Raises ``error`` unless it is retryable; then the request is sent again."""
         if self._follower is not None:
             self._follower.fail()
         if not error.row.retryable:
             raise error
 
-    def accept(self, reply: Reply) -> None:
-        """The request was answered. Raises the KvError with which an op failed for good."""
+    def on_reply(self, reply: Reply) -> None:
+        """The request was answered. Raises the KvError of an op that failed for good."""
         try:
             if self._follower is not None:
                 self._accept_log(self._follower, LogPage.from_reply(reply))
@@ -164,7 +164,7 @@ class Watcher:
                 self._begin(reply)
         except KvError as error:
             if error.code != "cursor_expired":
-                self.refuse(error)
+                self.on_error(error)
                 return
             self._reset(error, reply)
 
@@ -214,14 +214,14 @@ class Watcher:
         self._merge = None
         self._begin_snapshot(start)
 
-    # ── items ────────────────────────────────────────────────────────────────────────────────────
+    # ── delivery ─────────────────────────────────────────────────────────────────────────────────
 
     def _deliver(self, batches: list[Batch], follower: Follower) -> None:
         for batch in batches:
             wanted = [self._trimmed(event) for event in batch if self._is_news(event)]
             if wanted:
                 cursor = Cursor(batch[0].revision, follower.cursor.epoch)
-                # what pages of a snapshot showed is in step with the position from the Sync on
+                # a snapshot's pages are of different revisions until the Sync
                 self._items.append((wanted, cursor if self._merge is None else None))
         if not follower.is_behind:
             self._caught_up(follower.cursor)
@@ -232,14 +232,14 @@ class Watcher:
         return self._merge is None or not self._merge.shows(event)
 
     def _trimmed(self, event: Event) -> Event:
-        """PUB always brings values; a consumer that wants none gets none from there either."""
+        """The event without values if none are wanted: PUB always brings them."""
         if not self._values:
             event.record = event.record and event.record._replace(value=None)
             event.previous = event.previous and event.previous._replace(value=None)
         return event
 
     def _caught_up(self, cursor: Cursor) -> None:
-        # the log has answered since the last page was read, so nothing that was shown is newer
+        # the log was read after the snapshot's last page, so nothing shown is newer
         self._merge = None
         if not self._is_synced:
             self._sync(cursor)
@@ -253,5 +253,5 @@ class Watcher:
 
 
 def _shown(record: Record) -> Event:
-    """A snapshot's record as the put that it stems from."""
+    """A snapshot's record as the put that wrote it."""
     return Event("put", record.key, record.revision, 0, 1, record.modified_at, record, None, 0)

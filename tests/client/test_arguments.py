@@ -23,8 +23,8 @@ from kvstore_client import (
 )
 from kvstore_client.arguments import address_of
 from kvstore_client.commands import Command
-from kvstore_client.transport.connection import Body
-from kvstore_client.transport.sans_io import Wait
+from kvstore_client.transport.connection import RequestBody
+from kvstore_client.transport.sans_io import SocketWait
 from kvstore_core.filters import Filter
 from support import Daemon
 
@@ -40,7 +40,7 @@ GOOD: dict[str, Any] = {
     "since": 0,
     "batch": [commands.get("k")],
     "command": commands.get("k"),
-    "body": Body([{"op": "status"}]),
+    "body": RequestBody([{"op": "status"}]),
 }
 """What the methods have to be given; the other arguments have defaults."""
 
@@ -228,4 +228,4 @@ def test_the_environment_says_where_the_daemon_is(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("seconds", [2**31, 2**70, 1e300, math.inf])
 def test_a_wait_of_any_length_fits_into_a_poll(seconds: float) -> None:
     """A call may be given any timeout, and waits for most of it where the daemon says nothing."""
-    assert 0 < Wait((), seconds).milliseconds() < 2**31
+    assert 0 < SocketWait((), seconds).milliseconds() < 2**31

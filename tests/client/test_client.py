@@ -306,7 +306,7 @@ def test_calls_beyond_the_connections_wait_for_one_within_their_time() -> None:
     with Client(NOBODY, connections=1) as client:
         occupant = threading.Thread(target=occupy)
         occupant.start()
-        wait_until(lambda: client._free.empty())
+        wait_until(lambda: client._pool._slots.empty())
         with refused("timed_out") as caught:
             client.put("k", b"v", timeout=0.05)
         assert caught.value.details["outcome"] == "none"

@@ -221,9 +221,9 @@ def test_an_idle_connection_that_died_delays_no_call(daemon: Daemon) -> None:
     with CuttingProxy(daemon.requests) as proxy, Client(proxy.endpoint, connections=1) as client:
         client.put("k", b"v")
         for lose in (proxy.cut, proxy.swallow):
-            [lane] = client._lanes._idle
+            [connection] = client._pool._idle
             lose()
-            wait_until(lambda lane=lane: lane._has_ended())  # type: ignore[misc]
+            wait_until(lambda connection=connection: connection._has_ended())  # type: ignore[misc]
             assert client.get("k", timeout=20).value == b"v"
         assert proxy.connections == 3
 
@@ -234,7 +234,7 @@ def test_what_a_killed_daemon_took_with_it_is_asked_again_of_the_next_one(daemon
         assert client.get("k").value == b"v"
         with daemon.paused():
             read, write = pool.submit(client.get, "k"), pool.submit(client.incr, "n")
-            wait_until(lambda: not client._lanes._idle)
+            wait_until(lambda: not client._pool._idle)
             daemon.kill()
         daemon.start()
         assert read.result().value == b"v"

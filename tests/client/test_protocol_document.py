@@ -12,9 +12,9 @@ import pytest
 import zmq
 
 from kvstore_client import Client, commands
-from kvstore_client.client import DEFAULT_TIMEOUT
+from kvstore_client.arguments import DEFAULT_TIMEOUT
 from kvstore_client.transport import retry
-from kvstore_client.transport.connection import Body
+from kvstore_client.transport.connection import RequestBody
 from kvstore_core import connection_monitor, follower
 from kvstore_core.errors import ERRORS
 from kvstore_core.model import MAX_KEY_BYTES, Event, Record
@@ -119,7 +119,7 @@ def test_a_page_without_a_limit_is_as_long_as_a_page_may_be(daemon: Daemon) -> N
         assert len(client.list_page().records) == MAX_PAGE
         assert len(client.events(0).events) == MAX_PAGE
         assert len(client.history("k").events) == MAX_PAGE
-        reply = client.request(Body([{"op": "delete_prefix", "prefix": "p"}], writes=True))
+        reply = client.request(RequestBody([{"op": "delete_prefix", "prefix": "p"}], writes=True))
         assert reply.results == [{"revision": reply.revision, "deleted": MAX_PAGE, "more": True}]
 
 

@@ -24,7 +24,7 @@ from kvstore_client import (
     Sync,
     commands,
 )
-from kvstore_client.subscription import QUEUED_MESSAGES
+from kvstore_client.subscription_base import QUEUED_MESSAGES
 from support import Daemon
 from support.proxy import CuttingProxy
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import zmq
 
-from kvstore_client.subscription_state import Reset, Watcher
+from kvstore_client.subscription_state import Reset, SubscriptionState
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import decode_reply
@@ -70,7 +70,7 @@ def test_the_daemon_answers_the_requests_so_and_our_decoder_finds_the_values(dae
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: re.sub(r"\W+", "-", scenario["name"]))
 def test_our_subscriber_does_so(scenario: dict[str, Any]) -> None:
-    watcher = Watcher(
+    subscription = SubscriptionState(
         Filter(tuple(scenario["prefixes"])),
         since=Cursor.parse(scenario["start"]),
         snapshot=False,
@@ -79,17 +79,17 @@ def test_our_subscriber_does_so(scenario: dict[str, Any]) -> None:
         heartbeats=False,
         now=0,
     )
-    asked = watcher.next_ops()
+    asked = subscription.next_ops()
     for number, step in enumerate(scenario["steps"]):
         if "published" in step:
-            watcher.hear([frame_of(frame) for frame in step["published"]], 0)
+            subscription.on_message([frame_of(frame) for frame in step["published"]], 0)
         else:
             assert [op["op"] for op in asked] == ["events"]
             asked = []
-            watcher.accept(decode_reply([frame_of(frame) for frame in step["reply"]]))
+            subscription.on_reply(decode_reply([frame_of(frame) for frame in step["reply"]]))
         delivered, is_reset = [], False
-        while watcher.has_items:
-            item = watcher.take()
+        while subscription.has_items:
+            item = subscription.take()
             is_reset |= isinstance(item, Reset)
             if isinstance(item, list):
                 delivered += [[event.revision, event.index, event.op, event.key] for event in item]
@@ -97,12 +97,12 @@ def test_our_subscriber_does_so(scenario: dict[str, Any]) -> None:
         assert is_reset == (step["then"] == "reset"), number
         if is_reset:
             continue
-        assert watcher.cursor is not None
-        assert watcher.cursor.revision == step["position"], number
+        assert subscription.cursor is not None
+        assert subscription.cursor.revision == step["position"], number
         if not asked:
-            asked = watcher.next_ops()
+            asked = subscription.next_ops()
         assert bool(asked) == (step["then"] == "read"), number
-        assert not asked or asked[0]["since"] == f"{step['position']}-{watcher.cursor.epoch}", number
+        assert not asked or asked[0]["since"] == f"{step['position']}-{subscription.cursor.epoch}", number
 
 
 def test_a_client_in_another_language_passes_them(daemon: Daemon, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kvstore_cli.config import units
+from kvstore_core.endpoints import DEFAULT_CHANGES, DEFAULT_REQUESTS
 
 PREFIX = "KVSTORE_"
 
@@ -236,7 +237,7 @@ OPTIONS: dict[str, Option] = {
         Option(
             "requests",
             _ENDPOINT,
-            "tcp://127.0.0.1:5555",
+            DEFAULT_REQUESTS,
             "The daemon's ZeroMQ address for requests. The daemon listens on it, the facade connects to it; "
             "port 0 lets the system choose one.",
             _SERVERS,
@@ -244,7 +245,7 @@ OPTIONS: dict[str, Option] = {
         Option(
             "changes",
             _ENDPOINT,
-            "tcp://127.0.0.1:5556",
+            DEFAULT_CHANGES,
             "The ZeroMQ address on which the daemon publishes every change, for the facade and for "
             "subscribers of your own.",
             _SERVERS,

@@ -9,25 +9,23 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from kvstore_client.arguments import DEFAULT_REQUESTS
 from kvstore_client.transport import forks
-from kvstore_client.transport.retry import Exchange, Step
-from kvstore_client.transport.sans_io import Routine, Wait
+from kvstore_client.transport.retry import NextAction, RetryState
+from kvstore_client.transport.sans_io import IoGenerator, SocketWait
 from kvstore_core.connection_monitor import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Monitor, Socket
+from kvstore_core.endpoints import DEFAULT_REQUESTS
 from kvstore_core.wire import Reply, encode_request
 
-Context = zmq.Context[Socket]
-
 QUICK_SECONDS = 0.1
-"""Most answers come sooner. Only for one that does not is the monitor looked at as well, since to wait for
-two sockets takes longer: what it tells does not pass."""
+"""Most answers come sooner. Only after this is the monitor waited for as well, since a wait for two
+sockets takes longer; its events stay queued until then."""
 
 SOCKETS = 3
-"""What a lane takes of those that a context has: its own and both ends of the monitor."""
+"""How many sockets of its context a connection uses: its own and both ends of the monitor."""
 
 
 def connect(socket: Socket, endpoint: str) -> None:
-    """Connect; raises ValueError for what is no endpoint, and closes the socket then."""
+    """Connect; closes the socket and raises ValueError if ``endpoint`` is not one."""
     try:
         socket.connect(endpoint)
     except (zmq.ZMQError, UnicodeEncodeError) as error:
@@ -35,8 +33,8 @@ def connect(socket: Socket, endpoint: str) -> None:
         raise ValueError(f"{endpoint!r} is not a ZeroMQ endpoint such as {DEFAULT_REQUESTS}") from error
 
 
-class Body(NamedTuple):
-    """What a request consists of before it is numbered. ``writes`` says whether it must be."""
+class RequestBody(NamedTuple):
+    """A request without its number. ``writes`` says whether it needs one."""
 
     ops: Sequence[dict[str, Any]]
     values: Sequence[bytes] = ()
@@ -44,22 +42,24 @@ class Body(NamedTuple):
     writes: bool = False
 
 
-class Lane:
+class Connection:
     """A DEALER socket, a client id and the number of its last write.
 
-    The daemon remembers one reply for each client id, so a lane has one request under way at a time,
-    and whoever wants several at once uses several lanes. A number is used for one request only, whatever
-    became of it: should a copy of a write whose outcome is unknown arrive after the lane's next write,
-    its lower number makes the daemon refuse it.
+    The daemon remembers one reply for each client id, so a connection carries one request at a time. A
+    number is used for one request only, whatever became of it: should a copy of a write whose outcome is
+    unknown arrive after the connection's next write, its lower number makes the daemon refuse it.
 
-    A lane is used by one thread or task at a time; handing it on needs a lock or a queue in between,
+    A connection is used by one thread or task at a time; handing it on needs a lock or a queue in between,
     which is the memory barrier that ZeroMQ asks for.
     """
 
-    def __init__(self, context: Context, endpoint: str) -> None:
+    slots: Any = None
+    """Where the pool notes what is free again once the call is over."""
+
+    def __init__(self, context: zmq.Context[Socket], endpoint: str) -> None:
         self._context = context
         self._endpoint = endpoint
-        self._generation = forks.generation()
+        self.generation = forks.generation()
         self._client = secrets.token_hex(16)
         self._last_number = 0
         self._open()
@@ -67,8 +67,8 @@ class Lane:
     def _open(self) -> None:
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
-        # accept a message only when there is a connection for it, and have one only, see Exchange. So an
-        # idle lane does not come back by itself to a daemon that ends it, and its monitor stays small
+        # RetryState needs both: the socket accepts a message only when it is connected, and it connects
+        # once. So an idle one does not come back by itself to a daemon that cuts it off either.
         socket.immediate = True
         socket.reconnect_ivl = -1
         self._socket, self._monitor = socket, Monitor(socket)
@@ -78,14 +78,14 @@ class Lane:
             self._monitor.close()
             raise
 
-    def call(self, body: Body, seconds: float) -> Routine[Reply]:
-        """Send the request, again after each connection that was lost, until it is answered; gives the
-        reply or raises the KvError.
+    def call(self, body: RequestBody, seconds: float) -> IoGenerator[Reply]:
+        """Send the request, again after each lost connection, until it is answered. Returns the reply, or
+        raises the KvError of a request that failed.
 
-        A request that was given up leaves a fresh socket behind: no answer of it is ever taken for that of
+        A request that was given up leaves a new socket behind: no answer to it is ever taken for that to
         another, and the daemon drops what it has not begun yet for a connection that is closed.
         """
-        exchange = Exchange(
+        retry = RetryState(
             self._encode(body),
             writes=body.writes,
             endpoint=self._endpoint,
@@ -95,25 +95,26 @@ class Lane:
         is_answered = False
         try:
             while True:
-                step = exchange.next(time.monotonic())
-                if step.is_fresh:
+                action = retry.next(time.monotonic())
+                if action.needs_new_socket:
                     self._replace_socket()
-                if not step.is_sending:
-                    yield self._wait(POLLIN, step)
-                elif self._send(exchange.frames):
-                    exchange.sent()
+                if not action.is_sending:
+                    yield self._wait(POLLIN, action)
+                elif self._send(retry.frames):
+                    retry.sent()
                     # no reply is there as soon as its request is sent, and a recv in vain is an exception
-                    yield Wait(((self._socket, POLLIN),), min(QUICK_SECONDS, step.until - time.monotonic()))
+                    seconds = min(QUICK_SECONDS, action.until - time.monotonic())
+                    yield SocketWait(((self._socket, POLLIN),), seconds)
                 else:
-                    yield self._wait(POLLOUT, step)
+                    yield self._wait(POLLOUT, action)
                 frames = self._receive()
                 if frames is None and self._has_ended():
                     frames = self._receive()  # what came before the end
                     if frames is None:
-                        exchange.lost(time.monotonic())
+                        retry.lost(time.monotonic())
                 if frames is None:
                     continue
-                reply = exchange.receive(frames, time.monotonic())
+                reply = retry.receive(frames, time.monotonic())
                 if reply is not None:
                     is_answered = True
                     return reply
@@ -121,15 +122,15 @@ class Lane:
             if not is_answered:
                 self._replace_socket()
 
-    def _wait(self, flag: int, step: Step) -> Wait:
+    def _wait(self, flag: int, action: NextAction) -> SocketWait:
         watched = ((self._socket, flag), (self._monitor.socket, POLLIN))
-        return Wait(watched, step.until - time.monotonic())
+        return SocketWait(watched, action.until - time.monotonic())
 
     def _has_ended(self) -> bool:
         self._monitor.take()
         return self._monitor.has_ended
 
-    def _encode(self, body: Body) -> list[bytes]:
+    def _encode(self, body: RequestBody) -> list[bytes]:
         if not body.writes:
             return encode_request(body.ops, body.values, atomic=body.is_atomic)
         self._last_number += 1
@@ -152,8 +153,8 @@ class Lane:
         socket = self._socket
         recv = socket.recv
         try:
-            # name, delimiter and header are there in every reply: asking for more costs as much as
-            # they do. What has fewer frames is no reply, and whatever is then read instead neither.
+            # Every reply has id, delimiter and header, and to ask for RCVMORE costs as much as a frame.
+            # A message with fewer frames is no reply, nor is what is then read along with it.
             frames = [recv(NOBLOCK), recv(NOBLOCK), recv(NOBLOCK)]
             while socket.getsockopt(zmq.RCVMORE):
                 frames.append(recv(NOBLOCK))
@@ -162,13 +163,13 @@ class Lane:
             return None
 
     def _replace_socket(self) -> None:
-        if self._generation != forks.generation():
-            return  # a call of the parent's that ends here, in the child
+        if self.generation != forks.generation():
+            return  # a call of the parent that ends in the child
         self.close()
         self._open()
 
     def close(self) -> None:
         """Close the socket; what was not yet sent is dropped."""
-        if self._generation == forks.generation():
+        if self.generation == forks.generation():
             self._monitor.close()
             self._socket.close()

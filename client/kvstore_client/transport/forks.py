@@ -2,8 +2,8 @@
 
 ZeroMQ's sockets do not work across a fork: the threads behind them stay in the parent, so that a call in
 the child would wait for ever. And of two processes with the same client id, each would take the other's
-answers for its own. So whoever has sockets remembers the :func:`generation` in which they were made, and
-makes new ones, with new ids, in another. What was inherited is left alone, not even closed: its
+answers for its own. So owners of sockets remember the :func:`generation` in which they made them, and in
+another one make new sockets with new ids. Inherited ones are left alone, not even closed: their
 descriptors are shared with the parent.
 """
 
@@ -13,14 +13,28 @@ import os
 import threading
 
 lock = threading.Lock()
-"""For replacing what was inherited, once; a lock of its owner might be held by a thread of the parent."""
+"""For replacing what was inherited, once. It is new in each process: a thread of the parent might hold
+a lock of the client's own."""
 
 _generation = 0
+_inherited: list[object] = []
 
 
 def generation() -> int:
-    """A number that is another one in each process that was forked from this."""
+    """A number that differs in each process forked from this one."""
     return _generation
+
+
+def leave_to_parent(*inherited: object) -> None:
+    """Keep what belongs to the parent for as long as this process lives: Python would close it when it
+    collects it."""
+    _inherited.append(inherited)
+
+
+def cannot_pickle(owner: object) -> TypeError:
+    """The error of copying an owner of sockets, or of sending one to another process."""
+    name = type(owner).__name__
+    return TypeError(f"a {name} can be neither pickled nor copied: make one where it is used")
 
 
 def _is_child() -> None:

@@ -1,10 +1,9 @@
-"""One request until its answer: when to send, how long to wait, when to try again. No socket, no clock.
+"""When to send a request, how long to wait and when to try again. No socket, no clock.
 
-It is sent once for each connection, and awaited as long as that one lives; when the connection was lost,
-the next attempt begins on a fresh socket. The Lazy Pirate pattern, which was here before, gives an attempt
-up after a time: many clients that do so to a slow daemon leave it no time for anything but their repeats.
-A request that writes carries a number, so that the daemon applies it once however often it arrives
-(protocol section 6).
+A request is sent once on each connection, and awaited as long as that one lives; when it is lost, the next
+attempt begins on a new socket. The Lazy Pirate pattern instead gives an attempt up after a time: many
+clients that do so to a slow daemon leave it no time for anything but their repeats. A request that writes
+carries a number, so that the daemon applies it once however often it arrives (protocol section 6).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from kvstore_core.wire import Reply, decode_reply
 
 FIRST_ATTEMPT_SECONDS = 1.0
 LONGEST_ATTEMPT_SECONDS = 4.0
-"""How long to wait for a connection before asking for another one, at first and at most."""
+"""How long to wait for a connection before trying another one, at first and at most."""
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
@@ -27,36 +26,34 @@ LONGEST_PAUSE_SECONDS = 1.0
 _TRY_AGAIN = frozenset(("too_busy", "unavailable"))
 """Refusals of a whole request that time may cure; ``store_full`` is not cured by asking again."""
 
-
-_numbers = count(1)
-"""What tells the requests of this process apart. No other process sends on its sockets, so a number
-does it, at a tenth of what random bytes cost; ``next`` is atomic."""
+_request_ids = count(1)
+"""No other process sends on this one's sockets, so its requests need no random ids; ``next`` is atomic."""
 
 
-class Step(NamedTuple):
-    """What to do next, and until which time at most before asking again.
+class NextAction(NamedTuple):
+    """What to do next, until something happens but no longer than ``until``.
 
-    ``is_sending``: hand the frames to the socket as soon as it has a connection; otherwise a reply is
-    awaited. ``is_fresh``: first replace the socket, once; its connection is over, or did not come.
+    ``is_sending``: hand the frames to the socket as soon as it is connected; otherwise await a reply.
+    ``needs_new_socket``: first replace the socket, whose connection was lost or not made in time.
     """
 
     is_sending: bool
-    is_fresh: bool
+    needs_new_socket: bool
     until: float
 
 
-class Exchange:
-    """The course of one request. All times are seconds of one monotonic clock.
+class RetryState:
+    """How far one request has got. All times are seconds of one monotonic clock.
 
-    The socket must accept a message only when it has a connection (``IMMEDIATE``): so it is known
-    whether anything can have arrived at all, and a write that was never sent is reported as such. It
-    must not connect again by itself, so that what was sent on it is either under way or lost.
+    The socket must accept a message only when it is connected (``IMMEDIATE``), so that it is known whether
+    anything can have arrived, and a write that was never sent is reported as such. It must not
+    connect again by itself, so that what was sent on it is either under way or lost.
     """
 
     def __init__(
         self, request: Sequence[bytes], *, writes: bool, endpoint: str, seconds: float, now: float
     ) -> None:
-        self._id = next(_numbers).to_bytes(8, "big")
+        self._id = next(_request_ids).to_bytes(8, "big")
         self.frames = [self._id, b"", *request]
         self._writes = writes
         self._endpoint = endpoint
@@ -65,7 +62,7 @@ class Exchange:
         self._attempt_seconds = min(FIRST_ATTEMPT_SECONDS, seconds / 3)
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._is_sending = True
-        self._is_fresh = False
+        self._needs_new_socket = False
         self._is_pausing = False
         self._is_lost = False
         self._was_lost = False
@@ -74,15 +71,15 @@ class Exchange:
         self._refusal: KvError | None = None
         self._until = self._attempt_end(now)
 
-    def next(self, now: float) -> Step:
-        """What to do now; raises the KvError to give up with once the time is over."""
+    def next(self, now: float) -> NextAction:
+        """What to do now; raises the KvError of the call once its time is over."""
         if now >= self._deadline:
             raise self._give_up()
         if now >= self._until:
             self._try_again(now)
-        step = Step(self._is_sending, self._is_fresh, min(self._until, self._deadline))
-        self._is_fresh = False
-        return step
+        action = NextAction(self._is_sending, self._needs_new_socket, min(self._until, self._deadline))
+        self._needs_new_socket = False
+        return action
 
     def sent(self) -> None:
         """The frames were handed to a connection."""
@@ -91,7 +88,7 @@ class Exchange:
         self._until = self._deadline
 
     def lost(self, now: float) -> None:
-        """The connection is over, with whatever was sent on it, or none came about."""
+        """The connection was lost with what was sent on it, or could not be made."""
         self._is_lost = True
         if self._is_pausing:
             return
@@ -102,8 +99,8 @@ class Exchange:
         self._pause(now if is_old else now + self._next_pause())
 
     def receive(self, frames: Sequence[bytes], now: float) -> Reply | None:
-        """The reply in ``frames``, or None: it is not for this request, or the daemon asks to come
-        again later. Raises the KvError with which the whole request was refused for good."""
+        """The reply in ``frames``; None if it answers another request, or refuses this one for now. Raises
+        the KvError with which the whole request was refused for good."""
         if len(frames) < 3 or frames[0] != self._id:
             return None
         try:
@@ -139,7 +136,7 @@ class Exchange:
         if not self._is_pausing:  # no connection came in time
             self._is_lost = True
             self._attempt_seconds = min(1.5 * self._attempt_seconds, LONGEST_ATTEMPT_SECONDS)
-        self._is_fresh = self._is_lost
+        self._needs_new_socket = self._is_lost
         self._is_lost = self._is_pausing = False
         self._is_sending = True
         self._until = self._attempt_end(now)
@@ -169,5 +166,5 @@ class Exchange:
 
 
 def _jittered(seconds: float) -> float:
-    """Spread by a quarter to both sides, so that clients cut off together do not return together."""
+    """Up to a quarter more or less, so that clients cut off together do not return together."""
     return seconds * (0.75 + 0.5 * random.random())  # noqa: S311 - not a secret

@@ -1,4 +1,4 @@
-"""A cursor is a place in the state: whoever keeps both has one that is of the other, whatever was lost."""
+"""A subscription's cursor and the state built from its items always agree, whatever messages are lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvstore_client.subscription_state import Item, Reset, Sync, Watcher
+from kvstore_client.subscription_state import Item, Reset, SubscriptionState, Sync
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor, Event, Record
@@ -70,8 +70,14 @@ def answer(store: Store, ops: list[dict[str, Any]], wanted: Filter, scan: int, m
     return Reply(store.epoch, store.head, [result])
 
 
-class Watching:
-    """A Watcher that starts with a snapshot, between a store and a network that loses messages.
+def begin_with_snapshot(wanted: Filter) -> SubscriptionState:
+    return SubscriptionState(
+        wanted, since=None, snapshot=True, values=True, previous=False, heartbeats=False, now=0
+    )
+
+
+class Course:
+    """A SubscriptionState that starts with a snapshot, between a store and a network that loses messages.
 
     What happens is drawn from ``random``. Hypothesis' own state machines, which try all rules alike,
     found neither a Sync too early nor a lost change in a thousand runs; this finds either in fifty.
@@ -86,9 +92,7 @@ class Watching:
             self.commit()
         self.asked: list[dict[str, Any]] = []
         self.answered: Reply | None = None
-        self.watcher = Watcher(
-            self.wanted, since=None, snapshot=True, values=True, previous=False, heartbeats=False, now=0
-        )
+        self.subscription = begin_with_snapshot(self.wanted)
         self.state: dict[str, Record] = {}
         self.newest: dict[str, int] = {}
 
@@ -119,30 +123,30 @@ class Watching:
     def receive(self) -> None:
         number = self.random.randint(1, 4)
         for message in self.on_the_way[:number]:
-            self.watcher.hear(frames_of(message), 0)
+            self.subscription.on_message(frames_of(message), 0)
         del self.on_the_way[:number]
 
     def ask(self) -> None:
         """Send a request, or answer it, or bring the answer."""
         if self.answered is not None:
             reply, self.asked, self.answered = self.answered, [], None
-            self.watcher.accept(reply)
+            self.subscription.on_reply(reply)
         elif self.asked:
             self.answered = answer(self.store, self.asked, self.wanted, self.scan, self.commit)
         else:
-            self.asked = self.watcher.next_ops()
+            self.asked = self.subscription.next_ops()
 
     def give_up(self) -> None:
         if self.asked:
             self.asked, self.answered = [], None
-            self.watcher.refuse(KvError("timed_out", "no answer"))
+            self.subscription.on_error(KvError("timed_out", "no answer"))
 
     # ── the consumer ────────────────────────────────────────────────────────────────────────────
 
     def take(self) -> None:
-        if not self.watcher.has_items:
+        if not self.subscription.has_items:
             return
-        item: Item = self.watcher.take()
+        item: Item = self.subscription.take()
         if isinstance(item, Reset):
             self.state, self.newest = {}, {}
         elif isinstance(item, Sync):
@@ -159,8 +163,8 @@ class Watching:
                 self.state[event.key] = event.record
 
     def check_cursor(self) -> None:
-        if self.watcher.cursor is not None:
-            self.check_state(self.watcher.cursor)
+        if self.subscription.cursor is not None:
+            self.check_state(self.subscription.cursor)
 
     def check_state(self, cursor: Cursor) -> None:
         assert cursor.revision >= max(self.newest.values(), default=0)
@@ -181,55 +185,55 @@ class Watching:
                 self.answered = answer(self.store, self.asked, self.wanted, self.scan, lambda: None)
             if self.answered is not None:
                 self.ask()
-            while self.watcher.has_items:
+            while self.subscription.has_items:
                 self.take()
-        assert self.watcher.cursor == Cursor(self.store.head, self.store.epoch)
+        assert self.subscription.cursor == Cursor(self.store.head, self.store.epoch)
         self.check_cursor()
 
 
 @settings(max_examples=examples(100))
 @given(st.integers(0, 2**32 - 1))
-def test_whoever_keeps_a_cursor_has_the_state_of_it(seed: int) -> None:
-    Watching(Random(seed)).run(60)
+def test_the_cursor_and_the_state_agree(seed: int) -> None:
+    Course(Random(seed)).run(60)
 
 
-def snapshot_watcher(wanted: Filter, store: Store) -> Watcher:
-    """A watcher that has just read the last page of a snapshot; a key was put between two requests."""
-    watcher = Watcher(wanted, since=None, snapshot=True, values=True, previous=False, heartbeats=False, now=0)
-    watcher.accept(answer(store, watcher.next_ops(), wanted, 9, None))
+def after_snapshot(wanted: Filter, store: Store) -> SubscriptionState:
+    """A subscription that has just read the last page of a snapshot; a key was put between two requests."""
+    subscription = begin_with_snapshot(wanted)
+    subscription.on_reply(answer(store, subscription.next_ops(), wanted, 9, None))
     store.commit(["a"], False, 0)
-    watcher.accept(answer(store, watcher.next_ops(), wanted, 9, None))
-    assert [event.revision for event in watcher.take()] == [1]  # type: ignore[union-attr]
-    return watcher
+    subscription.on_reply(answer(store, subscription.next_ops(), wanted, 9, None))
+    assert [event.revision for event in subscription.take()] == [1]  # type: ignore[union-attr]
+    return subscription
 
 
 @pytest.mark.parametrize("wanted", [Filter(), Filter((), frozenset({"a"}))])
 def test_no_sync_comes_before_the_log_was_read_whatever_is_heard(wanted: Filter) -> None:
     store = Store()
-    watcher = snapshot_watcher(wanted, store)
-    asked = watcher.next_ops()
-    watcher.hear(encode_heartbeat(Heartbeat(store.epoch, 0, 0, 0)), 0)
-    assert not watcher.has_items, "what is heard while the log is asked tells nothing of its end"
-    watcher.accept(answer(store, asked, wanted, 9, None))
-    assert watcher.take() == Sync(Cursor(1, store.epoch))
+    subscription = after_snapshot(wanted, store)
+    asked = subscription.next_ops()
+    subscription.on_message(encode_heartbeat(Heartbeat(store.epoch, 0, 0, 0)), 0)
+    assert not subscription.has_items, "what is heard while the log is asked tells nothing of its end"
+    subscription.on_reply(answer(store, asked, wanted, 9, None))
+    assert subscription.take() == Sync(Cursor(1, store.epoch))
 
 
 def test_a_store_that_lost_what_a_snapshot_showed_resets_it() -> None:
-    watcher = snapshot_watcher(Filter(), Store())
+    subscription = after_snapshot(Filter(), Store())
     emptied = Store()
-    watcher.accept(answer(emptied, watcher.next_ops(), Filter(), 9, None))
-    assert watcher.take() == Reset("epoch", 0, Cursor(0, emptied.epoch))
+    subscription.on_reply(answer(emptied, subscription.next_ops(), Filter(), 9, None))
+    assert subscription.take() == Reset("epoch", 0, Cursor(0, emptied.epoch))
     emptied.commit(["b"], False, 0)
-    watcher.accept(answer(emptied, watcher.next_ops(), Filter(), 9, None))
-    assert [event.key for event in watcher.take()] == ["b"]  # type: ignore[union-attr]
+    subscription.on_reply(answer(emptied, subscription.next_ops(), Filter(), 9, None))
+    assert [event.key for event in subscription.take()] == ["b"]  # type: ignore[union-attr]
 
 
 def test_a_snapshot_shows_nothing_to_whom_wants_no_puts() -> None:
     store = Store()
     store.commit(["a"], False, 0)
     wanted = Filter(ops=frozenset({"delete"}))
-    watcher = Watcher(wanted, since=None, snapshot=True, values=True, previous=False, heartbeats=False, now=0)
-    while ops := watcher.next_ops():
-        watcher.accept(answer(store, ops, wanted, 9, None))
-    assert watcher.take() == Sync(Cursor(1, store.epoch))
-    assert not watcher.has_items
+    subscription = begin_with_snapshot(wanted)
+    while ops := subscription.next_ops():
+        subscription.on_reply(answer(store, ops, wanted, 9, None))
+    assert subscription.take() == Sync(Cursor(1, store.epoch))
+    assert not subscription.has_items

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_client.transport.retry import LONGEST_ATTEMPT_SECONDS, LONGEST_PAUSE_SECONDS, Exchange
+from kvstore_client.transport.retry import LONGEST_ATTEMPT_SECONDS, LONGEST_PAUSE_SECONDS, RetryState
 from kvstore_core.errors import KvError
 from kvstore_core.wire import encode_error, encode_reply, encode_request
 
@@ -16,12 +16,12 @@ REQUEST = encode_request([{"op": "get", "key": "k"}])
 REPLY = encode_reply("e" * 16, 1, [{}])
 
 
-def begin(seconds: float = 5, writes: bool = True) -> Exchange:
-    return Exchange(REQUEST, writes=writes, endpoint="tcp://nowhere", seconds=seconds, now=0)
+def begin(seconds: float = 5, writes: bool = True) -> RetryState:
+    return RetryState(REQUEST, writes=writes, endpoint="tcp://nowhere", seconds=seconds, now=0)
 
 
-def answer(exchange: Exchange, frames: list[bytes], now: float = 0) -> Any:
-    return exchange.receive([*exchange.frames[:2], *frames], now)
+def answer(retry: RetryState, frames: list[bytes], now: float = 0) -> Any:
+    return retry.receive([*retry.frames[:2], *frames], now)
 
 
 class Course(NamedTuple):
@@ -32,38 +32,38 @@ class Course(NamedTuple):
     fresh: int
 
 
-def outlast(exchange: Exchange, *, is_connected: bool, is_lost: bool = False) -> Course:
+def outlast(retry: RetryState, *, is_connected: bool, is_lost: bool = False) -> Course:
     """Run without any answer until it gives up. Each connection is lost as soon as it was used, or none."""
     now, sent, fresh = 0.0, 0, 0
     while True:
         try:
-            step = exchange.next(now)
+            action = retry.next(now)
         except KvError as error:
             return Course(error, sent, fresh)
-        fresh += step.is_fresh
-        assert now < step.until <= 100
-        if step.is_sending and is_connected:
-            exchange.sent()
+        fresh += action.needs_new_socket
+        assert now < action.until <= 100
+        if action.is_sending and is_connected:
+            retry.sent()
             sent += 1
-            assert not exchange.next(now).is_sending
+            assert not retry.next(now).is_sending
             if is_lost:
-                exchange.lost(now)
-                step = exchange.next(now)
-        now = step.until
+                retry.lost(now)
+                action = retry.next(now)
+        now = action.until
 
 
-def keep_busy(exchange: Exchange) -> KvError:
+def keep_busy(retry: RetryState) -> KvError:
     """Answer every further attempt with "too busy" until it gives up."""
     now = 0.0
     while True:
         try:
-            step = exchange.next(now)
+            action = retry.next(now)
         except KvError as error:
             return error
-        if step.is_sending:
-            exchange.sent()
-            answer(exchange, encode_error(KvError("too_busy", "full")), now)
-        now = step.until
+        if action.is_sending:
+            retry.sent()
+            answer(retry, encode_error(KvError("too_busy", "full")), now)
+        now = action.until
 
 
 def test_frames_begin_with_a_name_of_their_own_and_the_empty_delimiter() -> None:
@@ -94,15 +94,15 @@ def test_where_no_connection_comes_another_is_asked_for() -> None:
 
 
 def test_what_a_lost_connection_took_with_it_is_sent_again_after_a_pause_on_a_fresh_socket() -> None:
-    exchange = begin()
-    exchange.sent()
-    exchange.lost(0)
-    pause = exchange.next(0)
+    retry = begin()
+    retry.sent()
+    retry.lost(0)
+    pause = retry.next(0)
     assert not pause.is_sending
-    again = exchange.next(pause.until)
+    again = retry.next(pause.until)
     assert again.is_sending
-    assert again.is_fresh
-    assert not exchange.next(pause.until).is_fresh
+    assert again.needs_new_socket
+    assert not retry.next(pause.until).needs_new_socket
 
 
 def test_it_is_sent_on_every_further_connection_with_bounded_pauses() -> None:
@@ -113,42 +113,42 @@ def test_it_is_sent_on_every_further_connection_with_bounded_pauses() -> None:
 
 
 def test_a_socket_that_lost_its_connection_while_idle_is_replaced_at_once_and_then_with_pauses() -> None:
-    exchange = begin()
-    exchange.lost(0)
-    step = exchange.next(0)
-    assert step.is_sending
-    assert step.is_fresh
-    exchange.lost(0)
-    assert not exchange.next(0).is_sending
+    retry = begin()
+    retry.lost(0)
+    action = retry.next(0)
+    assert action.is_sending
+    assert action.needs_new_socket
+    retry.lost(0)
+    assert not retry.next(0).is_sending
     with pytest.raises(KvError) as caught:
-        exchange.next(5)
+        retry.next(5)
     assert (caught.value.code, caught.value.details["outcome"]) == ("unavailable", "none")
 
 
 def test_a_reply_to_another_request_is_not_taken() -> None:
-    exchange = begin()
-    exchange.sent()
-    assert exchange.receive([b"stranger", b"", *REPLY], 0) is None
-    assert exchange.receive(REPLY, 0) is None
-    assert answer(exchange, REPLY).revision == 1
+    retry = begin()
+    retry.sent()
+    assert retry.receive([b"stranger", b"", *REPLY], 0) is None
+    assert retry.receive(REPLY, 0) is None
+    assert answer(retry, REPLY).revision == 1
 
 
 def test_a_refusal_for_good_is_raised_at_once() -> None:
-    exchange = begin()
-    exchange.sent()
+    retry = begin()
+    retry.sent()
     with pytest.raises(KvError, match="not now, not ever"):
-        answer(exchange, encode_error(KvError("bad_request", "not now, not ever")))
+        answer(retry, encode_error(KvError("bad_request", "not now, not ever")))
 
 
 def test_a_busy_daemon_is_asked_again_after_a_pause_on_the_same_socket() -> None:
-    exchange = begin()
-    exchange.sent()
-    assert answer(exchange, encode_error(KvError("too_busy", "full"))) is None
-    pause = exchange.next(0)
+    retry = begin()
+    retry.sent()
+    assert answer(retry, encode_error(KvError("too_busy", "full"))) is None
+    pause = retry.next(0)
     assert not pause.is_sending
-    again = exchange.next(pause.until)
+    again = retry.next(pause.until)
     assert again.is_sending
-    assert not again.is_fresh
+    assert not again.needs_new_socket
 
 
 def test_a_daemon_that_stays_busy_is_reported_as_such_and_nothing_was_applied() -> None:
@@ -158,30 +158,30 @@ def test_a_daemon_that_stays_busy_is_reported_as_such_and_nothing_was_applied() 
 
 
 def test_an_unanswered_attempt_leaves_the_outcome_open_even_if_a_refusal_came_before_it() -> None:
-    exchange = begin()
-    exchange.sent()
-    answer(exchange, encode_error(KvError("too_busy", "full")))
-    exchange.next(exchange.next(0).until)
-    exchange.sent()
+    retry = begin()
+    retry.sent()
+    answer(retry, encode_error(KvError("too_busy", "full")))
+    retry.next(retry.next(0).until)
+    retry.sent()
     with pytest.raises(KvError) as caught:
-        exchange.next(5)
+        retry.next(5)
     assert caught.value.details["outcome"] == "unknown"
 
 
 def test_a_lost_attempt_leaves_the_outcome_open_even_if_a_refusal_comes_after_it() -> None:
-    exchange = begin()
-    exchange.sent()
-    exchange.lost(0)
-    error = keep_busy(exchange)
+    retry = begin()
+    retry.sent()
+    retry.lost(0)
+    error = keep_busy(retry)
     assert error.code == "too_busy"
     assert error.details["outcome"] == "unknown"
 
 
 def test_an_outcome_that_the_daemon_itself_does_not_know_stays_unknown() -> None:
-    exchange = begin()
-    exchange.sent()
-    answer(exchange, encode_error(KvError("unavailable", "no quorum", outcome="unknown")))
+    retry = begin()
+    retry.sent()
+    answer(retry, encode_error(KvError("unavailable", "no quorum", outcome="unknown")))
     with pytest.raises(KvError) as caught:
-        exchange.next(5)
+        retry.next(5)
     assert caught.value.code == "unavailable"
     assert caught.value.details["outcome"] == "unknown"

@@ -1,0 +1,92 @@
+"""The blocking client is the asyncio client without the waiting, and not changed by hand."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+import textwrap
+from typing import Any
+
+import pytest
+import unasync
+
+from kvstore_client import AsyncClient, AsyncSubscription, Client, Event, Reset, Subscription, Sync
+from support import Daemon
+
+PAIRS = [(AsyncClient, Client), (AsyncSubscription, Subscription)]
+WORDS_OF_ASYNCIO = re.compile(r"async|await|\b(a|the|one) task|\bevent loop", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("source", unasync.FORMS)
+def test_the_generated_file_is_up_to_date(source: str) -> None:
+    written = (unasync.PACKAGE / unasync.FORMS[source]).read_text()
+    assert written == unasync.generated(source), "run 'make format'; changes belong into the asyncio form"
+
+
+@pytest.mark.parametrize("pattern", unasync.SUBSTITUTIONS)
+def test_each_substitution_is_needed(pattern: str) -> None:
+    assert any(re.search(pattern, (unasync.PACKAGE / source).read_text()) for source in unasync.FORMS)
+
+
+@pytest.mark.parametrize(("asynchronous", "blocking"), PAIRS)
+def test_both_forms_take_the_same_arguments(asynchronous: type, blocking: type) -> None:
+    names = [name for name in vars(asynchronous) if not name.startswith("_")]
+    assert names == [name for name in vars(blocking) if not name.startswith("_")]
+    for name in names:
+        ours, theirs = (
+            inspect.signature(getattr(asynchronous, name)),
+            inspect.signature(getattr(blocking, name)),
+        )
+        assert ours.parameters == theirs.parameters, name
+
+
+@pytest.mark.parametrize("source", unasync.FORMS)
+def test_the_blocking_form_does_not_speak_of_asyncio(source: str) -> None:
+    lines = (unasync.PACKAGE / unasync.FORMS[source]).read_text().splitlines()[1:]
+    assert not [line for line in lines if WORDS_OF_ASYNCIO.search(line)]
+
+
+class ReachedSyncError(Exception):
+    """The example has got as far as it should."""
+
+
+def up_to_date(*_: object) -> None:
+    raise ReachedSyncError
+
+
+def run_example(form: type, **names: Any) -> None:
+    """Run the indented code of the form's docstring."""
+    [code] = re.findall(r"::\n\n((?: {4}.*\n)+)", inspect.getdoc(form) or "")
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    running = eval(compile(textwrap.dedent(code), form.__name__, "exec", flags), names)  # noqa: S307
+    if running is not None:
+        asyncio.run(running)
+
+
+@pytest.mark.parametrize("form", PAIRS[0])
+def test_the_examples_of_a_client_run(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: type
+) -> None:
+    monkeypatch.setenv("KVSTORE_REQUESTS", daemon.requests)
+    with Client() as client:
+        client.put("jobs/1", b"x")
+        run_example(form, **{form.__name__: form})
+        assert capsys.readouterr().out == "jobs/1 b'x'\n"
+        assert client.get("greeting").text == "hello"
+
+
+@pytest.mark.parametrize("form", PAIRS[1])
+def test_the_examples_of_a_subscription_run(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, form: type
+) -> None:
+    monkeypatch.setenv("KVSTORE_REQUESTS", daemon.requests)
+    monkeypatch.setenv("KVSTORE_CHANGES", daemon.changes)
+    with Client() as client:
+        client.put("jobs/1", b"x")
+    seen: list[Event] = []
+    names = {"Event": Event, "Reset": Reset, "Sync": Sync, "state": {}, "apply": seen.append}
+    with pytest.raises(ReachedSyncError):
+        run_example(form, **{form.__name__: form}, **names, print=up_to_date)
+    assert [event.key for event in seen] == ["jobs/1"]
