@@ -9,9 +9,6 @@ from contextvars import ContextVar
 
 from kvstore_core.operations import is_request_id
 
-REQUEST_ID = "kvstore.request_id"
-"""Where the server leaves the id in the environ."""
-
 current_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id that the daemon is told with what the present greenlet asks of it.
 

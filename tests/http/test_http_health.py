@@ -19,6 +19,7 @@ from falcon.testing import TestClient
 from kvstore_core.errors import KvError
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.metrics.shared_counters import SharedCounters
+from kvstore_http.protocol.environ import RAW_QUERY
 from kvstore_http.protocol.query_params import CHECKS
 from kvstore_http.resources import health
 from kvstore_http.resources.health import ReadyzResource
@@ -189,7 +190,7 @@ class WithRawQuery:
     """Leaves the query where the server does."""
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
-        req.env["kvstore.raw_query"] = req.query_string
+        req.env[RAW_QUERY] = req.query_string
 
 
 def readyz_where(outcome: dict[str, Any] | KvError, shared_counters: SharedCounters | None = None) -> Any:

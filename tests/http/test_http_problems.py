@@ -16,6 +16,7 @@ import pytest
 
 from kvstore_core.errors import ERRORS, KvError
 from kvstore_http.app import create_app
+from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.change_feed import ChangeFeed
 from support.servers import Daemon, Facade, Service
@@ -71,8 +72,8 @@ def through_the_application(error: Exception, method: str = "GET") -> Answer:
         "REQUEST_METHOD": method,
         "PATH_INFO": "/",
         "QUERY_STRING": "",
-        "kvstore.raw_path": "/v1/kv/some-key",
-        "kvstore.raw_query": "",
+        RAW_PATH: "/v1/kv/some-key",
+        RAW_QUERY: "",
         "wsgi.input": io.BytesIO(b"value"),
         "wsgi.errors": sys.stderr,
         "CONTENT_LENGTH": "5" if method == "PUT" else "",

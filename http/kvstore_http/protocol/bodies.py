@@ -28,10 +28,6 @@ MAX_ACCEPT = 2048
 """The most characters of an ``Accept`` that is read. Browsers send 200; falcon's time for one with quotes in
 it grows with the square of its length."""
 
-BODY_AWAITED = "kvstore.body_awaited"
-"""True in the environ of a request whose client waits to hear whether to send the body (``Expect:
-100-continue``): whoever reads the body refuses before that whatever can be refused."""
-
 
 def read_body(environ: dict[str, Any]) -> bytes:
     """The request's body, b"" where it has none."""

@@ -14,7 +14,7 @@ import orjson
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import request_extra
-from kvstore_http.request_id import REQUEST_ID
+from kvstore_http.protocol.environ import REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1

@@ -16,13 +16,7 @@ from falcon.routing import CompiledRouter
 
 from kvstore_core.errors import KvError
 from kvstore_core.model import check_key
-
-RAW_PATH = "kvstore.raw_path"
-RAW_QUERY = "kvstore.raw_query"
-"""Where the server leaves the two halves of the request target, exactly as they were sent."""
-
-ROUTE = "kvstore.route"
-"""Where the router leaves the template of the route, for whoever counts and logs requests."""
+from kvstore_http.protocol.environ import RAW_PATH, ROUTE
 
 _NOT_ENCODED = re.compile("%(?![0-9A-Fa-f]{2})")
 

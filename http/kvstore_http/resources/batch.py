@@ -15,9 +15,10 @@ from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import JSON, read_json, require_type, send_json
 from kvstore_http.protocol.json_records import reply_json
-from kvstore_http.protocol.preconditions import refuse_conditions, send_once
+from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.problems import problem
 from kvstore_http.protocol.query_params import EXPIRES_AT, INLINE, TTL, read_query
+from kvstore_http.resources.writes import write_batch
 
 OPS = ("get", "put", "delete", "delete_prefix", "incr", "touch", "persist")
 _PUT_FIELDS = (
@@ -50,14 +51,10 @@ class BatchResource:
         require_type(req.env, JSON)
         inline = read_query(req.env, routes.BATCH).get(INLINE) or False
         batch = _parsed(read_json(req.env))
-        results = self._send(batch, req.env.get("HTTP_IDEMPOTENCY_KEY"))
+        idempotency_key = idempotency_key_of(req.env)
+        results = write_batch(self._daemon, batch.ops, batch.values, idempotency_key, atomic=batch.atomic)
         pairs = zip(batch.ops, results, strict=True)
         send_json(resp, {"results": [_result(*pair, inline) for pair in pairs]})
-
-    def _send(self, batch: _Batch, idempotency_key: str | None) -> list[Any]:
-        if idempotency_key is None:
-            return self._daemon.request(batch.ops, batch.values, atomic=batch.atomic).results
-        return send_once(self._daemon, batch.ops, batch.values, idempotency_key, atomic=batch.atomic)
 
 
 def _parsed(body: Any) -> _Batch:

@@ -15,7 +15,6 @@ from kvstore_core.operations import OPERATIONS
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import (
-    BODY_AWAITED,
     MERGE_PATCH,
     read_body,
     read_value,
@@ -24,6 +23,7 @@ from kvstore_http.protocol.bodies import (
     send_json,
     value_type,
 )
+from kvstore_http.protocol.environ import BODY_AWAITED, WAITS
 from kvstore_http.protocol.json_records import http_date, reply_json, timestamp
 from kvstore_http.protocol.merge_patch import LARGE_BYTES, Patch
 from kvstore_http.protocol.preconditions import (
@@ -32,9 +32,7 @@ from kvstore_http.protocol.preconditions import (
     etag,
     is_listed,
     parse_tags,
-    read_then_write,
     refuse_idempotency_key,
-    write,
 )
 from kvstore_http.protocol.query_params import (
     EMPTY,
@@ -49,8 +47,8 @@ from kvstore_http.protocol.query_params import (
     Query,
     read_query,
 )
-from kvstore_http.protocol.read_as_of import read_as_of
-from kvstore_http.server.response import WAITS
+from kvstore_http.resources.read_as_of import read_as_of
+from kvstore_http.resources.writes import read_then_write, write
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.long_poll import Unchanged, read_after_change
 
@@ -155,9 +153,9 @@ class KeyResource:
 
     def patch(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
         require_type(req.env, MERGE_PATCH, header="accept_patch")
-        idempotency_key = req.env.get("HTTP_IDEMPOTENCY_KEY")
-        reason = "a merge patch applied twice is the same as once; If-Match guards the rest"
-        refuse_idempotency_key(idempotency_key, reason)
+        refuse_idempotency_key(
+            req.env, "a merge patch applied twice is the same as once; If-Match guards the rest"
+        )
         if BODY_AWAITED in req.env:
             check_write(req.env)
         size = int(req.env.get("CONTENT_LENGTH") or 0)

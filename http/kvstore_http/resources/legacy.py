@@ -19,9 +19,9 @@ from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import HTML, JSON, joined, preferred, read_json, used_up
 from kvstore_http.protocol.json_records import value_member
-from kvstore_http.protocol.preconditions import write
 from kvstore_http.protocol.query_params import KEY, read_query
 from kvstore_http.resources import ui_files
+from kvstore_http.resources.writes import write
 
 INDEX = {
     "service": "kvstore",

@@ -16,7 +16,7 @@ from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import JSON, NDJSON, choose_type, joined, refuse_body, send_json, used_up
 from kvstore_http.protocol.json_records import reply_json
-from kvstore_http.protocol.preconditions import refuse_conditions, send
+from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.problems import problem
 from kvstore_http.protocol.query_params import (
     COUNT,
@@ -34,6 +34,7 @@ from kvstore_http.protocol.query_params import (
     read_query,
 )
 from kvstore_http.resources.keys import KeyResource
+from kvstore_http.resources.writes import write_op
 from kvstore_http.settings import HttpSettings
 
 DEFAULT_LIMIT = 100
@@ -84,11 +85,11 @@ class CollectionResource:
         pages that were done, and goes on behind them."""
         refuse_body(req.env)
         refuse_conditions(req.env, "a prefix has no revision, only ?key= has")
-        idempotency_key = req.env.get("HTTP_IDEMPOTENCY_KEY")
+        idempotency_key = idempotency_key_of(req.env)
         op, deleted, revision = {"op": "delete_prefix", "prefix": prefix}, 0, None
         for step in itertools.count():
             try:
-                page = send(self._daemon, op, None, idempotency_key, step)
+                page = write_op(self._daemon, op, None, idempotency_key, step)
             except KvError as error:
                 raise KvError(error.code, error.message, **error.details, deleted=deleted) from error
             deleted += page["deleted"]

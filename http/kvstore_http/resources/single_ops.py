@@ -10,8 +10,9 @@ from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import refuse_body, send_json
 from kvstore_http.protocol.json_records import reply_json
-from kvstore_http.protocol.preconditions import etag, write
+from kvstore_http.protocol.preconditions import etag
 from kvstore_http.protocol.query_params import BY, TTL, read_query
+from kvstore_http.resources.writes import write
 
 
 class IncrResource:

@@ -16,9 +16,9 @@ from kvstore_core.operations import EVENT_OPS, MAX_FILTERS
 from kvstore_http import routes
 from kvstore_http.protocol import query_params
 from kvstore_http.protocol.bodies import preferred
+from kvstore_http.protocol.environ import HAND_OVER, NO_ROOM, RAW_QUERY
 from kvstore_http.protocol.query_params import Parameter
-from kvstore_http.protocol.raw_router import RAW_QUERY, percent_decoded
-from kvstore_http.server.response import NO_ROOM
+from kvstore_http.protocol.raw_router import percent_decoded
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Kind
 from kvstore_http.streaming.catch_up import Start
@@ -76,7 +76,7 @@ class SubscribeResource:
             resp.data = b"retry: %d\n: %b\n\n" % (random.randint(*COME_BACK_MS), error.message.encode())  # noqa: S311
         else:
             if req.method != "HEAD":
-                req.env["kvstore.hand_over"](partial(self._hand_over, wishes, media_type == SSE, start))
+                req.env[HAND_OVER](partial(self._hand_over, wishes, media_type == SSE, start))
 
     def _wait_for_daemon(self, *, is_event_source: bool) -> None:
         """Wait until there is a position to begin from; so what is written as soon as the headers are

@@ -13,9 +13,10 @@ from waitress.buffers import OverflowableBuffer
 from waitress.channel import ClientDisconnected, HTTPChannel
 
 from kvstore_core.errors import KvError
+from kvstore_http.protocol.environ import NO_ROOM
 from kvstore_http.server.access_log import Ended
 from kvstore_http.server.parser import Parser, RefusalError
-from kvstore_http.server.response import NO_ROOM, HandOver, RefusalTask, Task, refused_by_head, wants_stream
+from kvstore_http.server.response import HandOver, RefusalTask, Task, refused_by_head, wants_stream
 
 log = logging.getLogger("kvstore.http")
 

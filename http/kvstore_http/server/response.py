@@ -12,10 +12,17 @@ from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import Error, build_http_date
 
 from kvstore_http.metrics.counters import OTHER
-from kvstore_http.protocol.bodies import BODY_AWAITED
+from kvstore_http.protocol.environ import (
+    BODY_AWAITED,
+    HAND_OVER,
+    RAW_PATH,
+    RAW_QUERY,
+    REQUEST_ID,
+    ROUTE,
+    WAITS,
+)
 from kvstore_http.protocol.problems import rendered
-from kvstore_http.protocol.raw_router import ROUTE
-from kvstore_http.request_id import REQUEST_ID, current_request_id, new_id, sent_id
+from kvstore_http.request_id import current_request_id, new_id, sent_id
 from kvstore_http.routes import STREAM, SUBSCRIBE_PATH
 from kvstore_http.server.parser import refusal_of
 
@@ -23,12 +30,6 @@ HandOver = Callable[[int, bytes, bool], Any]
 """Takes over a connection: its descriptor, bytes still to be sent first, and whether what follows is
 framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0). Returns something with an attribute
 ``on_end``: what is to be called when the stream has ended."""
-
-NO_ROOM = "kvstore.no_room"
-"""Where a request finds the KvError for which its connection is one too many."""
-
-WAITS = "kvstore.waits"
-"""In the environ of a request whose client asked to wait: how long it took says nothing."""
 
 _OURS = frozenset(("content-length", "connection", "date", "server", "x-request-id"))
 """Headers that are written here, whatever the application says of them."""
@@ -150,10 +151,8 @@ class _Head:
 class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
     """One request for the application.
 
-    Adds to the environ: ``kvstore.raw_path`` and ``kvstore.raw_query``, the request target as sent;
-    ``kvstore.request_id``; and ``kvstore.hand_over``, a function that takes a :data:`HandOver` to which
-    the connection is given once the response's headers are written. The application then returns a stream
-    without content.
+    Adds to the environ what :mod:`kvstore_http.protocol.environ` lists. An application that hands the
+    connection over returns a stream without content.
     """
 
     def execute(self) -> None:
@@ -214,8 +213,8 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         for name, value in request.headers.items():
             environ[name if name in _PLAIN_HEADERS else "HTTP_" + name] = value
         environ[REQUEST_ID] = self.request_id
-        environ["kvstore.raw_path"], environ["kvstore.raw_query"] = request.target
-        environ["kvstore.hand_over"] = self._take_hand_over
+        environ[RAW_PATH], environ[RAW_QUERY] = request.target
+        environ[HAND_OVER] = self._take_hand_over
         return environ
 
     def write(self, data: bytes) -> None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from kvstore_core.errors import KvError
 from kvstore_core.model import Cursor
 from kvstore_http.backend.daemon_client import DaemonClient
-from kvstore_http.protocol.read_as_of import is_history
 from kvstore_http.streaming.change_feed import ChangeFeed
 
 
@@ -67,6 +66,20 @@ def _is_news(daemon: DaemonClient, state: _State, since: Cursor) -> bool:
         floor: int = daemon.call({"op": "status"})["floor"]
         return since.revision < floor
     return state.changed > since.revision or not is_history(daemon, since.revision)
+
+
+def is_history(daemon: DaemonClient, revision: int) -> bool:
+    """False for a revision that is none of this history of the store: a restore jumped over it, so whoever
+    knows it knows another one. What lies before the log begins is taken for a part of it."""
+    if revision == 0:
+        return True
+    try:
+        daemon.call({"op": "events", "since": revision, "limit": 1, "values": False})
+    except KvError as error:
+        if error.code != "cursor_expired":
+            raise
+        return bool(error.details.get("reason") == "expired")
+    return True
 
 
 def _read(daemon: DaemonClient, key: str) -> _State:

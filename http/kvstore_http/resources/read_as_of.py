@@ -6,6 +6,8 @@ from typing import Any
 
 from kvstore_core.errors import KvError
 from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.resources.writes import present_record
+from kvstore_http.streaming.long_poll import is_history
 
 
 def read_as_of(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
@@ -14,7 +16,7 @@ def read_as_of(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
     Raises ``not_found`` if there was none, ``revision_gone`` if the log no longer says, and
     ``bad_request`` for a revision that is still to come.
     """
-    present = _present(daemon, key)
+    present = present_record(daemon, key)
     if revision > daemon.head:
         raise KvError("bad_request", f"revision {revision} is in the future", revision=daemon.head)
     if not is_history(daemon, revision):
@@ -27,15 +29,6 @@ def read_as_of(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
             "not_found", f"at revision {revision} there was no such key", revision=event["revision"]
         )
     return event
-
-
-def _present(daemon: DaemonClient, key: str) -> dict[str, Any] | None:
-    result = daemon.request([{"op": "get", "key": key}]).results[0]
-    if not isinstance(result, KvError):
-        return result
-    if result.code != "not_found":
-        raise result
-    return None
 
 
 def _last_event(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
@@ -52,17 +45,3 @@ def _last_event(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]
     if page["truncated"]:
         raise KvError("revision_gone", f"the log no longer says what {key!r} was at revision {revision}")
     raise KvError("not_found", f"at revision {revision} there was no such key")
-
-
-def is_history(daemon: DaemonClient, revision: int) -> bool:
-    """False for a revision that is none of this history of the store: a restore jumped over it, so whoever
-    knows it knows another one. What lies before the log begins is taken for a part of it."""
-    if revision == 0:
-        return True
-    try:
-        daemon.call({"op": "events", "since": revision, "limit": 1, "values": False})
-    except KvError as error:
-        if error.code != "cursor_expired":
-            raise
-        return bool(error.details.get("reason") == "expired")
-    return True

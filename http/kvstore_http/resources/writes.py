@@ -1,0 +1,109 @@
+"""How a request's writes reach the daemon: under its preconditions, and once for an ``Idempotency-Key``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kvstore_core.errors import KvError
+from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.protocol.preconditions import (
+    Condition,
+    condition_of,
+    idempotency_key_of,
+    refuse_idempotency_key,
+)
+
+ATTEMPTS = 32
+"""How often a read-then-write is tried against other writers before the answer is ``too_busy``."""
+
+Prepare = Callable[[dict[str, Any] | None], tuple[dict[str, Any], bytes | None]]
+"""Makes an op and its value from a record (None: the key is missing)."""
+
+
+def write(
+    daemon: DaemonClient, environ: dict[str, Any], op: dict[str, Any], value: bytes | None = None
+) -> dict[str, Any]:
+    """Apply one op under the request's precondition and idempotency key; the op's result.
+
+    A precondition that no single revision fulfils is resolved by reading first.
+    """
+    condition = condition_of(environ)
+    if condition is not None:
+        if condition.revision is None:
+            refuse_idempotency_key(
+                environ, 'beside it, If-Match takes one entity tag and If-None-Match only "*"'
+            )
+            return read_then_write(daemon, op["key"], condition, lambda _record: (op, value))
+        op["if_revision"] = condition.revision
+    return write_op(daemon, op, value, idempotency_key_of(environ))
+
+
+def write_op(
+    daemon: DaemonClient, op: dict[str, Any], value: bytes | None, idempotency_key: str | None, step: int = 0
+) -> dict[str, Any]:
+    """Apply one op as it is; once, however often it is sent, if it has an ``idempotency_key``.
+
+    ``step`` tells apart the writes of one request, which share its key.
+    """
+    if idempotency_key is None:
+        return daemon.call(op, value)
+    sized = op if value is None else {**op, "size": len(value)}
+    values = [] if value is None else [value]
+    result = write_batch(daemon, [sized], values, idempotency_key, step=step)[0]
+    if isinstance(result, KvError):
+        raise result
+    return result
+
+
+def write_batch(
+    daemon: DaemonClient,
+    ops: list[dict[str, Any]],
+    values: list[bytes],
+    idempotency_key: str | None,
+    *,
+    atomic: bool = False,
+    step: int = 0,
+) -> list[dict[str, Any] | KvError]:
+    """The results of several ops in one request to the daemon; ``idempotency_key`` and ``step`` are as for
+    :func:`write_op`."""
+    if step:
+        # no key that a client can send holds a control character
+        idempotency_key = f"{idempotency_key}\n{step}"
+    try:
+        return daemon.request(ops, values, atomic=atomic, idempotency_key=idempotency_key).results
+    except KvError as error:
+        if error.code != "sequence_reused":
+            raise
+        raise KvError(
+            error.code, "this Idempotency-Key was used for another request; a new request takes a new one"
+        ) from error
+
+
+def read_then_write(
+    daemon: DaemonClient, key: str, condition: Condition | None, prepare: Prepare
+) -> dict[str, Any]:
+    """Read the key, let ``prepare`` make an op from its record, and write on condition that the key is as it
+    was read; again if somebody wrote in between. Raises ``condition_failed`` and ``too_busy``."""
+    for _ in range(ATTEMPTS):
+        record = present_record(daemon, key)
+        revision = 0 if record is None else record["revision"]
+        if condition is not None:
+            condition.check(revision)
+        op, value = prepare(record)
+        try:
+            return daemon.call({**op, "if_revision": revision}, value)
+        except KvError as error:
+            if error.code != "condition_failed":
+                raise
+    raise KvError("too_busy", f"others wrote the key between each of {ATTEMPTS} reads and writes")
+
+
+def present_record(daemon: DaemonClient, key: str) -> dict[str, Any] | None:
+    """The key's record, None if the key is missing."""
+    try:
+        return daemon.call({"op": "get", "key": key})
+    except KvError as error:
+        if error.code != "not_found":
+            raise
+        return None
