@@ -115,6 +115,17 @@ def test_a_parameter_stands_there_once(session: Session, endpoint: Endpoint) -> 
             assert_problem(answer, "bad_request")
 
 
+@pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.query], ids=name_of)
+def test_what_is_not_percent_encoded_utf_8_is_refused_alike_everywhere(
+    session: Session, endpoint: Endpoint
+) -> None:
+    headers = {"Content-Type": endpoint.body[0]} if endpoint.body else {}
+    for name in endpoint.query:
+        target = endpoint.path.replace("{key}", "some-key") + f"?{name}=%FF"
+        answer = session.request(endpoint.method, target, b"" if headers else None, headers)
+        assert assert_problem(answer, "invalid_key" if name == "key" else "bad_request")["parameter"] == name
+
+
 # ── /openapi.json ────────────────────────────────────────────────────────────────────────────────
 
 

@@ -7,7 +7,7 @@ for ever.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeVar
@@ -63,7 +63,7 @@ class Query:
 
     __slots__ = ("_texts",)
 
-    def __init__(self, texts: dict[str, str]) -> None:
+    def __init__(self, texts: dict[str, list[str]]) -> None:
         self._texts = texts
 
     def __contains__(self, parameter: Parameter[Any]) -> bool:
@@ -71,8 +71,12 @@ class Query:
 
     def get(self, parameter: Parameter[T]) -> T | None:
         """The parameter's value, None where the request does not carry it."""
-        text = self._texts.get(parameter.name)
-        return None if text is None else parameter.read(text)
+        texts = self._texts.get(parameter.name)
+        return None if texts is None else parameter.read(texts[0])
+
+    def all(self, parameter: Parameter[T]) -> list[T]:
+        """The values of a parameter that may be given several times, in their order."""
+        return [parameter.read(text) for text in self._texts.get(parameter.name, ())]
 
     def required(self, parameter: Parameter[T]) -> T:
         """The parameter's value; raises ``bad_request`` where the request does not carry it."""
@@ -82,41 +86,37 @@ class Query:
                 f"the parameter {parameter.name} is missing; it is {parameter.must_be}",
                 parameter=parameter.name,
             )
-        return parameter.read(self._texts[parameter.name])
+        return parameter.read(self._texts[parameter.name][0])
 
     def expect(self, parameters: Known) -> Query:
-        """This query; raises ``bad_request`` if it has a parameter that is not among ``parameters``."""
-        for name in self._texts:
+        """This query; raises ``bad_request`` if it has a parameter that is not among ``parameters``, or has
+        one twice that may be given once."""
+        for name, texts in self._texts.items():
             if name not in parameters:
                 takes = ", ".join(parameters) or "none"
                 raise KvError(
                     "bad_request", f"there is no parameter {name!r} here; known are: {takes}", parameter=name
                 )
+            if len(texts) > 1 and not parameters[name].many:
+                raise KvError("bad_request", f"the parameter {name!r} is given twice", parameter=name)
         return self
 
 
 EMPTY = Query({})
-"""The query of every request without one: reading a key asks for it by identity, to be quick."""
+"""The query of every request without one, to be compared by identity: that is what reading a key does."""
 
 
 def read_query(environ: dict[str, Any], parameters: Known | None = None) -> Query:
-    """The request's parameters, each at most once, or several times joined by commas where it may be
-    ``many``; None for ``parameters`` leaves them unchecked."""
+    """The request's parameters, which must be among ``parameters``; with None they are not checked until the
+    caller knows what to ``expect``."""
     raw = environ[RAW_QUERY]
     if not raw:
         return EMPTY
-    texts: dict[str, str] = {}
-    for pair in raw.split("&"):
-        if not pair:
-            continue
+    texts: dict[str, list[str]] = {}
+    for pair in filter(None, raw.split("&")):
         raw_name, _, raw_text = pair.partition("=")
         name = _decoded(raw_name, "a parameter's name")
-        if name in texts and parameters is not None and name in parameters and parameters[name].many:
-            texts[name] += "," + _decoded(raw_text, name)
-            continue
-        if name in texts:
-            raise KvError("bad_request", f"the parameter {name!r} stands there twice", parameter=name)
-        texts[name] = _decoded(raw_text, name)
+        texts.setdefault(name, []).append(_decoded(raw_text, name))
     query = Query(texts)
     return query if parameters is None else query.expect(parameters)
 
@@ -228,11 +228,14 @@ def _parse_since(text: str) -> Cursor:
     return Cursor.parse(text)
 
 
-def _parse_checks(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if not all(name in CHECKS for name in names):
-        raise ValueError(text)
-    return names
+def _some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if not all(name in choices for name in names):
+            raise ValueError(text)
+        return names
+
+    return parse
 
 
 # ── the parameters ───────────────────────────────────────────────────────────────────────────────
@@ -342,22 +345,28 @@ BY = Parameter(
 VERBOSE = Parameter("verbose", _parse_flag, _FLAG, "also what was checked, and what was found", _FLAG_SCHEMA)
 EXCLUDE = Parameter(
     "exclude",
-    _parse_checks,
+    _some_of(CHECKS),
     f"names out of {', '.join(CHECKS)}, with commas",
     "do not make these checks",
     many=True,
 )
 
-# The event stream reads its parameters itself; they stand here for the description of the service.
+# ── those of the event stream alone ──────────────────────────────────────────────────────────────
+
 STREAM_PREFIX = Parameter("prefix", _parse_bound, _BOUND, "only keys that begin with this", many=True)
 STREAM_KEY = Parameter("key", _parse_key, KEY.must_be, "only this key", many=True)
 STREAM_SINCE = Parameter(
     "since", _parse_since, "a cursor or a revision", "go on after this; the Last-Event-ID header wins over it"
 )
-LAST_EVENT_IDS: tuple[Parameter[Cursor], ...] = tuple(
-    Parameter(name, _parse_since, STREAM_SINCE.must_be, "as the header, for who cannot set one", many=True)
+LAST_EVENT_IDS: tuple[Parameter[str], ...] = tuple(
+    Parameter(name, str, STREAM_SINCE.must_be, "as the header, for who cannot set one", many=True)
     for name in ("lastEventId", "last-event-id")
 )
 SNAPSHOT = Parameter("snapshot", _parse_flag, _FLAG, "1: begin with the present records", _FLAG_SCHEMA)
-OPS = Parameter("ops", str, f"names out of {', '.join(EVENT_OPS)}, with commas", "only these kinds of events")
+OPS = Parameter(
+    "ops",
+    _some_of(EVENT_OPS),
+    f"names out of {', '.join(EVENT_OPS)}, with commas",
+    "only these kinds of events",
+)
 PREVIOUS = Parameter("prev", _parse_flag, _FLAG, "1: add the record that was replaced", _FLAG_SCHEMA)

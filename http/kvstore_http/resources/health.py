@@ -87,7 +87,7 @@ class ReadyzResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         query = read_query(req.env, routes.READYZ)
         media_type = choose_type(req, JSON, TEXT)
-        excluded = query.get(EXCLUDE) or ()
+        excluded = {name for names in query.all(EXCLUDE) for name in names}
         checks = [check for check in self._checks() if check.name not in excluded]
         is_verbose = query.get(VERBOSE) or False
         if media_type == TEXT:
