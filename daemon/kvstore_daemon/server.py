@@ -17,6 +17,7 @@ from math import inf
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog, request_extra
+from kvstore_core.process.sd_notify import Notifier
 from kvstore_core.wire import RequestId, decode_request, encode_error
 from kvstore_daemon.event_loop import Loop, Timer
 from kvstore_daemon.expiry import Expiry
@@ -37,7 +38,7 @@ from kvstore_daemon.requests.writes import write_request
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.status import Counters, Status, limits_of
 from kvstore_daemon.storage.interface import Engine, StoredEvent, WriteAnswer
-from kvstore_daemon.watchdog import Pulse, ServiceManager
+from kvstore_daemon.watchdog import Watchdog
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -76,7 +77,7 @@ class Server:
         publisher: Publisher,
         requests: RouterSocket,
         room: ConnectionLimit,
-        manager: ServiceManager,
+        notifier: Notifier,
     ) -> None:
         self._loop = loop
         self._engine = engine
@@ -93,7 +94,7 @@ class Server:
         self._status = Status(settings, engine, self._counters, self._present)
         self._committer = GroupCommitter(engine, self._counters, settings.slow_commit_ms / 1000 or inf)
         self._expiry = Expiry(loop, engine, self._committer, self._counters)
-        self._pulse = Pulse(manager, self._committer)
+        self._watchdog = Watchdog(notifier, self._committer)
         self._tick: Timer = loop.timer(self._beat)
         self._welcome: Timer = loop.timer(self._send_heartbeat)
         self._turns = FairQueue(loop, requests, self._counters, self)
@@ -343,7 +344,7 @@ class Server:
     def _beat(self) -> None:
         self._count_cut_off()
         self._tick.set(TICK_SECONDS)
-        self._pulse.tick()
+        self._watchdog.tick()
         self._send_heartbeat()
         if self._committer.is_idle():
             self._engine.trim()

@@ -43,10 +43,10 @@ def run(settings: HttpSettings, manager: ServiceManager, inherited: Sequence[soc
     where = {"url": url_of(shares[0][0]), "requests": settings.requests, "changes": settings.changes}
     overseer = Herald(manager, where, lambda: _announce(where))
     shared_counters = SharedCounters(settings.workers)
-    level = LogLevel(settings.log_level)
+    level = LogLevel("http", settings.log_level)
     if settings.workers == 1:
         shared_counters.note_start(0, os.getpid())
-        return _serve(settings, shares[0], 0, shared_counters, overseer, partial(_change_level, level))
+        return _serve(settings, shares[0], 0, shared_counters, overseer, level.change)
     return _run_workers(settings, shares, shared_counters, overseer, level)
 
 
@@ -62,13 +62,7 @@ def _run_workers(
             settings, keep_only(shares, number), number, shared_counters, parent, lambda _: level.follow()
         )
 
-    return Workers(
-        settings.workers, serve, _warn, overseer, partial(_change_level, level), shared_counters
-    ).run()
-
-
-def _change_level(level: LogLevel, number: int) -> None:
-    announcer.info("kvstore http: the log level is now %s", level.change(number))
+    return Workers(settings.workers, serve, _warn, overseer, level.change, shared_counters).run()
 
 
 def _serve(

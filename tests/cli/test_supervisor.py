@@ -15,6 +15,7 @@ from kvstore_cli.serve.supervisor import Child, Supervisor
 from kvstore_core.process.logging import LEVELS
 from kvstore_core.process.sd_notify import Notice, NoticeSocket, Notifier
 from support import wait_until
+from support.notices import notifier_on
 
 SPEAKS = """
 import os, signal, socket, subprocess, sys
@@ -52,17 +53,6 @@ def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     lines: list[bytes] = []
     monkeypatch.setattr("kvstore_cli.serve.supervisor.hand_on", lines.append)
     return lines
-
-
-@contextmanager
-def speaking_on(notices: NoticeSocket) -> Iterator[Notifier]:
-    """The child's end."""
-    child = Notifier(descriptor=os.dup(notices.descriptor), is_watched=True)
-    try:
-        yield child
-    finally:
-        assert child._pair is not None
-        child._pair.close()
 
 
 def state_of(pid: int) -> str:
@@ -169,7 +159,7 @@ while True:
 )
 def test_what_is_no_message_of_a_child_is_left_out(said: str) -> None:
     where = {"requests": "tcp://a", "changes": "tcp://b"}
-    with closing(NoticeSocket()) as notices, speaking_on(notices) as child:
+    with closing(NoticeSocket()) as notices, notifier_on(notices) as child:
         child._send(said)
         child.ready(where)
         child._send(said)
@@ -182,7 +172,7 @@ def test_no_facade_is_started_for_a_daemon_that_becomes_ready_while_all_stops() 
     daemon, facade = supervisor._children
     with closing(supervisor._selector), closing(daemon.notices), closing(facade.notices):
         supervisor._signals = 1
-        with speaking_on(daemon.notices) as child:
+        with notifier_on(daemon.notices) as child:
             child.ready({"requests": "tcp://127.0.0.1:1", "changes": "tcp://127.0.0.1:2"})
         supervisor._listen(daemon)
         is_started = facade.is_there

@@ -45,17 +45,28 @@ def test_a_line_names_each_request_once(request_id: str | list[str | None] | Non
 
 
 @pytest.mark.parametrize("configured", ["debug", "info", "warning", "error"])
-def test_the_level_goes_down_step_by_step_and_back_at_once(configured: str) -> None:
+def test_the_level_goes_down_step_by_step_and_back_at_once(
+    configured: str, caplog: pytest.LogCaptureFixture
+) -> None:
     root = logging.getLogger()
     before = root.level
+
+    def changed(number: signal.Signals) -> str:
+        caplog.clear()
+        level.change(number)
+        said, _, name = caplog.messages[0].rpartition(" ")
+        assert said == "kvstore test: the log level is now"
+        assert root.level == getattr(logging, name.upper())
+        return name
+
     try:
-        level = LogLevel(configured)
-        assert level.change(signal.SIGUSR2) == configured
-        steps = [level.change(signal.SIGUSR1) for _ in range(4)]
+        level = LogLevel("test", configured)
+        assert changed(signal.SIGUSR2) == configured
+        steps = [changed(signal.SIGUSR1) for _ in range(4)]
         order = ["error", "warning", "info", "debug"]
         expected = order[order.index(configured) + 1 :] or ["debug"]
         assert steps == (expected + ["debug"] * 4)[:4]
-        assert level.change(signal.SIGUSR2) == configured
+        assert changed(signal.SIGUSR2) == configured
     finally:
         root.setLevel(before)
 
@@ -64,7 +75,7 @@ PROGRAM = """
 import logging, os, signal
 from kvstore_core.process.logging import LogLevel
 
-level = LogLevel("error")
+level = LogLevel("test", "error")
 go, wake = os.pipe()
 child = os.fork()
 if child == 0:

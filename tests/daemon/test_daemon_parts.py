@@ -1,24 +1,22 @@
-"""The parts of the daemon that need no process: grouping, ranges, cursors, timers, signals."""
+"""The parts of the daemon that need no process: grouping, ranges, cursors, timers."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import threading
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Any, cast
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore_core.errors import KvError
 from kvstore_core.operations import OPERATIONS
 from kvstore_core.wire import Limits, Request, decode_request
-from kvstore_daemon.event_loop import Loop, Signals
+from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GROUP_BYTES, GROUP_OPS, GroupCommitter
 from kvstore_daemon.peer_limits.connection_watcher import ConnectionWatcher
 from kvstore_daemon.requests.reads import READS, _bounds, _cursor, _parse_cursor, prefix_end
@@ -153,18 +151,6 @@ def test_a_loop_runs_the_callbacks_of_what_is_readable() -> None:
     os.close(reader)
     os.close(writer)
     assert seen == [b"x"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_wakes_the_loop_and_the_old_handler_comes_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with Signals((signal.SIGTERM, signal.SIGINT)) as signals, closing(Loop()) as loop:
-        loop.watch(signals.fileno(), signals.drain)
-        assert signals.received is None
-        signal.raise_signal(number)
-        loop.turn(wait=True)
-        assert signals.received is number
-    assert signal.getsignal(number) == before
 
 
 def test_a_connection_is_looked_at_though_all_that_came_was_read_before() -> None:

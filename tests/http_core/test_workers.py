@@ -311,7 +311,7 @@ class Nobody:
     def stopping(self): pass
 
 logging.getLogger().setLevel("ERROR")
-level = LogLevel("error")
+level = LogLevel("http", "error")
 """
 """Begins a program that has workers of its own."""
 

@@ -33,12 +33,12 @@ from typing import Any
 
 from kvstore_cli.command_line.completion import COMPLETE_VARIABLE
 from kvstore_cli.main import COMMANDS, main
+from kvstore_core.process.linux import end_with_parent
 
 _MOST_BYTES = 64 * 1024
 """Of a call's arguments and variables, so that they fit into one message."""
 _DECIDED_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "TZ", "GEVENT", "ZMQ_")
 """What is read before anything runs, or by an import; a call that changes these has a start of its own."""
-_PR_SET_PDEATHSIG = 1
 
 LOADED = frozenset(COMMANDS) - {"serve", "daemon", "http", "config", "top"}
 """Commands that load nothing heavy and need no signals of their own; the others are run as usual."""
@@ -263,10 +263,7 @@ def _serve(calls: socket.socket) -> None:
 
 def _end_with(parent: int) -> None:
     """Be killed when ``parent``, whose child this is, ends, however it ends."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if not end_with_parent(parent, signal.SIGKILL):
         os._exit(1)
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from typing import Any
 
+from kvstore_core.process.linux import end_with_parent
 from kvstore_core.process.sd_notify import Notifier
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
     """Run the daemon or the facade; returns its exit status."""
     name, settings, parent, notices = arguments
-    die_with(int(parent))
+    if not end_with_parent(int(parent)):
+        sys.exit(f"kvstore {name}: the process that started it is gone")
     os.set_inheritable(int(notices), False)
     return run(name, json.loads(settings), Notifier(descriptor=int(notices), is_watched=True))
 
@@ -42,21 +41,6 @@ def run(name: str, fields: dict[str, Any], parent: Notifier) -> int:
 
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return run_http(HttpSettings(**{**fields, **lists}), parent)
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel send this process a SIGTERM when ``parent`` ends, however it ends.
-
-    Only Linux can do that; elsewhere a SIGKILL of the parent leaves its children running.
-    """
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # a parent that ended before that was asked for sends nothing
-    if os.getppid() != parent:
-        sys.exit(f"kvstore {sys.argv[1]}: the process that started it is gone")
 
 
 if __name__ == "__main__":

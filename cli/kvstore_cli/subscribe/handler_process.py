@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NoReturn
 
-from kvstore_cli.serve.child import die_with
+from kvstore_core.process.linux import adopt_orphans, end_with_parent
 
 GRACE_SECONDS = 5
 """How long a command may take to end after SIGTERM; what gives us 10 s, as Docker does, has not to wait."""
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def run(command: str, value: bytes, environment: Mapping[bytes, bytes]) -> int:
@@ -93,7 +91,7 @@ def _mind(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        _adopt_orphans()
+        adopt_orphans()
         child = os.fork()
         if child == 0:
             _become(program, source, environment, held, ignores_hangup=ignores_hangup)
@@ -101,17 +99,16 @@ def _mind(
             os.setpgid(child, child)
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGALRM):
             signal.signal(number, lambda number, _: _end(child, number))
-        die_with(parent)
-        os.write(said, b"%d\n" % child)
+        if not end_with_parent(parent):
+            _end(child, signal.SIGQUIT)
+        with suppress(OSError):  # nobody reads it where the parent is gone
+            os.write(said, b"%d\n" % child)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         _, status = os.waitpid(child, 0)
         if _ending:
             _await_group(child)
         with suppress(OSError):
             os.write(said, b"%d\n" % os.waitstatus_to_exitcode(status))
-    except SystemExit:  # our parent was gone before we could ask to be told
-        _end(child, signal.SIGQUIT)
-        _await_group(child)
     finally:
         os._exit(0)
 
@@ -135,14 +132,6 @@ def _await_group(group: int) -> None:
     with suppress(ChildProcessError):
         while True:
             os.waitpid(-group, 0)
-
-
-def _adopt_orphans() -> None:
-    """What is left of the group when its leader ended is ours to wait for, and not init's."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _become(

@@ -1,9 +1,14 @@
-"""Where kvstore runs: the servers on Linux, the client and the commands that ask a server anywhere."""
+"""What is Linux's alone: the servers need it, the client and the commands that ask a server do not."""
 
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def require_linux() -> None:
@@ -15,3 +20,25 @@ def require_linux() -> None:
             f"kvstore's servers run on Linux, and this is {sys.platform}; run them in a container, for "
             "example: the Python client and the commands that ask a server work here as well",
         )
+
+
+def end_with_parent(parent: int, ending: signal.Signals = signal.SIGTERM) -> bool:
+    """Have the kernel send this process ``ending`` when ``parent`` ends, however it ends. False if it has
+    ended already: nothing will be sent then.
+
+    Elsewhere than on Linux nothing is sent ever, and a SIGKILL of the parent leaves this process running.
+    """
+    _prctl(_PR_SET_PDEATHSIG, ending)
+    return os.getppid() == parent
+
+
+def adopt_orphans() -> None:
+    """Become the parent, in place of init, of what processes started by this one leave running."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        import ctypes  # not at the top: commands load this module, and few of them need it
+
+        ctypes.CDLL(None).prctl(option, value)

@@ -1,7 +1,5 @@
-"""What the logs of daemon and facade have in common; only ``logging`` itself is needed for it.
-
-How a line looks and where it goes is decided by ``kvstore_cli.serve.logging_setup``.
-"""
+"""What the logs of all servers have in common. How a line looks and where it goes is decided by
+``kvstore_cli.serve.logging_setup``."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 announcer = logging.getLogger("kvstore.announce")
-"""For the lines that are promised: they come whatever the log level is, and scripts read them."""
+"""For the lines that scripts may rely on: they are logged at every log level."""
 announcer.setLevel(logging.INFO)
 
 
@@ -61,28 +59,30 @@ LEVEL_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class LogLevel:
-    """The level of everything that is logged: SIGUSR1 makes it one step more talkative, SIGUSR2 what
-    it was configured as. Not to be used in a signal handler.
+    """The level of everything that the process logs as ``part``: SIGUSR1 makes it one step more talkative,
+    SIGUSR2 makes it what was configured. Not to be used in a signal handler.
 
-    Processes forked later share it: of signals that are passed on some may coincide, so those processes
-    do not count them but :meth:`follow`.
+    Processes forked later share it. They do not count signals that are passed on, of which several may arrive
+    as one, but :meth:`follow`.
     """
 
-    def __init__(self, configured: str) -> None:
+    def __init__(self, part: str, configured: str) -> None:
+        self._part = part
         self._configured: int = getattr(logging, configured.upper())
         self._shared = mmap.mmap(-1, 1)
         self._shared[0] = self._configured
 
-    def change(self, number: int) -> str:
-        """Do what the signal asks for; returns the name of the level that holds now."""
+    def change(self, number: int) -> None:
+        """Do what the signal asks for, and announce the new level."""
         root = logging.getLogger()
         if number == signal.SIGUSR1:
             root.setLevel(max((level for level in LEVELS if level < root.level), default=logging.DEBUG))
         else:
             root.setLevel(self._configured)
         self._shared[0] = root.level
-        return logging.getLevelName(root.level).lower()
+        name = logging.getLevelName(root.level).lower()
+        announcer.info("kvstore %s: the log level is now %s", self._part, name)
 
     def follow(self) -> None:
-        """Do as the process did from which this one was forked."""
+        """Take the level of the process from which this one was forked."""
         logging.getLogger().setLevel(self._shared[0])

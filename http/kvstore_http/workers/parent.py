@@ -6,7 +6,6 @@ neither: the parent of the workers is a small process that only waits.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import select
@@ -20,6 +19,7 @@ from itertools import chain
 from typing import NoReturn
 
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR
+from kvstore_core.process.linux import end_with_parent
 from kvstore_core.process.liveness import BEAT_SECONDS, Liveness
 from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_http.metrics.shared_counters import SharedCounters
@@ -42,7 +42,6 @@ STABLE_SECONDS = 30.0
 STOP_SECONDS = 4.8
 """Workers that are still there this long after SIGTERM are killed."""
 
-_PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *LEVEL_SIGNALS)
 """Those that the parent handles."""
 
@@ -135,7 +134,8 @@ class Workers:
             for each in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
                 signal.signal(each, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            _die_with(parent)
+            if not end_with_parent(parent):
+                os._exit(EXIT_ERROR)
             for descriptor in (self._wake_in, self._wake_out, self._beats_in):
                 os.close(descriptor)
             status = self._serve(number, _Parent(self._beats_out))
@@ -268,13 +268,6 @@ def _pipe() -> tuple[int, int]:
 
 def _noticed_by_descriptor(_number: int, _frame: object) -> None:
     """The wake-up descriptor says which signal came; without a handler it would not."""
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel send SIGTERM when the parent is gone, however it went."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(EXIT_ERROR)
 
 
 def keep_only(shares: Shares, number: int) -> Sequence[socket.socket]:

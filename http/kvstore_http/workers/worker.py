@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -17,6 +15,7 @@ from gevent.event import Event as Signal
 from kvstore_core.errors import EXIT_DONE
 from kvstore_core.process.liveness import BEAT_SECONDS
 from kvstore_core.process.logging import LEVEL_SIGNALS
+from kvstore_core.process.resources import raise_descriptor_limit, relax_garbage_collector
 from kvstore_http.app import create_app
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
@@ -33,10 +32,6 @@ GRACE_SECONDS = 4.0
 
 POLL_SECONDS = 0.02
 
-COLLECT_AFTER = (20_000, 20, 50)
-"""New objects before the collector looks for cycles among them; with Python's 700, 10 and 10 it took a
-tenth of the time of gets on 128 connections, whose requests are all alive at once."""
-
 
 def serve(
     settings: HttpSettings,
@@ -51,7 +46,7 @@ def serve(
     need not be there: requests are answered with 503 until it is. What happens is counted in ``counters``.
     ``on_level`` changes the log level; it is called with the number of a signal that asks for it.
     """
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     stop = Signal()
     hub = gevent.get_hub()
     hub.print_exception = _log_failure
@@ -65,7 +60,7 @@ def serve(
     access_log = AccessLog(settings.access_log, settings.slow_request_ms)
     servers = [_server(app, sock, counters, access_log, settings) for sock in sockets]
     level_watchers = _watch_level(on_level, access_log)
-    _settle_memory()
+    relax_garbage_collector()
     overseer.ready()
     beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
     beats.start(overseer.beat)
@@ -130,17 +125,3 @@ def _drain(servers: Sequence[Server], feed: ChangeFeed) -> None:
     with gevent.Timeout(GRACE_SECONDS, False):
         while len(feed.broadcaster) or not all(server.is_idle for server in servers):
             gevent.sleep(POLL_SECONDS)
-
-
-def _raise_descriptor_limit() -> None:
-    """Each connection is a descriptor, and the soft limit is often 1024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _settle_memory() -> None:
-    """Modules and tables live as long as the process: keep the collector from walking them, and let it
-    look less often."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECT_AFTER)

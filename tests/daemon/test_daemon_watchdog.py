@@ -11,42 +11,26 @@ import pytest
 
 from kvstore_cli.config.resolve import resolve
 from kvstore_cli.config.server_settings import daemon_settings
+from kvstore_core.process.sd_notify import NoticeSocket, Notifier
 from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.status import Counters
 from kvstore_daemon.storage.interface import Engine, Write, WriteRequest
 from kvstore_daemon.storage.open import open_engine
-from kvstore_daemon.watchdog import Pulse
+from kvstore_daemon.watchdog import Watchdog
 from support.lock import write_lock_held
-
-
-class Heard:
-    """What a service manager hears."""
-
-    def __init__(self) -> None:
-        self.beats = 0
-        self.lines: list[str] = []
-
-    def ready(self, status: str) -> None:
-        raise AssertionError(status)
-
-    def stopping(self) -> None:
-        raise AssertionError
-
-    def status(self, line: str) -> None:
-        self.lines.append(line)
-
-    def beat(self) -> None:
-        self.beats += 1
+from support.notices import notifier_on
 
 
 class Writing:
-    """A real engine with the daemon's way of handing groups to it."""
+    """A real engine with the daemon's way of handing groups to it, and what its parent hears."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, notices: NoticeSocket, notifier: Notifier) -> None:
         self._engine = engine
         self._committer = GroupCommitter(engine, Counters())
-        self.heard = Heard()
-        self.pulse = Pulse(self.heard, self._committer)
+        self._notices = notices
+        self._watchdog = Watchdog(notifier, self._committer)
+        self.beats = 0
+        self.lines: list[str] = []
 
     def begin(self) -> None:
         """Hand a write over, if none is under way."""
@@ -62,7 +46,12 @@ class Writing:
 
     def tick(self, times: int) -> None:
         for _ in range(times):
-            self.pulse.tick()
+            self._watchdog.tick()
+            for notice in self._notices.read(()):
+                if notice.status is None:
+                    self.beats += 1
+                else:
+                    self.lines.append(notice.status)
 
 
 @pytest.fixture
@@ -73,21 +62,25 @@ def store(tmp_path: Path) -> Path:
 @pytest.fixture
 def writing(store: Path) -> Iterator[Writing]:
     settings = daemon_settings(resolve({"data": str(store)}, "daemon", environ={"HOME": str(store)}))
-    with closing(open_engine(settings)) as engine:
-        yield Writing(engine)
+    with (
+        closing(open_engine(settings)) as engine,
+        closing(NoticeSocket()) as notices,
+        notifier_on(notices) as notifier,
+    ):
+        yield Writing(engine, notices, notifier)
 
 
 def test_an_idle_daemon_beats_on_every_tick(writing: Writing) -> None:
     writing.tick(1000)
-    assert writing.heard.beats == 1000
+    assert writing.beats == 1000
 
 
 def test_a_daemon_that_writes_beats_on_every_tick(writing: Writing) -> None:
-    for _ in range(2 * Pulse.PATIENCE_TICKS):
+    for _ in range(2 * Watchdog.PATIENCE_TICKS):
         writing.begin()
         writing.tick(1)
         writing.end()
-    assert writing.heard.beats == 2 * Pulse.PATIENCE_TICKS
+    assert writing.beats == 2 * Watchdog.PATIENCE_TICKS
 
 
 def test_a_commit_that_does_not_end_silences_the_daemon_after_its_patience(
@@ -95,13 +88,13 @@ def test_a_commit_that_does_not_end_silences_the_daemon_after_its_patience(
 ) -> None:
     with write_lock_held(store):
         writing.begin()
-        writing.tick(Pulse.PATIENCE_TICKS)
-        assert writing.heard.beats == Pulse.PATIENCE_TICKS
-        assert not writing.heard.lines
+        writing.tick(Watchdog.PATIENCE_TICKS)
+        assert writing.beats == Watchdog.PATIENCE_TICKS
+        assert not writing.lines
         writing.tick(50)
-        assert writing.heard.beats == Pulse.PATIENCE_TICKS
-        assert len(writing.heard.lines) == 1
-        assert "a commit" in writing.heard.lines[0]
+        assert writing.beats == Watchdog.PATIENCE_TICKS
+        assert len(writing.lines) == 1
+        assert "a commit" in writing.lines[0]
     writing.end()
     writing.tick(5)
-    assert writing.heard.beats == Pulse.PATIENCE_TICKS + 5, "it ended after all"
+    assert writing.beats == Watchdog.PATIENCE_TICKS + 5, "it ended after all"
