@@ -28,22 +28,25 @@ from kvstore_http.resources.status import StatusResource
 from kvstore_http.resources.subscribe import SubscribeResource
 from kvstore_http.routes import Endpoint
 from kvstore_http.settings import HttpSettings
+from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 
 
 def create_app(
     daemon: DaemonClient,
     feed: ChangeFeed,
+    broadcaster: Broadcaster,
     settings: HttpSettings,
     shared_counters: SharedCounters | None = None,
 ) -> falcon.App[Any, Any]:
-    """The application that answers for the ``daemon``, with changes from ``feed``.
+    """The application that answers for the ``daemon``, with changes from ``feed`` and streams of
+    ``broadcaster``.
 
     It keeps no state between requests, so any number of them may run beside each other. All workers count in
     ``shared_counters``.
     """
     router = RawPathRouter()
-    resources = _resources(daemon, feed, settings, shared_counters or SharedCounters(1))
+    resources = _resources(daemon, feed, broadcaster, settings, shared_counters or SharedCounters(1))
     table = routes.paths()
     for path, endpoints in table.items():
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
@@ -61,7 +64,11 @@ def create_app(
 
 
 def _resources(
-    daemon: DaemonClient, feed: ChangeFeed, settings: HttpSettings, shared_counters: SharedCounters
+    daemon: DaemonClient,
+    feed: ChangeFeed,
+    broadcaster: Broadcaster,
+    settings: HttpSettings,
+    shared_counters: SharedCounters,
 ) -> dict[str, object]:
     one, history = KeyResource(daemon, feed), HistoryResource(daemon, settings.page_bytes)
     return {
@@ -73,7 +80,7 @@ def _resources(
         "/v1/persist/{key}": PersistResource(daemon),
         "/v1/history/{key}": history,
         "/v1/history": history,
-        routes.SUBSCRIBE_PATH: SubscribeResource(feed, settings),
+        routes.SUBSCRIBE_PATH: SubscribeResource(feed, broadcaster, settings),
         "/v1/status": StatusResource(daemon),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(daemon, feed, shared_counters),

@@ -18,6 +18,7 @@ from kvstore_core.errors import ERRORS, KvError
 from kvstore_http.app import create_app
 from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY
 from kvstore_http.settings import HttpSettings
+from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from support.servers import Daemon, Facade, Service
 from support.session import Session, assert_problem, path_of
@@ -67,7 +68,9 @@ class FailingDaemon:
 
 def through_the_application(error: Exception, method: str = "GET") -> Answer:
     """What is answered when the daemon's answer to a read is ``error``."""
-    app = create_app(cast(Any, FailingDaemon(error)), cast(ChangeFeed, None), SETTINGS)
+    app = create_app(
+        cast(Any, FailingDaemon(error)), cast(ChangeFeed, None), cast(Broadcaster, None), SETTINGS
+    )
     environ = {
         "REQUEST_METHOD": method,
         "PATH_INFO": "/",

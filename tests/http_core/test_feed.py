@@ -23,16 +23,17 @@ from kvstore_core.wire import (
     encode_reply,
 )
 from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.settings import HttpSettings
-from kvstore_http.streaming.broadcaster import Kind
-from kvstore_http.streaming.catch_up import Start
+from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
+from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
 
 pytestmark = pytest.mark.slow
 
 EPOCH = "00112233445566ff"
-NOW = Start(None)
+NOW = StreamStart(None)
 SUBSCRIBE, UNSUBSCRIBE = b"\1", b"\0"
 
 Read = Callable[..., "Reader"]
@@ -99,15 +100,15 @@ class Store:
 
 
 class Reader:
-    """A stream that was handed over to the feed's broadcaster."""
+    """A stream that was handed over to the broadcaster."""
 
-    def __init__(self, feed: ChangeFeed, start: Start) -> None:
+    def __init__(self, broadcaster: Broadcaster, start: StreamStart) -> None:
         self._socket, other = socket.socketpair()
         self._socket.setblocking(False)
         self._received = b""
         self._is_over = False
         form = Format(is_sse=False, has_values=True, is_chunked=False)
-        feed.broadcaster.adopt(Kind(Filter(), form, previous=False), start, other.detach(), b"")
+        broadcaster.adopt(StreamSpec(Filter(), form, previous=False), start, other.detach(), b"")
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -148,7 +149,8 @@ def store() -> Iterator[Store]:
 
 
 @pytest.fixture
-def feed(store: Store) -> Iterator[ChangeFeed]:
+def broadcaster(store: Store) -> Iterator[Broadcaster]:
+    """One on a feed of its own, which has subscribed."""
     context: zmq.Context[Any] = zmq.Context()
     settings = HttpSettings(
         http="",
@@ -171,23 +173,29 @@ def feed(store: Store) -> Iterator[ChangeFeed]:
         log_level="info",
         log_format="text",
     )
-    link = DaemonClient(context, store.requests, settings.daemon_timeout_ms)
-    made = ChangeFeed(context, link, settings)
+    client = DaemonClient(context, store.requests, settings.daemon_timeout_ms)
+    feed = ChangeFeed(context, client, store.changes)
+    made = Broadcaster(client, feed, settings, WorkerCounters.alone())
     until(lambda: store.subscriptions)
     yield made
-    made.broadcaster.close()
     made.close()
-    link.close()
+    feed.close()
+    client.close()
     context.term()
 
 
 @pytest.fixture
-def read(feed: ChangeFeed) -> Iterator[Read]:
-    """Opens a stream of the feed."""
+def feed(broadcaster: Broadcaster) -> ChangeFeed:
+    return broadcaster.feed
+
+
+@pytest.fixture
+def read(broadcaster: Broadcaster) -> Iterator[Read]:
+    """Opens a stream."""
     readers: list[Reader] = []
 
-    def opened(start: Start = NOW) -> Reader:
-        readers.append(Reader(feed, start))
+    def opened(start: StreamStart = NOW) -> Reader:
+        readers.append(Reader(broadcaster, start))
         return readers[-1]
 
     yield opened
@@ -238,7 +246,7 @@ def test_what_came_before_the_subscription_took_effect_is_fetched_once_it_is_kno
     store: Store, feed: ChangeFeed, read: Read, tell: Callable[[Store], object]
 ) -> None:
     reader = live(store, read())
-    until(lambda: not feed.track(previous=False).is_asking)
+    until(lambda: not feed.cursor(previous=False).is_reading)
     missed = [store.commit(), store.commit()]
     tell(store)
     until(lambda: len(reader.revisions) >= store.head)
@@ -250,7 +258,7 @@ def test_what_came_before_the_subscription_took_effect_is_fetched_once_it_is_kno
 def test_a_stream_that_resumes_needs_no_heartbeat(store: Store, read: Read) -> None:
     seen = store.commit()
     missed = [store.commit() for _ in range(5)]
-    reader = live(store, read(Start(Cursor(seen, EPOCH))))
+    reader = live(store, read(StreamStart(Cursor(seen, EPOCH))))
     assert reader.revisions == missed
     missed.append(store.publish())
     until(lambda: len(reader.revisions) == len(missed))
@@ -264,7 +272,7 @@ def test_readers_that_come_and_go_see_every_change_once_whoever_else_listens(
     for visit in range(3):
         for _ in range(visit):
             store.publish()
-        reader = read(Start(Cursor(last, EPOCH)))
+        reader = read(StreamStart(Cursor(last, EPOCH)))
         for _ in range(20):  # before, while and after it becomes live
             store.publish() if visit % 2 else store.commit()
             gevent.sleep(0)
@@ -288,7 +296,7 @@ def test_a_key_that_changed_while_the_feed_was_asleep_is_looked_at_again(
 def test_a_change_ends_a_wait_that_woke_the_feed(store: Store, feed: ChangeFeed) -> None:
     known = store.commit()
     waiting = gevent.spawn(feed.wait_for_change, "k", known, 60)
-    until(lambda: "events" in store.asked and not feed.track(previous=False).is_asking)
+    until(lambda: "events" in store.asked and not feed.cursor(previous=False).is_reading)
     store.commit()
     store.beat()
     assert waiting.get(timeout=30)
@@ -309,6 +317,6 @@ def test_a_stream_for_which_a_change_cannot_be_written_is_cut_off_before_it(
     until(lambda: all(reader.is_cut_off for reader in readers))
     assert [reader.revisions for reader in readers] == [[first], [first]]
     assert "changes could not be written" in caplog.text
-    resumed = read(Start(Cursor(first, EPOCH)))
+    resumed = read(StreamStart(Cursor(first, EPOCH)))
     until(lambda: resumed.is_cut_off)
     assert not resumed.revisions

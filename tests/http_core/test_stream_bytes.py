@@ -16,7 +16,7 @@ from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor, Event, Record
 from kvstore_http.streaming import event_format
 from kvstore_http.streaming.event_format import Encoder, Format
-from kvstore_http.streaming.filter_index import Index
+from kvstore_http.streaming.filter_index import FilterIndex
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def naively(batches: list[Batch], wanted: Filter) -> list[Batch]:
 def test_the_index_finds_for_each_group_what_its_filter_takes(
     given_filters: list[Any], changes: list[Batch]
 ) -> None:
-    index: Index[int] = Index()
+    index: FilterIndex[int] = FilterIndex()
     for number, (prefixes, names, kinds) in enumerate(given_filters):
         index.add(number, Filter.normalized(prefixes, names, kinds))
     found = index.matches(changes)
@@ -73,7 +73,7 @@ def test_the_index_finds_for_each_group_what_its_filter_takes(
 
 @given(st.lists(filters, min_size=1, max_size=6), st.data())
 def test_a_group_that_was_removed_is_found_no_more(given_filters: list[Any], data: st.DataObject) -> None:
-    index: Index[int] = Index()
+    index: FilterIndex[int] = FilterIndex()
     for number, given_filter in enumerate(given_filters):
         index.add(number, Filter.normalized(*given_filter))
     gone = data.draw(st.sets(st.sampled_from(range(len(given_filters)))))
@@ -203,7 +203,7 @@ def test_the_json_of_an_event_is_made_once_for_all_who_want_it() -> None:
 
 
 def test_events_of_a_revision_stay_together_for_each_group() -> None:
-    index: Index[str] = Index()
+    index: FilterIndex[str] = FilterIndex()
     index.add("a", Filter.normalized(["a"], [], []))
     changes = [[Event("delete", key, 1, at, 3, 0, None, None, 0) for at, key in enumerate(("a1", "b", "a2"))]]
     taken = index.matches(changes)["a"]

@@ -16,11 +16,11 @@ from kvstore_http.protocol.bodies import preferred
 from kvstore_http.protocol.environ import HAND_OVER, NO_ROOM
 from kvstore_http.protocol.query_params import Parameter, Query, read_query
 from kvstore_http.settings import HttpSettings
-from kvstore_http.streaming.broadcaster import Kind
-from kvstore_http.streaming.catch_up import Start
+from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
 from kvstore_http.streaming.stream_sockets import Stream
+from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
 
 SSE, NDJSON = routes.STREAM, "application/x-ndjson"
 
@@ -39,15 +39,16 @@ class SubscribeResource:
     at once, and the EventSource comes back later.
     """
 
-    def __init__(self, feed: ChangeFeed, settings: HttpSettings) -> None:
+    def __init__(self, feed: ChangeFeed, broadcaster: Broadcaster, settings: HttpSettings) -> None:
         self._feed = feed
+        self._broadcaster = broadcaster
         self._patience = settings.daemon_timeout_ms / 1000
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with the stream's headers; after them the server hands the connection over."""
         query = read_query(req.env, routes.SUBSCRIBE)
         media_type = _media_type(req)
-        kind, start = _kind(query, media_type), _start(req, query)
+        spec, start = _spec(query, media_type), _start(req, query)
         is_event_source = media_type == SSE and SSE in (req.get_header("Accept") or "").lower()
         resp.content_type = media_type
         resp.set_header("cache-control", "no-store, no-transform")
@@ -62,14 +63,14 @@ class SubscribeResource:
                 raise req.env[NO_ROOM]
             self._wait_for_daemon(is_event_source=is_event_source)
             if req.method != "HEAD":
-                self._feed.broadcaster.check_room()
+                self._broadcaster.check_room()
         except KvError as error:
             if not is_event_source:
                 raise
             resp.data = b"retry: %d\n: %b\n\n" % (random.randint(*NO_ROOM_RETRY_MS), error.message.encode())  # noqa: S311
         else:
             if req.method != "HEAD":
-                req.env[HAND_OVER](partial(self._hand_over, kind, start))
+                req.env[HAND_OVER](partial(self._hand_over, spec, start))
 
     def _wait_for_daemon(self, *, is_event_source: bool) -> None:
         """Wait until there is a position to begin from, so that the stream has all that is written after its
@@ -82,17 +83,19 @@ class SubscribeResource:
             if not is_event_source:
                 raise
 
-    def _hand_over(self, kind: Kind, start: Start, fd: int, unsent: bytes, is_chunked: bool) -> Stream:
-        kind = kind._replace(form=kind.form._replace(is_chunked=is_chunked))
-        return self._feed.broadcaster.adopt(kind, start, fd, unsent)
+    def _hand_over(
+        self, spec: StreamSpec, start: StreamStart, fd: int, unsent: bytes, is_chunked: bool
+    ) -> Stream:
+        spec = spec._replace(form=spec.form._replace(is_chunked=is_chunked))
+        return self._broadcaster.adopt(spec, start, fd, unsent)
 
 
-def _start(req: falcon.Request, query: Query) -> Start:
+def _start(req: falcon.Request, query: Query) -> StreamStart:
     last_id = _last_event_id(req, query)
     since = query_params.STREAM_SINCE.read(last_id) if last_id else query.get(query_params.STREAM_SINCE)
     if since is None:
-        return Start(None, snapshot=query.get(query_params.SNAPSHOT) or False)
-    return Start(since)
+        return StreamStart(None, snapshot=query.get(query_params.SNAPSHOT) or False)
+    return StreamStart(since)
 
 
 def _last_event_id(req: falcon.Request, query: Query) -> str:
@@ -107,14 +110,14 @@ def _last_of(ids: str) -> str:
     return ids.rpartition(",")[2].strip()
 
 
-def _kind(query: Query, media_type: str) -> Kind:
+def _spec(query: Query, media_type: str) -> StreamSpec:
     prefixes, keys = _several(query, query_params.STREAM_PREFIX), _several(query, query_params.STREAM_KEY)
     ops = query.get(query_params.OPS) or []
     wanted = Filter.normalized(prefixes, keys, ops)
     has_values = query.get(query_params.VALUES) is not False
     inline = query.get(query_params.INLINE) or False
     form = Format(media_type == SSE, has_values, is_chunked=False, inline=inline)
-    return Kind(wanted, form, query.get(query_params.PREVIOUS) or False)
+    return StreamSpec(wanted, form, query.get(query_params.PREVIOUS) or False)
 
 
 def _several(query: Query, parameter: Parameter[str]) -> list[str]:

@@ -1,11 +1,11 @@
-"""One ordered way through the changes: PUB and the log joined, and the last part of it remembered."""
+"""The changes in order, from PUB and the log together; the latest of them are remembered."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Protocol
 
 import gevent
 
@@ -13,7 +13,8 @@ from kvstore_core.errors import KvError
 from kvstore_core.follower import Batch, Follower, LogPage
 from kvstore_core.model import Cursor
 from kvstore_core.operations import MAX_PAGE
-from kvstore_core.wire import Heartbeat, PublishedEvent, Reply
+from kvstore_core.wire import Heartbeat, PublishedEvent
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool
 
 RETRY_SECONDS = 0.2
@@ -21,51 +22,46 @@ RECENT_EVENTS = 8192
 RECENT_BYTES = 8 * 1024 * 1024
 
 
-class Asks(Protocol):
-    """Whoever sends a request to the daemon and waits for the whole reply."""
+class ChangeListener(Protocol):
+    """What a change cursor delivers to. Neither method may wait."""
 
-    def read_in_background(self, ops: Sequence[dict[str, Any]]) -> Reply:
-        """The reply, also of a daemon that has much to do; raises the KvError that refused the request."""
+    def deliver(self, cursor: ChangeCursor, batches: list[Batch]) -> None:
+        """The next changes, whole revisions; ``cursor.position`` is already behind them."""
 
-
-class Listener(Protocol):
-    """Who a track delivers to. Neither method may wait."""
-
-    def deliver(self, track: Track, batches: list[Batch]) -> None:
-        """The next changes, whole revisions; ``track.cursor`` stands after them."""
-
-    def reset(self, track: Track, reason: str, floor: int) -> None:
-        """What came before has no continuation; ``track.cursor`` is where a new one begins.
+    def reset(self, cursor: ChangeCursor, reason: str, floor: int) -> None:
+        """The changes up to now have no continuation; ``cursor.position`` is where new ones begin.
         ``reason`` is ``expired`` or ``epoch``."""
 
 
-class Track:
-    """Every change after the start, in order, each once, as whole revisions, to one listener.
+class ChangeCursor:
+    """Delivers every change after its start to one listener: in order, each once, in whole revisions.
 
-    With ``previous`` the events carry what they replaced; PUB does not, so they then come from the
-    log alone, and PUB only says when to look. All methods run in the hub's thread; what the log is
-    asked runs in a greenlet.
+    With ``previous`` the events carry what they replaced. PUB does not carry that, so they then come from
+    the log alone, and PUB only says when to look. All methods run in the hub's thread; a greenlet reads
+    the log.
     """
 
-    def __init__(self, daemon: Asks, pool: GreenletPool, listener: Listener, *, previous: bool) -> None:
+    def __init__(
+        self, daemon: DaemonClient, pool: GreenletPool, listener: ChangeListener, *, previous: bool
+    ) -> None:
         self.previous = previous
         self._daemon = daemon
         self._pool = pool
         self._listener = listener
         self._follower: Follower | None = None
-        self._is_asking = False
+        self._is_reading = False
         self._is_closed = False
         self._recent: deque[Batch] = deque()
         self._recent_events = 0
         self._recent_bytes = 0
         self._recent_floor = 0
 
-    def start(self, cursor: Cursor) -> None:
-        """Follow everything after ``cursor``; what came before is forgotten. Not while the log is
-        being asked."""
-        self._follower = Follower(cursor, log_only=self.previous)
-        self._forget_recent(cursor.revision)
-        self._look()
+    def start(self, position: Cursor) -> None:
+        """Follow everything after ``position`` and forget what came before. Not while the log is
+        being read."""
+        self._follower = Follower(position, log_only=self.previous)
+        self._forget_recent(position.revision)
+        self._read_log_soon()
 
     @property
     def is_started(self) -> bool:
@@ -73,35 +69,35 @@ class Track:
         return self._follower is not None
 
     @property
-    def cursor(self) -> Cursor:
-        """Everything up to here was delivered. The track must have been started."""
+    def position(self) -> Cursor:
+        """Everything up to here was delivered. Raises ``unavailable`` before the start."""
         if self._follower is None:
             raise KvError("unavailable", "the changes cannot be followed: the daemon was not reached yet")
         return self._follower.cursor
 
     def hear(self, messages: Sequence[PublishedEvent | Heartbeat]) -> None:
-        """Take in what PUB said."""
+        """Take in messages of PUB."""
         if self._follower is None:
             return
         batches: list[Batch] = []
         for message in messages:
             batches += self._follower.hear(message)
         self._publish(batches)
-        self._look()
+        self._read_log_soon()
 
     @property
-    def is_asking(self) -> bool:
-        """Whether the log is being asked."""
-        return self._is_asking
+    def is_reading(self) -> bool:
+        """Whether the log is being read."""
+        return self._is_reading
 
     def doubt(self) -> None:
-        """Ask the log, for PUB has been silent."""
+        """Read the log, since PUB has been silent."""
         if self._follower is not None:
             self._follower.doubt()
-            self._look()
+            self._read_log_soon()
 
     def close(self) -> None:
-        """Deliver nothing any more."""
+        """Stop delivering."""
         self._is_closed = True
         self._follower = None
         self._recent.clear()
@@ -110,15 +106,15 @@ class Track:
 
     @property
     def recent_floor(self) -> int:
-        """What was delivered after this revision is remembered."""
+        """The changes after this revision are remembered."""
         return self._recent_floor
 
     def remembers(self, revision: int) -> bool:
-        """Whether all that was delivered after ``revision`` is remembered."""
+        """Whether all changes after ``revision`` are remembered."""
         return revision >= self._recent_floor
 
     def after(self, revision: int) -> list[Batch] | None:
-        """What was delivered after ``revision``, oldest first; None if that is not remembered."""
+        """The changes after ``revision``, oldest first; None if they are not all remembered."""
         if not self.remembers(revision):
             return None
         newest_first = takewhile(lambda batch: batch[0].revision > revision, reversed(self._recent))
@@ -148,20 +144,20 @@ class Track:
 
     # ── the log ─────────────────────────────────────────────────────────────────────────────────
 
-    def _look(self) -> None:
-        if self._follower is not None and self._follower.is_behind and not self._is_asking:
-            self._is_asking = True
-            # not at once: the caller may be a greenlet, and a runner starts from the hub only
-            gevent.get_hub().loop.run_callback(self._pool.run, self._ask_log)
+    def _read_log_soon(self) -> None:
+        if self._follower is not None and self._follower.is_behind and not self._is_reading:
+            self._is_reading = True
+            # not at once: the caller may be a greenlet, and the pool runs from the hub only
+            gevent.get_hub().loop.run_callback(self._pool.run, self._read_log)
 
-    def _ask_log(self) -> None:
+    def _read_log(self) -> None:
         try:
             while self._follower is not None and (cursor := self._follower.ask()) is not None:
-                self._ask_page(self._follower, cursor)
+                self._read_page(self._follower, cursor)
         finally:
-            self._is_asking = False
+            self._is_reading = False
 
-    def _ask_page(self, follower: Follower, cursor: Cursor) -> None:
+    def _read_page(self, follower: Follower, cursor: Cursor) -> None:
         op = {"op": "events", "since": str(cursor), "limit": MAX_PAGE}
         if self.previous:
             op["previous"] = True
@@ -172,12 +168,12 @@ class Track:
         except KvError as error:
             follower.fail()
             if error.code == "cursor_expired":
-                self._begin_anew(follower, cursor)
+                self._restart(follower, cursor)
             else:
                 gevent.sleep(RETRY_SECONDS)
 
-    def _begin_anew(self, follower: Follower, lost: Cursor) -> None:
-        """Follow from the present on; what lies between is for the listener to make up for."""
+    def _restart(self, follower: Follower, lost: Cursor) -> None:
+        """Follow from the present on; the listener makes up for what was lost."""
         try:
             reply = self._daemon.read_in_background([{"op": "status"}])
         except KvError:
@@ -193,8 +189,8 @@ class Track:
 
 
 def reset_reason(lost: Cursor, epoch: str, floor: int) -> str:
-    """Why ``lost`` cannot be continued. A revision above the head counts as one of another epoch:
-    this history never gave it out."""
+    """Why ``lost`` cannot be continued. A revision above the head counts as one of another epoch: this
+    history never used it."""
     return "expired" if lost.epoch == epoch and lost.revision < floor else "epoch"
 
 

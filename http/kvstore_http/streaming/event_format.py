@@ -1,8 +1,8 @@
 """Events as bytes: Server-Sent Events or newline-delimited JSON, in chunks of HTTP/1.1 or bare.
 
-The cursor of a stream (the ``id`` of SSE, ``cursor`` in JSON) stands only where everything up to it
-has been sent: on the last event of a revision, on ``sync`` and on ``heartbeat``. A client that is cut
-off inside a revision so gets the whole of it again.
+The cursor of a stream (the ``id`` of SSE, ``cursor`` in JSON) is sent only where everything up to it has
+been sent: on the last event of a revision, on ``sync`` and on ``heartbeat``. So a client that is cut off
+inside a revision gets all of it again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 class Format(NamedTuple):
     """How a stream is written: as Server-Sent Events or as NDJSON, with values or without, as
-    chunks (HTTP/1.1) or ended by the connection (HTTP/1.0), with values that are JSON as such or as text."""
+    chunks (HTTP/1.1) or ended by the connection (HTTP/1.0), with JSON values inline or as text."""
 
     is_sse: bool
     has_values: bool
@@ -51,15 +51,15 @@ class Format(NamedTuple):
 
 
 class Encoder:
-    """Writes the changes of one delivery for any number of groups; the JSON of an event is made
-    once, whoever wants it."""
+    """Writes the changes of one delivery for any number of groups; the JSON of an event is made once
+    for all of them."""
 
     def __init__(self, epoch: str) -> None:
         self._epoch = epoch
         self._bodies: dict[tuple[int, int, bool, bool], bytes] = {}
 
     def batches(self, form: Format, batches: Iterable[Batch]) -> bytes:
-        """The messages of ``batches``, unframed. Each is what a stream gets of one revision."""
+        """The messages of ``batches``, unframed. Each batch has what a stream gets of one revision."""
         return b"".join(self._message(form, event, batch) for batch in batches for event in batch)
 
     def _message(self, form: Format, event: Event, batch: Batch) -> bytes:
@@ -90,28 +90,28 @@ def sync(form: Format, cursor: Cursor) -> bytes:
 
 
 def heartbeat(form: Format, cursor: Cursor, time_ms: int, *, is_position: bool) -> bytes:
-    """The stream is alive; unframed. ``is_position`` says that the stream has sent all up to
-    ``cursor``, which then resumes it."""
+    """The stream is alive; unframed. ``is_position`` says that everything up to ``cursor`` has been sent,
+    so that the stream can be resumed from it."""
     body = orjson.dumps({"revision": cursor.revision, "time": timestamp(time_ms)})
     return form.message("heartbeat", body, str(cursor) if is_position else None)
 
 
 def reset(form: Format, reason: str, floor: int, cursor: Cursor) -> bytes:
-    """What was sent before has no continuation, a snapshot follows; unframed.
+    """What was sent before has no continuation, and a snapshot follows; unframed.
 
-    It has no id: a client cut off before the next ``sync`` has to be told again.
+    It has no id, so that a client that is cut off before the next ``sync`` gets it again.
     """
     body = {"reason": reason, "floor": floor, "cursor": str(cursor)}
     return form.message("reset", orjson.dumps(body), None)
 
 
 def retry(form: Format, milliseconds: int) -> bytes:
-    """How long an EventSource shall wait before it connects again; unframed."""
+    """How long an EventSource waits before it reconnects; unframed."""
     return b"retry: %d\n\n" % milliseconds if form.is_sse else b""
 
 
 def comment(form: Format, text: str) -> bytes:
-    """What an EventSource ignores and a reader at a terminal does not; unframed. NDJSON has no comments."""
+    """A line that people see and an EventSource ignores; unframed. NDJSON has no comments."""
     return f": {text}\n\n".encode() if form.is_sse else b""
 
 
@@ -134,8 +134,8 @@ def event_json(event: Event, *, has_value: bool, inline: bool = False) -> dict[s
 
 
 def _record_event(record: Record, form: Format) -> dict[str, Any]:
-    """A present record as an event of the form that live ones have: by itself, of the time of its put, and
-    the first that is heard of its key."""
+    """A present record as a change is written: alone in its revision, at the time of its put, and the
+    first of its key."""
     return {
         "op": "put",
         "key": record.key,

@@ -1,8 +1,8 @@
-"""Which streams want which changes.
+"""Filters, and which streams want which changes.
 
 Streams with the same filter and format are a group: a change is matched and written once for all of
-them. A change finds its groups by look-ups (its key, each length of prefix that somebody uses, those
-who take everything), so its cost does not grow with the number of groups that do not want it.
+them. A change finds its groups by look-ups (by its key, by each length of prefix in use, and those that
+take everything), so its cost does not grow with the number of groups that do not want it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,55 @@ from typing import Generic, TypeVar
 from kvstore_core.filters import Filter
 from kvstore_core.follower import Batch
 from kvstore_core.model import Event
+from kvstore_core.operations import MAX_FILTERS
+
+
+def union(filters: Iterable[Filter]) -> Filter:
+    """A filter that takes at least what ``filters`` take, within the limits of one request."""
+    prefixes: set[str] = set()
+    keys: set[str] = set()
+    ops: set[str] = set()
+    is_any_op = takes_all = False
+    for wanted in set(filters):
+        prefixes.update(wanted.prefixes)
+        keys.update(wanted.keys)
+        ops.update(wanted.ops)
+        is_any_op |= not wanted.ops
+        takes_all |= wanted.takes_every_key
+    some_ops = () if is_any_op else ops
+    if takes_all:
+        return Filter.normalized(("",), (), some_ops)
+    found = Filter.normalized(prefixes, keys, some_ops)
+    if len(found.prefixes) > MAX_FILTERS or len(found.keys) > MAX_FILTERS:
+        return Filter.normalized(("",), (), some_ops)
+    return found
+
+
+def covers(wide: Filter, wanted: Filter) -> bool:
+    """Whether ``wide`` takes all that ``wanted`` takes."""
+    if wide.ops and not (wanted.ops and wanted.ops <= wide.ops):
+        return False
+    if wide.takes_every_key:
+        return True
+    if wanted.takes_every_key:
+        return False
+    return all(prefix.startswith(wide.prefixes) for prefix in wanted.prefixes) and all(
+        key in wide.keys or key.startswith(wide.prefixes) for key in wanted.keys
+    )
+
+
+def only(wanted: Filter, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """What ``wanted`` takes of ``batches``."""
+    for batch in batches:
+        taken = [event for event in batch if wanted.matches(event.op, event.key)]
+        if taken:
+            yield taken
+
 
 G = TypeVar("G", bound=Hashable)
 
 
-class Index(Generic[G]):
+class FilterIndex(Generic[G]):
     """Groups by the normalized filter that they want."""
 
     def __init__(self) -> None:

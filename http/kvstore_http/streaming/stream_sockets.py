@@ -1,7 +1,7 @@
 """The sockets of handed-over streams: what is unsent, who can take more, who is gone.
 
-A stream costs a descriptor, an entry in one epoll set, and a small object; no greenlet, no watcher
-of its own and no buffer while nothing is unsent. Bytes that many streams are sent are one object.
+A stream costs a descriptor, an entry in one epoll set, and a small object: no greenlet, no watcher, and
+no buffer while nothing is unsent. Streams that are sent the same bytes share one object.
 All methods run in the hub's thread.
 """
 
@@ -19,7 +19,7 @@ from kvstore_http.streaming.event_format import Format
 READ = 1
 
 SENDS_PER_TURN = 100
-"""How many streams are written to (about 5 µs each) before the loop looks at requests again."""
+"""How many streams are written to before the loop serves requests again."""
 
 _INPUT = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -28,16 +28,12 @@ _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 STOPPING = "the service is stopping"
 
 
-class StreamGoneError(Exception):
-    """The client is gone, was cut off, or the service is stopping."""
-
-
 class Stream:
-    """One open stream. ``is_blocked`` says that the socket takes no more for now; ``pending`` is
-    then what has to wait, else what is sent in this turn, and None when there is nothing.
+    """One open stream. ``is_blocked`` says that the socket takes no more for now; ``pending`` is what
+    waits for it then, else what is sent in this turn, and None when there is nothing.
 
-    ``sent`` counts bytes and ``events`` events (without those that its group had while the stream was
-    live); ``on_end`` is told both, and why, when the stream has ended.
+    ``sent`` counts bytes and ``events`` events (without those that its group counts for it); when the
+    stream has ended, ``on_end`` is called with the reason and both counts.
     """
 
     __slots__ = (
@@ -68,13 +64,13 @@ class Stream:
         self.is_gone = False
 
 
-class Streams:
+class StreamSockets:
     """All open streams of a worker, and the one epoll set that watches them.
 
     ``on_drained`` is called for each stream that was blocked and has taken all that waited for it,
-    ``on_gone`` once for each stream that is closed, whatever the cause. What is unsent of
-    one stream is bounded by ``buffer_bytes`` and one message: the stream that has more waiting when
-    something is added is cut off.
+    ``on_gone`` once for each stream that is closed, for whatever reason. What one stream may leave unsent
+    is bounded by ``buffer_bytes`` and one message: a stream that has more waiting when something is added
+    is cut off.
     """
 
     def __init__(
@@ -86,8 +82,8 @@ class Streams:
         counters: WorkerCounters,
     ) -> None:
         self._loop = hub.loop
-        self._buffer_bytes = buffer_bytes
-        self._note_drained = on_drained
+        self.buffer_bytes = buffer_bytes
+        self._on_drained = on_drained
         self._on_gone = on_gone
         self._counters = counters
         self._blocked: set[Stream] = set()
@@ -102,7 +98,7 @@ class Streams:
         return len(self._by_fd)
 
     def add(self, stream: Stream) -> None:
-        """Watch ``stream``, whose descriptor is closed here in the end."""
+        """Watch ``stream``; its descriptor is closed here when it ends."""
         os.set_blocking(stream.fd, False)
         self._by_fd[stream.fd] = stream
         self._epoll.register(stream.fd, _INPUT)
@@ -110,11 +106,11 @@ class Streams:
 
     @property
     def backlog_bytes(self) -> int:
-        """What waits for the stream that is furthest behind."""
+        """How many bytes wait for the stream that is furthest behind."""
         return max((stream.unsent for stream in self._blocked), default=0)
 
     def queue(self, stream: Stream, data: bytes) -> None:
-        """Send ``data`` soon, together with what else comes until then."""
+        """Send ``data`` soon, together with what else is queued until then."""
         if stream.is_gone or stream.is_ending:
             return
         if stream.pending is None:
@@ -122,7 +118,7 @@ class Streams:
             self._due.append(stream)
             if not self._flusher.active:
                 self._flusher.start(self.flush)
-        elif stream.is_blocked and stream.unsent > self._buffer_bytes:
+        elif stream.is_blocked and stream.unsent > self.buffer_bytes:
             self._counters.stream_dropped("slow")
             self.drop(stream, "it was read too slowly")
             return
@@ -131,7 +127,7 @@ class Streams:
         stream.unsent += len(data)
 
     def offer(self, stream: Stream, data: bytes) -> None:
-        """Send ``data`` at once, as far as the socket takes it; the stream is blocked if that is not all."""
+        """Send ``data`` at once, as far as the socket takes it; if that is not all, the stream is blocked."""
         self.queue(stream, data)
         if not stream.is_blocked and not stream.is_gone:
             self._write(stream)
@@ -139,8 +135,8 @@ class Streams:
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
     def flush(self) -> None:
-        """Write to some of the streams that have something; the rest in the next turn of the loop,
-        after whatever else is ready, so that a change for many streams delays no request."""
+        """Write to some of the streams that have something pending; to the rest in the next turn of the
+        loop, after everything else that is ready, so that a change for many streams delays no request."""
         due = self._due
         for _ in range(min(SENDS_PER_TURN, len(due))):
             stream = due.popleft()
@@ -167,7 +163,7 @@ class Streams:
         stream.sent += sent
         if sent == len(data):
             stream.pending = None
-            self._on_drained(stream)
+            self._drained(stream)
         else:
             stream.pending = [memoryview(data)[sent:]]
             if not stream.is_blocked:
@@ -175,7 +171,7 @@ class Streams:
                 self._blocked.add(stream)
                 self._epoll.modify(stream.fd, _INPUT | select.EPOLLOUT)
 
-    def _on_drained(self, stream: Stream) -> None:
+    def _drained(self, stream: Stream) -> None:
         was_blocked = stream.is_blocked
         if was_blocked:
             stream.is_blocked = False
@@ -184,7 +180,7 @@ class Streams:
         if stream.is_ending:
             self.drop(stream, STOPPING)
         elif was_blocked:
-            self._note_drained(stream)
+            self._on_drained(stream)
 
     # ── watching ────────────────────────────────────────────────────────────────────────────────
 
@@ -202,7 +198,7 @@ class Streams:
                 self._write(stream)
 
     def _discard_input(self, stream: Stream) -> None:
-        """Nothing a client sends after its request has a meaning."""
+        """What a client sends after its request means nothing."""
         try:
             if not os.read(stream.fd, 4096):
                 self.drop(stream)

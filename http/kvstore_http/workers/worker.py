@@ -22,6 +22,7 @@ from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.server.access_log import AccessLog
 from kvstore_http.server.server import Server
 from kvstore_http.settings import HttpSettings
+from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.workers.heartbeat import Overseer
 
@@ -55,8 +56,9 @@ def serve(
         watcher.start(stop.set)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     daemon = DaemonClient(context, settings.requests, settings.daemon_timeout_ms, counters)
-    feed = ChangeFeed(context, daemon, settings, counters)
-    app = create_app(daemon, feed, settings, counters.shared_counters)
+    feed = ChangeFeed(context, daemon, settings.changes)
+    broadcaster = Broadcaster(daemon, feed, settings, counters)
+    app = create_app(daemon, feed, broadcaster, settings, counters.shared_counters)
     access_log = AccessLog(settings.access_log, settings.slow_request_ms)
     servers = [_server(app, sock, counters, access_log, settings) for sock in sockets]
     level_watchers = _watch_level(on_level, access_log)
@@ -66,10 +68,10 @@ def serve(
     beats.start(overseer.beat)
     stop.wait()
     overseer.stopping()
-    _drain(servers, feed)
+    _drain(servers, feed, broadcaster)
     for server in servers:
         server.close()
-    feed.broadcaster.close()
+    broadcaster.close()
     feed.close()
     daemon.close()
     context.term()
@@ -113,15 +115,15 @@ def _server(
     )
 
 
-def _drain(servers: Sequence[Server], feed: ChangeFeed) -> None:
+def _drain(servers: Sequence[Server], feed: ChangeFeed, broadcaster: Broadcaster) -> None:
     """Take no more connections, end the streams, and let the requests in flight finish."""
     loop = gevent.get_hub().loop
     for server in servers:
         # in the hub, where requests that have already arrived can be started
         loop.run_callback(server.stop_accepting)
     gevent.sleep(0)
-    feed.broadcaster.stop()
+    broadcaster.stop()
     feed.end_waits()
     with gevent.Timeout(GRACE_SECONDS, False):
-        while len(feed.broadcaster) or not all(server.is_idle for server in servers):
+        while len(broadcaster) or not all(server.is_idle for server in servers):
             gevent.sleep(POLL_SECONDS)

@@ -1,0 +1,281 @@
+"""All streams that are being caught up: what each of them waits for, and how they are written to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent.event import Event as Signal
+
+from kvstore_core.errors import KvError
+from kvstore_core.model import Cursor
+from kvstore_core.wire import Reply
+from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.streaming import event_format
+from kvstore_http.streaming.change_cursor import RETRY_SECONDS, ChangeCursor, reset_reason
+from kvstore_http.streaming.change_feed import ChangeFeed
+from kvstore_http.streaming.lagging_stream import LaggingStream
+from kvstore_http.streaming.messages import Messages
+from kvstore_http.streaming.stream_sockets import Stream, StreamSockets
+from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
+
+TURN_STREAMS = 25
+"""How many streams are written to before the loop serves requests again."""
+
+CATCH_UP_BYTES = 64 * 1024 * 1024
+LEAST_SHARE = 16 * 1024
+STALL_SECONDS = 30.0
+"""A stream that is being caught up and reads nothing for this long is cut off."""
+
+OnCaughtUp = Callable[[Stream, bytes, bytes, int], None]
+"""Called with a stream, the last of what it missed (framed), a ``sync`` (unframed), and the revision up to
+which it then has everything."""
+
+log = logging.getLogger("kvstore.http")
+
+
+class Queue:
+    """Streams that wait for the same; the first is the one that was served least recently."""
+
+    def __init__(self) -> None:
+        self._streams: dict[LaggingStream, None] = {}
+        self._is_filled = Signal()
+
+    def __iter__(self) -> Iterator[LaggingStream]:
+        return iter(self._streams)
+
+    def __contains__(self, lagging: LaggingStream) -> bool:
+        return lagging in self._streams
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def add(self, lagging: LaggingStream) -> None:
+        self._streams[lagging] = None
+        self._is_filled.set()
+
+    def discard(self, lagging: LaggingStream) -> None:
+        self._streams.pop(lagging, None)
+
+    def take_all(self) -> list[LaggingStream]:
+        taken, self._streams = list(self._streams), {}
+        return taken
+
+    def wait(self, seconds: float) -> None:
+        """Block until something is added, or :meth:`wake` is called, for up to ``seconds``."""
+        self._is_filled.clear()
+        self._is_filled.wait(seconds)
+
+    def wake(self) -> None:
+        """End :meth:`wait`."""
+        self._is_filled.set()
+
+
+class LaggingStreams:
+    """The streams of a worker that are not caught up, each in the queue of what it needs next, or in the
+    hands of whoever serves it.
+
+    All methods run in the hub's thread. :meth:`read` and :meth:`in_turns` let others run meanwhile: a
+    stream may be gone after them.
+    """
+
+    def __init__(
+        self,
+        daemon: DaemonClient,
+        feed: ChangeFeed,
+        sockets: StreamSockets,
+        counters: WorkerCounters,
+        on_caught_up: OnCaughtUp,
+    ) -> None:
+        self.for_log = Queue()
+        self.for_snapshot = Queue()
+        self._unstarted = Queue()
+        self._ahead_of_feed = Queue()
+        self._blocked = Queue()
+        self._streams: dict[Stream, LaggingStream] = {}
+        self._daemon = daemon
+        self._feed = feed
+        self._sockets = sockets
+        self._counters = counters
+        self._on_caught_up = on_caught_up
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def __iter__(self) -> Iterator[LaggingStream]:
+        return iter(self._streams.values())
+
+    def __contains__(self, lagging: LaggingStream) -> bool:
+        """Whether it still is to be caught up."""
+        return lagging.stream in self._streams
+
+    # ── streams come and go ─────────────────────────────────────────────────────────────────────
+
+    def add(self, stream: Stream, spec: StreamSpec, start: StreamStart) -> None:
+        """Catch ``stream`` up from ``start``, as soon as the feed has a position."""
+        lagging = self._streams[stream] = LaggingStream(stream, spec, start)
+        self._unstarted.add(lagging)
+        self._count()
+
+    def discard(self, stream: Stream) -> None:
+        """``stream`` is gone, or caught up."""
+        lagging = self._streams.pop(stream, None)
+        if lagging is not None:
+            for queue in (
+                self._unstarted,
+                self.for_snapshot,
+                self.for_log,
+                self._ahead_of_feed,
+                self._blocked,
+            ):
+                queue.discard(lagging)
+            self._count()
+
+    def clear(self) -> None:
+        """Catch up none of them."""
+        self._streams.clear()
+        self._unstarted.take_all()
+        self.for_log.wake()
+        self.for_snapshot.wake()
+
+    def _count(self) -> None:
+        self._counters.note_catching_up(len(self._streams))
+
+    # ── what each of them needs next ────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        """Begin with those that have not begun; the feed must have a position."""
+        if self._unstarted:
+            for lagging in self._unstarted.take_all():
+                self._begin(lagging, lagging.start)
+
+    def _begin(self, lagging: LaggingStream, start: StreamStart) -> None:
+        lagging.begin(start, self.cursor(lagging).position)
+        self.enqueue(lagging)
+
+    def reset(self, lagging: LaggingStream, error: KvError) -> None:
+        """Send a snapshot instead of a continuation that, as ``error`` says, does not exist."""
+        if lagging in self:
+            floor = error.details.get("floor", 0)
+            reason = error.details.get("reason") or reset_reason(lagging.position, self._daemon.epoch, floor)
+            self._counters.streams_reset(1)
+            self._begin(lagging, StreamStart(None, snapshot=True, reset_reason=reason, floor=floor))
+
+    def enqueue(self, lagging: LaggingStream) -> None:
+        """Let ``lagging`` have what it needs next, when it is its turn."""
+        stream = lagging.stream
+        if stream.is_gone or stream.is_ending or lagging not in self:
+            return
+        if stream.pending is not None and stream.is_blocked:
+            lagging.unsent, lagging.progress_at = stream.unsent, monotonic()
+            self._blocked.add(lagging)
+        elif lagging.needs_snapshot or lagging.has_page:
+            self.for_snapshot.add(lagging)
+        else:
+            self.for_log.add(lagging)
+
+    def await_feed(self, lagging: LaggingStream) -> None:
+        """``lagging`` has more than the feed has delivered; :meth:`feed_moved` lets it go on."""
+        self._ahead_of_feed.add(lagging)
+
+    def feed_moved(self) -> None:
+        """The feed delivered something."""
+        if self._ahead_of_feed:
+            for lagging in self._ahead_of_feed.take_all():
+                self.enqueue(lagging)
+
+    def drained(self, stream: Stream) -> None:
+        """The socket of ``stream`` has taken everything that waited."""
+        lagging = self._streams.get(stream)
+        if lagging is not None and lagging in self._blocked:
+            self._blocked.discard(lagging)
+            self.enqueue(lagging)
+
+    def drop_stalled(self) -> None:
+        """Cut off the streams that have read nothing for too long."""
+        now = monotonic()
+        for lagging in list(self._blocked):
+            stream = lagging.stream
+            if stream.unsent < lagging.unsent:
+                lagging.unsent, lagging.progress_at = stream.unsent, now
+            elif now - lagging.progress_at >= STALL_SECONDS:
+                self._counters.stream_dropped("stalled")
+                self._sockets.drop(stream, "it was not read any more")
+
+    def cursor(self, lagging: LaggingStream) -> ChangeCursor:
+        """The cursor of the feed that the stream follows once it is caught up."""
+        return self._feed.cursor(previous=lagging.spec.previous)
+
+    # ── serving them ────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def serving(self, streams: Iterable[LaggingStream], *queues: Queue) -> Iterator[None]:
+        """Take ``streams`` out of ``queues`` while they are served; if that fails they are cut off."""
+        for lagging in streams:
+            for queue in queues:
+                queue.discard(lagging)
+        try:
+            yield
+        except Exception:
+            log.exception("streams could not be caught up")
+            for lagging in streams:
+                if lagging in self:
+                    self._counters.stream_dropped("failed")
+                    self._sockets.drop(lagging.stream, "it could not be caught up")
+
+    def read(self, ops: Sequence[dict[str, Any]], streams: Sequence[LaggingStream]) -> Reply | None:
+        """The daemon's reply, however long the daemon is away; None once all ``streams`` are gone."""
+        while any(lagging in self for lagging in streams):
+            try:
+                return self._daemon.read_in_background(ops)
+            except KvError as error:
+                if not error.row.retryable:
+                    raise
+                gevent.sleep(RETRY_SECONDS)
+        return None
+
+    def in_turns(self, streams: Iterable[LaggingStream]) -> Iterator[LaggingStream]:
+        """Those of ``streams`` that are still there when it is their turn, with pauses for requests."""
+        for count, lagging in enumerate(list(streams)):
+            if count % TURN_STREAMS == TURN_STREAMS - 1:
+                gevent.sleep(1e-6)  # not 0, with which the loop would not look at its sockets
+            if lagging in self and not lagging.stream.is_ending:
+                yield lagging
+
+    def send(self, lagging: LaggingStream, messages: Messages, begin: int) -> int:
+        """Send messages from index ``begin`` on while the socket takes them; the first unsent index."""
+        form, share, stream = lagging.spec.form, self._share(), lagging.stream
+        while begin < len(messages) and not stream.is_blocked and not stream.is_gone:
+            data, events, begin = messages.part(form, begin, share)
+            self._count_sent(stream, data, events)
+            self._sockets.offer(stream, data)
+        return begin
+
+    def send_rest(self, lagging: LaggingStream, messages: Messages, reached: Cursor) -> None:
+        """Send what ``messages`` has after the stream's position; if that is not too much, the stream has
+        everything up to ``reached`` then and is caught up."""
+        stream, form = lagging.stream, lagging.spec.form
+        data, events, end = messages.part(form, messages.after(lagging.position.revision), self._share())
+        self._count_sent(stream, data, events)
+        if end < len(messages):
+            self._sockets.offer(stream, data)
+            lagging.position = Cursor(messages.revisions[end - 1], reached.epoch)
+            self.enqueue(lagging)
+            return
+        del self._streams[stream]
+        self._count()
+        self._on_caught_up(stream, data, event_format.sync(form, reached), reached.revision)
+
+    def _count_sent(self, stream: Stream, data: bytes, events: int) -> None:
+        stream.events += events
+        self._counters.sent(len(data), events)
+
+    def _share(self) -> int:
+        """How many bytes a stream may be sent before it has taken them."""
+        share = max(LEAST_SHARE, CATCH_UP_BYTES // max(1, len(self._streams)))
+        return min(share, self._sockets.buffer_bytes)
