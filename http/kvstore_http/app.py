@@ -39,7 +39,7 @@ def create_app(
     settings: HttpSettings,
     shared_counters: SharedCounters | None = None,
 ) -> falcon.App[Any, Any]:
-    """The application that answers for the ``daemon``, with changes from ``feed`` and streams of
+    """The application that serves what the ``daemon`` has, changes from ``feed``, and the streams of
     ``broadcaster``.
 
     It keeps no state between requests, so any number of them may run beside each other. All workers count in
@@ -48,6 +48,7 @@ def create_app(
     router = RawPathRouter()
     resources = _resources(daemon, feed, broadcaster, settings, shared_counters or SharedCounters(1))
     table = routes.paths()
+    assert resources.keys() == table.keys()  # noqa: S101 - for new routes
     for path, endpoints in table.items():
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
     for path, part in ui_files.parts().items():
@@ -58,7 +59,9 @@ def create_app(
         middleware.append(HostCheck(hosts))
     if settings.cors_origins:
         middleware.append(Cors(settings.cors_origins))
-    app: falcon.App[Any, Any] = falcon.App(router=router, middleware=middleware, response_type=Response)
+    app: falcon.App[Any, Any] = falcon.App(
+        router=router, middleware=middleware, response_type=UncheckedResponse
+    )
     problems.install(app)
     return app
 
@@ -109,11 +112,9 @@ def _responders(resource: object, endpoints: list[Endpoint], origins: tuple[str,
     return methods
 
 
-class Response(falcon.Response):
-    """Falcon's response, for whom several headers come under names in lower case, with texts as values.
-
-    Falcon's makes sure of both, which took 1.1 µs of each GET.
-    """
+class UncheckedResponse(falcon.Response):
+    """Falcon's response, which sets several headers without making sure that their names are in lower case
+    and their values texts: the resources' are."""
 
     def set_headers(self, headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> None:
         self._headers.update(headers)

@@ -1,18 +1,19 @@
 """The one table of routes: what each takes and answers.
 
-The application mounts what stands here, and beside ``/ui/`` the files of that page; the query of a
-request is checked against it, ``/openapi.json`` is made from it, and ``docs/http.md`` is compared with
-it by a test. Adding a route is one row here and one responder. HEAD goes with every GET, OPTIONS with
-everything.
+The query of a request is checked against it, ``/openapi.json`` and the index at ``/`` are made from it, and
+tests compare it with what :mod:`kvstore_http.app` mounts and with ``docs/http.md``. To add a route, write its
+row here, a resource, its line in ``app._resources``, and its section in ``docs/http.md``; a new form of body
+needs a schema in :mod:`kvstore_http.resources.openapi_schemas`. HEAD goes with every GET, OPTIONS with
+everything; ``/ui/`` also has the files of the page beside it.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvstore_http.protocol import query_params as q
 from kvstore_http.protocol.bodies import HTML, JSON, MERGE_PATCH, NDJSON
-from kvstore_http.protocol.query_params import Known, known
+from kvstore_http.protocol.query_params import Known, Parameter, known
 
 ANYTHING = "*/*"
 TEXT = "text/plain"
@@ -68,8 +69,8 @@ _CONDITIONS = (IF_MATCH, IF_NONE_MATCH)
 _WRITING = (*_CONDITIONS, IDEMPOTENCY_KEY)
 
 
-class Answer(NamedTuple):
-    """A success: its status, and by media type the schema of the body (none: no body)."""
+class Response(NamedTuple):
+    """A response that is no error: its status, and the schema of its body by media type (none: no body)."""
 
     status: int
     meaning: str
@@ -77,17 +78,23 @@ class Answer(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """One method at one path. ``errors`` are the codes of its own; those of :data:`ANYWHERE` can come
-    from every endpoint that asks the daemon."""
+    """One method at one path.
+
+    ``required`` are the parameters of ``query`` that a request must have, ``body`` the schema of its body by
+    media type. ``errors`` are the codes of this endpoint; those of :data:`ANYWHERE` can come from all.
+    ``link`` is its name in the index at ``/``, and the query that the index shows with it.
+    """
 
     method: str
     path: str
     summary: str
-    answers: tuple[Answer, ...]
+    responses: tuple[Response, ...]
     query: Known = NOTHING
     headers: tuple[Header, ...] = ()
-    body: tuple[str, ...] = ()
+    body: dict[str, str] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
     errors: tuple[str, ...] = ()
+    required: tuple[Parameter[Any], ...] = ()
+    link: tuple[str, str] | None = None
     deprecated: bool = False
 
     @property
@@ -107,15 +114,15 @@ ANYWHERE = (
     "timed_out",
 )
 
-_VALUE = Answer(200, "the value, with its own media type", {ANYTHING: "Value", JSON: "Record"})
-_UNCHANGED = Answer(304, "still as you know it")
-_PART = Answer(206, "the range that was asked for", {ANYTHING: "Value"})
+_VALUE = Response(200, "the value, with its own media type", {ANYTHING: "Value", JSON: "Record"})
+_UNCHANGED = Response(304, "still as you know it")
+_PART = Response(206, "the range that was asked for", {ANYTHING: "Value"})
 _STORED = (
-    Answer(200, "stored", {JSON: "Written"}),
-    Answer(201, "stored; the key was not there before", {JSON: "Written"}),
+    Response(200, "stored", {JSON: "Written"}),
+    Response(201, "stored; the key was not there before", {JSON: "Written"}),
 )
-_COUNTED = Answer(200, "the new value", {JSON: "Counted"})
-_RECORD_WRITTEN = Answer(200, "done", {JSON: "Written"})
+_COUNTED = Response(200, "the new value", {JSON: "Counted"})
+_RECORD_WRITTEN = Response(200, "done", {JSON: "Written"})
 
 _GET_ERRORS = ("invalid_key", "not_found", "revision_gone", "invalid_cursor")
 _WRITE_ERRORS = ("invalid_key", "condition_failed", "sequence_reused", "store_full")
@@ -132,6 +139,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         GET_KEY,
         (IF_NONE_MATCH_READ, IF_MODIFIED_SINCE, RANGE, IF_RANGE),
         errors=_GET_ERRORS,
+        link=("key", ""),
     ),
     Endpoint(
         "PUT",
@@ -140,7 +148,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         _STORED,
         PUT_KEY,
         _WRITING,
-        (ANYTHING,),
+        {ANYTHING: "Value"},
         _PUT_ERRORS,
     ),
     Endpoint(
@@ -150,14 +158,14 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         _STORED,
         PATCH_KEY,
         _CONDITIONS,
-        (MERGE_PATCH,),
+        {MERGE_PATCH: "Value"},
         _PATCH_ERRORS,
     ),
     Endpoint(
         "DELETE",
         "/v1/kv/{key}",
         "Delete a key",
-        (Answer(200, "deleted", {JSON: "Deleted"}),),
+        (Response(200, "deleted", {JSON: "Deleted"}),),
         NOTHING,
         _WRITING,
         errors=_MISSING_ERRORS,
@@ -167,7 +175,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/v1/kv",
         "List keys by prefix or range; or, with key, read that one",
         (
-            Answer(
+            Response(
                 200,
                 "a page, a count, or everything as lines",
                 {JSON: "Page", NDJSON: "Record", ANYTHING: "Value"},
@@ -178,6 +186,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         {**LIST, **JUST_KEY, **GET_KEY},
         (IF_NONE_MATCH_READ, IF_MODIFIED_SINCE, RANGE, IF_RANGE),
         errors=_GET_ERRORS,
+        link=("list", "?prefix="),
     ),
     Endpoint(
         "PUT",
@@ -186,8 +195,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         _STORED,
         {**JUST_KEY, **PUT_KEY},
         _WRITING,
-        (ANYTHING,),
+        {ANYTHING: "Value"},
         _PUT_ERRORS,
+        (q.KEY,),
     ),
     Endpoint(
         "PATCH",
@@ -196,14 +206,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         _STORED,
         {**JUST_KEY, **PATCH_KEY},
         _CONDITIONS,
-        (MERGE_PATCH,),
+        {MERGE_PATCH: "Value"},
         _PATCH_ERRORS,
+        (q.KEY,),
     ),
     Endpoint(
         "DELETE",
         "/v1/kv",
         "Delete everything that begins with prefix; or, with key, that one",
-        (Answer(200, "deleted", {JSON: "Deleted"}),),
+        (Response(200, "deleted", {JSON: "Deleted"}),),
         {**DELETE_PREFIX, **JUST_KEY},
         _WRITING,
         errors=_MISSING_ERRORS,
@@ -212,10 +223,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "POST",
         "/v1/batch",
         "Many operations in one request, each for itself or all or none",
-        (Answer(200, "a result for each operation, in order", {JSON: "BatchResults"}),),
+        (Response(200, "a result for each operation, in order", {JSON: "BatchResults"}),),
         BATCH,
         (IDEMPOTENCY_KEY,),
-        (JSON,),
+        {JSON: "Batch"},
         (
             *_MISSING_ERRORS,
             "unknown_operation",
@@ -225,6 +236,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             "request_too_large",
             "unsupported_media_type",
         ),
+        link=("batch", ""),
     ),
     Endpoint(
         "POST",
@@ -243,6 +255,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         TOUCH,
         _WRITING,
         errors=_MISSING_ERRORS,
+        required=(q.TTL,),
     ),
     Endpoint(
         "POST",
@@ -257,15 +270,16 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/v1/history/{key}",
         "A key's events, newest first, as far as the log goes",
-        (Answer(200, "a page of events", {JSON: "History"}),),
+        (Response(200, "a page of events", {JSON: "History"}),),
         HISTORY,
         errors=("invalid_key", "not_found", "invalid_cursor"),
+        link=("history", ""),
     ),
     Endpoint(
         "GET",
         "/v1/history",
         "The same, of ?key=",
-        (Answer(200, "a page of events", {JSON: "History"}),),
+        (Response(200, "a page of events", {JSON: "History"}),),
         {**JUST_KEY, **HISTORY},
         errors=("invalid_key", "not_found", "invalid_cursor"),
     ),
@@ -273,20 +287,25 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         SUBSCRIBE_PATH,
         "Every change as it happens",
-        (Answer(200, "a stream that does not end", {STREAM: "Event", NDJSON: "Event"}),),
+        (Response(200, "a stream that does not end", {STREAM: "Event", NDJSON: "Event"}),),
         SUBSCRIBE,
         (LAST_EVENT_ID,),
         errors=("invalid_key", "invalid_cursor"),
+        link=("subscribe", ""),
     ),
     Endpoint(
-        "GET", "/v1/status", "What the daemon says of itself", (Answer(200, "its state", {JSON: "Status"}),)
+        "GET",
+        "/v1/status",
+        "What the daemon says of itself",
+        (Response(200, "its state", {JSON: "Status"}),),
+        link=("status", ""),
     ),
-    Endpoint("GET", "/livez", "Whether the facade runs", (Answer(200, "it does", {JSON: "Health"}),)),
+    Endpoint("GET", "/livez", "Whether the facade runs", (Response(200, "it does", {JSON: "Health"}),)),
     Endpoint(
         "GET",
         "/readyz",
         "Whether the service can do its work",
-        (Answer(200, "it can", {JSON: "Health", TEXT: "Lines"}),),
+        (Response(200, "it can", {JSON: "Health", TEXT: "Lines"}),),
         READYZ,
     ),
     Endpoint(
@@ -294,7 +313,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/metrics",
         "What all workers and the daemon count, for Prometheus",
         (
-            Answer(
+            Response(
                 200, "the metrics; also while the daemon is away", {TEXT: "Metrics", OPENMETRICS: "Metrics"}
             ),
         ),
@@ -303,23 +322,25 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/openapi.json",
         "This description",
-        (Answer(200, "an OpenAPI 3.1 document", {JSON: "Object"}),),
+        (Response(200, "an OpenAPI 3.1 document", {JSON: "Object"}),),
+        link=("description", ""),
     ),
     Endpoint(
         "GET",
         "/ui/",
         "A page for browsers, to look at the store and change it",
-        (Answer(200, "the page", {HTML: "Value"}), _UNCHANGED),
+        (Response(200, "the page", {HTML: "Value"}), _UNCHANGED),
         NOTHING,
         (IF_NONE_MATCH_FILE,),
+        link=("page", ""),
     ),
     Endpoint(
         "GET",
         "/",
         "Where to go from here; with key, its value as text",
         (
-            Answer(200, "links, or the value", {JSON: "Object", TEXT: "Value"}),
-            Answer(303, "without key, to a browser: the page is at /ui/"),
+            Response(200, "links, or the value", {JSON: "Object", TEXT: "Value"}),
+            Response(303, "without key, to a browser: the page is at /ui/"),
         ),
         JUST_KEY,
         errors=("invalid_key", "not_found"),
@@ -328,10 +349,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "PUT",
         "/",
         "Store a text: the body is {key, value}",
-        (Answer(200, "a line of text", {TEXT: "Value"}),),
+        (Response(200, "a line of text", {TEXT: "Value"}),),
         NOTHING,
         (IDEMPOTENCY_KEY,),
-        (JSON,),
+        {JSON: "Pair"},
         (*_WRITE_ERRORS, "value_too_large", "request_too_large"),
         deprecated=True,
     ),
@@ -339,7 +360,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/all",
         "All pairs as one JSON object",
-        (Answer(200, "values by key", {JSON: "Object"}),),
+        (Response(200, "values by key", {JSON: "Object"}),),
         deprecated=True,
     ),
 )

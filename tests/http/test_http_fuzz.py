@@ -181,7 +181,7 @@ def ask(
     target += "?" + "&".join(f"{quote(name)}={quote(text)}" for name, text in query.items())
     sent = {name: sendable(text) for name, text in headers.items()}
     if endpoint.body:
-        sent.setdefault("Content-Type", endpoint.body[0])
+        sent.setdefault("Content-Type", next(iter(endpoint.body)))
     answer = session.request(endpoint.method, target, body if endpoint.body else None, sent)
     assert answer.status in STATUSES, (endpoint.method, target, sent, body, answer)
 

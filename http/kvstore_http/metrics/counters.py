@@ -66,8 +66,8 @@ def _pairs() -> list[tuple[str, str]]:
 
 
 def _statuses() -> tuple[str, ...]:
-    answers = {answer.status for endpoint in routes.ENDPOINTS for answer in endpoint.answers}
-    known = sorted(answers | {row.status for row in ERRORS.values()} | {204, 416})
+    described = {response.status for endpoint in routes.ENDPOINTS for response in endpoint.responses}
+    known = sorted(described | {row.status for row in ERRORS.values()} | {204, 416})
     return (*map(str, known), OTHER)
 
 

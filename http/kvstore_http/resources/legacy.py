@@ -1,7 +1,6 @@
 """``GET /?key=``, ``GET /all`` and ``PUT /``: the routes of the service that this one replaces.
 
-They stay as they were so that its clients go on working; everything else they could do stands under
-``/v1``.
+They stay as they were so that its clients go on working; ``/v1`` can do all that they do.
 """
 
 from __future__ import annotations
@@ -23,24 +22,12 @@ from kvstore_http.protocol.query_params import KEY, read_query
 from kvstore_http.resources import ui_files
 from kvstore_http.resources.writes import write
 
-INDEX = {
-    "service": "kvstore",
-    "links": {
-        "key": "/v1/kv/{key}",
-        "list": "/v1/kv?prefix=",
-        "batch": "/v1/batch",
-        "history": "/v1/history/{key}",
-        "subscribe": "/v1/subscribe",
-        "status": "/v1/status",
-        "description": "/openapi.json",
-        "page": "/ui/",
-    },
-    "try": [
-        "curl -X PUT -d hello {here}/v1/kv/greeting",
-        "curl {here}/v1/kv/greeting",
-        "curl -N {here}/v1/subscribe",
-    ],
-}
+_LINKS = {row.link[0]: row.path + row.link[1] for row in routes.ENDPOINTS if row.link is not None}
+_TRY = (
+    "curl -X PUT -d hello {here}/v1/kv/greeting",
+    "curl {here}/v1/kv/greeting",
+    "curl -N {here}/v1/subscribe",
+)
 
 
 class RootResource:
@@ -111,7 +98,7 @@ def _prefers_html(req: falcon.Request) -> bool:
 
 def _index(req: falcon.Request) -> dict[str, Any]:
     here = f"{req.scheme}://{req.netloc}"
-    return {**INDEX, "try": [line.format(here=here) for line in INDEX["try"]]}
+    return {"service": "kvstore", "links": _LINKS, "try": [line.format(here=here) for line in _TRY]}
 
 
 def _pair(body: Any) -> tuple[str, bytes]:

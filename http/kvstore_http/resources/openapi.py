@@ -12,11 +12,9 @@ from kvstore_core.errors import ERRORS
 from kvstore_http import routes
 from kvstore_http.protocol import problems
 from kvstore_http.protocol.bodies import JSON
-from kvstore_http.protocol.query_params import KEY, Parameter, read_query
+from kvstore_http.protocol.query_params import Parameter, read_query
 from kvstore_http.resources.openapi_schemas import SCHEMAS, reference
 from kvstore_http.routes import Endpoint
-
-_BODY_SCHEMAS = {"/v1/batch": "Batch", "/": "Pair"}
 
 
 class OpenApiResource:
@@ -33,7 +31,7 @@ class OpenApiResource:
 
 
 def document() -> dict[str, Any]:
-    """The description of the service, made from the table."""
+    """The description of the service."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -85,7 +83,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "responses": _responses(endpoint),
     }
     if endpoint.body:
-        operation["requestBody"] = _body(endpoint)
+        operation["requestBody"] = {"required": True, "content": _content(endpoint.body)}
     if endpoint.deprecated:
         operation["deprecated"] = True
     return operation
@@ -113,35 +111,22 @@ def _query_parameter(endpoint: Endpoint, parameter: Parameter[Any]) -> dict[str,
         "description": f"{parameter.meaning}: {parameter.must_be}",
         "schema": schema,
     }
-    if _is_required(endpoint, parameter):
+    if parameter in endpoint.required:
         described["required"] = True
     return described
 
 
-def _is_required(endpoint: Endpoint, parameter: Parameter[Any]) -> bool:
-    needs_key = endpoint.path == "/v1/kv" and endpoint.method in ("PUT", "PATCH")
-    return (needs_key and parameter is KEY) or (
-        endpoint.path == "/v1/touch/{key}" and parameter.name == "ttl"
-    )
-
-
-def _body(endpoint: Endpoint) -> dict[str, Any]:
-    schema = _BODY_SCHEMAS.get(endpoint.path, "Value")
-    return {
-        "required": True,
-        "content": {media_type: {"schema": reference(schema)} for media_type in endpoint.body},
-    }
+def _content(schemas: dict[str, str]) -> dict[str, Any]:
+    return {media_type: {"schema": reference(schema)} for media_type, schema in schemas.items()}
 
 
 def _responses(endpoint: Endpoint) -> dict[str, Any]:
     responses: dict[str, Any] = {}
-    for answer in endpoint.answers:
-        described: dict[str, Any] = {"description": answer.meaning}
-        if answer.content:
-            described["content"] = {
-                media_type: {"schema": reference(schema)} for media_type, schema in answer.content.items()
-            }
-        responses[str(answer.status)] = described
+    for response in endpoint.responses:
+        described: dict[str, Any] = {"description": response.meaning}
+        if response.content:
+            described["content"] = _content(response.content)
+        responses[str(response.status)] = described
     for status, codes in _errors(endpoint).items():
         responses[str(status)] = {
             "description": "; ".join(f"`{code}`: {ERRORS[code].title}" for code in codes),

@@ -1,8 +1,12 @@
-"""The JSON schemas of answers and bodies, by the names that the table of routes uses."""
+"""The JSON schemas of bodies, by the names that the table of routes uses."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from kvstore_core.operations import EVENT_OPS
+from kvstore_http.resources.batch import OPS
+from kvstore_http.resources.health import FAILED, OK, WARNING
 
 Schema = dict[str, Any]
 
@@ -22,7 +26,7 @@ def _list(schema: str) -> Schema:
 
 
 def reference(schema: str) -> dict[str, str]:
-    """Where the schema stands in the document."""
+    """A reference to the schema in the document."""
     return {"$ref": f"#/components/schemas/{schema}"}
 
 
@@ -41,7 +45,7 @@ _INLINE: Schema = {"value_json": {"description": "the value itself, where json=1
 _RECORD: Schema = {**_WRITTEN, **_VALUE, **_INLINE, "content_type": _TEXT, "modified_at": _TIME}
 _EVENT: Schema = {
     **_RECORD,
-    "op": {"type": "string", "enum": ["put", "delete", "expire"]},
+    "op": {"type": "string", "enum": list(EVENT_OPS)},
     "index": _INTEGER,
     "count": _INTEGER,
     "snapshot": {"const": True, "description": "of a stream: a record that was there, and no change"},
@@ -52,7 +56,7 @@ _EVENT: Schema = {
 _DIGITS: Schema = {"type": "string", "description": "the same number, for those who read 53 bits of one"}
 _BATCH_OP: Schema = {
     **_VALUE,
-    "op": {"type": "string", "enum": ["get", "put", "delete", "delete_prefix", "incr", "touch", "persist"]},
+    "op": {"type": "string", "enum": list(OPS)},
     "key": _TEXT,
     "content_type": _TEXT,
     "ttl": {"type": ["number", "string"], "description": "seconds, or a text such as 5m"},
@@ -116,7 +120,7 @@ SCHEMAS: dict[str, Schema] = {
     "Status": _object({"epoch": _TEXT, "revision": _INTEGER, "floor": _INTEGER}, "epoch", "revision"),
     "Health": _object({"status": _TEXT, "checks": _list("Check")}, "status"),
     "Check": _object(
-        {"name": _TEXT, "status": {"type": "string", "enum": ["ok", "warning", "failed"]}, "message": _TEXT},
+        {"name": _TEXT, "status": {"type": "string", "enum": [OK, WARNING, FAILED]}, "message": _TEXT},
         "name",
         "status",
         "message",
