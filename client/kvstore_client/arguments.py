@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from kvstore_core.endpoints import DEFAULT_CHANGES, DEFAULT_PORT, DEFAULT_REQUESTS
 from kvstore_core.errors import KvError
-from kvstore_core.operations import MAX_TTL_SECONDS
+from kvstore_core.limits import MAX_TTL_SECONDS
 
 REQUIRED: Any = object()
 """The default of an argument that has none."""

@@ -23,8 +23,10 @@ from kvstore_client.transport.connection import RequestBody
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.follower import LogPage
-from kvstore_core.model import TEXT_CONTENT_TYPE, Cursor, Event, Record, is_plain_key
-from kvstore_core.operations import MAX_PAGE, OPERATIONS, check_keys, check_operation
+from kvstore_core.limits import MAX_PAGE
+from kvstore_core.media_types import TEXT_CONTENT_TYPE
+from kvstore_core.model import Cursor, Event, Record, is_plain_key
+from kvstore_core.operations import OPERATIONS, check_keys, check_operation
 from kvstore_core.wire import Reply, event_from, record_from
 
 EVERYTHING = Filter()

@@ -13,8 +13,8 @@ from kvstore_client import commands
 from kvstore_client.arguments import texts_of
 from kvstore_client.commands import Command, CountPage, Deleted, HistoryPage
 from kvstore_core.errors import KvError
+from kvstore_core.limits import MAX_PAGE
 from kvstore_core.model import Record
-from kvstore_core.operations import MAX_PAGE
 
 T = TypeVar("T")
 

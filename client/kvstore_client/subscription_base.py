@@ -20,7 +20,8 @@ from kvstore_core.connection_monitor import Socket
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.follower import PAGE_SECONDS, Batch
-from kvstore_core.model import MAX_REVISION, Cursor, Event, check_key
+from kvstore_core.limits import MAX_REVISION
+from kvstore_core.model import Cursor, Event, check_key
 from kvstore_core.operations import EVENT_OPS
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, Reply
 

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvstore_core.errors import KvError
+from kvstore_core.limits import MAX_KEY_BYTES, MAX_REVISION
 
-MAX_KEY_BYTES = 511
-MAX_REVISION = 2**63 - 1
-DEFAULT_CONTENT_TYPE = "application/octet-stream"
 SHOWN_BYTES = 64
-TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
 
 
 class Record(NamedTuple):

@@ -11,26 +11,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import MAX_KEY_BYTES, MAX_REVISION, check_key
+from kvstore_core.limits import (
+    INT64,
+    MAX_CONTENT_TYPE_BYTES,
+    MAX_FILTERS,
+    MAX_KEY_BYTES,
+    MAX_MOMENT,
+    MAX_PAGE,
+    MAX_PAGE_BYTES,
+    MAX_REQUEST_ID,
+    MAX_REVISION,
+    MAX_TTL_SECONDS,
+)
+from kvstore_core.model import check_key
 
 Check = Callable[[Any], bool]
 
 EVENT_OPS = ("put", "delete", "expire")
-
-MAX_OPS = 10_000
-MAX_REQUEST_BYTES = 16 * 1024 * 1024
-MAX_ATOMIC_OPS = 100
-MAX_ATOMIC_BYTES = 1024 * 1024
-MAX_PAGE = 1_000
-MAX_PAGE_BYTES = 4 * 1024 * 1024
-MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
-MAX_MOMENT = 253_402_300_799_999
-"""9999-12-31T23:59:59.999Z, the last moment that RFC 3339 can write."""
-MAX_CONTENT_TYPE_BYTES = 255
-MAX_CLIENT_BYTES = 128
-MAX_FILTERS = 1_000
-MAX_REQUEST_ID = 128
-INT64 = 2**63
 
 
 class Field(NamedTuple):

@@ -10,8 +10,8 @@ from typing import Any
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter, disjoint
 from kvstore_core.follower import RESTORED, LogPage
+from kvstore_core.limits import MAX_PAGE, MAX_PAGE_BYTES
 from kvstore_core.model import Cursor, Event, Record
-from kvstore_core.operations import MAX_PAGE, MAX_PAGE_BYTES
 from kvstore_core.wire import Reply, record_from
 
 _GETS_PER_REQUEST = 100

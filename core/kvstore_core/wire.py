@@ -22,20 +22,18 @@ from typing import Any, NamedTuple
 import orjson
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import MAX_REVISION, Event, Record, is_plain_key
-from kvstore_core.operations import (
+from kvstore_core.limits import (
     MAX_ATOMIC_BYTES,
     MAX_ATOMIC_OPS,
     MAX_CLIENT_BYTES,
     MAX_OPS,
     MAX_REQUEST_BYTES,
     MAX_REQUEST_ID,
-    OPERATIONS,
-    check_keys,
-    check_operation,
-    is_media_type,
-    is_request_id,
+    MAX_REVISION,
+    MAX_VALUE_BYTES,
 )
+from kvstore_core.model import Event, Record, is_plain_key
+from kvstore_core.operations import OPERATIONS, check_keys, check_operation, is_media_type, is_request_id
 
 VERSION = 1
 
@@ -55,7 +53,7 @@ class Limits(NamedTuple):
     request_bytes: int = MAX_REQUEST_BYTES
     atomic_ops: int = MAX_ATOMIC_OPS
     atomic_bytes: int = MAX_ATOMIC_BYTES
-    value_bytes: int = 1024 * 1024
+    value_bytes: int = MAX_VALUE_BYTES
 
 
 class Request(NamedTuple):

@@ -11,8 +11,7 @@ from importlib.metadata import version
 from operator import itemgetter
 from typing import Any
 
-from kvstore_core.model import MAX_KEY_BYTES
-from kvstore_core.operations import MAX_PAGE
+from kvstore_core.limits import MAX_KEY_BYTES, MAX_PAGE
 from kvstore_core.wire import VERSION, Limits
 from kvstore_daemon.process_usage import Usage
 from kvstore_daemon.settings import DaemonSettings

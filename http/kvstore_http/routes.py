@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from kvstore_core.media_types import HTML, JSON, MERGE_PATCH, NDJSON, SSE, TEXT
 from kvstore_http.protocol import query_params as q
-from kvstore_http.protocol.bodies import HTML, JSON, MERGE_PATCH, NDJSON
 from kvstore_http.protocol.query_params import Known, Parameter, known
 
 ANYTHING = "*/*"
-TEXT = "text/plain"
-STREAM = "text/event-stream"
 SUBSCRIBE_PATH = "/v1/subscribe"
 OPENMETRICS = "application/openmetrics-text"
 
@@ -287,7 +285,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         SUBSCRIBE_PATH,
         "Every change as it happens",
-        (Response(200, "a stream that does not end", {STREAM: "Event", NDJSON: "Event"}),),
+        (Response(200, "a stream that does not end", {SSE: "Event", NDJSON: "Event"}),),
         SUBSCRIBE,
         (LAST_EVENT_ID,),
         errors=("invalid_key", "invalid_cursor"),

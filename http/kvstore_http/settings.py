@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvstore_core.operations import MAX_PAGE_BYTES
+from kvstore_core.limits import MAX_PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from kvstore_client import (
     commands,
 )
 from kvstore_core.filters import Filter
-from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
+from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 from support import Daemon, wait_until
 
 NOBODY = "tcp://127.0.0.1:9"

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore_core.errors import ERRORS, KvError
-from kvstore_core.model import MAX_REVISION, Cursor, Event, Record, check_key
+from kvstore_core.limits import MAX_REVISION
+from kvstore_core.model import Cursor, Event, Record, check_key
 from kvstore_core.wire import (
     HEARTBEAT_TOPIC,
     Heartbeat,

@@ -17,8 +17,9 @@ from kvstore_client.transport import retry
 from kvstore_client.transport.connection import RequestBody
 from kvstore_core import connection_monitor, follower
 from kvstore_core.errors import ERRORS
-from kvstore_core.model import MAX_KEY_BYTES, Event, Record
-from kvstore_core.operations import MAX_CLIENT_BYTES, MAX_PAGE, OPERATIONS, Operation
+from kvstore_core.limits import MAX_CLIENT_BYTES, MAX_KEY_BYTES, MAX_PAGE
+from kvstore_core.model import Event, Record
+from kvstore_core.operations import OPERATIONS, Operation
 from kvstore_core.wire import HEARTBEAT_TOPIC, VERSION, Heartbeat, Limits
 from support import Daemon
 from support.markdown import table_rows

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import TEXT_CONTENT_TYPE
+from kvstore_core.media_types import TEXT_CONTENT_TYPE
 from kvstore_daemon.storage.interface import EventFilter, LogPosition, Retention, Write, WriteRequest
 from support.engine_store import Store, refused
 

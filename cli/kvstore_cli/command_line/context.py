@@ -10,9 +10,8 @@ from kvstore_cli.command_line.flags import KindType, given_flags
 from kvstore_cli.config.options import DURATION
 from kvstore_cli.config.resolve import Configuration, resolve
 from kvstore_cli.http_client.client import Service
+from kvstore_core.limits import MAX_TTL_SECONDS
 
-# as in kvstore_core.operations, which takes too long to import
-_LONGEST_TTL_MS = 100 * 366 * 86_400_000
 _LONG_RETRY_MS = 60_000
 TIME = KindType(DURATION)
 
@@ -51,7 +50,7 @@ def long_retry_ms(configuration: Configuration) -> int:
 
 def seconds(ms: int) -> str:
     """A TTL in the way the service's parameters take it; a usage error for one that it would refuse."""
-    if ms > _LONGEST_TTL_MS:
+    if ms > MAX_TTL_SECONDS * 1000:
         raise click.UsageError("a TTL is at most 100 years; without one a key stays for ever")
     return f"{ms // 1000}s" if ms % 1000 == 0 else f"{ms}ms"
 

@@ -17,6 +17,7 @@ from kvstore_cli.http_client.client import Service
 from kvstore_cli.http_client.errors import problem_error
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
+from kvstore_core.media_types import JSON
 
 # Independent ops gain nothing from larger requests, and the limits of a service are seldom smaller.
 _REQUEST_OPS = 1000
@@ -116,7 +117,7 @@ def _send(
     service: Service, ops: list[bytes], before: int = 0, *, atomic: bool = False
 ) -> list[dict[str, Any]]:
     body = b'{"atomic":%s,"ops":[%s]}' % (b"true" if atomic else b"false", b",".join(ops))
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": JSON}
     try:
         answer = service.request("POST", "/v1/batch", body=body, headers=headers).json()
     except KvError as error:

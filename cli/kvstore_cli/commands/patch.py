@@ -9,6 +9,7 @@ from kvstore_cli.command_line.context import TIME, connected, seconds
 from kvstore_cli.command_line.flags import KEY, Command, WholeNumber, with_options
 from kvstore_cli.commands.put import condition, given_value, print_revision
 from kvstore_cli.http_client.client import key_path
+from kvstore_core.media_types import MERGE_PATCH
 
 
 @click.command(cls=Command)
@@ -44,7 +45,7 @@ def command(
       jq -n '{seen: now}' | kvstore patch user:42 -
     """
     query = [] if ttl is None else [("ttl", seconds(ttl))]
-    headers = {"Content-Type": "application/merge-patch+json", **condition(if_revision)}
+    headers = {"Content-Type": MERGE_PATCH, **condition(if_revision)}
     with connected(context) as service:
         body = given_value(patch, service)
         made = service.request("PATCH", key_path("kv", key), query, body=body, headers=headers).json()

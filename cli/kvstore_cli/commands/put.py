@@ -11,6 +11,7 @@ from kvstore_cli.command_line.context import TIME, connected, seconds
 from kvstore_cli.command_line.flags import KEY, Command, WholeNumber, with_options
 from kvstore_cli.http_client.client import Service, key_path
 from kvstore_cli.terminal import output
+from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 
 
 @click.command(cls=Command)
@@ -30,8 +31,8 @@ from kvstore_cli.terminal import output
 @click.option(
     "--content-type",
     metavar="TYPE",
-    help="The value's media type.  [default: text/plain; charset=utf-8 if it is UTF-8, "
-    "else application/octet-stream]",
+    help=f"The value's media type.  [default: {TEXT_CONTENT_TYPE} if it is UTF-8, "
+    f"else {DEFAULT_CONTENT_TYPE}]",
 )
 @click.option("--literal", is_flag=True, help="Take VALUE as it stands, also if it is - or begins with @.")
 @click.option("--json", "as_json", is_flag=True, help="Print key, revision and version as JSON.")
@@ -123,5 +124,5 @@ def _guess_type(body: bytes) -> str:
     try:
         body.decode()
     except UnicodeDecodeError:
-        return "application/octet-stream"
-    return "text/plain; charset=utf-8"
+        return DEFAULT_CONTENT_TYPE
+    return TEXT_CONTENT_TYPE

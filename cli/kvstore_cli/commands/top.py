@@ -16,6 +16,7 @@ from kvstore_cli.config.resolve import Configuration
 from kvstore_cli.config.units import show_duration
 from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError
+from kvstore_core.media_types import TEXT
 
 if TYPE_CHECKING:
     from kvstore_cli.top.sampling import Look, Sampler
@@ -69,7 +70,7 @@ def _metrics(configuration: Configuration) -> bytes:
     # the next look is a repeat as good as any
     with service_of(configuration) as service:
         try:
-            wanted = {"Accept": "text/plain"}
+            wanted = {"Accept": TEXT}
             return service.request("GET", "/metrics", headers=wanted, attempts=1).body
         except KvError as error:
             if error.code != "no_such_route":

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kvstore_cli.config import units
+from kvstore_core import limits
 from kvstore_core.endpoints import DEFAULT_CHANGES, DEFAULT_REQUESTS
 
 PREFIX = "KVSTORE_"
@@ -269,7 +270,7 @@ OPTIONS: dict[str, Option] = {
         Option(
             "max-value-bytes",
             _size(1, 2**30),
-            _MIB,
+            limits.MAX_VALUE_BYTES,
             "The largest value. A larger one is refused with value_too_large.",
             _DAEMON,
         ),
@@ -283,29 +284,29 @@ OPTIONS: dict[str, Option] = {
         ),
         Option(
             "max-batch-ops",
-            _count(1, 10_000),
-            10_000,
+            _count(1, limits.MAX_OPS),
+            limits.MAX_OPS,
             "The most operations in one independent batch.",
             _DAEMON,
         ),
         Option(
             "max-batch-bytes",
             _size(1024, 2**30),
-            16 * _MIB,
+            limits.MAX_REQUEST_BYTES,
             "The most bytes of values in one independent batch.",
             _DAEMON,
         ),
         Option(
             "max-atomic-ops",
-            _count(1, 10_000),
-            100,
+            _count(1, limits.MAX_OPS),
+            limits.MAX_ATOMIC_OPS,
             "The most operations in one atomic batch. Another engine may refuse more than 100.",
             _DAEMON,
         ),
         Option(
             "max-atomic-bytes",
             _size(1024, 2**30),
-            _MIB,
+            limits.MAX_ATOMIC_BYTES,
             "The most bytes of values in one atomic batch. Another engine may refuse more than 1 MiB.",
             _DAEMON,
         ),

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from kvstore_cli.doctor.findings import Finding, failed, ok, warning
 from kvstore_cli.doctor.probe import PATIENCE_SECONDS, Probe, Response, by_path, by_query
 from kvstore_cli.http_client.client import encode_query
+from kvstore_core.media_types import JSON, MERGE_PATCH, NDJSON, SSE, TEXT
 
 # Types that compressors take, and a value long enough for them.
-_COMPRESSIBLE = ("text/plain", "application/json")
+_COMPRESSIBLE = (TEXT, JSON)
 _COMPRESSIBLE_BYTES = 4096
 _KEPT_TYPE = 'application/x-kvstore-doctor; note="as it is"'
 _CACHE_ROUNDS = 3
@@ -86,8 +87,8 @@ def _request_id(probe: Probe) -> Finding | None:
 
 def _accept(probe: Probe) -> Finding | None:
     target = f"/v1/kv{encode_query([('prefix', probe.scratch), ('keys', '1')])}"
-    got = probe.ask("GET", target, headers={"Accept": "application/x-ndjson"}).headers.get("Content-Type", "")
-    if got.startswith("application/x-ndjson"):
+    got = probe.ask("GET", target, headers={"Accept": NDJSON}).headers.get("Content-Type", "")
+    if got.startswith(NDJSON):
         return None
     return _header_lost("Accept", f"a list that was wanted as NDJSON came as {got}")
 
@@ -109,7 +110,7 @@ def _last_event_id(probe: Probe) -> Finding | None:
     """A stream that resumes before a write begins with that write."""
     key = probe.key("resumed")
     cursor = f"{_revision(probe.store(key, b'1')) - 1}-{probe.status.get('epoch', '')}"
-    headers = {"Accept": "text/event-stream", "Last-Event-ID": cursor}
+    headers = {"Accept": SSE, "Last-Event-ID": cursor}
     with probe.watch(f"/v1/subscribe{encode_query([('key', key)])}", headers) as stream:
         if not stream.wait_for(lambda: b"event: sync" in stream.text, PATIENCE_SECONDS):
             return None  # a stream that does not begin is told of by another check
@@ -176,15 +177,15 @@ def compression(probe: Probe) -> Iterator[Finding]:
 def methods(probe: Probe) -> Iterator[Finding]:
     """Every method of the service arrives."""
     key = probe.key("methods")
-    probe.store(key, b'{"a": 1}', {"Content-Type": "application/json"})
+    probe.store(key, b'{"a": 1}', {"Content-Type": JSON})
     target = by_query(key)
-    merge = {"Content-Type": "application/merge-patch+json"}
+    merge = {"Content-Type": MERGE_PATCH}
     batch = b'{"ops": []}'
     answers = {
         "PATCH": probe.ask("PATCH", target, b'{"b": 2}', merge),
         "HEAD": probe.ask("HEAD", target),
         "OPTIONS": probe.ask("OPTIONS", target),
-        "POST": probe.ask("POST", "/v1/batch", batch, {"Content-Type": "application/json"}),
+        "POST": probe.ask("POST", "/v1/batch", batch, {"Content-Type": JSON}),
         "DELETE": probe.ask("DELETE", target),
     }
     refused = [name for name, reply in answers.items() if reply.status >= 300 and reply.code is None]

@@ -9,8 +9,8 @@ from kvstore_cli.doctor.findings import Finding, failed, ok, skipped, warning
 from kvstore_cli.doctor.probe import PATIENCE_SECONDS, Probe, by_query, percentiles
 from kvstore_cli.doctor.timed_stream import WatchedStream
 from kvstore_cli.http_client.client import encode_query
+from kvstore_core.media_types import NDJSON, SSE
 
-SSE, NDJSON = "text/event-stream", "application/x-ndjson"
 EVENTS = 20
 _SLOW_MEDIAN_MS = 100.0
 _LUMP_STEP_BYTES = 1024

@@ -15,6 +15,7 @@ from kvstore_cli.doctor.timed_stream import WatchedStream
 from kvstore_cli.http_client.client import encode_query, key_path
 from kvstore_cli.http_client.connection import connect, http_client, reason
 from kvstore_core.errors import KvError
+from kvstore_core.media_types import JSON
 
 SCRATCH = "kvstore-doctor/"
 """What the keys of every run begin with; a random part follows."""
@@ -176,7 +177,7 @@ class Probe:
                 connection.putrequest(method, self.base + target)
                 for name, value in (
                     ("Content-Length", str(size)),
-                    ("Content-Type", "application/json"),
+                    ("Content-Type", JSON),
                     ("Expect", "100-continue"),
                 ):
                     connection.putheader(name, value)

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 from kvstore_cli.http_client.connection import connect, http_client, reason
 from kvstore_cli.http_client.errors import Answer, Trouble, successful
 from kvstore_core.errors import KvError
+from kvstore_core.media_types import JSON, NDJSON
 
 if TYPE_CHECKING:
     from kvstore_cli.http_client.line_stream import LineStream
@@ -84,7 +85,7 @@ class Service:
         repeated where it never arrived. Where nobody listens, and never did, that is said at once.
         Raises the KvError of the last attempt.
         """
-        sent = {"Accept": "application/json, */*;q=0.1", **(headers or {})}
+        sent = {"Accept": f"{JSON}, */*;q=0.1", **(headers or {})}
         if method not in ("GET", "PATCH"):
             sent.setdefault("Idempotency-Key", os.urandom(16).hex())
         target = self._base + path + encode_query(query)
@@ -155,7 +156,7 @@ class Service:
         connection = self._connect(seconds)
         opened = connection.sock
         try:
-            connection.request("GET", target, headers={"Accept": "application/x-ndjson"})
+            connection.request("GET", target, headers={"Accept": NDJSON})
             response = connection.getresponse()
             if response.status != 200:
                 successful(Answer(response.status, response.headers, response.read()))

@@ -28,8 +28,9 @@ from kvstore_cli.terminal.output import counted
 from kvstore_cli.transfer.ndjson_format import Entry, Put
 from kvstore_cli.transfer.retry import Patience
 from kvstore_core.errors import KvError
-from kvstore_core.model import TEXT_CONTENT_TYPE, check_key
-from kvstore_core.operations import MAX_TTL_SECONDS
+from kvstore_core.limits import MAX_TTL_SECONDS
+from kvstore_core.media_types import JSON, TEXT_CONTENT_TYPE
+from kvstore_core.model import check_key
 from kvstore_core.process.files import reason
 
 _MOST_OPS = 1000
@@ -296,7 +297,7 @@ class Importer:
         return state
 
     def _answer(self, body: bytes, number: str, batch: _Batch) -> list[dict[str, Any]]:
-        headers = {"Content-Type": "application/json", "Idempotency-Key": number}
+        headers = {"Content-Type": JSON, "Idempotency-Key": number}
         while True:
             try:
                 answer = self._service.request("POST", "/v1/batch", body=body, headers=headers).json()

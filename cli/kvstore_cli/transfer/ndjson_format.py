@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from kvstore_core.errors import KvError
+from kvstore_core.limits import MAX_CONTENT_TYPE_BYTES, MAX_TTL_SECONDS
 from kvstore_core.model import check_key
-from kvstore_core.operations import MAX_CONTENT_TYPE_BYTES, MAX_TTL_SECONDS, is_media_type
+from kvstore_core.operations import is_media_type
 
 FORMAT = 1
 HEAD, END = "kvstore_export", "kvstore_export_end"

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import MAX_KEY_BYTES, Cursor
-from kvstore_core.operations import MAX_PAGE, MAX_PAGE_BYTES
+from kvstore_core.limits import MAX_KEY_BYTES, MAX_PAGE, MAX_PAGE_BYTES
+from kvstore_core.model import Cursor
 from kvstore_daemon.record_fields import Fields, change_fields, record_fields
 from kvstore_daemon.storage.interface import (
     Engine,

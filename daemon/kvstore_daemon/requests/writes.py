@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from zlib import crc32
 
-from kvstore_core.model import DEFAULT_CONTENT_TYPE
-from kvstore_core.operations import MAX_PAGE
+from kvstore_core.limits import MAX_PAGE
+from kvstore_core.media_types import DEFAULT_CONTENT_TYPE
 from kvstore_core.wire import Request
 from kvstore_daemon.storage.interface import Write, WriteRequest
 

@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import TEXT_CONTENT_TYPE
-from kvstore_core.operations import MAX_MOMENT
+from kvstore_core.limits import MAX_MOMENT
+from kvstore_core.media_types import TEXT_CONTENT_TYPE
 from kvstore_daemon.storage.interface import StoredRecord, Write, no_such_key
 
 _INTEGER = re.compile(rb"-?[0-9]{1,19}")

@@ -9,20 +9,15 @@ import falcon
 import orjson
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
-from kvstore_core.operations import MAX_CONTENT_TYPE_BYTES
+from kvstore_core.limits import MAX_CONTENT_TYPE_BYTES
+from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, JSON, TEXT_CONTENT_TYPE
 
 T = TypeVar("T")
 
 JOINED_BYTES = 64 * 1024
 """A body that is made while it is sent goes out in pieces of at least this size."""
 
-JSON = "application/json"
-NDJSON = "application/x-ndjson"
-HTML = "text/html"
-MERGE_PATCH = "application/merge-patch+json"
 FORM = "application/x-www-form-urlencoded"
-
 
 MAX_ACCEPT = 2048
 """The most characters of an ``Accept`` that is read. Browsers send 200; falcon's time for one with quotes in

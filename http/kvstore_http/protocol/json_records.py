@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from kvstore_core.operations import MAX_MOMENT
+from kvstore_core.limits import MAX_MOMENT
+from kvstore_core.media_types import JSON
 
 _TIMES = ("modified_at", "expires_at", "time", "started_at")
 _MILLISECONDS = tuple(f".{rest:03d}Z" for rest in range(1000))
@@ -67,7 +68,7 @@ def inline_member(value: bytes, content_type: str) -> dict[str, Any]:
     """``{"value_json": …}`` with the value as it is written, where its type says JSON and any parser takes it
     for that inside another document; else as :func:`value_member`."""
     media_type = content_type.partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
+    if media_type != JSON and not media_type.endswith("+json"):
         return value_member(value)
     try:
         orjson.loads(value)

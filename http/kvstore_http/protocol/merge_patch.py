@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import gevent
 
 from kvstore_core.errors import KvError
-from kvstore_http.protocol.bodies import JSON
+from kvstore_core.media_types import JSON
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import MAX_REVISION
+from kvstore_core.limits import MAX_REVISION
 
 MAX_IDEMPOTENCY_KEY = 100
 """The most characters of an Idempotency-Key. The daemon keeps it with a prefix and a step in 128 bytes."""

@@ -13,10 +13,10 @@ import falcon
 import orjson
 
 from kvstore_core.errors import KvError
+from kvstore_core.media_types import PROBLEM
 from kvstore_core.process.logging import request_extra
 from kvstore_http.protocol.environ import REQUEST_ID
 
-MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
 
 log = logging.getLogger("kvstore.http")
@@ -46,7 +46,7 @@ def rendered(error: KvError, request_id: str | None) -> tuple[str, dict[str, str
 
 def _headers(error: KvError) -> dict[str, str]:
     # 404, 405, 410 and 414 may be cached without being asked to (RFC 9110 section 15.1)
-    headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
+    headers = {"content-type": PROBLEM, "cache-control": "no-store"}
     if "revision" in error.details:  # in a header too, for HEAD and for scripts
         headers["x-kvstore-revision"] = str(error.details["revision"])
     if error.row.status == 503:

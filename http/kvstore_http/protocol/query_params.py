@@ -13,8 +13,9 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import MAX_KEY_BYTES, MAX_REVISION, Cursor, check_key
-from kvstore_core.operations import EVENT_OPS, INT64, MAX_MOMENT, MAX_PAGE, MAX_TTL_SECONDS
+from kvstore_core.limits import INT64, MAX_KEY_BYTES, MAX_MOMENT, MAX_PAGE, MAX_REVISION, MAX_TTL_SECONDS
+from kvstore_core.model import Cursor, check_key
+from kvstore_core.operations import EVENT_OPS
 from kvstore_http.protocol.environ import RAW_QUERY
 from kvstore_http.protocol.raw_router import percent_decoded
 

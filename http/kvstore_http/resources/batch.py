@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import falcon
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, is_plain_key
+from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, JSON, TEXT_CONTENT_TYPE
+from kvstore_core.model import is_plain_key
 from kvstore_core.operations import check_keys, check_operation
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
-from kvstore_http.protocol.bodies import JSON, read_json, require_type, send_json
+from kvstore_http.protocol.bodies import read_json, require_type, send_json
 from kvstore_http.protocol.json_records import reply_json
 from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.problems import problem

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import falcon
 
 from kvstore_core.errors import KvError
+from kvstore_core.media_types import JSON, TEXT
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics import counters
 from kvstore_http.metrics.shared_counters import SharedCounters
-from kvstore_http.protocol.bodies import JSON, choose_type, send_fresh_json
+from kvstore_http.protocol.bodies import choose_type, send_fresh_json
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.problems import RETRY_AFTER_SECONDS
 from kvstore_http.protocol.query_params import EXCLUDE, VERBOSE, read_query
-from kvstore_http.routes import TEXT
 from kvstore_http.streaming.change_feed import ChangeFeed
 
 OK, WARNING, FAILED = "ok", "warning", "failed"

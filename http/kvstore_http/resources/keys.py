@@ -11,11 +11,11 @@ from typing import Any, Final
 import falcon
 
 from kvstore_core.errors import KvError
+from kvstore_core.media_types import MERGE_PATCH
 from kvstore_core.operations import OPERATIONS
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import (
-    MERGE_PATCH,
     read_body,
     read_value,
     refuse_body,

@@ -13,10 +13,11 @@ import falcon
 import orjson
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE, check_key
+from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, HTML, JSON, TEXT_CONTENT_TYPE
+from kvstore_core.model import check_key
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
-from kvstore_http.protocol.bodies import HTML, JSON, joined, preferred, read_json, used_up
+from kvstore_http.protocol.bodies import joined, preferred, read_json, used_up
 from kvstore_http.protocol.json_records import value_member
 from kvstore_http.protocol.query_params import KEY, read_query
 from kvstore_http.resources import ui_files

@@ -11,10 +11,11 @@ import falcon
 import orjson
 
 from kvstore_core.errors import KvError
-from kvstore_core.operations import MAX_PAGE
+from kvstore_core.limits import MAX_PAGE
+from kvstore_core.media_types import JSON, NDJSON
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
-from kvstore_http.protocol.bodies import JSON, NDJSON, choose_type, joined, refuse_body, send_json, used_up
+from kvstore_http.protocol.bodies import choose_type, joined, refuse_body, send_json, used_up
 from kvstore_http.protocol.json_records import reply_json
 from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.problems import problem

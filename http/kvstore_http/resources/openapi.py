@@ -9,9 +9,8 @@ import falcon
 import orjson
 
 from kvstore_core.errors import ERRORS
+from kvstore_core.media_types import JSON, PROBLEM
 from kvstore_http import routes
-from kvstore_http.protocol import problems
-from kvstore_http.protocol.bodies import JSON
 from kvstore_http.protocol.query_params import Parameter, read_query
 from kvstore_http.resources.openapi_schemas import SCHEMAS, reference
 from kvstore_http.routes import Endpoint
@@ -130,7 +129,7 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
     for status, codes in _errors(endpoint).items():
         responses[str(status)] = {
             "description": "; ".join(f"`{code}`: {ERRORS[code].title}" for code in codes),
-            "content": {problems.MEDIA_TYPE: {"schema": reference("Problem")}},
+            "content": {PROBLEM: {"schema": reference("Problem")}},
         }
     return responses
 

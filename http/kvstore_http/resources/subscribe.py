@@ -9,7 +9,8 @@ import falcon
 
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
-from kvstore_core.operations import MAX_FILTERS
+from kvstore_core.limits import MAX_FILTERS
+from kvstore_core.media_types import NDJSON, SSE
 from kvstore_http import routes
 from kvstore_http.protocol import query_params
 from kvstore_http.protocol.bodies import preferred
@@ -21,8 +22,6 @@ from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
 from kvstore_http.streaming.stream_sockets import Stream
 from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
-
-SSE, NDJSON = routes.STREAM, "application/x-ndjson"
 
 EVENT_SOURCE_WAIT_SECONDS = 1.0
 """How long an EventSource waits for its headers before its stream is opened without the daemon."""
@@ -135,5 +134,9 @@ def _several(query: Query, parameter: Parameter[str]) -> list[str]:
 def _media_type(req: falcon.Request) -> str:
     media_type = preferred(req, SSE, NDJSON)
     if media_type is None:
-        raise KvError("not_acceptable", f"the stream comes as {SSE} or as {NDJSON}", offered=[SSE, NDJSON])
+        raise KvError(
+            "not_acceptable",
+            f"the stream comes as {SSE} or as {NDJSON}",
+            offered=[SSE, NDJSON],
+        )
     return media_type

@@ -11,6 +11,7 @@ from typing import Any
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import Error, build_http_date
 
+from kvstore_core.media_types import SSE
 from kvstore_http.metrics.counters import OTHER
 from kvstore_http.protocol.environ import (
     BODY_AWAITED,
@@ -23,7 +24,7 @@ from kvstore_http.protocol.environ import (
 )
 from kvstore_http.protocol.problems import rendered
 from kvstore_http.request_id import current_request_id, new_id, sent_id
-from kvstore_http.routes import STREAM, SUBSCRIBE_PATH
+from kvstore_http.routes import SUBSCRIBE_PATH
 from kvstore_http.server.parser import refusal_of
 
 HandOver = Callable[[int, bytes, bool], Any]
@@ -260,7 +261,7 @@ class _BodyWantedError(BaseException):
 def wants_stream(request: Any) -> bool:
     """Whether a request is that of an EventSource, which comes back after nothing but a 200 that ends."""
     is_its_route = request.command == "GET" and request.path == SUBSCRIBE_PATH
-    return is_its_route and STREAM in request.headers.get("ACCEPT", "").lower()
+    return is_its_route and SSE in request.headers.get("ACCEPT", "").lower()
 
 
 class _NotYetSent:

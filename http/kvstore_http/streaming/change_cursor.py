@@ -11,8 +11,8 @@ import gevent
 
 from kvstore_core.errors import KvError
 from kvstore_core.follower import Batch, Follower, LogPage
+from kvstore_core.limits import MAX_PAGE
 from kvstore_core.model import Cursor
-from kvstore_core.operations import MAX_PAGE
 from kvstore_core.wire import Heartbeat, PublishedEvent
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool

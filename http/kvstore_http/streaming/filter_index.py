@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 
 from kvstore_core.filters import Filter
 from kvstore_core.follower import Batch
+from kvstore_core.limits import MAX_FILTERS
 from kvstore_core.model import Event
-from kvstore_core.operations import MAX_FILTERS
 
 
 def union(filters: Iterable[Filter]) -> Filter:

@@ -10,8 +10,8 @@ from typing import Any
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.follower import LogPage
+from kvstore_core.limits import MAX_PAGE
 from kvstore_core.model import Cursor
-from kvstore_core.operations import MAX_PAGE
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.streaming.change_cursor import ChangeCursor, reset_reason
 from kvstore_http.streaming.event_format import Encoder

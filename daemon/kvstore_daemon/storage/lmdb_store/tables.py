@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import lmdb
 
 from kvstore_core.errors import KvError
-from kvstore_core.model import MAX_KEY_BYTES
+from kvstore_core.limits import MAX_KEY_BYTES
 from kvstore_daemon.storage.clock import GRACE_MS, ClockStep, StoreClock
 from kvstore_daemon.storage.interface import (
     EventFilter,

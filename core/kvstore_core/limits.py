@@ -1,0 +1,27 @@
+"""The limits of keys, values, requests and pages: protocol section 4 and what the options begin with.
+
+Nothing is imported here, so that a command which starts quickly can use them.
+"""
+
+from __future__ import annotations
+
+INT64 = 2**63
+MAX_REVISION = INT64 - 1
+MAX_MOMENT = 253_402_300_799_999
+"""9999-12-31T23:59:59.999Z, the last moment that RFC 3339 can write."""
+MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
+
+MAX_KEY_BYTES = 511
+MAX_VALUE_BYTES = 1024 * 1024
+MAX_CONTENT_TYPE_BYTES = 255
+
+MAX_OPS = 10_000
+MAX_REQUEST_BYTES = 16 * 1024 * 1024
+MAX_ATOMIC_OPS = 100
+MAX_ATOMIC_BYTES = 1024 * 1024
+MAX_CLIENT_BYTES = 128
+MAX_REQUEST_ID = 128
+
+MAX_PAGE = 1_000
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+MAX_FILTERS = 1_000
