@@ -8,6 +8,7 @@ import click
 
 from kvstore_cli.command_line.flags import given_flags
 from kvstore_cli.config.resolve import resolve
+from kvstore_core.units import BYTES
 
 
 def data_folder(context: click.Context) -> Path:
@@ -17,4 +18,4 @@ def data_folder(context: click.Context) -> Path:
 
 def size(count: int) -> str:
     """A number of bytes for a person."""
-    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count:,} bytes"
+    return f"{count / BYTES['MiB']:,.1f} MiB" if count >= BYTES["MiB"] else f"{count:,} bytes"

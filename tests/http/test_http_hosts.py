@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_http.protocol.host_check import allowed_hosts, host_of, is_own
+from kvstore_core.loopback import is_loopback
+from kvstore_http.protocol.host_check import allowed_hosts, host_of
 from support.servers import Daemon, Facade, Serve
 from support.session import Session, assert_problem
 
@@ -83,10 +84,10 @@ def test_beyond_loopback_any_name_is_taken_until_some_are_listed(start_serve: Ca
 
 @given(st.ip_addresses(network="127.0.0.0/8"), st.integers(1, 65535))
 def test_every_loopback_address_with_every_port_is_the_machine_s_own(address: object, port: int) -> None:
-    assert is_own(host_of(f"{address}:{port}"))
+    assert is_loopback(host_of(f"{address}:{port}"))
 
 
 @given(st.text(min_size=1))
 def test_any_text_has_a_verdict(text: str) -> None:
-    assert is_own(host_of(text)) in (True, False)
+    assert is_loopback(host_of(text)) in (True, False)
     assert allowed_hosts("127.0.0.1:0", ()) == frozenset()

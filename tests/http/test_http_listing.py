@@ -128,7 +128,7 @@ def test_a_page_of_large_values_ends_early_and_goes_on(own: Session) -> None:
         "limit=x",
         "limit=-1",
         "keys=2",
-        "count=yes",
+        "count=maybe",
         "prefix=%00",
         "start=%ff",
         "limt=5",

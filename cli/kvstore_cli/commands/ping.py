@@ -6,8 +6,8 @@ import click
 
 from kvstore_cli.command_line.context import configured, service_of
 from kvstore_cli.command_line.flags import Command, with_options
+from kvstore_cli.config.option_values import connectable
 from kvstore_cli.config.resolve import Configuration
-from kvstore_cli.config.units import connectable
 from kvstore_cli.terminal import output
 
 LONGEST_MS = 3000

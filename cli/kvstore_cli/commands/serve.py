@@ -9,10 +9,10 @@ from dataclasses import asdict
 import click
 
 from kvstore_cli.command_line.flags import Command, given_flags, with_options
+from kvstore_cli.config.option_values import connectable
 from kvstore_cli.config.options import OPTIONS
 from kvstore_cli.config.resolve import resolve
 from kvstore_cli.config.server_settings import daemon_settings, http_settings
-from kvstore_cli.config.units import connectable
 
 
 @click.command(cls=Command)

@@ -12,8 +12,8 @@ import click
 
 from kvstore_cli.command_line.context import TIME, configured, service_of
 from kvstore_cli.command_line.flags import Command, WholeNumber, with_options
+from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.config.resolve import Configuration
-from kvstore_cli.config.units import show_duration
 from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import TEXT

@@ -13,7 +13,7 @@ import click
 from kvstore_cli.command_line.completion import complete_key
 from kvstore_cli.command_line.context import TIME, configured, exactly_one, service_of
 from kvstore_cli.command_line.flags import KEY, Command, WholeNumber, with_options
-from kvstore_cli.config.units import show_duration
+from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.http_client.change_stream import EVENTS, RESET, SNAPSHOT, SYNC, Position, Step, follow
 from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError

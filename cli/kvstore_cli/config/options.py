@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kvstore_cli.config import units
+from kvstore_cli.config import option_values
 from kvstore_core import limits
 from kvstore_core.endpoints import DEFAULT_CHANGES, DEFAULT_REQUESTS
 
@@ -59,7 +59,7 @@ class Option(NamedTuple):
         return self.name.replace("-", "_") + ("_ms" if self.kind.unit == DURATION.unit else "")
 
     def default_value(self) -> Any:
-        """The default on this machine, in base units."""
+        """The default on this machine, in base option_values."""
         return self.default() if callable(self.default) else self.default
 
     def shown_default(self) -> str:
@@ -128,31 +128,33 @@ def _choice(*words: str) -> Kind:
 
 def _size(low: int, high: int = 2**62) -> Kind:
     def parse(given: Any) -> int:
-        size = units.parse_size(given)
+        size = option_values.parse_size(given)
         if not low <= size <= high:
-            raise ValueError(f"{given!r} is outside {units.show_size(low)} to {units.show_size(high)}")
+            raise ValueError(
+                f"{given!r} is outside {option_values.show_size(low)} to {option_values.show_size(high)}"
+            )
         return size
 
-    return Kind("SIZE", "bytes", parse, units.show_size)
+    return Kind("SIZE", "bytes", parse, option_values.show_size)
 
 
 def _parse_positive_duration(given: Any) -> int:
-    ms = units.parse_duration(given)
+    ms = option_values.parse_duration(given)
     if ms == 0:
         raise ValueError(f"{given!r} must be greater than zero; write for example 500ms or 30s")
     return ms
 
 
-DURATION = Kind("TIME", "duration", _parse_positive_duration, units.show_duration)
-_DURATION_OR_NEVER = Kind("TIME", "duration", units.parse_duration, units.show_duration)
-FLAG = Kind("", "flag", units.parse_flag, lambda value: "yes" if value else "no")
-_ADDRESS = Kind("HOST:PORT", "address", units.parse_address)
-_ENDPOINT = Kind("ENDPOINT", "ZeroMQ address", units.parse_endpoint)
-_URL = Kind("URL", "http(s) address", units.parse_url)
+DURATION = Kind("TIME", "duration", _parse_positive_duration, option_values.show_duration)
+_DURATION_OR_NEVER = Kind("TIME", "duration", option_values.parse_duration, option_values.show_duration)
+FLAG = Kind("", "flag", option_values.parse_flag, lambda value: "yes" if value else "no")
+_ADDRESS = Kind("HOST:PORT", "address", option_values.parse_address)
+_ENDPOINT = Kind("ENDPOINT", "ZeroMQ address", option_values.parse_endpoint)
+_URL = Kind("URL", "http(s) address", option_values.parse_url)
 _FOLDER = Kind("DIR", "folder", _parse_path)
 _FILE = Kind("FILE", "file", _parse_path)
 _ENGINE = Kind("URL", "address", _parse_engine)
-_ORIGINS = Kind("LIST", "origins", units.parse_origins, lambda value: ",".join(value) or "none")
+_ORIGINS = Kind("LIST", "origins", option_values.parse_origins, lambda value: ",".join(value) or "none")
 _HOSTS = Kind("LIST", "host names", _parse_hosts, lambda value: ",".join(value) or "none")
 
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from kvstore_cli.config.option_values import connectable
 from kvstore_cli.config.options import CONFIG, OPTIONS, PREFIX, Option, options_of
-from kvstore_cli.config.units import connectable
 
 _ADDRESS = r"(?:tcp|udp|sctp)://.+"
 _OF_OTHERS = {

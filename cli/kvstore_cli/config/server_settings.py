@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kvstore_cli.config.option_values import is_local
 from kvstore_cli.config.resolve import Configuration, ConfigurationError
-from kvstore_cli.config.units import is_loopback
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_http.settings import HttpSettings
 
@@ -42,7 +42,7 @@ def refuse_open_doors(configuration: Configuration, *names: str) -> None:
     if configuration["allow-anonymous"]:
         return
     for name in names:
-        if not is_loopback(configuration[name]):
+        if not is_local(configuration[name]):
             raise ConfigurationError(
                 f"--{name} {configuration[name]} can be reached from other machines, and the service asks "
                 "nobody who they are: anyone there could read, change and delete everything. "

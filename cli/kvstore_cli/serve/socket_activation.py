@@ -9,8 +9,8 @@ import os
 import socket
 from collections.abc import MutableMapping
 
+from kvstore_cli.config.option_values import is_local
 from kvstore_cli.config.resolve import ConfigurationError
-from kvstore_cli.config.units import is_loopback
 
 FIRST_DESCRIPTOR = 3
 _VARIABLES = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
@@ -32,7 +32,7 @@ def inherited_sockets(environ: MutableMapping[str, str] = os.environ) -> list[so
 def address_of(sockets: list[socket.socket]) -> str:
     """``HOST:PORT`` of the socket that most machines can reach, by which all are judged."""
     addresses = [_address(sock) for sock in sockets]
-    return next((address for address in addresses if not is_loopback(address)), addresses[0])
+    return next((address for address in addresses if not is_local(address)), addresses[0])
 
 
 def _adopted(descriptor: int) -> socket.socket:

@@ -26,7 +26,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from kvstore_cli.config.units import connectable
+from kvstore_cli.config.option_values import connectable
 from kvstore_cli.serve.logging_setup import hand_on
 from kvstore_core.errors import EXIT_ERROR
 from kvstore_core.process.liveness import BEAT_SECONDS, LATE_TICKS, Liveness

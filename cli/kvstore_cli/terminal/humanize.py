@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kvstore_core.units import MILLISECONDS, in_largest_unit
+
 NOTHING = "-"
 
 
@@ -26,12 +28,9 @@ def size(number: float | None) -> str:
     """``292 MiB``, ``1.2 GiB``."""
     if number is None:
         return NOTHING
-    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if number >= 1024**power:
-            scaled = number / 1024**power
-            digits = 1 if scaled < 9.95 and scaled != int(scaled) else 0
-            return f"{scaled:.{digits}f} {unit}"
-    return f"{number:.0f} B"
+    scaled, unit = in_largest_unit(number)
+    digits = 1 if unit != "B" and scaled < 9.95 and scaled != int(scaled) else 0
+    return f"{scaled:.{digits}f} {unit}"
 
 
 def duration(seconds: float | None) -> str:
@@ -50,8 +49,8 @@ def age(seconds: float | None) -> str:
         return NOTHING
     left = int(seconds)
     words: list[str] = []
-    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
-        number, left = divmod(left, length)
+    for unit in ("d", "h", "m", "s"):
+        number, left = divmod(left, MILLISECONDS[unit] // 1000)
         if number or words or unit == "s":
             words.append(f"{number}{unit}")
     return " ".join(words[:2])

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from rich.console import Console
 from rich.live import Live
 
-from kvstore_cli.config.units import show_duration
+from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.terminal.signals import end_on_signals
 from kvstore_cli.top.sampling import Sampler
 from kvstore_cli.top.screen import Screen

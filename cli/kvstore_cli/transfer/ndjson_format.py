@@ -306,7 +306,7 @@ def _moment(given: Any) -> int:
 
 
 def _ttl(given: Any) -> int:
-    from kvstore_cli.config.units import parse_duration
+    from kvstore_cli.config.option_values import parse_duration
 
     try:
         ms = round(given * 1000) if type(given) in (int, float) else parse_duration(given)

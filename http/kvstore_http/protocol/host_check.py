@@ -8,11 +8,11 @@ everything. What the page cannot change is the ``Host`` that its requests carry:
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import ip_address
 
 import falcon
 
 from kvstore_core.errors import KvError
+from kvstore_core.loopback import is_loopback
 from kvstore_http.protocol.authority import parse_authority
 
 KEPT_NAMES = 256
@@ -28,7 +28,7 @@ def allowed_hosts(listens_on: str, named: tuple[str, ...]) -> frozenset[str] | N
     ``listens_on`` is ``HOST:PORT`` and ``named`` what the operator listed. Beyond loopback nobody but
     the operator knows the service's names, so without a list all are taken.
     """
-    if "*" in named or (not named and not is_own(host_of(listens_on))):
+    if "*" in named or (not named and not is_loopback(host_of(listens_on))):
         return None
     return frozenset(name.lower() for name in named)
 
@@ -38,16 +38,6 @@ def host_of(authority: str) -> str:
     anything else."""
     found = parse_authority(authority)
     return "" if found is None else found.host
-
-
-def is_own(host: str) -> bool:
-    """Whether ``host`` is what a machine calls itself: a loopback address or ``localhost``."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class HostCheck:
@@ -71,4 +61,4 @@ class HostCheck:
 
     def _judge(self, authority: str) -> bool:
         host = host_of(authority)
-        return host in self._allowed or is_own(host)
+        return host in self._allowed or is_loopback(host)

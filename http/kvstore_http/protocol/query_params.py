@@ -16,6 +16,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.limits import INT64, MAX_KEY_BYTES, MAX_MOMENT, MAX_PAGE, MAX_REVISION, MAX_TTL_SECONDS
 from kvstore_core.model import Cursor, check_key
 from kvstore_core.operations import EVENT_OPS
+from kvstore_core.units import DURATION_PATTERN, parse_flag, split_duration
 from kvstore_http.protocol.environ import RAW_QUERY
 from kvstore_http.protocol.raw_router import percent_decoded
 
@@ -132,20 +133,15 @@ def _decoded(raw: str, name: str) -> str:
 
 # ── parsers ──────────────────────────────────────────────────────────────────────────────────────
 
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?", re.ASCII)
 _MOMENT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})", re.ASCII
 )
-_UNIT_SECONDS = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$"
 
 
 def parse_duration(text: str) -> float:
     """``30``, ``30s``, ``500ms``, ``5m``, ``1.5h``, ``7d`` in seconds; raises ValueError."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ValueError(text)
-    return float(match[1]) * _UNIT_SECONDS[match[2]]
+    number, unit = split_duration(text)
+    return float(number) * unit / 1000
 
 
 def parse_ttl(text: str) -> float:
@@ -189,11 +185,7 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def _parse_flag(text: str) -> bool:
-    if text in ("1", "true", ""):
-        return True
-    if text in ("0", "false"):
-        return False
-    raise ValueError(text)
+    return text == "" or parse_flag(text)
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -244,7 +236,7 @@ def _some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 _FLAG = "1 or 0"
 _BOUND = f"a text of at most {MAX_KEY_BYTES} bytes without NUL"
 _FLAG_SCHEMA = {"type": "boolean"}
-_DURATION_SCHEMA = {"type": "string", "pattern": DURATION_PATTERN, "examples": ["30s"]}
+_DURATION_SCHEMA = {"type": "string", "pattern": f"^{DURATION_PATTERN}$", "examples": ["30s"]}
 
 
 def _int_schema(low: int, high: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import falcon
 
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON, TEXT
+from kvstore_core.units import MILLISECONDS, in_largest_unit
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics import counters
@@ -282,14 +283,13 @@ def _streams(shared_counters: SharedCounters, *, is_away: bool) -> Check:
 
 
 def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+    for unit in ("days", "hours", "minutes"):
+        length = MILLISECONDS[unit[0]] // 1000
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.1f} s"
 
 
 def _size(count: int) -> str:
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
+    number, unit = in_largest_unit(count)
+    return f"{count} bytes" if unit == "B" else f"{number:.1f} {unit}"

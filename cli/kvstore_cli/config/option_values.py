@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# Compiled when first used, as most commands use neither and all of them import this module.
+from kvstore_core import units
+from kvstore_core.loopback import is_loopback
+from kvstore_core.units import BYTES, MILLISECONDS, split_duration
+
+# compiled when first used: most commands import this module and read no size
 _SIZE = r"(?ai)(\d+(?:\.\d+)?) *(?:([kmgt])(i?b)?|b)?"
-_DURATION = r"(?ai)(\d+(?:\.\d+)?) *(ms|s|m|h|d|w)?"
-_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 def parse_size(given: Any) -> int:
@@ -28,25 +29,27 @@ def parse_size(given: Any) -> int:
 
 def show_size(size: int) -> str:
     """The shortest exact way to write ``size``: ``1 MiB``, ``1000``."""
-    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if size and size % 1024**power == 0:
-            return f"{size // 1024**power} {unit}"
+    for unit, length in BYTES.items():
+        if size and size % length == 0:
+            return f"{size // length} {unit}"
     return str(size)
 
 
 def parse_duration(given: Any) -> int:
     """Milliseconds; a number without a unit counts seconds."""
-    match = re.fullmatch(_DURATION, _text_or_number(given))
-    if match is None:
-        raise ValueError(f"{given!r} is not a duration; write seconds, or for example 500ms, 30s, 5m, 2h, 7d")
-    return _whole(match[1], _MS[(match[2] or "s").lower()], given, "milliseconds")
+    try:
+        number, unit = split_duration(_text_or_number(given))
+    except ValueError as error:
+        example = "write seconds, or for example 500ms, 30s, 5m, 2h, 7d"
+        raise ValueError(f"{given!r} is not a duration; {example}") from error
+    return _whole(number, unit, given, "milliseconds")
 
 
 def show_duration(ms: int) -> str:
     """The shortest exact way to write ``ms``: ``7d``, ``1500ms``, ``0s``."""
     for unit in ("d", "h", "m", "s"):
-        if ms % _MS[unit] == 0:
-            return f"{ms // _MS[unit]}{unit}"
+        if ms % MILLISECONDS[unit] == 0:
+            return f"{ms // MILLISECONDS[unit]}{unit}"
     return f"{ms}ms"
 
 
@@ -54,10 +57,10 @@ def parse_flag(given: Any) -> bool:
     """Truth, as a TOML boolean or as one of the usual words."""
     if isinstance(given, bool):
         return given
-    word = str(given).lower()
-    if word not in _TRUE + _FALSE:
-        raise ValueError(f"{given!r} is neither true nor false; write 1 or 0")
-    return word in _TRUE
+    try:
+        return units.parse_flag(str(given))
+    except ValueError as error:
+        raise ValueError(f"{given!r} is neither true nor false; write 1 or 0") from error
 
 
 def parse_address(given: Any) -> str:
@@ -120,23 +123,10 @@ def parse_origins(given: Any) -> tuple[str, ...]:
     return cleaned
 
 
-def is_loopback(address: str) -> bool:
-    """Whether listening on ``address`` (HOST:PORT or an endpoint) is out of other machines' reach.
-
-    A name other than ``localhost`` is not looked up: what it resolves to may change later.
-    """
+def is_local(address: str) -> bool:
+    """Whether listening on ``address`` (HOST:PORT or an endpoint) is out of other machines' reach."""
     scheme, _, rest = address.rpartition("://")
-    if scheme == "ipc":
-        return True
-    host = rest.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    from ipaddress import ip_address
-
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return scheme == "ipc" or is_loopback(rest.rpartition(":")[0].strip("[]"))
 
 
 def _text(given: Any) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_cli.config import units
+from kvstore_cli.config import option_values
 from kvstore_cli.config.options import OPTIONS
 
 
@@ -27,18 +27,18 @@ from kvstore_cli.config.options import OPTIONS
     ],
 )
 def test_a_size_reads_as_in_coreutils(text: str, size: int) -> None:
-    assert units.parse_size(text) == size
+    assert option_values.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "k", "1x", "-1", "1.2b", "1e3", "0x10", "1 M i B", "٣", True, None])
 def test_what_is_no_size_is_refused_with_an_example(text: object) -> None:
     with pytest.raises(ValueError, match=r"1MiB|whole number of bytes"):
-        units.parse_size(text)
+        option_values.parse_size(text)
 
 
 @given(st.integers(0, 2**62))
 def test_a_shown_size_reads_as_the_same_size(size: int) -> None:
-    assert units.parse_size(units.show_size(size)) == size
+    assert option_values.parse_size(option_values.show_size(size)) == size
 
 
 @pytest.mark.parametrize(
@@ -58,18 +58,18 @@ def test_a_shown_size_reads_as_the_same_size(size: int) -> None:
     ],
 )
 def test_a_duration_counts_seconds_unless_it_has_a_unit(text: object, ms: int) -> None:
-    assert units.parse_duration(text) == ms
+    assert option_values.parse_duration(text) == ms
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1h30m", "0.5ms", "1 y", True])
 def test_what_is_no_duration_is_refused_with_an_example(text: object) -> None:
     with pytest.raises(ValueError, match=r"30s|whole number of milliseconds"):
-        units.parse_duration(text)
+        option_values.parse_duration(text)
 
 
 @given(st.integers(0, 2**50))
 def test_a_shown_duration_reads_as_the_same_duration(ms: int) -> None:
-    assert units.parse_duration(units.show_duration(ms)) == ms
+    assert option_values.parse_duration(option_values.show_duration(ms)) == ms
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_shown_duration_reads_as_the_same_duration(ms: int) -> None:
     ],
 )
 def test_loopback_is_recognised(address: str) -> None:
-    assert units.is_loopback(address)
+    assert option_values.is_local(address)
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_loopback_is_recognised(address: str) -> None:
     ],
 )
 def test_what_may_be_reached_from_elsewhere_is_not_loopback(address: str) -> None:
-    assert not units.is_loopback(address)
+    assert not option_values.is_local(address)
 
 
 @pytest.mark.parametrize("address", ["", "5000", "host:", "host:x", "host:65536", "::1:5000", "host:80 "])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="HOST:PORT"):
-        units.parse_address(address)
+        option_values.parse_address(address)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 )
 def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
     with pytest.raises(ValueError, match="tcp://HOST:PORT"):
-        units.parse_endpoint(endpoint)
+        option_values.parse_endpoint(endpoint)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
 )
 def test_what_is_no_service_address_is_refused(url: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        units.parse_url(url)
+        option_values.parse_url(url)
 
 
 def test_a_service_address_may_have_a_path_and_ends_in_no_slash() -> None:
-    assert units.parse_url("https://example.org/stores/a/") == "https://example.org/stores/a"
+    assert option_values.parse_url("https://example.org/stores/a/") == "https://example.org/stores/a"
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
