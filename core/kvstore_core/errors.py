@@ -26,6 +26,12 @@ class ErrorRow(NamedTuple):
     retryable: bool
     title: str
 
+    @property
+    def is_temporary(self) -> bool:
+        """Whether time alone may cure it, so that it is worth trying again. A full store may take the same
+        request later too, but only once somebody has made room."""
+        return self.retryable and self.code != "store_full"
+
 
 EXIT_DONE = 0
 EXIT_ERROR = 1

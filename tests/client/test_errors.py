@@ -65,6 +65,11 @@ def test_every_class_is_of_a_row() -> None:
     assert classes == {class_name(code) for code in ERRORS}
 
 
+def test_what_is_tried_again_by_itself_is_what_may_succeed_later_but_a_full_store() -> None:
+    temporary = {code for code, row in ERRORS.items() if row.is_temporary}
+    assert temporary == {code for code, row in ERRORS.items() if row.retryable} - {"store_full"}
+
+
 def test_an_error_of_a_newer_daemon_is_an_internal_one() -> None:
     error = KvError.from_json({"code": "new", "message": "m", "self": 1, "cls": 2})
     assert isinstance(error, kvstore_client.Internal)

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     import http.client as http_client
 
 _MEMBERS = {"type", "title", "status", "detail", "instance", "code", "retryable"}
-# What another attempt may cure. A full store is retryable too, but only after somebody made room.
-_PASSING = ("unavailable", "too_busy", "timed_out")
 
 
 class Answer(NamedTuple):
@@ -52,7 +50,7 @@ def successful(answer: Answer) -> Answer:
     if answer.status < 300 or answer.status == 304:
         return answer
     error = error_from(answer)
-    if error.code in _PASSING:
+    if error.row.is_temporary:
         raise Trouble(error, _retry_after(answer.headers))
     raise error
 

@@ -8,9 +8,6 @@ from time import monotonic, sleep
 from kvstore_cli.http_client.client import Pauses
 from kvstore_core.errors import KvError
 
-# What time alone may cure; a full store needs somebody who makes room.
-_PASSING = ("unavailable", "too_busy", "timed_out")
-
 
 class Patience:
     """Decides whether another attempt is made after one that failed: for as long as nothing went
@@ -30,7 +27,7 @@ class Patience:
 
     def after(self, error: KvError) -> None:
         """Wait a little before the next attempt; raises ``error`` when it is no use or the time is over."""
-        if error.code not in _PASSING:
+        if not error.row.is_temporary:
             raise error
         now = monotonic()
         if self._since is None:

@@ -23,9 +23,6 @@ LONGEST_ATTEMPT_SECONDS = 4.0
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
 
-_TRY_AGAIN = frozenset(("too_busy", "unavailable"))
-"""Refusals of a whole request that time may cure; ``store_full`` is not cured by asking again."""
-
 _request_ids = count(1)
 """No other process sends on this one's sockets, so its requests need no random ids; ``next`` is atomic."""
 
@@ -106,7 +103,7 @@ class RetryState:
         try:
             return decode_reply(frames[2:])
         except KvError as error:
-            if error.code not in _TRY_AGAIN:
+            if not error.row.is_temporary:
                 raise
             self._refuse(error, now)
             return None
