@@ -55,6 +55,7 @@ ROOMS = {
         "model",
         "connection_monitor process backoff",
         "errors",
+        "limits media_types units loopback",
     ),
     "kvstore_client": (
         "*",  # all others of the top
