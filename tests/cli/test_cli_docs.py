@@ -16,7 +16,7 @@ from kvstore_cli.docs_tables import TABLES, refreshed
 from kvstore_cli.main import COMMANDS, SECTIONS, cli
 from kvstore_core.errors import ERRORS
 from kvstore_daemon.requests.pending_request import GETS_AT_ONCE
-from kvstore_daemon.storage.lmdb_store.tables import _READ_BYTES
+from kvstore_daemon.storage.lmdb_store.snapshot_reads import _READ_BYTES
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ["cli.md", "configuration.md"]

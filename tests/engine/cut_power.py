@@ -19,7 +19,7 @@ from keep_writing import RETENTION
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import EngineSettings
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
-from kvstore_daemon.storage.offline.reader_process import opened
+from kvstore_daemon.storage.offline.reader_process import open_store
 from kvstore_daemon.storage.offline.verify import verify
 from support.disk import Disk, lay_out, steps
 
@@ -68,7 +68,7 @@ class Promised:
 def faults(data: Path, promised: Promised) -> Iterator[str]:
     """What is wrong with the store in ``data``, to `kvstore check` and then to a daemon that starts."""
     try:
-        with opened(data) as (env, txn):
+        with open_store(data) as (env, txn):
             yield from verify(env, txn)
     except KvError as error:
         if error.code != "bad_request" or promised.epoch is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.clock import machine_clock
 from kvstore_daemon.storage.interface import EventFilter
+from kvstore_daemon.storage.lmdb_store.snapshot_reads import SnapshotReads
 from kvstore_daemon.storage.lmdb_store.tables import Tables
 
 WRONG = 3
@@ -20,14 +21,16 @@ WRONG = 3
 
 def read_all(folder: Path) -> None:
     tables = Tables(folder, map_size=1 << 30, sync=True, clock=machine_clock())
+    tables.open()
+    reads = SnapshotReads(tables)
     for n in range(40):
-        (found,), _ = tables.read([b"k%02d" % n])
+        (found,), _ = reads.read([b"k%02d" % n])
         if found is not None and not isinstance(found, KvError) and found.value != b"value %02d" % n * 20:
             os._exit(WRONG)
-    for key, stored in tables.range(b"", None, 100, values=True, max_bytes=1 << 20).items:
+    for key, stored in reads.range(b"", None, 100, values=True, max_bytes=1 << 20).items:
         if stored.value != b"value %s" % key[1:] * 20:
             os._exit(WRONG)
-    tables.log(0, EventFilter(), 1000, values=True, previous=True, max_bytes=1 << 20)
+    reads.log(0, EventFilter(), 1000, values=True, previous=True, max_bytes=1 << 20)
 
 
 def outcome(folder: Path) -> int:

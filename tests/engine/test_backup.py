@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import EngineSettings, Retention, Write, WriteRequest
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
+from kvstore_daemon.storage.lmdb_store.schema import open_tables
 from kvstore_daemon.storage.offline import reader_client
 from kvstore_daemon.storage.offline.backup import Backup, back_up, check_backup, read_image, read_trailer
-from kvstore_daemon.storage.offline.reader_client import no_progress
-from kvstore_daemon.storage.offline.restore import Restored, compact, restore
-from kvstore_daemon.storage.offline.verify import open_tables
+from kvstore_daemon.storage.offline.compact import compact
+from kvstore_daemon.storage.offline.progress import no_progress
+from kvstore_daemon.storage.offline.restore import Restored, restore
 from support.engine_store import FakeClock, Store, refused
 from support.searching import examples
 
@@ -126,7 +127,7 @@ def test_what_is_restored_is_what_was_there(requests: list[Any]) -> None:
             store.submit(WriteRequest(writes, is_atomic, client, seq if client else 0))
             clock.now += pause
         image, backup = backed_up(data)
-        rows = rows_of(engine._mirror.env)
+        rows = rows_of(engine._tables.env)
         position = engine.position()
         engine.close()
         assert (backup.revision, backup.epoch, backup.keys) == (
@@ -152,7 +153,7 @@ def test_a_backup_is_an_lmdb_file(filled: Store, tmp_path: Path) -> None:
     image, _ = backed_up(tmp_path / "data")
     (tmp_path / "file").write_bytes(image)
     with lmdb.open(str(tmp_path / "file"), subdir=False, readonly=True, lock=False, max_dbs=8) as env:
-        assert rows_of(env)["data"] == rows_of(filled.engine._mirror.env)["data"]  # type: ignore[attr-defined]
+        assert rows_of(env)["data"] == rows_of(filled.engine._tables.env)["data"]  # type: ignore[attr-defined]
 
 
 def test_no_revision_is_used_twice_however_late_the_backup_is_restored(filled: Store, tmp_path: Path) -> None:
@@ -295,9 +296,9 @@ def test_what_is_missing_from_an_index_is_found_both_ways(filled: Store, tmp_pat
     rows = rows_in(tmp_path / "data")
     for table, expected in [
         ("expiry", "its expiry is not in the expiry table"),
-        ("graves", "there is neither record nor grave"),
+        ("graves", "there is neither record nor tombstone"),
         ("log", "is not in the log"),
-        ("data", "neither record nor grave"),
+        ("data", "neither record nor tombstone"),
         ("client_ages", "not in the table of ages"),
         ("clients", "no such reply"),
     ]:
@@ -444,7 +445,7 @@ def test_a_compact_store_is_smaller_and_the_same(
 
 def test_what_a_killed_reader_held_is_used_again(filled: Store, tmp_path: Path) -> None:
     """A reader keeps the pages of its revision; one that was killed must not do so for ever."""
-    env = filled.engine._mirror.env  # type: ignore[attr-defined]
+    env = filled.engine._tables.env  # type: ignore[attr-defined]
     filled.write("put", b"large", value=b"x" * 1_000_000)
     command = [
         sys.executable,
@@ -471,11 +472,12 @@ STEPS_BETWEEN_KILLS = 25
 KILLED_AT = """
 import os, signal, sys
 from pathlib import Path
-from kvstore_daemon.storage.offline import restore
+from kvstore_daemon.storage.offline import compact, restore
+REPLACING = tuple(f"offline/{name}.py" for name in ("restore", "compact", "replace_store"))
 stop_at, count = int(sys.argv[3]), 0
 def trace(frame, event, argument):
     global count
-    if frame.f_code.co_filename.endswith("offline/restore.py") and event == "line":
+    if frame.f_code.co_filename.endswith(REPLACING) and event == "line":
         count += 1
         if count == stop_at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -488,7 +490,7 @@ with open(sys.argv[1], "rb") as file:
     restore.restore(file, Path(sys.argv[2]), 1, replace=True, steps=steps)
 """
 COMPACT = """
-restore.compact(Path(sys.argv[2]), steps)
+compact.compact(Path(sys.argv[2]), steps)
 """
 
 

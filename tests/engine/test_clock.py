@@ -13,7 +13,7 @@ import pytest
 
 from kvstore_daemon.storage.clock import StoreClock
 from kvstore_daemon.storage.interface import Retention, Write, WriteRequest
-from kvstore_daemon.storage.lmdb_store.tables import WriteTransaction
+from kvstore_daemon.storage.lmdb_store.write_transaction import WriteTransaction
 from support.engine_store import Store, refused
 
 HOUR = 3_600_000
@@ -24,7 +24,7 @@ STEPS = pytest.mark.parametrize("step", [-HOUR, HOUR, -30 * DAY, 30 * DAY, -1_00
 def expired(store: Store) -> list[bytes]:
     """The keys whose events say that they have expired, after the daemon's timer ran."""
     store.expire_due()
-    return [change.key for change in store.log().changes if change.op == "expire"]
+    return [change.key for change in store.log().events if change.op == "expire"]
 
 
 def tick(store: Store) -> None:
@@ -81,14 +81,14 @@ def test_when_a_key_expires_is_told_as_the_clock_shows_it_now(store: Store, step
     tick(store)
     moment = store.clock.now + 60_000
     found = store.get()
-    (event,) = [change for change in store.log().changes if change.key == b"k"]
+    (event,) = [change for change in store.log().events if change.key == b"k"]
     page = store.engine.range(b"k", None, 1, values=True, max_bytes=1)
     history = store.engine.history(b"k", None, None, 10, values=True, max_bytes=100)
     assert found is not None
     assert event.record is not None
-    assert history.changes[0].record is not None
+    assert history.events[0].record is not None
     assert page.items[0][1].expires_at == found.expires_at == moment
-    assert event.record.expires_at == history.changes[0].record.expires_at == moment
+    assert event.record.expires_at == history.events[0].record.expires_at == moment
     assert store.engine.due(10) == ([], moment)
     assert store.write("put", ttl_ms=1_000)["version"] == 2
     assert store.engine.due(10) == ([], store.clock.now + 1_000)

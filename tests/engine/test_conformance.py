@@ -102,7 +102,7 @@ def test_a_put_keeps_the_moment_of_expiry_or_names_one(store: Store) -> None:
     store.write("put", expires_at=store.clock.now)
     assert store.get() is None
     store.expire_due()
-    assert store.log().changes[-1].op == "expire"
+    assert store.log().events[-1].op == "expire"
 
 
 @pytest.mark.parametrize("value", [b"", b"x", b"1.5", b" 1", b"1\n", b"+1", b"0x1", b"9" * 20])
@@ -129,7 +129,7 @@ def test_touch_and_persist_change_the_expiry_alone(store: Store) -> None:
     assert found == put._replace(revision=touched["revision"], expires_at=store.clock.now + 500)
     store.write("persist")
     assert store.get().expires_at is None  # type: ignore[union-attr]
-    assert [change.op for change in store.log().changes] == ["put", "put", "put"]
+    assert [change.op for change in store.log().events] == ["put", "put", "put"]
 
 
 def test_persist_without_a_ttl_is_no_change(store: Store) -> None:
@@ -196,7 +196,7 @@ def test_an_atomic_batch_is_one_revision(store: Store) -> None:
         Write("put", b"d", b"", "t"),
     )
     assert len({result["revision"] for result in results}) == 1
-    changes = store.log().changes[1:]
+    changes = store.log().events[1:]
     assert [(c.op, c.key, c.index, c.count) for c in changes] == [
         ("put", b"a", 0, 4),
         ("delete", b"b", 1, 4),
@@ -218,7 +218,7 @@ def test_an_atomic_batch_is_all_or_nothing(store: Store) -> None:
 def test_writes_that_change_nothing_do_not_count_in_an_atomic_batch(store: Store) -> None:
     store.write("put", b"a")
     store.atomic(Write("persist", b"a"), Write("put", b"b", b"", "t"))
-    (change,) = store.log(since=1).changes
+    (change,) = store.log(since=1).events
     assert (change.key, change.index, change.count) == (b"b", 0, 1)
 
 
@@ -252,7 +252,7 @@ def test_the_feed_is_the_log(store: Store) -> None:
     store.atomic(Write("delete", b"b"), Write("put", b"c", b"1", "t"))
     store.clock.now += 100
     store.expire_due()
-    logged = store.log().changes
+    logged = store.log().events
     assert [(c.op, c.key, c.revision, c.record) for c in store.feed] == [
         (c.op, c.key, c.revision, c.record) for c in logged
     ]
@@ -266,7 +266,7 @@ def test_delete_prefix_removes_a_bounded_number_in_one_revision(store: Store) ->
     assert (first["deleted"], first["more"]) == (2, True)
     assert (second["deleted"], second["more"]) == (1, False)
     assert store.keys() == [b"a0", b"b"]
-    changes = store.log(since=5).changes
+    changes = store.log(since=5).events
     assert [(c.revision, c.index, c.count) for c in changes] == [(6, 0, 2), (6, 1, 2), (7, 0, 1)]
     assert "revision" not in store.write("delete_prefix", b"a/")
 
@@ -340,7 +340,7 @@ def test_the_log_filters_by_prefix_key_and_op(store: Store) -> None:
     store.write("delete", b"a/1")
 
     def seen(**wanted: Any) -> list[tuple[str, bytes]]:
-        return [(c.op, c.key) for c in store.log(wanted=EventFilter(**wanted)).changes]
+        return [(c.op, c.key) for c in store.log(wanted=EventFilter(**wanted)).events]
 
     assert seen(prefixes=(b"a/",)) == [("put", b"a/1"), ("put", b"a/2"), ("delete", b"a/1")]
     assert seen(prefixes=(b"c",), keys=frozenset([b"b"])) == [("put", b"b"), ("put", b"c")]
@@ -352,17 +352,17 @@ def test_a_log_page_never_ends_inside_a_revision(store: Store) -> None:
     store.atomic(*(Write("put", b"b%d" % n, b"", "t") for n in range(5)))
     store.write("put", b"c")
     page = store.log(limit=2)
-    assert [c.revision for c in page.changes] == [1, 2, 2, 2, 2, 2]
+    assert [c.revision for c in page.events] == [1, 2, 2, 2, 2, 2]
     assert page.next_revision == 2
     rest = store.log(since=page.next_revision)
-    assert [c.key for c in rest.changes] == [b"c"]
+    assert [c.key for c in rest.events] == [b"c"]
     assert rest.next_revision == rest.position.head == 3
 
 
 def test_a_page_of_nothing_that_matches_still_moves_on(store: Store) -> None:
     store.write("put", b"a")
     page = store.log(wanted=EventFilter(prefixes=(b"zzz",)))
-    assert (page.changes, page.next_revision) == ([], 1)
+    assert (page.events, page.next_revision) == ([], 1)
 
 
 def test_events_tell_the_previous_record(store: Store) -> None:
@@ -370,7 +370,7 @@ def test_events_tell_the_previous_record(store: Store) -> None:
     store.write("put", value=b"2")
     store.write("delete")
     store.write("put", value=b"3")
-    previous = [(c.previous and c.previous.value, c.previous_revision) for c in store.log().changes]
+    previous = [(c.previous and c.previous.value, c.previous_revision) for c in store.log().events]
     assert previous == [(None, 0), (b"1", 1), (b"2", 2), (None, 0)]
 
 
@@ -380,7 +380,7 @@ def test_history_is_newest_first_across_deletes(store: Store) -> None:
     store.write("delete")
     store.write("put", value=b"3")
     history = store.engine.history(b"k", None, None, 10, values=True, max_bytes=MIB)
-    assert [(c.op, c.revision) for c in history.changes] == [("put", 4), ("delete", 3), ("put", 1)]
+    assert [(c.op, c.revision) for c in history.events] == [("put", 4), ("delete", 3), ("put", 1)]
     assert (history.cursor, history.truncated) == (None, False)
 
 
@@ -389,7 +389,7 @@ def test_history_pages_and_starts_below_a_revision(store: Store) -> None:
         store.write("put", value=b"%d" % n)
     first = store.engine.history(b"k", 9, None, 3, values=True, max_bytes=MIB)
     second = store.engine.history(b"k", 9, first.cursor, 3, values=True, max_bytes=MIB)
-    assert [c.revision for c in first.changes + second.changes] == [8, 7, 6, 5, 4, 3]
+    assert [c.revision for c in first.events + second.events] == [8, 7, 6, 5, 4, 3]
 
 
 def test_history_of_a_key_that_never_was_is_not_found(store: Store) -> None:
@@ -414,7 +414,7 @@ def test_the_log_keeps_what_the_retention_says(open_store: Callable[..., Store])
     assert store.engine.log(
         position.floor - 1, EventFilter(), 10, values=True, previous=True, max_bytes=MIB
     ) == LogPosition(position.epoch, position.floor, position.head)
-    assert len(store.log(since=position.floor).changes) == 10
+    assert len(store.log(since=position.floor).events) == 10
 
 
 def test_the_log_is_trimmed_by_age_and_by_bytes(open_store: Callable[..., Store]) -> None:
@@ -435,7 +435,7 @@ def test_the_log_may_be_trimmed_to_its_end(open_store: Callable[..., Store]) -> 
     # more events than the log may hold, and none of a revision goes without the others
     store.atomic(*(Write("put", b"%d" % n, b"", "t") for n in range(5)))
     store.write("put", b"second")
-    assert [change.key for change in store.log(store.engine.position().floor).changes] == [b"second"]
+    assert [change.key for change in store.log(store.engine.position().floor).events] == [b"second"]
     store.clock.now += 86_400_001
     store.submit(WriteRequest([Write("delete", b"none")]))
     position = store.engine.position()
@@ -453,7 +453,7 @@ def test_trimming_forgets_events_and_no_record(open_store: Callable[..., Store])
         store.write("put", b"k%d" % n)
     assert store.get(b"kept").value == b"here"  # type: ignore[union-attr]
     history = store.engine.history(b"kept", None, None, 10, values=True, max_bytes=MIB)
-    assert (history.changes, history.truncated) == ([], True)
+    assert (history.events, history.truncated) == ([], True)
     with refused("not_found"):
         store.engine.history(b"gone", None, None, 10, values=True, max_bytes=MIB)
 
@@ -466,7 +466,7 @@ def test_the_previous_value_of_a_fresh_event_outlives_the_trimming_of_the_old_on
     for n in range(20):
         store.write("put", b"noise%d" % n)
     store.write("put", b"config", value=b"new")
-    change = store.log(since=store.engine.position().floor).changes[-1]
+    change = store.log(since=store.engine.position().floor).events[-1]
     assert change.previous is not None
     assert change.previous.value == b"old"
 

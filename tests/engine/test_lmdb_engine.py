@@ -415,7 +415,7 @@ def test_after_a_failed_sync_no_write_is_taken(store: Store, monkeypatch: pytest
     def fail(*_: Any) -> None:
         raise lmdb.Error("Input/output error")
 
-    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.tables.WriteTransaction.finish", fail)
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.write_transaction.WriteTransaction.finish", fail)
     (answer,) = store.submit(WriteRequest([Write("put", b"k", b"", "t")]))
     monkeypatch.undo()
     assert answer.error is not None
@@ -476,7 +476,7 @@ def test_weaker_sync_begins_a_new_epoch_after_a_crash_of_the_machine(
     shutil.copytree(tmp_path / "data", tmp_path / "crashed")
     assert open_store(data=tmp_path / "crashed", sync=sync).engine.position().epoch == epoch
     shutil.copytree(tmp_path / "data", tmp_path / "rebooted")
-    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.engine.boot_id", lambda: "another boot")
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.writer.boot_id", lambda: "another boot")
     assert open_store(data=tmp_path / "rebooted", sync=sync).engine.position().epoch != epoch
 
 
@@ -487,7 +487,7 @@ def test_a_clean_stop_of_a_weaker_store_keeps_its_epoch(
     epoch = store.engine.position().epoch
     store.write("put")
     store.engine.close()
-    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.engine.boot_id", lambda: "another boot")
+    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.writer.boot_id", lambda: "another boot")
     assert open_store(sync="none").engine.position().epoch == epoch
 
 
@@ -496,8 +496,8 @@ def test_a_smaller_map_is_tried_where_address_space_is_short(tmp_path: Path) -> 
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30));"
         "from pathlib import Path; from kvstore_daemon.storage.lmdb_store.tables import Tables;"
         "from kvstore_daemon.storage.clock import machine_clock;"
-        "m = Tables(Path(sys.argv[1]), map_size=1 << 40, sync=True, clock=machine_clock());"
-        "print(m.env.info()['map_size'])"
+        "tables = Tables(Path(sys.argv[1]), map_size=1 << 40, sync=True, clock=machine_clock());"
+        "tables.open(); print(tables.env.info()['map_size'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True

@@ -240,9 +240,9 @@ class EngineModel(RuleBasedStateMachine):
             return
         position = self.store.engine.position()
         page = self.store.log(since=position.floor)
-        revisions = sorted({change.revision for change in page.changes})
+        revisions = sorted({change.revision for change in page.events})
         assert revisions == list(range(position.floor + 1, position.head + 1))
-        assert self.store.log(since=position.head, wanted=EventFilter()).changes == []
+        assert self.store.log(since=position.head, wanted=EventFilter()).events == []
 
 
 TestEngineModel = EngineModel.TestCase

@@ -177,7 +177,7 @@ def recorded(root: Path, tmp_path: Path, fast_folder: Path) -> Recorded:
 
 def facts(folder: Path) -> tuple[str, int]:
     """Epoch and revision of the store in ``folder``, which is whole."""
-    with reader_process.opened(folder) as (env, txn):
+    with reader_process.open_store(folder) as (env, txn):
         assert list(verify(env, txn)) == []
         found = reader_process.facts(env, txn)
     return found["epoch"], found["revision"]

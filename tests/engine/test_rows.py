@@ -22,7 +22,7 @@ RECORDS = st.builds(
     U63,
     st.none() | st.integers(1, 2**63 - 1),
 )
-PLACES = st.builds(EventId, U63, st.integers(0, 10_000))
+EVENT_IDS = st.builds(EventId, U63, st.integers(0, 10_000))
 
 
 def _record_row(key: bytes, stored: StoredRecord, index: int) -> bytes:
@@ -31,9 +31,9 @@ def _record_row(key: bytes, stored: StoredRecord, index: int) -> bytes:
 
 
 def _event_row(change: StoredEvent, before: EventId, record: bytes, inline: bytes) -> bytes:
-    place = EventId(change.revision, change.index).encode()
+    event_id = EventId(change.revision, change.index).encode()
     checksum = row_format.checksum(change.key, record)
-    return row_format.encode_event(change, place, before.encode(), record, checksum, inline)
+    return row_format.encode_event(change, event_id, before.encode(), record, checksum, inline)
 
 
 @given(KEYS, RECORDS, st.integers(0, 10_000))
@@ -42,15 +42,15 @@ def test_a_record_comes_back_as_it_was(key: bytes, stored: StoredRecord, index: 
     assert row_format.decode_record(key, row) == stored
     assert row_format.decode_record(memoryview(key), memoryview(row)) == stored
     assert row_format.decode_record(key, row, value=False) == stored._replace(value=None)
-    assert EventId.decode(row_format.record_place(row)) == (stored.revision, index)
+    assert EventId.decode(row_format.record_event_id(row)) == (stored.revision, index)
     assert row_format.decode_body(key, row) == row_format.record_body(stored, index)
 
 
-@given(st.sampled_from(OPS), KEYS, PLACES, PLACES, U63, RECORDS, RECORDS, st.booleans(), st.booleans())
+@given(st.sampled_from(OPS), KEYS, EVENT_IDS, EVENT_IDS, U63, RECORDS, RECORDS, st.booleans(), st.booleans())
 def test_an_event_comes_back_as_it_was(
     op: str,
     key: bytes,
-    place: EventId,
+    event_id: EventId,
     before: EventId,
     time: int,
     stored: StoredRecord,
@@ -58,14 +58,14 @@ def test_an_event_comes_back_as_it_was(
     has_record: bool,
     has_inline: bool,
 ) -> None:
-    change = StoredEvent(op, key, place.revision, place.index, 7, time, None, None, 0)
+    change = StoredEvent(op, key, event_id.revision, event_id.index, 7, time, None, None, 0)
     record = row_format.record_body(stored, 1) if has_record else b""
     inline = row_format.record_body(old, 2) if has_inline else b""
-    event = row_format.decode_event(place, _event_row(change, before, record, inline))
-    assert (event.op, event.key, event.place, event.count, event.time, event.before) == (
+    event = row_format.decode_event(event_id, _event_row(change, before, record, inline))
+    assert (event.op, event.key, event.event_id, event.count, event.time, event.before) == (
         op,
         key,
-        place,
+        event_id,
         7,
         time,
         before,
@@ -83,23 +83,23 @@ def test_a_flipped_bit_is_noticed(key: bytes, stored: StoredRecord, data: st.Dat
         row_format.decode_record(key, bytes(row))
 
 
-@given(st.sampled_from(OPS), KEYS, PLACES, RECORDS, st.booleans(), st.booleans(), st.data())
+@given(st.sampled_from(OPS), KEYS, EVENT_IDS, RECORDS, st.booleans(), st.booleans(), st.data())
 def test_a_flipped_bit_of_an_event_is_noticed(
     op: str,
     key: bytes,
-    place: EventId,
+    event_id: EventId,
     stored: StoredRecord,
     has_record: bool,
     has_inline: bool,
     data: st.DataObject,
 ) -> None:
-    change = StoredEvent(op, key, place.revision, place.index, 1, 0, None, None, 0)
+    change = StoredEvent(op, key, event_id.revision, event_id.index, 1, 0, None, None, 0)
     body = row_format.record_body(stored, 0)
-    row = bytearray(_event_row(change, place, body if has_record else b"", body if has_inline else b""))
+    row = bytearray(_event_row(change, event_id, body if has_record else b"", body if has_inline else b""))
     bit = data.draw(st.integers(0, len(row) * 8 - 1))
     row[bit // 8] ^= 1 << bit % 8
     with pytest.raises(DamageError):
-        row_format.decode_event(place, bytes(row))
+        row_format.decode_event(event_id, bytes(row))
 
 
 @given(KEYS, KEYS, RECORDS)

@@ -169,7 +169,7 @@ def _filter(op: Op) -> EventFilter:
 
 def _event_list(page: EventPage) -> tuple[list[Fields], list[bytes]]:
     values: list[bytes] = []
-    return [_event(change, values) for change in page.changes], values
+    return [_event(event, values) for event in page.events], values
 
 
 def _event(change: StoredEvent, values: list[bytes]) -> Fields:
@@ -192,7 +192,7 @@ def _history(engine: Engine, op: Op) -> Page:
     head = engine.position().head
     page = engine.history(key, before, cursor, limit, values=values, max_bytes=_max_bytes(op))
     blobs: list[bytes] = []
-    events = [_event(change, blobs) for change in page.changes]
+    events = [_event(event, blobs) for event in page.events]
     return Page({"events": events, "cursor": page.cursor, "truncated": page.truncated}, blobs, head)
 
 

@@ -1,1 +1,1 @@
-"""Where the store is kept: an interface, and what each engine shares with the others."""
+"""Where the data is stored: the engines' interface, and what all engines share."""

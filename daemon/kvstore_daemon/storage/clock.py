@@ -1,18 +1,18 @@
 """The time that records are stamped with and expire by.
 
-The machine's wall clock is what people read, but anybody may set it: a time to live that went by it would
-end early, or an hour late. So there are two lines of time, both in milliseconds:
+People read the machine's wall clock, but it can be set: a time to live measured by it would end early, or an
+hour late. So there are two kinds of time, both in milliseconds:
 
-- *steady* time begins as wall time when a store is made and then runs by CLOCK_BOOTTIME, which nobody sets
-  and which counts a suspended laptop. All that is measured (times to live, the age of events and of kept
-  replies) is measured by it.
+- *steady* time starts as wall time when a store is made and then runs by CLOCK_BOOTTIME, which cannot be set
+  and goes on while a laptop is suspended. Times to live and the ages of events and kept replies are measured
+  by it.
 - *present* time is steady time plus a shift: the wall clock, as of when it was last found to have stepped.
   Records and events are stamped with it.
 
 A step of the wall clock changes the shift, from the next revision on. The shifts are kept in the store with
-the revisions after which they hold, so that the stamp of any record can be turned into steady time. Rejected:
-stamping with steady time, which would show a wrong date until the store is made anew; and writing all
-expiring records again after a step, which would be as many events as there are keys.
+the revisions after which they apply, so that the stamp of any record can be turned into steady time.
+Rejected: stamping with steady time, which would show a wrong date for the rest of the store's life; and
+rewriting all expiring records after a step, which would be as many events as there are keys.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import orjson
 Clock = Callable[[], int]
 
 STEP_MS = 500
-"""A smaller difference between the wall clock and ours is left alone."""
+"""A smaller difference between the wall clock and ours is ignored."""
 
 GRACE_MS = 3_600_000
-"""For so long after the first start of a store's daemon in a run of the machine, the machine's date alone
-makes no event too old. However often the daemon is started again, that hour is the same."""
+"""After the first start of a store's daemon since the machine's boot, the machine's date alone makes no event
+too old for this long. Further starts of the daemon do not extend it."""
 
 _MANY_STEPS = 1_000
 _CRC = struct.Struct(">I")
@@ -62,9 +62,9 @@ class ClockState(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """All that may change, replaced as a whole: other threads read while the writer notices a step.
+    """The shifts, replaced as a whole: other threads read them while the writer notices a step.
 
-    ``shifts[i]`` holds for revisions above ``after[i]``.
+    ``shifts[i]`` applies to revisions above ``after[i]``.
     """
 
     after: tuple[int, ...] = (-1,)
@@ -75,10 +75,10 @@ class _Line(NamedTuple):
 
 
 class StoreClock:
-    """The clock of one open store. Any thread may ask it; only the writer's thread calls :meth:`notice`.
+    """The clock of one open store. Any thread may read it; only the writer's thread calls :meth:`notice`.
 
-    ``wall`` and ``steady`` give milliseconds; a test gives its own. ``boot`` names the run of the machine
-    within which ``steady`` never jumps.
+    ``wall`` and ``steady`` return milliseconds; tests pass their own. ``boot`` names the boot of the machine
+    during which ``steady`` never jumps.
     """
 
     def __init__(self, wall: Clock, steady: Clock, boot: str) -> None:
@@ -98,12 +98,12 @@ class StoreClock:
         self.last_step: ClockStep | None = None
 
     def begin(self, kept: bytes | None, newest: tuple[int, int] | None, head: int) -> ClockStep | None:
-        """Go on with the time of a store: ``kept`` is its :meth:`row`, ``newest`` the time and the revision
-        of its newest event. Returns the step if the wall clock turns out to have been set meanwhile.
+        """Continue the time of a store: ``kept`` is its :meth:`row`, ``newest`` the time and the revision of
+        its newest event. Returns the step if the wall clock was set meanwhile.
 
-        While the machine has not been started anew, steady time simply goes on. Otherwise only the wall clock
-        knows how much time has passed; but steady time never falls behind what the store has seen, since an
-        expired key would come back to life.
+        Within one boot of the machine steady time just continues. Otherwise only the wall clock knows how
+        much time has passed; but steady time never falls behind what the store has seen, since expired keys
+        would come back.
         """
         is_same_boot = self._take(kept)
         last = 0 if newest is None else self.steady_of(*newest)
@@ -118,7 +118,7 @@ class StoreClock:
         return self.notice(head)
 
     def _take(self, kept: bytes | None) -> bool:
-        """Take over what an earlier run knew; whether it was on this run of the machine."""
+        """Take over what an earlier run stored; whether that was during this boot of the machine."""
         said = _decoded(kept)
         if said is None:
             return False
@@ -127,12 +127,12 @@ class StoreClock:
         if said["boot"] != self._boot:
             return False
         self._anchor = said["anchor"]
-        # rows of versions that did not keep these have none
+        # older versions did not store these
         self._unconfirmed, self._begun_at, self._begun_head = said.get("unconfirmed", (0, 0, 0))
         return True
 
     def row(self) -> bytes:
-        """What is to be kept in the store whenever a store is opened or :meth:`notice` found something."""
+        """What to store whenever a store is opened or :meth:`notice` returned a step."""
         line = self._line
         said = orjson.dumps(
             {
@@ -147,8 +147,8 @@ class StoreClock:
         return _CRC.pack(crc32(said)) + said
 
     def notice(self, head: int) -> ClockStep | None:
-        """Compare with the wall clock; if that has stepped, everything above revision ``head`` is stamped by
-        what it shows now."""
+        """Compare with the wall clock; if it has stepped, everything above revision ``head`` is stamped by
+        what it shows now. Returns the step."""
         shift = self._found_shift()
         line = self._line
         if shift is None or abs(shift - line.shifts[-1]) < STEP_MS:
@@ -163,23 +163,23 @@ class StoreClock:
 
     @property
     def knows_much(self) -> bool:
-        """Whether so many steps are known that :meth:`forget` is worth a look at all keys."""
+        """Whether so many steps are known that :meth:`forget` is worth reading all keys for."""
         return len(self._line.after) > self._most
 
     def forget(self, revisions: Iterable[int]) -> None:
-        """Forget the shifts by which none of ``revisions`` was stamped, those of the records that expire.
+        """Forget the shifts that none of ``revisions``, those of the records that expire, was stamped with.
         Only the dates of events that old are then off, by one step of the clock."""
         line = self._line
         used = {bisect_left(line.after, revision) - 1 for revision in revisions} | {len(line.after) - 1}
         kept = [index for index in range(len(line.after)) if index in used]
-        # the first that is left holds from the beginning
+        # the first that is left applies from the beginning
         self._line = _Line(
             (-1, *(line.after[index] for index in kept[1:])), tuple(line.shifts[i] for i in kept)
         )
         self._most = max(_MANY_STEPS, 2 * len(kept))
 
     def _found_shift(self) -> int | None:
-        """The wall clock against steady time; None if the two could not be read at one moment."""
+        """The wall clock less steady time; None if the two could not be read close together."""
         for _ in range(_ATTEMPTS):
             before = self.steady()
             wall = self._wall()
@@ -189,7 +189,7 @@ class StoreClock:
         return None
 
     def state(self) -> ClockState:
-        """What an operator should know."""
+        """The clock's state for an operator."""
         at, by = self.last_step or (None, None)
         return ClockState(self.present(), self.steps, by, at)
 
@@ -198,13 +198,13 @@ class StoreClock:
         return self._steady() + self._anchor
 
     def hold(self) -> int:
-        """Steady time now, for a transaction that writes; until :meth:`release` it is also what
-        :meth:`visible` gives.
+        """Steady time now, for a transaction that writes; until :meth:`release`, :meth:`visible` returns it
+        too.
 
-        What such a transaction finds alive it may keep alive, by a persist. A read that went by a later
-        moment before the commit would have shown the key as gone, and the next one as there again.
+        What such a transaction finds alive it may keep alive, by a persist. A read at a later time but before
+        the commit would show the key as gone, and the next read would show it again.
         """
-        with self._lock:  # no read may stand between the clock and what is held
+        with self._lock:  # no read may come between the clock and what is held
             self._held = self.steady()
             return self._held
 
@@ -227,21 +227,21 @@ class StoreClock:
         return self.steady() + self.shift
 
     def running(self) -> int:
-        """Steady time without what passed between two starts of the machine: only a wall clock tells that."""
+        """Steady time without the times that the machine was off, which only the wall clock knows."""
         return self.steady() - self._idle
 
     def steady_of(self, stamp: int, revision: int) -> int:
-        """The steady time of a moment with which the record or event at ``revision`` was stamped. 0 for all
-        that lies before its beginning, as a moment in 1970 does once the wall clock stepped forward."""
+        """The steady time of ``stamp``, a moment in the record or event at ``revision``. 0 for moments before
+        steady time began, such as one in 1970 after the wall clock stepped forward."""
         return max(0, stamp - self._line.shift_of(revision))
 
     def present_of(self, stamp: int, revision: int) -> int:
-        """The same moment as the wall clock shows it now."""
+        """``stamp``, a moment in the record or event at ``revision``, as the wall clock shows it now."""
         line = self._line
         return stamp if len(line.after) == 1 else stamp - line.shift_of(revision) + line.shifts[-1]
 
     def age_of(self, stamp: int, revision: int) -> int:
-        """How old an event is, as far as it is certain."""
+        """How old an event is, as far as that is certain."""
         now = self.steady()
         age = now - self.steady_of(stamp, revision)
         if self._unconfirmed and revision <= self._begun_head and now - self._begun_at < GRACE_MS:
@@ -250,8 +250,8 @@ class StoreClock:
 
 
 def _decoded(row: bytes | None) -> dict[str, Any] | None:
-    """What a row says; None if there is none or it is damaged. A store is not given up for that: at the worst
-    some keys live longer, or shorter, by as much as the wall clock was ever set."""
+    """The content of a row; None if there is none or it is damaged. That does not make the store unusable: at
+    worst some keys live longer, or shorter, by as much as the wall clock was ever set."""
     if row is None or not is_whole(row):
         return None
     said: dict[str, Any] = orjson.loads(row[_CRC.size :])
@@ -259,19 +259,19 @@ def _decoded(row: bytes | None) -> dict[str, Any] | None:
 
 
 def is_whole(row: bytes) -> bool:
-    """Whether a row is what :meth:`StoreClock.row` gave."""
+    """Whether a row is what :meth:`StoreClock.row` returned."""
     return len(row) > _CRC.size and _CRC.unpack_from(row)[0] == crc32(row[_CRC.size :])
 
 
 def steady_stamps(row: bytes | None) -> Callable[[int, int], int]:
-    """:meth:`StoreClock.steady_of`, by the ``row`` of a store that nobody has open."""
+    """:meth:`StoreClock.steady_of`, from the ``row`` of a store that is not open."""
     said = _decoded(row)
     line = _Line() if said is None else _Line(tuple(said["after"]), tuple(said["shifts"]))
     return lambda stamp, revision: max(0, stamp - line.shift_of(revision))
 
 
 def machine_clock() -> StoreClock:
-    """A clock that goes by those of this machine."""
+    """A store's clock that runs by this machine's clocks."""
     return StoreClock(
         lambda: time.time_ns() // 1_000_000,
         lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000,
@@ -280,7 +280,7 @@ def machine_clock() -> StoreClock:
 
 
 def boot_id() -> str:
-    """What names this run of the machine; where nothing does, a name like no other."""
+    """The name of this boot of the machine; a unique one if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What is counted of commits, in the thread that makes them, for whoever asks how an engine is doing."""
+"""Counts and histograms of commits, kept by the thread that makes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 
 
 class Histogram:
-    """How many values lay at or below each bound, and above the bound before it.
+    """How many values were at or below each bound and above the one before it.
 
     One thread counts. Another may read at any time; its copy may lack the value that is being counted.
     """
@@ -46,17 +46,17 @@ class Histogram:
         self.total += value
 
     def as_json(self) -> dict[str, Any]:
-        """``bounds``, ``counts`` (one more than there are bounds, the last for what is above all of
-        them) and the ``sum`` of the values."""
+        """``bounds``, ``counts`` (one more than there are bounds, the last for values above all of them) and
+        the ``sum`` of the values."""
         return {"bounds": self.bounds, "counts": self.counts.copy(), "sum": round(self.total, 9)}
 
 
 class CommitStats:
     """The commits since the engine was opened. The engine's writing thread counts.
 
-    ``requests`` is how many requests they had, ``ops`` how many writes each had, ``seconds`` how long
-    each took from its beginning until it was durable, and ``sync_seconds`` how long the disk took of that.
-    Where commits are not synced one by one, ``sync_seconds`` are those of the syncs that follow.
+    ``requests`` is the number of their requests, ``ops`` the number of writes of each commit, ``seconds`` the
+    time from its beginning until it was durable, and ``sync_seconds`` the disk's part of that. If commits are
+    not synced one by one, ``sync_seconds`` are those of the syncs that follow.
     """
 
     __slots__ = ("ops", "requests", "seconds", "sync_seconds")

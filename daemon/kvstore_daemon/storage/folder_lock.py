@@ -1,4 +1,4 @@
-"""One owner for one data folder: a daemon, or a command that replaces its store."""
+"""The lock on a data folder: one daemon uses it, or one command that replaces its store."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from kvstore_core.process.files import cure
 
 def unusable(folder: Path, error: OSError) -> str:
     """Why the data folder cannot be used, and what to do about it."""
-    message = f"the data folder {folder.absolute()} cannot be used: "
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{error.filename} is not a folder; choose another --data"
-    message += f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
+    message = f"the data folder {folder.absolute()} cannot be used: {error.strerror}"
+    if error.filename:
+        message += f": {error.filename}"
     if not isinstance(error, PermissionError):
         return f"{message}; {cure(error.errno or 0) or 'choose another --data'}"
     user = os.geteuid()
@@ -40,7 +41,7 @@ def unusable(folder: Path, error: OSError) -> str:
 class FolderLock:
     """A lock on a data folder that ends with the process, however it ends.
 
-    The lock is flock's; what stands in the file is only there to name the owner to the next one.
+    The lock is flock's; the file's content only names the owner to the next one who tries.
     """
 
     def __init__(self, folder: Path, who: str = "the kvstore daemon") -> None:
@@ -49,7 +50,7 @@ class FolderLock:
         self._fd = -1
 
     def acquire(self) -> None:
-        """Own the folder; raises ``not_allowed`` naming the process that does."""
+        """Take the lock; raises ``not_allowed`` naming the process that has it."""
         fd = os.open(self._folder / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,7 +67,7 @@ class FolderLock:
             raise
         self._fd = fd
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        # the lock is what counts: on a full disk the owner is only not named
+        # the lock is what counts: on a full disk the owner just has no name
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
             os.write(
@@ -75,7 +76,7 @@ class FolderLock:
             )
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Give the lock back."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,14 +1,13 @@
-"""The seam to what stores the data: what the daemon asks of an engine, and nothing of how it is done.
+"""The interface to what stores the data: what the daemon asks of an engine, and nothing of how it is done.
 
-An engine orders writes, makes them durable and tells what was committed. Everything above this
-package speaks in the terms of this module, so that a second engine gives the same observable
-behaviour; ``tests/engine`` is the definition of "the same" and runs against any engine.
+An engine orders writes, makes them durable and reports what was committed. Everything above this package uses
+only this module, so a second engine behaves the same; ``tests/engine`` defines "the same" and runs against
+any engine.
 
-Keys are UTF-8 bytes that were checked, times are milliseconds since the epoch. A time to live is
-measured by a clock that nobody can set; ``expires_at`` is when that will be over, as the wall clock
-shows it now. All methods are
-called from the daemon's one loop, and none of them waits for a disk or a network except ``open`` and
-``close``: ``commit`` only hands over, and its answers come through ``fileno`` and ``poll``.
+Keys are UTF-8 bytes that were checked, times are milliseconds since the epoch. A time to live is measured by
+a clock that nobody can set; ``expires_at`` is when it will be over, as the wall clock shows it now. All
+methods are called from the daemon's one loop, and none of them waits for a disk or a network except ``open``
+and ``close``: ``commit`` only hands over, and its answers come through ``fileno`` and ``poll``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from kvstore_daemon.storage.commit_stats import CommitStats
 
 
 class StoredRecord(NamedTuple):
-    """A record as an engine gives it back. ``value`` is None where only metadata was asked for."""
+    """A key's record. ``value`` is None where only metadata was asked for."""
 
     value: bytes | None
     content_type: str
@@ -55,7 +54,7 @@ class Write(NamedTuple):
     ``op`` is ``put``, ``delete``, ``incr``, ``touch``, ``persist``, ``delete_prefix`` (``key`` is then
     the prefix and ``limit`` the most it removes) or ``expire`` (the daemon's own: remove the key if it
     still has ``if_revision`` and its time has come). ``if_revision`` 0 means: must not exist. A put may have
-    one of ``ttl_ms``, ``keep_ttl`` (the moment stays that the key has) and ``expires_at``.
+    one of ``ttl_ms``, ``keep_ttl`` (the key keeps the expiry it has) and ``expires_at``.
     """
 
     op: str
@@ -75,8 +74,8 @@ class WriteRequest(NamedTuple):
 
     Independent writes succeed or fail one by one; an atomic request is applied whole, in one
     revision, or not at all. A numbered request (``client`` is not None) is applied at most once: a
-    repeat gets the first answer again. ``fingerprint`` tells a repeat from another request that uses
-    the same number, in 32 bits. ``ticket`` is the caller's and comes back with the answer.
+    repeat gets the first answer again. ``fingerprint``, 32 bits, tells a repeat from another request with
+    the same number. ``ticket`` is the caller's and comes back with the answer.
     """
 
     writes: Sequence[Write]
@@ -102,9 +101,11 @@ class WriteAnswer(NamedTuple):
 
 
 class LogPosition(NamedTuple):
-    """Where the log stands: its epoch, its floor and its head.
+    """The log's epoch, floor and head.
 
-    Every event with a revision above ``floor`` is retained; a cursor below it cannot be continued.
+    ``epoch`` names one history of one store. ``head`` is the revision of the last commit. ``floor`` is the
+    last revision that was trimmed (etcd: the compact revision), 0 if none was: the log has every event above
+    it, and none at or below it. So a cursor at the floor can be continued, and one below it cannot.
     """
 
     epoch: str
@@ -113,7 +114,7 @@ class LogPosition(NamedTuple):
 
 
 class RangePage(NamedTuple):
-    """A page of records in key order; ``next_key`` is where the next page starts, None at the end."""
+    """Records in key order; ``next_key`` is where the next page starts, None at the end."""
 
     items: list[tuple[bytes, StoredRecord]]
     next_key: bytes | None
@@ -129,19 +130,19 @@ class KeyCount(NamedTuple):
 
 
 class EventPage(NamedTuple):
-    """Events in log order. All up to ``next_revision`` were looked at, whether they matched or not;
-    ``next_revision`` equals ``position.head`` when there is no more."""
+    """Events in log order. All up to ``next_revision`` were looked at, whether they matched or not; it
+    equals ``position.head`` when there are no more."""
 
-    changes: list[StoredEvent]
+    events: list[StoredEvent]
     next_revision: int
     position: LogPosition
 
 
 class KeyHistory(NamedTuple):
-    """One key's events, newest first. ``cursor`` continues, None where the chain ends: at the
-    key's first event, or at the log's floor (``truncated`` is then true)."""
+    """One key's events, newest first. ``cursor`` continues them; it is None at the end, which is the key's
+    first event, or the log's floor (``truncated`` is then true)."""
 
-    changes: list[StoredEvent]
+    events: list[StoredEvent]
     cursor: str | None
     truncated: bool
 
@@ -164,14 +165,13 @@ class EventFilter(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Counts that an operator asks for; all are kept up to date, none is computed by a scan.
+    """Counts for an operator; all are kept up to date, none is computed by a scan.
 
     ``expiring_keys`` are those with a time to live. ``oldest_event_at`` and ``newest_event_at`` are None
-    while the log is empty. ``data_bytes`` is what the records take, ``store_bytes`` everything,
-    ``file_bytes`` that and the room inside the file that is free for what comes next.
-    ``disk_bytes`` and ``disk_free_bytes`` are those of the file system that the store is on.
-    ``writes_refused`` is the error that a write which grows the store would get now, None if it is taken.
-    ``commits`` goes on being counted while it is read. ``clock`` tells of steps of the wall clock.
+    while the log is empty. ``data_bytes`` is what the records take, ``store_bytes`` everything, and
+    ``file_bytes`` includes free room inside the file. ``disk_bytes`` and ``disk_free_bytes`` are those of the
+    store's file system. ``writes_refused`` is the error that a write which grows the store would get now,
+    None if it would be taken. ``commits`` may change while it is read.
     """
 
     keys: int
@@ -216,34 +216,33 @@ def no_such_key(key: bytes) -> KvError:
 
 
 class Engine(Protocol):
-    """What stands behind the daemon. Errors are KvErrors: ``damaged``, ``store_full``, ``unavailable``."""
+    """Stores what the daemon serves. Errors are KvErrors: ``damaged``, ``store_full``, ``unavailable``."""
 
     def open(self) -> None:
         """Open or create the store; raises KvError saying why it cannot be used."""
 
     def close(self) -> None:
-        """Finish what was handed over, make it durable, and let go of the store."""
+        """Commit what was handed over, make it durable, and let go of the store."""
 
     def fileno(self) -> int:
-        """A descriptor that is readable whenever :meth:`poll` has something to give."""
+        """A descriptor that is readable whenever :meth:`poll` has something."""
 
     def commit(self, group: Sequence[WriteRequest]) -> None:
-        """Hand over requests to be committed together, in this order. Any number of groups may be
-        under way; they are committed in the order in which they were handed over."""
+        """Hand over requests to be committed together, in this order. Groups are committed in the order in
+        which they were handed over, however many are under way."""
 
     def poll(self) -> tuple[list[StoredEvent], list[WriteAnswer]]:
         """What was committed, and what became of requests, since the last call. Never waits.
 
-        Changes come whole revisions at a time and in order, and never later than the answer to the
-        request that made them. They come from the store's own feed, so those of expiry and, on a
-        distributed engine, of other writers are among them. ``previous`` is given on an
-        expire only; :meth:`log` has it for the others.
+        Events come whole revisions at a time and in order, and never later than the answer to the request
+        that made them. Those of expiry and, on a distributed engine, of other writers are among them.
+        ``previous`` is given on an expire only; :meth:`log` has it for the others.
         """
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[StoredRecord | KvError | None], int]:
-        """The records of the first of ``keys`` from one snapshot, None for a missing or expired one
-        and a KvError for a damaged one; and the snapshot's revision. All of them unless their values
-        are large together, and at least one. Never waits for a commit."""
+        """The records of the first of ``keys`` from one snapshot, None for a missing or expired one and a
+        KvError for a damaged one; and the snapshot's revision. All of ``keys`` unless the values together
+        are large, and at least one. Never waits for a commit."""
 
     def range(
         self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
@@ -252,15 +251,14 @@ class Engine(Protocol):
         once ``max_bytes`` of values are reached, but at least one."""
 
     def count(self, start: bytes, end: bytes | None) -> KeyCount:
-        """How many keys there are in the range, or in a bounded part of it."""
+        """The number of keys in the range, or in a bounded part of it."""
 
     def log(
         self, since: int, wanted: EventFilter, limit: int, *, values: bool, previous: bool, max_bytes: int
     ) -> EventPage | LogPosition:
-        """Events with a revision above ``since``, whole revisions at a time; the LogPosition instead
-        when the log does not reach back that far, or not yet as far, or jumped over ``since`` in a restore. A
-        call looks at a bounded
-        number of events. Without ``previous`` only an expire carries its previous record."""
+        """Events with a revision above ``since``, whole revisions at a time; only the position if ``since``
+        is below the floor, above the head, or in the gap that a restore left. A call looks at a bounded
+        number of events. Without ``previous`` only an expire has its previous record."""
 
     def history(
         self,
@@ -272,22 +270,22 @@ class Engine(Protocol):
         values: bool,
         max_bytes: int,
     ) -> KeyHistory:
-        """The key's events below revision ``before``, newest first; a bounded number of steps.
-        Raises ``not_found`` if neither the key nor any event of it is there."""
+        """The key's events below revision ``before``, newest first. A call looks at a bounded number of
+        events. Raises ``not_found`` if there is neither the key nor an event of it."""
 
     def due(self, limit: int) -> tuple[list[tuple[bytes, int]], int | None]:
         """Up to ``limit`` expired keys with the revision to delete them at, and the time of the next
         expiry after those (None: nothing expires)."""
 
     def now(self) -> int:
-        """The time that a write would be stamped with; the times of :meth:`due` and ``expires_at`` are to be
+        """The time that a write would be stamped with now; what :meth:`due` returns and ``expires_at`` are
         compared with it."""
 
     def position(self) -> LogPosition:
         """Epoch, floor and head of the log, as of the last commit."""
 
     def trim(self) -> None:
-        """Hand over one bounded step of log trimming, if the retention asks for any."""
+        """Begin one bounded step of trimming the log, if the retention asks for any."""
 
     def statistics(self) -> Statistics:
         """The store's present counts."""

@@ -1,4 +1,4 @@
-"""Which engine an engine URL names."""
+"""Opening the engine that an engine URL names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ENGINES = {"lmdb": LmdbEngine}
 
 
 def open_engine(settings: DaemonSettings) -> Engine:
-    """The engine that ``settings.engine`` names, opened; raises KvError saying why it cannot be."""
+    """Open the engine that ``settings.engine`` names; raises KvError saying why it cannot be used."""
     scheme, colon, rest = settings.engine.partition(":")
     engine_class = ENGINES.get(scheme)
     if engine_class is None or not colon or rest:

@@ -1,5 +1,5 @@
-"""What a write does to a record: conditions, versions, counters, times. Pure, and the same on
-every engine."""
+"""What a write does to a record: conditions, versions, counters, times. Without I/O, and the same on every
+engine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _INTEGER = re.compile(rb"-?[0-9]{1,19}")
 _INT64 = 2**63
 
 GROWING = frozenset(("put", "incr", "touch", "persist"))
-"""The ops that a full store refuses; the others make room."""
+"""The ops that a full store refuses."""
 
 NEEDS_VALUE = frozenset(("incr", "touch", "persist", "expire"))
-"""The ops whose plan, or whose event, has the present value."""
+"""The ops that need the present value, for the new one or for the event."""
 
 
-Plan = tuple[str | None, StoredRecord | None, dict[str, Any]]
-"""The event to record (None if nothing changes), the record it leaves, and the reply's fields.
-A bare tuple, since one is made with every write."""
+PlannedWrite = tuple[str | None, StoredRecord | None, dict[str, Any]]
+"""The event's op (None if nothing changes), the record it leaves, and the reply's fields. A bare tuple, since
+one is made with every write."""
 
 
-def plan(write: Write, current: StoredRecord | None, revision: int, now: int) -> Plan:
+def plan(write: Write, current: StoredRecord | None, revision: int, now: int) -> PlannedWrite:
     """What ``write`` comes to when it is committed at ``revision``.
 
     ``current`` is the live record, None where there is none. Raises KvError if the write cannot be
@@ -51,7 +51,7 @@ def _check_condition(write: Write, current: StoredRecord | None) -> None:
     raise KvError("condition_failed", f"{message}: read it again and retry", revision=found)
 
 
-def _put(write: Write, current: StoredRecord | None, revision: int, now: int) -> Plan:
+def _put(write: Write, current: StoredRecord | None, revision: int, now: int) -> PlannedWrite:
     if write.ttl_ms is not None:
         expires_at: int | None = _end(now, write.ttl_ms)
     elif write.keep_ttl:
@@ -62,7 +62,7 @@ def _put(write: Write, current: StoredRecord | None, revision: int, now: int) ->
 
 
 def _end(now: int, ttl_ms: int) -> int:
-    """When a time to live that begins now is over; raises ``bad_request`` where no date could say it."""
+    """When a time to live that begins now is over; raises ``bad_request`` beyond the last date."""
     end = now + ttl_ms
     if end > MAX_MOMENT:
         raise KvError("bad_request", "ttl ends beyond the year 9999; take a shorter one, or none")
@@ -76,7 +76,7 @@ def _store(
     revision: int,
     now: int,
     expires_at: int | None,
-) -> Plan:
+) -> PlannedWrite:
     created, version = (revision, 1) if current is None else (current.create_revision, current.version + 1)
     record = StoredRecord(value, content_type, revision, created, version, now, expires_at)
     return "put", record, _result(record)
@@ -90,7 +90,7 @@ def _result(record: StoredRecord) -> dict[str, Any]:
     return result
 
 
-def _incr(write: Write, current: StoredRecord | None, revision: int, now: int) -> Plan:
+def _incr(write: Write, current: StoredRecord | None, revision: int, now: int) -> PlannedWrite:
     if current is None:
         return _count(write.by, TEXT_CONTENT_TYPE, current, revision, now)
     value = current.value or b""
@@ -99,7 +99,9 @@ def _incr(write: Write, current: StoredRecord | None, revision: int, now: int) -
     return _count(int(value) + write.by, current.content_type, current, revision, now)
 
 
-def _count(total: int, content_type: str, current: StoredRecord | None, revision: int, now: int) -> Plan:
+def _count(
+    total: int, content_type: str, current: StoredRecord | None, revision: int, now: int
+) -> PlannedWrite:
     if not -_INT64 <= total < _INT64:
         raise KvError("out_of_range", f"the result {total} does not fit a signed 64-bit integer")
     expires_at = None if current is None else current.expires_at
@@ -107,19 +109,19 @@ def _count(total: int, content_type: str, current: StoredRecord | None, revision
     return op, record, {"value": total, **result}
 
 
-def _touch(write: Write, current: StoredRecord | None, revision: int, now: int) -> Plan:
+def _touch(write: Write, current: StoredRecord | None, revision: int, now: int) -> PlannedWrite:
     return _set_expiry(_existing(write, current), revision, _end(now, write.ttl_ms or 0))
 
 
-def _persist(write: Write, current: StoredRecord | None, revision: int, _now: int) -> Plan:
+def _persist(write: Write, current: StoredRecord | None, revision: int, _now: int) -> PlannedWrite:
     found = _existing(write, current)
     if found.expires_at is None:
         return None, None, _result(found)
     return _set_expiry(found, revision, None)
 
 
-def _set_expiry(found: StoredRecord, revision: int, expires_at: int | None) -> Plan:
-    # version and modified_at speak of the value, which stays as it is
+def _set_expiry(found: StoredRecord, revision: int, expires_at: int | None) -> PlannedWrite:
+    # version and modified_at are those of the value, which does not change
     record = found._replace(revision=revision, expires_at=expires_at)
     return "put", record, _result(record)
 
@@ -130,14 +132,14 @@ def _existing(write: Write, current: StoredRecord | None) -> StoredRecord:
     return current
 
 
-def _delete(write: Write, current: StoredRecord | None, revision: int, _now: int) -> Plan:
+def _delete(write: Write, current: StoredRecord | None, revision: int, _now: int) -> PlannedWrite:
     _existing(write, current)
     return "delete", None, {"revision": revision, "deleted": 1}
 
 
-def _expire(write: Write, current: StoredRecord | None, _revision: int, now: int) -> Plan:
+def _expire(write: Write, current: StoredRecord | None, _revision: int, now: int) -> PlannedWrite:
     if current is None or current.revision != write.if_revision or (current.expires_at or now + 1) > now:
-        return None, None, {}  # it was changed since the daemon saw it
+        return None, None, {}  # it has changed since the daemon saw it
     return "expire", None, {}
 
 

@@ -1,8 +1,8 @@
-"""A new store: all of it is there and on disk, or nothing is.
+"""Making an empty store: all of it is there and on disk, or nothing is.
 
-It is made under another name, with all its tables in one transaction, and then takes its own. Whatever
-ends the process in between, the next start finds no store and makes one; no half of a store is ever met,
-neither by a daemon nor by ``kvstore check``.
+It is made under another name, with all its tables in one transaction, and then renamed. If the process ends
+in between, the next start finds no store and makes one; neither a daemon nor ``kvstore check`` ever meets
+half a store.
 """
 
 from __future__ import annotations
@@ -16,35 +16,33 @@ import lmdb
 from kvstore_core.errors import KvError
 from kvstore_core.process.files import sync_folder, sync_folders_up
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
-from kvstore_daemon.storage.offline.verify import TABLES
-
-FORMAT = 2
+from kvstore_daemon.storage.lmdb_store.schema import FORMAT, TABLES
 
 DRAFT = "new.mdb"
-"""The name of a file that is to become the store's; one that is left over is worth nothing."""
+"""The name of a file that is to become the store's; a leftover one may be removed."""
 
 _MAP_BYTES = 1 << 20
 
 
 def new_epoch() -> str:
-    """A name for a history that no other has."""
+    """A name that no other history has."""
     return secrets.token_hex(8)
 
 
 def ensure_store(folder: Path) -> None:
     """Make the store's folder and an empty store in it, unless there is one; durably, names included.
 
-    To be called by the folder's owner. Raises KvError, and then leaves no store behind.
+    The caller holds the folder's lock. Raises KvError, and then leaves no store behind.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = folder / DRAFT
         draft.unlink(missing_ok=True)
         if not (folder / "data.mdb").exists():
-            # before there is a store in it: a start that finds one need not look at the folders above
+            # before there is a store in it, so that a start that finds one need not look at folders above
             sync_folders_up(folder)
             _create(draft, folder / "data.mdb")
-        # also of one that is there: its maker may have been killed before this
+        # also for a store that was there: its maker may have been killed before this
         sync_folder(folder)
     except (OSError, lmdb.Error) as error:
         raise _refused(folder, error) from error
@@ -69,7 +67,7 @@ def _create(draft: Path, file: Path) -> None:
                 txn.put(b"format", b"%d" % FORMAT, db=meta)
                 txn.put(b"epoch", new_epoch().encode(), db=meta)
             env.sync(True)
-        # a table of readers that is left from another store must not speak of this one
+        # a lock file left from another store lists readers of that one
         file.with_name("lock.mdb").unlink(missing_ok=True)
         draft.replace(file)
     except BaseException:

@@ -1,8 +1,8 @@
-"""Errors of files and of LMDB, told so that whoever reads them does the right thing.
+"""Errors of files and of LMDB, as KvErrors that say what to do.
 
-Only what LMDB found wrong with the bytes themselves is called damage: whoever is told to restore a backup
-throws away what is there. A disk that fails, a file that may not be opened, descriptors that ran out take
-nothing from the store, and are told with the advice that cures them. Of an error that may have either cause,
+Only what LMDB finds wrong with the bytes themselves is called damage, since people who are told to restore a
+backup throw away what is there. A failing disk, a file that may not be opened, a lack of descriptors take
+nothing from the store: each gets the advice that cures it. For an error that may have either cause,
 ``kvstore check`` finds out which it is.
 """
 
@@ -24,10 +24,10 @@ _DAMAGE = (
     lmdb.VersionMismatchError,
     lmdb.IncompatibleError,  # a table's flags are not those that it was made with
 )
-"""What LMDB says of bytes that it never wrote.
+"""What LMDB raises for bytes that it never wrote.
 
-Not among them: MDB_CURSOR_FULL, MDB_PAGE_FULL, MDB_PROBLEM and MDB_BAD_TXN, which follow a damaged page too,
-but also a fault of the program; and all limits. Whatever LMDB or py-lmdb may add is not damage either.
+MDB_CURSOR_FULL, MDB_PAGE_FULL, MDB_PROBLEM and MDB_BAD_TXN are not among them: they follow a damaged page,
+but also a fault of the program. Limits are not damage, nor is anything that LMDB or py-lmdb may add.
 """
 
 _UNCLEAR = (
@@ -43,14 +43,14 @@ _CODES = {
 
 
 def errno_of(error: Exception) -> int:
-    """The system's number for what went wrong; 0 where it was not the system that said no."""
+    """The error's errno; 0 if it is not an error of the system."""
     number = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
     return number if isinstance(number, int) and number > 0 else 0
 
 
 def is_damage(error: Exception) -> bool:
     """Whether LMDB says that the file's content is not what it should be."""
-    # a version that no LMDB in py-lmdb knows is refused by py-lmdb itself, with an error of no class
+    # a version that py-lmdb's LMDB does not know is refused by py-lmdb itself, with a plain lmdb.Error
     return isinstance(error, _DAMAGE) or (type(error) is lmdb.Error and "LMDB data format" in str(error))
 
 
@@ -61,7 +61,7 @@ def file_error(path: Path, error: OSError | lmdb.Error) -> KvError:
     if is_damage(error):
         return KvError("damaged", f"{path} is damaged: {reason}; restore a backup")
     if number in (errno.EACCES, errno.EPERM):
-        return KvError("not_allowed", f"{path} cannot be opened: {reason}; {_for_its_user(path)}")
+        return KvError("not_allowed", f"{path} cannot be opened: {reason}; {_permission_advice(path)}")
     code, advice = _CODES.get(number, "internal"), cure(number) or cure(errno.EIO)
     if number in (0, errno.EINVAL, errno.ENOENT):
         code, advice = _UNCLEAR
@@ -72,7 +72,7 @@ def file_error(path: Path, error: OSError | lmdb.Error) -> KvError:
     return KvError(code, f"{path} cannot be used: {reason}; {advice}")
 
 
-def _for_its_user(path: Path) -> str:
+def _permission_advice(path: Path) -> str:
     user = os.geteuid()
     try:
         owner = path.stat().st_uid

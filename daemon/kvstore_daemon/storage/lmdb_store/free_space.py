@@ -1,4 +1,4 @@
-"""Room on the disk and in the store: when to refuse writes, so that deletes still find some."""
+"""Room on the disk and in the store: when to refuse writes so that deletes still find some."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _LOG_SHARE = 4
 
 
 class Disk(NamedTuple):
-    """A file system: its size, and what of it can still be written, in bytes."""
+    """A file system's size, and what can still be written to it, in bytes."""
 
     size: int
     free: int
 
 
 class FreeSpace:
-    """Says whether the store may grow. Used by the writer's thread only, but for :meth:`disk`,
+    """Decides whether the store may grow. Used by the writer's thread only, except :meth:`disk`,
     :meth:`log_bytes` and :meth:`shortage`.
 
-    A delete needs room too, because pages are copied before they are changed. On a disk that is
-    full it would find none; so a file of ballast lies beside the store, and is given up for it.
+    A delete needs room too, because pages are copied before they are changed. On a full disk it would find
+    none, so there is a ballast file beside the store, which is removed when a delete needs its room.
 
     Where the system cannot say how much room there is, writes are let through: LMDB will find out.
     """
@@ -44,8 +44,8 @@ class FreeSpace:
         self._is_silent = False
 
     def prepare(self) -> None:
-        """Lay the ballast down if it is not there and the disk has room to spare."""
-        disk = self._looked_at()
+        """Make the ballast file if it is missing and the disk has room to spare."""
+        disk = self._measure()
         if disk is None or disk.free < 4 * _reserve(disk) or self._ballast.exists():
             return
         try:
@@ -59,7 +59,7 @@ class FreeSpace:
             self.release()
 
     def release(self) -> bool:
-        """Give the ballast's room to the store; whether there was any."""
+        """Give the ballast's room to the store; whether there was a ballast."""
         try:
             self._ballast.unlink()
         except OSError:
@@ -68,10 +68,10 @@ class FreeSpace:
         return True
 
     def refusal(self, file_bytes: int, used_bytes: Callable[[], int]) -> KvError | None:
-        """The ``store_full`` with which a write that grows the store is refused, None if it may.
+        """The ``store_full`` for writes that grow the store, None if they may.
 
-        ``file_bytes`` is the size of the store's file, and ``used_bytes`` says how much of it holds
-        something, which is asked for only where it matters. Lays the ballast down again once there is room.
+        ``file_bytes`` is the size of the store's file, and ``used_bytes`` gives how much of it is in use; it
+        is called only where that matters. Makes the ballast again once there is room.
         """
         refusal = self.shortage(file_bytes, used_bytes)
         if refusal is None and not self._ballast.exists():
@@ -79,7 +79,7 @@ class FreeSpace:
         return refusal
 
     def shortage(self, file_bytes: int, used_bytes: Callable[[], int]) -> KvError | None:
-        """The same, and nothing else happens."""
+        """What :meth:`refusal` returns; never makes the ballast."""
         if file_bytes >= self._max_store_bytes and (used := used_bytes()) >= self._max_store_bytes:
             return KvError(
                 "store_full",
@@ -87,15 +87,15 @@ class FreeSpace:
                 "shorten the log (--retain-bytes), or restart with a larger --max-store-bytes",
                 limit=self._max_store_bytes,
             )
-        disk = self._looked_at()
+        disk = self._measure()
         if disk is None or disk.free >= _reserve(disk):
             return None
-        # what was deleted leaves free pages inside the file, which are room as well
+        # deletes leave free pages inside the file, which are room as well
         return self.disk_full() if disk.free + file_bytes - used_bytes() < _reserve(disk) else None
 
     def is_used_up(self) -> bool:
         """Whether the disk has practically nothing left."""
-        disk = self._looked_at()
+        disk = self._measure()
         return disk is not None and disk.free < USED_UP_BYTES
 
     def disk_full(self) -> KvError:
@@ -105,18 +105,18 @@ class FreeSpace:
         )
 
     def log_bytes(self, retained: int) -> int:
-        """How large the log may be where ``--retain-bytes`` allows ``retained``: a quarter of what the disk,
-        or the store, can hold at most. On a small disk it would take all the room there is otherwise, and
-        deleting keys would give none back: the log keeps what they held."""
-        disk = self._looked_at()
+        """How large the log may be if ``--retain-bytes`` allows ``retained``: at most a quarter of what the
+        disk, or the store, can hold. On a small disk it would take all the room otherwise, and deleting keys
+        would give none back, since the log keeps their values."""
+        disk = self._measure()
         bounds = [self._max_store_bytes] if disk is None else [self._max_store_bytes, disk.size]
         return min(retained, min(bounds) // _LOG_SHARE)
 
     def disk(self) -> Disk:
-        """The file system that the store is on, as it was last seen; zeros where it never was."""
-        return self._looked_at() or self._disk or Disk(0, 0)
+        """The store's file system as last seen; zeros if it never was."""
+        return self._measure() or self._disk or Disk(0, 0)
 
-    def _looked_at(self) -> Disk | None:
+    def _measure(self) -> Disk | None:
         try:
             disk = os.statvfs(self._folder)
         except OSError as error:
@@ -130,5 +130,5 @@ class FreeSpace:
 
 
 def _reserve(disk: Disk) -> int:
-    """What is kept free for deletes: less on a disk so small that this would be most of it."""
+    """The bytes kept free for deletes: less on a disk so small that they would be most of it."""
     return min(BALLAST_BYTES, disk.size // _RESERVED_SHARE)

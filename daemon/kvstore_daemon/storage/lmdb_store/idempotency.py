@@ -1,8 +1,8 @@
-"""The last reply of every client that numbers its writes, kept with the data it speaks of.
+"""The last reply of every client that numbers its writes, kept beside the data.
 
-A row is written in the transaction that applied the request, so either both are there after a crash
-or neither is. Rows are forgotten ``KEPT_MINUTES`` after their last use, a few with every commit. ``now`` is
-what :meth:`kvstore_daemon.storage.clock.StoreClock.running` gives: no wrong date may make a repeat a new
+A row is written in the transaction that applies the request, so after a crash either both are there or
+neither is. Rows are forgotten ``KEPT_MINUTES`` after their last use, a few with every commit. ``now`` is
+what :meth:`kvstore_daemon.storage.clock.StoreClock.running` gives: a wrong date must not make a repeat a new
 request.
 """
 
@@ -19,6 +19,7 @@ import orjson
 
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import WriteAnswer, WriteRequest
+from kvstore_daemon.storage.lmdb_store.tables import Tables
 
 KEPT_MINUTES = 10
 
@@ -26,7 +27,7 @@ KEPT_MINUTES = 10
 _ROW = struct.Struct(">QIQ")
 _MINUTE = struct.Struct(">Q")
 
-# how many clients' last numbers are held in memory; more are looked up
+# the clients whose last numbers are held in memory; those of others are looked up
 _REMEMBERED = 10_000
 
 _REFUSED_SECONDS = 60.0
@@ -44,13 +45,13 @@ class IdempotencyTable:
     """The tables ``clients`` (client -> row) and ``client_ages`` (minute -> clients); used by the
     writer's thread only.
 
-    The last numbers of clients are held in memory as well: with them a request that is new, as most
-    are, is known to be so without a look into the table.
+    The last numbers of clients are held in memory as well, so that a new request, as most are, is known to
+    be new without a look into the table.
     """
 
-    def __init__(self, env: lmdb.Environment) -> None:
-        self._clients = env.open_db(b"clients")
-        self._ages = env.open_db(b"client_ages", dupsort=True)
+    def __init__(self, tables: Tables) -> None:
+        self._clients = tables.clients
+        self._ages = tables.client_ages
         self._last: dict[bytes, _Last] = {}
         self._refused: dict[bytes, tuple[_Last, WriteAnswer, float]] = {}
         self._newly_refused: list[bytes] = []
@@ -58,7 +59,7 @@ class IdempotencyTable:
 
     @contextlib.contextmanager
     def remembering(self) -> Iterator[None]:
-        """Enclose a transaction with this: what is in memory must not outlive one that failed."""
+        """Enclose a transaction: what it put into memory is dropped if it fails."""
         self._newly_refused.clear()
         try:
             yield
@@ -106,10 +107,7 @@ class IdempotencyTable:
     def keep(
         self, txn: lmdb.Transaction[bytes], request: WriteRequest, answer: WriteAnswer, now: int
     ) -> None:
-        """Remember the answer.
-
-        Of a refusal for want of room nothing is written, since there is none: it is held in memory.
-        """
+        """Remember the answer. A refusal for want of room is held in memory only, since there is no room."""
         if _is_refused(answer):
             self.keep_refusal(request, answer)
             return
@@ -122,27 +120,27 @@ class IdempotencyTable:
         if len(self._last) >= _REMEMBERED:
             self._last.clear()
         last = self._last[client] = _Last(request.seq, request.fingerprint, minute)
-        # not over the row before, which may be larger: see WriteTransaction
+        # not over the row before, which may take more pages: see WriteTransaction
         txn.delete(client, db=self._clients)
         txn.put(client, _ROW.pack(*last) + _encode(answer), db=self._clients)
 
     def keep_refusal(self, request: WriteRequest, answer: WriteAnswer) -> None:
-        """Remember that a request was refused, and nothing of it applied.
+        """Remember that a request was refused and nothing of it applied, for a minute.
 
-        Its client was told so: a copy of it that comes late must not be applied after all. For a minute, or
-        until the daemon stops, which ends the connections that such a copy could be waiting in; somebody
-        who asks again later means it.
+        Its client was told so, and a late copy of it must not be applied after all. A stop of the daemon ends
+        that too, but also the connections in which a copy could wait; and who asks again after a minute means
+        it.
         """
         client = _name(request)
         if len(self._refused) >= _REMEMBERED:
             self._refused.pop(next(iter(self._refused)))
         last = _Last(request.seq, request.fingerprint, 0)
-        self._refused.pop(client, None)  # so that the dictionary is in the order of their times
+        self._refused.pop(client, None)  # keeps the dictionary in the order of the times
         self._refused[client] = (last, answer._replace(ticket=None), time.monotonic() + _REFUSED_SECONDS)
         self._newly_refused.append(client)
 
     def forget(self, txn: lmdb.Transaction[bytes], now: int, budget: int) -> None:
-        """Drop up to ``budget`` rows that were not used for ``KEPT_MINUTES``."""
+        """Drop up to ``budget`` rows that have not been used for ``KEPT_MINUTES``."""
         oldest = max(0, now // 60_000 - KEPT_MINUTES)
         if oldest == self._forgotten_before:
             return
@@ -163,7 +161,7 @@ def _name(request: WriteRequest) -> bytes:
 
 
 def _is_refused(answer: WriteAnswer) -> bool:
-    """Whether nothing was applied, for reasons that may pass."""
+    """Whether nothing was applied, for a reason that may pass."""
     if answer.error is not None:
         return answer.error.row.retryable
     for result in answer.results or ():

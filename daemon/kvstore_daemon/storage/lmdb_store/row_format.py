@@ -1,7 +1,7 @@
-"""The rows of the local store, with their checksums. Pure bytes to values and back.
+"""The rows of the store and their checksums: values to bytes and back, without I/O.
 
-A checksum covers the row's key as well, so that a row which landed under another key is noticed.
-All numbers are big-endian. ``DamageError`` is raised by every decoder that meets a row it cannot trust.
+A checksum covers the row's key as well, so that a row which landed under another key is noticed. All numbers
+are big-endian. A decoder that meets a row it cannot trust raises ``DamageError``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import struct
 from typing import NamedTuple
 from zlib import crc32
 
+from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import StoredEvent, StoredRecord
 
 Buffer = bytes | memoryview
@@ -18,23 +19,23 @@ OPS = ("put", "delete", "expire")
 _OP_CODES = {op: code for code, op in enumerate(OPS)}
 _PUT = bytes((_OP_CODES["put"],))
 
-# a named tuple's own __new__ takes twice as long, 0.24 us, and one is made with every read
+# a named tuple's own __new__ takes twice as long, and one is made with every read
 _new_tuple = tuple.__new__
 
 _CRC = struct.Struct(">I")
-# the envelope, which would be the same on every engine: format u8, modified_at u64, expires_at u64 (0: none),
-# length of the media type u8; then the media type (ASCII) and the value. Revisions are no part of it, since a
+# what every engine would store with a value: format u8, modified_at u64, expires_at u64 (0: none), length of
+# the media type u8; then the media type (ASCII) and the value. Revisions are not part of it, since a
 # distributed engine learns them only when a commit is done
 _VALUE_FORMAT = 1
 _VALUE_HEAD = "BQQB"
-# revision u64, index u32, create_revision u64, version u64; then the envelope
+# revision u64, index u32, create_revision u64, version u64; then the value's head
 _RECORD = struct.Struct(">QIQQ" + _VALUE_HEAD)
 _SEALED_RECORD = struct.Struct(">IQIQQ" + _VALUE_HEAD)
-# op u8, count u32, time u64, place of the preceding event, key length u16, record length u32;
+# op u8, count u32, time u64, id of the key's event before, key length u16, record length u32;
 # then the key, the record without its checksum (puts), the previous record without its (if inline)
 _EVENT = struct.Struct(">BIQ12sHI")
-_PLACE = struct.Struct(">QI")
-_POSITION = struct.Struct(">QQQQ")
+_EVENT_ID = struct.Struct(">QI")
+_COUNTERS = struct.Struct(">QQQQ")
 
 
 class DamageError(ValueError):
@@ -42,29 +43,50 @@ class DamageError(ValueError):
 
 
 class EventId(NamedTuple):
-    """Where an event stands in the log; (0, 0) is nowhere."""
+    """An event's revision, and its index within the events of that revision."""
 
     revision: int
-    index: int  # type: ignore[assignment]
+    index: int  # type: ignore[assignment] # tuple.index is of no use here
 
     def encode(self) -> bytes:
-        """The log's key for this place; its byte order is the log's order."""
-        return _PLACE.pack(*self)
+        """The event's key in the log; its byte order is the log's order."""
+        return _EVENT_ID.pack(*self)
 
     @classmethod
     def decode(cls, data: Buffer) -> EventId:
-        """The place that :meth:`encode` wrote."""
-        return cls(*_PLACE.unpack(data))
+        """The id that :meth:`encode` wrote."""
+        return cls(*_EVENT_ID.unpack(data))
 
 
 NO_EVENT = EventId(0, 0)
+"""Where an event is meant to be named and there is none."""
 
-encode_place = _PLACE.pack
-"""The bytes of ``EventId(revision, index).encode()``, without making the place."""
+encode_event_id = _EVENT_ID.pack
+"""The bytes of ``EventId(revision, index).encode()``, without making the tuple."""
+
+
+def damaged_record(key: bytes, damage: DamageError) -> KvError:
+    """The ``damaged`` that names the key of a record, which is never given out as data."""
+    name = key.decode(errors="replace")
+    return KvError(
+        "damaged",
+        f"the record of {name!r} is damaged ({damage}); put or delete it, or restore a backup",
+        key=name,
+    )
+
+
+def damaged_event(event_id: EventId, damage: DamageError) -> KvError:
+    """The ``damaged`` that names the revision of an event."""
+    return KvError(
+        "damaged",
+        f"the event at revision {event_id.revision} is damaged ({damage}); restore a backup",
+        revision=event_id.revision,
+    )
 
 
 class LogCounters(NamedTuple):
-    """The log's counters, kept in one row that every commit rewrites."""
+    """The log's counters, in one row that every commit rewrites. ``head`` and ``floor`` are those of
+    :class:`kvstore_daemon.storage.interface.LogPosition`, ``size`` is in bytes."""
 
     head: int
     floor: int
@@ -73,19 +95,19 @@ class LogCounters(NamedTuple):
 
     def encode(self) -> bytes:
         """The row's bytes."""
-        return _POSITION.pack(*self)
+        return _COUNTERS.pack(*self)
 
     @classmethod
     def decode(cls, data: Buffer) -> LogCounters:
         """The counters that :meth:`encode` wrote."""
-        return cls(*_POSITION.unpack(data))
+        return cls(*_COUNTERS.unpack(data))
 
 
 def record_body(stored: StoredRecord, index: int) -> bytes:
     """A record without its checksum; ``index`` is its event's index within the revision."""
     value, content_type, revision, create_revision, version, modified_at, expires_at = stored
     kind = content_type.encode("ascii")
-    # one pack for the row's head and the envelope's; two of them take half as long again
+    # one pack for the heads of row and value, since this is done with every put
     head = _RECORD.pack(
         revision, index, create_revision, version, _VALUE_FORMAT, modified_at, expires_at or 0, len(kind)
     )
@@ -93,13 +115,13 @@ def record_body(stored: StoredRecord, index: int) -> bytes:
 
 
 def checksum(key: Buffer, body: Buffer) -> int:
-    """What guards a record, in its data row and, as a part of the event's own, in its log row."""
+    """A record's checksum: that of its data row, and a part of the checksum of its log row."""
     return crc32(body, crc32(key))
 
 
-def encode_record(body: bytes, sum_: int) -> bytes:
-    """The data row of the record in ``body``, whose checksum is ``sum_``."""
-    return _CRC.pack(sum_) + body
+def encode_record(body: bytes, record_sum: int) -> bytes:
+    """The data row of the record in ``body``, whose checksum is ``record_sum``."""
+    return _CRC.pack(record_sum) + body
 
 
 def decode_body(key: Buffer, data: Buffer) -> Buffer:
@@ -110,9 +132,9 @@ def decode_body(key: Buffer, data: Buffer) -> Buffer:
     return body
 
 
-def record_place(data: Buffer) -> bytes:
-    """The place, encoded, of the event that made the record in a data row; not verified."""
-    return bytes(data[_CRC.size : _CRC.size + _PLACE.size])
+def record_event_id(data: Buffer) -> bytes:
+    """The encoded id of the event that made the record in a data row; not verified."""
+    return bytes(data[_CRC.size : _CRC.size + _EVENT_ID.size])
 
 
 def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> StoredRecord:
@@ -141,7 +163,7 @@ def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> StoredRec
 
 
 def _decode_body(body: Buffer, *, value: bool) -> StoredRecord:
-    """The record in a log row, whose checksum was verified."""
+    """A record that is part of a log row, whose checksum was verified."""
     try:
         revision, _, create_revision, version, form, modified_at, expires_at, kind_length = (
             _RECORD.unpack_from(body)
@@ -149,7 +171,7 @@ def _decode_body(body: Buffer, *, value: bool) -> StoredRecord:
     except struct.error as error:
         raise DamageError(str(error)) from error
     if form != _VALUE_FORMAT:
-        raise DamageError(f"the envelope has the unknown format {form}")
+        raise DamageError(f"the value has the unknown format {form}")
     value_at = _RECORD.size + kind_length
     return StoredRecord(
         bytes(body[value_at:]) if value else None,
@@ -163,28 +185,26 @@ def _decode_body(body: Buffer, *, value: bool) -> StoredRecord:
 
 
 def encode_event(
-    change: StoredEvent, place: bytes, before: bytes, record: bytes, record_sum: int, inline: Buffer
+    event: StoredEvent, event_id: bytes, before: bytes, record: bytes, record_sum: int, inline: Buffer
 ) -> bytes:
-    """The log row of a change that stands at ``place``.
+    """The log row of ``event``, whose encoded id is ``event_id``.
 
-    ``before`` is the place of the key's preceding event; both are encoded. ``record`` is the body of
-    the new record, empty where there is none, and ``record_sum`` its checksum; ``inline`` the body of
-    the record it replaced, where that is to be kept within this row instead of being looked up at
-    ``before``.
+    ``before`` is the encoded id of the key's event before. ``record`` is the body of the new record, empty if
+    there is none, and ``record_sum`` its checksum. ``inline`` is the body of the record it replaced, if that
+    is to be kept in this row instead of being looked up at ``before``.
     """
-    key = change.key
-    head = _EVENT.pack(_OP_CODES[change.op], change.count, change.time, before, len(key), len(record))
-    return b"".join((_CRC.pack(_event_sum(record_sum, place, head, inline)), head, key, record, inline))
+    key = event.key
+    head = _EVENT.pack(_OP_CODES[event.op], event.count, event.time, before, len(key), len(record))
+    return b"".join((_CRC.pack(_event_sum(record_sum, event_id, head, inline)), head, key, record, inline))
 
 
-def _event_sum(record_sum: int, place: bytes, head: Buffer, inline: Buffer) -> int:
-    # goes on from the record's checksum, so that a value is not summed up a second time: 1 ms for 1 MiB
-    return crc32(inline, crc32(head, crc32(place, record_sum)))
+def _event_sum(record_sum: int, event_id: bytes, head: Buffer, inline: Buffer) -> int:
+    # continues the record's checksum, so that a large value is not summed up twice
+    return crc32(inline, crc32(head, crc32(event_id, record_sum)))
 
 
 def event_time(data: Buffer) -> int:
-    """When the event in a log row happened, not verified: good enough to say how old it is, and
-    asked with every commit."""
+    """When the event in a log row happened; not verified, since every commit asks how old the log is."""
     time: int = _EVENT.unpack_from(data, _CRC.size)[2]
     return time
 
@@ -198,22 +218,21 @@ def event_key(data: Buffer) -> bytes:
 
 
 def is_put(data: Buffer) -> bool:
-    """Whether the event in a log row is a put, not verified: nothing but its row has to go when it is
-    trimmed."""
+    """Whether the event in a log row is a put; not verified."""
     return data[_CRC.size : _CRC.size + 1] == _PUT
 
 
 class LogRow(NamedTuple):
-    """A log row, its checksum verified and its records still undecoded.
+    """A log row, its checksum verified and its records still encoded.
 
-    ``before`` is the place of the key's preceding event, and ``inline`` says that the record it left
-    is kept in this row. ``count`` is how many events share the revision, this one included.
+    ``before`` is the id of the key's event before; where the record it left is kept in this row, ``inline``
+    is that record. ``count`` is how many events share the revision.
     """
 
     op: str
     key: bytes
-    place: EventId
-    count: int  # type: ignore[assignment]
+    event_id: EventId
+    count: int  # type: ignore[assignment] # as in EventId
     time: int
     before: EventId
     record: Buffer
@@ -224,12 +243,12 @@ class LogRow(NamedTuple):
         return _decode_body(self.record, value=value) if self.record else None
 
     def inline_previous(self, *, value: bool = True) -> StoredRecord | None:
-        """The record that the change replaced, if it is kept here."""
+        """The record that the event replaced, if it is kept here."""
         return _decode_body(self.inline, value=value) if self.inline else None
 
 
-def decode_event(place: EventId, data: Buffer) -> LogRow:
-    """The log row at ``place``."""
+def decode_event(event_id: EventId, data: Buffer) -> LogRow:
+    """The log row of the event ``event_id``."""
     try:
         (crc,) = _CRC.unpack_from(data)
         code, count, time, before, key_length, record_length = _EVENT.unpack_from(data, _CRC.size)
@@ -239,10 +258,10 @@ def decode_event(place: EventId, data: Buffer) -> LogRow:
     record_at = key_at + key_length
     inline_at = record_at + record_length
     key, record, inline = bytes(data[key_at:record_at]), data[record_at:inline_at], data[inline_at:]
-    if crc != _event_sum(checksum(key, record), place.encode(), data[_CRC.size : key_at], inline):
+    if crc != _event_sum(checksum(key, record), event_id.encode(), data[_CRC.size : key_at], inline):
         raise DamageError("the checksum does not match")
     try:
         op = OPS[code]
     except IndexError as error:
         raise DamageError(f"there is no event with the code {code}") from error
-    return LogRow(op, key, place, count, time, EventId.decode(before), record, inline)
+    return LogRow(op, key, event_id, count, time, EventId.decode(before), record, inline)

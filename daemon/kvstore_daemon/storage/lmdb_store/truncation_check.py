@@ -1,7 +1,7 @@
-"""Whether the store's file is all there, found out before LMDB reads beyond its end.
+"""Whether the store's file is complete, checked before LMDB reads beyond its end.
 
-LMDB maps the file, so a page that an interrupted copy left out is no error to it: the system ends the
-process (SIGBUS), and an empty file is a new store.
+LMDB maps the file, so a page that an interrupted copy left out is not an error to it: the system kills the
+process (SIGBUS). And an empty file it takes for a new store.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ environment.copyfd(os.open(os.devnull, os.O_WRONLY), compact=True)
 
 
 def refuse_no_store(folder: Path) -> None:
-    """Raise ``damaged`` if what is at ``folder`` was never or is no longer a store. To be called before
-    LMDB opens it."""
+    """Raise ``damaged`` if ``folder`` is a file, or its store was emptied. To be called before LMDB opens
+    it."""
     if folder.exists() and not folder.is_dir():
         raise KvError("damaged", f"{folder} is a file; it must be the folder that holds the store")
     file = folder / "data.mdb"
@@ -35,18 +35,18 @@ def refuse_no_store(folder: Path) -> None:
         )
 
 
-def refuse_part(folder: Path, environment: lmdb.Environment) -> None:
+def refuse_truncated(folder: Path, environment: lmdb.Environment) -> None:
     """Raise ``damaged`` if the end of the file is missing. To be called before anything is read.
 
-    A file may well be shorter than its pages: those that a transaction took and gave back are never
-    written. So a short one is walked through, in a process that may be ended for it.
+    A sound file may be shorter than its pages, since those that a transaction took and gave back are never
+    written. So all pages of a short one are read, in a process that may be killed for it.
     """
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     size = (folder / "data.mdb").stat().st_size
     if size >= expected:
         return
     command = [sys.executable, "-c", _WALK, os.fspath(folder)]
-    walk = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - nobody else's words
+    walk = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - our own command
     if walk.returncode != 0:
         raise KvError(
             "damaged",

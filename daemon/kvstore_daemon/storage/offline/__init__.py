@@ -1,1 +1,1 @@
-"""What is done to a store from outside of the daemon: backup, restore, compaction, checks."""
+"""Work on a store from outside the daemon: backup, restore, compaction, checks."""

@@ -1,8 +1,8 @@
-"""A backup: LMDB's compact copy of a store at one revision, and a trailer that says and proves what it is.
+"""A backup: LMDB's compact copy of a store at one revision, and a trailer that describes and verifies it.
 
 Layout: the image, which LMDB can open in place; the trailer, a JSON object; the footer: the SHA-256 of the
 trailer (32 bytes), its length (u32, big-endian), the format's version (u32), the magic (8 bytes). The
-trailer has the SHA-256 of the image, so there is no byte whose change goes unnoticed.
+trailer has the SHA-256 of the image, so a change of any byte is noticed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import orjson
 
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.offline import reader_client
-from kvstore_daemon.storage.offline.reader_client import Progress, no_progress
+from kvstore_daemon.storage.offline.progress import Progress, Steps, no_progress
 
 FORMAT = 1
 MAGIC = b"kvbackup"
@@ -28,10 +28,7 @@ _MAX_TRAILER_BYTES = 64 * 1024
 _CHUNK_BYTES = 1 << 20
 
 SAME = ("epoch", "revision", "keys", "events")
-"""What a backup's trailer says of the store that the image says, too."""
-
-Steps = Callable[[str], Progress]
-"""Called with the name of each step as it begins; gives what is called with its progress."""
+"""The facts that both a backup's trailer and its image have."""
 
 
 class Backup(NamedTuple):
@@ -52,9 +49,9 @@ class Backup(NamedTuple):
 def back_up(
     folder: Path, write: Callable[[bytes], Any], created_at: int, progress: Progress = no_progress
 ) -> Backup:
-    """Give ``write`` a backup of the store in the data folder, piece by piece; what it holds.
+    """Pass a backup of the store in the data folder to ``write``, piece by piece; returns what it holds.
 
-    The store may be in use: the backup is that of one revision, and nobody waits for it. ``progress`` counts
+    The store may be in use: the backup is of one revision, and nobody waits for it. ``progress`` counts
     bytes. Raises KvError; what was written until then is no backup.
     """
     digest, size = hashlib.sha256(), 0
@@ -83,8 +80,8 @@ def back_up(
 
 
 def read_trailer(file: BinaryIO) -> Backup:
-    """What the backup in ``file`` says that it holds. Raises ``damaged`` if it is no backup or only a part of
-    one, and ``unsupported_version``. The image is not looked at: see :func:`read_image`."""
+    """The trailer of the backup in ``file``. Raises ``damaged`` if it is no backup or only a part of one, and
+    ``unsupported_version``. The image is not read: see :func:`read_image`."""
     size = file.seek(0, 2)
     file.seek(max(0, size - _FOOTER.size))
     footer = file.read(_FOOTER.size)
@@ -120,8 +117,8 @@ def read_image(file: BinaryIO, backup: Backup, progress: Progress = no_progress)
 
 
 def check_backup(file: BinaryIO, on_fault: Callable[[str], None], steps: Steps) -> dict[str, Any]:
-    """Tell ``on_fault`` everything that is wrong with the backup in ``file``, which has a name; what it says
-    it holds, and what is in it."""
+    """Call ``on_fault`` with each fault of the backup in ``file``, which has a name; returns what its trailer
+    and its image say."""
     try:
         backup = read_trailer(file)
     except KvError as error:

@@ -1,4 +1,4 @@
-"""Start :mod:`kvstore_daemon.storage.offline.reader_process` as a process, and tell what became of it."""
+"""Runs :mod:`kvstore_daemon.storage.offline.reader_process` and turns its output and its end into results."""
 
 from __future__ import annotations
 
@@ -15,26 +15,21 @@ from typing import Any, cast
 import orjson
 
 from kvstore_core.errors import KvError
+from kvstore_daemon.storage.offline.progress import Progress, no_progress
 from kvstore_daemon.storage.offline.run_as_owner import as_root
-
-Progress = Callable[[int, int], None]
-"""Called now and then with what is done and what there is to do."""
 
 _ATTEMPTS = 5
 _CHUNK_BYTES = 1 << 20
-_OF_A_PAGE = frozenset((signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL))
-"""What ends a process that follows what a damaged page says. Others come from somebody, as from a system that
-has no memory left."""
+_DAMAGE_SIGNALS = frozenset((signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL))
+"""The signals that end a process which follows a damaged page. Others come from outside, as from a system
+that is out of memory."""
 _Process = subprocess.Popen[bytes]
 
 
-def no_progress(_done: int, _total: int) -> None:
-    """A progress that goes nowhere."""
-
-
 def facts(path: Path) -> dict[str, Any]:
-    """What the store in the data folder, or in the LMDB file, ``path`` is. Raises KvError."""
-    return _patiently(lambda: _facts(path))
+    """The facts of the store in the data folder, or in the LMDB file, ``path``: see
+    :func:`kvstore_daemon.storage.offline.reader_process.facts`. Raises KvError."""
+    return _retried(lambda: _facts(path))
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -48,9 +43,9 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def check(path: Path, on_fault: Callable[[str], None], progress: Progress = no_progress) -> dict[str, Any]:
-    """Tell ``on_fault`` everything that is wrong with the store at ``path``; its facts, if it could be read
-    to the end. ``progress`` counts rows. Raises KvError where it cannot be looked at."""
-    return _patiently(lambda: _check(path, on_fault, progress))
+    """Call ``on_fault`` with each fault of the store at ``path``; returns its facts, if it could be read to
+    the end. ``progress`` counts rows. Raises KvError if it cannot be opened."""
+    return _retried(lambda: _check(path, on_fault, progress))
 
 
 def _check(path: Path, on_fault: Callable[[str], None], progress: Progress) -> dict[str, Any]:
@@ -73,12 +68,12 @@ def _check(path: Path, on_fault: Callable[[str], None], progress: Progress) -> d
 
 
 def copy(path: Path, write: Callable[[bytes], Any], progress: Progress = no_progress) -> dict[str, Any]:
-    """Give ``write`` the image of the store in the data folder ``path``, as of one revision and without free
-    pages; the facts of that revision. ``progress`` counts bytes.
+    """Pass the image of the store in the data folder ``path`` to ``write``, as of one revision and without
+    free pages; returns the facts of that revision. ``progress`` counts bytes.
 
-    Raises KvError, also after a part was given: that part is worth nothing then.
+    Raises KvError, maybe after a part was passed on, which is then of no use.
     """
-    return _patiently(lambda: _copy(path, write, progress))
+    return _retried(lambda: _copy(path, write, progress))
 
 
 def _copy(path: Path, write: Callable[[bytes], Any], progress: Progress) -> dict[str, Any]:
@@ -90,11 +85,11 @@ def _copy(path: Path, write: Callable[[bytes], Any], progress: Progress) -> dict
     return found
 
 
-def _patiently(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``read`` gives, in another process if the place of the first one is taken.
+def _retried(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``read`` returns; from another process if the first one's reader slot is taken.
 
-    LMDB knows its readers by their process ids, and two containers on one volume may both have a process
-    of that number. It is told at once, before anything was read.
+    LMDB knows its readers by their process ids, and two containers on one volume may have a process of the
+    same number. It fails at once then, before anything was read.
     """
     for _ in range(_ATTEMPTS - 1):
         try:
@@ -110,7 +105,7 @@ def _pass_on(process: _Process, total: int, write: Callable[[bytes], Any], progr
     while chunk := output.read1(_CHUNK_BYTES):
         done += len(chunk)
         if done > total:
-            # a page that leads back to one above it would be copied without end
+            # a page that points back to one above it would be copied without end
             raise KvError("damaged", f"the store has more pages than its tables count ({total} bytes)")
         write(chunk)
         progress(done, total)
@@ -118,7 +113,7 @@ def _pass_on(process: _Process, total: int, write: Callable[[bytes], Any], progr
 
 @contextmanager
 def _reader(task: str, path: Path) -> Iterator[_Process]:
-    # not from the current folder, which may be the data folder: nothing there is to be run
+    # -P: nothing is imported from the current folder, which may be the data folder
     command = [
         sys.executable,
         "-P",
@@ -128,7 +123,7 @@ def _reader(task: str, path: Path) -> Iterator[_Process]:
         os.fspath(path),
     ]
     with as_root():
-        started = subprocess.Popen(  # noqa: S603 - nobody else's words
+        started = subprocess.Popen(  # noqa: S603 - our own command
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
     with started as process:
@@ -139,19 +134,19 @@ def _reader(task: str, path: Path) -> Iterator[_Process]:
 
 
 def _events(process: _Process) -> Iterator[tuple[str, Any]]:
-    """What the process tells, line by line."""
+    """What the process writes, line by line."""
     for line in cast(BufferedReader, process.stdout):
         event, value = orjson.loads(line)
         yield event, value
 
 
 def _expect_success(process: _Process, path: Path) -> None:
-    """Wait for its end; raises the KvError that it tells of, or that its end speaks of."""
+    """Wait for its end; raises the KvError that it reported, or one for how it ended."""
     said = cast(BufferedReader, process.stderr).read().decode(errors="replace").strip().splitlines()
     status = process.wait()
     if status < 0:
         name = signal.Signals(-status).name
-        if -status not in _OF_A_PAGE:
+        if -status not in _DAMAGE_SIGNALS:
             raise KvError("internal", f"the process that read {path} was ended ({name}); do it again")
         raise KvError("damaged", f"LMDB came upon a page of {path} that ended its process ({name})")
     if status > 0:

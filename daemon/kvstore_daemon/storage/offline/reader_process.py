@@ -1,12 +1,11 @@
-"""A store's file, opened to be read in a process of its own, beside the daemon or without one.
+"""Reads a store's file in a process of its own, beside the daemon or without one.
 
-``python -m kvstore_daemon.storage.offline.reader_process TASK PATH`` is that process. LMDB maps the file,
-so a damaged page can end the process that looks at it, or never let it finish; here it ends one that
-nobody misses.
-:mod:`kvstore_daemon.storage.offline.reader_client` starts it and tells what became of it.
+``python -m kvstore_daemon.storage.offline.reader_process TASK PATH`` is that process;
+:mod:`kvstore_daemon.storage.offline.reader_client` runs it. LMDB maps the file, so a damaged page can kill
+the process that looks at it, or keep it busy for ever; here it is one that may die.
 
-LMDB's readers never wait for the writer nor block it. A reader that is killed leaves its entry in the table
-of readers behind, which the daemon clears.
+LMDB's readers never wait for the writer nor block it. A reader that is killed leaves its slot in the table of
+readers taken; the daemon clears it.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ import orjson
 from lmdb import verify as lmdb_verify
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.lmdb_store.create import FORMAT
 from kvstore_daemon.storage.lmdb_store.file_errors import errno_of, file_error
 from kvstore_daemon.storage.lmdb_store.row_format import DamageError, LogCounters
+from kvstore_daemon.storage.lmdb_store.schema import FORMAT, open_tables
 from kvstore_daemon.storage.offline.run_as_owner import become_owner
-from kvstore_daemon.storage.offline.verify import open_tables, verify
+from kvstore_daemon.storage.offline.verify import verify
 
 _MAP_RESERVE = 1 << 30
 _OPEN_ATTEMPTS = 5
@@ -42,20 +41,20 @@ def data_file(path: Path) -> Path:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[lmdb.Environment, lmdb.Transaction[bytes]]]:
+def open_store(path: Path) -> Iterator[tuple[lmdb.Environment, lmdb.Transaction[bytes]]]:
     """The store in the data folder, or in the LMDB file, ``path``; and a read transaction on it.
 
-    Nothing is written; in a folder only ``lock.mdb`` is made if it is missing. While it is open nobody can
-    put another file in its place. Raises KvError: ``not_allowed``, ``bad_request``, ``damaged``,
-    ``too_busy`` (another process may do it at once), ``unsupported_version``.
+    Nothing is written, except that a missing ``lock.mdb`` is made in a folder. While it is open its file is
+    not replaced. Raises KvError: ``not_allowed``, ``bad_request``, ``damaged``, ``too_busy`` (another process
+    may do it at once), ``unsupported_version``.
     """
     file = data_file(path)
-    descriptor = _held(file)
+    descriptor = _locked_file(file)
     stack = ExitStack()
     stack.callback(os.close, descriptor)
-    with stack, _told(file):
+    with stack, _lmdb_errors(file):
         if path.is_dir() and os.statvfs(file).f_flag & os.ST_RDONLY:
-            stack.enter_context(_kept_from_writers(path))
+            stack.enter_context(_without_daemon(path))
         env = lmdb.open(
             os.fspath(file.parent if path.is_dir() else file),
             subdir=path.is_dir(),
@@ -71,12 +70,12 @@ def opened(path: Path) -> Iterator[tuple[lmdb.Environment, lmdb.Transaction[byte
 
 
 @contextmanager
-def _told(file: Path) -> Iterator[None]:
-    """Tell of LMDB's errors in the block in words of ours."""
+def _lmdb_errors(file: Path) -> Iterator[None]:
+    """Raise LMDB's errors in the block as KvErrors."""
     try:
         yield
     except lmdb.LockError as error:
-        # a reader with this process id is there already, in another container on the same volume
+        # there is a reader with this process id already, in another container on the same volume
         raise KvError("too_busy", f"the reader's place in {file.parent} is taken: {error}") from error
     except lmdb.ReadonlyError as error:
         raise _not_readable(file, error) from error
@@ -85,11 +84,11 @@ def _told(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_from_writers(folder: Path) -> Iterator[None]:
-    """Keep daemons out of a folder on a read-only file system; raises ``not_allowed`` if one is in it.
+def _without_daemon(folder: Path) -> Iterator[None]:
+    """Keep daemons out of a folder on a read-only file system; raises ``not_allowed`` if one uses it.
 
-    It may be mounted writable elsewhere. LMDB reads without a lock then, and a daemon would not know that
-    the pages are in use.
+    It may be mounted writable elsewhere. Here LMDB reads without a lock, so a daemon would not know that the
+    pages are in use.
     """
     with (folder / "owner").open("rb") as owner:
         try:
@@ -103,8 +102,8 @@ def _kept_from_writers(folder: Path) -> Iterator[None]:
         yield
 
 
-def _held(file: Path) -> int:
-    """A descriptor of ``file``, locked so that it stays the one of this name."""
+def _locked_file(file: Path) -> int:
+    """A descriptor of ``file``, locked so that no other file takes its name."""
     while True:
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
@@ -135,7 +134,7 @@ def _transaction(env: lmdb.Environment) -> Iterator[lmdb.Transaction[bytes]]:
         try:
             txn = env.begin()
         except lmdb.MapResizedError:
-            # the daemon has made the file larger than the map since it was opened
+            # since it was opened the daemon has made the file larger than the map
             if attempt == _OPEN_ATTEMPTS - 1:
                 raise
             env.set_mapsize(0)
@@ -146,8 +145,8 @@ def _transaction(env: lmdb.Environment) -> Iterator[lmdb.Transaction[bytes]]:
 
 
 def facts(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> dict[str, Any]:
-    """What the store is, as ``txn`` sees it. ``bytes`` is what its pages take without the free ones, which
-    is the size of a copy; ``file_bytes`` what they take with them."""
+    """Format, epoch, position and sizes of the store, as ``txn`` sees it. ``bytes`` is the size of its pages
+    without the free ones, which is that of a copy; ``file_bytes`` is the size of all."""
     try:
         tables = open_tables(env, txn)
     except DamageError as damage:
@@ -171,58 +170,58 @@ def facts(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> dict[str, Any]
     }
 
 
-def _tell(event: str, value: Any) -> None:
+def _write(event: str, value: Any) -> None:
     os.write(1, orjson.dumps([event, value]) + b"\n")
 
 
 def _facts(path: Path) -> None:
-    """Tell the facts."""
-    with opened(path) as (env, txn):
-        _tell("facts", facts(env, txn))
+    """Write the facts."""
+    with open_store(path) as (env, txn):
+        _write("facts", facts(env, txn))
 
 
 def _copy(path: Path) -> None:
-    """Tell the facts; then write the image, as of the same revision."""
-    with opened(path) as (env, txn):
-        _tell("facts", facts(env, txn))
+    """Write the facts, then the image of the same revision."""
+    with open_store(path) as (env, txn):
+        _write("facts", facts(env, txn))
         env.copyfd(1, compact=True, txn=txn)
 
 
 def _check(path: Path) -> None:
-    """Tell the facts and every fault, with progress."""
+    """Write the facts and every fault, with progress."""
     try:
-        with opened(path) as (env, txn):
-            # the pages that this transaction sees, and those of every later one, stay as they are until it
-            # ends; so the file can be walked while the daemon writes
+        with open_store(path) as (env, txn):
+            # until this transaction ends, its pages and those of every later one stay as they are; so the
+            # file can be checked while the daemon writes
             _check_pages(data_file(path))
             _walk(env, txn)
     except KvError as error:
         if error.code != "damaged":
             raise
-        _tell("fault", error.message)
+        _write("fault", error.message)
 
 
 def _walk(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> None:
     try:
-        for fault in verify(env, txn, lambda done, total: _tell("progress", [done, total])):
-            _tell("fault", fault)
-        _tell("facts", facts(env, txn))
+        for fault in verify(env, txn, lambda done, total: _write("progress", [done, total])):
+            _write("fault", fault)
+        _write("facts", facts(env, txn))
     except (lmdb.Error, ValueError) as error:
-        # what LMDB says while it only reads, and the system has no part in, the pages made it say
+        # an error of LMDB that is not the system's comes from the pages, since it only reads
         if isinstance(error, lmdb.Error) and errno_of(error):
             raise
-        _tell("fault", f"the walk could not go on: {error}")
+        _write("fault", f"the walk could not go on: {error}")
 
 
 def _check_pages(file: Path) -> None:
     # twice where there is a fault: the daemon may have made the file longer between two looks at it
     found = _page_faults(file) and _page_faults(file)
     for fault in found:
-        _tell("fault", f"pages: {fault}")
+        _write("fault", f"pages: {fault}")
 
 
 def _page_faults(file: Path) -> list[str]:
-    """What py-lmdb's own walk over the pages finds; it does not map the file."""
+    """What py-lmdb's own check of the pages finds; it does not map the file."""
     find: Callable[[str], list[str]] = lmdb_verify.verify
     try:
         return find(os.fspath(file))
@@ -239,11 +238,11 @@ def _failed(error: KvError) -> int:
 
 
 def main(task: str, path: str) -> int:
-    """Do the task, and tell on standard output, one JSON array a line. An error goes to standard error, since
-    what is on standard output may be an image by then; the exit status is 1."""
-    # Ctrl-C reaches all processes of a terminal; it is the parent that decides
+    """Do the task and write to standard output, one JSON array a line. An error goes to standard error, since
+    standard output may have an image by then; the exit status is 1."""
+    # Ctrl-C reaches all processes of a terminal; the parent decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # the daemon beside it has people waiting
+    # the daemon beside it has clients waiting
     os.nice(10)
     try:
         _TASKS[task](become_owner(Path(path)))

@@ -1,4 +1,4 @@
-"""Root that looks after a store acts as the store's owner."""
+"""Dropping root's rights to those of the store's owner."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from kvstore_core.errors import KvError
 
 
 def become_owner(path: Path) -> Path:
-    """Act as the owner of the data folder ``path`` if this process is root's; the path to use from then on.
+    """If this process is root's, act as the owner of the data folder ``path``; returns the path to use from
+    then on.
 
-    Whatever the process makes from now on is the owner's, as the daemon needs it, and nothing that the
-    owner may have put into the folder can lead root astray. The process goes into the folder first, since
-    the way to it may be root's alone (``/var/lib/private``). Does nothing for a file, or for any other
-    user. Raises ``not_allowed`` where root may not do it.
+    Files that the process makes are then the owner's, as the daemon needs them, and nothing that the owner
+    may have put into the folder can lead root astray. The process goes into the folder first, since only root
+    may be allowed on the way to it (``/var/lib/private``). Does nothing for a file, or for any other user.
+    Raises ``not_allowed`` where root may not do it.
     """
     if os.geteuid() != 0 or not path.is_dir():
         return path
@@ -37,8 +38,8 @@ def become_owner(path: Path) -> Path:
 
 @contextmanager
 def as_root() -> Iterator[None]:
-    """Act as root within the block, if :func:`become_owner` gave that up: to start a program, which the
-    store's owner need not be able to do."""
+    """Act as root again within the block, if :func:`become_owner` gave that up: to start a program that the
+    store's owner need not be able to run."""
     user, group = os.geteuid(), os.getegid()
     if user == 0 or os.getuid() != 0:
         yield

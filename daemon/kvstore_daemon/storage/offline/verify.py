@@ -1,8 +1,8 @@
-"""Walk a store and say everything that is wrong with it.
+"""Reads all of a store and reports everything that is wrong with it.
 
-Reads every row of every table in one snapshot, so it may run beside a daemon that writes. Rows are held
-against each other both ways: a record has its event, and an event that is a key's newest has its record or
-its grave; an expiry has its record, and a record that expires has its expiry.
+Every row of every table is read in one snapshot, so it may run beside a daemon that writes. Rows are checked
+against each other both ways: a record has its event, and a key's newest event has its record or its
+tombstone; an expiry has its record, and a record that expires has its expiry.
 """
 
 from __future__ import annotations
@@ -13,54 +13,28 @@ from typing import Any
 import lmdb
 import orjson
 
+from kvstore_core.limits import MAX_KEY_BYTES
 from kvstore_daemon.storage.clock import is_whole, steady_stamps
 from kvstore_daemon.storage.lmdb_store import row_format
-from kvstore_daemon.storage.lmdb_store.file_errors import is_damage
 from kvstore_daemon.storage.lmdb_store.row_format import NO_EVENT, DamageError, EventId, LogCounters, LogRow
-
-Progress = Callable[[int, int], None]
-"""Called now and then with the rows that were looked at and how many there are."""
-
-TABLES = {
-    "data": False,
-    "log": False,
-    "expiry": True,
-    "graves": False,
-    "meta": False,
-    "clients": False,
-    "client_ages": True,
-}
-"""The tables of a store, and whether a key of it may have several values."""
+from kvstore_daemon.storage.lmdb_store.schema import META_FIELDS, TABLES, open_tables
+from kvstore_daemon.storage.offline.progress import Progress, no_progress
 
 _PROGRESS_ROWS = 5_000
 _Row = tuple[bytes, bytes]
 
 
 def verify(
-    env: lmdb.Environment, txn: lmdb.Transaction[bytes], progress: Progress | None = None
+    env: lmdb.Environment, txn: lmdb.Transaction[bytes], progress: Progress = no_progress
 ) -> Iterator[str]:
-    """One sentence for each fault found: damaged rows, chains that lead nowhere, tables and
-    counters that disagree. Nothing for a sound store."""
+    """One sentence for each fault found: damaged rows, chains that break off, tables and counters that
+    disagree. Nothing for a sound store. ``progress`` counts rows."""
     try:
         tables = open_tables(env, txn)
     except DamageError as damage:
         yield str(damage)
         return
-    yield from _Walk(tables, txn, progress or (lambda _done, _total: None)).faults()
-
-
-def open_tables(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> dict[str, Any]:
-    """All tables of a store by name; raises DamageError for one that is not there, or is none, and lmdb.Error
-    for what is not the file's fault."""
-    tables = {}
-    for name, dupsort in TABLES.items():
-        try:
-            tables[name] = env.open_db(name.encode(), txn=txn, dupsort=dupsort, create=False)
-        except lmdb.Error as error:
-            if not (is_damage(error) or isinstance(error, lmdb.NotFoundError)):
-                raise
-            raise DamageError(f"the table {name} cannot be opened: {error}") from error
-    return tables
+    yield from _Walk(tables, txn, progress).faults()
 
 
 class _Walk:
@@ -80,18 +54,18 @@ class _Walk:
         if position is not None and len(position) != len(LogCounters(0, 0, 0, 0).encode()):
             yield f"the log's counters have {len(position)} bytes"
             return
-        self._at = LogCounters(0, 0, 0, 0) if position is None else LogCounters.decode(position)
+        self._counters = LogCounters(0, 0, 0, 0) if position is None else LogCounters.decode(position)
         yield from self._meta()
         yield from self._each("data", self._record)
         yield from self._events()
         yield from self._each("expiry", self._expiry)
-        yield from self._each("graves", self._grave)
+        yield from self._each("graves", self._tombstone)
         yield from self._each("clients", self._reply)
         yield from self._each("client_ages", self._age)
         self._progress(self._total, self._total)
 
     def _each(self, name: str, look: Callable[[bytes, bytes], Iterator[str]]) -> Iterator[str]:
-        """The faults that ``look`` finds in the table's rows one by one, and those of the table."""
+        """The faults that ``look`` finds in each row of the table, and those of the table."""
         for row in self._rows(name):
             if isinstance(row, str):
                 yield row
@@ -99,17 +73,17 @@ class _Walk:
                 yield from look(*row)
 
     def _get(self, table: str, key: bytes) -> bytes | None:
-        # a key that a damaged row names may be none
-        return self._txn.get(key, db=self._tables[table]) if 0 < len(key) <= 511 else None
+        # a key from a damaged row may be none that LMDB takes
+        return self._txn.get(key, db=self._tables[table]) if 0 < len(key) <= MAX_KEY_BYTES else None
 
     def _rows(self, name: str) -> Iterator[_Row | str]:
-        """The table's rows; a fault, and no more rows, where they are out of order: a page that leads back
-        to an earlier one would never end."""
+        """The table's rows, up to one that is out of order, which is a fault: a page that points back to an
+        earlier one would give rows without end."""
         before: _Row | None = None
         count, dupsort = 0, TABLES[name]
         for row in self._txn.cursor(self._tables[name]):
             if before is not None and (row <= before if dupsort else row[0] <= before[0]):
-                yield f"{name}: {_shown(row[0])} stands behind {_shown(before[0])}, out of order"
+                yield f"{name}: {_shown(row[0])} comes after {_shown(before[0])}, out of order"
                 return
             before = row
             count += 1
@@ -131,7 +105,7 @@ class _Walk:
             yield f"meta: {_shown(epoch)} is no epoch"
 
     def _field(self, name: bytes, _value: bytes) -> Iterator[str]:
-        if name not in (b"format", b"epoch", b"position", b"unsynced", b"restored", b"clock"):
+        if name not in META_FIELDS:
             yield f"meta: there is no field {_shown(name)}"
 
     def _record(self, key: bytes, row: bytes) -> Iterator[str]:
@@ -141,30 +115,29 @@ class _Walk:
         except DamageError as damage:
             yield f"{name}: {damage}"
             return
-        if not stored.create_revision <= stored.revision <= self._at.head:
+        if not stored.create_revision <= stored.revision <= self._counters.head:
             yield f"{name}: revision {stored.revision} is not between its creation and the head"
-        if stored.revision > self._at.floor:
-            place = row_format.record_place(row)
-            event = self._get("log", place)
+        if stored.revision > self._counters.floor:
+            event_id = row_format.record_event_id(row)
+            event, named = self._get("log", event_id), _named(EventId.decode(event_id))
             if event is None:
-                yield f"{name}: its event {_at(EventId.decode(place))} is not in the log"
+                yield f"{name}: its event {named} is not in the log"
             elif row_format.event_key(event) != key or not row_format.is_put(event):
-                # its checksum is looked at where the log is walked
-                yield f"{name}: the event {_at(EventId.decode(place))} that should have made it is another's"
+                # its checksum is verified with the log
+                yield f"{name}: the event {named} that should have made it is another's"
         if stored.expires_at is not None and not self._txn.cursor(self._tables["expiry"]).set_key_dup(
             self._steady(stored.expires_at, stored.revision).to_bytes(8), key
         ):
             yield f"{name}: its expiry is not in the expiry table"
 
-    def _event(self, place: bytes) -> LogRow | str | None:
-        """The event at ``place``, None if there is none."""
-        row = self._get("log", place)
-        return None if row is None else _decoded(EventId.decode(place), row)
+    def _event(self, event_id: bytes) -> LogRow | str | None:
+        """The event with the encoded id; its fault if it is damaged, None if there is none."""
+        row = self._get("log", event_id)
+        return None if row is None else _decoded(EventId.decode(event_id), row)
 
     def _events(self) -> Iterator[str]:
-        at = self._at
         events = size = 0
-        revision, expected = at.floor, 0
+        revision, expected = self._counters.floor, 0
         for row in self._rows("log"):
             if isinstance(row, str):
                 yield row
@@ -173,59 +146,62 @@ class _Walk:
             if len(row[0]) != len(NO_EVENT.encode()):
                 yield f"event {_shown(row[0])}: this is no place in the log"
                 continue
-            place = EventId.decode(row[0])
-            if place != (revision, place.index) or place.index == 0:
+            event_id = EventId.decode(row[0])
+            if event_id != (revision, event_id.index) or event_id.index == 0:
                 if expected:
                     yield f"revision {revision}: its last {expected} events are missing"
-                if place.index:
-                    yield f"revision {place.revision}: its first {place.index} events are missing"
-            event = _decoded(place, row[1])
-            revision, expected = place.revision, 0
+                if event_id.index:
+                    yield f"revision {event_id.revision}: its first {event_id.index} events are missing"
+            event = _decoded(event_id, row[1])
+            revision, expected = event_id.revision, 0
             if isinstance(event, LogRow):
-                expected = event.count - place.index - 1
-            yield from self._one_event(place, event)
+                expected = event.count - event_id.index - 1
+            yield from self._one_event(event_id, event)
         if expected:
             yield f"revision {revision}: its last {expected} events are missing"
-        yield from self._counters(events, size, revision)
+        yield from self._check_counters(events, size, revision)
 
-    def _counters(self, events: int, size: int, last: int) -> Iterator[str]:
-        at = self._at
-        if (events, size) != (at.events, at.size):
-            yield f"the log has {events} events of {size} bytes; the counters say {at.events} and {at.size}"
+    def _check_counters(self, events: int, size: int, last: int) -> Iterator[str]:
+        said = self._counters
+        if (events, size) != (said.events, said.size):
+            yield (
+                f"the log has {events} events of {size} bytes; the counters say {said.events} and {said.size}"
+            )
         head = max(last, int(self._get("meta", b"restored") or 0))
-        if head != at.head:
-            yield f"the log ends at revision {head}, and the head is said to be {at.head}"
+        if head != said.head:
+            yield f"the log ends at revision {head}, and the head is said to be {said.head}"
 
-    def _one_event(self, place: EventId, event: LogRow | str) -> Iterator[str]:
+    def _one_event(self, event_id: EventId, event: LogRow | str) -> Iterator[str]:
         if isinstance(event, LogRow):
             yield from self._chain(event)
             yield from self._newest(event)
         else:
-            yield f"event {_at(place)}: {event}"
+            yield f"event {_named(event_id)}: {event}"
 
     def _chain(self, event: LogRow) -> Iterator[str]:
-        if event.before == NO_EVENT or event.before.revision <= self._at.floor:
+        if event.before == NO_EVENT or event.before.revision <= self._counters.floor:
             return
+        name = f"event {_named(event.event_id)}: the event before it, {_named(event.before)}"
         before = self._event(event.before.encode())
         if before is None:
-            yield f"event {_at(event.place)}: the event before it, {_at(event.before)}, is missing"
+            yield f"{name}, is missing"
         elif not isinstance(before, str) and before.key != event.key:
-            yield f"event {_at(event.place)}: the event before it, {_at(event.before)}, is of another key"
+            yield f"{name}, is of another key"
 
     def _newest(self, event: LogRow) -> Iterator[str]:
         """What the key's newest event left must not be older than ``event``."""
-        name = f"event {_at(event.place)}"
+        name = f"event {_named(event.event_id)}"
         record = self._get("data", event.key)
         if record is not None:
-            newest, op = row_format.record_place(record), "put"
+            newest, op = row_format.record_event_id(record), "put"
         else:
-            grave = self._get("graves", event.key)
-            if grave is None:
-                yield f"{name}: of its key {_shown(event.key)} there is neither record nor grave"
+            tombstone = self._get("graves", event.key)
+            if tombstone is None:
+                yield f"{name}: of its key {_shown(event.key)} there is neither record nor tombstone"
                 return
-            newest, op = grave, "delete"
-        place = event.place.encode()
-        if newest < place or (newest == place and (event.op == "put") != (op == "put")):
+            newest, op = tombstone, "delete"
+        event_id = event.event_id.encode()
+        if newest < event_id or (newest == event_id and (event.op == "put") != (op == "put")):
             yield f"{name}: what its key {_shown(event.key)} has is not what the newest event left"
 
     def _expiry(self, time: bytes, key: bytes) -> Iterator[str]:
@@ -238,14 +214,15 @@ class _Walk:
         if not stored or not expires_at or self._steady(expires_at, stored.revision) != int.from_bytes(time):
             yield f"expiry {int.from_bytes(time)} of {_shown(key)}: no such record"
 
-    def _grave(self, key: bytes, place: bytes) -> Iterator[str]:
+    def _tombstone(self, key: bytes, event_id: bytes) -> Iterator[str]:
+        name = f"tombstone of {_shown(key)}"
         if self._get("data", key) is not None:
-            yield f"grave of {_shown(key)}: the key lives"
-        event = self._event(place)
+            yield f"{name}: the key is there"
+        event = self._event(event_id)
         if event is None:
-            yield f"grave of {_shown(key)}: its event is not in the log"
+            yield f"{name}: its event is not in the log"
         elif not isinstance(event, str) and (event.key != key or event.op == "put"):
-            yield f"grave of {_shown(key)}: its event is another's"
+            yield f"{name}: its event is another's"
 
     def _reply(self, client: bytes, kept: bytes) -> Iterator[str]:
         minute, reply = kept[12:20], kept[20:]
@@ -262,16 +239,16 @@ class _Walk:
             yield f"age of the reply to {_shown(client)}: no such reply"
 
 
-def _decoded(place: EventId, row: bytes) -> LogRow | str:
+def _decoded(event_id: EventId, row: bytes) -> LogRow | str:
     """The event in a log row; what is wrong with it if it is damaged."""
     try:
-        return row_format.decode_event(place, row)
+        return row_format.decode_event(event_id, row)
     except DamageError as damage:
         return str(damage)
 
 
-def _at(place: EventId) -> str:
-    return f"{place.revision}.{place.index}"
+def _named(event_id: EventId) -> str:
+    return f"{event_id.revision}.{event_id.index}"
 
 
 def _shown(data: bytes) -> str:

@@ -1,0 +1,320 @@
+"""The reading half of an engine: records, counts, expiry, log and history, each from one LMDB snapshot."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lmdb
+
+from kvstore_core.errors import KvError
+from kvstore_daemon.storage.interface import (
+    EventFilter,
+    EventPage,
+    KeyCount,
+    KeyHistory,
+    LogPosition,
+    RangePage,
+    StoredEvent,
+    StoredRecord,
+    no_such_key,
+)
+from kvstore_daemon.storage.lmdb_store import row_format
+from kvstore_daemon.storage.lmdb_store.file_errors import file_error
+from kvstore_daemon.storage.lmdb_store.row_format import (
+    NO_EVENT,
+    DamageError,
+    EventId,
+    LogRow,
+    damaged_event,
+    damaged_record,
+)
+from kvstore_daemon.storage.lmdb_store.tables import Tables, forward, seek
+
+# how many rows one call looks at before it hands back a cursor, so that no call holds up the loop
+_SCAN_LIMIT = 10_000
+_COUNT_LIMIT = 20_000
+_READ_BYTES = 4 * 1024 * 1024
+
+_TIME = struct.Struct(">Q")
+
+
+class SnapshotReads:
+    """The reads of :class:`kvstore_daemon.storage.interface.Engine`, for an engine to inherit.
+
+    Used by the loop's thread only. Values given out are copies and outlive the transaction. An expired
+    record is treated as missing from the instant it expires, or from the end of the commit that is under way
+    then. ``expires_at`` is given out as the wall clock shows it now, whatever it showed when the record was
+    stamped: see :mod:`kvstore_daemon.storage.clock`.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def position(self) -> LogPosition:
+        """See :meth:`kvstore_daemon.storage.interface.Engine.position`."""
+        with self._tables.snapshot() as txn:
+            return self._position(txn)
+
+    def _position(self, txn: lmdb.Transaction[Any]) -> LogPosition:
+        counters = self._tables.counters(txn)
+        return LogPosition(self._tables.epoch, counters.floor, counters.head)
+
+    # ── records ──────────────────────────────────────────────────────────────────────────────────
+
+    def read(
+        self, keys: Sequence[bytes], max_bytes: int = _READ_BYTES
+    ) -> tuple[list[StoredRecord | KvError | None], int]:
+        """See :meth:`kvstore_daemon.storage.interface.Engine.read`."""
+        tables = self._tables
+        now, shown = tables.clock.visible(), tables.shown
+        found: list[StoredRecord | KvError | None] = []
+        try:
+            # without snapshot(), whose context manager a read of one key would notice
+            with tables.env.begin(tables.data, buffers=True) as txn:
+                get, decode = txn.get, row_format.decode_record
+                for key in keys:
+                    row = get(key)
+                    if row is None:
+                        found.append(None)
+                        continue
+                    try:
+                        stored = decode(key, row)
+                    except DamageError as damage:
+                        found.append(damaged_record(key, damage))
+                        continue
+                    found.append(stored if stored.expires_at is None else shown(stored, now))
+                    max_bytes -= len(row)
+                    if max_bytes <= 0:
+                        break
+                return found, tables.counters(txn).head
+        except lmdb.Error as error:
+            try:
+                tables.reopen(error)
+            except lmdb.Error as still:
+                raise file_error(tables.file, still) from still
+            return self.read(keys, max_bytes)
+
+    def range(
+        self, start: bytes, end: bytes | None, limit: int, *, values: bool, max_bytes: int
+    ) -> RangePage:
+        """See :meth:`kvstore_daemon.storage.interface.Engine.range`; raises ``damaged`` naming the key."""
+        tables = self._tables
+        now, items, size, scanned = tables.clock.visible(), list[tuple[bytes, StoredRecord]](), 0, 0
+        with tables.snapshot() as txn:
+            head = tables.counters(txn).head
+            for raw_key, row in forward(txn.cursor(tables.data), start):
+                key = bytes(raw_key)
+                if end is not None and key >= end:
+                    break
+                if len(items) == limit or (items and size >= max_bytes) or scanned == _SCAN_LIMIT:
+                    return RangePage(items, key, head)
+                scanned += 1
+                try:
+                    stored = row_format.decode_record(key, row, value=values)
+                except DamageError as damage:
+                    raise damaged_record(key, damage) from damage
+                live = stored if stored.expires_at is None else tables.shown(stored, now)
+                if live is not None:
+                    items.append((key, live))
+                    size += len(live.value or b"")
+        return RangePage(items, None, head)
+
+    def count(self, start: bytes, end: bytes | None) -> KeyCount:
+        """See :meth:`kvstore_daemon.storage.interface.Engine.count`."""
+        tables = self._tables
+        with tables.snapshot() as txn:
+            head = tables.counters(txn).head
+            if not start and end is None:
+                total, stop = int(txn.stat(tables.data)["entries"]), None
+            else:
+                total, stop = self._count_keys(txn, start, end)
+            expired = sum(1 for key in self._expired(txn) if key >= start and not _beyond(key, end, stop))
+            return KeyCount(total - expired, stop, head)
+
+    def _count_keys(
+        self, txn: lmdb.Transaction[Any], start: bytes, end: bytes | None
+    ) -> tuple[int, bytes | None]:
+        total = 0
+        cursor = txn.cursor(self._tables.data)
+        if not seek(cursor, start):
+            return 0, None
+        for raw_key in cursor.iternext(keys=True, values=False):
+            key = bytes(raw_key)
+            if end is not None and key >= end:
+                break
+            if total == _COUNT_LIMIT:
+                return total, key
+            total += 1
+        return total, None
+
+    # ── expiry ───────────────────────────────────────────────────────────────────────────────────
+
+    def _expired(self, txn: lmdb.Transaction[Any]) -> Iterator[bytes]:
+        """The keys that are due by the expiry table, earliest first."""
+        now = self._tables.clock.visible()
+        for time, key in txn.cursor(self._tables.expiry):
+            if _TIME.unpack(time)[0] > now:
+                return
+            yield bytes(key)
+
+    def due(self, limit: int) -> tuple[list[tuple[bytes, int]], int | None]:
+        """See :meth:`kvstore_daemon.storage.interface.Engine.due`. Keys of damaged records are left out."""
+        found: list[tuple[bytes, int]] = []
+        tables, clock = self._tables, self._tables.clock
+        now = clock.steady()
+        with tables.snapshot() as txn:
+            for raw_time, raw_key in txn.cursor(tables.expiry):
+                time, key = _TIME.unpack(raw_time)[0], bytes(raw_key)
+                if time > now or len(found) == limit:
+                    return found, time + clock.shift
+                row = txn.get(key, db=tables.data)
+                with contextlib.suppress(DamageError):
+                    if row is not None:
+                        stored = row_format.decode_record(key, row, value=False)
+                        if clock.steady_of(stored.expires_at or 0, stored.revision) == time:
+                            found.append((key, stored.revision))
+        return found, None
+
+    # ── the log ──────────────────────────────────────────────────────────────────────────────────
+
+    def log(
+        self, since: int, wanted: EventFilter, limit: int, *, values: bool, previous: bool, max_bytes: int
+    ) -> EventPage | LogPosition:
+        """See :meth:`kvstore_daemon.storage.interface.Engine.log`; raises ``damaged`` naming the revision."""
+        events: list[StoredEvent] = []
+        size = scanned = 0
+        with self._tables.snapshot() as txn:
+            position = self._position(txn)
+            if not position.floor <= since <= position.head or not self._was_head(txn, position, since):
+                return position
+            seen = since
+            start = EventId(since + 1, 0).encode()
+            for raw_id, raw in forward(txn.cursor(self._tables.log_rows), start):
+                event_id = EventId.decode(raw_id)
+                full = len(events) >= limit or size >= max_bytes or scanned >= _SCAN_LIMIT
+                if full and event_id.revision != seen:
+                    return EventPage(events, seen, position)
+                row = _decode_event(event_id, raw)
+                if wanted.matches(row.op, row.key):
+                    event = self._event(txn, row, position.floor, values=values, previous=previous)
+                    events.append(event)
+                    size += _size(event.record) + _size(event.previous)
+                seen = event_id.revision
+                scanned += 1
+        return EventPage(events, position.head, position)
+
+    def _was_head(self, txn: lmdb.Transaction[Any], position: LogPosition, revision: int) -> bool:
+        """Whether ``revision``, which is between floor and head, ever was the head of this history.
+
+        Each commit is one above the last, but a restore jumps: a revision in the gap can only be one of the
+        history that the restore replaced. The log shows where the gap is, so it is recorded nowhere else.
+        """
+        if revision in (position.floor, position.head):
+            return True
+        return any(
+            txn.get(EventId(each, 0).encode(), db=self._tables.log_rows) is not None
+            for each in (revision, revision + 1)
+        )
+
+    def _event(
+        self, txn: lmdb.Transaction[Any], row: LogRow, floor: int, *, values: bool, previous: bool
+    ) -> StoredEvent:
+        record = row.stored(value=values)
+        event_id = row.event_id
+        is_first = record is not None and record.create_revision == event_id.revision
+        before = NO_EVENT if is_first else row.before
+        wants_previous = before != NO_EVENT and (previous or row.op == "expire")
+        return StoredEvent(
+            row.op,
+            row.key,
+            event_id.revision,
+            event_id.index,
+            row.count,
+            row.time,
+            record if record is None else self._tables.restamped(record),
+            self._previous(txn, row, floor, values=values) if wants_previous else None,
+            before.revision,
+        )
+
+    def _previous(
+        self, txn: lmdb.Transaction[Any], row: LogRow, floor: int, *, values: bool
+    ) -> StoredRecord | None:
+        if row.inline:
+            previous = row.inline_previous(value=values)
+        elif row.before.revision <= floor:
+            return None
+        else:
+            raw = txn.get(row.before.encode(), db=self._tables.log_rows)
+            previous = None if raw is None else _decode_event(row.before, raw).stored(value=values)
+        return previous and self._tables.restamped(previous)
+
+    def history(
+        self,
+        key: bytes,
+        before: int | None,
+        cursor: str | None,
+        limit: int,
+        *,
+        values: bool,
+        max_bytes: int,
+    ) -> KeyHistory:
+        """See :meth:`kvstore_daemon.storage.interface.Engine.history`."""
+        events: list[StoredEvent] = []
+        size = steps = 0
+        with self._tables.snapshot() as txn:
+            floor = self._tables.counters(txn).floor
+            at = _parse_cursor(cursor) if cursor is not None else self._newest(txn, key)
+            while at.revision > floor:
+                if len(events) == limit or size >= max_bytes or steps == _SCAN_LIMIT:
+                    return KeyHistory(events, f"{at.revision}.{at.index}", False)
+                raw = txn.get(at.encode(), db=self._tables.log_rows)
+                if raw is None:
+                    raise KvError("invalid_cursor", "there is no event at this cursor")
+                row = _decode_event(at, raw)
+                if row.key != key:
+                    raise KvError("invalid_cursor", "this cursor belongs to another key")
+                if before is None or at.revision < before:
+                    events.append(self._event(txn, row, floor, values=values, previous=False))
+                    size += _size(events[-1].record)
+                at, steps = row.before, steps + 1
+        return KeyHistory(events, None, at != NO_EVENT)
+
+    def _newest(self, txn: lmdb.Transaction[Any], key: bytes) -> EventId:
+        row = txn.get(key, db=self._tables.data)
+        if row is not None:
+            try:
+                row_format.decode_body(key, row)
+                return EventId.decode(row_format.record_event_id(row))
+            except DamageError as damage:
+                raise damaged_record(key, damage) from damage
+        tombstone = txn.get(key, db=self._tables.tombstones)
+        if tombstone is None:
+            raise no_such_key(key)
+        return EventId.decode(tombstone)
+
+
+def _size(stored: StoredRecord | None) -> int:
+    return len(stored.value) if stored is not None and stored.value is not None else 0
+
+
+def _beyond(key: bytes, end: bytes | None, stop: bytes | None) -> bool:
+    return (end is not None and key >= end) or (stop is not None and key >= stop)
+
+
+def _decode_event(event_id: EventId, row: Any) -> LogRow:
+    try:
+        return row_format.decode_event(event_id, row)
+    except DamageError as damage:
+        raise damaged_event(event_id, damage) from damage
+
+
+def _parse_cursor(cursor: str) -> EventId:
+    revision, _, index = cursor.partition(".")
+    if not (revision.isascii() and revision.isdigit() and index.isascii() and index.isdigit()):
+        raise KvError("invalid_cursor", "pass a cursor back exactly as the reply gave it")
+    if len(revision) > 19 or len(index) > 9:
+        raise KvError("invalid_cursor", "pass a cursor back exactly as the reply gave it")
+    return EventId(int(revision), int(index))

@@ -1,0 +1,96 @@
+"""Putting another file in the place of a store's.
+
+The new one is written beside the old one, verified and synced, and then renamed over it; until then the old
+one is as it was. If the process ends in between, one of the two is there, whole; what is left of the new one
+is removed by whichever process locks the folder next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import lmdb
+
+from kvstore_core.errors import KvError
+from kvstore_core.process.files import sync_folder
+from kvstore_daemon.storage.folder_lock import FolderLock, unusable
+from kvstore_daemon.storage.lmdb_store.create import DRAFT
+from kvstore_daemon.storage.lmdb_store.file_errors import file_error
+from kvstore_daemon.storage.offline import reader_client
+from kvstore_daemon.storage.offline.backup import SAME
+from kvstore_daemon.storage.offline.progress import Steps
+
+
+@contextmanager
+def locked(folder: Path, who: str) -> Iterator[Path]:
+    """Lock the data folder, made if it is missing, as ``who``; gives the path of the store's file, whether
+    there is one or not. Errors of the system and of LMDB in the block are raised as KvErrors."""
+    store = folder / "lmdb"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store.mkdir(mode=0o700, exist_ok=True)
+        lock = FolderLock(folder, who)
+        lock.acquire()
+    except OSError as error:
+        raise KvError("not_allowed", unusable(folder, error)) from error
+    try:
+        yield store / "data.mdb"
+    except (OSError, lmdb.Error) as error:
+        raise file_error(store / "data.mdb", error) from error
+    finally:
+        lock.release()
+
+
+@contextmanager
+def draft_beside(data: Path) -> Iterator[BinaryIO]:
+    """A new file beside ``data``, removed afterwards unless it was renamed."""
+    path = data.with_name(DRAFT)
+    path.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(path, "r+b", opener=lambda *_: descriptor) as draft:
+            yield draft
+    finally:
+        with contextlib.suppress(OSError):  # the next to lock the folder removes it
+            path.unlink(missing_ok=True)
+
+
+def require_room(path: Path, size: int) -> None:
+    """Raise ``store_full`` unless the disk under ``path`` has room for ``size`` bytes."""
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise KvError(
+            "store_full",
+            f"the disk under {path.parent.absolute()} has {free:,} bytes left, and {size:,} are needed "
+            "beside what is there: make room on it",
+        )
+
+
+def verify_draft(draft: Path, expected: dict[str, Any], steps: Steps) -> None:
+    """Check all of the new file; raises ``damaged`` unless it is whole and what was expected."""
+    faults: list[str] = []
+    found = reader_client.check(draft, faults.append, steps("verifying the records"))
+    faults += [f"{name} is {found.get(name)}" for name in SAME if found.get(name) != expected[name]]
+    if faults:
+        more = f", and {len(faults) - 1} more faults" if len(faults) > 1 else ""
+        raise KvError("damaged", f"this is no whole store: {faults[0]}{more}; nothing was changed")
+
+
+def put_in_place(draft: Path, data: Path) -> None:
+    """Rename the draft, which is on disk, over the store's file; durably."""
+    with contextlib.ExitStack() as stack:
+        if data.exists():
+            # processes that read the old one may do so to the end
+            fcntl.flock(stack.enter_context(data.open("rb")), fcntl.LOCK_EX)
+        # it lists the readers and transactions of the old file. It goes before the new file is there: a
+        # reader that opened that with the old list would not be seen by a daemon, which makes another
+        data.with_name("lock.mdb").unlink(missing_ok=True)
+        draft.replace(data)
+        sync_folder(data.parent)
