@@ -7,9 +7,10 @@ from typing import Any
 
 import falcon
 
+from kvstore_core.errors import ERRORS
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
-from kvstore_http.metrics.shared_counters import SharedCounters
+from kvstore_http.metrics.counters import RequestCells, WorkerCounters
 from kvstore_http.protocol import problems
 from kvstore_http.protocol.cors import Cors, guarded
 from kvstore_http.protocol.host_check import HostCheck, allowed_hosts
@@ -32,21 +33,28 @@ from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 
 
+def request_cells() -> RequestCells:
+    """Where workers count requests: by the methods, routes and statuses of the table."""
+    methods = {path: routes.methods_of(endpoints) for path, endpoints in routes.paths().items()}
+    described = {response.status for endpoint in routes.ENDPOINTS for response in endpoint.responses}
+    return RequestCells(methods, described | {row.status for row in ERRORS.values()} | {204, 416})
+
+
 def create_app(
     daemon: DaemonClient,
     feed: ChangeFeed,
     broadcaster: Broadcaster,
     settings: HttpSettings,
-    shared_counters: SharedCounters | None = None,
+    counters: WorkerCounters,
 ) -> falcon.App[Any, Any]:
     """The application that serves what the ``daemon`` has, changes from ``feed``, and the streams of
     ``broadcaster``.
 
-    It keeps no state between requests, so any number of them may run beside each other. All workers count in
-    ``shared_counters``.
+    It keeps no state between requests, so any number of them may run beside each other. What
+    the resources show of ``counters`` is of all workers.
     """
     router = RawPathRouter()
-    resources = _resources(daemon, feed, broadcaster, settings, shared_counters or SharedCounters(1))
+    resources = _resources(daemon, feed, broadcaster, settings, counters)
     table = routes.paths()
     assert resources.keys() == table.keys()  # noqa: S101 - for new routes
     for path, endpoints in table.items():
@@ -71,7 +79,7 @@ def _resources(
     feed: ChangeFeed,
     broadcaster: Broadcaster,
     settings: HttpSettings,
-    shared_counters: SharedCounters,
+    counters: WorkerCounters,
 ) -> dict[str, object]:
     one, history = KeyResource(daemon, feed), HistoryResource(daemon, settings.page_bytes)
     return {
@@ -86,8 +94,8 @@ def _resources(
         routes.SUBSCRIBE_PATH: SubscribeResource(feed, broadcaster, settings),
         "/v1/status": StatusResource(daemon),
         "/livez": LivezResource(),
-        "/readyz": ReadyzResource(daemon, feed, shared_counters),
-        "/metrics": MetricsResource(daemon, shared_counters),
+        "/readyz": ReadyzResource(daemon, feed, counters.shared_counters),
+        "/metrics": MetricsResource(daemon, counters),
         "/openapi.json": OpenApiResource(),
         "/": RootResource(daemon),
         "/all": AllResource(daemon, settings.part_bytes),

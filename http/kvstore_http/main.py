@@ -75,10 +75,12 @@ def _serve(
 ) -> int:
     _name_worker(number)
     # Not at the top: gevent and ZeroMQ belong to the workers, not to their parent.
+    from kvstore_http.app import request_cells
     from kvstore_http.metrics.counters import WorkerCounters
     from kvstore_http.workers.worker import serve
 
-    return serve(settings, sockets, WorkerCounters(shared_counters, number), overseer, on_level)
+    counters = WorkerCounters(shared_counters, number, request_cells())
+    return serve(settings, sockets, counters, overseer, on_level)
 
 
 def _name_worker(number: int) -> None:

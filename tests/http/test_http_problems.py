@@ -16,6 +16,7 @@ import pytest
 
 from kvstore_core.errors import ERRORS, KvError
 from kvstore_http.app import create_app
+from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
@@ -69,7 +70,11 @@ class FailingDaemon:
 def through_the_application(error: Exception, method: str = "GET") -> Answer:
     """What is answered when the daemon's answer to a read is ``error``."""
     app = create_app(
-        cast(Any, FailingDaemon(error)), cast(ChangeFeed, None), cast(Broadcaster, None), SETTINGS
+        cast(Any, FailingDaemon(error)),
+        cast(ChangeFeed, None),
+        cast(Broadcaster, None),
+        SETTINGS,
+        WorkerCounters.alone(),
     )
     environ = {
         "REQUEST_METHOD": method,

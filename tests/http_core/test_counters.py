@@ -11,13 +11,16 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_http.metrics import counters
-from kvstore_http.metrics.counters import OTHER, REQUEST_SECONDS, REQUESTS, STATUSES, WorkerCounters
-from kvstore_http.metrics.exposition import collected
+from kvstore_http.app import request_cells
+from kvstore_http.metrics.counters import OTHER, REQUEST_SECONDS, WorkerCounters
+from kvstore_http.metrics.exposition import collector
 from kvstore_http.metrics.shared_counters import SharedCounters
 
 WORKERS = 3
 NANOSECONDS = 1_000_000_000
+
+CELLS = request_cells()
+REQUESTS, STATUSES = CELLS.series, CELLS.statuses
 
 routes = st.sampled_from([*{route for _, route in REQUESTS}, "/made-up"])
 methods = st.sampled_from(["GET", "PUT", "HEAD", "OPTIONS", "PROPFIND", "", "get"])
@@ -40,7 +43,7 @@ def test_the_sum_over_all_workers_is_what_happened_whoever_was_restarted(
     workers = []
     for number in range(WORKERS):
         shared_counters.note_start(number, 1)
-        workers.append(WorkerCounters(shared_counters, number))
+        workers.append(WorkerCounters(shared_counters, number, CELLS))
     counts: Counter[tuple[str, str, str]] = Counter()
     buckets: Counter[tuple[str, str, float]] = Counter()
     sums: Counter[tuple[str, str]] = Counter()
@@ -50,7 +53,7 @@ def test_the_sum_over_all_workers_is_what_happened_whoever_was_restarted(
             gone = restarted[at]
             shared_counters.note_end(gone)
             shared_counters.note_start(gone, 2)
-            workers[gone] = WorkerCounters(shared_counters, gone)
+            workers[gone] = WorkerCounters(shared_counters, gone, CELLS)
             if gone == number:
                 continue
         workers[number].end(route, method, status, took)
@@ -60,7 +63,7 @@ def test_the_sum_over_all_workers_is_what_happened_whoever_was_restarted(
             bound = (*REQUEST_SECONDS, float("inf"))[bisect_left(REQUEST_SECONDS, took / NANOSECONDS)]
             buckets[*labels, bound] += 1
             sums[labels] += took
-    cells = shared_counters.totals(counters.USED_CELLS)
+    cells = shared_counters.totals(CELLS.end)
     for (method, route), cell in REQUESTS.items():
         found = {status: cells[cell.statuses + at] for at, status in enumerate(STATUSES)}
         assert found == {status: counts[method, route, status] for status in STATUSES}
@@ -84,7 +87,7 @@ def test_what_is_the_case_now_ends_with_the_worker_and_what_happened_stays() -> 
     shared_counters.note_end(1)
     shown = {
         sample.name: sample.value
-        for family in collected(shared_counters, None).collect()
+        for family in collector(first, None).collect()
         for sample in family.samples
         if not sample.labels
     }
@@ -111,7 +114,7 @@ def count(number):
 shared_counters = SharedCounters(2)
 pids = [os.fork() or count(number) for number in range(2)]
 assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
-cells = shared_counters.totals(counters.USED_CELLS)
+cells = shared_counters.totals(counters.FIXED_CELLS)
 print(cells[counters.STREAM_EVENTS], cells[counters.STREAM_BYTES])
 """
 

@@ -84,10 +84,9 @@ ROOMS = {
         "server",
         "streaming",
         "backend",
-        "metrics",
         "routes",
         "protocol",
-        "request_id greenlet_pool settings",
+        "metrics request_id greenlet_pool settings",
     ),
     "kvstore_cli": (
         "docs_tables",
@@ -107,9 +106,6 @@ UPWARD = {
     "kvstore_daemon.peer_limits.peer -> kvstore_daemon.requests.pending_request",
     "kvstore_daemon.peer_limits.peer -> kvstore_daemon.requests.router_socket",
     "kvstore_daemon.storage.lmdb_store.create -> kvstore_daemon.storage.offline.verify",
-    # what asks the daemon under a condition belongs above backend, for example beside the resources
-    "kvstore_http.protocol.preconditions -> kvstore_http.backend.daemon_client",
-    "kvstore_http.protocol.read_as_of -> kvstore_http.backend.daemon_client",
     "kvstore_cli.config.resolve -> kvstore_cli.command_line.completion",
 }
 CIRCLES = True

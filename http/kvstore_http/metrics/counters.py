@@ -1,24 +1,21 @@
 """What a worker counts, and in which cells of its row.
 
-The request path is measured in microseconds, so counting is adding to a cell whose number was looked up
-in one dictionary. Everything here runs in the hub's thread.
+Counting is on the path of every request, so it is adding to a cell whose number one dictionary gives.
+Everything here runs in the hub's thread.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import NamedTuple
 
-from kvstore_core.errors import ERRORS
-from kvstore_http import routes
-from kvstore_http.metrics.shared_counters import CELLS, GAUGES, PID, Row, SharedCounters
+from kvstore_http.metrics.shared_counters import CELLS_PER_WORKER, GAUGES, PID, Row, SharedCounters
 
 OTHER = "other"
-"""Stands for paths, methods and statuses that the table of routes does not have: what clients make up
-must not make new series."""
+"""The label of unknown routes, methods and statuses: what clients make up must not make new series."""
 
 DROP_REASONS = ("slow", "stalled", "no_room", "failed")
 """Why a stream was cut off, or not begun (``no_room``)."""
@@ -30,10 +27,10 @@ REQUEST_OPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 NANOSECONDS = 1_000_000_000
 
 
-class Distribution(NamedTuple):
-    """A histogram's place in a row: a cell for each bound, one for what is above all, and the sum.
+class HistogramCells(NamedTuple):
+    """The cells of a histogram: one for each bound, one for what is above all of them, and the sum.
 
-    Values are counted in ``units`` to one of what the bounds are in.
+    Values are counted in integers, ``units`` of which make one of the bounds' unit.
     """
 
     at: int
@@ -51,94 +48,98 @@ class Distribution(NamedTuple):
         return self.at + len(self.bounds) + 1
 
 
-class Series(NamedTuple):
-    """What is counted of the requests of one method on one route."""
-
-    statuses: int
-    seconds: Distribution
-
-
-def _pairs() -> list[tuple[str, str]]:
-    pairs = [(method, path) for path, rows in routes.paths().items() for method in routes.methods_of(rows)]
-    pairs += [(OTHER, path) for path in routes.paths()]
-    pairs += [(method, OTHER) for method in sorted({method for method, _ in pairs})]
-    return pairs
-
-
-def _statuses() -> tuple[str, ...]:
-    described = {response.status for endpoint in routes.ENDPOINTS for response in endpoint.responses}
-    known = sorted(described | {row.status for row in ERRORS.values()} | {204, 416})
-    return (*map(str, known), OTHER)
-
-
 class _Layout:
-    """Gives cells out, one after another."""
+    """Gives out the cells from ``size`` on."""
 
-    def __init__(self) -> None:
-        self.size = GAUGES
+    def __init__(self, size: int) -> None:
+        self.size = size
 
     def take(self, count: int = 1) -> int:
         at, self.size = self.size, self.size + count
-        assert self.size <= CELLS  # noqa: S101 - found by whoever adds a measure
+        assert self.size <= CELLS_PER_WORKER  # noqa: S101 - for new metrics
         return at
 
-    def distribution(self, bounds: Sequence[float], units: int) -> Distribution:
-        return Distribution(self.take(len(bounds) + 2), tuple(bounds), units)
+    def histogram(self, bounds: Sequence[float], units: int) -> HistogramCells:
+        return HistogramCells(self.take(len(bounds) + 2), tuple(bounds), units)
 
 
 IN_PROGRESS, CONNECTIONS, STREAMS, BACKLOG_BYTES, CATCHING_UP, STREAM_REFUSED_AT = range(PID + 1, PID + 7)
 
-_layout = _Layout()
+_layout = _Layout(GAUGES)
 STREAMS_OPENED = _layout.take()
 STREAMS_RESUMED = _layout.take()
 STREAM_RESETS = _layout.take()
 STREAM_EVENTS = _layout.take()
 STREAM_BYTES = _layout.take()
 STREAMS_DROPPED = {reason: _layout.take() for reason in DROP_REASONS}
-STREAM_LAG = _layout.distribution(LAG_SECONDS, 1_000)
-DAEMON_OPS = _layout.distribution(REQUEST_OPS, 1)
-DAEMON_SECONDS = _layout.distribution(REQUEST_SECONDS, NANOSECONDS)
-STATUSES = _statuses()
-REQUESTS = {
-    pair: Series(_layout.take(len(STATUSES)), _layout.distribution(REQUEST_SECONDS, NANOSECONDS))
-    for pair in _pairs()
-}
-USED_CELLS = _layout.size
+STREAM_LAG = _layout.histogram(LAG_SECONDS, 1_000)
+DAEMON_OPS = _layout.histogram(REQUEST_OPS, 1)
+DAEMON_SECONDS = _layout.histogram(REQUEST_SECONDS, NANOSECONDS)
+FIXED_CELLS = _layout.size
+"""Of a row: all but those of requests."""
 
-_REQUEST_LIMITS = next(iter(REQUESTS.values())).seconds.limits
+_REQUEST_LIMITS = [round(bound * NANOSECONDS) for bound in REQUEST_SECONDS]
 _REQUEST_SUM = len(_REQUEST_LIMITS) + 1
 
 
-class _Places(dict[tuple[str, str, str], tuple[int, int]]):
-    """The cells of a request by route, method and status line: where its status is counted, and
-    where its duration is. Holds no more than routes, methods and statuses can make."""
+class RequestSeries(NamedTuple):
+    """The cells of one method's requests to one route: the first of their statuses, and the histogram."""
+
+    statuses: int
+    seconds: HistogramCells
+
+
+class RequestCells(dict[tuple[str, str, str], tuple[int, int]]):
+    """The cells in which a request is counted, by route, method and status line: that of its status, and the
+    first of its duration.
+
+    ``methods`` are the methods of each route. What is not among them, or among ``statuses``, counts as OTHER,
+    so there are no more entries than routes, methods and statuses make.
+    """
+
+    def __init__(self, methods: Mapping[str, Sequence[str]], statuses: Iterable[int]) -> None:
+        super().__init__()
+        self.statuses = (*map(str, sorted(statuses)), OTHER)
+        labels = [(method, route) for route, known in methods.items() for method in known]
+        labels += [(OTHER, route) for route in methods]
+        labels += [(method, OTHER) for method in sorted({OTHER, *(method for method, _ in labels)})]
+        layout = _Layout(FIXED_CELLS)
+        self.series = {
+            pair: RequestSeries(
+                layout.take(len(self.statuses)), layout.histogram(REQUEST_SECONDS, NANOSECONDS)
+            )
+            for pair in labels
+        }
+        self.end = layout.size
 
     def __missing__(self, key: tuple[str, str, str]) -> tuple[int, int]:
         route, method, status_line = key
-        if (OTHER, route) not in REQUESTS and route != OTHER:
+        if (OTHER, route) not in self.series:
             route = OTHER
-        is_known = (method, route) in REQUESTS
-        series = REQUESTS[method if is_known else OTHER, route]
-        status = status_line[:3] if status_line[:3] in STATUSES else OTHER
-        found = (series.statuses + STATUSES.index(status), series.seconds.at)
+        is_known = (method, route) in self.series
+        series = self.series[method if is_known else OTHER, route]
+        status = status_line[:3] if status_line[:3] in self.statuses else OTHER
+        found = (series.statuses + self.statuses.index(status), series.seconds.at)
         if is_known and status != OTHER:
             self[key] = found
         return found
 
 
 class WorkerCounters:
-    """One worker's counting."""
+    """What worker ``number`` counts, requests in ``request_cells``."""
 
-    def __init__(self, shared_counters: SharedCounters, number: int) -> None:
+    def __init__(
+        self, shared_counters: SharedCounters, number: int, request_cells: RequestCells | None = None
+    ) -> None:
         self.shared_counters = shared_counters
+        self.request_cells = RequestCells({}, ()) if request_cells is None else request_cells
         self._cells: Row = shared_counters.row(number)
-        self._places = _Places()
         self._lag_limits = STREAM_LAG.limits
         self._seconds_limits = DAEMON_SECONDS.limits
 
     @classmethod
     def alone(cls) -> WorkerCounters:
-        """Those of a process that is its own only worker."""
+        """The counters of a process that is its only worker."""
         shared_counters = SharedCounters(1)
         shared_counters.note_start(0, os.getpid())
         return cls(shared_counters, 0)
@@ -150,10 +151,10 @@ class WorkerCounters:
         self._cells[IN_PROGRESS] += 1
 
     def end(self, route: str, method: str, status: str, took: int | None) -> None:
-        """It was, with this status line, in ``took`` nanoseconds (None: how long says nothing)."""
+        """It was, with this status line, in ``took`` nanoseconds (None: the client decided how long)."""
         cells = self._cells
         cells[IN_PROGRESS] -= 1
-        at, seconds = self._places[route, method, status]
+        at, seconds = self.request_cells[route, method, status]
         cells[at] += 1
         if took is not None:
             cells[seconds + bisect_left(_REQUEST_LIMITS, took)] += 1
@@ -161,16 +162,16 @@ class WorkerCounters:
 
     def connection_rejected(self, status: str) -> None:
         """A connection was answered with this status line before it sent a request."""
-        self._cells[self._places[OTHER, OTHER, status][0]] += 1
+        self._cells[self.request_cells[OTHER, OTHER, status][0]] += 1
 
     def connections_changed(self, by: int) -> None:
-        """So many more connections are open."""
+        """``by`` more connections are open."""
         self._cells[CONNECTIONS] += by
 
     # ── the daemon ──────────────────────────────────────────────────────────────────────────────
 
     def daemon_answered(self, ops: int, took: int) -> None:
-        """A request of so many ops was answered after ``took`` nanoseconds."""
+        """The daemon answered a request of so many ops after ``took`` nanoseconds."""
         cells = self._cells
         cells[DAEMON_OPS.at + bisect_left(REQUEST_OPS, ops)] += 1
         cells[DAEMON_OPS.sum_at] += ops
@@ -180,7 +181,7 @@ class WorkerCounters:
     # ── streams ─────────────────────────────────────────────────────────────────────────────────
 
     def stream_opened(self, *, is_resumed: bool) -> None:
-        """A stream began; ``is_resumed``: where another one had ended."""
+        """A stream began, if ``is_resumed`` where another one had ended."""
         self._cells[STREAMS_OPENED] += 1
         self._cells[STREAMS_RESUMED] += is_resumed
 
@@ -194,7 +195,7 @@ class WorkerCounters:
         self._cells[STREAM_REFUSED_AT] = int(monotonic())
 
     def streams_reset(self, count: int) -> None:
-        """So many streams were told that they have no continuation."""
+        """So many streams had to begin anew."""
         self._cells[STREAM_RESETS] += count
 
     def note_streams(self, count: int) -> None:
@@ -202,11 +203,11 @@ class WorkerCounters:
         self._cells[STREAMS] = count
 
     def note_catching_up(self, count: int) -> None:
-        """So many of them have not yet been sent all that there is."""
+        """So many of them have not been sent all changes yet."""
         self._cells[CATCHING_UP] = count
 
     def note_backlog(self, most: int) -> None:
-        """The stream that has most waiting has so many bytes."""
+        """So many bytes wait for the stream that is furthest behind."""
         self._cells[BACKLOG_BYTES] = most
 
     def sent(self, size: int, events: int = 0) -> None:

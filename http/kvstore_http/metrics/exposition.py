@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.utils import floatToGoString
 
 from kvstore_http.metrics import counters
-from kvstore_http.metrics.counters import Distribution
+from kvstore_http.metrics.counters import HistogramCells, RequestCells, WorkerCounters
 from kvstore_http.metrics.process_stats import usage
 from kvstore_http.metrics.shared_counters import SharedCounters
 
@@ -23,7 +23,7 @@ Histogram = tuple[Sequence[float], Sequence[int], float]
 """Bounds, counts (one more than bounds), and the sum of the values."""
 
 
-class Named(NamedTuple):
+class MetricInfo(NamedTuple):
     """One metric. A counter's name ends in ``_total``, as it is exposed."""
 
     name: str
@@ -35,132 +35,146 @@ class Named(NamedTuple):
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
 _FACADE = (
-    Named(
+    MetricInfo(
         "kvstore_http_requests_total",
         COUNTER,
         "Requests that were answered, refused ones too.",
         ("method", "route", "status"),
     ),
-    Named(
+    MetricInfo(
         "kvstore_http_request_duration_seconds",
         HISTOGRAM,
         "Time from a request's arrival until its answer was given to the network. Not for event streams, "
         "answers sent as they are read, and requests that ask to wait.",
         ("method", "route"),
     ),
-    Named("kvstore_http_requests_in_progress", GAUGE, "Requests that are being answered."),
-    Named("kvstore_http_connections", GAUGE, "Open connections, without event streams."),
-    Named("kvstore_http_streams", GAUGE, "Open event streams."),
-    Named(
+    MetricInfo("kvstore_http_requests_in_progress", GAUGE, "Requests that are being answered."),
+    MetricInfo("kvstore_http_connections", GAUGE, "Open connections, without event streams."),
+    MetricInfo("kvstore_http_streams", GAUGE, "Open event streams."),
+    MetricInfo(
         "kvstore_http_streams_catching_up",
         GAUGE,
         "Of them, those that have not been sent all that there is: they catch up, or wait for the daemon.",
     ),
-    Named("kvstore_http_streams_opened_total", COUNTER, "Event streams that began."),
-    Named("kvstore_http_streams_resumed_total", COUNTER, "Event streams that began where another had ended."),
-    Named(
+    MetricInfo("kvstore_http_streams_opened_total", COUNTER, "Event streams that began."),
+    MetricInfo(
+        "kvstore_http_streams_resumed_total", COUNTER, "Event streams that began where another had ended."
+    ),
+    MetricInfo(
         "kvstore_http_streams_dropped_total",
         COUNTER,
         "Event streams that were cut off because their reader was slow or stalled or something failed, or "
         "refused for want of room.",
         ("reason",),
     ),
-    Named(
+    MetricInfo(
         "kvstore_http_stream_resets_total",
         COUNTER,
         "Event streams that had to begin anew: the log no longer reached back to where they were.",
     ),
-    Named("kvstore_http_stream_events_total", COUNTER, "Events given to streams, one for each stream."),
-    Named("kvstore_http_stream_bytes_total", COUNTER, "Bytes given to streams."),
-    Named(
+    MetricInfo("kvstore_http_stream_events_total", COUNTER, "Events given to streams, one for each stream."),
+    MetricInfo("kvstore_http_stream_bytes_total", COUNTER, "Bytes given to streams."),
+    MetricInfo(
         "kvstore_http_stream_lag_seconds",
         HISTOGRAM,
         "Time from a commit's beginning until its changes were sent to the streams that want them.",
     ),
-    Named(
+    MetricInfo(
         "kvstore_http_stream_backlog_bytes",
         GAUGE,
         "What waits for the stream that is furthest behind, as of the last second.",
     ),
-    Named("kvstore_http_daemon_request_ops", HISTOGRAM, "Operations in one request to the daemon."),
-    Named(
+    MetricInfo("kvstore_http_daemon_request_ops", HISTOGRAM, "Operations in one request to the daemon."),
+    MetricInfo(
         "kvstore_http_daemon_request_duration_seconds",
         HISTOGRAM,
         "Time from sending a request to the daemon until its reply.",
     ),
-    Named("kvstore_http_workers", GAUGE, "Worker processes that run."),
-    Named(
+    MetricInfo("kvstore_http_workers", GAUGE, "Worker processes that run."),
+    MetricInfo(
         "kvstore_http_worker_restarts_total", COUNTER, "Workers started in the place of one that had ended."
     ),
 )
 
 _DAEMON = (
-    Named("kvstore_up", GAUGE, "1 if the daemon answers, 0 if not: then nothing else is known of it."),
-    Named(
+    MetricInfo("kvstore_up", GAUGE, "1 if the daemon answers, 0 if not: then nothing else is known of it."),
+    MetricInfo(
         "kvstore_build_info",
         GAUGE,
         "Always 1; the labels say what runs.",
         ("version", "protocol", "engine", "sync"),
     ),
-    Named("kvstore_start_time_seconds", GAUGE, "When the daemon was started."),
-    Named("kvstore_keys", GAUGE, "Keys."),
-    Named("kvstore_expiring_keys", GAUGE, "Keys that have a time to live."),
-    Named("kvstore_data_bytes", GAUGE, "What the records take in the store."),
-    Named("kvstore_revision", GAUGE, "The newest revision."),
-    Named("kvstore_log_events", GAUGE, "Events that are kept."),
-    Named("kvstore_log_bytes", GAUGE, "What they take."),
-    Named("kvstore_log_floor_revision", GAUGE, "The revision from which on a subscriber can resume."),
-    Named("kvstore_log_oldest_timestamp_seconds", GAUGE, "When the oldest event that is kept happened."),
-    Named("kvstore_store_used_bytes", GAUGE, "What the store holds: records, log and indexes."),
-    Named("kvstore_store_file_bytes", GAUGE, "The size of its file, with room inside that is free."),
-    Named("kvstore_store_max_bytes", GAUGE, "What the store may hold (--max-store-bytes)."),
-    Named("kvstore_disk_bytes", GAUGE, "The size of the file system that the store is on."),
-    Named("kvstore_disk_free_bytes", GAUGE, "What is free there."),
-    Named("kvstore_writes_refused", GAUGE, "1 if writes are refused, 0 if not.", ("reason",)),
-    Named("kvstore_requests_total", COUNTER, "Requests that the daemon received."),
-    Named("kvstore_requests_refused_total", COUNTER, "Requests that it answered with an error as a whole."),
-    Named("kvstore_requests_pending", GAUGE, "Requests that it has not answered yet."),
-    Named("kvstore_requests_dropped_total", COUNTER, "Requests whose sender had gone before they were done."),
-    Named("kvstore_replies_untaken_bytes", GAUGE, "Of replies that peers have not taken yet."),
-    Named("kvstore_peers_cut_off_total", COUNTER, "Connections closed because of what they made it keep."),
-    Named("kvstore_operations_total", COUNTER, "Operations that it was asked for.", ("op",)),
-    Named("kvstore_commits_total", COUNTER, "Commits that changed something."),
-    Named("kvstore_commit_requests_total", COUNTER, "Requests that took part in them."),
-    Named("kvstore_commit_ops", HISTOGRAM, "Writes in one commit."),
-    Named(
+    MetricInfo("kvstore_start_time_seconds", GAUGE, "When the daemon was started."),
+    MetricInfo("kvstore_keys", GAUGE, "Keys."),
+    MetricInfo("kvstore_expiring_keys", GAUGE, "Keys that have a time to live."),
+    MetricInfo("kvstore_data_bytes", GAUGE, "What the records take in the store."),
+    MetricInfo("kvstore_revision", GAUGE, "The newest revision."),
+    MetricInfo("kvstore_log_events", GAUGE, "Events that are kept."),
+    MetricInfo("kvstore_log_bytes", GAUGE, "What they take."),
+    MetricInfo("kvstore_log_floor_revision", GAUGE, "The revision from which on a subscriber can resume."),
+    MetricInfo("kvstore_log_oldest_timestamp_seconds", GAUGE, "When the oldest event that is kept happened."),
+    MetricInfo("kvstore_store_used_bytes", GAUGE, "What the store holds: records, log and indexes."),
+    MetricInfo("kvstore_store_file_bytes", GAUGE, "The size of its file, with room inside that is free."),
+    MetricInfo("kvstore_store_max_bytes", GAUGE, "What the store may hold (--max-store-bytes)."),
+    MetricInfo("kvstore_disk_bytes", GAUGE, "The size of the file system that the store is on."),
+    MetricInfo("kvstore_disk_free_bytes", GAUGE, "What is free there."),
+    MetricInfo("kvstore_writes_refused", GAUGE, "1 if writes are refused, 0 if not.", ("reason",)),
+    MetricInfo("kvstore_requests_total", COUNTER, "Requests that the daemon received."),
+    MetricInfo(
+        "kvstore_requests_refused_total", COUNTER, "Requests that it answered with an error as a whole."
+    ),
+    MetricInfo("kvstore_requests_pending", GAUGE, "Requests that it has not answered yet."),
+    MetricInfo(
+        "kvstore_requests_dropped_total", COUNTER, "Requests whose sender had gone before they were done."
+    ),
+    MetricInfo("kvstore_replies_untaken_bytes", GAUGE, "Of replies that peers have not taken yet."),
+    MetricInfo(
+        "kvstore_peers_cut_off_total", COUNTER, "Connections closed because of what they made it keep."
+    ),
+    MetricInfo("kvstore_operations_total", COUNTER, "Operations that it was asked for.", ("op",)),
+    MetricInfo("kvstore_commits_total", COUNTER, "Commits that changed something."),
+    MetricInfo("kvstore_commit_requests_total", COUNTER, "Requests that took part in them."),
+    MetricInfo("kvstore_commit_ops", HISTOGRAM, "Writes in one commit."),
+    MetricInfo(
         "kvstore_commit_duration_seconds",
         HISTOGRAM,
         "Time that a commit took, from its beginning until it was durable.",
     ),
-    Named("kvstore_sync_duration_seconds", HISTOGRAM, "Time that the disk took for a sync."),
-    Named("kvstore_last_commit_timestamp_seconds", GAUGE, "When the newest event that is kept happened."),
-    Named("kvstore_expiries_total", COUNTER, "Keys that expired."),
-    Named("kvstore_changes_published_total", COUNTER, "Events that were committed and told."),
-    Named("kvstore_clock_steps_total", COUNTER, "How often the machine's clock was found to have been set."),
-    Named("kvstore_connections", GAUGE, "Connections to the daemon."),
-    Named("kvstore_connections_max", GAUGE, "How many there may be, by its limit of open files."),
-    Named("kvstore_subscriptions", GAUGE, "Different topics that native subscribers and workers follow."),
+    MetricInfo("kvstore_sync_duration_seconds", HISTOGRAM, "Time that the disk took for a sync."),
+    MetricInfo(
+        "kvstore_last_commit_timestamp_seconds", GAUGE, "When the newest event that is kept happened."
+    ),
+    MetricInfo("kvstore_expiries_total", COUNTER, "Keys that expired."),
+    MetricInfo("kvstore_changes_published_total", COUNTER, "Events that were committed and told."),
+    MetricInfo(
+        "kvstore_clock_steps_total", COUNTER, "How often the machine's clock was found to have been set."
+    ),
+    MetricInfo("kvstore_connections", GAUGE, "Connections to the daemon."),
+    MetricInfo("kvstore_connections_max", GAUGE, "How many there may be, by its limit of open files."),
+    MetricInfo(
+        "kvstore_subscriptions", GAUGE, "Different topics that native subscribers and workers follow."
+    ),
 )
 
 _PROCESSES = (
-    Named("process_cpu_seconds_total", COUNTER, "CPU time.", ("process",)),
-    Named(
+    MetricInfo("process_cpu_seconds_total", COUNTER, "CPU time.", ("process",)),
+    MetricInfo(
         "process_resident_memory_bytes", GAUGE, "Memory, mapped pages of the store included.", ("process",)
     ),
-    Named("process_virtual_memory_bytes", GAUGE, "Address space.", ("process",)),
-    Named("process_start_time_seconds", GAUGE, "When the process was started.", ("process",)),
-    Named("process_open_fds", GAUGE, "Open file descriptors.", ("process",)),
-    Named("process_max_fds", GAUGE, "How many may be open.", ("process",)),
+    MetricInfo("process_virtual_memory_bytes", GAUGE, "Address space.", ("process",)),
+    MetricInfo("process_start_time_seconds", GAUGE, "When the process was started.", ("process",)),
+    MetricInfo("process_open_fds", GAUGE, "Open file descriptors.", ("process",)),
+    MetricInfo("process_max_fds", GAUGE, "How many may be open.", ("process",)),
 )
 
-CATALOGUE: dict[str, Named] = {row.name: row for row in (*_FACADE, *_DAEMON, *_PROCESSES)}
+CATALOGUE: dict[str, MetricInfo] = {row.name: row for row in (*_FACADE, *_DAEMON, *_PROCESSES)}
 
 WRITE_REFUSALS = ("store_full", "internal")
-"""The codes of errors with which all writes may be refused."""
+"""The error codes with which all writes may be refused."""
 
 
-class Collected:
-    """What prometheus_client writes out: families that are there already."""
+class FixedCollector:
+    """A collector of prometheus_client for families that have been made."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = list(families)
@@ -170,9 +184,11 @@ class Collected:
         return self._families
 
 
-def collected(shared_counters: SharedCounters, status: Mapping[str, Any] | None) -> Collected:
-    """All families; ``status`` is the daemon's, None if it does not answer."""
-    return Collected([*_facade(shared_counters), *_daemon(status), *_processes(shared_counters, status)])
+def collector(worker: WorkerCounters, status: Mapping[str, Any] | None) -> FixedCollector:
+    """A collector of all families, of all workers; ``status`` is the daemon's, None if it does not answer."""
+    shared_counters = worker.shared_counters
+    facade = _facade(shared_counters, worker.request_cells)
+    return FixedCollector([*facade, *_daemon(status), *_processes(shared_counters, status)])
 
 
 # ── making families ──────────────────────────────────────────────────────────────────────────────
@@ -207,14 +223,14 @@ def _histogram(name: str, *samples: tuple[Labels, Histogram]) -> Metric:
 # ── the facade ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _facade(shared_counters: SharedCounters) -> Iterator[Metric]:
-    cells = shared_counters.totals(counters.USED_CELLS)
+def _facade(shared_counters: SharedCounters, request_cells: RequestCells) -> Iterator[Metric]:
+    cells = shared_counters.totals(request_cells.end)
 
-    def distribution(place: Distribution) -> Histogram:
+    def histogram(place: HistogramCells) -> Histogram:
         counts = cells[place.at : place.at + len(place.bounds) + 1]
         return place.bounds, counts, cells[place.sum_at] / place.units
 
-    yield from _requests(cells, distribution)
+    yield from _requests(cells, request_cells, histogram)
     for name, cell in (
         ("kvstore_http_requests_in_progress", counters.IN_PROGRESS),
         ("kvstore_http_connections", counters.CONNECTIONS),
@@ -239,21 +255,23 @@ def _facade(shared_counters: SharedCounters) -> Iterator[Metric]:
         ("kvstore_http_daemon_request_ops", counters.DAEMON_OPS),
         ("kvstore_http_daemon_request_duration_seconds", counters.DAEMON_SECONDS),
     ):
-        yield _histogram(name, ((), distribution(place)))
+        yield _histogram(name, ((), histogram(place)))
     yield _gauge("kvstore_http_stream_backlog_bytes", ((), shared_counters.highest(counters.BACKLOG_BYTES)))
     yield _gauge("kvstore_http_workers", ((), len(shared_counters.pids())))
     yield _counter("kvstore_http_worker_restarts_total", ((), shared_counters.restarts))
 
 
-def _requests(cells: list[int], distribution: Callable[[Distribution], Histogram]) -> Iterator[Metric]:
+def _requests(
+    cells: list[int], request_cells: RequestCells, histogram: Callable[[HistogramCells], Histogram]
+) -> Iterator[Metric]:
     """Only what has happened: most methods of most routes are never asked for, or with one status."""
     counts: list[tuple[Labels, float]] = []
     seconds: list[tuple[Labels, Histogram]] = []
-    for (method, route), series in counters.REQUESTS.items():
-        for at, status in enumerate(counters.STATUSES, series.statuses):
+    for (method, route), series in request_cells.series.items():
+        for at, status in enumerate(request_cells.statuses, series.statuses):
             if cells[at]:
                 counts.append(((method, route, status), cells[at]))
-        measured = distribution(series.seconds)
+        measured = histogram(series.seconds)
         if any(measured[1]):
             seconds.append(((method, route), measured))
     yield _counter("kvstore_http_requests_total", *counts)
@@ -343,7 +361,7 @@ _OF_DAEMON = {
 
 
 def _processes(shared_counters: SharedCounters, status: Mapping[str, Any] | None) -> Iterator[Metric]:
-    """What the system tells of each process; the workers can see each other, the daemon may be elsewhere."""
+    """What the system says of each process; workers see each other, the daemon may be on another machine."""
     found: dict[str, list[tuple[Labels, float]]] = {row.name: [] for row in _PROCESSES}
     if status is not None:
         process = {**status["process"], "start": _seconds(status["started_at"])}

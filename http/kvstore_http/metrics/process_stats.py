@@ -1,5 +1,5 @@
-"""What the system tells of a process, from ``/proc/PID`` alone: a confined service sees no more of ``/proc``
-(``ProcSubset=pid``), and prometheus_client's collector then tells nothing."""
+"""What the system says of a process, from ``/proc/PID`` alone: a confined service sees no more of ``/proc``
+(``ProcSubset=pid``), and there prometheus_client's collector has nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def usage(pid: int) -> dict[str, float]:
-    """The values of the ``process_`` metrics; without those that cannot be had, as when the process has
-    just ended."""
+    """The values of the ``process_`` metrics; without those that cannot be read, as when the process
+    has just ended."""
     found: dict[str, float] = {}
     with suppress(OSError):
         found.update(_of(pid))

@@ -258,7 +258,7 @@ def _heard(silent_seconds: float) -> Check:
 
 
 def _streams(shared_counters: SharedCounters, *, is_away: bool) -> Check:
-    cells = shared_counters.totals(counters.USED_CELLS)
+    cells = shared_counters.totals(counters.FIXED_CELLS)
     there, behind = cells[counters.STREAMS], cells[counters.CATCHING_UP]
     refused = cells[counters.STREAMS_DROPPED["no_room"]]
     refused_at = shared_counters.highest(counters.STREAM_REFUSED_AT)

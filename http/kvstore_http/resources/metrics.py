@@ -1,4 +1,4 @@
-"""``/metrics``: what all workers counted, and what the daemon says of itself, for Prometheus."""
+"""``/metrics``: what all workers count and the daemon's status, for Prometheus."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from prometheus_client.exposition import choose_encoder
 from kvstore_core.errors import KvError
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
-from kvstore_http.metrics.exposition import collected
-from kvstore_http.metrics.shared_counters import SharedCounters
+from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.metrics.exposition import collector
 from kvstore_http.protocol.query_params import read_query
 
 
 class MetricsResource:
     """``/metrics``: text, or OpenMetrics where ``Accept`` asks for it."""
 
-    def __init__(self, daemon: DaemonClient, shared_counters: SharedCounters) -> None:
+    def __init__(self, daemon: DaemonClient, counters: WorkerCounters) -> None:
         self._daemon = daemon
-        self._shared_counters = shared_counters
+        self._counters = counters
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer, also while the daemon is away: ``kvstore_up`` says so then."""
         read_query(req.env, routes.NOTHING)
         encode, content_type = choose_encoder(req.env.get("HTTP_ACCEPT", ""))
-        resp.data = encode(collected(self._shared_counters, self._status()))
+        resp.data = encode(collector(self._counters, self._status()))
         resp.content_type = content_type
         resp.set_header("cache-control", "no-store")
         resp.set_header("vary", "Accept")

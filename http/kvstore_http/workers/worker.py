@@ -58,7 +58,7 @@ def serve(
     daemon = DaemonClient(context, settings.requests, settings.daemon_timeout_ms, counters)
     feed = ChangeFeed(context, daemon, settings.changes)
     broadcaster = Broadcaster(daemon, feed, settings, counters)
-    app = create_app(daemon, feed, broadcaster, settings, counters.shared_counters)
+    app = create_app(daemon, feed, broadcaster, settings, counters)
     access_log = AccessLog(settings.access_log, settings.slow_request_ms)
     servers = [_server(app, sock, counters, access_log, settings) for sock in sockets]
     level_watchers = _watch_level(on_level, access_log)
