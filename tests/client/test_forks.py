@@ -51,30 +51,30 @@ def in_child(work: Callable[[], Any]) -> Any:
 
 def test_a_forked_process_has_connections_of_its_own_and_the_parent_keeps_its_own(client: Client) -> None:
     client.put("k", b"1")
-    before = client._pool._idle[0]._client
+    before = client._pool._idle[0]._sequence.client
 
     def work() -> str:
         assert client.get("k").value == b"1"
         client.put("k", b"2")
         assert client.incr("n").value == 1
         client.close()
-        return client._pool._idle[0]._client if client._pool._idle else "closed"
+        return client._pool._idle[0]._sequence.client if client._pool._idle else "closed"
 
     assert in_child(work) == "closed"
     assert client.get("k").value == b"2"
     assert client.incr("n").value == 2
-    assert client._pool._idle[0]._client == before
+    assert client._pool._idle[0]._sequence.client == before
 
 
 def test_numbers_of_forked_processes_do_not_meet(client: Client) -> None:
     def work() -> list[Any]:
         for _ in range(20):
             client.incr("n")
-        return [client._pool._idle[0]._client, random.random()]
+        return [client._pool._idle[0]._sequence.client, random.random()]
 
     client.incr("n")
     said = [in_child(work) for _ in range(3)]
-    names = {name for name, _ in said} | {client._pool._idle[0]._client}
+    names = {name for name, _ in said} | {client._pool._idle[0]._sequence.client}
     assert len(names) == 4
     assert len({spread for _, spread in said}) == 3, "their pauses differ"
     assert client.incr("n").value == 62

@@ -13,7 +13,8 @@ from gevent.pool import Group
 
 from kvstore_core.errors import KvError
 from kvstore_core.wire import Limits, Request, decode_request, encode_error, encode_reply
-from kvstore_http.backend.daemon_client import LANES, MERGED_BYTES, PAGES_UNDER_WAY, DaemonClient
+from kvstore_http.backend.daemon_client import PAGES_UNDER_WAY, WRITES_UNDER_WAY, DaemonClient
+from kvstore_http.backend.request_queue import MERGED_BYTES
 
 EPOCH = "00112233445566ff"
 TIMEOUT_MS = 600
@@ -142,13 +143,15 @@ def test_writes_of_one_moment_travel_together_under_a_number(
     assert [(len(request.ops), request.seq) for request in daemon.requests] == [(20, 1)]
 
 
-def test_a_lane_has_one_request_at_a_time_and_counts_up(daemon: ScriptedDaemon, client: DaemonClient) -> None:
+def test_a_client_id_has_one_request_at_a_time_and_counts_up(
+    daemon: ScriptedDaemon, client: DaemonClient
+) -> None:
     for number in range(10):
         together(*(put(client, f"k{number}-{other}") for other in range(3)))
     by_client: dict[str | None, list[int]] = {}
     for request in daemon.requests:
         by_client.setdefault(request.client, []).append(request.seq)
-    assert 1 <= len(by_client) <= LANES
+    assert 1 <= len(by_client) <= WRITES_UNDER_WAY
     assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in by_client.values())
 
 
@@ -163,7 +166,7 @@ def test_batches_do_not_wait_for_each_other_but_writes_gather(
     batches = [lambda: client.request(ops, [b"1", b"2"], atomic=True)] * 20
     together(*batches, *(put(client, f"k{number}") for number in range(30)))
     assert len({request.client for request in daemon.requests if request.atomic}) == 20
-    assert len({request.client for request in daemon.requests if not request.atomic}) <= LANES
+    assert len({request.client for request in daemon.requests if not request.atomic}) <= WRITES_UNDER_WAY
 
 
 def test_a_merged_request_stays_below_its_size(daemon: ScriptedDaemon, client: DaemonClient) -> None:

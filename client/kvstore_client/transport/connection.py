@@ -15,6 +15,7 @@ from kvstore_client.transport.sans_io import IoGenerator, SocketWait
 from kvstore_core.connection_monitor import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Monitor, Socket
 from kvstore_core.endpoints import DEFAULT_REQUESTS
 from kvstore_core.wire import Reply, encode_request
+from kvstore_core.write_sequence import WriteSequence
 
 QUICK_SECONDS = 0.1
 """Most answers come sooner. Only after this is the monitor waited for as well, since a wait for two
@@ -43,11 +44,7 @@ class RequestBody(NamedTuple):
 
 
 class Connection:
-    """A DEALER socket, a client id and the number of its last write.
-
-    The daemon remembers one reply for each client id, so a connection carries one request at a time. A
-    number is used for one request only, whatever became of it: should a copy of a write whose outcome is
-    unknown arrive after the connection's next write, its lower number makes the daemon refuse it.
+    """A DEALER socket and the numbers of its writes. It carries one request at a time.
 
     A connection is used by one thread or task at a time; handing it on needs a lock or a queue in between,
     which is the memory barrier that ZeroMQ asks for.
@@ -60,8 +57,7 @@ class Connection:
         self._context = context
         self._endpoint = endpoint
         self.generation = forks.generation()
-        self._client = secrets.token_hex(16)
-        self._last_number = 0
+        self._sequence = WriteSequence(secrets.token_hex(16))
         self._open()
 
     def _open(self) -> None:
@@ -133,10 +129,7 @@ class Connection:
     def _encode(self, body: RequestBody) -> list[bytes]:
         if not body.writes:
             return encode_request(body.ops, body.values, atomic=body.is_atomic)
-        self._last_number += 1
-        return encode_request(
-            body.ops, body.values, atomic=body.is_atomic, client=self._client, seq=self._last_number
-        )
+        return encode_request(body.ops, body.values, atomic=body.is_atomic, **self._sequence.next())
 
     def _send(self, frames: list[bytes]) -> bool:
         """Whether there was a connection to hand the frames to."""

@@ -1,52 +1,49 @@
-"""The facade's way to the daemon: what the requests of one moment ask is sent as one request.
+"""The facade's client of the daemon: the ops of one turn of the loop are sent as one request.
 
-A round trip to the daemon costs both processes some 90 µs, whether it carries one op or fifty. So
-the ops that the greenlets of one turn of the loop ask for are gathered, and a callback at the end of
-the turn sends them together. Everything here runs in the hub's thread.
+A round trip costs both processes much more than an op. So the ops that the greenlets of one turn of the
+loop ask for are gathered, and a callback at the end of the turn sends them together. Everything here runs
+in the hub's thread.
 
-- Of gathered gets one request is under way at a time, so that more gather behind it when there is
-  much to do. Other reads are not gathered; a few of them are under way at a time and the rest wait
-  here, where one whose caller has given up is not sent any more.
-- Writes go through *lanes*. A lane is a client of the daemon's with a number for each request and one
-  request at a time, so a repeat is applied once (protocol section 6). Gathered writes have few of them,
-  so that more gather; batches, which cannot be gathered, have many, so that many share a commit.
-- A request is sent again, under its number, only when the connection that it went out on is lost
-  (:mod:`kvstore_http.backend.dealer_socket`): a daemon that is slow to answer is not helped by more to do.
+- Of gathered gets one request is under way at a time, so that more gather behind it when there is much to
+  do. Other reads are not gathered; a few of them are under way at a time and the rest wait here, where one
+  that nobody waits for any more is dropped unsent.
+- Writes are numbered, so that a repeat is applied once (protocol section 6). Gathered writes have few
+  sequences of numbers, so that more gather; batches, which cannot be gathered, have many, so that many
+  share a commit.
+- A request is sent again, under its number, only when the connection that it was sent on is lost
+  (:mod:`kvstore_http.backend.dealer_socket`): repeats only make a slow daemon slower.
 
-When nothing was heard for the whole time that a request may take, the daemon counts as away: all
-calls fail at once, and a probe looks for it.
+When nothing was received for the whole time that a request may take, the daemon counts as away: all calls
+fail at once, and a probe looks for it.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from time import monotonic, perf_counter_ns
 from typing import Any
 
 import gevent
 import zmq
-from gevent.hub import Waiter
 
 from kvstore_core.errors import KvError
 from kvstore_core.follower import PAGE_SECONDS
 from kvstore_core.operations import OPERATIONS, check_keys, check_operation
-from kvstore_core.wire import Reply, RequestId, encode_request
-from kvstore_http.backend.dealer_socket import Exchange, Outcome, Pipe
+from kvstore_core.wire import Reply
+from kvstore_core.write_sequence import WriteSequence
+from kvstore_http.backend.dealer_socket import DealerSocket, Outcome, SentRequest
+from kvstore_http.backend.request_queue import OpResult, RequestQueue, WaitingRequest
 from kvstore_http.metrics.counters import WorkerCounters
-from kvstore_http.request_id import current_request_id
 
-LANES = 2
-BATCH_LANES = 64
-READS_UNDER_WAY = 1
+GETS_UNDER_WAY = 1
 PAGES_UNDER_WAY = 16
 """Of reads that are not gathered."""
 
-MERGED_OPS = 500
-MERGED_BYTES = 1024 * 1024
+WRITES_UNDER_WAY = 2
+BATCHES_UNDER_WAY = 64
+
 TICK_SECONDS = 0.05
 PROBE_SECONDS = 0.5
 FOREVER = float("inf")
@@ -55,62 +52,12 @@ _WRITING = frozenset(row.name for row in OPERATIONS.values() if row.writes)
 
 log = logging.getLogger("kvstore.http")
 
-Result = dict[str, Any] | KvError
-
-
-class _Call:
-    """One op whose greenlet waits. ``alone`` keeps it from being merged with others."""
-
-    __slots__ = ("alone", "deadline", "op", "request_id", "size", "value", "waiter")
-
-    def __init__(self, op: dict[str, Any], value: bytes | None, deadline: float, hub: Any) -> None:
-        self.op = op
-        self.value = value
-        self.size = len(value) if value is not None else 0
-        self.deadline = deadline
-        self.waiter = Waiter(hub)
-        self.alone = False
-        self.request_id = current_request_id.get()
-
-    def settle(self, result: Result) -> None:
-        self.waiter.switch(result)
-
-
-class _Request:
-    """A request that a greenlet made itself and that is sent as it is."""
-
-    __slots__ = ("atomic", "deadline", "ops", "request_id", "values", "waiter")
-
-    def __init__(
-        self, ops: Sequence[dict[str, Any]], values: Sequence[bytes], atomic: bool, deadline: float, hub: Any
-    ) -> None:
-        self.ops = ops
-        self.values = values
-        self.atomic = atomic
-        self.deadline = deadline
-        self.waiter = Waiter(hub)
-        self.request_id = current_request_id.get()
-
-    def settle(self, outcome: Outcome) -> None:
-        self.waiter.switch(outcome)
-
-
-class _Lane:
-    """A client id with one numbered request at a time."""
-
-    __slots__ = ("client", "is_busy", "seq")
-
-    def __init__(self) -> None:
-        self.client = f"facade:{secrets.token_hex(8)}"
-        self.seq = 0
-        self.is_busy = False
-
 
 class DaemonClient:
-    """Calls to the daemon at ``endpoint`` that wait for the answer while others go on.
+    """Requests to the daemon at ``endpoint``; each blocks the greenlet that makes it.
 
-    A call raises ``unavailable`` when the daemon is away and ``timed_out`` when it is there but did
-    not answer within ``timeout_ms``; a write that may nevertheless have been applied has
+    They raise ``unavailable`` when the daemon is away and ``timed_out`` when it is there but did not
+    answer within ``timeout_ms``; a write that may nevertheless have been applied has
     ``details["outcome"] == "unknown"``.
     """
 
@@ -126,27 +73,27 @@ class DaemonClient:
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._timeout = timeout_ms / 1000
-        self._reads = Pipe(context, self._loop, endpoint, self._note)
-        self._writes = Pipe(context, self._loop, endpoint, self._note)
-        self._probe = Pipe(context, self._loop, endpoint, self._note, immediate=True)
-        self._lanes = [_Lane() for _ in range(LANES)]
-        self._batch_lanes = [_Lane() for _ in range(BATCH_LANES)]
-        self._waiting_gets: deque[_Call] = deque()
-        self._waiting_writes: deque[_Call] = deque()
-        self._waiting_batches: deque[_Request] = deque()
-        self._waiting_pages: deque[_Request] = deque()
-        self._pages_under_way = 0
-        self._gets_under_way = 0
+        self._read_socket = DealerSocket(context, self._loop, endpoint, self._note_reply)
+        self._write_socket = DealerSocket(context, self._loop, endpoint, self._note_reply)
+        self._probe_socket = DealerSocket(context, self._loop, endpoint, self._note_reply, immediate=True)
+        reads, writes, flush = self._read_socket, self._write_socket, self._flush_soon
+        self._gets = RequestQueue(reads, [None] * GETS_UNDER_WAY, flush, merges=True)
+        self._pages = RequestQueue(reads, [None] * PAGES_UNDER_WAY, flush, merges=False)
+        self._writes = RequestQueue(writes, _sequences(WRITES_UNDER_WAY), flush, merges=True)
+        self._batches = RequestQueue(writes, _sequences(BATCHES_UNDER_WAY), flush, merges=False)
+        self._queues = (self._gets, self._writes, self._batches, self._pages)
         self._is_flush_due = False
         self._heard_at = -FOREVER
         self._next_probe = 0.0
         self.is_away = False
         self.epoch = ""
+        """The store's epoch, as of the last reply or heartbeat."""
         self.head = 0
+        """The highest revision that is known to be committed. A read that starts now sees it."""
         self._ticker = self._loop.timer(TICK_SECONDS, TICK_SECONDS)
         self._ticker.start(self._tick)
 
-    # ── calls: in the caller's greenlet ─────────────────────────────────────────────────────────
+    # ── requests: in the caller's greenlet ──────────────────────────────────────────────────────
 
     def call(self, op: dict[str, Any], value: bytes | None = None) -> dict[str, Any]:
         """The result of one op, which shares a request with others; raises the KvError it failed with.
@@ -157,14 +104,13 @@ class DaemonClient:
             op = {**op, "size": len(value)}
         row = check_operation(op, 0)
         check_keys(op)
+        result: OpResult
         if not row.writes and row.name != "get":
-            # Others would wait for a page, which may be large.
-            result = self.request([op]).results[0]
+            result = self.request([op]).results[0]  # others would wait for a page, which may be large
         else:
-            call = _Call(op, value, self._deadline(), self._hub)
-            (self._waiting_writes if row.writes else self._waiting_gets).append(call)
-            self._flush_soon()
-            result = call.waiter.get()
+            values = () if value is None else (value,)
+            request = WaitingRequest(self._hub, (op,), values, self._deadline(self._timeout))
+            result = self._wait_in(self._writes if row.writes else self._gets, request)
         if isinstance(result, KvError):
             result.details.pop("op", None)  # an index in a request that the caller never saw
             raise result
@@ -183,18 +129,15 @@ class DaemonClient:
 
         Under an ``idempotency_key`` the writes are applied once however often this is called.
         """
-        request = _Request(ops, values, atomic, self._deadline(), self._hub)
+        request = WaitingRequest(self._hub, ops, values, self._deadline(self._timeout), atomic=atomic)
         if not any(op["op"] in _WRITING for op in ops):
-            self._waiting_pages.append(request)
-            self._flush_soon()
-        elif idempotency_key is not None:
-            number: dict[str, Any] = {"client": f"http:{idempotency_key}", "seq": 1}
-            how = {"atomic": atomic, "request_id": request.request_id, **number}
-            self._send(self._writes, ops, values, request.settle, request.deadline, **how)
-        else:
-            self._waiting_batches.append(request)
-            self._flush_soon()
-        return self._answer(request)
+            return _reply(self._wait_in(self._pages, request))
+        if idempotency_key is None:
+            return _reply(self._wait_in(self._batches, request))
+        header = {"atomic": atomic, "request_id": request.request_id}
+        key = WriteSequence(f"http:{idempotency_key}").next()
+        self._write_socket.send(ops, values, request.finish, request.deadline, **header, **key)
+        return _reply(request.waiter.get())
 
     def read(self, op: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """The result of a reading op and the revision of its snapshot; raises what it failed with."""
@@ -205,145 +148,41 @@ class DaemonClient:
         return result, reply.revision
 
     def read_in_background(self, ops: Sequence[dict[str, Any]]) -> Reply:
-        """The reply to a request that only reads and that nobody is waiting for at a certain time, such
-        as a page for streams that catch up: it does not fail because the daemon has much to do. Ask
-        for one thing at a time, for these do not wait behind each other as others do."""
-        self._deadline()
-        request = _Request(ops, (), False, monotonic() + PAGE_SECONDS, self._hub)
-        self._send(self._reads, ops, (), request.settle, request.deadline)
-        return self._answer(request)
+        """The reply to a request that only reads and that nobody awaits at a certain time, such as a page
+        for streams that catch up: it does not fail because the daemon has much to do. Make one at a time,
+        since these do not wait for each other as other reads do."""
+        request = WaitingRequest(self._hub, ops, (), self._deadline(PAGE_SECONDS))
+        self._read_socket.send(ops, (), request.finish, request.deadline)
+        return _reply(request.waiter.get())
 
-    def _answer(self, request: _Request) -> Reply:
-        outcome = request.waiter.get()
-        if isinstance(outcome, KvError):
-            raise outcome
-        reply: Reply = outcome
-        return reply
+    def _wait_in(self, queue: RequestQueue, request: WaitingRequest) -> Any:
+        queue.waiting.append(request)
+        self._flush_soon()
+        return request.waiter.get()
 
-    def _deadline(self) -> float:
+    def _deadline(self, seconds: float) -> float:
         if self.is_away:
             raise self._failure()
-        return monotonic() + self._timeout
+        return monotonic() + seconds
 
     # ── in the hub ──────────────────────────────────────────────────────────────────────────────
 
     def _flush_soon(self) -> None:
-        """Send when all that is readable in this turn of the loop has been looked at."""
+        """Send once everything that is readable in this turn of the loop has been looked at."""
         if not self._is_flush_due:
             self._is_flush_due = True
             self._loop.run_callback(self._flush)
 
     def _flush(self) -> None:
         self._is_flush_due = False
-        while self._waiting_gets and self._gets_under_way < READS_UNDER_WAY:
-            self._send_gets(_take(self._waiting_gets))
-        if self._waiting_writes:
-            for lane in _free(self._lanes, self._waiting_writes):
-                self._send_writes(lane)
-        if self._waiting_batches:
-            for lane in _free(self._batch_lanes, self._waiting_batches):
-                self._send_batch(lane)
-        while self._waiting_pages and self._pages_under_way < PAGES_UNDER_WAY:
-            self._send_page(self._waiting_pages.popleft())
-
-    def _send_page(self, request: _Request) -> None:
-        def done(outcome: Outcome) -> None:
-            self._pages_under_way -= 1
-            request.settle(outcome)
-            self._flush_soon()
-
-        self._pages_under_way += 1
-        how = {"atomic": request.atomic, "request_id": request.request_id}
-        self._send(self._reads, request.ops, request.values, done, request.deadline, **how)
-
-    def _send_gets(self, calls: list[_Call]) -> None:
-        def done(outcome: Outcome) -> None:
-            self._gets_under_way -= 1
-            self._settle(calls, outcome, self._waiting_gets)
-            self._flush_soon()
-
-        self._gets_under_way += 1
-        ops = [call.op for call in calls]
-        self._send(self._reads, ops, (), done, calls[0].deadline, request_id=_ids_of(calls))
-
-    def _send_writes(self, lane: _Lane) -> None:
-        calls = _take(self._waiting_writes)
-        ops = [call.op for call in calls]
-        values = [call.value for call in calls if call.value is not None]
-        settle = partial(self._settle, calls, queue=self._waiting_writes)
-        self._send_numbered(lane, ops, values, settle, calls[0].deadline, request_id=_ids_of(calls))
-
-    def _send_batch(self, lane: _Lane) -> None:
-        batch = self._waiting_batches.popleft()
-        how = {"atomic": batch.atomic, "request_id": batch.request_id}
-        self._send_numbered(lane, batch.ops, batch.values, batch.settle, batch.deadline, **how)
-
-    def _send_numbered(
-        self,
-        lane: _Lane,
-        ops: Sequence[dict[str, Any]],
-        values: Sequence[bytes],
-        settle: Callable[[Outcome], None],
-        deadline: float,
-        **how: Any,
-    ) -> None:
-        def done(outcome: Outcome) -> None:
-            lane.is_busy = False
-            settle(outcome)
-            self._flush_soon()
-
-        lane.seq += 1
-        lane.is_busy = True
-        number = {"client": lane.client, "seq": lane.seq}
-        self._send(self._writes, ops, values, done, deadline, **how, **number)
-
-    def _send(
-        self,
-        pipe: Pipe,
-        ops: Sequence[dict[str, Any]],
-        values: Sequence[bytes],
-        done: Callable[[Outcome], None],
-        deadline: float,
-        **how: Any,
-    ) -> None:
-        try:
-            frames = encode_request(ops, values, **how)
-        except KvError as error:  # nothing was sent, and nobody may be left waiting
-            done(error)
-        else:
-            pipe.send(Exchange(frames, len(ops), done, deadline))
-
-    def _settle(self, calls: list[_Call], outcome: Outcome, queue: deque[Any]) -> None:
-        """Give each of the merged calls its own result."""
-        if isinstance(outcome, KvError):
-            self._settle_refusal(calls, outcome, queue)
-            return
-        for call, result in zip(calls, outcome.results, strict=True):
-            if len(calls) > 1 and isinstance(result, KvError) and result.code == "reply_too_large":
-                self._try_alone(call, queue)
-            else:
-                call.settle(result)
-
-    def _settle_refusal(self, calls: list[_Call], error: KvError, queue: deque[Any]) -> None:
-        """A request that is wrong was not applied. If several callers share it, one of them is at
-        fault, or it is too large only because they do: each then asks alone."""
-        is_wrong = error.row.status < 500 or error.code == "reply_too_large"
-        for call in calls:
-            if is_wrong and len(calls) > 1:
-                self._try_alone(call, queue)
-            else:
-                call.settle(_copy(error))
-
-    def _try_alone(self, call: _Call, queue: deque[Any]) -> None:
-        call.alone = True
-        queue.appendleft(call)
-        self._flush_soon()
+        for queue in self._queues:
+            if queue.waiting:
+                queue.send()
 
     # ── is the daemon there? ────────────────────────────────────────────────────────────────────
 
-    def _note(self, exchange: Exchange, outcome: Outcome) -> None:
-        """A reply came."""
-        self._counters.daemon_answered(exchange.count, perf_counter_ns() - exchange.begun_at)
+    def _note_reply(self, request: SentRequest, outcome: Outcome) -> None:
+        self._counters.daemon_answered(request.count, perf_counter_ns() - request.begun_at)
         self._heard_at = monotonic()
         if isinstance(outcome, Reply):
             self.note_position(outcome.epoch, outcome.revision)
@@ -352,8 +191,8 @@ class DaemonClient:
             log.warning("the daemon at %s answers again", self._endpoint)
 
     def note_position(self, epoch: str, revision: int) -> None:
-        """The store was heard to be at ``revision``; the feed says so too. While the daemon counts
-        as away this only makes the probe ask at once: who publishes need not answer."""
+        """The store is at ``revision``, as a reply or the feed says. While the daemon counts as away this
+        only makes the probe ask at once: a daemon that publishes need not answer."""
         if epoch != self.epoch:
             self.epoch, self.head = epoch, revision
         elif revision > self.head:
@@ -368,41 +207,35 @@ class DaemonClient:
             self._fail_overdue(now)
 
     def _fail_overdue(self, now: float) -> None:
-        """Fail what has waited too long; all that waits if the daemon was silent as long."""
-        reads, writes = self._reads.overdue(now), self._writes.overdue(now)
+        """Fail what has waited too long; everything, if the daemon was silent as long."""
+        reads, writes = self._read_socket.take_overdue(now), self._write_socket.take_overdue(now)
         unsent = self._take_unsent(now)
         if not (reads or writes or unsent):
             return
         if now - self._heard_at >= self._timeout:
             self.is_away = True
-            if now < FOREVER:  # and not because the link is being closed
+            if now < FOREVER:  # and not because the client is being closed
                 log.warning(
                     "the daemon at %s cannot be reached: does it run, and is that its --requests?",
                     self._endpoint,
                 )
             self._next_probe = 0.0
-            reads += self._reads.overdue(FOREVER)
-            writes += self._writes.overdue(FOREVER)
+            reads += self._read_socket.take_overdue(FOREVER)
+            writes += self._write_socket.take_overdue(FOREVER)
             unsent += self._take_unsent(FOREVER)
             # what was queued for a connection that did not come is dropped with its socket, and not
             # delivered long after it was reported as failed
-            self._reads.renew()
-            self._writes.renew()
-        for exchange in reads:
-            exchange.done(self._failure())
-        for exchange in writes:
-            exchange.done(self._failure(outcome="unknown"))
+            self._read_socket.renew()
+            self._write_socket.renew()
+        for sent in reads:
+            sent.done(self._failure())
+        for sent in writes:
+            sent.done(self._failure(outcome="unknown"))
         for waiting in unsent:
-            waiting.settle(self._failure())
+            waiting.finish(self._failure())
 
-    def _take_unsent(self, now: float) -> list[_Call | _Request]:
-        queues: tuple[deque[Any], ...] = (
-            self._waiting_gets,
-            self._waiting_writes,
-            self._waiting_batches,
-            self._waiting_pages,
-        )
-        return [late for queue in queues for late in _overdue(queue, now)]
+    def _take_unsent(self, now: float) -> list[WaitingRequest]:
+        return [late for queue in self._queues for late in queue.take_overdue(now)]
 
     def _failure(self, **details: Any) -> KvError:
         if self.is_away:
@@ -414,63 +247,30 @@ class DaemonClient:
         return KvError(code, what, **details)
 
     def _look_for_daemon(self, now: float) -> None:
-        self._probe.overdue(now)
+        self._probe_socket.take_overdue(now)
         if now >= self._next_probe:
             self._next_probe = now + PROBE_SECONDS
-            self._send(self._probe, [{"op": "status"}], (), _ignore, now + PROBE_SECONDS)
+            self._probe_socket.send([{"op": "status"}], (), _ignore, now + PROBE_SECONDS)
 
     def close(self) -> None:
-        """Close the sockets. Calls that still wait fail with ``unavailable``."""
+        """Close the sockets. Requests that still wait fail with ``unavailable``."""
         self._ticker.close()
         self._heard_at = -FOREVER
-        self._loop.run_callback(self._fail_overdue, FOREVER)  # only the hub may wake who waits
+        self._loop.run_callback(self._fail_overdue, FOREVER)  # only the hub may wake greenlets
         gevent.sleep(0)
         self.is_away = True
-        for pipe in (self._reads, self._writes, self._probe):
-            pipe.close()
+        for socket in (self._read_socket, self._write_socket, self._probe_socket):
+            socket.close()
 
 
-def _free(lanes: Sequence[_Lane], queue: deque[Any]) -> Iterator[_Lane]:
-    """Lanes that may send, as long as something waits in ``queue``."""
-    for lane in lanes:
-        if not queue:
-            return
-        if not lane.is_busy:
-            yield lane
+def _sequences(count: int) -> list[WriteSequence]:
+    return [WriteSequence(f"facade:{secrets.token_hex(8)}") for _ in range(count)]
 
 
-def _take(queue: deque[_Call]) -> list[_Call]:
-    """Take from the front what goes into one request; at least one call."""
-    calls: list[_Call] = [queue.popleft()]
-    size = calls[0].size
-    while queue and len(calls) < MERGED_OPS and not calls[0].alone:
-        call = queue[0]
-        if call.alone or size + call.size > MERGED_BYTES:
-            break
-        size += call.size
-        calls.append(queue.popleft())
-    return calls
-
-
-def _ids_of(calls: Sequence[_Call]) -> RequestId | None:
-    """What the requests are called that share one; None if none of them is to be named."""
-    ids = [call.request_id for call in calls]
-    if not any(ids):
-        return None
-    return ids if len(ids) > 1 else ids[0]
-
-
-def _overdue(queue: deque[Any], now: float) -> list[Any]:
-    """Take out of ``queue``, which is in order of the deadlines, what is past its own."""
-    late = []
-    while queue and queue[0].deadline <= now:
-        late.append(queue.popleft())
-    return late
-
-
-def _copy(error: KvError) -> KvError:
-    """An exception of its own for each who raises it: a raised one collects its raiser's frames."""
-    return KvError(error.code, error.message, **error.details)
+def _reply(outcome: Outcome) -> Reply:
+    if isinstance(outcome, KvError):
+        raise outcome
+    return outcome
 
 
 def _ignore(_outcome: Outcome) -> None:

@@ -1,11 +1,11 @@
 """One DEALER socket to the daemon, driven by the gevent hub.
 
-All requests are pipelined; each carries a correlation id in front of the empty frame, which the
-daemon returns. A plain pyzmq socket with one io watcher is used and not ``zmq.green``, which makes a
-greenlet switch of every send and every receive.
+All requests are pipelined; each carries a correlation id before the empty frame, which the daemon
+returns. It is a plain pyzmq socket with one io watcher: ``zmq.green`` makes a greenlet switch of every
+send and every receive.
 
-A request is sent once for each connection (:mod:`kvstore_core.connection_monitor`); what a connection
-took with it is sent again on the next one.
+A request is sent once for each connection (:mod:`kvstore_core.connection_monitor`); what was lost with a
+connection is sent again on the next one.
 """
 
 from __future__ import annotations
@@ -18,31 +18,29 @@ from typing import Any
 
 import zmq
 
-from kvstore_core.connection_monitor import Monitor
+from kvstore_core.connection_monitor import NOBLOCK, POLLIN, SNDMORE, Monitor
 from kvstore_core.errors import KvError
-from kvstore_core.wire import Reply, decode_reply
+from kvstore_core.wire import Reply, decode_reply, encode_request
 
 READ = 1
 
 log = logging.getLogger("kvstore.http")
 
-# As plain numbers: those of zmq are enums, of which an "or" alone costs more than sending a frame.
-_MORE, _AT_ONCE = int(zmq.SNDMORE | zmq.NOBLOCK), int(zmq.NOBLOCK)
-_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
+_MORE, _EVENTS = NOBLOCK | SNDMORE, int(zmq.EVENTS)
 
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 500
 
 RENEWAL_SECONDS = 0.25
-"""The least time between two renewals: a request that makes the daemon end the connection is not sent
-again in a tight loop."""
+"""The least time between two renewals, so that a request that makes the daemon end the connection is not
+sent again in a tight loop."""
 
 Outcome = Reply | KvError
 
 
-class Exchange:
-    """A request of ``count`` ops on its way. ``deadline`` is in seconds of the loop's clock, ``begun_at``
-    in nanoseconds.
+class SentRequest:
+    """A request of ``count`` ops that has no reply yet. ``deadline`` is a time of ``monotonic()``, and
+    ``begun_at`` one of ``perf_counter_ns()``.
 
     ``done`` is called once, in the hub, with the reply or with the error that refused the request.
     """
@@ -50,11 +48,7 @@ class Exchange:
     __slots__ = ("begun_at", "count", "deadline", "done", "frames")
 
     def __init__(
-        self,
-        frames: Sequence[bytes],
-        count: int,
-        done: Callable[[Outcome], None],
-        deadline: float,
+        self, frames: Sequence[bytes], count: int, done: Callable[[Outcome], None], deadline: float
     ) -> None:
         self.begun_at = perf_counter_ns()
         self.frames = frames
@@ -63,7 +57,7 @@ class Exchange:
         self.deadline = deadline
 
     def outcome_of(self, frames: Sequence[bytes]) -> Outcome:
-        """What the frames of a reply say."""
+        """What the frames of its reply say."""
         try:
             reply = decode_reply(frames)
         except KvError as error:
@@ -73,11 +67,11 @@ class Exchange:
         return reply
 
 
-class Pipe:
-    """A socket and what was sent on it without being answered yet.
+class DealerSocket:
+    """A socket, and the requests that were sent on it and have no reply yet.
 
-    ``heard`` is called for every reply, before its exchange is told. With ``immediate`` a request is
-    dropped while there is no connection; otherwise it is queued until there is one.
+    ``on_reply`` is called for every reply, before the request's own ``done``. With ``immediate`` a request
+    is dropped while there is no connection; otherwise it waits for one.
     """
 
     def __init__(
@@ -85,19 +79,19 @@ class Pipe:
         context: zmq.Context[Any],
         loop: Any,
         endpoint: str,
-        heard: Callable[[Exchange, Outcome], None],
+        on_reply: Callable[[SentRequest, Outcome], None],
         *,
         immediate: bool = False,
     ) -> None:
         self._context = context
         self._loop = loop
         self._endpoint = endpoint
-        self._heard = heard
+        self._on_reply = on_reply
         self._immediate = immediate
         self._next_id = 1
         self._renewed_at = -RENEWAL_SECONDS
         self._renewal = loop.timer(RENEWAL_SECONDS)
-        self.outstanding: dict[bytes, Exchange] = {}
+        self._unanswered: dict[bytes, SentRequest] = {}
         self._open()
 
     def _open(self) -> None:
@@ -113,7 +107,7 @@ class Pipe:
         self._watcher.start(self._receive)
         self._monitoring = self._loop.io(self._monitor.socket.getsockopt(zmq.FD), READ)
         self._monitoring.start(self._note_connection)
-        # ZMQ_FD, which is edge-triggered, only speaks of what comes after the socket was found empty
+        # ZMQ_FD, which is edge-triggered, reports only what comes after the socket was found empty
         self._loop.run_callback(self._note_connection)
 
     def _shut(self) -> None:
@@ -125,13 +119,13 @@ class Pipe:
     # ── the connection ──────────────────────────────────────────────────────────────────────────
 
     def _note_connection(self) -> None:
-        """Take in what the monitor tells."""
+        """Take in what the monitor reports."""
         if self._monitor.take() and not self._immediate:
             self._receive()  # what came before the end
             self._renew_soon()
 
     def _renew_soon(self) -> None:
-        """Renew, but not too often; nothing is sent until then, or it would be sent twice."""
+        """Renew, but not too often. Nothing is sent until then, since it would be sent twice."""
         pause = self._renewed_at + RENEWAL_SECONDS - monotonic()
         if pause <= 0:
             self.renew()
@@ -141,70 +135,83 @@ class Pipe:
         self._renewal.start(self.renew)
 
     def renew(self) -> None:
-        """Go on with a fresh socket, and send everything on it that is not answered.
+        """Go on with a fresh socket, and send everything on it that has no reply yet.
 
-        What was queued in the old one is dropped with it, so nothing arrives twice that the old
-        connection has not taken.
+        What was queued in the old one is dropped with it, so nothing arrives twice but what the old
+        connection has taken.
         """
-        log.debug("a fresh socket to %s; %d requests are sent again", self._endpoint, len(self.outstanding))
+        log.debug("a fresh socket to %s; %d requests are sent again", self._endpoint, len(self._unanswered))
         self._renewal.close()
         self._renewed_at = monotonic()
         if not self._socket.closed:
             self._shut()
         self._open()
-        for correlation, exchange in list(self.outstanding.items()):
-            self._transmit(correlation, exchange)
+        for correlation, request in list(self._unanswered.items()):
+            self._transmit(correlation, request)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────
 
-    def send(self, exchange: Exchange) -> None:
-        """Send the request; its outcome comes later."""
+    def send(
+        self,
+        ops: Sequence[dict[str, Any]],
+        values: Sequence[bytes],
+        done: Callable[[Outcome], None],
+        deadline: float,
+        **header: Any,
+    ) -> None:
+        """Send a request, whose ``header`` is that of :func:`kvstore_core.wire.encode_request`, and call
+        ``done`` with its outcome: at once for one that cannot be encoded, else in the hub."""
+        try:
+            frames = encode_request(ops, values, **header)
+        except KvError as error:
+            done(error)
+            return
         correlation = self._next_id.to_bytes(8, "big")
         self._next_id += 1
-        self.outstanding[correlation] = exchange
-        self._transmit(correlation, exchange)
+        request = self._unanswered[correlation] = SentRequest(frames, len(ops), done, deadline)
+        self._transmit(correlation, request)
 
-    def _transmit(self, correlation: bytes, exchange: Exchange) -> None:
+    def _transmit(self, correlation: bytes, request: SentRequest) -> None:
         if self._socket.closed:
             return  # it is sent when there is a socket again
         with suppress(zmq.Again):  # immediate, and not connected
-            send, last = self._socket.send, exchange.frames[-1]
+            send, last = self._socket.send, request.frames[-1]
             send(correlation, _MORE)
             send(b"", _MORE)
-            for frame in exchange.frames[:-1]:
+            for frame in request.frames[:-1]:
                 send(frame, _MORE)
-            send(last, _AT_ONCE)
+            send(last, NOBLOCK)
         # ZMQ_FD is edge-triggered. Sending may have consumed the edge of a reply that is there, and
         # there is no edge at all for a reply to a socket that nobody found empty before.
-        if self._socket.get(_EVENTS) & _READABLE:
+        if self._socket.get(_EVENTS) & POLLIN:
             self._loop.run_callback(self._receive)
 
-    def overdue(self, now: float) -> list[Exchange]:
-        """Take out the exchanges whose deadline has passed."""
-        late = [key for key, exchange in self.outstanding.items() if exchange.deadline <= now]
-        return [self.outstanding.pop(key) for key in late]
+    def take_overdue(self, now: float) -> list[SentRequest]:
+        """Take out the requests whose deadline has passed."""
+        late = [key for key, request in self._unanswered.items() if request.deadline <= now]
+        return [self._unanswered.pop(key) for key in late]
 
     def _receive(self) -> None:
         if self._socket.closed:
             return
         socket = self._socket
         with suppress(zmq.Again):
-            self._deliver(socket.recv_multipart(_AT_ONCE))
-            # to ask costs half of an exception
-            while not socket.closed and socket.get(_EVENTS) & _READABLE:
-                self._deliver(socket.recv_multipart(_AT_ONCE))
+            self._deliver(socket.recv_multipart(NOBLOCK))
+            # asking is cheaper than an exception
+            while not socket.closed and socket.get(_EVENTS) & POLLIN:
+                self._deliver(socket.recv_multipart(NOBLOCK))
 
     def _deliver(self, frames: list[bytes]) -> None:
-        exchange = self.outstanding.pop(frames[0], None)
-        if exchange is None or len(frames) < 3:
-            return  # answered already: the reply to a repeat
-        outcome = exchange.outcome_of(frames[2:])
-        self._heard(exchange, outcome)
-        exchange.done(outcome)
+        request = self._unanswered.pop(frames[0], None)
+        if request is None or len(frames) < 3:
+            return  # the reply to a repeat of a request that has had its reply
+        outcome = request.outcome_of(frames[2:])
+        self._on_reply(request, outcome)
+        request.done(outcome)
 
     def close(self) -> None:
-        """Close the socket; what is outstanding is never told."""
-        self.outstanding.clear()
+        """Close the socket; requests without a reply never get an outcome."""
+        self._unanswered.clear()
         self._renewal.close()
         if not self._socket.closed:
             self._shut()

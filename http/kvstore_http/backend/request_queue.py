@@ -1,0 +1,149 @@
+"""Requests of one kind that wait to be sent, and how they are merged and answered."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from gevent.hub import Hub, Waiter
+
+from kvstore_core.errors import KvError
+from kvstore_core.wire import RequestId
+from kvstore_core.write_sequence import WriteSequence
+from kvstore_http.backend.dealer_socket import DealerSocket, Outcome
+from kvstore_http.request_id import current_request_id
+
+MERGED_OPS = 500
+MERGED_BYTES = 1024 * 1024
+
+OpResult = dict[str, Any] | KvError
+
+
+class WaitingRequest:
+    """A request whose greenlet waits at ``waiter`` until :meth:`finish` is called, in the hub."""
+
+    __slots__ = ("atomic", "deadline", "is_alone", "ops", "request_id", "size", "values", "waiter")
+
+    def __init__(
+        self,
+        hub: Hub,
+        ops: Sequence[dict[str, Any]],
+        values: Sequence[bytes],
+        deadline: float,
+        *,
+        atomic: bool = False,
+    ) -> None:
+        self.waiter = Waiter(hub)
+        self.ops = ops
+        self.values = values
+        self.size = sum(map(len, values)) if values else 0
+        self.atomic = atomic
+        self.deadline = deadline
+        self.request_id = current_request_id.get()
+        self.is_alone = False
+        """Whether it is not to be merged with others (again)."""
+
+    def finish(self, outcome: Any) -> None:
+        """Let the greenlet go on with ``outcome``."""
+        self.waiter.switch(outcome)
+
+
+class RequestQueue:
+    """Requests that wait for one of a few ``slots``; each slot has one request under way at a time.
+
+    A slot is a WriteSequence, which numbers what it sends, or None for requests that only read. With
+    ``merges`` the requests have one op each, share the requests that are sent, and get the result of their
+    op; otherwise each is sent as it is and gets the reply.
+    """
+
+    def __init__(
+        self,
+        socket: DealerSocket,
+        slots: Iterable[WriteSequence | None],
+        on_free: Callable[[], None],
+        *,
+        merges: bool,
+    ) -> None:
+        self.waiting: deque[WaitingRequest] = deque()
+        """In the order of their deadlines."""
+        self._socket = socket
+        self._free = list(slots)
+        self._on_free = on_free
+        self._merges = merges
+
+    def send(self) -> None:
+        """Send what waits, as far as there are free slots; ``on_free`` is called when one is free again."""
+        while self.waiting and self._free:
+            self._send(self._take(), self._free.pop())
+
+    def take_overdue(self, now: float) -> list[WaitingRequest]:
+        """Take out the requests whose deadline has passed."""
+        late = []
+        while self.waiting and self.waiting[0].deadline <= now:
+            late.append(self.waiting.popleft())
+        return late
+
+    def _take(self) -> list[WaitingRequest]:
+        """Take from the front what is sent as one request; at least one."""
+        first = self.waiting.popleft()
+        requests, size = [first], first.size
+        if not self._merges or first.is_alone:
+            return requests
+        while self.waiting and len(requests) < MERGED_OPS:
+            size += self.waiting[0].size
+            if self.waiting[0].is_alone or size > MERGED_BYTES:
+                break
+            requests.append(self.waiting.popleft())
+        return requests
+
+    def _send(self, requests: list[WaitingRequest], slot: WriteSequence | None) -> None:
+        def done(outcome: Outcome) -> None:
+            self._free.append(slot)
+            self._finish(requests, outcome)
+            self._on_free()
+
+        first = requests[0]
+        ops, values = first.ops, first.values
+        if len(requests) > 1:
+            ops = [request.ops[0] for request in requests]
+            values = [value for request in requests for value in request.values]
+        number = {} if slot is None else slot.next()
+        ids = _request_ids(requests)
+        self._socket.send(ops, values, done, first.deadline, atomic=first.atomic, request_id=ids, **number)
+
+    def _finish(self, requests: list[WaitingRequest], outcome: Outcome) -> None:
+        """Give each of the requests its part of the outcome."""
+        if isinstance(outcome, KvError):
+            self._refuse(requests, outcome)
+        elif not self._merges:
+            requests[0].finish(outcome)
+        else:
+            for request, result in zip(requests, outcome.results, strict=True):
+                if isinstance(result, KvError) and result.code == "reply_too_large" and len(requests) > 1:
+                    self._send_alone(request)
+                else:
+                    request.finish(result)
+
+    def _refuse(self, requests: list[WaitingRequest], error: KvError) -> None:
+        """A request that is wrong was not applied. If several share it, one of them is at fault, or it is
+        too large only because they do: each is then sent alone."""
+        is_wrong = error.row.status < 500 or error.code == "reply_too_large"
+        for request in requests:
+            if is_wrong and len(requests) > 1:
+                self._send_alone(request)
+            else:
+                # a copy each: one that was raised collects the frames of its raiser
+                request.finish(KvError(error.code, error.message, **error.details))
+
+    def _send_alone(self, request: WaitingRequest) -> None:
+        request.is_alone = True
+        self.waiting.appendleft(request)
+
+
+def _request_ids(requests: Sequence[WaitingRequest]) -> RequestId | None:
+    """The ids of requests that are sent as one; None if none of them has one."""
+    ids = [request.request_id for request in requests]
+    if not any(ids):
+        return None
+    return ids if len(ids) > 1 else ids[0]
