@@ -1,4 +1,4 @@
-"""Removes keys whose time has come, and so makes their ``expire`` events."""
+"""Removes expired keys, which makes their ``expire`` events."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from kvstore_daemon.storage.interface import Engine, StoredEvent, Write, WriteAn
 log = logging.getLogger("kvstore.daemon")
 
 BATCH = 5_000
-"""Keys removed in one group: fewer make 100,000 that expire together take longer, and with more a write
-in the same group waits longer."""
+"""Keys removed in one group: with fewer, 100,000 that expire together take longer; with more, a write in the
+same group waits longer."""
 
 CHECK_SECONDS = 1.0
-"""How long the next expiry is trusted at most: the clock may be set meanwhile, which changes its date."""
+"""The longest time between two looks for expired keys: the clock may be set meanwhile."""
 
 RETRY_SECONDS = 1.0
 
-TOLD_SECONDS = 600.0
-"""How often the log says, at most, that keys cannot be removed; ``/readyz`` says all the time why."""
+LOG_SECONDS = 600.0
+"""The shortest time between two lines in the log that say keys cannot be removed; ``/readyz`` always says
+why."""
 
 
 class Expiry:
-    """Asks the engine for keys that are due and has them removed, one batch at a time.
+    """Asks the engine for expired keys and removes them, one batch at a time.
 
-    A reader never sees an expired key, whether it was removed or not, so nothing depends on this
-    being quick. Each key is removed on the condition that it still has the revision that was seen.
+    A reader never sees an expired key, whether it was removed or not, so this need not be quick. Each key is
+    removed only if it still has the revision that was seen.
     """
 
     def __init__(self, loop: Loop, engine: Engine, committer: GroupCommitter, counters: Counters) -> None:
@@ -42,14 +43,14 @@ class Expiry:
         self._next_ms: int | None = None
         self._is_removing = False
         self._is_stopped = False
-        self._failed = RateLimitedLog(log, TOLD_SECONDS)
+        self._failed = RateLimitedLog(log, LOG_SECONDS)
 
     def start(self) -> None:
-        """Begin with whatever expired while no daemon ran."""
+        """Begin with the keys that expired while no daemon ran."""
         self._timer.set(0)
 
     def stop(self) -> None:
-        """Begin no further batch."""
+        """Remove no further batch."""
         self._is_stopped = True
 
     def _remove_due(self) -> None:
@@ -61,35 +62,35 @@ class Expiry:
             self._is_removing = True
             self._committer.add(WriteRequest(writes, ticket=self), sum(len(key) for key, _ in keys))
         else:
-            self._wait()
+            self._schedule()
 
-    def _wait(self) -> None:
+    def _schedule(self) -> None:
         delay = CHECK_SECONDS
         if self._next_ms is not None:
             delay = min(delay, max(0.001, (self._next_ms - self._engine.now()) / 1000))
         self._timer.set(delay)
 
     def removed(self, answer: WriteAnswer) -> None:
-        """The batch was committed, or refused; go on with the next.
+        """The batch was committed, or refused; continue with the next.
 
-        Where nothing came of it (the store is full, the records are damaged) the same keys would be
-        due again at once, so the next attempt waits.
+        If nothing could be removed (the store is full, the records are damaged) the same keys would be due
+        again at once, so the next attempt waits.
         """
         self._is_removing = False
         removed = [result for result in answer.results or () if not isinstance(result, KvError)]
         if not removed:
-            self._tell(answer)
+            self._log_failure(answer)
         self._timer.set(0 if removed else RETRY_SECONDS)
 
-    def _tell(self, answer: WriteAnswer) -> None:
+    def _log_failure(self, answer: WriteAnswer) -> None:
         refusals = [answer.error] if answer.error else list(answer.results or ())
         others = f", and {len(refusals) - 1} more keys likewise" if len(refusals) > 1 else ""
         self._failed.error(
             "expired keys could not be removed; trying again each second: %s%s", refusals[0], others
         )
 
-    def saw(self, changes: Sequence[StoredEvent]) -> None:
-        """Take note of what expired, and of keys that will expire sooner than any known before."""
+    def note(self, changes: Sequence[StoredEvent]) -> None:
+        """Count what expired, and note keys that will expire sooner than any known before."""
         soonest = self._next_ms
         for change in changes:
             record = change.record
@@ -103,4 +104,4 @@ class Expiry:
         if soonest != self._next_ms:
             self._next_ms = soonest
             if not self._is_removing:
-                self._wait()
+                self._schedule()

@@ -1,4 +1,4 @@
-"""Group commit: what waits is handed over as one group, so that one sync serves all of it."""
+"""Group commit: the requests that wait are handed to the engine as one group, so that one sync serves all."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ SHOWN_IDS = 10
 class GroupCommitter:
     """Collects write requests while a group is under way and hands them over when it is done.
 
-    One group at a time: a second one would be synced by a sync of its own, and whoever comes while
-    the first is under way would be spread over more and smaller groups.
+    One group at a time: a second one would need another sync, and the requests that come meanwhile would be
+    spread over more and smaller groups.
     """
 
     def __init__(self, engine: Engine, counters: Counters, slow_seconds: float = inf) -> None:
-        """A group that takes ``slow_seconds`` or longer is told of in the log."""
+        """A group that takes ``slow_seconds`` or longer is logged."""
         self._engine = engine
         self._counters = counters
         self._waiting: dict[Any, deque[tuple[WriteRequest, int]]] = {}
-        self._turns: deque[Any] = deque()
+        self._senders: deque[Any] = deque()
         self._under_way = 0
         self._slow_seconds = slow_seconds
         self._slow_log = RateLimitedLog(log)
@@ -48,7 +48,7 @@ class GroupCommitter:
         queue = self._waiting.get(sender)
         if queue is None:
             queue = self._waiting[sender] = deque()
-            self._turns.append(sender)
+            self._senders.append(sender)
         queue.append((request, size))
 
     def answered(self) -> None:
@@ -57,10 +57,10 @@ class GroupCommitter:
         if not self._under_way:
             seconds = time.monotonic() - self._began
             if seconds >= self._slow_seconds:
-                self._tell_slow(seconds)
+                self._log_slow(seconds)
             self._group = []
 
-    def _tell_slow(self, seconds: float) -> None:
+    def _log_slow(self, seconds: float) -> None:
         count = len(self._group)
         self._slow_log.warning(
             "a commit took %.2f s, for %d requests; is the disk slow, or busy with something else?",
@@ -70,7 +70,7 @@ class GroupCommitter:
         )
 
     def _ids(self) -> Sequence[str | None]:
-        """The request ids of the group, as many as a line should have."""
+        """The request ids of the group, at most ``SHOWN_IDS``."""
         ids: list[str | None] = []
         for request in self._group:
             request_id = getattr(request.ticket, "request_id", None)
@@ -100,9 +100,9 @@ class GroupCommitter:
         """A request of each peer in turn, up to the bounds, but at least one."""
         group: list[WriteRequest] = []
         ops = total = 0
-        turns = self._turns
-        while turns:
-            sender = turns[0]
+        senders = self._senders
+        while senders:
+            sender = senders[0]
             queue = self._waiting[sender]
             request, size = queue[0]
             ops += len(request.writes)
@@ -112,8 +112,8 @@ class GroupCommitter:
             queue.popleft()
             group.append(request)
             if queue:
-                turns.rotate(-1)
+                senders.rotate(-1)
             else:
-                turns.popleft()
+                senders.popleft()
                 del self._waiting[sender]
         return group

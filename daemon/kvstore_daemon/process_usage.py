@@ -1,15 +1,15 @@
-"""What the daemon takes of the machine, from the system's own books."""
+"""What the daemon uses of the machine, as the system counts it."""
 
 from __future__ import annotations
 
 import os
 import resource
 import time
+from contextlib import suppress
 from typing import Any
 
 KEPT_SECONDS = 1.0
-"""How long the figures are given out again: to count thousands of descriptors takes milliseconds, and many
-may ask at once."""
+"""How long figures are reused: to count thousands of descriptors takes a while, and many may ask at once."""
 
 
 class Usage:
@@ -20,8 +20,7 @@ class Usage:
         self._taken_at = -KEPT_SECONDS
 
     def fields(self) -> dict[str, Any]:
-        """The figures, at most ``KEPT_SECONDS`` old. What the system does not tell (no ``/proc``) is left
-        out."""
+        """The figures, at most ``KEPT_SECONDS`` old; without those that need ``/proc`` if there is none."""
         now = time.monotonic()
         if now - self._taken_at >= KEPT_SECONDS:
             self._fields, self._taken_at = _measured(), now
@@ -29,12 +28,12 @@ class Usage:
 
 
 def max_files() -> int:
-    """How many descriptors this process may have open."""
+    """The number of descriptors that this process may have open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def open_files() -> int | None:
-    """How many it has open; None if the system does not tell."""
+    """The number of descriptors that this process has open; None without ``/proc``."""
     try:
         return len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - the one that lists
     except OSError:
@@ -42,25 +41,25 @@ def open_files() -> int | None:
 
 
 def private_bytes() -> int:
-    """What this process has of memory that is no file's; 0 if the system does not tell."""
+    """The bytes of memory of this process that belong to no file; 0 without ``/proc``."""
     try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - a third of the time that Path takes
-            _, resident, of_files = file.read().split()[:3]
+        _, resident, of_files = _memory()
     except OSError:
         return 0
-    return (int(resident) - int(of_files)) * resource.getpagesize()
+    return resident - of_files
+
+
+def _memory() -> list[int]:
+    """Bytes: virtual, resident, and of the resident those that belong to files."""
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - Path takes much longer
+        return [int(pages) * resource.getpagesize() for pages in file.read().split()[:3]]
 
 
 def _measured() -> dict[str, Any]:
     times = os.times()
     fields: dict[str, Any] = {"cpu_seconds": round(times.user + times.system, 2)}
-    try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - a third of the time that Path takes
-            virtual, resident = file.read().split()[:2]
-        fields["virtual_bytes"] = int(virtual) * resource.getpagesize()
-        fields["resident_bytes"] = int(resident) * resource.getpagesize()
-    except OSError:
-        pass
+    with suppress(OSError):
+        fields["virtual_bytes"], fields["resident_bytes"], _ = _memory()
     if (files := open_files()) is not None:
         fields["open_files"] = files
     fields["max_files"] = max_files()

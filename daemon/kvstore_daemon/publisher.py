@@ -1,44 +1,40 @@
-"""Tells subscribers what was committed, on a PUB socket.
+"""Publishes what was committed, on the changes address.
 
-It is an XPUB, which is a PUB that also says what it is asked for. So nothing is encoded and sent while
-nobody subscribes to anything but heartbeats: some 15 µs for each change, a third of what a put costs
-the loop.
+The socket is an XPUB, which is a PUB that also reports subscriptions. So no change is encoded and sent while
+there are only subscriptions to heartbeats.
 """
 
 from __future__ import annotations
 
 import time
-from functools import partial
 
 import zmq
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.address_in_use import patiently
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
+from kvstore_daemon.bind import bind, remove_socket_file
 from kvstore_daemon.peer_limits.connections import ConnectionLimit, Connections
 from kvstore_daemon.peer_limits.slow_subscribers import SlowSubscribers
 from kvstore_daemon.peer_limits.subscriptions import SubscriptionLimit
 from kvstore_daemon.record_fields import change_fields, record_fields, without_value
-from kvstore_daemon.requests.router_socket import FLUSH_MS, forget, listen
 from kvstore_daemon.storage.interface import LogPosition, StoredEvent
 
 TOPIC_FRAME_BYTES = 1024
 """A frame with a longer topic ends its sender's connection; no key has more than 511 bytes."""
 
 RECEIVE_BUFFER = 64 * 1024
-"""What the system takes in for a subscriber ahead of us: it cannot be refused any more."""
+"""What the system reads ahead from a subscriber; it cannot be refused any more."""
 
 _SUBSCRIBED, _UNSUBSCRIBED = b"\1", b"\0"
 _NO_KEY = HEARTBEAT_TOPIC[:1]
-"""What topics begin with that no key can match."""
+"""How topics begin that no key can match."""
 
 
 class Publisher:
     """Publishes changes in the order of their revisions; used by the loop's thread only.
 
-    PUB drops what a slow subscriber has no room for and tells nobody. Every event therefore carries
-    ``prev``, the revision published before its own, so that the subscriber sees the gap and reads it
-    from the log.
+    PUB silently drops what a slow subscriber has no room for. Every event therefore has ``prev``, the
+    revision published before its own, so that the subscriber sees the gap and reads it from the log.
     """
 
     def __init__(
@@ -47,28 +43,27 @@ class Publisher:
         endpoint: str,
         queue: int,
         max_value_bytes: int,
-        room: ConnectionLimit,
+        limit: ConnectionLimit,
     ) -> None:
         """Bind; ``queue`` is how many events may wait for one subscriber.
 
         Raises ``unavailable`` if the endpoint cannot be used.
         """
         self._socket = context.socket(zmq.XPUB)
-        # every subscription, also to what somebody else has subscribed to before: see take_subscriptions
+        # report every subscription, not only the first to a topic: see take_subscriptions
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
-        self._socket.linger = FLUSH_MS
         self._socket.sndhwm = queue
         self._socket.maxmsgsize = TOPIC_FRAME_BYTES
         self._socket.rcvbuf = RECEIVE_BUFFER
-        self._connections = Connections(context, self._socket, "changes", room)
+        self._connections = Connections(context, self._socket, "changes", limit)
         try:
-            self.endpoint = patiently(partial(listen, self._socket, endpoint, "--changes"))
+            self.endpoint = bind(self._socket, endpoint, "--changes")
         except KvError:
             self._socket.close(0)
             self._connections.close()
             raise
-        self._doorkeeper = SubscriptionLimit(self._connections)
-        self._laggards = SlowSubscribers(self._connections, max_value_bytes)
+        self._subscription_limit = SubscriptionLimit(self._connections)
+        self._slow_subscribers = SlowSubscribers(self._connections, max_value_bytes)
         self._epoch = ""
         self._head = 0
         self._prev = 0
@@ -79,25 +74,24 @@ class Publisher:
         return self._socket.fileno()
 
     @property
-    def is_heard(self) -> bool:
-        """Whether anybody wants changes, as far as :meth:`take_subscriptions` knows."""
+    def has_subscribers(self) -> bool:
+        """Whether there are subscriptions to changes, as of the last :meth:`take_subscriptions`."""
         return bool(self._topics)
 
     @property
     def topics(self) -> int:
-        """How many different topics are subscribed to, heartbeats not counted."""
+        """How many different topics are subscribed to, without those of heartbeats."""
         return len(self._topics)
 
     def take_subscriptions(self) -> bool:
-        """Take note of who came and went since the last call; whether anybody came.
+        """Take note of subscriptions made and ended since the last call; returns whether any was made.
 
-        To be called before changes are published, since what goes by here is what decides whether
-        anything is sent.
+        To be called before changes are published, which are sent only if there are subscriptions.
         """
         has_new = False
         while True:
-            # This may take long, where somebody floods the socket, and lets other threads run, as asking the
-            # socket whether there is something would not.
+            # This may take long when the socket is flooded, but lets other threads run; to ask the socket
+            # whether there is something would not.
             try:
                 message = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -111,16 +105,16 @@ class Publisher:
                 self._topics.discard(topic)
 
     def begin(self, position: LogPosition) -> None:
-        """Continue after what an earlier run committed."""
+        """Continue after the last revision that an earlier run committed."""
         self._epoch = position.epoch
         self._head = self._prev = position.head
 
     def publish(self, change: StoredEvent) -> None:
-        """Send one event, if anybody wants any. Those of one revision must come one after another, in
+        """Send one event, if there are subscribers. Those of one revision must come one after another, in
         their order."""
         if change.revision != self._head:
             self._prev, self._head = self._head, change.revision
-        if not self.is_heard:
+        if not self._topics:
             return
         fields = {"epoch": self._epoch, "prev": self._prev, **change_fields(change)}
         record, previous = change.record, change.previous
@@ -131,10 +125,10 @@ class Publisher:
             value = previous.value or b""
             fields["previous"] = record_fields(without_value(previous))
         self._send(encode_change(change.key, fields, value))
-        self._laggards.published(len(value))
+        self._slow_subscribers.published(len(value))
 
     def heartbeat(self, floor: int) -> None:
-        """Send a heartbeat with the revision published last, which is never ahead of the events."""
+        """Send a heartbeat with the revision published last: it is never ahead of the events."""
         now = time.time_ns() // 1_000_000
         self._send(encode_heartbeat(Heartbeat(self._epoch, self._head, floor, now)))
 
@@ -145,8 +139,8 @@ class Publisher:
         self._socket.send(last)
 
     def close(self) -> None:
-        """Close the socket once the network has taken what was sent, or after a while."""
-        self._doorkeeper.close()
+        """Close the socket once the network has taken what was sent, or after ``FLUSH_MS``."""
+        self._subscription_limit.close()
         self._socket.close()
         self._connections.close()
-        forget(self.endpoint)
+        remove_socket_file(self.endpoint)

@@ -1,6 +1,6 @@
-"""Records and events as the dicts that replies and PUB headers are made of.
+"""Records and events as the dicts in replies and in the headers of published events.
 
-Optional fields that have no value are left out. ``size`` stands wherever a value travels beside.
+Optional fields without a value are left out. ``size`` is there if the value travels beside.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def record_fields(record: StoredRecord) -> Fields:
 
 
 def change_fields(change: StoredEvent) -> Fields:
-    """What every form of an event has, on PUB and in a reply; a put's record without its size."""
+    """The fields that an event has both as published and in a reply; without ``size``."""
     fields: Fields = {
         "op": change.op,
         "revision": change.revision,

@@ -1,5 +1,5 @@
-"""What the daemon is started with. Names, units, defaults and consequences stand in the option
-table of the command (``kvstore_cli.config.options``); nothing has a second default here."""
+"""The daemon's options. Their names, units, defaults and consequences are in the option table of the command
+(``kvstore_cli.config.options``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the daemon says of itself: counters that only grow, and the ``status`` operation."""
+"""The daemon's counters, and the result of the ``status`` operation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from kvstore_daemon.storage.interface import Engine
 
 @dataclass(slots=True)
 class Counters:
-    """What happened since the daemon started. Only the loop's thread counts."""
+    """What happened since the daemon started. Only the loop's thread counts.
+
+    ``groups_committed`` and ``requests_committed`` are what was handed to the engine, whether it was then
+    committed or refused. What was committed is counted where it is done, in the engine's ``Commits``.
+    """
 
     requests: int = 0
     operations: int = 0
@@ -36,7 +40,7 @@ class Counters:
     operations_by_name: Counter[str] = field(default_factory=Counter)
 
     def count_operations(self, ops: Sequence[dict[str, Any]]) -> None:
-        """Count the ops of a request that was found to be in order."""
+        """Count the ops of a valid request."""
         self.operations += len(ops)
         if len(ops) == 1:
             self.operations_by_name[ops[0]["op"]] += 1
@@ -64,7 +68,7 @@ def limits_of(settings: DaemonSettings) -> Limits:
 
 
 class Status:
-    """Answers ``status``; ``present`` gives the fields that say what is going on now."""
+    """Makes the result of ``status``; ``present`` returns the fields that say what is going on now."""
 
     def __init__(
         self,

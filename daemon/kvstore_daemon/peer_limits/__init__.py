@@ -1,1 +1,1 @@
-"""What those who connect can make the daemon keep is bounded here, in bytes."""
+"""Bounds, in bytes, what anyone who connects can make the daemon keep."""

@@ -1,7 +1,7 @@
-"""A thread of its own that is woken by what arrives on connections, and measures it.
+"""A thread that is woken by what arrives on connections, and measures it.
 
-The loop cannot be the one: libzmq takes in what comes whatever the loop does, and the loop may be held up by
-a slow disk, or by libzmq itself.
+The loop cannot do this: libzmq takes in what comes whatever the loop does, and the loop may be held up by a
+slow disk, or by libzmq itself.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from contextlib import suppress
 _TCP_INFO_BYTES = 136
 _COUNTS = struct.Struct("=QQ")
 _COUNTS_AT = 120
-"""Where tcpi_bytes_acked and tcpi_bytes_received stand in struct tcp_info (Linux 4.1)."""
+"""The offset of tcpi_bytes_acked and tcpi_bytes_received in struct tcp_info (Linux 4.1)."""
 
 
 class ConnectionWatcher(ABC):
-    """Watches descriptors: each is looked at once at first, and when something has come since."""
+    """Watches descriptors: looks at each once at first, and again when something arrives."""
 
     def __init__(self, name: str) -> None:
         """``name`` is the thread's; it runs from :meth:`start` on."""
@@ -31,44 +31,44 @@ class ConnectionWatcher(ABC):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         os.eventfd_write(self._stop, 1)
         self._thread.join()
         self._epoll.close()
         os.close(self._stop)
 
     def _watch(self, descriptor: int) -> None:
-        """Look at a connection once now, and when something comes, until its descriptor is closed."""
-        # that it can be written to has it looked at now: what came before, libzmq may have taken in already
+        """Look at a connection now, and whenever something arrives, until its descriptor is closed."""
+        # EPOLLOUT makes it ready at once: libzmq may have taken in already what came before this
         with suppress(OSError):  # it may have ended already
             self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
 
     def _run(self) -> None:
         while True:
-            descriptors = [descriptor for descriptor, _ in self._epoll.poll(self._patience())]
+            descriptors = [descriptor for descriptor, _ in self._epoll.poll(self._timeout())]
             if self._stop in descriptors or self._look(descriptors):
                 return
 
-    def _patience(self) -> float:
-        """Seconds until :meth:`_look` is to be called though nothing has come; -1 for never."""
+    def _timeout(self) -> float:
+        """Seconds until :meth:`_look` is called though nothing has arrived; -1 for never."""
         return -1
 
-    def _rest(self, seconds: float) -> bool:
-        """Let things come together for a while; whether the thread is to end."""
+    def _pause(self, seconds: float) -> bool:
+        """Sleep, so that more arrives before the next look; returns whether the thread is to stop."""
         return bool(select.select([self._stop], [], [], seconds)[0])
 
     @abstractmethod
     def _look(self, descriptors: list[int]) -> bool:
-        """Look at those on which something has come; whether the thread is to end."""
+        """Look at those on which something has arrived; returns whether the thread is to stop."""
 
 
 def bytes_acknowledged_and_received(descriptor: int) -> tuple[int, int] | None:
-    """What the other side of a TCP connection has taken, and what came from it, since it began; None of one
-    that is none."""
+    """What the peer of a TCP connection has acknowledged, and what came from it, since the connection began;
+    None if it is not TCP."""
     try:
         connection = plain_socket.socket(fileno=descriptor)
     except OSError:

@@ -1,4 +1,4 @@
-"""Who is connected to a socket. ØMQ keeps its peers to itself; a monitor tells of their connections."""
+"""The connections of a socket, and how many there may be. ØMQ hides its peers; a monitor reports them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from kvstore_daemon.process_usage import max_files, open_files
 log = logging.getLogger("kvstore.daemon")
 
 SPARE_FILES = 48
-"""Descriptors that are not for connections: the sockets themselves with their threads take 15 of them, the
-rest is for a backup, for status, and for connections that are closed as soon as they were accepted."""
+"""Descriptors that are not for connections: the sockets and their threads take 15 of them; the rest is for a
+backup, for status, and for connections that are closed as soon as they were accepted."""
 
 FEWEST_CONNECTIONS = 8
-"""With room for fewer the daemon does not start."""
+"""The daemon does not start if it could have only fewer."""
 
 _ACCEPTED, _ENDED = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
 _EVENT = struct.Struct("=HI")
@@ -29,58 +29,68 @@ _NOBLOCK = int(zmq.NOBLOCK)
 
 
 class ConnectionLimit:
-    """How many connections may be open to the sockets of the daemon together.
+    """How many connections all sockets of the daemon may have together.
 
-    Without it, they would take the last descriptor. libzmq cannot accept the next one then, and tries to
-    without a pause: a whole core is spent on it, and nothing is said.
-    """
+    Without it, connections would take the last descriptor. libzmq then fails to accept the next one, and
+    tries again without a pause: that takes a whole core, and nothing is logged."""
 
     def __init__(self) -> None:
         """Measure it; to be called once everything is open but the sockets.
 
-        Raises ``unavailable`` where the limit of open files leaves no room for clients.
+        Raises ``unavailable`` if the limit of open files leaves no room for clients.
         """
         self._files = max_files()
         taken = (open_files() or 0) + SPARE_FILES
-        self.limit = self._files - taken
+        self.max = self._files - taken
         """The most connections there may be."""
-        if self.limit < FEWEST_CONNECTIONS:
+        if self.max < FEWEST_CONNECTIONS:
             raise KvError(
                 "unavailable",
                 f"{self._files} open files are allowed, which leaves no room for clients: allow at least "
                 f"{taken + FEWEST_CONNECTIONS} (ulimit -n, LimitNOFILE=)",
             )
-        self.cut_off: deque[int] = deque()
-        """For each connection that was cut off and not counted yet, its descriptor; any thread may add."""
-        self._watched: list[Connections] = []
+        self._sockets: list[Connections] = []
+        self._cut_off: deque[int] = deque()
         self._refused = RateLimitedLog(log)
 
     def add(self, connections: Connections) -> None:
         """Count these too."""
-        self._watched.append(connections)
+        self._sockets.append(connections)
 
     @property
-    def taken(self) -> int:
+    def open(self) -> int:
         """How many connections are open."""
-        return sum(len(each.open) for each in self._watched)
+        return sum(len(each.open) for each in self._sockets)
 
-    def tell(self, name: str) -> None:
+    def log_refused(self, name: str) -> None:
         """Log, now and then, that a connection to the address called ``name`` was refused."""
         self._refused.warning(
             "closed a new connection to the %s address: %d connections are open, as many as there is room "
             "for with %d open files: raise that limit (ulimit -n, LimitNOFILE=)",
             name,
-            self.limit,
+            self.max,
             self._files,
         )
+
+    def note_cut_off(self, descriptor: int) -> None:
+        """Note that a connection was cut off; any thread may."""
+        self._cut_off.append(descriptor)
+
+    def take_cut_off(self) -> int:
+        """How many were cut off since the last call."""
+        count = 0
+        while self._cut_off:
+            self._cut_off.popleft()
+            count += 1
+        return count
 
 
 class Connections:
     """The connections of one bound socket, each named by its descriptor in this process.
 
-    libzmq tells of a connection before it hands over what came on it, and of its end before the system
-    can give the descriptor to the next one. So after :meth:`take`, ``open`` holds every connection that
-    anything was received from and that has not ended, except those beyond the :class:`ConnectionLimit`.
+    libzmq reports a connection before it hands over what came on it, and its end before the system can give
+    the descriptor to the next one. So after :meth:`take`, ``open`` holds every connection that anything was
+    received from and that has not ended, except those beyond the :class:`ConnectionLimit`.
     """
 
     def __init__(
@@ -88,10 +98,10 @@ class Connections:
         context: zmq.Context[zmq.Socket[bytes]],
         socket: zmq.Socket[bytes],
         name: str,
-        room: ConnectionLimit,
+        limit: ConnectionLimit,
     ) -> None:
-        """Watch ``socket``, which is not bound yet; ``name`` is its own in this context."""
-        self._name, self._room = name, room
+        """Watch ``socket``, which is not bound yet; ``name`` is unique in this context."""
+        self._name, self._limit = name, limit
         address = f"inproc://connections-of-{name}"
         socket.monitor(address, _ACCEPTED | _ENDED)
         self._monitor = context.socket(zmq.PAIR)
@@ -100,8 +110,8 @@ class Connections:
         self._monitor.linger = 0
         self._monitor.connect(address)
         self.open: set[int] = set()
-        room.add(self)
-        # the descriptor tells of nothing before the socket was once found to be empty
+        limit.add(self)
+        # the descriptor signals nothing before the socket was found empty once
         self.take()
 
     def fileno(self) -> int:
@@ -110,16 +120,16 @@ class Connections:
 
     def take(self) -> tuple[list[int], list[int]]:
         """Take note of what happened since the last call; returns the connections that began and those
-        that ended. One may be in both: ``open`` says what came last. Of more connections than there is room
-        for, the newest are closed."""
+        that ended. One may be in both: ``open`` says what came last. Beyond the limit, the newest are
+        closed."""
         begun, ended = self._receive()
-        while begun and self._room.taken > self._room.limit:
+        while begun and self._limit.open > self._limit.max:
             newest = begun.pop()
             if newest in self.open:
                 self._shut(newest)
-                # it counts no more, and nothing that comes on it is heard
+                # it no longer counts, and nothing that comes on it is accepted
                 self.open.discard(newest)
-                self._room.tell(self._name)
+                self._limit.log_refused(self._name)
         return begun, ended
 
     def _receive(self) -> tuple[list[int], list[int]]:
@@ -139,14 +149,15 @@ class Connections:
                 ended.append(descriptor)
 
     def cut_off(self, descriptor: int) -> None:
-        """End a connection, because of what it makes us keep; any thread may ask for it."""
+        """End a connection because of what it makes us keep; any thread may call this."""
         if descriptor in self.open:
-            self._room.cut_off.append(descriptor)
+            self._limit.note_cut_off(descriptor)
             self._shut(descriptor)
 
     @staticmethod
     def _shut(descriptor: int) -> None:
-        """libzmq, which has no call for it, finds the connection closed by the other side."""
+        """Shut the connection down, which libzmq has no call for; it sees a connection that the peer
+        closed."""
         with suppress(OSError):
             connection = plain_socket.socket(fileno=descriptor)
             try:
@@ -155,5 +166,5 @@ class Connections:
                 connection.detach()
 
     def close(self) -> None:
-        """Stop watching; the socket itself is its owner's to close, before this."""
+        """Stop watching; its owner closes the socket itself, before this."""
         self._monitor.close()

@@ -1,13 +1,13 @@
-"""Bounds what peers can make the daemon keep before it is a request.
+"""Bounds what peers can make libzmq keep before it is a request.
 
 libzmq takes in the parts of a message until it is whole, however many there are, and ``REQUEST_QUEUE`` whole
-messages of each peer, however large; it tells of neither. The system counts what comes on a connection, and
+messages of each peer, however large; it reports neither. The system counts what arrives on a connection, and
 we count what was handed over to us: the difference is what libzmq keeps. Where that is too much, the loop
-empties the socket, so that what is whole is gone; of the rest, the largest go.
+drains the socket, so that whole messages are gone; of the rest, the largest are cut off.
 
-Bytes are not all. A part of no bytes takes 2 on its way and 64 here, one of 40 in a packet of its own 18,000.
-So what the process has from the system for itself is watched too, and compared with what can be explained.
-"""
+Counting bytes is not enough: a part of no bytes takes 2 on the wire and 64 in memory, and a part of 40 bytes
+in a packet of its own takes 18,000. So the memory of the process is watched too, and compared with what can
+be accounted for."""
 
 from __future__ import annotations
 
@@ -29,34 +29,33 @@ from kvstore_daemon.process_usage import private_bytes
 
 log = logging.getLogger("kvstore.daemon")
 
-TAKEN_IN_BYTES = 256 * 1024 * 1024
+KEPT_BYTES = 256 * 1024 * 1024
 """What libzmq may keep of requests that were not handed over to us, of all connections; two of the largest
 parts, if that is more."""
 
-UNEXPLAINED_BYTES = 256 * 1024 * 1024
-"""What the process may have grown by that nothing accounts for: the bytes of requests and replies that we
-know of do not."""
+UNACCOUNTED_BYTES = 256 * 1024 * 1024
+"""What the process may have grown by that the known bytes of requests and replies do not account for."""
 
 SMALL_BYTES = 1024
-"""A connection of which no more is kept, or waits in the system, is looked at only when something comes on
+"""A connection of which no more is kept, or waits in the system, is looked at only when something arrives on
 it: handshakes are not handed over either."""
 
 PAUSE_SECONDS = 0.025
 """From one look to the next: a busy daemon is looked at 40 times a second and not with each request."""
 
 SHARE, LONGEST_PAUSE_SECONDS = 20, 0.2
-"""A look that takes much of the processor, since there are thousands of connections, is followed by a pause
-of so many times as long, up to this."""
+"""With thousands of connections a look takes much of the processor; the pause after it is so many times as
+long, up to this."""
 
-EMPTY_SECONDS = 0.1
-"""How long the loop may take to empty the socket: where more comes than it can receive, it never does."""
+DRAIN_SECONDS = 0.1
+"""How long the loop may take to drain the socket: where more comes than it can receive, it never does."""
 
-LET_GO_SECONDS, LAST_LET_GO_SECONDS = 0.5, 8.0
-"""After a connection was closed: what libzmq kept of it is given back to the system then and,
-since libzmq may need longer, a few times more at growing distances, up to this."""
+TRIM_SECONDS, LAST_TRIM_SECONDS = 0.5, 8.0
+"""After a connection was cut off, what libzmq kept of it is given back to the system this much later and,
+since libzmq may need longer, a few times more at growing intervals, up to the second."""
 
 PART_HEADER = 9
-"""The most that a part has on its way in front of its bytes."""
+"""The most that a part has on the wire in front of its bytes."""
 
 _INT = struct.Struct("=i")
 
@@ -71,13 +70,13 @@ class _Connection:
         self.taken_in = 0
         """What libzmq has taken in since it began."""
         self.kept = 0
-        """What of that it has not handed over to us, and is not excused."""
+        """What of that was not handed over to us, and is not excused."""
         self.excused = 0
-        """What libzmq has handed over or done with though it was not counted, or, below 0, what was counted
+        """What libzmq has handed over or processed though it was not counted, or, below 0, what was counted
         too much: ``PART_HEADER`` is more than most parts have."""
 
     def count(self, taken_in: int, peer: Peer | None) -> None:
-        """Find out what is kept; ``peer`` is who has sent whole messages on it."""
+        """Find out what is kept; ``peer`` has sent whole messages on this connection."""
         if peer is not self.peer:
             self.peer, self.excused = peer, 0
         self.taken_in = max(self.taken_in, taken_in)
@@ -88,36 +87,36 @@ class _Connection:
 
 
 class IncomingLimit(ConnectionWatcher):
-    """Watches the connections of the request address from a thread of its own.
+    """Watches the connections of the requests address in its own thread.
 
-    The loop tells of connections by :meth:`begin` and :meth:`end`. Where :meth:`fileno` is readable it is to
-    :meth:`hear`, to receive all there is, refuse what there is no room for, and then to call :meth:`emptied`.
+    The loop reports connections by :meth:`begin` and :meth:`end`. When :meth:`fileno` is readable, the loop
+    calls :meth:`clear`, receives all there is, refuses what there is no room for, and calls :meth:`drained`.
     """
 
     def __init__(self, connections: Connections, peer_of: Callable[[int], Peer | None], largest: int) -> None:
         """``largest`` is how many bytes a part may have."""
         super().__init__("incoming-limit")
-        self.explained: Callable[[], int] = int
+        self.accounted_bytes: Callable[[], int] = int
         """How many bytes of memory requests and replies are known to take."""
-        self._limit = max(TAKEN_IN_BYTES, 2 * largest)
+        self._limit = max(KEPT_BYTES, 2 * largest)
         self._connections = connections
         self._peer_of = peer_of
         self._known: dict[int, _Connection] = {}
-        self._followed: dict[int, _Connection] = {}
-        self._ended = 0
-        self._is_behind = False
-        self._question = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._is_asked = self._is_emptied = False
-        self._asked_at = 0.0
-        self._give_back_in = self._give_back_at = 0.0
+        self._tracked: dict[int, _Connection] = {}
+        self._kept_of_ended = 0
+        self._has_unread = False
+        self._drain = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._is_draining = self._is_drained = False
+        self._drain_began_at = 0.0
+        self._trim_in = self._trim_at = 0.0
         self._base = self._least = private_bytes()
-        self._cut = RateLimitedLog(log)
+        self._warned = RateLimitedLog(log)
         self.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         super().close()
-        os.close(self._question)
+        os.close(self._drain)
 
     # ── for the loop ─────────────────────────────────────────────────────────────────────────────
 
@@ -127,119 +126,119 @@ class IncomingLimit(ConnectionWatcher):
         self._watch(descriptor)
 
     def end(self, descriptor: int) -> None:
-        """A connection has ended; what is whole of it is still to be received."""
+        """A connection has ended; its whole messages are still to be received."""
         connection = self._known.pop(descriptor, None)
         if connection is not None:
-            self._ended += connection.kept
+            self._kept_of_ended += connection.kept
 
     def fileno(self) -> int:
-        """Readable when the socket is to be emptied, until :meth:`hear`."""
-        return self._question
+        """Readable when the socket is to be drained, until :meth:`clear`."""
+        return self._drain
 
-    def hear(self) -> None:
-        """Make the descriptor quiet."""
+    def clear(self) -> None:
+        """Make the descriptor unreadable."""
         with suppress(BlockingIOError):
-            os.eventfd_read(self._question)
+            os.eventfd_read(self._drain)
 
-    def emptied(self) -> None:
-        """All that was whole when :meth:`hear` was called was received."""
-        self._ended = 0
-        self._is_emptied = True
+    def drained(self) -> None:
+        """All messages that were whole at the last :meth:`clear` were received."""
+        self._kept_of_ended = 0
+        self._is_drained = True
 
     # ── the thread ───────────────────────────────────────────────────────────────────────────────
 
-    def _patience(self) -> float:
-        if self._is_behind or self._is_asked:
+    def _timeout(self) -> float:
+        if self._has_unread or self._is_draining:
             return PAUSE_SECONDS
-        return self._give_back_in or -1
+        return self._trim_in or -1
 
     def _look(self, descriptors: list[int]) -> bool:
-        before, used = time.monotonic(), time.thread_time()
-        self._measure({*descriptors, *self._followed})
+        now, used = time.monotonic(), time.thread_time()
+        self._measure({*descriptors, *self._tracked})
         pause = SHARE * (time.thread_time() - used)
         if not self._is_over():
-            self._is_asked = False
-        elif not self._is_asked:
-            self._is_asked, self._is_emptied, self._asked_at = True, False, before
-            os.eventfd_write(self._question, 1)
-        elif self._is_emptied or before - self._asked_at > EMPTY_SECONDS or self._all() > 2 * self._limit:
-            self._is_asked = False
-            self._relieve()
-        if self._give_back_in and before >= self._give_back_at:
-            _give_back()
-            self._give_back_later(2 * self._give_back_in)
-        return self._rest(min(max(PAUSE_SECONDS, pause), LONGEST_PAUSE_SECONDS))
+            self._is_draining = False
+        elif not self._is_draining:
+            self._is_draining, self._is_drained, self._drain_began_at = True, False, now
+            os.eventfd_write(self._drain, 1)
+        elif self._is_drained or now - self._drain_began_at > DRAIN_SECONDS or self._kept() > 2 * self._limit:
+            self._is_draining = False
+            self._cut_off_largest()
+        if self._trim_in and now >= self._trim_at:
+            _trim_heap()
+            self._trim_later(2 * self._trim_in)
+        return self._pause(min(max(PAUSE_SECONDS, pause), LONGEST_PAUSE_SECONDS))
 
-    def _give_back_later(self, seconds: float) -> None:
-        self._give_back_in = seconds if seconds <= LAST_LET_GO_SECONDS else 0.0
-        self._give_back_at = time.monotonic() + seconds
+    def _trim_later(self, seconds: float) -> None:
+        self._trim_in = seconds if seconds <= LAST_TRIM_SECONDS else 0.0
+        self._trim_at = time.monotonic() + seconds
 
     def _measure(self, descriptors: set[int]) -> None:
-        self._is_behind = False
+        self._has_unread = False
         for descriptor in descriptors:
-            self._followed.pop(descriptor, None)
+            self._tracked.pop(descriptor, None)
             connection = self._known.get(descriptor)
             counts = None if connection is None else bytes_acknowledged_and_received(descriptor)
             if connection is None or counts is None:
                 continue
-            waiting = _bytes_waiting(descriptor)
-            self._is_behind |= waiting > 0
-            connection.count(counts[1] - waiting, self._peer_of(descriptor))
-            if connection.kept > SMALL_BYTES or waiting:
-                self._followed[descriptor] = connection
+            unread = _unread_bytes(descriptor)
+            self._has_unread |= unread > 0
+            connection.count(counts[1] - unread, self._peer_of(descriptor))
+            if connection.kept > SMALL_BYTES or unread:
+                self._tracked[descriptor] = connection
 
-    def _all(self) -> int:
-        return self._ended + sum(connection.kept for connection in list(self._followed.values()))
+    def _kept(self) -> int:
+        return self._kept_of_ended + sum(connection.kept for connection in list(self._tracked.values()))
 
-    def _unexplained(self) -> int:
-        used = private_bytes() - self._all() - self.explained()
+    def _unaccounted(self) -> int:
+        used = private_bytes() - self._kept() - self.accounted_bytes()
         self._base = max(self._least, min(self._base, used))
         return used - self._base
 
     def _is_over(self) -> bool:
-        return self._all() > self._limit or self._unexplained() > UNEXPLAINED_BYTES
+        return self._kept() > self._limit or self._unaccounted() > UNACCOUNTED_BYTES
 
-    def _relieve(self) -> None:
-        """Close the connections of which most is kept: at least a quarter of what is kept of the first."""
-        if self._all() <= self._limit:
-            # what others have left may be free by now, and only have to be given back
-            _give_back()
+    def _cut_off_largest(self) -> None:
+        """Cut off the connection of which most is kept, and all of which at least a quarter of that is."""
+        if self._kept() <= self._limit:
+            # what closed connections kept may be free by now, and only has to be given back
+            _trim_heap()
             if not self._is_over():
                 return
-        most = sorted(self._known.items(), key=lambda known: -known[1].kept)
-        largest = most[0][1].kept if most else 0
+        by_kept = sorted(self._known.items(), key=lambda known: -known[1].kept)
+        largest = by_kept[0][1].kept if by_kept else 0
         if largest <= SMALL_BYTES:
-            # there is nobody to blame: it is of another use, or the heap cannot give it back
-            self._base += max(0, self._unexplained())
+            # no connection is to blame: the memory is used otherwise, or the heap cannot give it back
+            self._base += max(0, self._unaccounted())
             return
         least = max(SMALL_BYTES, largest // 4)
-        for descriptor, connection in most:
+        for descriptor, connection in by_kept:
             if connection.kept < least:
                 break
             self._cut_off(descriptor, connection.kept)
 
     def _cut_off(self, descriptor: int, kept: int) -> None:
         self._known.pop(descriptor, None)
-        self._followed.pop(descriptor, None)
+        self._tracked.pop(descriptor, None)
         self._connections.cut_off(descriptor)
-        self._give_back_later(LET_GO_SECONDS)
-        self._cut.warning(
+        self._trim_later(TRIM_SECONDS)
+        self._warned.warning(
             "closed a connection to the requests address: too much was kept of requests that are not whole, "
             "of this one %d bytes",
             kept,
         )
 
 
-def _bytes_waiting(descriptor: int) -> int:
-    """What has come on a connection and waits in the system."""
+def _unread_bytes(descriptor: int) -> int:
+    """What has arrived on a connection and waits in the system."""
     try:
         return int(_INT.unpack(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(_INT.size)))[0])
     except OSError:
         return 0
 
 
-def _give_back() -> None:
-    """Give memory back to the system that is free in the C library's heap, as glibc does by itself only where
-    nothing lies above it."""
+def _trim_heap() -> None:
+    """Give free memory of the C library's heap back to the system. glibc does so by itself only for memory at
+    the top of the heap."""
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,10 +1,9 @@
 """Bounds what is kept of changes that subscribers have not taken.
 
-libzmq counts the messages that wait for a subscriber, not their bytes, and tells nothing of them. It keeps
-each message once, for all that wait for it. So what all of them can make it keep is what was published since
-the one that is furthest behind has last kept up; and who is too far behind is cut off. That loses nothing:
-the log has it all.
-"""
+libzmq counts the messages that wait for a subscriber, not their bytes, and reports neither. It keeps each
+message once, for all subscribers that it waits for. So what all of them can make it keep is what was
+published since the slowest of them last kept up; a subscriber that is too far behind is cut off. Nothing is
+lost by that: it can read the changes from the log."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ BEHIND_BYTES = 64 * 1024 * 1024
 """How far a subscriber may be behind; four of the largest values, if that is more."""
 
 LOOK_BYTES = 4 * 1024 * 1024
-"""How much is published from one look at who is behind to the next."""
+"""How much is published from one look at the subscribers to the next."""
 
 EVENT_BYTES = 512
 """About what an event takes beside its value."""
@@ -42,12 +41,12 @@ class SlowSubscribers:
         self._published = 0
         self._look_at = LOOK_BYTES
         self._behind: dict[int, tuple[int, int]] = {}
-        """Of the connections whose buffers were full at the last look: what had been published, and what the
-        system had taken of it for them, when the first such look was made."""
-        self._cut = RateLimitedLog(log)
+        """For each connection whose buffers were full at the last look, as of the first such look: what had
+        been published, and what of it the system had taken."""
+        self._warned = RateLimitedLog(log)
 
     def published(self, size: int) -> None:
-        """Note that a value of ``size`` bytes was published; now and then, cut off who is too far behind."""
+        """Note that a value of ``size`` bytes was published; now and then, cut off those too far behind."""
         self._published += size + EVENT_BYTES
         if self._published >= self._look_at:
             self._look_at = self._published + LOOK_BYTES
@@ -66,7 +65,7 @@ class SlowSubscribers:
 
     def _cut_off(self, descriptor: int) -> None:
         self._connections.cut_off(descriptor)
-        self._cut.warning(
+        self._warned.warning(
             "closed a connection to the changes address: the subscriber is more than %d bytes behind",
             self._limit,
         )
@@ -81,7 +80,7 @@ def _full(descriptors: set[int]) -> list[int]:
 
 
 def _taken(descriptor: int) -> int:
-    """What the system has taken in so far to be sent on a connection; of one that is not TCP, 0."""
+    """What the system has taken so far to be sent on a connection; 0 if it is not TCP."""
     counts = bytes_acknowledged_and_received(descriptor)
     if counts is None:
         return 0

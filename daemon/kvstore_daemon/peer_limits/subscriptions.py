@@ -1,9 +1,9 @@
-"""Bounds what those who subscribe can make the daemon keep.
+"""Bounds what subscriptions can make libzmq keep.
 
-libzmq keeps some 50 bytes for each byte of a topic, takes subscriptions in as fast as they come, and does
-so inside whatever call the publisher makes next: a flood of them holds that call, and its thread, for as
-long as it lasts. So a thread of its own looks at what each connection has sent, and closes those that send
-too much. It is woken by what arrives, which is next to nothing: a subscriber only says what it wants.
+libzmq keeps some 50 bytes for each byte of a topic, takes subscriptions in as fast as they come, and does so
+inside whatever call the publisher makes next: a flood of them holds that call, and its thread, for as long as
+it lasts. So a second thread looks at what each connection has sent, and cuts off those that send too much. It
+is woken by what arrives, which is next to nothing: a subscriber sends only its subscriptions.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from kvstore_daemon.peer_limits.connections import Connections
 log = logging.getLogger("kvstore.daemon")
 
 TOPICS_BYTES = 1024 * 1024
-"""What the connections that are there may have sent together: two thousand topics of the longest kind.
-Whenever one of them ends, libzmq walks through all that the others subscribe to, which takes it a seventh
-of a second for a megabyte."""
+"""What all open connections may have sent together: two thousand topics of the longest kind. Whenever one of
+them ends, libzmq walks through all that the others subscribe to, which holds up the loop."""
 
 HEARTBEAT_RATE = 16
 """Bytes a second of each connection that are not counted, for the heartbeats of one that stays for months."""
 
 FEW_BYTES = 4 * 1024
-"""A connection that has sent no more is not closed for what others send."""
+"""A connection that has sent no more is not cut off for what others send."""
 
 SWEEP_SECONDS = 2.0
-"""How often all are looked at: of what libzmq takes in before epoll looks for itself, epoll says nothing."""
+"""How often all are looked at: epoll does not report what libzmq reads before epoll looks."""
 
 
 class SubscriptionLimit(ConnectionWatcher):
-    """Watches the connections of the changes address."""
+    """Watches the connections of the changes address in its own thread."""
 
     def __init__(self, connections: Connections) -> None:
         super().__init__("subscription-limit")
@@ -42,27 +41,26 @@ class SubscriptionLimit(ConnectionWatcher):
         self._monitor = connections.fileno()
         self._epoll.register(self._monitor, select.EPOLLIN)
         self._counts: dict[int, _Count] = {}
-        self._all = 0.0
+        self._total = 0.0
         self._sweep_at = 0.0
-        self._cut = RateLimitedLog(log)
+        self._warned = RateLimitedLog(log)
         self.start()
 
-    def _patience(self) -> float:
+    def _timeout(self) -> float:
         return max(0.0, self._sweep_at - time.monotonic()) if self._counts else -1
 
     def _look(self, descriptors: list[int]) -> bool:
         for descriptor in descriptors:
             if descriptor != self._monitor:
                 self._look_at(descriptor)
-        self._take()
+        self._note_connections()
         if time.monotonic() >= self._sweep_at:
             for descriptor in list(self._counts):
                 self._look_at(descriptor)
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
         return False
 
-    def _take(self) -> None:
-        """Take note of connections."""
+    def _note_connections(self) -> None:
         begun, ended = self._connections.take()
         for descriptor in ended:
             self._forget(descriptor)
@@ -76,8 +74,8 @@ class SubscriptionLimit(ConnectionWatcher):
         numbers = None if count is None else bytes_acknowledged_and_received(descriptor)
         if count is None or numbers is None:
             return
-        self._all += count.add(numbers[1], time.monotonic())
-        while self._all > TOPICS_BYTES:
+        self._total += count.add(numbers[1], time.monotonic())
+        while self._total > TOPICS_BYTES:
             largest = max(self._counts, key=lambda each: self._counts[each].bytes)
             if self._counts[largest].bytes <= FEW_BYTES:
                 return
@@ -86,12 +84,12 @@ class SubscriptionLimit(ConnectionWatcher):
     def _forget(self, descriptor: int) -> None:
         count = self._counts.pop(descriptor, None)
         if count is not None:
-            self._all -= count.bytes
+            self._total -= count.bytes
 
     def _cut_off(self, descriptor: int) -> None:
         self._forget(descriptor)
         self._connections.cut_off(descriptor)
-        self._cut.warning(
+        self._warned.warning(
             "closed the connection to the changes address on which most was subscribed to: all together may "
             "send %d bytes",
             TOPICS_BYTES,

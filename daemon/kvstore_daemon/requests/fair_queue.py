@@ -1,25 +1,24 @@
-"""Whose request is worked on next: peers take turns, and nothing is read for who does not take its replies.
+"""Whose request is worked on next: peers take turns, and one that does not take its replies has to wait.
 
-A ROUTER hands out what came from everybody in turns, but cannot leave one peer's messages waiting. So what
-is not to be done yet waits here, by peer, and counts as pending. While there is no room for more of that,
-all peers wait with what they send, which is as it should be as long as their requests are worked on; who
-keeps the room and takes no replies is cut off.
-"""
+A ROUTER hands out messages of all peers in turn, but cannot leave those of one peer waiting. So requests
+that cannot be worked on yet wait here, by peer, and count as pending. When there is no room for more of
+them, all peers wait with what they send. That is right as long as the requests here are worked on; a peer
+that fills the room and takes no replies is cut off."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
 
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.event_loop import Loop, Timer
 from kvstore_daemon.peer_limits.peer import WINDOW_BYTES, Peer
+from kvstore_daemon.peer_limits.pending import PENDING_BYTES, PendingLimit
 from kvstore_daemon.requests.pending_request import PendingRequest
 from kvstore_daemon.requests.router_socket import RequestMessage, RouterSocket
-from kvstore_daemon.status import Counters, Status
-from kvstore_daemon.storage.interface import Engine
+from kvstore_daemon.status import Counters
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -27,201 +26,219 @@ SLICE_SECONDS = 0.002
 """How long one turn of the loop works on what can be done in parts, before it looks for new requests."""
 
 REPLIES_BYTES = 256 * 1024 * 1024
-"""Of replies that are being made or were not taken yet, of all peers. Beyond it, who has taken nothing for
-the longest is cut off, and long reads are done one after another."""
+"""Of replies that are being made or were not taken yet, of all peers. Beyond it, the peer that has taken
+nothing for the longest is cut off, and long reads are done one after another."""
 
 STUCK_SECONDS = 0.25
-"""Who has taken nothing for so long is cut off where its requests take the room that others need."""
+"""A peer that has taken nothing for so long is cut off if its requests take the room that others need."""
 
 SHARE = 4
 """Of the requests that may be pending, by number or bytes, the part that a peer may fill with those that
 wait until it takes some replies; further ones are refused."""
 
-SHORTEST_LOOK, LONGEST_LOOK = 0.001, 0.05
-"""Seconds from one look at whether a peer that was set aside has taken some replies to the next."""
+SHORTEST_CHECK, LONGEST_CHECK = 0.001, 0.05
+"""Seconds between two checks whether the peers that were set aside have taken some replies."""
 
 
-class Work(Protocol):
-    """What is done with requests, and how much room there is for more."""
+class _PeerQueue:
+    """What a peer has asked for and waits for; exists only while there is something."""
 
-    def begin(self, received: RequestMessage) -> None:
-        """Work on a request that was received."""
+    __slots__ = ("making", "peer", "reading", "reads_next", "waiting", "waiting_bytes")
 
-    def go_on(self, exchange: PendingRequest) -> None:
-        """Do reads that were begun, and hand the request back to :meth:`FairQueue.read` for that."""
-
-    def drop(self, size: int) -> None:
-        """Forget a request of so many bytes, whose peer has gone."""
-
-    def has_room(self) -> bool:
-        """Whether another request may be received."""
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.waiting: deque[RequestMessage] = deque()
+        """Requests that nothing was done for yet."""
+        self.waiting_bytes = 0
+        self.reading: deque[PendingRequest] = deque()
+        """Requests whose reads have begun and did not fit into a slice."""
+        self.making = 0
+        """The bytes of their replies so far."""
+        self.reads_next = False
 
 
 class FairQueue:
-    """The requests that wait to be begun, and reads that did not fit into a slice; used by the loop's
+    """The requests that wait to be begun, and those whose reads did not fit into a slice; used by the loop's
     thread only."""
 
-    def __init__(self, loop: Loop, requests: RouterSocket, counters: Counters, work: Work) -> None:
-        self._requests = requests
+    def __init__(
+        self,
+        loop: Loop,
+        socket: RouterSocket,
+        pending: PendingLimit,
+        counters: Counters,
+        begin: Callable[[RequestMessage], None],
+        proceed: Callable[[PendingRequest], None],
+    ) -> None:
+        """At a peer's turn, ``begin`` is called for a request, or ``proceed`` for one whose reads have
+        begun."""
+        self._socket = socket
+        self._pending = pending
         self._counters = counters
-        self._work = work
-        self._turns: deque[Peer] = deque()
-        self._set_aside: dict[Peer, None] = {}
-        self._long: deque[PendingRequest] = deque()
-        self._making = 0
-        self._look: Timer = loop.timer(self._look_again)
-        self._pause = SHORTEST_LOOK
-        self._cut = RateLimitedLog(log)
-
-    def __bool__(self) -> bool:
-        """Whether there is something that can be worked on now."""
-        return bool(self._turns) or self._may_go_on_with_long()
-
-    @property
-    def making(self) -> int:
+        self._begin = begin
+        self._proceed = proceed
+        self._queues: dict[Peer, _PeerQueue] = {}
+        self._turns: deque[_PeerQueue] = deque()
+        self._set_aside: dict[Peer, _PeerQueue] = {}
+        self._postponed: deque[PendingRequest] = deque()
+        self._check: Timer = loop.timer(self._check_set_aside)
+        self._check_seconds = SHORTEST_CHECK
+        self._warned = RateLimitedLog(log)
+        self.making = 0
         """The bytes of replies in the making."""
-        return self._making
+
+    def has_work(self) -> bool:
+        """Whether there is something that can be worked on now."""
+        return bool(self._turns) or self._can_resume_postponed()
+
+    # ── what waits ───────────────────────────────────────────────────────────────────────────────
 
     def is_open_to(self, peer: Peer) -> bool:
         """Whether a request of ``peer`` may be begun at once: nothing waits, and it takes its replies."""
-        return not self._turns and not peer.in_turn and peer.untaken < WINDOW_BYTES
+        return not self._turns and peer not in self._queues and peer.untaken < WINDOW_BYTES
 
-    def add(self, received: RequestMessage) -> None:
-        """Let a request wait for its peer's turn."""
-        peer = received.peer
-        peer.waiting.append(received)
-        peer.waiting_bytes += received.size
-        self._give_turn(peer)
-
-    def is_over(self, peer: Peer, count: int, size: int) -> bool:
-        """Whether a peer that does not take its replies has its share of ``count`` requests and ``size``
-        bytes waiting already."""
-        return peer in self._set_aside and (
-            len(peer.waiting) >= max(1, count // SHARE) or peer.waiting_bytes >= size // SHARE
+    def is_full_for(self, peer: Peer) -> bool:
+        """Whether ``peer`` does not take its replies, and its share of pending requests waits already."""
+        queue, pending = self._set_aside.get(peer), self._pending
+        return queue is not None and (
+            len(queue.waiting) >= max(1, pending.max_requests // SHARE)
+            or queue.waiting_bytes >= PENDING_BYTES // SHARE
         )
 
-    def read(self, exchange: PendingRequest, engine: Engine, status: Status) -> bool:
-        """Do the reads of a request for a slice of time; whether all are done. If not, the request waits
-        for its peer's next turn."""
-        peer, before = exchange.peer, exchange.held
-        is_done = False
-        try:
-            is_done = exchange.read(engine, status, time.monotonic() + SLICE_SECONDS)
-        finally:
-            self._count(peer, -before)
-        if is_done:
-            return True
-        if self._making > REPLIES_BYTES:
-            exchange.read_anew()
-            self._long.append(exchange)
-            return False
-        self._count(peer, exchange.held)
-        if peer.making < WINDOW_BYTES:
-            peer.reading.append(exchange)
-        else:  # what is nearest to its end goes first
-            peer.reading.appendleft(exchange)
-        self._give_turn(peer)
-        return False
+    def add(self, message: RequestMessage) -> None:
+        """Let a request wait for its peer's turn."""
+        queue = self._queue_of(message.peer)
+        queue.waiting.append(message)
+        queue.waiting_bytes += message.size
 
-    def _count(self, peer: Peer, size: int) -> None:
-        peer.making += size
-        self._making += size
+    def add_reading(self, request: PendingRequest) -> None:
+        """Let a request whose reads are not done wait for its peer's next turn. If all replies in the making
+        are too large together, its reads are begun again later."""
+        if self.making > REPLIES_BYTES:
+            request.restart_reads()
+            self._postponed.append(request)
+            return
+        queue = self._queue_of(request.peer)
+        self._count(queue, request.held)
+        if queue.making < WINDOW_BYTES:
+            queue.reading.append(request)
+        else:  # finish the one that is furthest
+            queue.reading.appendleft(request)
+
+    def _queue_of(self, peer: Peer) -> _PeerQueue:
+        queue = self._queues.get(peer)
+        if queue is None:
+            queue = self._queues[peer] = _PeerQueue(peer)
+            self._schedule(queue)
+        return queue
+
+    def _schedule(self, queue: _PeerQueue) -> None:
+        """Give the peer a turn, or set it aside until it has taken some replies."""
+        peer = queue.peer
+        if peer.untaken >= WINDOW_BYTES:
+            self._socket.count_taken(peer)
+        if peer.untaken < WINDOW_BYTES:
+            self._turns.append(queue)
+            return
+        self._set_aside[peer] = queue
+        if self._check.at is None:
+            self._check.set(self._check_seconds)
+
+    def _count(self, queue: _PeerQueue, size: int) -> None:
+        queue.making += size
+        self.making += size
+
+    # ── turns ────────────────────────────────────────────────────────────────────────────────────
 
     def work(self) -> None:
         """Give peers their turns, for a slice of time."""
         deadline = time.monotonic() + SLICE_SECONDS
-        if self._may_go_on_with_long():
-            exchange = self._long.popleft()
-            exchange.peer.reading.append(exchange)
-            self._give_turn(exchange.peer)
+        if self._can_resume_postponed():
+            request = self._postponed.popleft()
+            self._queue_of(request.peer).reading.append(request)
         turns = self._turns
         while turns:
-            peer = turns.popleft()
-            peer.in_turn = False
-            self._serve(peer)
-            self._give_turn(peer)
+            queue = turns.popleft()
+            self._serve(queue)
+            self._reschedule(queue)
             if time.monotonic() > deadline:
                 break
 
-    def _may_go_on_with_long(self) -> bool:
-        return bool(self._long) and self._making < REPLIES_BYTES // 2
+    def _can_resume_postponed(self) -> bool:
+        return bool(self._postponed) and self.making < REPLIES_BYTES // 2
 
-    def _serve(self, peer: Peer) -> None:
+    def _serve(self, queue: _PeerQueue) -> None:
+        peer = queue.peer
         if peer.is_gone:
-            self._drop_reads(peer)
-        is_full = peer.untaken + peer.making >= WINDOW_BYTES
-        if peer.reading and (is_full or peer.reads_next or not peer.waiting):
-            peer.reads_next = False
-            self._work.go_on(peer.reading.popleft())
-        elif peer.waiting:
-            peer.reads_next = True
-            received = peer.waiting.popleft()
-            peer.waiting_bytes -= received.size
-            self._work.begin(received)
+            self._drop_reading(queue)
+        is_full = peer.untaken + queue.making >= WINDOW_BYTES
+        if queue.reading and (is_full or queue.reads_next or not queue.waiting):
+            queue.reads_next = False
+            request = queue.reading.popleft()
+            self._count(queue, -request.held)
+            self._proceed(request)
+        elif queue.waiting:
+            queue.reads_next = True
+            message = queue.waiting.popleft()
+            queue.waiting_bytes -= message.size
+            self._begin(message)
 
-    def _give_turn(self, peer: Peer) -> None:
-        if peer.in_turn or not peer.has_work():
-            return
-        peer.in_turn = True
-        if peer.untaken >= WINDOW_BYTES and not peer.is_gone:
-            self._requests.settle(peer)
-        if peer.untaken < WINDOW_BYTES:
-            self._turns.append(peer)
-            return
-        self._set_aside[peer] = None
-        if self._look.at is None:
-            self._look.set(self._pause)
+    def _reschedule(self, queue: _PeerQueue) -> None:
+        if queue.waiting or queue.reading:
+            self._schedule(queue)
+        else:
+            del self._queues[queue.peer]
 
-    def _look_again(self) -> None:
-        """Give those their turns again that have taken some replies, or are gone."""
-        peers = list(self._set_aside)
+    def _check_set_aside(self) -> None:
+        """Give a turn to the peers that have taken some replies, or have gone."""
+        queues = list(self._set_aside.values())
         self._set_aside.clear()
-        for peer in peers:
-            peer.in_turn = False
-            self._give_turn(peer)
-        is_moving = len(self._set_aside) < len(peers)
-        self._pause = SHORTEST_LOOK if is_moving else min(2 * self._pause, LONGEST_LOOK)
+        for queue in queues:
+            self._reschedule(queue)
+        is_moving = len(self._set_aside) < len(queues)
+        self._check_seconds = SHORTEST_CHECK if is_moving else min(2 * self._check_seconds, LONGEST_CHECK)
         if self._set_aside:
-            self._look.set(self._pause)
+            self._check.set(self._check_seconds)
 
-    # ── those who do not take their replies ──────────────────────────────────────────────────────
+    # ── peers that do not take their replies ─────────────────────────────────────────────────────
 
-    def relieve(self) -> None:
-        """Cut off who takes no replies, where what is kept for it is in others' way."""
-        requests = self._requests
-        if requests.untaken > REPLIES_BYTES:
-            requests.settle_all()
-            while requests.untaken > REPLIES_BYTES and (peer := requests.most_stuck()):
+    def cut_off_stuck(self) -> None:
+        """Cut off peers that take no replies, if what is kept for them takes the room that others need."""
+        socket = self._socket
+        if socket.untaken > REPLIES_BYTES:
+            socket.count_all_taken()
+            while socket.untaken > REPLIES_BYTES and (peer := socket.most_stuck()):
                 self._cut_off(peer)
-        if self._set_aside and not self._work.has_room():
+        if self._set_aside and not self._pending.has_room():
             before = time.monotonic() - STUCK_SECONDS
             for peer in sorted(self._set_aside, key=lambda peer: peer.stuck_since):
-                if self._work.has_room() or peer.stuck_since > before:
+                if self._pending.has_room() or peer.stuck_since > before:
                     break
                 self._cut_off(peer)
 
     def _cut_off(self, peer: Peer) -> None:
-        self._cut.warning(
+        queue = self._queues.get(peer) or _PeerQueue(peer)
+        self._warned.warning(
             "closed the connection of a peer that does not take its replies: %d requests and %d bytes of "
             "replies waited for it",
-            len(peer.waiting) + len(peer.reading),
-            peer.untaken + peer.making,
+            len(queue.waiting) + len(queue.reading),
+            peer.untaken + queue.making,
         )
-        self._requests.cut_off(peer)
-        self._drop_reads(peer)
-        for received in peer.waiting:
-            self._drop(received.size)
-        peer.waiting.clear()
-        peer.waiting_bytes = 0
+        self._socket.cut_off(peer)
+        self._drop_reading(queue)
+        for message in queue.waiting:
+            self._drop(message.size)
+        queue.waiting.clear()
+        queue.waiting_bytes = 0
 
-    def _drop_reads(self, peer: Peer) -> None:
-        """Forget what a peer that has gone wanted to read. What it wrote is another matter: it may have
-        closed its connection because it was sure that the request would arrive."""
-        for exchange in peer.reading:
-            self._count(peer, -exchange.held)
-            self._drop(exchange.size)
-        peer.reading.clear()
+    def _drop_reading(self, queue: _PeerQueue) -> None:
+        """Drop the reads of a peer that has gone. Not its writes: it may have closed its connection because
+        it was sure that the request would arrive."""
+        for request in queue.reading:
+            self._count(queue, -request.held)
+            self._drop(request.size)
+        queue.reading.clear()
 
     def _drop(self, size: int) -> None:
         self._counters.requests_dropped += 1
-        self._work.drop(size)
+        self._pending.remove(size)

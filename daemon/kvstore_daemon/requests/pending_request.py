@@ -1,10 +1,10 @@
-"""One request and its reply in the making."""
+"""One request, and its reply in the making."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -13,23 +13,22 @@ from kvstore_core.process.logging import RateLimitedLog, request_extra
 from kvstore_core.wire import Request, RequestId, encode_reply
 from kvstore_daemon.peer_limits.peer import Peer
 from kvstore_daemon.record_fields import Fields, record_fields
-from kvstore_daemon.requests.reads import READS, Page
+from kvstore_daemon.requests.reads import Page, Read
 from kvstore_daemon.requests.router_socket import Frames, RequestMessage
 from kvstore_daemon.requests.writes import WRITES
-from kvstore_daemon.status import Status
 from kvstore_daemon.storage.interface import Engine, WriteAnswer, no_such_key
 
 REPLY_BYTES = 64 * 1024 * 1024
 """The most a reply holds; ops that do not fit fail with ``reply_too_large``."""
 
 GETS_AT_ONCE = 1_000
-"""Consecutive gets that share a snapshot, and the most that are read without a look at the clock."""
+"""Consecutive gets that share a snapshot, and the most that are read between two looks at the clock."""
 
 log = logging.getLogger("kvstore.daemon")
 _damage = RateLimitedLog(log)
 
 SHOWN_OPS = 20
-"""Of a request in the log."""
+"""How many ops of a request the log shows."""
 
 _RESULT_BYTES = 160
 """About what a result's JSON takes beside its key and value."""
@@ -45,11 +44,11 @@ _TOO_LARGE: Fields = {
 
 class PendingRequest:
     """A request that was received and not answered yet; used by the loop's thread only. It came from
-    ``peer`` along ``envelope`` and has ``size`` bytes.
+    ``peer``, its reply goes back along ``envelope``, and it has ``size`` bytes.
 
-    The writes come first: they are handed to the engine together, and their results put in by
-    :meth:`accept`. Then the reads are answered by :meth:`read`, in slices, so that a request with ten
-    thousand of them does not make everybody else wait. All of them see the request's own writes.
+    The writes come first: the engine gets them together, and :meth:`accept` takes their results. Then
+    :meth:`read` does the reads, in slices, so that ten thousand of them do not make others wait. All reads
+    see the request's own writes.
     """
 
     __slots__ = (
@@ -66,10 +65,10 @@ class PendingRequest:
         "size",
     )
 
-    def __init__(self, received: RequestMessage, size: int, request: Request) -> None:
-        self.peer: Peer = received.peer
-        self.envelope: Frames = received.envelope
-        self.size = size
+    def __init__(self, message: RequestMessage, request: Request) -> None:
+        self.peer: Peer = message.peer
+        self.envelope: Frames = message.envelope
+        self.size = message.size
         self.request_id = request.request_id
         self._writes = request.writes
         self._ops = request.ops
@@ -88,37 +87,38 @@ class PendingRequest:
         """About how many bytes the reply has so far."""
         return REPLY_BYTES - self._room
 
-    def read_anew(self) -> None:
-        """Drop what was read: :meth:`read` begins again. What was written stands."""
+    def restart_reads(self) -> None:
+        """Drop what was read; :meth:`read` begins again. The results of writes are kept."""
         self._values = []
         self._next = 0
         self._room = REPLY_BYTES
         self._revision = None
 
     def accept(self, answer: WriteAnswer) -> None:
-        """Take the results of the writes; raises the error with which all of them were refused."""
+        """Take the results of the writes; raises the error if the engine refused all of them."""
         if answer.error is not None:
-            raise _at_op(answer.error, self._writes_at())
+            raise _at_op(answer.error, self._write_indexes())
         results = [_result(result, self.request_id) for result in answer.results or ()]
         if self.has_writes_only():
             self._results = results
             return
-        for index, result in zip(self._writes_at(), results, strict=True):
+        for index, result in zip(self._write_indexes(), results, strict=True):
             self._results[index] = result
 
-    def _writes_at(self) -> list[int]:
+    def _write_indexes(self) -> list[int]:
         return [index for index, op in enumerate(self._ops) if op["op"] in WRITES]
 
-    def read(self, engine: Engine, status: Status, deadline: float) -> bool:
-        """Answer reads until all are answered (True) or ``time.monotonic()`` passes ``deadline``."""
+    def read(self, engine: Engine, reads: Mapping[str, Read], deadline: float) -> bool:
+        """Do reads until all are done (True) or ``time.monotonic()`` passes ``deadline``."""
         ops = self._ops
         while self._next < len(ops):
             op = ops[self._next]
             name = op["op"]
             if name == "get":
-                self._get(engine)
+                self._read_gets(engine)
             elif name not in WRITES:
-                self._read_one(engine, status, op)
+                self._results[self._next] = self._read_page(engine, reads[name], op)
+                self._next += 1
             else:
                 self._next += 1
                 continue
@@ -126,13 +126,13 @@ class PendingRequest:
                 break
         return self._next == len(ops)
 
-    def _get(self, engine: Engine) -> None:
-        """Answer the gets that follow one another here."""
+    def _read_gets(self, engine: Engine) -> None:
+        """Do the gets that follow one another here."""
         start = self._next
         gets = self._ops[start : start + GETS_AT_ONCE]
         keys = [op["key"].encode() for op in takewhile(_is_get, gets)]
         records, revision = engine.read(keys)
-        self._saw(revision)
+        self._note_revision(revision)
         self._next = start + len(records)
         results: list[Fields] = []
         values, room = self._values, self._room
@@ -151,43 +151,39 @@ class PendingRequest:
         self._room = room
         self._results[start : self._next] = results
 
-    def _read_one(self, engine: Engine, status: Status, op: dict[str, Any]) -> None:
-        self._results[self._next] = self._page(engine, status, op)
-        self._next += 1
-
-    def _page(self, engine: Engine, status: Status, op: dict[str, Any]) -> Fields:
+    def _read_page(self, engine: Engine, read: Read, op: dict[str, Any]) -> Fields:
         if self._room <= 0:
             return _TOO_LARGE
         try:
-            page = _status(status) if op["op"] == "status" else READS[op["op"]](engine, op)
+            page = read(engine, op)
         except KvError as error:
             return self._failure(error, self._next)
         size = _size(page)
         if size > self._room:
             return _TOO_LARGE
         self._room -= size
-        self._saw(page.revision)
+        self._note_revision(page.revision)
         self._values.extend(page.values)
         return page.fields
 
     def _failure(self, error: KvError, index: int) -> Fields:
-        """The result of a read that failed; ``index`` is its place among the ops."""
+        """The result of a read that failed; ``index`` is the op's."""
         ids = self.request_id
         return _failure(error, ids if ids is None or isinstance(ids, str) else ids[index])
 
-    def _saw(self, revision: int) -> None:
-        """The reply tells the oldest snapshot it was read from: all that it shows is at least as new."""
+    def _note_revision(self, revision: int) -> None:
+        """The reply has the revision of its oldest snapshot: all in it is at least as new."""
         if self._revision is None or revision < self._revision:
             self._revision = revision
 
     def summary(self) -> str:
-        """Which ops they are, for the log; no values."""
+        """The ops without their values, for the log."""
         shown = [f"{op['op']} {op.get('key', '')}".rstrip() for op in self._ops[:SHOWN_OPS]]
         more = len(self._ops) - len(shown)
         return ", ".join(shown) + (f" and {more} more" if more else "")
 
     def reply(self, epoch: str, head: int) -> Frames:
-        """The frames of the finished reply; ``head`` is told where nothing was read."""
+        """The frames of the finished reply; its revision is ``head`` if nothing was read."""
         revision = head if self._revision is None else self._revision
         return encode_reply(epoch, revision, self._results, self._values, self.request_id)
 
@@ -196,24 +192,19 @@ def _is_get(op: dict[str, Any]) -> bool:
     return op["op"] == "get"  # type: ignore[no-any-return]
 
 
-def _status(status: Status) -> Page:
-    fields = status.fields()
-    return Page(fields, (), fields["revision"])
-
-
 def _result(result: Fields | KvError, request_id: RequestId | None) -> Fields:
     return _failure(result, request_id) if isinstance(result, KvError) else result
 
 
 def _failure(error: KvError, request_id: RequestId | None) -> Fields:
-    """The result of an op that failed; damage is told to the operator too, not to the client alone."""
+    """The result of an op that failed. Damage is logged too: it concerns the operator."""
     if error.code == "damaged":
         _damage.error("%s", error.message, extra=request_extra(request_id))
     return {"error": error.as_json()}
 
 
 def _at_op(error: KvError, writes: Sequence[int]) -> KvError:
-    """The engine counts a request's writes, its client all of the ops."""
+    """The error with the index of an op of the request, instead of an index among its writes."""
     at = error.details.get("op")
     if at is None:
         return error

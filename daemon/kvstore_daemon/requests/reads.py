@@ -1,8 +1,11 @@
-"""What each reading operation answers: the other half of the operations table.
+"""How each operation that reads is done: a function and its row in ``READS``, by the operation's name.
 
-An op's answer is a :class:`Page`: the result's fields, the values that travel beside them in the
-order of their ``size``, and the revision of the snapshot it was read from. Each op looks at a bounded
-number of records or events; what does not fit is left for a cursor.
+A new operation is a row of ``kvstore_core.operations.OPERATIONS`` and a row here if it reads, or in
+:mod:`kvstore_daemon.requests.writes` if it writes.
+
+A read returns a :class:`Page`: the result's fields, the values that travel beside them in the order of
+their ``size``, and the revision of the snapshot it was read from. It looks at a bounded number of records or
+events; a cursor continues after them.
 """
 
 from __future__ import annotations
@@ -36,12 +39,14 @@ def _max_bytes(op: Op) -> int:
 
 
 class Page(NamedTuple):
-    """One op's answer. ``revision`` is a revision that the answer is not older than."""
+    """One op's result, which is at least as new as ``revision``."""
 
     fields: Fields
     values: Sequence[bytes]
     revision: int
 
+
+Read = Callable[[Engine, Op], Page]
 
 # ── records ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -87,7 +92,7 @@ def prefix_end(prefix: bytes) -> bytes | None:
 
 
 def _cursor(key: bytes | None) -> str | None:
-    """The cursor of a list that goes on at ``key``: with a checksum, or any word would be some key's."""
+    """The cursor of a list that continues at ``key``. It has a checksum, or any word would be a cursor."""
     if key is None:
         return None
     return base64.urlsafe_b64encode(_checksum(key) + key).decode().rstrip("=")
@@ -149,8 +154,8 @@ def _since(engine: Engine, since: str | int) -> int:
 
 
 def _expired(position: LogPosition, reason: str) -> KvError:
-    """A revision above the head, or one that a restore jumped over, counts as one of another epoch: this
-    history never gave it out, so what its holder has seen is not part of it."""
+    """A revision above the head, or one that a restore jumped over, counts as one of another epoch: it is not
+    of this history, so neither is what its holder has seen."""
     epoch, floor, head = position
     messages = {
         "expired": f"the log begins after revision {floor}; read a snapshot and continue from there",
@@ -196,10 +201,10 @@ def _history(engine: Engine, op: Op) -> Page:
     return Page({"events": events, "cursor": page.cursor, "truncated": page.truncated}, blobs, head)
 
 
-READS: dict[str, Callable[[Engine, Op], Page]] = {
+READS: dict[str, Read] = {
     "list": _list,
     "events": _events,
     "history": _history,
 }
-"""``get`` is not among them since consecutive gets are answered together, nor is ``status``, which
-is about the daemon more than the engine: see :mod:`kvstore_daemon.requests.pending_request`."""
+"""Two are done elsewhere: consecutive gets share a snapshot (``PendingRequest.read``), and ``status`` reads
+the daemon's state beside the engine's (``RequestHandler``)."""

@@ -1,57 +1,41 @@
-"""The sockets of the daemon: binding an endpoint, and the request address.
+"""The socket of the requests address; used by the loop's thread only.
 
-Everything here is used by the loop's thread only.
-
-Requests come to one ROUTER that does what a REP socket does, for any number of requests at once: it
-keeps each one's envelope and answers along it. A pool of REP sockets behind ``zmq_proxy`` was here
-before, and cost more: the proxy deals requests out in turns, also to a REP that waits for a sync, so it
-took hundreds of them, and every message crossed one thread more. CPU for a request's way in and out,
-measured with an echo: 18 µs against 34 at 32 REQ clients, 14 against 25 at 256 requests of a DEALER; a
-lone round trip took 110 µs against 190.
+It is one ROUTER that does what a REP socket does, for any number of requests at once: it keeps each one's
+envelope and answers along it. A pool of REP sockets behind ``zmq_proxy`` was here before, and cost more: the
+proxy deals requests out in turn, also to a REP that waits for a sync, so it took hundreds of them, and every
+message crossed one thread more.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
-import os
 import secrets
-import socket as plain_socket
-import stat
-from contextlib import suppress
-from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import NamedTuple
 
 import zmq
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.address_in_use import patiently
+from kvstore_daemon.bind import bind, remove_socket_file
 from kvstore_daemon.peer_limits.connections import ConnectionLimit, Connections
 from kvstore_daemon.peer_limits.incoming import PART_HEADER, IncomingLimit
 from kvstore_daemon.peer_limits.peer import UNKNOWN, Peer
 
 Frames = list[bytes]
 
-FLUSH_MS = 1_000
-"""How long a closing socket may take to hand the last replies or changes to the network."""
-
 REQUEST_FRAMES = 2
+
 MAX_ENVELOPE_FRAMES = 10
-"""The sender's identity, eight frames of its own, and the empty one (protocol section 2)."""
+"""The sender's identity, eight frames that it chose, and the empty one (protocol section 2)."""
+
 MAX_ENVELOPE_BYTES = 4096
-"""Of the sender's own frames together. They are kept for as long as the request waits for its reply."""
-HANDSHAKE_MS = 5_000
-"""How long a connection may take until both sides have said who they are (libzmq's default is 30 s)."""
-KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 15, 5, 3
-"""Seconds, and how often: a peer that vanished without a word is known to be gone after half a minute, and
-an identity that it chose is free again."""
-UNTAKEN_MS = 30_000
-"""The same where something was on its way to the peer, which TCP would repeat for a quarter of an hour; and
-for one that is there but takes nothing at all from its full buffers for so long."""
+"""Of the frames that the sender chose together. They are kept as long as the request waits for its reply."""
+
 REQUEST_QUEUE = 128
+"""Whole messages of each peer that libzmq keeps for us."""
+
 ZERO_COPY_BYTES = 64 * 1024
+"""Frames of replies from this size on are not copied."""
 
 # plain integers: pyzmq's enums take longer to combine than the socket takes to receive
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
@@ -61,113 +45,27 @@ _SOURCE = int(zmq.SRCFD)
 
 def make_identities_unpredictable() -> None:
     """To be called before the first context. libzmq numbers the peers of a ROUTER from a random number of
-    the C library's on, and never seeds that: every daemon began with 1804289383. Whoever claimed one of the
-    next numbers for itself ended the daemon, by an assertion, when an ordinary client came to it."""
+    the C library on, and never seeds that: every daemon began with 1804289383. A peer that claimed one of the
+    next numbers as its identity ended the daemon, by an assertion, when an ordinary client connected."""
     ctypes.CDLL(None).srand(secrets.randbits(32))
 
 
-def listen(socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
-    """Bind ``socket`` and return the endpoint it got, with the real port where 0 was asked for.
-
-    Raises ``unavailable`` with a sentence that names ``option`` if the endpoint cannot be used.
-    """
-    _leave_to_its_owner(endpoint, option)
-    # Only for an address written with brackets: with IPv6 on, a plain 127.0.0.1 becomes ::ffff:127.0.0.1
-    # in everything that is reported.
-    socket.ipv6 = "[" in endpoint
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
-    socket.setsockopt(zmq.TCP_MAXRT, UNTAKEN_MS)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError as error:
-        raise _cannot_listen(endpoint, _reason(error), option) from error
-    bound: bytes = socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
-    return bound.decode()
-
-
-def forget(endpoint: str) -> None:
-    """Remove what :func:`listen` made in the file system; libzmq does not."""
-    path = _socket_path(endpoint)
-    if path is not None:
-        with suppress(OSError):
-            Path(path).unlink()
-
-
-def _socket_path(endpoint: str) -> str | None:
-    """The path of an ``ipc://`` endpoint; None of one that is no file (abstract names begin with @)."""
-    scheme, _, path = endpoint.partition("://")
-    return path if scheme == "ipc" and not path.startswith(("@", "*")) else None
-
-
-def _cannot_listen(endpoint: str, reason: str, option: str) -> KvError:
-    return KvError(
-        "unavailable", f"cannot listen on {endpoint}: {reason}; choose another address with {option}"
-    )
-
-
-def _reason(error: zmq.ZMQError) -> str:
-    # not the error's own text, in which pyzmq may name the endpoint once more
-    reason = zmq.strerror(error.errno or 0).lower()
-    return f"{reason}, perhaps by another kvstore" if error.errno == zmq.EADDRINUSE else reason
-
-
-def _leave_to_its_owner(endpoint: str, option: str) -> None:
-    """Raise ``unavailable`` if an ``ipc://`` path is somebody's: libzmq removes whatever is there before
-    it binds, a living daemon's socket and a file that is none too. What a crash left may be removed."""
-    path = _socket_path(endpoint)
-    if path is None:
-        return
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise _cannot_listen(endpoint, "there is a file that is no socket", option)
-        is_alive = _accepts_connections(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _cannot_listen(endpoint, str(error.strerror).lower(), option) from error
-    if is_alive:
-        in_use = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        raise _cannot_listen(
-            endpoint, "address in use, perhaps by another daemon: stop that one", option
-        ) from in_use
-
-
-def _accepts_connections(path: str) -> bool:
-    """Whether a process listens on the socket at ``path``."""
-    with plain_socket.socket(plain_socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except BlockingIOError:  # more connections wait for it than it allows
-            return True
-    return True
-
-
 class RequestMessage(NamedTuple):
-    """One request: the frames that lead back to its sender, up to the empty one, and those it consists
-    of; of a request with too many, the first few that show it; of a message that is no request, none."""
+    """One message as it was received. ``envelope`` are the frames up to the empty one, along which the reply
+    goes back; ``frames`` are those of the request behind it, of too many the first few that show it, of a
+    message that is no request none. ``size`` is the bytes of both."""
 
     peer: Peer
     envelope: Frames
     frames: Frames
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return sum(map(len, self.frames)) + sum(map(len, self.envelope))
+    size: int
 
 
 class RouterSocket:
-    """The request address: a ROUTER that keeps to the rules of REP (ZeroMQ RFC 28).
+    """The requests address: a ROUTER that keeps to the rules of REP (ZeroMQ RFC 28).
 
     Its descriptor is edge-triggered inside ØMQ: it becomes readable once when the socket's state
-    changes, and any call may consume that. So :meth:`has_request` is to be asked whenever the loop is
+    changes, and any call may consume that. So :meth:`has_message` is to be asked whenever the loop is
     about to sleep.
     """
 
@@ -176,11 +74,10 @@ class RouterSocket:
         context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
         max_frame_bytes: int,
-        room: ConnectionLimit,
+        limit: ConnectionLimit,
     ) -> None:
-        """Bind; raises ``unavailable`` as :func:`listen` does."""
+        """Bind; raises ``unavailable`` as :func:`bind` does."""
         socket = context.socket(zmq.ROUTER)
-        socket.linger = FLUSH_MS
         # a larger frame ends its sender's connection
         socket.maxmsgsize = max_frame_bytes
         # What is not received yet waits with its sender, where TCP bounds it.
@@ -188,42 +85,43 @@ class RouterSocket:
         # Replies are counted in bytes, by peer: see Peer.
         socket.sndhwm = 0
         socket.copy_threshold = 0
-        # A reply to a peer that has gone fails, so that its peer is known to be gone.
+        # A reply to a peer that has gone fails, which shows that the peer has gone.
         socket.router_mandatory = True
-        # ROUTER_HANDOVER stays off: with it, whoever names another's identity gets its replies.
-        self._connections = Connections(context, socket, "requests", room)
+        # ROUTER_HANDOVER stays off: with it, a peer that claims another's identity gets its replies.
+        self._connections = Connections(context, socket, "requests", limit)
         self._peers: dict[bytes, Peer] = {}
         self._by_descriptor: dict[int, Peer] = {}
-        self._indebted: set[Peer] = set()
+        self._owed: set[Peer] = set()
+        """The peers that have not taken all replies."""
         self.untaken = 0
         """The bytes of replies that peers have not taken yet."""
         try:
-            self.endpoint = patiently(partial(listen, socket, endpoint, "--requests"))
+            self.endpoint = bind(socket, endpoint, "--requests")
         except KvError:
             socket.close(0)
             self._connections.close()
             raise
         self._socket = socket
-        self.intake = IncomingLimit(self._connections, self._by_descriptor.get, max_frame_bytes)
+        self.incoming = IncomingLimit(self._connections, self._by_descriptor.get, max_frame_bytes)
 
     def monitor_fileno(self) -> int:
-        """The descriptor that tells of connections, for :meth:`notice_gone`."""
+        """The descriptor to watch for :meth:`note_connections`."""
         return self._connections.fileno()
 
     def fileno(self) -> int:
         """The descriptor to watch."""
         return self._socket.fileno()
 
-    def has_request(self) -> bool:
+    def has_message(self) -> bool:
         """Whether something can be received now."""
         events: int = self._socket.getsockopt(_EVENTS)  # type: ignore[assignment]
         return events & _POLLIN != 0
 
     def receive(self) -> RequestMessage | None:
-        """The next request, or None if there is none now.
+        """The next message, or None if there is none now.
 
-        A message that is no request has no frames in what is returned, and an envelope of the sender's
-        identity and the empty frame: that is where an answer is most likely to be seen.
+        The envelope of a message that is no request is the sender's identity and the empty frame: a reply
+        along it is the most likely to be seen.
         """
         receive = self._socket.recv
         try:
@@ -232,9 +130,9 @@ class RouterSocket:
         except zmq.Again:
             return None
         envelope: Frames = [identity := frame.bytes]
-        peer = self._peers.get(identity) or self._meet(identity, frame)
+        peer = self._peers.get(identity) or self._new_peer(identity, frame)
         frames: Frames = []
-        room = MAX_ENVELOPE_BYTES
+        left = MAX_ENVELOPE_BYTES
         is_enclosed = True
         handed_over = 0
         while frame.more:
@@ -244,19 +142,19 @@ class RouterSocket:
                 if len(frames) <= REQUEST_FRAMES:
                     frames.append(frame.bytes)
                 continue
-            room -= len(frame)
-            if len(envelope) < MAX_ENVELOPE_FRAMES and room >= 0:
+            left -= len(frame)
+            if len(envelope) < MAX_ENVELOPE_FRAMES and left >= 0:
                 envelope.append(frame.bytes)
                 is_enclosed = len(frame) > 0
         peer.handed_over += handed_over
         if not frames:
             del envelope[1:]
             envelope.append(b"")
-        return RequestMessage(peer, envelope, frames)
+        return RequestMessage(peer, envelope, frames, sum(map(len, frames)) + sum(map(len, envelope)))
 
-    def _meet(self, identity: bytes, frame: zmq.Frame) -> Peer:
-        """The peer whose first message begins with ``frame``, if it is still there."""
-        self.notice_gone()
+    def _new_peer(self, identity: bytes, frame: zmq.Frame) -> Peer:
+        """The peer whose first message begins with ``frame``."""
+        self.note_connections()
         try:
             descriptor = int(frame.get(_SOURCE))
         except zmq.ZMQError:
@@ -265,61 +163,61 @@ class RouterSocket:
         if descriptor not in self._connections.open:
             peer.is_gone = True
             return peer
-        # Of the connection that had this descriptor before, something was received after its end.
+        # a connection had this descriptor before, and a message of it was received after its end
         former = self._by_descriptor.get(descriptor)
         if former is not None:
-            self._lose(former)
+            self._forget(former)
         self._peers[identity] = self._by_descriptor[descriptor] = peer
         return peer
 
-    def notice_gone(self) -> None:
+    def note_connections(self) -> None:
         """Take note of connections that began, and of those that ended: ``is_gone`` is set on their peers."""
         begun, ended = self._connections.take()
         for descriptor in ended:
-            self.intake.end(descriptor)
+            self.incoming.end(descriptor)
             peer = self._by_descriptor.get(descriptor)
             if peer is not None:
-                self._lose(peer)
+                self._forget(peer)
         for descriptor in begun:
             if descriptor in self._connections.open:
-                self.intake.begin(descriptor)
+                self.incoming.begin(descriptor)
 
-    def _lose(self, peer: Peer) -> None:
-        self._give_up(peer)
+    def _forget(self, peer: Peer) -> None:
+        self._mark_gone(peer)
         del self._by_descriptor[peer.descriptor]
         if self._peers.get(peer.identity) is peer:
             del self._peers[peer.identity]
 
-    def _give_up(self, peer: Peer) -> None:
+    def _mark_gone(self, peer: Peer) -> None:
         peer.is_gone = True
-        self._indebted.discard(peer)
+        self._owed.discard(peer)
         self.untaken -= peer.untaken
         peer.untaken = 0
 
     def cut_off(self, peer: Peer) -> None:
-        """Close the connection of a peer and drop the replies that wait for it. What may still come from
-        it until that has happened comes from a peer that is gone."""
-        self._give_up(peer)
+        """Close the connection of a peer and drop the replies that wait for it. The peer counts as gone from
+        now on, whatever may still come from it."""
+        self._mark_gone(peer)
         self._connections.cut_off(peer.descriptor)
 
-    def settle_all(self) -> None:
+    def count_all_taken(self) -> None:
         """Find out what peers have taken."""
-        for peer in list(self._indebted):
-            self.settle(peer)
+        for peer in list(self._owed):
+            self.count_taken(peer)
 
-    def settle(self, peer: Peer) -> None:
+    def count_taken(self, peer: Peer) -> None:
         """Find out what a peer has taken."""
-        self.untaken -= peer.settle()
+        self.untaken -= peer.count_taken()
         if not peer.untaken:
-            self._indebted.discard(peer)
+            self._owed.discard(peer)
 
     def most_stuck(self) -> Peer | None:
         """Of the peers that have something to take, the one that has taken nothing for the longest."""
-        return min(self._indebted, key=_stuck_since, default=None)
+        return min(self._owed, key=_stuck_since, default=None)
 
     def reply(self, peer: Peer, envelope: Frames, frames: Frames) -> int:
-        """Answer the request that came from ``peer`` with ``envelope``; returns the reply's size. Never
-        waits; what cannot be sent at once is kept until the peer takes it, or is gone."""
+        """Send a reply along ``envelope``; returns its size in bytes. Never waits; what cannot be sent at
+        once is kept until the peer takes it, or is gone."""
         size = sum(map(len, frames)) + sum(map(len, envelope))
         if peer.descriptor == UNKNOWN:  # what it does not take could not be counted
             return size
@@ -327,27 +225,27 @@ class RouterSocket:
         try:
             for frame in envelope:
                 send(frame, _NOBLOCK | _SNDMORE)
-        except zmq.ZMQError:  # there is no such peer any more
+        except zmq.ZMQError:  # the peer has gone
             return size
         *first, last = frames
         for frame in first:
             send(frame, _NOBLOCK | _SNDMORE, copy=len(frame) < ZERO_COPY_BYTES)
         if peer.wants_mark(size):
             tracker = send(last, _NOBLOCK, copy=False, track=True)
-            self.settle(peer)
+            self.count_taken(peer)
             if not peer.is_gone:
                 self.untaken += peer.mark(tracker)
-                self._indebted.add(peer)
+                self._owed.add(peer)
         else:
             send(last, _NOBLOCK, copy=len(last) < ZERO_COPY_BYTES)
         return size
 
     def close(self) -> None:
-        """Close the socket; replies already given still go out, for a while."""
-        self.intake.close()
+        """Close the socket; replies already sent still go out, for ``FLUSH_MS``."""
+        self.incoming.close()
         self._socket.close()
         self._connections.close()
-        forget(self.endpoint)
+        remove_socket_file(self.endpoint)
 
 
 _stuck_since = attrgetter("stuck_since")

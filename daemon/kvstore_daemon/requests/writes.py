@@ -1,4 +1,5 @@
-"""What each writing operation asks of the engine: the second half of the operations table."""
+"""What each operation that writes asks of the engine: a function and its row in ``WRITES``, by the
+operation's name. The engine's ``write_rules`` say what becomes of it."""
 
 from __future__ import annotations
 
@@ -68,10 +69,10 @@ WRITES: dict[str, Callable[[Op, bytes], Write]] = {
 
 
 def write_request(request: Request, frames: Sequence[bytes], ticket: Any) -> WriteRequest:
-    """The writes of ``request`` in its order; its reads are left out.
+    """The writes of ``request`` in its order, without its reads.
 
-    ``frames`` are those it was decoded from: a numbered request's fingerprint is a checksum of them, so
-    only a repeat that is the same byte for byte counts as one, but for the request ids.
+    ``frames`` are those it was decoded from. The fingerprint of a numbered request is a checksum of them, so
+    a repeat must be the same byte for byte, except for the request ids.
     """
     writes = [
         WRITES[op["op"]](op, value or b"")

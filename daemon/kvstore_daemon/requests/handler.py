@@ -1,0 +1,244 @@
+"""The life of a request, from the message to its reply; this file reads from top to bottom.
+
+A message is received, and begun at once or at its peer's turn. A request that writes goes to the committer
+and comes back with the engine's answer. Then its reads are done, in slices, and it is answered."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import RateLimitedLog, request_extra
+from kvstore_core.wire import Request, RequestId, decode_request, encode_error
+from kvstore_daemon.event_loop import Loop
+from kvstore_daemon.group_commit import GroupCommitter
+from kvstore_daemon.peer_limits.peer import UNKNOWN
+from kvstore_daemon.peer_limits.pending import PendingLimit
+from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, FairQueue
+from kvstore_daemon.requests.pending_request import PendingRequest
+from kvstore_daemon.requests.reads import READS, Page
+from kvstore_daemon.requests.router_socket import (
+    MAX_ENVELOPE_BYTES,
+    MAX_ENVELOPE_FRAMES,
+    Frames,
+    RequestMessage,
+    RouterSocket,
+)
+from kvstore_daemon.requests.writes import write_request
+from kvstore_daemon.settings import DaemonSettings
+from kvstore_daemon.status import Counters, Status, limits_of
+from kvstore_daemon.storage.interface import Engine, LogPosition, WriteAnswer
+
+log = logging.getLogger("kvstore.daemon")
+
+RECEIVE_AT_ONCE = 64
+"""Requests received in one turn, before what was committed meanwhile is published and answered."""
+
+PENDING_FACTOR = 4
+"""The memory that a pending request may take, as a multiple of its bytes: they are copied out of what libzmq
+received, into the store's pages, and into those of the log."""
+
+
+class RequestHandler:
+    """Receives requests and answers them; used by the loop's thread only."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        settings: DaemonSettings,
+        engine: Engine,
+        socket: RouterSocket,
+        committer: GroupCommitter,
+        counters: Counters,
+        status: Status,
+    ) -> None:
+        self._loop = loop
+        self._engine = engine
+        self._socket = socket
+        self._committer = committer
+        self._counters = counters
+        self._limits = limits_of(settings)
+        self._reads = {**READS, "status": lambda _engine, _op: _status_page(status)}
+        self.pending = PendingLimit(settings.max_pending_requests)
+        self.queue = FairQueue(loop, socket, self.pending, counters, self._begin, self.proceed)
+        self._malformed = RateLimitedLog(log)
+        self._is_empty = False
+        self._is_draining = False
+        self._epoch = ""
+        self.head = 0
+        """The revision of replies to requests that read nothing."""
+        self.is_stopping = False
+        """Refuse what has not begun yet."""
+
+    def start(self, position: LogPosition) -> None:
+        """Watch the socket, and receive from the next turn on."""
+        self._epoch, self.head = position.epoch, position.head
+        self._loop.watch(self._socket.fileno(), self._note_readable)
+        self._loop.watch(self._socket.monitor_fileno(), self._socket.note_connections)
+        self._loop.watch(self._socket.incoming.fileno(), self._drain)
+
+    def can_receive(self) -> bool:
+        """Whether a request can be received now."""
+        return self._may_receive() and self._socket.has_message()
+
+    def accounted_bytes(self) -> int:
+        """The bytes of memory that requests and replies may take; any thread may call this."""
+        return PENDING_FACTOR * self.pending.bytes + self._socket.untaken + self.queue.making
+
+    # ── receive ──────────────────────────────────────────────────────────────────────────────────
+
+    def _note_readable(self) -> None:
+        self._is_empty = False
+
+    def _drain(self) -> None:
+        """libzmq keeps too much: receive all of it, and refuse what there is no room for."""
+        self._socket.incoming.clear()
+        self._is_draining = True
+        self._is_empty = False
+
+    def _may_receive(self) -> bool:
+        return not self._is_empty and (self._is_draining or self.pending.has_room())
+
+    def receive(self) -> None:
+        """Receive until there is nothing left, there is no room, or enough was received for one turn. What
+        cannot be done within a slice of time, or has to wait for its peer's turn, is only received.
+
+        Once the socket was found empty it is not asked again until its descriptor is readable, or a reply may
+        have consumed what that would have reported.
+        """
+        deadline = time.monotonic() + SLICE_SECONDS
+        for number in range(RECEIVE_AT_ONCE):
+            if not self._may_receive():
+                break
+            message = self._socket.receive()
+            if message is not None:
+                self._admit(message, deadline)
+            # Often a lone request came, and to ask takes less than to receive nothing.
+            if message is None or (number == 0 and not self._socket.has_message()):
+                self._is_empty = True
+        if self._is_empty and self._is_draining:
+            self._is_draining = False
+            self._socket.incoming.drained()
+
+    def _admit(self, message: RequestMessage, deadline: float) -> None:
+        """Begin a request at once, let it wait for its peer's turn, or refuse it."""
+        peer, size = message.peer, message.size
+        has_room = self.pending.has_room()
+        self.pending.add(size)
+        self._counters.requests += 1
+        self._counters.bytes_received += size
+        if not has_room:
+            self._refuse(message, _no_room())
+        elif self.queue.is_open_to(peer) and time.monotonic() < deadline:
+            self._begin(message)
+        elif self.queue.is_full_for(peer):
+            self._refuse(message, _read_first())
+        else:
+            self.queue.add(message)
+
+    # ── begin ────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, message: RequestMessage) -> None:
+        """Check a request, and hand over its writes or do its reads."""
+        try:
+            request = self._decode(message)
+            if message.peer.is_gone and not request.writes:
+                self._drop(message)
+                return
+            self._counters.count_operations(request.ops)
+            pending = PendingRequest(message, request)
+            if request.writes:
+                self._committer.add(write_request(request, message.frames, pending), message.size)
+            else:
+                self.proceed(pending)
+        except Exception as error:  # every request gets one reply
+            self._refuse(message, error)
+
+    def _decode(self, message: RequestMessage) -> Request:
+        if self.is_stopping:
+            raise KvError("unavailable", "the daemon is stopping; try again when it is back")
+        if message.peer.descriptor == UNKNOWN:
+            raise self._malformed_message(
+                "its sender speaks a version of ZMTP before 3.0; use libzmq 4 or newer"
+            )
+        frames, limit = message.frames, self._limits.request_bytes
+        if not frames:
+            raise self._malformed_message(
+                "a message needs an empty frame and the request behind it, as a REQ socket sends them; "
+                f"before the empty one there may be {MAX_ENVELOPE_FRAMES - 2} frames, none of them empty, of "
+                f"{MAX_ENVELOPE_BYTES} bytes together"
+            )
+        if len(frames[0]) > limit:
+            raise KvError("request_too_large", f"frame 1 has more than {limit} bytes", limit=limit)
+        return decode_request(frames, self._limits)
+
+    def _malformed_message(self, message: str) -> KvError:
+        """The error for a message that is no request. It is logged too: a sender that forgot the empty frame
+        may not recognise a reply that begins with one."""
+        self._malformed.warning("refused what came to the requests address: %s", message)
+        return KvError("bad_request", message)
+
+    # ── commit, read ─────────────────────────────────────────────────────────────────────────────
+
+    def proceed(self, request: PendingRequest, answer: WriteAnswer | None = None) -> None:
+        """Take the engine's answer to the writes, if there were any; do the reads, or a slice of them; and
+        reply if all is done."""
+        try:
+            if answer is not None:
+                request.accept(answer)
+            if request.peer.is_gone:
+                self._drop(request, is_done=request.has_writes_only())
+            elif request.has_writes_only() or request.read(
+                self._engine, self._reads, time.monotonic() + SLICE_SECONDS
+            ):
+                self._answer(request)
+            else:
+                self.queue.add_reading(request)
+        except Exception as error:  # every request gets one reply
+            self._refuse(request, error, request.request_id)
+
+    # ── reply ────────────────────────────────────────────────────────────────────────────────────
+
+    def _answer(self, request: PendingRequest) -> None:
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("answered %s", request.summary(), extra=request_extra(request.request_id))
+        self._reply(request, request.reply(self._epoch, self.head))
+
+    def _refuse(
+        self, request: RequestMessage | PendingRequest, error: Exception, request_id: RequestId | None = None
+    ) -> None:
+        """WriteAnswer a whole request with an error."""
+        if not isinstance(error, KvError):
+            log.error("a request failed", exc_info=error, extra=request_extra(request_id))
+            error = KvError("internal", "the daemon failed on this request; its log says how")
+        elif log.isEnabledFor(logging.DEBUG):
+            log.debug("refused a request: %s: %s", error.code, error.message, extra=request_extra(request_id))
+        self._counters.requests_refused += 1
+        self._reply(request, encode_error(error, request_id))
+
+    def _reply(self, request: RequestMessage | PendingRequest, frames: Frames) -> None:
+        self.pending.remove(request.size)
+        self._counters.bytes_replied += self._socket.reply(request.peer, request.envelope, frames)
+        self._is_empty = False
+
+    def _drop(self, request: RequestMessage | PendingRequest, *, is_done: bool = False) -> None:
+        """Let go of a request whose peer has gone; one that ``is_done`` needs only a reply."""
+        self._counters.requests_dropped += not is_done
+        self.pending.remove(request.size)
+
+
+def _status_page(status: Status) -> Page:
+    fields = status.fields()
+    return Page(fields, (), fields["revision"])
+
+
+def _no_room() -> KvError:
+    return KvError("too_busy", "too many requests are being done and wait to be; try again")
+
+
+def _read_first() -> KvError:
+    return KvError(
+        "too_busy",
+        "read the replies that wait for you, then try again: too many requests wait behind them",
+    )
