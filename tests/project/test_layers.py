@@ -107,6 +107,8 @@ UPWARD = {
     "kvstore_cli.config.resolve -> kvstore_cli.command_line.completion",
 }
 CIRCLES = True
+# names of classes that still mean two things
+SHARED_NAMES = {"Batch", "Check", "Command", "Connection", "Request", "Response", "Server", "State"}
 
 # what a command that only asks the service must not load: each costs more time than the command takes
 # what starts servers, or tells how they would be started
@@ -233,6 +235,17 @@ def test_no_modules_import_each_other(between: dict[str, set[str]]) -> None:
     """Not for types alone either: what is hidden behind TYPE_CHECKING is a circle to who reads it."""
     if not CIRCLES:
         TopologicalSorter(between).prepare()  # raises CycleError
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    """Over all packages, so that a name can be searched for; what a class is written as does not count."""
+    homes: dict[str, set[str]] = {}
+    for module, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.lstrip("_"), set()).add(module)
+    shared = {name for name, modules in homes.items() if len(modules) > 1}
+    assert not shared - SHARED_NAMES, {name: homes[name] for name in shared}
 
 
 def test_nothing_above_the_engine_names_an_engine(imported: Imported) -> None:

@@ -91,8 +91,8 @@ class Query:
         return parameter.read(self._texts[parameter.name][0])
 
     def expect(self, parameters: Known) -> Query:
-        """This query; raises ``bad_request`` if it has a parameter that is not among ``parameters``, or has
-        one twice that may be given once."""
+        """Return itself; raises ``bad_request`` if it has a parameter that is not among ``parameters``, or
+        has one twice that may be given once."""
         for name, texts in self._texts.items():
             if name not in parameters:
                 takes = ", ".join(parameters) or "none"
