@@ -143,11 +143,11 @@ def address_of(url: str) -> Address:
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"{url!r} is no URL of the form {_FORM}: {error}") from error
+        raise ValueError(f"{url!r} is not a URL of the form {_FORM}: {error}") from error
     if parts.scheme in ("http", "https"):
         raise ValueError(f"{url!r} is an address for HTTP; a native client needs the daemon's, {_FORM}")
     if parts.scheme != "kvstore" or not parts.hostname or parts.path.strip("/") or parts.fragment:
-        raise ValueError(f"{url!r} is no URL of the form {_FORM}")
+        raise ValueError(f"{url!r} is not a URL of the form {_FORM}")
     if parts.username is not None or parts.password is not None:
         raise ValueError("the protocol knows no users and no passwords; leave them out of the URL")
     port = DEFAULT_PORT if port is None else port
@@ -173,5 +173,5 @@ def _options(query: dict[str, str]) -> dict[str, Any]:
         try:
             options[name] = kinds[name](text)
         except ValueError:
-            raise ValueError(f"{name}={text!r} in the URL is no number") from None
+            raise ValueError(f"{name}={text!r} in the URL is not a number") from None
     return options

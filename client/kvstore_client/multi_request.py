@@ -101,4 +101,4 @@ def _record_of(past: HistoryPage, key: str, revision: int) -> Record:
 
 
 def _gone(key: str, revision: int) -> KvError:
-    return KvError("revision_gone", f"the log no longer tells what {key!r} was at revision {revision}")
+    return KvError("revision_gone", f"the log no longer has {key!r} as of revision {revision}")

@@ -123,7 +123,7 @@ class SubscriptionBase:
             self._replace_inherited()
         if not self._use.acquire(blocking=False):
             raise RuntimeError(
-                "a subscription is used by one thread or task at a time, and another waits in it"
+                "a subscription can be used by one thread or task at a time, and another is waiting in it"
             )
 
     def _end_use(self) -> None:

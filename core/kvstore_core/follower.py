@@ -28,7 +28,7 @@ PAGE_SECONDS = 60.0
 """The time-out of a read that nobody awaits at a certain time, such as a page of the log for a
 subscription: it does not fail because the daemon has much to do."""
 
-RESTORED = "the store was restored; its history is another one now"
+RESTORED = "the store was restored; it has a different history now"
 
 Batch = list[Event]
 """The wanted events of one revision, in the order of their ``index``; never empty."""

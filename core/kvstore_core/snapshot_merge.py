@@ -15,7 +15,7 @@ from kvstore_core.model import Cursor, Event, Record
 from kvstore_core.wire import Reply, record_from
 
 _GETS_PER_REQUEST = 100
-_LOST = "the store lost what its snapshot has shown; its history is another one now"
+_LOST = "the store lost data that its snapshot showed; it has a different history now"
 
 
 class SnapshotMerge:

@@ -191,7 +191,7 @@ def _decode_header(frames: Sequence[bytes]) -> dict[str, Any]:
     version = header.get("v")
     if version != VERSION or type(version) is not int:
         raise KvError(
-            "unsupported_version", f"'v' must be {VERSION}, the version spoken here", versions=[VERSION]
+            "unsupported_version", f"'v' must be {VERSION}, the supported version", versions=[VERSION]
         )
     return header
 

@@ -93,7 +93,7 @@ def _check_socket_file(endpoint: str, option: str) -> None:
         return
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise _cannot_listen(endpoint, "there is a file that is no socket", option)
+            raise _cannot_listen(endpoint, "there is a file that is not a socket", option)
         is_in_use = _accepts_connections(path)
     except FileNotFoundError:
         return

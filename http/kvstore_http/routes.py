@@ -220,7 +220,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "POST",
         "/v1/batch",
-        "Many operations in one request, each for itself or all or none",
+        "Many operations in one request, each on its own or all or none",
         (Response(200, "a result for each operation, in order", {JSON: "BatchResults"}),),
         BATCH,
         (IDEMPOTENCY_KEY,),
@@ -294,7 +294,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/v1/status",
-        "What the daemon says of itself",
+        "The state of the daemon",
         (Response(200, "its state", {JSON: "Status"}),),
         link=("status", ""),
     ),

@@ -160,7 +160,8 @@ def test_a_restore_says_which_file_is_no_backup(offline: Kvstore, tmp_path: Path
     done = offline("restore", "not\x1bone", "--data", str(tmp_path / "data"))
     assert done.returncode == 1
     assert (
-        b"kvstore: not\\x1bone: this is no backup, or its end is missing; nothing was restored" in done.stderr
+        b"kvstore: not\\x1bone: this is not a backup, or its end is missing; nothing was restored"
+        in done.stderr
     )
     assert not (tmp_path / "data").exists()
 

@@ -191,7 +191,7 @@ def test_a_url_says_where_the_daemon_is(url: str, address: tuple[str, str, dict[
         ("kvstore://db:70000", "of the form kvstore://"),
         ("kvstore://db/0", "of the form kvstore://"),
         ("kvstore://db?colour=red", "no option 'colour'; it takes: changes, timeout, connections"),
-        ("kvstore://db?timeout=soon", "timeout='soon' in the URL is no number"),
+        ("kvstore://db?timeout=soon", "timeout='soon' in the URL is not a number"),
         ("kvstore://me:secret@db", "no users and no passwords"),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_request_that_never_ends_ends_its_connection(
             largest = max(largest, daemon.anonymous_memory)
         assert endless.is_closed()
     assert largest < 600 * MIB
-    wait_until(lambda: "too much was kept of requests that are not whole" in daemon.stderr)
+    wait_until(lambda: "incomplete requests took too much memory" in daemon.stderr)
     wait_until(lambda: cut_off(peer))
     wait_until(lambda: daemon.anonymous_memory < 100 * MIB, what="it is given back")
     assert peer.ask(put("k"))

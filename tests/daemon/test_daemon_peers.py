@@ -257,7 +257,7 @@ def test_a_flood_of_topics_ends_its_connection_and_delays_nobody_for_long(
     listener = subscribe(daemon, b"k")
     connect(daemon).ask(put("k"))
     assert listener.change()[0] == b"k"
-    wait_until(lambda: "on which most was subscribed to" in daemon.stderr)
+    wait_until(lambda: "with the most subscriptions" in daemon.stderr)
 
 
 def test_of_many_that_subscribe_to_much_those_with_most_are_cut_off(

@@ -147,7 +147,7 @@ def run(*arguments: object, home: Path, **environment: str) -> subprocess.Comple
         ("open:24:2:1000000", "raise the limit of open files"),
         ("open:13:2:1000000", "belongs to user|may not|give it to user"),
         ("pwrite:28:1:1000000", "make room on the disk"),
-        ("fdatasync:5:1:1000000", "the disk fails"),
+        ("fdatasync:5:1:1000000", "the disk has failed"),
         ("mkdir:30:1:1", "read-only|choose another --data"),
     ],
 )

@@ -253,7 +253,7 @@ def test_streams_without_room_are_a_warning_for_a_while(
     WorkerCounters(shared_counters, 1).stream_refused()
     answer = readyz_where(raw_status(session), shared_counters)
     assert answer.status_code == 200
-    assert "[!]streams warning: 0 streams are open, 0 of them catch up; 2 found no room" in answer.text
+    assert "[!]streams warning: 0 streams are open, 0 of them catch up; 2 were refused" in answer.text
     assert "--max-streams" in answer.text
     monkeypatch.setattr(health, "monotonic", lambda: time.monotonic() + health.REFUSED_SECONDS + 1)
     assert "[+]streams ok" in readyz_where(raw_status(session), shared_counters).text
@@ -278,7 +278,7 @@ def test_a_held_stream_and_one_without_room_are_seen_by_the_operator(
         answer = session.get("/readyz")
         found = {check["name"]: check for check in assert_problem(answer, "unavailable")["checks"]}
         assert found["streams"]["status"] == "warning"
-        assert found["streams"]["message"].startswith("1 of 1 streams wait for the daemon; 1 found no room")
+        assert found["streams"]["message"].startswith("1 of 1 streams wait for the daemon; 1 were refused")
     session.close()
 
 

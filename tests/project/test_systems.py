@@ -51,14 +51,14 @@ def kvstore_elsewhere(system: str, folder: Path, *arguments: str) -> subprocess.
 def test_a_server_says_in_one_sentence_that_it_needs_linux(system: str, command: str, tmp_path: Path) -> None:
     done = kvstore_elsewhere(system, tmp_path, command)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"kvstore: kvstore's servers run on Linux, and this is {system}; ")
+    assert done.stderr.startswith(f"kvstore: kvstore's servers need Linux, and this is {system}; ")
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("package", ["kvstore_daemon", "kvstore_http"])
 def test_whoever_imports_a_server_is_told_so(package: str, tmp_path: Path) -> None:
     done = run_elsewhere("darwin", f"import {package}.main", tmp_path)
-    assert "kvstore's servers run on Linux, and this is darwin" in done.stderr.splitlines()[-1]
+    assert "kvstore's servers need Linux, and this is darwin" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])

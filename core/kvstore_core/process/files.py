@@ -18,12 +18,12 @@ _CURES = {
     **dict.fromkeys(NO_ROOM, "make room on the disk"),
     errno.EMFILE: "raise the limit of open files (ulimit -n, LimitNOFILE=)",
     errno.ENFILE: "the system has no file handles left (fs.file-max)",
-    errno.ENOMEM: "the process may have no more memory, or address space (ulimit -v)",
+    errno.ENOMEM: "the process is out of memory or address space (ulimit -v)",
     errno.EROFS: "the file system is mounted read-only; mount it writable",
     errno.ENOLCK: "the file system has no locks; use a local disk",
-    errno.EIO: "the disk fails: look at it and at the system's log",
-    errno.EACCES: "do this as the user whom the file belongs to, or as root",
-    errno.EPERM: "do this as the user whom the file belongs to, or as root",
+    errno.EIO: "the disk has failed: check it and the system's log",
+    errno.EACCES: "do this as the owner of the file, or as root",
+    errno.EPERM: "do this as the owner of the file, or as root",
 }
 
 

@@ -17,8 +17,8 @@ def require_linux() -> None:
     if sys.platform != "linux":
         raise OSError(
             errno.ENOSYS,
-            f"kvstore's servers run on Linux, and this is {sys.platform}; run them in a container, for "
-            "example: the Python client and the commands that ask a server work here as well",
+            f"kvstore's servers need Linux, and this is {sys.platform}; run them in a container, for "
+            "example: the Python client and the client commands work here",
         )
 
 

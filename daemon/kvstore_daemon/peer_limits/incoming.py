@@ -223,8 +223,8 @@ class IncomingLimit(ConnectionWatcher):
         self._connections.cut_off(descriptor)
         self._trim_later(TRIM_SECONDS)
         self._warned.warning(
-            "closed a connection to the requests address: too much was kept of requests that are not whole, "
-            "of this one %d bytes",
+            "closed a connection to the requests address: incomplete requests took too much memory, "
+            "this one %d bytes",
             kept,
         )
 

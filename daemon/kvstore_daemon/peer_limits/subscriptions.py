@@ -90,8 +90,8 @@ class SubscriptionLimit(ConnectionWatcher):
         self._forget(descriptor)
         self._connections.cut_off(descriptor)
         self._warned.warning(
-            "closed the connection to the changes address on which most was subscribed to: all together may "
-            "send %d bytes",
+            "closed the connection to the changes address with the most subscriptions: all together may take "
+            "%d bytes",
             TOPICS_BYTES,
         )
 

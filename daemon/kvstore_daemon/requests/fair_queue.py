@@ -219,7 +219,7 @@ class FairQueue:
     def _cut_off(self, peer: Peer) -> None:
         queue = self._queues.get(peer) or _PeerQueue(peer)
         self._warned.warning(
-            "closed the connection of a peer that does not take its replies: %d requests and %d bytes of "
+            "closed the connection of a peer that does not read its replies: %d requests and %d bytes of "
             "replies waited for it",
             len(queue.waiting) + len(queue.reading),
             peer.untaken + queue.making,

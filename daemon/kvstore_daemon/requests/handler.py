@@ -176,7 +176,7 @@ class RequestHandler:
     def _malformed_message(self, message: str) -> KvError:
         """The error for a message that is no request. It is logged too: a sender that forgot the empty frame
         may not recognise a reply that begins with one."""
-        self._malformed.warning("refused what came to the requests address: %s", message)
+        self._malformed.warning("refused a message to the requests address: %s", message)
         return KvError("bad_request", message)
 
     # ── commit, read ─────────────────────────────────────────────────────────────────────────────
@@ -211,7 +211,7 @@ class RequestHandler:
         """WriteAnswer a whole request with an error."""
         if not isinstance(error, KvError):
             log.error("a request failed", exc_info=error, extra=request_extra(request_id))
-            error = KvError("internal", "the daemon failed on this request; its log says how")
+            error = KvError("internal", "the daemon failed on this request; see its log")
         elif log.isEnabledFor(logging.DEBUG):
             log.debug("refused a request: %s: %s", error.code, error.message, extra=request_extra(request_id))
         self._counters.requests_refused += 1
@@ -234,11 +234,11 @@ def _status_page(status: Status) -> Page:
 
 
 def _no_room() -> KvError:
-    return KvError("too_busy", "too many requests are being done and wait to be; try again")
+    return KvError("too_busy", "too many requests are in progress or waiting; try again")
 
 
 def _read_first() -> KvError:
     return KvError(
         "too_busy",
-        "read the replies that wait for you, then try again: too many requests wait behind them",
+        "too many requests wait behind unread replies; read those, then try again",
     )

@@ -140,7 +140,7 @@ class DealerSocket:
         What was queued in the old one is dropped with it, so nothing arrives twice but what the old
         connection has taken.
         """
-        log.debug("a fresh socket to %s; %d requests are sent again", self._endpoint, len(self._unanswered))
+        log.debug("a new socket to %s; resending %d requests", self._endpoint, len(self._unanswered))
         self._renewal.close()
         self._renewed_at = monotonic()
         if not self._socket.closed:

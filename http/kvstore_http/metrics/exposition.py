@@ -70,7 +70,7 @@ _FACADE = (
     MetricInfo(
         "kvstore_http_stream_resets_total",
         COUNTER,
-        "Event streams that had to begin anew: the log no longer reached back to where they were.",
+        "Event streams that had to start over: the log no longer reached back to where they were.",
     ),
     MetricInfo("kvstore_http_stream_events_total", COUNTER, "Events given to streams, one for each stream."),
     MetricInfo("kvstore_http_stream_bytes_total", COUNTER, "Bytes given to streams."),
@@ -91,9 +91,7 @@ _FACADE = (
         "Time from sending a request to the daemon until its reply.",
     ),
     MetricInfo("kvstore_http_workers", GAUGE, "Worker processes that run."),
-    MetricInfo(
-        "kvstore_http_worker_restarts_total", COUNTER, "Workers started in the place of one that had ended."
-    ),
+    MetricInfo("kvstore_http_worker_restarts_total", COUNTER, "Workers started to replace one that ended."),
 )
 
 _DAEMON = (
@@ -127,9 +125,9 @@ _DAEMON = (
     MetricInfo(
         "kvstore_requests_dropped_total", COUNTER, "Requests whose sender had gone before they were done."
     ),
-    MetricInfo("kvstore_replies_untaken_bytes", GAUGE, "Of replies that peers have not taken yet."),
+    MetricInfo("kvstore_replies_untaken_bytes", GAUGE, "Bytes of replies that peers have not read yet."),
     MetricInfo(
-        "kvstore_peers_cut_off_total", COUNTER, "Connections closed because of what they made it keep."
+        "kvstore_peers_cut_off_total", COUNTER, "Connections closed because they took too much memory."
     ),
     MetricInfo("kvstore_operations_total", COUNTER, "Operations that it was asked for.", ("op",)),
     MetricInfo("kvstore_commits_total", COUNTER, "Commits that changed something."),
@@ -145,7 +143,7 @@ _DAEMON = (
         "kvstore_last_commit_timestamp_seconds", GAUGE, "When the newest event that is kept happened."
     ),
     MetricInfo("kvstore_expiries_total", COUNTER, "Keys that expired."),
-    MetricInfo("kvstore_changes_published_total", COUNTER, "Events that were committed and told."),
+    MetricInfo("kvstore_changes_published_total", COUNTER, "Events that were committed and published."),
     MetricInfo(
         "kvstore_clock_steps_total", COUNTER, "How often the machine's clock was found to have been set."
     ),

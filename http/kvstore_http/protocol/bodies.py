@@ -36,11 +36,11 @@ def read_value(environ: dict[str, Any]) -> bytes:
     if environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
         raise KvError(  # section 8.4.1
             "unsupported_media_type",
-            "a Content-Encoding is not undone; send the value as it is to be stored",
+            "Content-Encoding is not supported; send the value as it should be stored",
             accept_encoding="identity",  # RFC 9110 section 12.5.3
         )
     if "HTTP_CONTENT_RANGE" in environ:  # section 14.5
-        raise KvError("bad_request", "a value is stored whole; Content-Range is not taken")
+        raise KvError("bad_request", "Content-Range is not supported; send the whole value")
     return read_body(environ)
 
 

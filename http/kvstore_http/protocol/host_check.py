@@ -55,8 +55,8 @@ class HostCheck:
         if authority and not self._takes(authority):
             raise KvError(
                 "not_allowed",
-                f"this service does not go by the name {authority[:SHOWN_CHARACTERS]!r}; "
-                "--allowed-hosts lists the names that it does",
+                f"this service does not accept the host name {authority[:SHOWN_CHARACTERS]!r}; "
+                "--allowed-hosts lists those that it does",
             )
 
     def _judge(self, authority: str) -> bool:

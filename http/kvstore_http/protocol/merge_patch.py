@@ -183,7 +183,7 @@ def _read(data: bytes, patch: _Value | None = None) -> _Value:
         raise ValueError("it is nested too deeply") from None
     end = _skipped(text, at)
     if end != len(text):
-        raise ValueError(f"there is something behind its end, at character {end + 1}")
+        raise ValueError(f"there is unexpected text after its end, at character {end + 1}")
     return value
 
 

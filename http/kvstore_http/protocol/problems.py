@@ -90,4 +90,4 @@ def _on_exception(
     log.error(
         "%s %s failed", req.method, req.path, exc_info=error, extra=request_extra(req.env.get(REQUEST_ID))
     )
-    _on_error(req, resp, KvError("internal", "the facade failed; its log has the cause"), params)
+    _on_error(req, resp, KvError("internal", "the facade failed; see its log"), params)

@@ -96,9 +96,7 @@ class Query:
         for name, texts in self._texts.items():
             if name not in parameters:
                 takes = ", ".join(parameters) or "none"
-                raise KvError(
-                    "bad_request", f"there is no parameter {name!r} here; known are: {takes}", parameter=name
-                )
+                raise KvError("bad_request", f"unknown parameter {name!r}; known: {takes}", parameter=name)
             if len(texts) > 1 and not parameters[name].many:
                 raise KvError("bad_request", f"the parameter {name!r} is given twice", parameter=name)
         return self
@@ -319,7 +317,7 @@ KEYS = Parameter("keys", _parse_flag, _FLAG, "1: leave the values out", _FLAG_SC
 COUNT = Parameter("count", _parse_flag, _FLAG, "1: only count the keys", _FLAG_SCHEMA)
 VALUES = Parameter("values", _parse_flag, _FLAG, "0: leave the values out", _FLAG_SCHEMA)
 INLINE: Parameter[bool] = Parameter(
-    "json", _parse_flag, _FLAG, "1: values that are JSON stand there as such, in value_json", _FLAG_SCHEMA
+    "json", _parse_flag, _FLAG, "1: values that are JSON are given as such, in value_json", _FLAG_SCHEMA
 )
 BEFORE = Parameter(
     "before",
@@ -349,13 +347,16 @@ EXCLUDE = Parameter(
 STREAM_PREFIX = Parameter("prefix", _parse_bound, _BOUND, "only keys that begin with this", many=True)
 STREAM_KEY = Parameter("key", _parse_key, KEY.must_be, "only this key", many=True)
 STREAM_SINCE = Parameter(
-    "since", _parse_since, "a cursor or a revision", "go on after this; the Last-Event-ID header wins over it"
+    "since",
+    _parse_since,
+    "a cursor or a revision",
+    "continue after this; the Last-Event-ID header overrides it",
 )
 LAST_EVENT_IDS: tuple[Parameter[str], ...] = tuple(
-    Parameter(name, str, STREAM_SINCE.must_be, "as the header, for who cannot set one", many=True)
+    Parameter(name, str, STREAM_SINCE.must_be, "like the header, for clients that cannot set it", many=True)
     for name in ("lastEventId", "last-event-id")
 )
-SNAPSHOT = Parameter("snapshot", _parse_flag, _FLAG, "1: begin with the present records", _FLAG_SCHEMA)
+SNAPSHOT = Parameter("snapshot", _parse_flag, _FLAG, "1: start with the current records", _FLAG_SCHEMA)
 OPS = Parameter(
     "ops",
     _some_of(EVENT_OPS),

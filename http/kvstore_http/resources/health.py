@@ -155,7 +155,7 @@ def _answered(seconds: float) -> Check:
 def _writes(status: Status) -> Check:
     newest = status["newest_event_at"]
     figures: Figures = {"last_commit_at": None}
-    last = "no write is known of"
+    last = "there was no write yet"
     if newest is not None:
         age = max(0.0, _now(status) - newest / 1000)
         last = f"the last commit was {_duration(age)} ago"
@@ -197,7 +197,7 @@ def _log(status: Status) -> Check:
     reach = max(0.0, _now(status) - oldest / 1000)
     bound = _shortened_by(status, reach)
     figures |= {"reach_seconds": round(reach, 3), "shortened_by": bound}
-    message = f"one can resume from {_duration(reach)} ago (revision {floor})"
+    message = f"subscribers can resume from {_duration(reach)} ago (revision {floor})"
     if bound is None:
         return Check("log", OK, f"{message}, as long as --retain-age says", figures)
     message += f": the log is cut by {bound} before it is {_duration(retention['age'] / 1000)} old"
@@ -235,7 +235,7 @@ def _clock(status: Status) -> Check:
     message = f"the machine's clock was set {direction} by {_duration(abs(step))}, {_duration(age)} ago"
     if age >= CLOCK_SECONDS:
         return Check("clock", OK, message, figures)
-    advice = "times to live go on as they were said, dates from before are off"
+    advice = "TTLs keep their length, earlier dates are off"
     return Check("clock", WARNING, f"{message}: {advice}", figures)
 
 
@@ -253,8 +253,8 @@ def _heard(silent_seconds: float) -> Check:
     figures = {"silent_seconds": round(silent_seconds, 3)}
     if silent_seconds < SILENT_SECONDS:
         return Check("feed", OK, "changes are received", figures)
-    message = f"nothing was heard of changes for {_duration(silent_seconds)}: is that the daemon's --changes?"
-    return Check("feed", WARNING, f"{message} Events come late", figures)
+    message = f"no changes or heartbeats were received for {_duration(silent_seconds)}"
+    return Check("feed", WARNING, f"{message}, so events come late: is that the daemon's --changes?", figures)
 
 
 def _streams(shared_counters: SharedCounters, *, is_away: bool) -> Check:
@@ -275,7 +275,7 @@ def _streams(shared_counters: SharedCounters, *, is_away: bool) -> Check:
         message = f"{behind} of {there} streams wait for the daemon"
     is_full = age is not None and age < REFUSED_SECONDS
     if is_full:
-        message += f"; {refused} found no room since the start: raise --max-streams or --workers"
+        message += f"; {refused} were refused since the start: raise --max-streams or --workers"
     return Check("streams", WARNING if is_waiting or is_full else OK, message, figures)
 
 

@@ -59,7 +59,7 @@ def _path_key() -> dict[str, Any]:
         "name": "key",
         "in": "path",
         "required": True,
-        "description": "the key, percent-encoded; everything behind the slash belongs to it, slashes too",
+        "description": "the key, percent-encoded; everything after the slash is part of it, also slashes",
         "schema": {"type": "string", "minLength": 1, "maxLength": 511},
     }
 

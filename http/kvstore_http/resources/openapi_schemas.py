@@ -53,7 +53,10 @@ _EVENT: Schema = {
     "previous_revision": _INTEGER,
     "previous": reference("Record"),
 }
-_DIGITS: Schema = {"type": "string", "description": "the same number, for those who read 53 bits of one"}
+_DIGITS: Schema = {
+    "type": "string",
+    "description": "the same number as text, for clients that only read 53 bits",
+}
 _BATCH_OP: Schema = {
     **_VALUE,
     "op": {"type": "string", "enum": list(OPS)},

@@ -20,7 +20,7 @@ def read_as_of(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
     if revision > daemon.head:
         raise KvError("bad_request", f"revision {revision} is in the future", revision=daemon.head)
     if not is_history(daemon, revision):
-        raise KvError("revision_gone", f"revision {revision} is of a history that a restore has put aside")
+        raise KvError("revision_gone", f"revision {revision} is from before a restore")
     if present is not None and present["revision"] <= revision:
         return present  # also where the log no longer holds the event that wrote it
     event = _last_event(daemon, key, revision)
@@ -43,5 +43,5 @@ def _last_event(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]
             break
         op = {**op, "cursor": page["cursor"]}
     if page["truncated"]:
-        raise KvError("revision_gone", f"the log no longer says what {key!r} was at revision {revision}")
+        raise KvError("revision_gone", f"the log no longer has {key!r} as of revision {revision}")
     raise KvError("not_found", f"at revision {revision} there was no such key")

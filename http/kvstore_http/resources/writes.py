@@ -32,7 +32,7 @@ def write(
     if condition is not None:
         if condition.revision is None:
             refuse_idempotency_key(
-                environ, 'beside it, If-Match takes one entity tag and If-None-Match only "*"'
+                environ, 'with it, If-Match takes one entity tag and If-None-Match only "*"'
             )
             return read_then_write(daemon, op["key"], condition, lambda _record: (op, value))
         op["if_revision"] = condition.revision
@@ -76,7 +76,7 @@ def write_batch(
         if error.code != "sequence_reused":
             raise
         raise KvError(
-            error.code, "this Idempotency-Key was used for another request; a new request takes a new one"
+            error.code, "this Idempotency-Key was used for another request; use a new one"
         ) from error
 
 
@@ -96,7 +96,7 @@ def read_then_write(
         except KvError as error:
             if error.code != "condition_failed":
                 raise
-    raise KvError("too_busy", f"others wrote the key between each of {ATTEMPTS} reads and writes")
+    raise KvError("too_busy", f"other writers changed the key in each of {ATTEMPTS} attempts")
 
 
 def present_record(daemon: DaemonClient, key: str) -> dict[str, Any] | None:

@@ -276,7 +276,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         if found["version"] not in (b"1.0", b"1.1"):
             version = found["version"].decode()
             raise ParsingError(
-                KvError("http_version_not_supported", f"HTTP/{version} is not spoken here; HTTP/1.1 is")
+                KvError("http_version_not_supported", f"HTTP/{version} is not supported; HTTP/1.1 is")
             )
 
     def _checked_fields(self, block: bytes) -> dict[bytes, bytes]:
@@ -292,7 +292,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
                     # dropped here, as all names with a _ are; behind CGI it would count
                     raise ParsingError(f"{sent.decode('latin-1')} is written with -")
                 if name in fields:
-                    raise ParsingError(f"{sent.decode('latin-1')} may stand there once")
+                    raise ParsingError(f"{sent.decode('latin-1')} may be given only once")
             fields[name] = value.strip(b" \t")
         return fields
 
@@ -330,7 +330,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
             raise ParsingError("an absolute address must name a host, and a port if need be")
         scheme = found["scheme"]
         if host and (host.host, host.port_for(scheme)) != (named.host, named.port_for(scheme)):
-            raise ParsingError("Host is another one than that of the address")
+            raise ParsingError("Host differs from the host in the address")
         self.headers["HOST"] = found["authority"]  # section 3.2.2: it counts
 
     def _check_expectation(self) -> None:
@@ -338,7 +338,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         expected = self.headers.get("EXPECT", "").lower()
         if self.version == "1.1" and expected not in ("", "100-continue"):
             raise ParsingError(
-                KvError("expectation_failed", "the only expectation that is met is 100-continue")
+                KvError("expectation_failed", "the only supported expectation is 100-continue")
             )
 
 

@@ -32,7 +32,7 @@ from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
 BEATS = 15
 """Heartbeats of all streams are spread over this many ticks of the interval."""
 
-HELD = "the daemon cannot be reached yet; this stream begins when it is there"
+HELD = "the daemon cannot be reached yet; this stream starts when it can be"
 
 RETRY_MS = (500, 2500)
 """An EventSource reconnects after a random time in this range, so that those of a stopped worker do not
@@ -178,7 +178,7 @@ class Broadcaster:
                 self._deliver_to(group, encoder, taken)
             except Exception:
                 # the cursor has moved on: a stream that stayed would never get these changes
-                log.exception("changes could not be written; the streams that want them are cut off")
+                log.exception("changes could not be written; the streams that need them are cut off")
                 self._cut_off(group)
         self._enter_reached(cursor)
         self._catch_up.feed_moved()

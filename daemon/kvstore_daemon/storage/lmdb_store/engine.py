@@ -63,7 +63,7 @@ class LmdbEngine(SnapshotReads):
         error of a disk that fails or is full. A store that could not be made leaves nothing behind.
         """
         if "\0" in self._settings.data:
-            raise KvError("bad_request", "--data has a NUL in it, as no path can have")
+            raise KvError("bad_request", "--data contains a NUL, which no path can")
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             patiently(self._lock.acquire)

@@ -32,7 +32,7 @@ but also a fault of the program. Limits are not damage, nor is anything that LMD
 
 _UNCLEAR = (
     "internal",
-    "restart the daemon; if it comes again, 'kvstore check' finds out whether the store is damaged",
+    "restart the daemon; if it happens again, check the store with 'kvstore check'",
 )
 _NO_SPACE = ("store_full", "raise --max-store-bytes")
 _CODES = {

@@ -55,7 +55,7 @@ class FreeSpace:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            log.warning("no ballast could be laid down in %s: %s", self._folder, error)
+            log.warning("cannot write the ballast to %s: %s", self._folder, error)
             self.release()
 
     def release(self) -> bool:
@@ -64,7 +64,7 @@ class FreeSpace:
             self._ballast.unlink()
         except OSError:
             return False
-        log.warning("no room was left under %s: the ballast was given up for deletes", self._folder)
+        log.warning("no space left under %s: the ballast was released for deletes", self._folder)
         return True
 
     def refusal(self, file_bytes: int, used_bytes: Callable[[], int]) -> KvError | None:
@@ -122,7 +122,7 @@ class FreeSpace:
         except OSError as error:
             if not self._is_silent:
                 self._is_silent = True
-                log.warning("how much room is left under %s is not known: %s", self._folder, error)
+                log.warning("cannot read the free space under %s: %s", self._folder, error)
             return None
         self._is_silent = False
         self._disk = Disk(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)

@@ -103,7 +103,8 @@ class Tables:
             raise KvError(
                 "unsupported_version",
                 f"the store in {self._folder} has format {found}, which no release wrote; this kvstore reads "
-                f"format {FORMAT}: copy the keys over with the version that wrote it, or begin anew",
+                f"format {FORMAT}: copy the keys over with the version that wrote it, or start with an "
+                "empty store",
             )
         if found > FORMAT:
             raise KvError(

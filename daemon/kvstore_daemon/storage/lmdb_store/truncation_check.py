@@ -31,7 +31,8 @@ def refuse_no_store(folder: Path) -> None:
     if file.exists() and file.stat().st_size == 0:
         raise KvError(
             "damaged",
-            f"the store's file {file} is empty; restore a backup, or remove the file to begin an empty store",
+            f"the store's file {file} is empty; restore a backup, or remove the file to start with an empty "
+            "store",
         )
 
 

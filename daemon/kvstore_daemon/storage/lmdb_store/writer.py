@@ -63,9 +63,7 @@ class Writer(threading.Thread):
         retention = settings.retention
         self._retention = retention._replace(bytes=space.log_bytes(retention.bytes))
         if self._retention != retention:
-            log.info(
-                "the log is kept to %d bytes, a quarter of what there is room for", self._retention.bytes
-            )
+            log.info("the log is kept to %d bytes, a quarter of the available space", self._retention.bytes)
         self._trim_due_at = 0
         self._has_new_time = False
         self._reader_check_due_at = 0
@@ -88,7 +86,7 @@ class Writer(threading.Thread):
         with tables.env.begin(write=True) as txn:
             mark = txn.get(b"unsynced", db=tables.meta)
             if mark is not None and bytes(mark) != boot:
-                log.warning("the machine stopped while writes were not synced: cursors begin anew")
+                log.warning("the machine stopped while writes were not synced: cursors start over")
                 tables.begin_epoch(txn)
             if self._settings.sync == "always":
                 txn.delete(b"unsynced", db=tables.meta)
@@ -266,7 +264,7 @@ class Writer(threading.Thread):
 
 def _log_step(step: ClockStep, when: str) -> None:
     log.warning(
-        "the machine's clock was set %s by %.1f s%s; what has a time to live keeps what was left of it",
+        "the machine's clock was set %s by %.1f s%s; keys with a TTL keep the time that they had left",
         "forward" if step.by > 0 else "back",
         abs(step.by) / 1000,
         f" {when}" if when else "",

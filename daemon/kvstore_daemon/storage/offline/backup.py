@@ -86,7 +86,7 @@ def read_trailer(file: BinaryIO) -> Backup:
     file.seek(max(0, size - _FOOTER.size))
     footer = file.read(_FOOTER.size)
     if len(footer) < _FOOTER.size or not footer.endswith(MAGIC):
-        raise KvError("damaged", "this is no backup, or its end is missing")
+        raise KvError("damaged", "this is not a backup, or its end is missing")
     checksum, length, form, _ = _FOOTER.unpack(footer)
     start = size - _FOOTER.size - length
     if length > _MAX_TRAILER_BYTES or start < 0:

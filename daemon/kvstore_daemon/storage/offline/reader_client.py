@@ -147,8 +147,8 @@ def _expect_success(process: _Process, path: Path) -> None:
     if status < 0:
         name = signal.Signals(-status).name
         if -status not in _DAMAGE_SIGNALS:
-            raise KvError("internal", f"the process that read {path} was ended ({name}); do it again")
-        raise KvError("damaged", f"LMDB came upon a page of {path} that ended its process ({name})")
+            raise KvError("internal", f"the process that read {path} was killed ({name}); try again")
+        raise KvError("damaged", f"LMDB was killed by a page of {path} ({name})")
     if status > 0:
         if said and said[-1].startswith("{"):
             raise KvError.from_json(orjson.loads(said[-1]))

@@ -96,8 +96,8 @@ def _without_daemon(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise KvError(
                 "not_allowed",
-                f"{folder.absolute()} is in use, and mounted read-only here, where its users cannot be told "
-                "of a reader: mount it writable",
+                f"{folder.absolute()} is in use, and mounted read-only here, so a reader cannot be "
+                "registered: mount it writable",
             ) from error
         yield
 
@@ -210,7 +210,7 @@ def _walk(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> None:
         # an error of LMDB that is not the system's comes from the pages, since it only reads
         if isinstance(error, lmdb.Error) and errno_of(error):
             raise
-        _write("fault", f"the walk could not go on: {error}")
+        _write("fault", f"the check could not continue: {error}")
 
 
 def _check_pages(file: Path) -> None:

@@ -80,7 +80,7 @@ def verify_draft(draft: Path, expected: dict[str, Any], steps: Steps) -> None:
     faults += [f"{name} is {found.get(name)}" for name in SAME if found.get(name) != expected[name]]
     if faults:
         more = f", and {len(faults) - 1} more faults" if len(faults) > 1 else ""
-        raise KvError("damaged", f"this is no whole store: {faults[0]}{more}; nothing was changed")
+        raise KvError("damaged", f"the store is not complete: {faults[0]}{more}; nothing was changed")
 
 
 def put_in_place(draft: Path, data: Path) -> None:

@@ -57,8 +57,8 @@ def restore(source: BinaryIO, folder: Path, now: int, *, replace: bool, steps: S
         if data.exists() and not replace:
             raise KvError(
                 "not_allowed",
-                f"there is a store in {folder.absolute()} already; "
-                "--force puts the backup in its place and keeps the old file beside it",
+                f"{folder.absolute()} already has a store; "
+                "--force replaces it with the backup and keeps the old file beside it",
             )
         with draft_beside(data) as draft:
             backup = _receive(source, draft, steps)

@@ -99,10 +99,10 @@ class _Walk:
         clock = self._get("meta", b"clock")
         self._steady = steady_stamps(clock)
         if clock is not None and not is_whole(clock):
-            yield "meta: the checksum of what is known of the clock does not match"
+            yield "meta: the checksum of the clock's state does not match"
         epoch = self._get("meta", b"epoch") or b""
         if len(epoch) != 16 or epoch.strip(b"0123456789abcdef"):
-            yield f"meta: {_shown(epoch)} is no epoch"
+            yield f"meta: {_shown(epoch)} is not an epoch"
 
     def _field(self, name: bytes, _value: bytes) -> Iterator[str]:
         if name not in META_FIELDS:
@@ -144,7 +144,7 @@ class _Walk:
                 continue
             events, size = events + 1, size + len(row[0]) + len(row[1])
             if len(row[0]) != len(NO_EVENT.encode()):
-                yield f"event {_shown(row[0])}: this is no place in the log"
+                yield f"event {_shown(row[0])}: this is not a position in the log"
                 continue
             event_id = EventId.decode(row[0])
             if event_id != (revision, event_id.index) or event_id.index == 0:
