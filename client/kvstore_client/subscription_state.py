@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.follower import Batch, Follower, LogPage
-from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.model import Cursor, Event, Record, ResetReason
 from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_core.wire import Heartbeat, Reply, decode_change
 
@@ -33,7 +33,7 @@ class Reset(NamedTuple):
     history). ``cursor`` is where the snapshot starts from.
     """
 
-    reason: Literal["expired", "epoch"]
+    reason: ResetReason
     floor: int
     cursor: Cursor
 
@@ -202,11 +202,11 @@ class SubscriptionState:
         self._deliver(batches, follower)
 
     def _reset(self, error: KvError, reply: Reply) -> None:
-        before = self._merge.start if self._merge is not None else None
-        before = self._follower.cursor if self._follower is not None else before
-        start = Cursor(reply.revision, reply.epoch)
-        is_other = before is None or before.epoch != start.epoch or error.details.get("reason") == "epoch"
-        reset = Reset("epoch" if is_other else "expired", int(error.details.get("floor", 0)), start)
+        lost = Cursor(0, "") if self._merge is None else self._merge.start
+        if self._follower is not None:
+            lost = self._follower.cursor
+        start, floor = Cursor(reply.revision, reply.epoch), int(error.details.get("floor", 0))
+        reset = Reset(error.details.get("reason") or lost.reset_reason(start.epoch, floor), floor, start)
         self._items.append((reset, None))
         self._follower = None
         self._beat = None

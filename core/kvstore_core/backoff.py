@@ -20,12 +20,14 @@ class Backoff:
         self._growth = growth
         self._jitter = jitter
 
-    def next(self) -> float:
-        """The seconds to wait now; the next pause is longer."""
+    def next(self, asked_for: float | None = None) -> float:
+        """The seconds to wait now; the next pause is longer. If a server ``asked_for`` some seconds, they
+        and a quarter of the pause, since the server asks all its clients for the same."""
         seconds = self._seconds
         self._seconds = min(self._growth * seconds, self._longest)
         spread = self._jitter * (2 * random.random() - 1)  # noqa: S311 - not a secret
-        return seconds * (1 + spread)
+        pause = seconds * (1 + spread)
+        return pause if asked_for is None else asked_for + pause / 4
 
     def reset(self) -> None:
         """Begin with the first pause again: what was tried has worked."""

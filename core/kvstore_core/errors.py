@@ -28,9 +28,9 @@ class ErrorRow(NamedTuple):
 
     @property
     def is_temporary(self) -> bool:
-        """Whether time alone may cure it, so that it is worth trying again. A full store may take the same
-        request later too, but only once somebody has made room."""
-        return self.retryable and self.code != "store_full"
+        """Whether time alone may cure it, so that it is tried again: the service is away, or busy.
+        What else is ``retryable`` needs somebody: room in a full store, a client that sends faster."""
+        return self.status in (503, 504)
 
 
 EXIT_DONE = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_KEY_BYTES, MAX_REVISION
@@ -67,6 +67,9 @@ class Event:
     previous_revision: int
 
 
+ResetReason = Literal["expired", "epoch"]
+
+
 class Cursor(NamedTuple):
     """A place in the change log: everything up to ``revision`` has been seen.
 
@@ -79,6 +82,12 @@ class Cursor(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.revision}-{self.epoch}"
+
+    def reset_reason(self, epoch: str, floor: int) -> ResetReason:
+        """Why this cursor cannot be continued in the history ``epoch``, whose log begins after ``floor``:
+        ``expired``, or ``epoch`` if it is of another history. A revision above the head, or one that a
+        restore jumped over, counts as one of another history too: this one has never given it out."""
+        return "expired" if self.epoch == epoch and self.revision < floor else "epoch"
 
     @classmethod
     def parse(cls, text: str) -> Cursor:

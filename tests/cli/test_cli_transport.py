@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kvstore_cli.http_client.client import ATTEMPTS, Pauses, Service, encode_query, key_path
+from kvstore_cli.http_client.client import ATTEMPTS, Service, encode_query, key_path, new_backoff
 from kvstore_cli.http_client.connection import http_client
 from kvstore_cli.http_client.errors import Trouble
 from kvstore_core.errors import ERRORS, KvError
@@ -313,11 +313,11 @@ def test_a_query_is_encoded() -> None:
 
 
 def test_pauses_grow_and_differ() -> None:
-    pauses = [[pause.next() for _ in range(12)] for pause in (Pauses(), Pauses())]
+    pauses = [[backoff.next() for _ in range(12)] for backoff in (new_backoff(), new_backoff())]
     assert pauses[0] != pauses[1]
     assert pauses[0][0] <= 0.1
     assert 2.5 <= pauses[0][-1] <= 5
-    assert Pauses().next(3.0) >= 3
+    assert new_backoff().next(3.0) >= 3
 
 
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────

@@ -26,3 +26,9 @@ def test_jitter_spreads_pauses_to_both_sides_and_does_not_add_up() -> None:
     backoff = Backoff(1.0, 8.0, jitter=0.25)
     for middle in (1, 2, 4, 8, 8):
         assert backoff.next() == pytest.approx(middle, rel=0.25)
+
+
+def test_what_a_server_asks_for_is_waited_and_a_little_more() -> None:
+    backoff = Backoff(1.0, 8.0)
+    assert backoff.next(3.0) == 3.25
+    assert backoff.next(3.0) == 3.5

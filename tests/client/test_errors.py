@@ -65,9 +65,10 @@ def test_every_class_is_of_a_row() -> None:
     assert classes == {class_name(code) for code in ERRORS}
 
 
-def test_what_is_tried_again_by_itself_is_what_may_succeed_later_but_a_full_store() -> None:
+def test_what_time_alone_cures_is_the_service_that_is_away_or_has_much_to_do() -> None:
     temporary = {code for code, row in ERRORS.items() if row.is_temporary}
-    assert temporary == {code for code, row in ERRORS.items() if row.retryable} - {"store_full"}
+    assert temporary == {"too_busy", "unavailable", "timed_out"}
+    assert all(row.retryable for row in ERRORS.values() if row.is_temporary)
 
 
 def test_an_error_of_a_newer_daemon_is_an_internal_one() -> None:

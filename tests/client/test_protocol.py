@@ -216,3 +216,16 @@ def test_records_and_events_are_read_from_replies() -> None:
     event = {"op": "delete", "key": "k", "index": 0, "count": 1, "time": 6, "previous_revision": 2}
     read = event_from({**event, "revision": 3, "previous": fields})
     assert (read.record, read.previous) == (None, Record("k", None, "t", 2, 1, 2, 5))
+
+
+@pytest.mark.parametrize(
+    ("cursor", "reason"),
+    [
+        (Cursor(4, "e"), "expired"),
+        (Cursor(5, "e"), "epoch"),  # above the head, or jumped over by a restore
+        (Cursor(9, "e"), "epoch"),
+        (Cursor(4, "other"), "epoch"),
+    ],
+)
+def test_a_cursor_that_is_lost_has_expired_or_is_of_another_history(cursor: Cursor, reason: str) -> None:
+    assert cursor.reset_reason("e", 5) == reason

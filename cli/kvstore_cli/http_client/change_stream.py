@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import Any, NamedTuple
 
-from kvstore_cli.http_client.client import Pauses, Query, Service
+from kvstore_cli.http_client.client import Query, Service, new_backoff
 from kvstore_cli.http_client.errors import Trouble
 from kvstore_cli.http_client.line_stream import LineStream
+from kvstore_core.backoff import Backoff
 from kvstore_core.errors import KvError
 
 SNAPSHOT, EVENTS, SYNC, RESET, HEARTBEAT = "snapshot", "events", "sync", "reset", "heartbeat"
@@ -108,25 +109,25 @@ def follow(
         return open_it("/v1/subscribe", [*wanted, *position.query()], stall_seconds=stall_ms / 1000)
 
     stream = opener(service.open_stream)
-    pauses = Pauses()
+    backoff = new_backoff()
     while True:
         try:
             with stream:
                 for line in stream.lines(deadline, output):
-                    pauses.reset()
+                    backoff.reset()
                     yield from position.feed(_parsed(line))
         except Trouble as trouble:
             notice(f"{trouble.error.message}; opening it again")
-            stream = _opened_again(lambda: opener(service.open_stream_once), pauses, trouble, deadline)
+            stream = _opened_again(lambda: opener(service.open_stream_once), backoff, trouble, deadline)
         notice("the stream is open again")
         yield from position.reopened()
 
 
 def _opened_again(
-    open_it: Callable[[], LineStream], pauses: Pauses, trouble: Trouble, deadline: float | None
+    open_it: Callable[[], LineStream], backoff: Backoff, trouble: Trouble, deadline: float | None
 ) -> LineStream:
     while True:
-        _sleep(pauses.next(trouble.pause), deadline)
+        _sleep(backoff.next(trouble.pause), deadline)
         try:
             return open_it()
         except Trouble as next_trouble:

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from kvstore_cli.http_client.connection import connect, http_client, reason
 from kvstore_cli.http_client.errors import Answer, Trouble, successful
+from kvstore_core.backoff import Backoff
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON, NDJSON
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from kvstore_cli.http_client.line_stream import LineStream
 
 ATTEMPTS = 4
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 0.075
+_LONGEST_PAUSE_SECONDS = 3.75
 # Of a service that was there a moment ago: the attempts last three seconds then, a restart takes two.
 _RESTART_PAUSE_SECONDS = 1.0
 
@@ -32,22 +33,9 @@ Query = Sequence[tuple[str, str]]
 _Result = TypeVar("_Result")
 
 
-class Pauses:
-    """How long to wait before each next attempt: longer every time, and never the same for two
-    clients, so that those who lost a service together do not come back together."""
-
-    def __init__(self) -> None:
-        self._longest = _FIRST_PAUSE_SECONDS
-
-    def next(self, asked_for: float | None = None) -> float:
-        """Seconds to wait now, at least what the service asked for."""
-        drawn = self._longest * (0.5 + int.from_bytes(os.urandom(2)) / 2**17)
-        self._longest = min(self._longest * 2, _LONGEST_PAUSE_SECONDS)
-        return drawn if asked_for is None else asked_for + drawn / 4
-
-    def reset(self) -> None:
-        """Begin with short waits again."""
-        self._longest = _FIRST_PAUSE_SECONDS
+def new_backoff() -> Backoff:
+    """The pauses between the attempts of one request or stream."""
+    return Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, jitter=1 / 3)
 
 
 class Service:
@@ -116,13 +104,13 @@ class Service:
     def _repeat(self, attempt: Callable[[float], _Result], attempts: int = ATTEMPTS) -> _Result:
         began = monotonic()
         deadline = began + self._timeout_seconds
-        pauses = Pauses()
+        backoff = new_backoff()
         for left in count(attempts - 1, -1):
             try:
                 return attempt(max(0.001, deadline - monotonic()))
             except Trouble as trouble:
                 is_restart = trouble.refused and self._was_reached
-                pause = pauses.next(_RESTART_PAUSE_SECONDS if is_restart else trouble.pause)
+                pause = backoff.next(_RESTART_PAUSE_SECONDS if is_restart else trouble.pause)
                 again_at = monotonic() + pause
                 if trouble.is_final:
                     raise trouble.error from trouble

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic, sleep
 
-from kvstore_cli.http_client.client import Pauses
+from kvstore_cli.http_client.client import new_backoff
 from kvstore_core.errors import KvError
 
 
@@ -16,14 +16,14 @@ class Patience:
     def __init__(self, limit_ms: int, notice: Callable[[str], None]) -> None:
         self._limit_seconds = limit_ms / 1000
         self._notice = notice
-        self._pauses = Pauses()
+        self._backoff = new_backoff()
         self._since: float | None = None
 
     def progress(self) -> None:
         """Something went forward: an absence is over."""
         if self._since is not None:
             self._since = None
-            self._pauses.reset()
+            self._backoff.reset()
 
     def after(self, error: KvError) -> None:
         """Wait a little before the next attempt; raises ``error`` when it is no use or the time is over."""
@@ -33,7 +33,7 @@ class Patience:
         if self._since is None:
             self._since = now
             self._notice(f"{error.message}; trying again for {self._limit_seconds:g} s")
-        pause = self._pauses.next()
+        pause = self._backoff.next()
         if now + pause >= self._since + self._limit_seconds:
             raise error
         sleep(pause)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import count
 from typing import Any, NamedTuple
 
+from kvstore_core.backoff import Backoff
 from kvstore_core.errors import KvError
 from kvstore_core.wire import Reply, decode_reply
 
@@ -22,6 +24,8 @@ LONGEST_ATTEMPT_SECONDS = 4.0
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
+
+JITTER = 0.25
 
 _request_ids = count(1)
 """No other process sends on this one's sockets, so its requests need no random ids; ``next`` is atomic."""
@@ -57,7 +61,6 @@ class RetryState:
         self._seconds = seconds
         self._deadline = now + seconds
         self._attempt_seconds = min(FIRST_ATTEMPT_SECONDS, seconds / 3)
-        self._pause_seconds = FIRST_PAUSE_SECONDS
         self._is_sending = True
         self._needs_new_socket = False
         self._is_pausing = False
@@ -93,7 +96,7 @@ class RetryState:
         # that an idle socket lost its connection some time ago is no reason to wait
         is_old = self._is_sending and not self._was_lost
         self._was_lost = True
-        self._pause(now if is_old else now + self._next_pause())
+        self._pause(now if is_old else now + self._pauses.next())
 
     def receive(self, frames: Sequence[bytes], now: float) -> Reply | None:
         """The reply in ``frames``; None if it answers another request, or refuses this one for now. Raises
@@ -112,17 +115,17 @@ class RetryState:
         self._refusal = refusal
         self._may_be_applied |= refusal.details.get("outcome") == "unknown"
         # the connection is as good as it was: the daemon has just answered on it
-        self._pause(now + self._next_pause())
+        self._pause(now + self._pauses.next())
 
     def _pause(self, until: float) -> None:
         self._is_sending = False
         self._is_pausing = True
         self._until = until
 
-    def _next_pause(self) -> float:
-        seconds = _jittered(self._pause_seconds)
-        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
-        return seconds
+    @cached_property
+    def _pauses(self) -> Backoff:
+        """Made when it is needed: most requests are answered without a pause."""
+        return Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, jitter=JITTER)
 
     @property
     def _is_unanswered(self) -> bool:
@@ -164,4 +167,4 @@ class RetryState:
 
 def _jittered(seconds: float) -> float:
     """Up to a quarter more or less, so that clients cut off together do not return together."""
-    return seconds * (0.75 + 0.5 * random.random())  # noqa: S311 - not a secret
+    return seconds * (1 + JITTER * (2 * random.random() - 1))  # noqa: S311 - not a secret

@@ -132,15 +132,15 @@ def _events(engine: Engine, op: Op) -> Page:
         max_bytes=_max_bytes(op),
     )
     if isinstance(page, LogPosition):
-        raise _expired(page, "expired" if _revision(op["since"]) < page.floor else "epoch")
+        raise _expired(_cursor_of(op["since"], page), page)
     fields, blobs = _event_list(page)
     position = page.position
     found = {"events": fields, "next": page.next_revision, "floor": position.floor, "head": position.head}
     return Page(found, blobs, position.head)
 
 
-def _revision(since: str | int) -> int:
-    return since if isinstance(since, int) else Cursor.parse(since).revision
+def _cursor_of(since: str | int, position: LogPosition) -> Cursor:
+    return Cursor(since, position.epoch) if isinstance(since, int) else Cursor.parse(since)
 
 
 def _since(engine: Engine, since: str | int) -> int:
@@ -149,14 +149,13 @@ def _since(engine: Engine, since: str | int) -> int:
         return since
     cursor, position = Cursor.parse(since), engine.position()
     if cursor.epoch != position.epoch:
-        raise _expired(position, "epoch")
+        raise _expired(cursor, position)
     return cursor.revision
 
 
-def _expired(position: LogPosition, reason: str) -> KvError:
-    """A revision above the head, or one that a restore jumped over, counts as one of another epoch: it is not
-    of this history, so neither is what its holder has seen."""
+def _expired(cursor: Cursor, position: LogPosition) -> KvError:
     epoch, floor, head = position
+    reason = cursor.reset_reason(epoch, floor)
     messages = {
         "expired": f"the log begins after revision {floor}; read a snapshot and continue from there",
         "epoch": "the cursor is from another history of the store; read a snapshot and continue from there",

@@ -185,13 +185,8 @@ class ChangeCursor:
         start = Cursor(status["revision"], status["epoch"])  # type: ignore[index]  # status cannot fail
         follower.restart(start)
         self._forget_recent(start.revision)
-        self._listener.reset(self, reset_reason(lost, start.epoch, status["floor"]), status["floor"])  # type: ignore[index]
-
-
-def reset_reason(lost: Cursor, epoch: str, floor: int) -> str:
-    """Why ``lost`` cannot be continued. A revision above the head counts as one of another epoch: this
-    history never used it."""
-    return "expired" if lost.epoch == epoch and lost.revision < floor else "epoch"
+        floor: int = status["floor"]  # type: ignore[index]
+        self._listener.reset(self, lost.reset_reason(start.epoch, floor), floor)
 
 
 def _size(batch: Batch) -> int:

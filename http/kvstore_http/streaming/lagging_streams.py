@@ -17,7 +17,7 @@ from kvstore_core.wire import Reply
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.streaming import event_format
-from kvstore_http.streaming.change_cursor import RETRY_SECONDS, ChangeCursor, reset_reason
+from kvstore_http.streaming.change_cursor import RETRY_SECONDS, ChangeCursor
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.lagging_stream import LaggingStream
 from kvstore_http.streaming.messages import Messages
@@ -162,7 +162,7 @@ class LaggingStreams:
         """Send a snapshot instead of a continuation that, as ``error`` says, does not exist."""
         if lagging in self:
             floor = error.details.get("floor", 0)
-            reason = error.details.get("reason") or reset_reason(lagging.position, self._daemon.epoch, floor)
+            reason = error.details.get("reason") or lagging.position.reset_reason(self._daemon.epoch, floor)
             self._counters.streams_reset(1)
             self._begin(lagging, StreamStart(None, snapshot=True, reset_reason=reason, floor=floor))
 

@@ -13,7 +13,7 @@ from kvstore_core.follower import LogPage
 from kvstore_core.limits import MAX_PAGE
 from kvstore_core.model import Cursor
 from kvstore_http.backend.daemon_client import DaemonClient
-from kvstore_http.streaming.change_cursor import ChangeCursor, reset_reason
+from kvstore_http.streaming.change_cursor import ChangeCursor
 from kvstore_http.streaming.event_format import Encoder
 from kvstore_http.streaming.filter_index import only, union
 from kvstore_http.streaming.lagging_stream import Audience, LaggingStream
@@ -225,7 +225,7 @@ class LogReader:
             if at != asked and at.epoch == epoch and floor <= at.revision <= head:
                 self._streams.enqueue(lagging)
             else:
-                reason = reset_reason(at, epoch, floor)
+                reason = at.reset_reason(epoch, floor)
                 self._streams.reset(lagging, KvError(error.code, error.message, reason=reason, floor=floor))
 
 
