@@ -15,10 +15,10 @@ import falcon
 
 from kvstore_bench.workload import SMALL, value
 from kvstore_core.process.liveness import BEAT_SECONDS
+from kvstore_core.process.resources import relax_garbage_collector
 from kvstore_core.process.sd_notify import Notifier
 from kvstore_http.protocol.raw_router import RawPathRouter
 from kvstore_http.server.listen import bind
-from kvstore_http.workers.heartbeat import Herald, Overseer
 from kvstore_http.workers.parent import Workers, keep_only
 
 HEADERS = {
@@ -52,10 +52,8 @@ def app() -> falcon.App[Any, Any]:
     return falcon.App(router=router)
 
 
-def serve(sock: Any, overseer: Overseer) -> int:
+def serve(sock: Any, notifier: Notifier) -> int:
     """One worker; runs until it is killed."""
-    import gc
-
     from gevent import get_hub
     from gevent.event import Event
 
@@ -63,11 +61,10 @@ def serve(sock: Any, overseer: Overseer) -> int:
 
     hub = get_hub()
     server = Server(app(), sock, max_body_bytes=2**20, max_header_bytes=2**16, max_connections=20_000)
-    gc.collect()
-    gc.freeze()
-    overseer.ready()
+    relax_garbage_collector()
+    notifier.ready({})
     beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
-    beats.start(overseer.beat)
+    beats.start(notifier.beat)
     Event().wait()
     server.close()
     return 0
@@ -78,13 +75,13 @@ def main() -> int:
     port, count = map(int, sys.argv[1:])
     shares = bind(f"127.0.0.1:{port}", count)
 
-    def run(number: int, overseer: Overseer) -> int:
-        return serve(keep_only(shares, number)[0], overseer)
+    def run(number: int, notifier: Notifier) -> int:
+        return serve(keep_only(shares, number)[0], notifier)
 
     def say(message: str) -> None:
         print(message, flush=True)
 
-    return Workers(count, run, say, Herald(Notifier(), {}, lambda: say("ready")), lambda _: None).run()
+    return Workers(count, run, say, Notifier(), lambda: say("ready"), lambda _: None).run()
 
 
 if __name__ == "__main__":

@@ -13,25 +13,25 @@ from typing import Any
 from kvstore_core.errors import EXIT_ERROR, KvError
 from kvstore_core.process.address_in_use import patiently
 from kvstore_core.process.logging import LogLevel, announcer
+from kvstore_core.process.sd_notify import Notifier
 from kvstore_http.metrics.shared_counters import SharedCounters
-from kvstore_http.server.listen import Shares, bind, shared, url_of
+from kvstore_http.server.listen import bind, shared, url_of
 from kvstore_http.settings import HttpSettings
-from kvstore_http.workers.heartbeat import Herald, Overseer, ServiceManager
 from kvstore_http.workers.parent import Workers, keep_only
 
 PLACES = "%(url)s, requests %(requests)s, changes %(changes)s"
 
 
-def run(settings: HttpSettings, manager: ServiceManager, inherited: Sequence[socket] = ()) -> int:
+def run(settings: HttpSettings, notifier: Notifier, inherited: Sequence[socket] = ()) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
 
     Call it from the main thread of a process in which gevent and ZeroMQ have not been used, with logging
     set up. One worker runs in this very process, several in children that end when it ends. 0 after a
     clean stop; 1, with one line in the log, where the address cannot be had or no worker could start.
-    ``manager`` is told when the facade is ready, that it works, and when it stops. Where listening
-    sockets were ``inherited``, all workers accept on them, and nothing is bound.
+    ``notifier`` says when the facade is ready, that it works, and when it stops. Where listening sockets were
+    ``inherited``, all workers accept on them, and nothing is bound.
     """
-    # SIGABRT is how a process that hangs is ended: it leaves behind where that was
+    # a process that hangs is ended with SIGABRT: it then logs where it hangs
     faulthandler.enable()
     try:
         shares = shared(inherited, settings.workers) or patiently(
@@ -41,36 +41,27 @@ def run(settings: HttpSettings, manager: ServiceManager, inherited: Sequence[soc
         announcer.error("kvstore http: %s", error.message)
         return EXIT_ERROR
     where = {"url": url_of(shares[0][0]), "requests": settings.requests, "changes": settings.changes}
-    overseer = Herald(manager, where, lambda: _announce(where))
-    shared_counters = SharedCounters(settings.workers)
+    announce = partial(_announce, notifier, where)
+    counters = SharedCounters(settings.workers)
     level = LogLevel("http", settings.log_level)
     if settings.workers == 1:
-        shared_counters.note_start(0, os.getpid())
-        return _serve(settings, shares[0], 0, shared_counters, overseer, level.change)
-    return _run_workers(settings, shares, shared_counters, overseer, level)
+        counters.note_start(0, os.getpid())
+        return _serve(settings, shares[0], 0, counters, notifier, announce, level.change)
 
+    def serve(number: int, parent: Notifier) -> int:
+        sockets, is_ready = keep_only(shares, number), partial(parent.ready, {})
+        return _serve(settings, sockets, number, counters, parent, is_ready, lambda _: level.follow())
 
-def _run_workers(
-    settings: HttpSettings,
-    shares: Shares,
-    shared_counters: SharedCounters,
-    overseer: Overseer,
-    level: LogLevel,
-) -> int:
-    def serve(number: int, parent: Overseer) -> int:
-        return _serve(
-            settings, keep_only(shares, number), number, shared_counters, parent, lambda _: level.follow()
-        )
-
-    return Workers(settings.workers, serve, _warn, overseer, level.change, shared_counters).run()
+    return Workers(settings.workers, serve, _warn, notifier, announce, level.change, counters).run()
 
 
 def _serve(
     settings: HttpSettings,
     sockets: Sequence[socket],
     number: int,
-    shared_counters: SharedCounters,
-    overseer: Overseer,
+    counters: SharedCounters,
+    notifier: Notifier,
+    on_ready: Callable[[], None],
     on_level: Callable[[int], None],
 ) -> int:
     _name_worker(number)
@@ -79,8 +70,8 @@ def _serve(
     from kvstore_http.metrics.counters import WorkerCounters
     from kvstore_http.workers.worker import serve
 
-    counters = WorkerCounters(shared_counters, number, request_cells())
-    return serve(settings, sockets, counters, overseer, on_level)
+    worker_counters = WorkerCounters(counters, number, request_cells())
+    return serve(settings, sockets, worker_counters, notifier, on_ready, on_level)
 
 
 def _name_worker(number: int) -> None:
@@ -95,9 +86,10 @@ def _name_worker(number: int) -> None:
     logging.setLogRecordFactory(named)
 
 
-def _announce(where: dict[str, str]) -> None:
+def _announce(notifier: Notifier, where: dict[str, str]) -> None:
     """Say that requests are taken, and where."""
     announcer.info(f"kvstore http: ready, {PLACES}", where, extra=where)
+    notifier.ready(where)
 
 
 def _warn(message: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore_cli.serve.supervisor import Child, Supervisor
+from kvstore_cli.serve.supervisor import Part, ServiceSupervisor
 from kvstore_core.process.logging import LEVELS
 from kvstore_core.process.sd_notify import Notice, NoticeSocket, Notifier
 from support import wait_until
@@ -25,7 +25,7 @@ def say(line):
 """
 
 
-class Scripted(Child):
+class Scripted(Part):
     """A child that runs a few lines of Python."""
 
     script = ""
@@ -42,7 +42,7 @@ def running(script: str) -> Iterator[Scripted]:
     try:
         yield child
     finally:
-        if child.is_there:
+        if child.is_running:
             child.clear_away()
         child.notices.close()
 
@@ -51,7 +51,7 @@ def running(script: str) -> Iterator[Scripted]:
 def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What children wrote, as it would go to standard error."""
     lines: list[bytes] = []
-    monkeypatch.setattr("kvstore_cli.serve.supervisor.hand_on", lines.append)
+    monkeypatch.setattr("kvstore_cli.serve.supervisor.write_through", lines.append)
     return lines
 
 
@@ -59,7 +59,7 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def pid_of(child: Child) -> int:
+def pid_of(child: Part) -> int:
     return int(child.who.rpartition(" ")[2].rstrip(")"))
 
 
@@ -168,15 +168,12 @@ def test_what_is_no_message_of_a_child_is_left_out(said: str) -> None:
 
 
 def test_no_facade_is_started_for_a_daemon_that_becomes_ready_while_all_stops() -> None:
-    supervisor = Supervisor({}, {}, lambda _: None, Notifier())
-    daemon, facade = supervisor._children
-    with closing(supervisor._selector), closing(daemon.notices), closing(facade.notices):
-        supervisor._signals = 1
+    supervisor = ServiceSupervisor({}, {}, lambda _: None, Notifier())
+    daemon, facade = supervisor.children
+    with closing(supervisor.selector), closing(daemon.notices), closing(facade.notices):
+        supervisor.ending_signals = 1
         with notifier_on(daemon.notices) as child:
             child.ready({"requests": "tcp://127.0.0.1:1", "changes": "tcp://127.0.0.1:2"})
         supervisor._listen(daemon)
-        is_started = facade.is_there
-        if is_started:
-            facade.clear_away()
-        assert not is_started
+        assert facade.start_at is None
         assert list(daemon.notices.read(())) == []

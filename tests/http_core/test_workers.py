@@ -303,12 +303,10 @@ def test_the_facade_listens_on_ipv6(daemon: Daemon, start_facade: Callable[..., 
 PARENT = """
 import logging, os, resource, signal, sys, time
 from kvstore_core.process.logging import LogLevel
+from kvstore_core.process.sd_notify import Notifier
 from kvstore_http.workers.parent import Workers
 
-class Nobody:
-    def ready(self): print("ready", flush=True)
-    def beat(self): pass
-    def stopping(self): pass
+def ready(): print("ready", flush=True)
 
 logging.getLogger().setLevel("ERROR")
 level = LogLevel("http", "error")
@@ -322,7 +320,7 @@ soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
 asked = os.pipe()
 
 def serve(number, parent):
-    parent.ready()
+    parent.ready({})
     return os.read(asked[0], 1)[0]  # whoever is first; the other waits
 
 def say(line):
@@ -330,10 +328,9 @@ def say(line):
     if "could not be started" in line:
         resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
 
-class Ready(Nobody):
-    def ready(self):
-        resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
-        os.write(asked[1], bytes([7]))
+def ready():
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+    os.write(asked[1], bytes([7]))
 
 class SharedCounters:
     def __init__(self): self.starts = 0
@@ -343,7 +340,7 @@ class SharedCounters:
         if self.starts == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-sys.exit(Workers(2, serve, say, Ready(), level.change, SharedCounters()).run())
+sys.exit(Workers(2, serve, say, Notifier(), ready, level.change, SharedCounters()).run())
 """
 
 STARTS_SLOWLY = """
@@ -353,13 +350,13 @@ def serve(number, parent):
     signal.sigwait({signal.SIGUSR1})  # passed on, and lost since nobody follows yet
     signal.signal(signal.SIGUSR1, lambda *_: level.follow())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-    parent.ready()
+    parent.ready({})
     while logging.getLogger().level != logging.WARNING:
         time.sleep(0.01)
     os.kill(os.getppid(), signal.SIGTERM)
     return 0
 
-sys.exit(Workers(1, serve, print, Nobody(), level.change).run())
+sys.exit(Workers(1, serve, print, Notifier(), ready, level.change).run())
 """
 
 
@@ -383,3 +380,25 @@ def test_a_worker_that_cannot_be_started_for_a_while_takes_nothing_else_with_it(
 def test_a_worker_that_starts_while_the_log_level_changes_follows_once_it_is_ready() -> None:
     done = run_parent(STARTS_SLOWLY)
     assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
+
+
+IS_ENDED_BY_A_NAMELESS_SIGNAL = """
+def serve(number, parent):
+    parent.ready({})
+    os.kill(os.getpid(), signal.SIGRTMIN + 5)
+
+def say(line):
+    print(line, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+sys.exit(Workers(1, serve, say, Notifier(), ready, level.change).run())
+"""
+
+
+def test_a_signal_without_a_name_that_ends_a_worker_does_not_end_its_parent() -> None:
+    done = run_parent(IS_ENDED_BY_A_NAMELESS_SIGNAL)
+    assert done.returncode == 0, done.stderr
+    is_ready, ended = done.stdout.splitlines()
+    assert is_ready == "ready"
+    how = f"was ended by signal {signal.SIGRTMIN + 5}; starting another in 0.2 s"
+    assert re.fullmatch(rf"worker 0 \(pid \d+\) {how}", ended)

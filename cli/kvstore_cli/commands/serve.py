@@ -35,8 +35,8 @@ def command(context: click.Context) -> int:
     """
     configuration = resolve(given_flags(context), "daemon", "http")
     daemon, http = daemon_settings(configuration), http_settings(configuration)
-    from kvstore_cli.serve.logging_setup import chosen_format, hand_on, set_up
-    from kvstore_cli.serve.supervisor import Supervisor, announce
+    from kvstore_cli.serve.logging_setup import chosen_format, set_up, write_through
+    from kvstore_cli.serve.supervisor import ServiceSupervisor, announce
     from kvstore_core.process.sd_notify import Notifier
 
     # The children's standard error is a pipe: what reads ours decides how they write.
@@ -47,11 +47,11 @@ def command(context: click.Context) -> int:
         if log_format == "json":
             announce(addresses)
         else:
-            hand_on(_guide(addresses).encode())
+            write_through(_guide(addresses).encode())
 
     chosen = {"log_format": log_format}
     parts = {**asdict(daemon), **chosen}, {**asdict(http), **chosen}
-    return Supervisor(*parts, on_ready, Notifier.from_environment()).run()
+    return ServiceSupervisor(*parts, on_ready, Notifier.from_environment()).run()
 
 
 def _guide(addresses: dict[str, str]) -> str:

@@ -170,7 +170,7 @@ class StderrHandler(logging.Handler):
         stderr.flush(FLUSH_SECONDS)
 
 
-def hand_on(said: bytes) -> None:
+def write_through(said: bytes) -> None:
     """Write whole lines of another process to standard error as they stand."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, StderrHandler):

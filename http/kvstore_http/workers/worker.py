@@ -16,6 +16,7 @@ from kvstore_core.errors import EXIT_DONE
 from kvstore_core.process.liveness import BEAT_SECONDS
 from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_core.process.resources import raise_descriptor_limit, relax_garbage_collector
+from kvstore_core.process.sd_notify import Notifier
 from kvstore_http.app import create_app
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
@@ -24,7 +25,6 @@ from kvstore_http.server.server import Server
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
-from kvstore_http.workers.heartbeat import Overseer
 
 log = logging.getLogger("kvstore.http")
 
@@ -38,13 +38,15 @@ def serve(
     settings: HttpSettings,
     sockets: Sequence[socket.socket],
     counters: WorkerCounters,
-    overseer: Overseer,
+    notifier: Notifier,
+    on_ready: Callable[[], None],
     on_level: Callable[[int], None],
 ) -> int:
     """Serve on bound ``sockets`` until SIGTERM or SIGINT; returns the exit status.
 
-    ``overseer`` is told when connections are accepted, and after that that the hub turns. The daemon
-    need not be there: requests are answered with 503 until it is. What happens is counted in ``counters``.
+    ``on_ready`` is called when connections are accepted; after that ``notifier`` says that the hub turns, and
+    when no more are accepted. The daemon need not be there: requests are answered with 503 until it is. What
+    happens is counted in ``counters``.
     ``on_level`` changes the log level; it is called with the number of a signal that asks for it.
     """
     raise_descriptor_limit()
@@ -63,11 +65,11 @@ def serve(
     servers = [_server(app, sock, counters, access_log, settings) for sock in sockets]
     level_watchers = _watch_level(on_level, access_log)
     relax_garbage_collector()
-    overseer.ready()
+    on_ready()
     beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
-    beats.start(overseer.beat)
+    beats.start(notifier.beat)
     stop.wait()
-    overseer.stopping()
+    notifier.stopping()
     _drain(servers, feed, broadcaster)
     for server in servers:
         server.close()
