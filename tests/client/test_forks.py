@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from kvstore_client import AsyncClient, AsyncSubscription, Client, Event, KvError, Subscription, Sync
-from support import Daemon
+from support import Daemon, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +100,61 @@ def test_a_fork_while_other_threads_use_the_client(client: Client) -> None:
         stopping.set()
         for thread in threads:
             thread.join()
+
+
+class InChildError(Exception):
+    """Ends a call that a fork has interrupted, in the child."""
+
+
+def test_a_call_that_a_fork_interrupts_leaves_the_child_no_connection_of_the_parent(
+    daemon: Daemon, client: Client
+) -> None:
+    client.put("k", b"v")
+    children = []
+
+    def fork(*_: object) -> None:
+        daemon.signal(signal.SIGCONT)
+        if pid := os.fork():
+            children.append(pid)
+            return
+        client.get("k")
+        raise InChildError
+
+    def interrupt() -> None:
+        wait_until(lambda: not client._pool._idle)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, fork)
+    thread = threading.Thread(target=interrupt)
+    daemon.signal(signal.SIGSTOP)
+    thread.start()
+    try:
+        assert client.get("k").value == b"v"
+    except InChildError:
+        is_usable = False
+        try:
+            is_usable = [client.get("k", timeout=5).value for _ in range(2)] == [b"v"] * 2
+        finally:
+            os._exit(0 if is_usable else 1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        daemon.signal(signal.SIGCONT)
+    thread.join()
+    [child] = children
+    ended: list[int] = []
+
+    def has_ended() -> bool:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        ended.extend([os.waitstatus_to_exitcode(status)] if pid else [])
+        return bool(ended)
+
+    try:
+        wait_until(has_ended, timeout=PATIENCE_SECONDS)
+    finally:
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert ended == [0]
 
 
 def test_a_worker_of_multiprocessing_inherits_a_client(client: Client) -> None:

@@ -8,7 +8,6 @@ carries a number, so that the daemon applies it once however often it arrives (p
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import count
@@ -69,7 +68,7 @@ class RetryState:
         self._was_sent = False
         self._may_be_applied = False
         self._refusal: KvError | None = None
-        self._until = self._attempt_end(now)
+        self._until = now + self._attempt_seconds
 
     def next(self, now: float) -> NextAction:
         """What to do now; raises the KvError of the call once its time is over."""
@@ -127,6 +126,10 @@ class RetryState:
         """Made when it is needed: most requests are answered without a pause."""
         return Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, jitter=JITTER)
 
+    @cached_property
+    def _longer_attempts(self) -> Backoff:
+        return Backoff(1.5 * self._attempt_seconds, LONGEST_ATTEMPT_SECONDS, growth=1.5, jitter=JITTER)
+
     @property
     def _is_unanswered(self) -> bool:
         """Whether the present attempt was sent and may still be on its way, or be applied."""
@@ -135,14 +138,11 @@ class RetryState:
     def _try_again(self, now: float) -> None:
         if not self._is_pausing:  # no connection came in time
             self._is_lost = True
-            self._attempt_seconds = min(1.5 * self._attempt_seconds, LONGEST_ATTEMPT_SECONDS)
+            self._attempt_seconds = self._longer_attempts.next()
         self._needs_new_socket = self._is_lost
         self._is_lost = self._is_pausing = False
         self._is_sending = True
-        self._until = self._attempt_end(now)
-
-    def _attempt_end(self, now: float) -> float:
-        return now + _jittered(self._attempt_seconds)
+        self._until = now + self._attempt_seconds
 
     def _give_up(self) -> KvError:
         details: dict[str, Any] = {}
@@ -163,8 +163,3 @@ class RetryState:
             "unavailable",
             f"the daemon at {self._endpoint} cannot be reached {within}; is it running there?",
         )
-
-
-def _jittered(seconds: float) -> float:
-    """Up to a quarter more or less, so that clients cut off together do not return together."""
-    return seconds * (1 + JITTER * (2 * random.random() - 1))  # noqa: S311 - not a secret
