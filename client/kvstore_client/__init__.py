@@ -1,4 +1,4 @@
-"""kvstore for Python programs: a client, subscriptions, and what they are made of.
+"""kvstore for Python programs: the client and the subscription.
 
 ::
 
@@ -7,15 +7,14 @@
     with Client() as client:
         client.put("greeting", "hello")
 
-Every error that the service can answer with has a class: ``except kvstore_client.NotFound``; all of them
-are :class:`KvError`. Without an address of their own, clients go to that in ``KVSTORE_REQUESTS`` and
-``KVSTORE_CHANGES``, or to the daemon's defaults.
+Every error of the service has a class, such as ``kvstore_client.NotFound``; all are :class:`KvError`. Clients
+that are given no address use ``KVSTORE_REQUESTS`` and ``KVSTORE_CHANGES``, or the daemon's defaults.
 
-``AsyncClient`` and ``AsyncSubscription`` are the same for asyncio. The wire protocol that they speak
-is ``docs/protocol.md``.
+``AsyncClient`` and ``AsyncSubscription`` are the same for asyncio. The wire protocol is in
+``docs/protocol.md``.
 
-Names are imported when they are first used, so that a program which only handles errors or records
-does not load ZeroMQ.
+Names are imported at their first use, so that a program that only handles errors or records does not load
+ZeroMQ.
 """
 
 from importlib import import_module
@@ -145,7 +144,7 @@ def __getattr__(name: str) -> Any:
         return version("kvstore")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # what has no home in the list is an error of the table
+    # the other names are the errors
     return getattr(import_module(_HOMES.get(name, "kvstore_core.errors")), name)
 
 

@@ -120,7 +120,7 @@ class AsyncClient:
             pool.give_back(connection)
 
     async def run(self, command: Command[T], *, timeout: float | None = None) -> T:
-        """Run one command; raises the KvError with which it fails."""
+        """Run one command; raises the KvError of a failed one."""
         return result_of(command, await self.request(body_of_one(command), timeout))
 
     async def _run_multi(self, steps: MultiRequest[T], timeout: float | None) -> T:
@@ -271,7 +271,7 @@ class AsyncClient:
         keys_only: bool = False,
         timeout: float | None = None,
     ) -> AsyncIterator[Record]:
-        """All records of the range, page by page; each page is from a snapshot of its own."""
+        """All records of the range, page by page; each page is from its own snapshot."""
         cursor = None
         while True:
             page = await self.list_page(
@@ -290,8 +290,8 @@ class AsyncClient:
         end: str | None = None,
         timeout: float | None = None,
     ) -> int:
-        """How many keys there are in the range; large ranges are counted in parts, each from a
-        snapshot of its own."""
+        """How many keys there are in the range; large ranges are counted in parts, each from its
+        own snapshot."""
         return await self._run_multi(multi_request.count(prefix, start, end), timeout)
 
     async def events(

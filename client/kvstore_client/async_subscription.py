@@ -61,7 +61,7 @@ class AsyncSubscription(SubscriptionBase):
         return item
 
     async def next(self, timeout: float | None = None) -> Event | Sync | Reset | Heartbeat | None:
-        """The next item; None if there is none within ``timeout`` seconds (None: for ever)."""
+        """The next item; None if there is none within ``timeout`` seconds (None: no limit)."""
         self._begin_use()
         try:
             return await drive(self._next_event(timeout))

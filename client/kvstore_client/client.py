@@ -118,7 +118,7 @@ class Client:
             pool.give_back(connection)
 
     def run(self, command: Command[T], *, timeout: float | None = None) -> T:
-        """Run one command; raises the KvError with which it fails."""
+        """Run one command; raises the KvError of a failed one."""
         return result_of(command, self.request(body_of_one(command), timeout))
 
     def _run_multi(self, steps: MultiRequest[T], timeout: float | None) -> T:
@@ -265,7 +265,7 @@ class Client:
         keys_only: bool = False,
         timeout: float | None = None,
     ) -> Iterator[Record]:
-        """All records of the range, page by page; each page is from a snapshot of its own."""
+        """All records of the range, page by page; each page is from its own snapshot."""
         cursor = None
         while True:
             page = self.list_page(
@@ -283,8 +283,8 @@ class Client:
         end: str | None = None,
         timeout: float | None = None,
     ) -> int:
-        """How many keys there are in the range; large ranges are counted in parts, each from a
-        snapshot of its own."""
+        """How many keys there are in the range; large ranges are counted in parts, each from its
+        own snapshot."""
         return self._run_multi(multi_request.count(prefix, start, end), timeout)
 
     def events(

@@ -1,12 +1,12 @@
-"""The operations as values: what to send, and how to read the result.
+"""Operations as values: what to send, and how to read the result.
 
 ``Client.get(key)`` runs ``commands.get(key)`` alone; ``Client.batch`` runs any number of them in one
 request::
 
     client.batch([commands.put("a", b"1"), commands.delete("b")], atomic=True)
 
-A command is checked when it is made and raises the KvError that the daemon would answer with. It
-holds no connection and may be run any number of times. Times to live are seconds, whole or not, or
+A command is checked when it is made, and an invalid one raises the KvError that the daemon would answer.
+It holds no connection and may be run any number of times. Times to live are seconds, whole or not, or
 ``timedelta``s; the daemon keeps them to the millisecond.
 """
 
@@ -37,7 +37,7 @@ Fields = dict[str, Any]
 
 
 class Written(NamedTuple):
-    """What a write made of the record. ``version`` is 1 when the write created it."""
+    """The record's state after a write. ``version`` is 1 when the write created it."""
 
     revision: int
     create_revision: int
@@ -46,7 +46,7 @@ class Written(NamedTuple):
 
 
 class Incremented(NamedTuple):
-    """What an ``incr`` made of the record; ``value`` is the new number."""
+    """The record's state after an ``incr``; ``value`` is the new number."""
 
     value: int
     revision: int
@@ -56,9 +56,9 @@ class Incremented(NamedTuple):
 
 
 class Deleted(NamedTuple):
-    """How many keys a delete removed, and in which revision the last of them; None if there were none.
+    """How many keys a delete removed, and the revision that removed the last one; None if there were none.
 
-    ``has_more`` says that a bounded step left some of the prefix over.
+    ``has_more``: a bounded step left some keys of the prefix.
     """
 
     deleted: int
@@ -94,7 +94,7 @@ class HistoryPage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Command(Generic[T_co]):
-    """One operation; ``read`` makes the typed result of the reply's fields for it.
+    """One operation; ``read`` makes its typed result from its fields in the reply.
 
     Results of a batch are read with the reply's epoch and revision, which are the same for all.
     """
@@ -135,7 +135,7 @@ def body_of_one(command: Command[Any]) -> RequestBody:
 
 
 def results_of(commands: Sequence[Command[Any]], reply: Reply) -> list[Any]:
-    """Each command's result, or the KvError with which it alone failed; raises ``internal`` for a
+    """Each command's result, which is a KvError if only this command failed; raises ``internal`` for a
     reply that does not follow the protocol."""
     try:
         return [
@@ -151,7 +151,7 @@ def _malformed(error: Exception) -> KvError:
 
 
 def result_of(command: Command[T], reply: Reply) -> T:
-    """The result of the one command of a request; raises the KvError with which it failed."""
+    """The result of the only command of a request; raises the KvError of a failed one."""
     try:
         (fields,) = reply.results
         if not isinstance(fields, KvError):
@@ -164,7 +164,7 @@ def result_of(command: Command[T], reply: Reply) -> T:
 def get(key: str) -> Command[Record]:
     """The record of ``key``; ``not_found`` if there is none."""
     read = partial(_record, key)
-    # what the table would check of a plain key has been checked, in a third of the time
+    # is_plain_key is all that the table checks of such a key, and quicker
     if is_plain_key(key):
         return Command({"op": "get", "key": key}, read)
     return _command("get", read, key=key)
@@ -184,7 +184,7 @@ def put(
     unless another is given. It stays until it is changed unless one of these is given: ``ttl``;
     ``keep_ttl``, to leave the end of the time to live that the key has as it is; ``expires_at``, in
     milliseconds since the epoch. ``if_revision`` must be the record's revision, 0 for "must not exist";
-    ``condition_failed`` tells the present one."""
+    the error ``condition_failed`` holds the present one."""
     raw = value_of(value)
     if content_type is None and isinstance(value, str):
         content_type = TEXT_CONTENT_TYPE
@@ -314,13 +314,13 @@ def status() -> Command[Fields]:
 def _command(
     name: str, read: Callable[[Fields, Reply], T], value: bytes | None = None, /, **fields: Any
 ) -> Command[T]:
-    """The command with the fields that are not None, checked."""
+    """The checked command, without the fields that are None."""
     op = {"op": name, **{key: given for key, given in fields.items() if given is not None}}
     try:
         check_operation(op, 0)
         check_keys(op)
     except KvError as error:
-        # the caller has not numbered it
+        # the caller knows no index of an op
         message = error.message.removeprefix("ops[0].").removeprefix("ops[0]: ")
         details = {name: detail for name, detail in error.details.items() if name != "op"}
         raise KvError(error.code, message, **details) from None

@@ -22,7 +22,7 @@ MultiRequest = Generator[Sequence[Command[Any]], list[Any], T]
 
 
 def single(command: Command[T]) -> MultiRequest[T]:
-    """Run one command; raises the KvError with which it fails."""
+    """Run one command; raises the KvError of a failed one."""
     (result,) = yield [command]
     if isinstance(result, KvError):
         raise result
@@ -30,8 +30,8 @@ def single(command: Command[T]) -> MultiRequest[T]:
 
 
 def get_many(keys: Sequence[str]) -> MultiRequest[dict[str, Record]]:
-    """The records of those keys that there are. A request has a bounded number of keys; those whose
-    values the reply had no room for go into the next one."""
+    """The records of those keys that exist. A request has a bounded number of keys; those whose values did
+    not fit into the reply go into the next one."""
     found: dict[str, Record] = {}
     left = list(dict.fromkeys(texts_of("keys", keys)))
     while left:
@@ -50,7 +50,7 @@ def get_many(keys: Sequence[str]) -> MultiRequest[dict[str, Record]]:
 
 
 def delete_prefix(prefix: str) -> MultiRequest[Deleted]:
-    """Remove in bounded steps all that begins with ``prefix``."""
+    """Remove all keys that begin with ``prefix``, in bounded steps."""
     total, revision = 0, None
     while True:
         step = yield from single(commands.delete_prefix(prefix))

@@ -60,7 +60,7 @@ class Subscription(SubscriptionBase):
         return item
 
     def next(self, timeout: float | None = None) -> Event | Sync | Reset | Heartbeat | None:
-        """The next item; None if there is none within ``timeout`` seconds (None: for ever)."""
+        """The next item; None if there is none within ``timeout`` seconds (None: no limit)."""
         self._begin_use()
         try:
             return drive(self._next_event(timeout))

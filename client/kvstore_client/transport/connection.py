@@ -51,7 +51,7 @@ class Connection:
     """
 
     slots: Any = None
-    """Where the pool notes what is free again once the call is over."""
+    """The pool's slots, to which this connection's slot returns after the call."""
 
     def __init__(self, context: zmq.Context[Socket], endpoint: str) -> None:
         self._context = context
@@ -147,7 +147,7 @@ class Connection:
         recv = socket.recv
         try:
             # Every reply has id, delimiter and header, and to ask for RCVMORE costs as much as a frame.
-            # A message with fewer frames is no reply, nor is what is then read along with it.
+            # A message with fewer frames is no reply, nor is the next one, of which frames are read then.
             frames = [recv(NOBLOCK), recv(NOBLOCK), recv(NOBLOCK)]
             while socket.getsockopt(zmq.RCVMORE):
                 frames.append(recv(NOBLOCK))
@@ -162,7 +162,7 @@ class Connection:
         self._open()
 
     def close(self) -> None:
-        """Close the socket; what was not yet sent is dropped."""
+        """Close the socket and drop what was not sent yet."""
         if self.generation == forks.generation():
             self._monitor.close()
             self._socket.close()

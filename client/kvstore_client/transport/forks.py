@@ -1,7 +1,7 @@
 """Which side of a fork this is.
 
 ZeroMQ's sockets do not work across a fork: the threads behind them stay in the parent, so that a call in
-the child would wait for ever. And of two processes with the same client id, each would take the other's
+the child would never end. And of two processes with the same client id, each would take the other's
 answers for its own. So owners of sockets remember the :func:`generation` in which they made them, and in
 another one make new sockets with new ids. Inherited ones are left alone, not even closed: their
 descriptors are shared with the parent.

@@ -21,7 +21,7 @@ def pool_timeout(seconds: float, body: RequestBody) -> KvError:
 
 class PoolBase:
     """Up to ``size`` connections to ``endpoint`` and the context that makes their sockets; the idle one
-    used last is used next. Raises ValueError for what is no endpoint.
+    used last is used next. Raises ValueError if ``endpoint`` is not one.
 
     To take an idle connection and to keep one needs no lock, since the list's ``pop`` and ``append`` are
     atomic. Closing the pool leaves connections in use to the calls that use them.
