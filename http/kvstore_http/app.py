@@ -1,4 +1,4 @@
-"""The falcon application: resources on the routes of the table, problems for everything that fails."""
+"""The falcon application: resources on the routes of the table, problem documents for all errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each request is called in logs and answers: as its client calls it, or by a name made up here."""
+"""The id of a request in logs and answers: the one that its client sent, or a new one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextvars import ContextVar
 from kvstore_core.operations import is_request_id
 
 current_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id that the daemon is told with what the present greenlet asks of it.
+"""The id that goes to the daemon with what the present greenlet asks.
 
-Set only where somebody sent one, or may look for it in the daemon's log: to tell it every id would take
-some 3% of a gathered get.
+Set only if the client sent one, or if the access log is on and somebody may look for it in the daemon's log:
+to send every id would slow down every get.
 """
 
 _prefix = os.urandom(4).hex()
@@ -21,7 +21,7 @@ _numbers = itertools.count(1)
 
 
 def reseed() -> None:
-    """Begin ids of this process' own, after a fork."""
+    """Take another prefix, after a fork."""
     global _prefix
     _prefix = os.urandom(4).hex()
 
@@ -36,5 +36,5 @@ def sent_id(headers: Mapping[str, str]) -> str | None:
 
 
 def new_id() -> str:
-    """An id that no other request of the service has, to all intents and purposes."""
+    """An id that no other request of the service has, for all practical purposes."""
     return f"{_prefix}-{next(_numbers):x}"

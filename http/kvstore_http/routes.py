@@ -47,7 +47,7 @@ SUBSCRIBE = known(
 
 
 class Header(NamedTuple):
-    """A request header that means something here."""
+    """A request header that an endpoint understands."""
 
     name: str
     meaning: str
@@ -60,8 +60,10 @@ IF_NONE_MATCH_FILE = Header("If-None-Match", "the tag of the copy you have: 304 
 IF_MODIFIED_SINCE = Header("If-Modified-Since", "304 unless the value is newer, by whole seconds")
 RANGE = Header("Range", "one range of the value's bytes")
 IF_RANGE = Header("If-Range", "the revision that the range is meant for")
-IDEMPOTENCY_KEY = Header("Idempotency-Key", "applied once, however often it is sent with the same text here")
-LAST_EVENT_ID = Header("Last-Event-ID", "go on after the event with this id")
+IDEMPOTENCY_KEY = Header(
+    "Idempotency-Key", "the request is applied once, however often it is sent with the same key"
+)
+LAST_EVENT_ID = Header("Last-Event-ID", "resume after the event with this id")
 
 _CONDITIONS = (IF_MATCH, IF_NONE_MATCH)
 _WRITING = (*_CONDITIONS, IDEMPOTENCY_KEY)

@@ -1,5 +1,5 @@
-"""What the facade is started with. Names, units, defaults and consequences stand in the option
-table of the command (``kvstore_cli.config.options``); nothing has a second default here."""
+"""What the facade is started with. The option table of the command (``kvstore_cli.config.options``) has the
+names, units, defaults and consequences; nothing has a second default here."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ class WorkerCounters:
         self._cells[STREAM_EVENTS] += events
 
     def changes_sent(self, lag_ms: int) -> None:
-        """Changes were sent to all who want them, so long after they were committed."""
+        """Changes were sent to all streams that want them, so long after they were committed."""
         lag_ms = max(0, lag_ms)
         self._cells[STREAM_LAG.at + bisect_left(self._lag_limits, lag_ms)] += 1
         self._cells[STREAM_LAG.sum_at] += lag_ms

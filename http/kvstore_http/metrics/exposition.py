@@ -1,4 +1,4 @@
-"""What ``/metrics`` shows: the facade's own counts and the daemon's status, as Prometheus' families.
+"""What ``/metrics`` shows: the facade's counters and the daemon's status, as Prometheus' metric families.
 
 ``CATALOGUE`` is the one table of names. ``docs/monitoring.md`` lists the same ones, and a test compares
 both with what a service exposes.

@@ -1,4 +1,4 @@
-"""``HOST[:PORT]`` as RFC 3986 section 3.2 has it: what stands in ``Host``, and in an absolute address."""
+"""``HOST[:PORT]`` by RFC 3986 section 3.2, as in ``Host`` and in an absolute address."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from ipaddress import IPv6Address
 from typing import NamedTuple
 
 KEPT = 256
-"""How many texts are kept with what they say; a service goes by few names."""
+"""How many parsed texts are kept; a service has few names."""
 
 MOST_CHARS = 255 + len(":65535")
-"""A name of the DNS has at most 253 characters (RFC 1035); what is kept is bounded in bytes by it."""
+"""A DNS name has at most 253 characters (RFC 1035). This also bounds the memory of what is kept."""
 
 _AUTHORITY = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+))"
     r"(?::(?P<port>[0-9]{0,5}))?"
 )
-"""A name may hold a comma by the RFC; here that is two names in one, which proxies make of two headers."""
+"""By the RFC a name may hold a comma; here it may not: proxies join two headers with one."""
 
 _MAX_PORT = 65535
 
@@ -37,8 +37,8 @@ class Authority(NamedTuple):
 
 
 def parse_authority(text: str) -> Authority | None:
-    """What ``text`` names; None if it is no host with perhaps a port, is longer than ``MOST_CHARS``, or
-    holds anything else, as the name of a user."""
+    """The host and port in ``text``; None if it is longer than ``MOST_CHARS`` or has anything else, such as a
+    user name."""
     return _parsed(text) if len(text) <= MOST_CHARS else None
 
 

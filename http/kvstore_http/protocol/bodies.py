@@ -15,13 +15,13 @@ from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, JSON, TEXT_CONTENT_TY
 T = TypeVar("T")
 
 JOINED_BYTES = 64 * 1024
-"""A body that is made while it is sent goes out in pieces of at least this size."""
+"""A streamed body is sent in pieces of at least this size."""
 
 FORM = "application/x-www-form-urlencoded"
 
 MAX_ACCEPT = 2048
-"""The most characters of an ``Accept`` that is read. Browsers send 200; falcon's time for one with quotes in
-it grows with the square of its length."""
+"""The most characters of ``Accept``. Browsers send 200; falcon's time for one with quotes in it grows with
+the square of its length."""
 
 
 def read_body(environ: dict[str, Any]) -> bytes:
@@ -32,7 +32,7 @@ def read_body(environ: dict[str, Any]) -> bytes:
 
 
 def read_value(environ: dict[str, Any]) -> bytes:
-    """The body as a value to store; raises what RFC 9110 asks for where it is not the whole of one."""
+    """The body as a value to store; refuses an encoded or partial one, as RFC 9110 asks."""
     if environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
         raise KvError(  # section 8.4.1
             "unsupported_media_type",
@@ -47,7 +47,7 @@ def read_value(environ: dict[str, Any]) -> bytes:
 def value_type(environ: dict[str, Any]) -> str:
     """The media type to store with the body.
 
-    ``curl -d`` says "form" unasked, of whatever it sends: that is kept as text.
+    ``curl -d`` calls everything a form, so a form is stored as text.
     """
     media_type: str | None = environ.get("CONTENT_TYPE")
     if not media_type:
@@ -69,9 +69,9 @@ def check_media_type(media_type: str) -> None:
 
 
 def require_type(environ: dict[str, Any], wanted: str, header: str = "accept") -> None:
-    """Raise ``unsupported_media_type`` unless the body is said to be ``wanted``.
+    """Raise ``unsupported_media_type`` unless the body's Content-Type is ``wanted``.
 
-    ``header`` is where the answer says what is taken: ``accept`` (RFC 9110 section 15.5.16) or
+    ``header`` names the accepted type in the answer: ``accept`` (RFC 9110 section 15.5.16) or
     ``accept_patch`` (RFC 5789 section 3.1).
     """
     media_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
@@ -84,7 +84,7 @@ def require_type(environ: dict[str, Any], wanted: str, header: str = "accept") -
 
 
 def refuse_body(environ: dict[str, Any]) -> None:
-    """Raise ``bad_request`` for a body where nothing would read it."""
+    """Raise ``bad_request`` for a body, where none is taken."""
     if environ.get("CONTENT_LENGTH", "0") not in ("", "0"):
         raise KvError("bad_request", "this route takes no body; use query parameters")
 
@@ -98,15 +98,15 @@ def read_json(environ: dict[str, Any]) -> Any:
 
 
 def used_up(items: list[T]) -> Iterator[T]:
-    """The items in order, of which none is kept here once it is given out. Use it with ``map``: the variable
-    of a loop or of a generator expression keeps an item while the server waits for a slow reader."""
+    """The items in order, each dropped here once it is given out. Use it with ``map``: the variable of a loop
+    or a generator expression keeps an item while the server waits for a slow reader."""
     items.reverse()
     while items:
         yield items.pop()
 
 
 def joined(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The pieces, small ones together: each is written by itself."""
+    """The pieces, small ones joined: each is a write of its own."""
     waiting: list[bytes] = []
     size = 0
     for piece in pieces:

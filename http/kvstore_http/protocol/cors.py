@@ -1,4 +1,4 @@
-"""What pages of other origins may do: nothing, or with CORS what the listed ones ask for."""
+"""What pages of other origins may do: nothing, unless their origin is listed (CORS)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Cors:
             self._allow(req, resp)
 
     def _allow(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """The preflight: everything that the path takes, with any headers."""
+        """Answer the preflight: all methods of the path are allowed, with any headers."""
         resp.set_header("access-control-allow-methods", resp.get_header("allow") or "")
         asked = req.env.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS")
         if asked:
@@ -49,10 +49,10 @@ class Cors:
 
 
 def guarded(responder: Responder, origins: tuple[str, ...]) -> Responder:
-    """A POST responder that refuses the pages of origins that are not listed.
+    """A POST responder that refuses pages of origins that are not listed.
 
-    Browsers send a POST to any site without asking first, so without this every page that somebody
-    opens could count up the keys of a service on their own machine. Other methods are preflighted.
+    Browsers send a POST to any site without a preflight, so any page could increment keys of a service on its
+    visitor's machine. The other methods that write are preflighted.
     """
     allowed = frozenset(origins)
 
@@ -68,9 +68,9 @@ def guarded(responder: Responder, origins: tuple[str, ...]) -> Responder:
 
 
 def _is_same(req: falcon.Request, origin: str) -> bool:
-    # What a browser says of the page itself counts even behind a proxy that changes the host; no page can
-    # set this header (https://www.w3.org/TR/fetch-metadata/). Without it, which browsers send over https and
-    # to this machine only, the host decides: a proxy that ends TLS leaves it as it is, not the scheme.
+    # This header holds even behind a proxy that changes the host, and no page can set it
+    # (https://www.w3.org/TR/fetch-metadata/). Browsers send it only over https and to this machine. Without
+    # it the host decides, and not the scheme, which a proxy that terminates TLS changes.
     if req.env.get("HTTP_SEC_FETCH_SITE") == "same-origin":
         return True
     return origin.partition("://")[2] == req.env.get("HTTP_HOST")

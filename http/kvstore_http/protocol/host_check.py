@@ -1,8 +1,8 @@
-"""Which names of this service a request may come under.
+"""The names in ``Host`` that requests may have.
 
-A page whose owner points its name at 127.0.0.1 (DNS rebinding) is of the same origin as the service on
-its visitor's machine, so neither CORS nor the check of ``Origin`` stops it from reading and writing
-everything. What the page cannot change is the ``Host`` that its requests carry: its own name.
+A page whose owner points its name at 127.0.0.1 (DNS rebinding) has the same origin as the service on its
+visitor's machine, so neither CORS nor the check of ``Origin`` keeps it from reading and writing everything.
+But its requests carry its own name in ``Host``, which it cannot change.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from kvstore_core.loopback import is_loopback
 from kvstore_http.protocol.authority import parse_authority
 
 KEPT_NAMES = 256
-"""How many values of ``Host`` are kept with their verdicts, so that few requests pay for the check."""
+"""How many checked values of ``Host`` are kept, so that few requests pay for the check."""
 
 SHOWN_CHARACTERS = 260
-"""A name and a port are never longer."""
+"""A name with a port is never longer."""
 
 
 def allowed_hosts(listens_on: str, named: tuple[str, ...]) -> frozenset[str] | None:
-    """The names other than this machine's own that requests may carry; None if any may.
+    """The allowed names besides those of loopback; None if any name is allowed.
 
-    ``listens_on`` is ``HOST:PORT`` and ``named`` what the operator listed. Beyond loopback nobody but
-    the operator knows the service's names, so without a list all are taken.
+    ``listens_on`` is ``HOST:PORT`` and ``named`` the operator's list. Beyond loopback only the operator knows
+    the service's names, so without a list all are allowed.
     """
     if "*" in named or (not named and not is_loopback(host_of(listens_on))):
         return None
@@ -41,9 +41,9 @@ def host_of(authority: str) -> str:
 
 
 class HostCheck:
-    """Middleware that refuses requests under a name that is neither ``allowed`` nor the machine's own.
+    """Middleware that refuses requests whose ``Host`` is neither ``allowed`` nor loopback.
 
-    One without a ``Host`` is taken: HTTP/1.0 has none, and browsers always send it.
+    A request without ``Host`` is taken: HTTP/1.0 has none, and browsers always send it.
     """
 
     def __init__(self, allowed: frozenset[str]) -> None:

@@ -1,4 +1,4 @@
-"""Records and events as JSON: how the fields of a reply look to somebody who speaks HTTP."""
+"""Records and events as JSON: the fields of a reply as HTTP shows them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MILLISECONDS = tuple(f".{rest:03d}Z" for rest in range(1000))
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-"""Bracket by bracket, how much deeper it goes: 1, or -1 as a signed byte."""
+"""For each bracket, how the depth changes: 1, or -1 as a signed byte."""
 _NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 
 MAX_DEPTH = 100
-"""JSON that is nested deeper is not put into other JSON: one such value would make a whole page unreadable to
-parsers that give up at some depth."""
+"""JSON that is nested deeper is not put into other JSON: some parsers give up at such a depth, and could not
+read the whole page."""
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -34,8 +34,8 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 def timestamp(milliseconds: int) -> str:
     """RFC 3339 in UTC with milliseconds: ``2026-01-31T12:00:00.000Z``.
 
-    A moment that lies before 1970, or beyond the year 9999, is shown as the first or last that can be
-    written: the wall clock, and with it the times of records, may be set to anything.
+    A time before 1970 or after the year 9999 is shown as the first or last that can be written: the wall
+    clock, and with it the times of records, may be set to anything.
     """
     seconds, rest = divmod(min(max(0, milliseconds), MAX_MOMENT), 1000)
     return _to_the_second(seconds) + _MILLISECONDS[rest]
@@ -81,10 +81,10 @@ def inline_member(value: bytes, content_type: str) -> dict[str, Any]:
 
 
 def _depth(text: bytes) -> int:
-    """How deep the arrays and objects of a JSON text are nested, as far as that may matter."""
+    """How deep the arrays and objects of a JSON text are nested; 0 if it cannot be too deep."""
     if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
         return 0
-    # all of it runs in C: a value may hold half a million brackets
+    # in C, since a value may hold half a million brackets
     return max(accumulate(array("b", _TEXT.sub(b"", text).translate(_STEPS, _NO_BRACKETS))))
 
 

@@ -1,8 +1,7 @@
 """``application/merge-patch+json`` (RFC 7396), on the text of a value.
 
-What a patch does not name stays as it is written, character by character: to read a number and
-write it again would change it (``1e400``, or more digits than a float has), and so would members that
-stand there twice.
+What a patch does not name stays as it is written, character by character: reading and writing would change
+numbers (``1e400``, or more digits than a float has) and members that are there twice.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from kvstore_core.media_types import JSON
 T = TypeVar("T")
 
 LARGE_BYTES = 16 * 1024
-"""From this size on a text is read and merged in a thread: at two microseconds a member, a large one would
-hold up everybody whom this worker serves."""
+"""From this size on a text is read and merged in a thread, so that it does not hold up the other requests of
+the worker."""
 
 MAX_DEPTH = 100
-"""How deep objects may stand in objects in a patch. What it leaves alone in the value may be any depth that
-Python's parser takes."""
+"""How deep objects may be nested in a patch. The rest of the value may have any depth that Python's parser
+takes."""
 
 
 class Patch:
     """A merge patch for one key.
 
-    It keeps the key's media type, and the moment at which it expires unless ``ttl`` (seconds) gives a new
-    one. A missing key is patched from nothing, which creates it.
+    It keeps the key's media type, and its time of expiry unless ``ttl`` (seconds) gives a new one. A missing
+    key is created.
     """
 
     def __init__(self, body: bytes, key: str, ttl: float | None) -> None:
         try:
-            self._patch = _apart(len(body), lambda: _read(body))
+            self._patch = _maybe_in_thread(len(body), lambda: _read(body))
         except ValueError as error:
             raise KvError("bad_request", f"the patch is not JSON: {error}") from error
         self._key = key
@@ -49,7 +48,7 @@ class Patch:
         Raises ``not_json`` for a stored value that is not JSON.
         """
         size = 0 if record is None else len(record["value"])
-        value = _apart(size, lambda: _merged(self._target(record), self._patch))
+        value = _maybe_in_thread(size, lambda: _merged(self._target(record), self._patch))
         op: dict[str, Any] = {
             "op": "put",
             "key": self._key,
@@ -72,8 +71,8 @@ class Patch:
             ) from error
 
 
-def _apart(size: int, work: Callable[[], T]) -> T:
-    """What ``work`` gives; done in a thread if it is about a text of many bytes."""
+def _maybe_in_thread(size: int, work: Callable[[], T]) -> T:
+    """What ``work`` returns; run in a thread if it is about a text of many bytes."""
     if size < LARGE_BYTES:
         return work()
     done, error = gevent.get_hub().threadpool.apply(_attempt, (work,))
@@ -84,7 +83,7 @@ def _apart(size: int, work: Callable[[], T]) -> T:
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What ``work`` gives or raises; of what is raised in a thread gevent prints the traceback."""
+    """What ``work`` returns or raises; gevent would print the traceback of what is raised in a thread."""
     try:
         return work(), None
     except Exception as error:
@@ -92,8 +91,8 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 class _Member(NamedTuple):
-    """A member of an object: its name, what is written before the value (space, name, colon), the value, and
-    the space between it and a comma."""
+    """A member of an object: its name, the text before the value (space, name, colon), the value, and the
+    space between it and a comma."""
 
     name: str
     before: str
@@ -109,7 +108,7 @@ class _Object(NamedTuple):
 
     @property
     def values(self) -> dict[str, _Value]:
-        """The values by name; of several of one name the last one counts."""
+        """The values by name; the last one of a name wins."""
         return {member.name: member.value for member in self.members}
 
     def __str__(self) -> str:
@@ -118,7 +117,7 @@ class _Object(NamedTuple):
 
 
 _Value = str | _Object
-"""The text of a value; an object is taken apart where a patch looks into it."""
+"""The text of a value; an object is parsed where a patch changes it."""
 
 
 def _merged(target: _Value | None, patch: _Value) -> str:
@@ -130,7 +129,7 @@ def _merge(target: _Value | None, patch: _Value) -> _Value:
     if isinstance(patch, str):
         return patch
     members = target.members if isinstance(target, _Object) else []
-    # members that are new are written as the last one is, on a line of its own or not
+    # new members are spaced as the last one is, on a new line or not
     space = _SPACE.match(members[-1].before)[0] if members else ""  # type: ignore[index]
     changes = patch.values
     present = {member.name: member for member in members}
@@ -156,7 +155,7 @@ def _refuse_constant(name: str) -> None:
 
 
 _DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
-"""Tells where a value ends. Its numbers stay text: they may be of any size."""
+"""Finds the end of a value. Numbers stay text: they may be of any size."""
 
 _SPACE = re.compile(r"[ \t\n\r]*+")
 _MEMBER = re.compile(
@@ -168,12 +167,12 @@ _MEMBER = re.compile(
     """,
     re.VERBOSE,
 )
-"""A plain member with another behind it, as nearly all are; any other is looked at step by step."""
+"""A plain member with another behind it, as nearly all are; others are read step by step."""
 
 
 def _read(data: bytes, patch: _Value | None = None) -> _Value:
-    """The value in ``data``, its objects taken apart: all of them, or those that ``patch`` looks into.
-    Raises ValueError if it is not JSON."""
+    """The value in ``data``, with its objects parsed: all of them, or those that ``patch`` changes. Raises
+    ValueError if it is not JSON."""
     text = data.decode()
     if text.startswith("\ufeff"):
         raise ValueError("it begins with a byte order mark")
@@ -192,7 +191,7 @@ def _skipped(text: str, at: int) -> int:
 
 
 def _value(text: str, at: int, patch: _Value | None, depth: int) -> tuple[_Value, int]:
-    """The value at ``at``, and where it ends. Each character is looked at once, however deep it stands."""
+    """The value at ``at``, and where it ends. Each character is read once, at any depth."""
     if text[at : at + 1] == "{" and not isinstance(patch, str):
         if depth == MAX_DEPTH:
             raise ValueError("it is nested too deeply")

@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem documents, from the one table in ``kvstore_core.errors``.
 
-Whatever goes wrong while a request is answered is raised as a KvError and becomes a response here;
-the server uses :func:`rendered` for requests that it refuses before the application sees them.
+An error in answering a request is raised as a KvError and becomes a response here; the server uses
+:func:`rendered` for requests that it refuses before the application sees them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("kvstore.http")
 
 
 def problem(error: KvError, request_id: str | None = None) -> dict[str, Any]:
-    """The problem document: the details stand beside the members of RFC 9457 and never replace one."""
+    """The problem document: details are added to the members of RFC 9457 and never replace one."""
     row = error.row
     members = {
         "type": f"urn:kvstore:error:{row.code}",
@@ -66,7 +66,7 @@ def install(app: falcon.App[Any, Any]) -> None:
 
 
 def _on_error(req: falcon.Request, resp: falcon.Response, error: KvError, _params: dict[str, Any]) -> None:
-    # Headers of the answer that was being prepared describe something else than the problem.
+    # headers that were set already describe another response
     for name in resp.headers:
         resp.delete_header(name)
     resp.status, headers, resp.data = rendered(error, req.env.get(REQUEST_ID))
@@ -76,7 +76,7 @@ def _on_error(req: falcon.Request, resp: falcon.Response, error: KvError, _param
 def _on_http_error(
     req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: dict[str, Any]
 ) -> None:
-    """Falcon's own refusals. The routes leave it one: a path that nothing is mounted at."""
+    """Falcon's errors. Only one is left to it: a path at which nothing is mounted."""
     if error.status_code == 404:
         known = "the routes are listed at /openapi.json"
         _on_error(req, resp, KvError("no_such_route", f"there is no such route; {known}"), params)

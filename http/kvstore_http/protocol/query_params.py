@@ -1,7 +1,7 @@
 """Query parameters: declared once, checked strictly, read by type.
 
-An unknown parameter is an error that names the known ones: a misspelt ``tll`` must not store a value
-for ever.
+An unknown parameter is an error that names the known ones: a misspelt ``tll`` must not store a value for
+ever.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 MAX_WAIT_SECONDS = 600
 
 CHECKS = ("daemon", "writes", "disk", "store", "log", "clock", "connections", "feed", "streams")
-"""What ``/readyz`` looks at."""
+"""The checks of ``/readyz``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def parse_ttl(text: str) -> float:
 def parse_moment(text: str) -> int:
     """A date and time of RFC 3339 in milliseconds since the epoch; raises ValueError, also for what an offset
     or rounding puts beyond the year 9999."""
-    # the plus of an offset is a space in a query that was not encoded
+    # the plus of an offset is read as a space if the query was not encoded
     match = _MOMENT.fullmatch(text.replace(" ", "+") if " " not in text[:11] else text)
     if match is None:
         raise ValueError(text)
@@ -213,7 +213,7 @@ def _parse_prefix(text: str) -> str:
 
 
 def _parse_since(text: str) -> Cursor:
-    """A cursor; a bare revision is one without an epoch."""
+    """A cursor; a revision alone is a cursor without an epoch."""
     if text.isascii() and text.isdigit() and int(text) <= MAX_REVISION:
         return Cursor(int(text), "")
     return Cursor.parse(text)
@@ -259,7 +259,7 @@ EXPIRES_AT = Parameter(
     "expires_at",
     parse_moment,
     "a date such as 2026-01-31T12:00:00.000Z, from 1970 to the end of the year 9999 in UTC",
-    "from this moment on the key is gone",
+    "from this time on the key is gone",
     {"type": "string", "format": "date-time"},
 )
 FORMAT = Parameter(

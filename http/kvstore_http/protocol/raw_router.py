@@ -1,8 +1,8 @@
 """From the raw request target to the route and the key.
 
-A key may hold any character, ``/`` and ``%`` included, so it is decoded once, by us, from the target
-as the client sent it. PATH_INFO cannot serve: servers decode it before splitting it, and waitress
-also strips slashes from its front.
+A key may hold any character, even ``/`` and ``%``, so it is decoded once, here, from the target as the client
+sent it. PATH_INFO will not do: servers decode it before it is split, and waitress also strips slashes from
+its front.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Found = tuple[object, dict[str, Any], dict[str, Any], str | None]
 
 
 def percent_decoded(raw: str) -> str:
-    """The text that ``raw`` (as WSGI has it: bytes as latin-1) stands for, every ``%XX`` decoded once.
+    """The text of ``raw`` (in WSGI's form: bytes as latin-1), with every ``%XX`` decoded once.
 
     Raises ValueError for a ``%`` without two hexadecimal digits and for bytes that are not UTF-8.
     """
@@ -36,7 +36,7 @@ def percent_decoded(raw: str) -> str:
 
 
 def decoded_key(raw: str) -> str:
-    """The key that stands in a path; raises ``invalid_key``."""
+    """The key in a path; raises ``invalid_key``."""
     try:
         key = percent_decoded(raw)
     except ValueError as error:
@@ -63,7 +63,7 @@ class RawPathRouter(CompiledRouter):
     """Falcon's router interface over two dictionaries: one look-up for a fixed path, or one for
     ``/v1/GROUP/`` with everything behind it as the key.
 
-    Falcon's compiled router splits the decoded path at its slashes, which loses what the key was.
+    Falcon's compiled router splits the decoded path at its slashes, so the key would be lost.
     """
 
     def __init__(self) -> None:

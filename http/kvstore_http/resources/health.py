@@ -1,9 +1,9 @@
 """``/livez`` and ``/readyz``: whether this process answers, and whether the service can do its work.
 
-A check that *fails* makes the service unready: it cannot do what it is for, and a probe should know. One
-that *warns* says what will need somebody soon; a probe that took the service away for it would only make
-things worse. Load alone never makes it unready: a daemon that is slow to answer this one question while
-it answers others is there.
+A check that *fails* makes the service unready: it cannot do its work, and a probe should know. A *warning*
+names what an operator should look at soon; to take the service out of use for it would only make things
+worse. Load alone never makes it unready: a daemon that is slow to answer this one request while it answers
+others is there.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ _MARKS = {OK: "[+]", WARNING: "[!]", FAILED: "[-]"}
 
 LOW_DISK_BYTES = 1024**3
 LOW_DISK_SHARE = 0.1
-"""Free room on the disk is low below the smaller of the two."""
+"""The disk is low on space below the smaller of the two."""
 
 FULL_STORE_SHARE = 0.9
 
 SHORT_LOG_SECONDS = 3600.0
-"""A log that was cut to less than this leaves a subscriber no time for a restart and a coffee."""
+"""A log that is cut to less than this leaves a subscriber too little time to restart."""
 
 CLOCK_SECONDS = 3600.0
-"""For so long a step of the daemon's clock is worth a warning."""
+"""How long a step of the daemon's clock is a warning."""
 
 REFUSED_SECONDS = 60.0
-"""For so long a stream that found no room is worth a warning; a client comes back within seconds."""
+"""How long a stream that found no room is a warning; its client comes back within seconds."""
 
 SILENT_SECONDS = 5.0
-"""The daemon publishes something every second."""
+"""The daemon publishes a heartbeat every second."""
 
 Figures = dict[str, Any]
 Status = Mapping[str, Any]
 
 
 class Check(NamedTuple):
-    """What one check found: a state, a sentence, and the figures that it is about."""
+    """The result of one check: a state, a sentence, and its figures."""
 
     name: str
     state: str
@@ -65,12 +65,12 @@ class Check(NamedTuple):
         return {"name": self.name, "status": self.state, "message": self.message, **self.figures}
 
     def as_line(self) -> str:
-        """The check as etcd and Kubernetes write it, with the sentence behind it."""
+        """The check as etcd and Kubernetes write it, followed by the sentence."""
         return f"{_MARKS[self.state]}{self.name} {self.state}: {self.message}"
 
 
 class LivezResource:
-    """``/livez``: this process answers, whatever the daemon does. Restart it if it does not."""
+    """``/livez``: this process answers, with or without the daemon. Restart it if it does not."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         read_query(req.env, routes.NOTHING)
@@ -78,7 +78,7 @@ class LivezResource:
 
 
 class ReadyzResource:
-    """``/readyz``: whether the service can do its work, as 200 or 503, and on request what was looked at."""
+    """``/readyz``: whether the service can do its work, as 200 or 503, and with ``verbose`` each check."""
 
     def __init__(self, daemon: DaemonClient, feed: ChangeFeed, shared_counters: SharedCounters) -> None:
         self._daemon = daemon
@@ -104,7 +104,7 @@ class ReadyzResource:
         send_fresh_json(req, resp, answer)
 
     def _checks(self) -> Iterator[Check]:
-        """Those that can be made: what only the daemon knows is not asked for without it."""
+        """All checks; without the daemon only those that do not need it."""
         asked, is_away = perf_counter(), False
         try:
             status = self._daemon.call({"op": "status"})
@@ -163,7 +163,7 @@ def _writes(status: Status) -> Check:
     refusal = status["writes_refused"]
     if refusal is None:
         return Check("writes", OK, f"writes are taken; {last}", figures)
-    # reads and deletes go on in a full store; after a failed commit nothing is sure
+    # a full store still takes reads and deletes; after a failed commit nothing is certain
     state = WARNING if refusal["code"] == "store_full" else FAILED
     message = f"writes are refused: {refusal['message']}; {last}"
     return Check("writes", state, message, {**figures, "code": refusal["code"]})
@@ -215,7 +215,7 @@ def _shortened_by(status: Status, reach: float) -> str | None:
 
 
 def _now(status: Status) -> float:
-    """What the daemon's clock shows, by which events are stamped."""
+    """The time of the daemon's clock, which stamps the events."""
     now: int = status["clock"]["now"]
     return now / 1000
 

@@ -52,8 +52,8 @@ from kvstore_http.resources.writes import read_then_write, write
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.long_poll import Unchanged, read_after_change
 
-# A value is whatever somebody stored, on the origin of this service: a browser must neither guess
-# that it is a page nor run it as one that may speak for its reader.
+# Anybody may store a value, and it is served from the origin of this service: a browser must neither guess
+# that it is a page nor run scripts in it.
 _VALUE_HEADERS: Final = {
     "cache-control": "no-cache",
     "x-content-type-options": "nosniff",
@@ -133,7 +133,7 @@ class KeyResource:
         send_written(resp, key, write(self._daemon, environ, op, value))
 
     def _check_size(self, what: str, size: int) -> None:
-        """Raise ``value_too_large``. The daemon knows the limit; a question costs less than the upload."""
+        """Raise ``value_too_large``. The daemon knows the limit; asking it costs less than the upload."""
         limit = self._daemon.call({"op": "status"})["limits"]["value_bytes"]
         if size > limit:
             message = f"the {what} has {size} bytes, the limit is {limit} (--max-value-bytes)"
@@ -159,14 +159,14 @@ class KeyResource:
         if BODY_AWAITED in req.env:
             check_write(req.env)
         size = int(req.env.get("CONTENT_LENGTH") or 0)
-        if size > LARGE_BYTES:  # nearly all are small, and need no question
+        if size > LARGE_BYTES:  # nearly all are smaller and are not checked here
             self._check_size("patch", size)
         patch = Patch(read_body(req.env), key, query.get(TTL))
         send_written(resp, key, read_then_write(self._daemon, key, condition_of(req.env), patch.applied_to))
 
 
 def _refuse_several_ends(op: dict[str, Any]) -> None:
-    """The daemon would refuse it too, but in its own words."""
+    """Refuse in the words of HTTP what the daemon would refuse too."""
     given = [name for name in OPERATIONS["put"].exclusive if name in op]
     if len(given) > 1:
         raise KvError("bad_request", f"{' and '.join(given)} exclude each other", parameter=given[0])
@@ -209,14 +209,14 @@ def _headers(record: dict[str, Any]) -> dict[str, str]:
 
 def _last_modified(record: dict[str, Any]) -> int:
     """The second for Last-Modified: not later than the answer's Date (RFC 9110 section 8.8.2.1), though the
-    daemon's clock may have been ahead when the value was stored. If-Modified-Since is compared with what was
-    stored: while that lies ahead, nobody's copy counts as fresh."""
+    daemon's clock may have been ahead when the value was stored. If-Modified-Since is compared with the
+    stored time: while that lies ahead, no copy is fresh."""
     modified: int = record["modified_at"] // 1000
     return min(modified, int(time.time()))
 
 
 def _is_unmodified(environ: dict[str, Any], record: dict[str, Any]) -> bool:
-    """Whether the client's copy is still good (RFC 9110 section 13.2.2, steps 3 and 4)."""
+    """Whether the client's copy is still valid (RFC 9110 section 13.2.2, steps 3 and 4)."""
     none_match = environ.get("HTTP_IF_NONE_MATCH")
     if none_match is not None:
         return is_listed(record["revision"], parse_tags(none_match, "If-None-Match"))
@@ -228,8 +228,8 @@ def _is_unmodified(environ: dict[str, Any], record: dict[str, Any]) -> bool:
 
 
 def _seconds(date: str) -> int | None:
-    """The moment that a header names. None for one that cannot be read, which is then ignored (RFC 9110
-    section 13.1.3): also for the year 99999, which ``parsedate`` takes."""
+    """The time in a header; None for a malformed one, which is ignored (RFC 9110 section 13.1.3), and for the
+    year 99999, which ``parsedate`` takes."""
     try:
         parsed = parsedate(date)
         return None if parsed is None else calendar.timegm(parsed)
@@ -240,8 +240,8 @@ def _seconds(date: str) -> int | None:
 def _send_range(environ: dict[str, Any], resp: falcon.Response, record: dict[str, Any]) -> None:
     """Narrow the answer to the one range that is asked for.
 
-    A list of ranges, one that cannot be satisfied, and one of another state of the key (If-Range) are
-    answered with the whole value: RFC 9110 section 14.2 lets a server ignore Range.
+    A list of ranges, a range that cannot be satisfied, and one of another revision (If-Range) are answered
+    with the whole value: RFC 9110 section 14.2 lets a server ignore Range.
     """
     if environ.get("HTTP_IF_RANGE", resp.get_header("etag")) != resp.get_header("etag"):
         return

@@ -38,13 +38,13 @@ class RootResource:
         self._daemon = daemon
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """The key's value as text; without ``key``, where to go, which for a browser is the page."""
+        """The key's value as text; without ``key``, the index, or for a browser the page."""
         key = read_query(req.env, routes.JUST_KEY).get(KEY)
         resp.set_header("cache-control", "no-store")
         if key is None:
             resp.set_header("vary", "Accept")
             if _prefers_html(req):
-                ui_files.lead(resp)
+                ui_files.redirect_to_page(resp)
                 return
             resp.data = orjson.dumps(_index(req), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
             resp.content_type = JSON
@@ -54,7 +54,7 @@ class RootResource:
         resp.set_header("x-content-type-options", "nosniff")
 
     def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Store ``{"key", "value"}``, both texts, whatever type the body claims to have."""
+        """Store ``{"key", "value"}``, both texts; the Content-Type does not matter."""
         read_query(req.env, routes.NOTHING)
         key, value = _pair(read_json(req.env))
         op = {"op": "put", "key": key, "content_type": TEXT_CONTENT_TYPE}
@@ -78,7 +78,7 @@ class AllResource:
         resp.stream = self._object(first)
 
     def _object(self, page: dict[str, Any]) -> Iterator[bytes]:
-        """One JSON object, a page at a time; one that fails midway stays without its last brace."""
+        """One JSON object, a page at a time; after an error midway it lacks its closing brace."""
         separators = itertools.chain((b"{",), itertools.repeat(b","))
         is_empty = True
         while True:
@@ -93,7 +93,7 @@ class AllResource:
 
 
 def _prefers_html(req: falcon.Request) -> bool:
-    # Whoever would take both alike, as curl would, is no browser.
+    # a client that takes both alike, as curl does, is no browser
     return "text/html" in req.env.get("HTTP_ACCEPT", "") and preferred(req, JSON, HTML) == HTML
 
 
@@ -113,14 +113,14 @@ def _pair(body: Any) -> tuple[str, bytes]:
 
 
 def _member(item: dict[str, Any]) -> bytes:
-    """``"key":"value"``. Bytes that are no text become ``{"value_b64": …}``: the old service had no
-    such values, so no old client meets one that it stored itself."""
+    """``"key":"value"``. Bytes that are no text become ``{"value_b64": …}``: the old service had no such
+    values, so its clients have stored none."""
     member = value_member(item["value"])
     return orjson.dumps(item["key"]) + b":" + orjson.dumps(member.get("value", member))
 
 
 def _separated(member: bytes, separator: bytes) -> bytes:
-    # in this order: map takes of its first argument first, and no separator is lost at the end of a page
+    # in this order: map reads its first argument first, so no separator is lost at the end of a page
     return separator + member
 
 

@@ -81,9 +81,9 @@ class CollectionResource:
     # ── many keys ───────────────────────────────────────────────────────────────────────────────
 
     def _delete_prefix(self, req: falcon.Request, resp: falcon.Response, prefix: str) -> None:
-        """Page after page, each in a revision of its own: it is not atomic, and an error says how
-        much was deleted before it. A repeat under the same idempotency key gets the answers of the
-        pages that were done, and goes on behind them."""
+        """Delete page after page, each in its own revision: it is not atomic, and an error says how much was
+        deleted before it. A repeat under the same idempotency key gets the answers of the pages that were
+        done, and continues behind them."""
         refuse_body(req.env)
         refuse_conditions(req.env, "a prefix has no revision, only ?key= has")
         idempotency_key = idempotency_key_of(req.env)
@@ -123,7 +123,7 @@ class CollectionResource:
         return {"items": items, "revision": revision, "cursor": page["cursor"]}
 
     def _count(self, op: dict[str, Any]) -> dict[str, Any]:
-        """The count of all pages; each is of its own snapshot, ``revision`` is that of the first."""
+        """The count of all pages; each has its own snapshot, ``revision`` is that of the first."""
         op = {**op, "count": True}
         page, revision = self._daemon.read(op)
         total = page["count"]
@@ -135,11 +135,11 @@ class CollectionResource:
     def _lines(
         self, op: dict[str, Any], page: dict[str, Any], limit: int | None, *, inline: bool
     ) -> Iterator[bytes]:
-        """A record a line. When it fails midway, the last line is ``{"error": …}`` and the response
-        is cut off without the end that HTTP gives a complete one.
+        """A record a line. After an error midway, the last line is ``{"error": …}`` and the response is cut
+        off, so that HTTP shows it as incomplete.
 
-        The next page is read once the server has taken this one, of which nothing is kept while it waits
-        for a slow reader."""
+        The next page is read once the server has taken this one, and nothing of this one is kept while the
+        server waits for a slow reader."""
         while True:
             items, cursor = page["items"], page["cursor"]
             limit = None if limit is None else limit - len(items)

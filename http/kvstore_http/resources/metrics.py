@@ -23,7 +23,7 @@ class MetricsResource:
         self._counters = counters
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer, also while the daemon is away: ``kvstore_up`` says so then."""
+        """Answer with or without the daemon; ``kvstore_up`` says which."""
         read_query(req.env, routes.NOTHING)
         encode, content_type = choose_encoder(req.env.get("HTTP_ACCEPT", ""))
         resp.data = encode(collector(self._counters, self._status()))

@@ -1,4 +1,4 @@
-"""``/v1/status``: what the daemon says of itself."""
+"""``/v1/status``: the state of the daemon."""
 
 from __future__ import annotations
 

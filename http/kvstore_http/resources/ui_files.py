@@ -1,6 +1,6 @@
-"""``/ui/``: the page to look at the store and change it, and the files that it is made of.
+"""``/ui/``: the page to look at the store and change it, and its files.
 
-The page asks the same routes as everybody else, from the reader's browser; here are only its files.
+The page uses the public routes from the visitor's browser; this serves only its files.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _TYPES: Final = {
 }
 _FOLDER: Final = Path(__file__).parents[1] / "ui"
 
-# What the page may do, should a stored value ever get the better of it: load and ask nothing but this
-# service, run no script but these files, be in no frame, and put no text where a browser reads code.
+# What the page may do even if a stored value were run as script: load and request nothing but this service,
+# run no script but these files, be in no frame, and put no text where a browser reads code.
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",
@@ -40,7 +40,7 @@ _POLICY: Final = "; ".join(
 )
 
 _HEADERS: Final = {
-    "cache-control": "no-cache",  # asked for anew each time, so that an upgrade is seen at once
+    "cache-control": "no-cache",  # revalidated each time, so that an upgrade is seen at once
     "content-security-policy": _POLICY,
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
@@ -73,21 +73,21 @@ class File:
 
 
 class SlashMissing:
-    """``/ui``, which leads to ``/ui/``."""
+    """``/ui``, which redirects to ``/ui/``."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         read_query(req.env, routes.NOTHING)
-        lead(resp)
+        redirect_to_page(resp)
 
 
-def lead(resp: falcon.Response) -> None:
-    """Answer with the way to the page, from ``/`` or from ``/ui``: relative, as a proxy may have mounted
-    the service below some path."""
+def redirect_to_page(resp: falcon.Response) -> None:
+    """Redirect from ``/`` or ``/ui`` to the page: by a relative address, as a proxy may have mounted the
+    service below some path."""
     resp.status = "303 See Other"
     resp.set_header("location", "ui/")
 
 
 def parts() -> dict[str, object]:
-    """What is mounted beside ``/ui/``, by path: the files that the page loads, and the way to it."""
+    """What is mounted beside ``/ui/``, by path: the files that the page loads, and the redirect to it."""
     names = sorted(file.name for file in _FOLDER.iterdir() if file.suffix in _TYPES)
     return {"/ui": SlashMissing(), **{f"/ui/{name}": File(name) for name in names if name != "index.html"}}

@@ -1,7 +1,7 @@
-"""The access log, and what the log says of requests that take long.
+"""The access log, and warnings of slow requests.
 
-A line names the request as it was sent: method, path (so keys are shown), and of the query what cannot
-hold a value. Bodies, values, and headers other than User-Agent and X-Request-Id are never logged.
+A line names the request as it was sent: method, path (so keys are shown), and the parts of the query that
+cannot hold a value. Bodies, values, and headers other than User-Agent and X-Request-Id are never logged.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ log = logging.getLogger("kvstore.http")
 access = logging.getLogger("kvstore.access")
 
 MAX_SHOWN = 1024
-"""Characters of a path, a query or a user agent in a line."""
+"""The most characters of a path, a query or a user agent in a line."""
 
 _SHOWN = frozenset(
     parameter.name
     for endpoint in routes.ENDPOINTS
     for parameter in endpoint.query.values()
-    if parameter is not query_params.BY  # it is a part of the value that comes of it
+    if parameter is not query_params.BY  # it is part of the resulting value
 )
 
 Ended = Callable[[str, int, int], None]
@@ -34,11 +34,10 @@ Ended = Callable[[str, int, int], None]
 
 
 class AccessLog:
-    """What one worker notes of its requests. ``mode`` is ``off``, ``errors`` (statuses from 400 on) or
-    ``on``; at debug level every request is noted all the same. A request of ``slow_ms`` or more (0: never)
-    is warned of.
+    """The lines of one worker. ``mode`` is ``off``, ``errors`` (statuses from 400 on) or ``on``; at debug
+    level every request is logged. A request of ``slow_ms`` or more (0: never) is a warning.
 
-    ``is_on`` says that every request is noted, so that what is done for one should name it.
+    ``is_on`` says that every request is logged, ``is_noting`` that some may be.
     """
 
     def __init__(self, mode: str = "off", slow_ms: int = 0) -> None:
@@ -48,16 +47,16 @@ class AccessLog:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again at the log level, which is not looked at for each request."""
+        """Read the log level again; it is not read for each request."""
         is_debugging = log.isEnabledFor(logging.DEBUG)
         self.is_on = self._mode == "on" or is_debugging
         self.is_noting = self.is_on or self._mode == "errors"
-        # what was asked for comes at every level
+        # the access log does not depend on --log-level
         access.setLevel(logging.DEBUG if is_debugging else logging.INFO)
 
     def ended(self, task: Any, elapsed_ns: int, *, is_ours: bool) -> None:
-        """Note a request whose response is given, or that cannot be given one. Needs to be called only if
-        it took ``slow_ns`` or longer, or if ``is_noting``. ``is_ours``: the client had no say in how long it
+        """Log a request that was answered, or whose client left. Needs to be called only if it took
+        ``slow_ns`` or longer, or if ``is_noting``. ``is_ours``: the client had no influence on how long it
         took."""
         seconds = elapsed_ns / 1e9
         if elapsed_ns >= self.slow_ns and is_ours:
@@ -81,8 +80,8 @@ class AccessLog:
         self._slow_log.warning(line, fields, extra=fields)
 
     def opened(self, task: Any) -> Ended | None:
-        """Note that a stream was opened; returns what is to be called at its end, None where that is not
-        noted."""
+        """Log that a stream was opened; returns the function to call at its end, None if that is not
+        logged."""
         if not self.is_on:
             return None
         fields, begun = _fields(task), time.monotonic()
@@ -102,7 +101,7 @@ class AccessLog:
 
 
 def _status(task: Any) -> int:
-    """The status that was sent; 499, as nginx has it, where the client went before any was."""
+    """The status that was sent; 499, as in nginx's log, if the client left before."""
     return int(task.status[:3]) if task.wrote_header else 499
 
 
@@ -121,7 +120,7 @@ def _fields(task: Any) -> dict[str, Any]:
 
 
 def _shown_query(raw_query: str) -> str:
-    """The query with ``*`` in the place of everything but known parameters that hold no value."""
+    """The query, with ``*`` for everything but known parameters that hold no value."""
     if not raw_query:
         return ""
     pairs = (pair if pair.partition("=")[0] in _SHOWN else "*" for pair in raw_query.split("&"))

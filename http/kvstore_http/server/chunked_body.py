@@ -1,7 +1,7 @@
-"""A body in chunks, taken as RFC 9112 section 7.1 has it and in no other way.
+"""A body in chunks, read strictly by RFC 9112 section 7.1.
 
-waitress's receiver lets pass what other servers refuse or read differently: a size that ends in a line feed
-alone, empty lines between chunks, trailers that are no headers; and it keeps a line of any length.
+waitress's receiver accepts what other servers refuse or read differently: a size that ends in a line feed
+alone, empty lines between chunks, trailers that are no headers. It also keeps lines of any length.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;%b(?:=(?:%b|%b))?)*" % (_TOKEN, _TOKEN, _QUOTED))
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"host", b"content-type", b"trailer"))
-"""What a trailer may not say: section 6.5.1 of RFC 9110."""
+"""Names that a trailer may not have: section 6.5.1 of RFC 9110."""
 
 
 class ChunkedBody:
-    """What waitress calls a receiver. ``error`` is what is wrong with the body, ``completed`` says that its
-    end was seen. Extensions and trailers are checked and dropped."""
+    """A receiver, in waitress's words. ``error`` is the fault of the body, ``completed`` says that its end
+    was seen. Extensions and trailers are checked and dropped."""
 
     def __init__(self, overflow_bytes: int) -> None:
         self.error: Any = None
@@ -50,7 +50,7 @@ class ChunkedBody:
         return self._buffer.getfile()
 
     def received(self, data: bytes) -> int:
-        """Take what belongs to the body; returns how much that was, all of it once something is wrong."""
+        """Take the bytes that belong to the body; returns how many, all of them once there is an error."""
         at = 0
         while at < len(data) and not self.completed and self.error is None:
             if self._missing:

@@ -20,8 +20,8 @@ Shares = Sequence[Sequence[socket.socket]]
 def shared(sockets: Sequence[socket.socket], count: int) -> Shares:
     """All of ``sockets`` for each of ``count`` workers; nothing if there are none.
 
-    The kernel lets whoever comes first have a connection, so they are spread less evenly than over
-    the sockets that :func:`bind` makes.
+    The kernel gives a connection to the first worker that accepts it, so connections are spread less evenly
+    than over the sockets that :func:`bind` makes.
     """
     return [sockets] * count if sockets else []
 
@@ -30,14 +30,12 @@ def bind(address: str, count: int) -> Shares:
     """A socket for each of ``count`` workers, bound to ``HOST:PORT`` (``[HOST]:PORT`` for IPv6); the
     first listens already.
 
-    With port 0 all have the one free port that the first was given. Raises KvError where the address
-    cannot be had, as when another facade listens on it; connections that a stopped one left behind
-    are not in the way.
+    With port 0 all get the same free port. Raises KvError if the address is not available, as when another
+    facade listens on it; connections that a stopped facade left behind do not matter.
 
-    The kernel spreads connections over the sockets (SO_REUSEPORT): of 32 connections to two workers
-    the busier one had 16 to 23 in ten runs, and 21 to 31 when both accepted on one socket. They are
-    bound by the parent and outlive a worker that crashes, so its connections wait for the next one
-    instead of being refused.
+    The kernel spreads connections over the sockets (SO_REUSEPORT), more evenly than workers that accept on
+    one socket would. The parent binds the sockets and they outlive a worker that crashes, so its connections
+    wait for the next worker instead of being refused.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -80,11 +78,11 @@ def _new_socket(family: int, kind: int, protocol: int) -> socket.socket:
 
 
 def _claim(sock: socket.socket, where: tuple[Any, ...]) -> None:
-    """Listen where nobody else does, and let the sockets of this process join.
+    """Listen on an address that no other process has, and let the sockets of this process join.
 
-    Sockets that share a port from the start would also share it with another facade of the same user,
-    and requests would go to either's store. Until the option is set, the kernel lets one listen: of
-    two facades that start at once, too.
+    Sockets that share a port from the start would also share it with another facade of the same user, and
+    requests would go to either store. Until the option is set, the kernel lets only one listen, even of two
+    facades that start at once.
     """
     sock.bind(where)
     sock.listen(BACKLOG)

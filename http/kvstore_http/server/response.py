@@ -1,4 +1,4 @@
-"""One request and its response: what waitress's tasks do, with the response's head written here."""
+"""Requests and their responses: waitress's tasks, with a response head of our own."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from kvstore_http.routes import SUBSCRIBE_PATH
 from kvstore_http.server.parser import refusal_of
 
 HandOver = Callable[[int, bytes, bool], Any]
-"""Takes over a connection: its descriptor, bytes still to be sent first, and whether what follows is
-framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0). Returns something with an attribute
-``on_end``: what is to be called when the stream has ended."""
+"""Takes over a connection: its descriptor, bytes still to be sent first, and whether the rest of the body is
+framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0). Returns an object with an attribute
+``on_end``, the function to call when the stream has ended."""
 
 _OURS = frozenset(("content-length", "connection", "date", "server", "x-request-id"))
-"""Headers that are written here, whatever the application says of them."""
+"""Headers that the server writes; those of the application are dropped."""
 
 _JOINED_BYTES = 64 * 1024
-"""A head is joined with a body of up to this size; a larger one is sent behind it without being copied."""
+"""A head is joined with a body of up to this size; a larger body is sent behind it without being copied."""
 
 _PLAIN_HEADERS = frozenset(("CONTENT_LENGTH", "CONTENT_TYPE"))
-"""Headers whose names stand in the environ without HTTP_ before them (PEP 3333)."""
+"""Headers that have no HTTP_ before their names in the environ (PEP 3333)."""
 
 _LENGTH_NAME_SIZE = len("content-length")
-"""Hardly another header has a name of this size, so few are looked at twice."""
+"""Few other headers have a name of this size, so few are compared."""
 
 _BODILESS = ("1", "204", "304")
-"""How the statuses begin whose responses end with their head."""
+"""The beginnings of statuses whose responses have no body."""
 
 _SPELLED = {"etag": "ETag", "www-authenticate": "WWW-Authenticate"}
 
 
 class _Prefixes(dict[str, str]):
-    """What stands before a header's value, by its name; nothing for a header that is not to be written.
+    """What is written before a header's value, by its name; empty for a header that is dropped.
 
-    The application names few headers, so they are never dropped.
+    The application uses few names, so entries are never removed.
     """
 
     def __missing__(self, name: str) -> str:
@@ -65,7 +65,7 @@ _PREFIXES = _Prefixes()
 
 
 def _spelled(name: str) -> str:
-    """The header's name as people write it; its case has no meaning."""
+    """The header's name in the usual case, which has no meaning."""
     return _SPELLED.get(name.lower()) or "-".join(word.capitalize() for word in name.split("-"))
 
 
@@ -75,12 +75,11 @@ def _tail(ident: str, second: int) -> str:
     return f"\r\nServer: {ident}\r\nDate: {build_http_date(second)}\r\n\r\n"
 
 
-class _Head:
-    """Builds the head of a response.
+class _ResponseHead:
+    """Writes the head of a response, and counts the request.
 
-    In place of waitress's own, which normalizes and sorts every header (a fifth of the time of a
-    request) and ends the connection after each response without a Content-Length: 204, 304 and
-    chunked ones as well, all of which have an end of their own.
+    waitress normalizes and sorts every header, which takes long, and ends the connection after each response
+    without a Content-Length, even after 204, 304 and chunked ones, whose end the client sees.
     """
 
     channel: Any
@@ -99,7 +98,7 @@ class _Head:
     is_held = False
 
     def service(self) -> None:
-        """Answer, and count it: also how long it took, unless the client had a say in that."""
+        """Answer and count; also how long it took, unless the client could influence that."""
         server = self.channel.server
         counters, access_log = server.counters, server.access_log
         started = perf_counter_ns()
@@ -112,15 +111,15 @@ class _Head:
             raise
         finally:
             elapsed = perf_counter_ns() - started
-            has_no_end = self.has_body and self.content_length is None
-            took = None if has_no_end or self.is_held else elapsed
+            is_open_ended = self.has_body and self.content_length is None
+            took = None if is_open_ended or self.is_held else elapsed
             counters.end(self.route, self.request.command, self.status, took)
             if elapsed >= access_log.slow_ns or access_log.is_noting:
                 access_log.ended(self, elapsed, is_ours=took is not None)
 
     def build_response_header(self) -> bytes:
-        """The status line and the headers. Decides how the body is framed, and whether the
-        connection goes on."""
+        """The status line and the headers. Decides how the body is framed, and whether the connection is
+        kept."""
         has_body = self.has_body
         has_length = has_body and self.content_length is not None
         is_open_ended = has_body and not has_length
@@ -149,7 +148,7 @@ class _Head:
         return ["Connection: keep-alive"] if self.version == "1.0" else []
 
 
-class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
+class Task(_ResponseHead, WSGITask):  # type: ignore[misc]  # waitress has no types
     """One request for the application.
 
     Adds to the environ what :mod:`kvstore_http.protocol.environ` lists. An application that hands the
@@ -175,12 +174,12 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         body = self.channel.server.application(environ, self._start_response)
         self.route = environ.get(ROUTE, OTHER)
         self.is_held = WAITS in environ
-        del environ  # it leads back to this task
+        del environ  # it refers to this task
         try:
             for chunk in body:
                 if chunk:
                     self.write(chunk)
-                del chunk  # or it would be kept beside the next
+                del chunk  # or it would be kept while the next is made
         finally:
             if hasattr(body, "close"):
                 body.close()
@@ -199,10 +198,8 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
                 self.content_length = int(value)
 
     def get_environment(self) -> dict[str, Any]:
-        """The WSGI environ: what is the same for the whole connection, then what is this request's.
-
-        In place of waitress's own, which makes all of it anew for each request.
-        """
+        """The WSGI environ: a copy of the connection's part, and that of this request. waitress makes all of
+        it anew for each request."""
         request = self.request
         environ: dict[str, Any] = self.channel.environ.copy()
         environ["REQUEST_METHOD"] = request.command
@@ -219,7 +216,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         return environ
 
     def write(self, data: bytes) -> None:
-        """Write a piece of the body, with the head before the first."""
+        """Write a piece of the body, the first one behind the head."""
         head = b""
         if not self.wrote_header:
             head = self.build_response_header()
@@ -242,7 +239,7 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
         self.hand_over = hand_over
 
     def finish(self) -> None:
-        """End the response, or give the connection away with the response still open."""
+        """End the response, or hand the connection over with the response still open."""
         if self.hand_over is not None and self.status.startswith("200"):
             self.write(b"")
             self.channel.hand_over = (self.hand_over, self.chunked_response)
@@ -255,11 +252,11 @@ class Task(_Head, WSGITask):  # type: ignore[misc]  # waitress has no types
 
 
 class _BodyWantedError(BaseException):
-    """The application wants the body of a request. No Exception, so that it does not become an answer."""
+    """The application reads the body. No Exception, so that no error handler answers it."""
 
 
 def wants_stream(request: Any) -> bool:
-    """Whether a request is that of an EventSource, which comes back after nothing but a 200 that ends."""
+    """Whether a request is that of an EventSource, which comes back only after a 200 that ends."""
     is_its_route = request.command == "GET" and request.path == SUBSCRIBE_PATH
     return is_its_route and SSE in request.headers.get("ACCEPT", "").lower()
 
@@ -272,8 +269,7 @@ class _NotYetSent:
 
 
 class AnsweredError(Error):  # type: ignore[misc]
-    """What the application answered to the head of a request, in the place where waitress keeps what is wrong
-    with one."""
+    """The application's answer to the head of a request, where waitress keeps the fault of a request."""
 
     def __init__(self, status: str, headers: dict[str, str], body: bytes, environ: dict[str, Any]) -> None:
         super().__init__(status)
@@ -285,10 +281,9 @@ class AnsweredError(Error):  # type: ignore[misc]
 def refused_by_head(channel: Any, request: Any) -> AnsweredError | None:
     """The application's refusal of a request whose body has not been sent; None if it wants the body.
 
-    The application is called as ever, with a body that cannot be read: so whatever it checks before
-    reading is checked, and there is no second list of checks. Nothing is written before that: what writes
-    without a body refuses one first. Methods that have no use for a body are not tried, since they would
-    do their work.
+    The application is called as usual, with a body that cannot be read. So all that it checks before it reads
+    is checked, without a second list of checks. Nothing is changed by that: a resource that writes without a
+    body refuses one first. Methods without a body are not tried, since they would do their work.
     """
     if request.command not in ("DELETE", "PATCH", "POST", "PUT"):
         return None
@@ -296,7 +291,7 @@ def refused_by_head(channel: Any, request: Any) -> AnsweredError | None:
     task.request_id = sent_id(request.headers) or new_id()
     environ = task.get_environment()
     environ["wsgi.input"], environ[BODY_AWAITED] = _NotYetSent(), True
-    environ.setdefault("CONTENT_LENGTH", "1")  # in chunks, so nobody knows yet
+    environ.setdefault("CONTENT_LENGTH", "1")  # in chunks, so the length is not known yet
     answer: list[Any] = []
     token = current_request_id.set(task.request_id)
     try:
@@ -309,7 +304,7 @@ def refused_by_head(channel: Any, request: Any) -> AnsweredError | None:
     return AnsweredError(status, dict(headers), body, environ)
 
 
-class RefusalTask(_Head, ErrorTask):  # type: ignore[misc]
+class RefusalTask(_ResponseHead, ErrorTask):  # type: ignore[misc]
     """The answer to a request that did not reach the application."""
 
     def execute(self) -> None:
