@@ -69,7 +69,7 @@ _CONDITIONS = (IF_MATCH, IF_NONE_MATCH)
 _WRITING = (*_CONDITIONS, IDEMPOTENCY_KEY)
 
 
-class Response(NamedTuple):
+class ResponseSpec(NamedTuple):
     """A response that is no error: its status, and the schema of its body by media type (none: no body)."""
 
     status: int
@@ -88,7 +88,7 @@ class Endpoint(NamedTuple):
     method: str
     path: str
     summary: str
-    responses: tuple[Response, ...]
+    responses: tuple[ResponseSpec, ...]
     query: Known = NOTHING
     headers: tuple[Header, ...] = ()
     body: dict[str, str] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
@@ -114,15 +114,15 @@ ANYWHERE = (
     "timed_out",
 )
 
-_VALUE = Response(200, "the value, with its own media type", {ANYTHING: "Value", JSON: "Record"})
-_UNCHANGED = Response(304, "still as you know it")
-_PART = Response(206, "the range that was asked for", {ANYTHING: "Value"})
+_VALUE = ResponseSpec(200, "the value, with its own media type", {ANYTHING: "Value", JSON: "Record"})
+_UNCHANGED = ResponseSpec(304, "still as you know it")
+_PART = ResponseSpec(206, "the range that was asked for", {ANYTHING: "Value"})
 _STORED = (
-    Response(200, "stored", {JSON: "Written"}),
-    Response(201, "stored; the key was not there before", {JSON: "Written"}),
+    ResponseSpec(200, "stored", {JSON: "Written"}),
+    ResponseSpec(201, "stored; the key was not there before", {JSON: "Written"}),
 )
-_COUNTED = Response(200, "the new value", {JSON: "Counted"})
-_RECORD_WRITTEN = Response(200, "done", {JSON: "Written"})
+_COUNTED = ResponseSpec(200, "the new value", {JSON: "Counted"})
+_RECORD_WRITTEN = ResponseSpec(200, "done", {JSON: "Written"})
 
 _GET_ERRORS = ("invalid_key", "not_found", "revision_gone", "invalid_cursor")
 _WRITE_ERRORS = ("invalid_key", "condition_failed", "sequence_reused", "store_full")
@@ -165,7 +165,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "DELETE",
         "/v1/kv/{key}",
         "Delete a key",
-        (Response(200, "deleted", {JSON: "Deleted"}),),
+        (ResponseSpec(200, "deleted", {JSON: "Deleted"}),),
         NOTHING,
         _WRITING,
         errors=_MISSING_ERRORS,
@@ -175,7 +175,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/v1/kv",
         "List keys by prefix or range; or, with key, read that one",
         (
-            Response(
+            ResponseSpec(
                 200,
                 "a page, a count, or everything as lines",
                 {JSON: "Page", NDJSON: "Record", ANYTHING: "Value"},
@@ -214,7 +214,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "DELETE",
         "/v1/kv",
         "Delete everything that begins with prefix; or, with key, that one",
-        (Response(200, "deleted", {JSON: "Deleted"}),),
+        (ResponseSpec(200, "deleted", {JSON: "Deleted"}),),
         {**DELETE_PREFIX, **JUST_KEY},
         _WRITING,
         errors=_MISSING_ERRORS,
@@ -223,7 +223,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "POST",
         "/v1/batch",
         "Many operations in one request, each on its own or all or none",
-        (Response(200, "a result for each operation, in order", {JSON: "BatchResults"}),),
+        (ResponseSpec(200, "a result for each operation, in order", {JSON: "BatchResults"}),),
         BATCH,
         (IDEMPOTENCY_KEY,),
         {JSON: "Batch"},
@@ -270,7 +270,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/v1/history/{key}",
         "A key's events, newest first, as far as the log goes",
-        (Response(200, "a page of events", {JSON: "History"}),),
+        (ResponseSpec(200, "a page of events", {JSON: "History"}),),
         HISTORY,
         errors=("invalid_key", "not_found", "invalid_cursor"),
         link=("history", ""),
@@ -279,7 +279,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/v1/history",
         "The same, of ?key=",
-        (Response(200, "a page of events", {JSON: "History"}),),
+        (ResponseSpec(200, "a page of events", {JSON: "History"}),),
         {**JUST_KEY, **HISTORY},
         errors=("invalid_key", "not_found", "invalid_cursor"),
     ),
@@ -287,7 +287,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         SUBSCRIBE_PATH,
         "Every change as it happens",
-        (Response(200, "a stream that does not end", {SSE: "Event", NDJSON: "Event"}),),
+        (ResponseSpec(200, "a stream that does not end", {SSE: "Event", NDJSON: "Event"}),),
         SUBSCRIBE,
         (LAST_EVENT_ID,),
         errors=("invalid_key", "invalid_cursor"),
@@ -297,15 +297,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/v1/status",
         "The state of the daemon",
-        (Response(200, "its state", {JSON: "Status"}),),
+        (ResponseSpec(200, "its state", {JSON: "Status"}),),
         link=("status", ""),
     ),
-    Endpoint("GET", "/livez", "Whether the facade runs", (Response(200, "it does", {JSON: "Health"}),)),
+    Endpoint("GET", "/livez", "Whether the facade runs", (ResponseSpec(200, "it does", {JSON: "Health"}),)),
     Endpoint(
         "GET",
         "/readyz",
         "Whether the service can do its work",
-        (Response(200, "it can", {JSON: "Health", TEXT: "Lines"}),),
+        (ResponseSpec(200, "it can", {JSON: "Health", TEXT: "Lines"}),),
         READYZ,
     ),
     Endpoint(
@@ -313,7 +313,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/metrics",
         "What all workers and the daemon count, for Prometheus",
         (
-            Response(
+            ResponseSpec(
                 200, "the metrics; also while the daemon is away", {TEXT: "Metrics", OPENMETRICS: "Metrics"}
             ),
         ),
@@ -322,14 +322,14 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/openapi.json",
         "This description",
-        (Response(200, "an OpenAPI 3.1 document", {JSON: "Object"}),),
+        (ResponseSpec(200, "an OpenAPI 3.1 document", {JSON: "Object"}),),
         link=("description", ""),
     ),
     Endpoint(
         "GET",
         "/ui/",
         "A page for browsers, to look at the store and change it",
-        (Response(200, "the page", {HTML: "Value"}), _UNCHANGED),
+        (ResponseSpec(200, "the page", {HTML: "Value"}), _UNCHANGED),
         NOTHING,
         (IF_NONE_MATCH_FILE,),
         link=("page", ""),
@@ -339,8 +339,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/",
         "Where to go from here; with key, its value as text",
         (
-            Response(200, "links, or the value", {JSON: "Object", TEXT: "Value"}),
-            Response(303, "without key, to a browser: the page is at /ui/"),
+            ResponseSpec(200, "links, or the value", {JSON: "Object", TEXT: "Value"}),
+            ResponseSpec(303, "without key, to a browser: the page is at /ui/"),
         ),
         JUST_KEY,
         errors=("invalid_key", "not_found"),
@@ -349,7 +349,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "PUT",
         "/",
         "Store a text: the body is {key, value}",
-        (Response(200, "a line of text", {TEXT: "Value"}),),
+        (ResponseSpec(200, "a line of text", {TEXT: "Value"}),),
         NOTHING,
         (IDEMPOTENCY_KEY,),
         {JSON: "Pair"},
@@ -360,7 +360,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/all",
         "All pairs as one JSON object",
-        (Response(200, "values by key", {JSON: "Object"}),),
+        (ResponseSpec(200, "values by key", {JSON: "Object"}),),
         deprecated=True,
     ),
 )

@@ -108,7 +108,7 @@ UPWARD = {
 }
 CIRCLES = True
 # names of classes that still mean two things
-SHARED_NAMES = {"Batch", "Check", "Command", "Connection", "Request", "Response", "Server", "State"}
+SHARED_NAMES = {"Command", "Connection", "Request", "Server", "State"}
 
 # what a command that only asks the service must not load: each costs more time than the command takes
 # what starts servers, or tells how they would be started

@@ -35,7 +35,7 @@ _PUT_FIELDS = (
 )
 
 
-class _Batch(NamedTuple):
+class _BatchRequest(NamedTuple):
     ops: list[dict[str, Any]]
     values: list[bytes]
     atomic: bool
@@ -58,7 +58,7 @@ class BatchResource:
         send_json(resp, {"results": [_result(*pair, inline) for pair in pairs]})
 
 
-def _parsed(body: Any) -> _Batch:
+def _parsed(body: Any) -> _BatchRequest:
     """The batch in ``body``, checked in full: nothing of a malformed one is applied."""
     if type(body) is not dict or type(body.get("ops")) is not list or not body["ops"]:
         raise KvError("bad_request", 'the body must be {"ops": [...]} with at least one operation')
@@ -75,7 +75,7 @@ def _parsed(body: Any) -> _Batch:
         ops.append(op)
         if value is not None:
             values.append(value)
-    return _Batch(ops, values, atomic)
+    return _BatchRequest(ops, values, atomic)
 
 
 def _plain(entry: Any) -> tuple[dict[str, Any], bytes | None] | None:

@@ -52,7 +52,7 @@ Figures = dict[str, Any]
 Status = Mapping[str, Any]
 
 
-class Check(NamedTuple):
+class ReadinessCheck(NamedTuple):
     """The result of one check: a state, a sentence, and its figures."""
 
     name: str
@@ -103,7 +103,7 @@ class ReadyzResource:
             answer["checks"] = [check.as_json() for check in checks]
         send_fresh_json(req, resp, answer)
 
-    def _checks(self) -> Iterator[Check]:
+    def _checks(self) -> Iterator[ReadinessCheck]:
         """All checks; without the daemon only those that do not need it."""
         asked, is_away = perf_counter(), False
         try:
@@ -124,7 +124,7 @@ class ReadyzResource:
         yield _streams(self._shared_counters, is_away=is_away)
 
 
-def _send_text(resp: falcon.Response, checks: list[Check], *, is_verbose: bool) -> None:
+def _send_text(resp: falcon.Response, checks: list[ReadinessCheck], *, is_verbose: bool) -> None:
     is_ready = all(check.state != FAILED for check in checks)
     lines = [check.as_line() for check in checks] if is_verbose or not is_ready else []
     verdict = "passed" if is_ready else "failed"
@@ -140,19 +140,19 @@ def _send_text(resp: falcon.Response, checks: list[Check], *, is_verbose: bool) 
 # ── the checks ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _no_answer(error: KvError) -> Check:
+def _no_answer(error: KvError) -> ReadinessCheck:
     if error.code == "timed_out":
         message = f"{error.message}, though it answers others: it has much to do"
-        return Check("daemon", WARNING, message, {"code": error.code})
-    return Check("daemon", FAILED, error.message, {"code": error.code})
+        return ReadinessCheck("daemon", WARNING, message, {"code": error.code})
+    return ReadinessCheck("daemon", FAILED, error.message, {"code": error.code})
 
 
-def _answered(seconds: float) -> Check:
+def _answered(seconds: float) -> ReadinessCheck:
     figures = {"round_trip_seconds": round(seconds, 6)}
-    return Check("daemon", OK, f"answered in {seconds * 1000:.1f} ms", figures)
+    return ReadinessCheck("daemon", OK, f"answered in {seconds * 1000:.1f} ms", figures)
 
 
-def _writes(status: Status) -> Check:
+def _writes(status: Status) -> ReadinessCheck:
     newest = status["newest_event_at"]
     figures: Figures = {"last_commit_at": None}
     last = "there was no write yet"
@@ -162,46 +162,50 @@ def _writes(status: Status) -> Check:
         figures = {"last_commit_at": timestamp(newest), "last_commit_age_seconds": round(age, 3)}
     refusal = status["writes_refused"]
     if refusal is None:
-        return Check("writes", OK, f"writes are taken; {last}", figures)
+        return ReadinessCheck("writes", OK, f"writes are taken; {last}", figures)
     # a full store still takes reads and deletes; after a failed commit nothing is certain
     state = WARNING if refusal["code"] == "store_full" else FAILED
     message = f"writes are refused: {refusal['message']}; {last}"
-    return Check("writes", state, message, {**figures, "code": refusal["code"]})
+    return ReadinessCheck("writes", state, message, {**figures, "code": refusal["code"]})
 
 
-def _disk(status: Status) -> Check:
+def _disk(status: Status) -> ReadinessCheck:
     free, size = status["disk_free_bytes"], status["disk_bytes"]
     low = min(LOW_DISK_BYTES, int(size * LOW_DISK_SHARE))
     figures = {"disk_free_bytes": free, "disk_bytes": size, "threshold_bytes": low}
     room = f"{_size(free)} of {_size(size)} are free"
     if free < low:
-        return Check("disk", WARNING, f"{room}, less than {_size(low)}: make room before it is full", figures)
-    return Check("disk", OK, room, figures)
+        return ReadinessCheck(
+            "disk", WARNING, f"{room}, less than {_size(low)}: make room before it is full", figures
+        )
+    return ReadinessCheck("disk", OK, room, figures)
 
 
-def _store(status: Status) -> Check:
+def _store(status: Status) -> ReadinessCheck:
     used, most = status["store_bytes"], status["max_store_bytes"]
     figures = {"store_bytes": used, "file_bytes": status["file_bytes"], "max_store_bytes": most}
     room = f"{_size(used)} of {_size(most)} are used"
     if used >= FULL_STORE_SHARE * most:
         advice = "delete keys, shorten the log, or restart with a larger --max-store-bytes"
-        return Check("store", WARNING, f"{room}: {advice}", figures)
-    return Check("store", OK, room, figures)
+        return ReadinessCheck("store", WARNING, f"{room}: {advice}", figures)
+    return ReadinessCheck("store", OK, room, figures)
 
 
-def _log(status: Status) -> Check:
+def _log(status: Status) -> ReadinessCheck:
     oldest, floor, retention = status["oldest_event_at"], status["floor"], status["retention"]
     figures = {"floor": floor, "log_events": status["log_events"], "log_bytes": status["log_bytes"]}
     if floor == 0 or oldest is None:
-        return Check("log", OK, "the log reaches back to the beginning", {**figures, "shortened_by": None})
+        return ReadinessCheck(
+            "log", OK, "the log reaches back to the beginning", {**figures, "shortened_by": None}
+        )
     reach = max(0.0, _now(status) - oldest / 1000)
     bound = _shortened_by(status, reach)
     figures |= {"reach_seconds": round(reach, 3), "shortened_by": bound}
     message = f"subscribers can resume from {_duration(reach)} ago (revision {floor})"
     if bound is None:
-        return Check("log", OK, f"{message}, as long as --retain-age says", figures)
+        return ReadinessCheck("log", OK, f"{message}, as long as --retain-age says", figures)
     message += f": the log is cut by {bound} before it is {_duration(retention['age'] / 1000)} old"
-    return Check("log", WARNING if reach < SHORT_LOG_SECONDS else OK, message, figures)
+    return ReadinessCheck("log", WARNING if reach < SHORT_LOG_SECONDS else OK, message, figures)
 
 
 def _shortened_by(status: Status, reach: float) -> str | None:
@@ -220,11 +224,11 @@ def _now(status: Status) -> float:
     return now / 1000
 
 
-def _clock(status: Status) -> Check:
+def _clock(status: Status) -> ReadinessCheck:
     clock = status["clock"]
     if not clock["steps"]:
         figures: Figures = {"steps": 0, "last_step_at": None, "last_step_seconds": None}
-        return Check("clock", OK, "the machine's clock was not set since the start", figures)
+        return ReadinessCheck("clock", OK, "the machine's clock was not set since the start", figures)
     step, age = clock["step"] / 1000, _now(status) - clock["step_at"] / 1000
     figures = {
         "steps": clock["steps"],
@@ -234,30 +238,32 @@ def _clock(status: Status) -> Check:
     direction = "forward" if step > 0 else "back"
     message = f"the machine's clock was set {direction} by {_duration(abs(step))}, {_duration(age)} ago"
     if age >= CLOCK_SECONDS:
-        return Check("clock", OK, message, figures)
+        return ReadinessCheck("clock", OK, message, figures)
     advice = "TTLs keep their length, earlier dates are off"
-    return Check("clock", WARNING, f"{message}: {advice}", figures)
+    return ReadinessCheck("clock", WARNING, f"{message}: {advice}", figures)
 
 
-def _connections(status: Status) -> Check:
+def _connections(status: Status) -> ReadinessCheck:
     taken, most = status["connections"], status["max_connections"]
     figures = {"connections": taken, "max_connections": most}
     room = f"{taken} of at most {most} connections to the daemon are open"
     if taken >= most:
         advice = "further ones are closed: raise its limit of open files (ulimit -n, LimitNOFILE=)"
-        return Check("connections", WARNING, f"{room}, {advice}", figures)
-    return Check("connections", OK, room, figures)
+        return ReadinessCheck("connections", WARNING, f"{room}, {advice}", figures)
+    return ReadinessCheck("connections", OK, room, figures)
 
 
-def _heard(silent_seconds: float) -> Check:
+def _heard(silent_seconds: float) -> ReadinessCheck:
     figures = {"silent_seconds": round(silent_seconds, 3)}
     if silent_seconds < SILENT_SECONDS:
-        return Check("feed", OK, "changes are received", figures)
+        return ReadinessCheck("feed", OK, "changes are received", figures)
     message = f"no changes or heartbeats were received for {_duration(silent_seconds)}"
-    return Check("feed", WARNING, f"{message}, so events come late: is that the daemon's --changes?", figures)
+    return ReadinessCheck(
+        "feed", WARNING, f"{message}, so events come late: is that the daemon's --changes?", figures
+    )
 
 
-def _streams(shared_counters: SharedCounters, *, is_away: bool) -> Check:
+def _streams(shared_counters: SharedCounters, *, is_away: bool) -> ReadinessCheck:
     cells = shared_counters.totals(counters.FIXED_CELLS)
     there, behind = cells[counters.STREAMS], cells[counters.CATCHING_UP]
     refused = cells[counters.STREAMS_DROPPED["no_room"]]
@@ -276,7 +282,7 @@ def _streams(shared_counters: SharedCounters, *, is_away: bool) -> Check:
     is_full = age is not None and age < REFUSED_SECONDS
     if is_full:
         message += f"; {refused} were refused since the start: raise --max-streams or --workers"
-    return Check("streams", WARNING if is_waiting or is_full else OK, message, figures)
+    return ReadinessCheck("streams", WARNING if is_waiting or is_full else OK, message, figures)
 
 
 # ── for people ───────────────────────────────────────────────────────────────────────────────────
