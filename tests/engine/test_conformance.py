@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from typing import Any
 
@@ -568,3 +569,16 @@ def test_commits_that_change_something_are_counted_with_their_writes_and_times(s
         at = histogram["counts"].index(1)
         low, high = (0, *histogram["bounds"])[at], (*histogram["bounds"], float("inf"))[at]
         assert low < histogram["sum"] <= high
+
+
+def test_groups_are_committed_in_the_order_in_which_they_were_handed_over(store: Store) -> None:
+    requests = [WriteRequest([Write("incr", b"count")], ticket=number) for number in range(1, 7)]
+    for group in (requests[:2], requests[2:3], requests[3:]):
+        store.engine.commit(group)
+    answers: list[Any] = []
+    while len(answers) < len(requests):
+        assert select.select([store.engine.fileno()], [], [], 30)[0], "the engine never answered"
+        answers += store.engine.poll()[1]
+    assert [(answer.ticket, answer.results[0]["value"]) for answer in answers] == [
+        (n, n) for n in range(1, 7)
+    ]

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import EventFilter, Write, WriteRequest
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.lmdb_store.free_space import BALLAST_BYTES
+from kvstore_daemon.storage.lmdb_store.write_transaction import WriteTransaction
 from support.engine_store import Store, refused
 from support.searching import examples
 from support.waiting import wait_until
@@ -425,6 +427,30 @@ def test_after_a_failed_sync_no_write_is_taken(store: Store, monkeypatch: pytest
     assert "restarted" in later.error.message
     assert store.engine.statistics().writes_refused is later.error
     assert store.get(b"before") is not None
+
+
+def test_steps_of_trimming_do_not_pile_up_before_a_group(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon asks for one each second that it is idle, also of a disk that hangs."""
+    hangs, may_go_on, transactions = threading.Event(), threading.Event(), []
+    original = WriteTransaction.finish
+
+    def finish(transaction: WriteTransaction) -> Any:
+        transactions.append(transaction)
+        hangs.set()
+        assert may_go_on.wait(30)
+        return original(transaction)
+
+    monkeypatch.setattr(WriteTransaction, "finish", finish)
+    store.engine.trim()
+    assert hangs.wait(30)
+    for _ in range(20):
+        store.engine.trim()
+    may_go_on.set()
+    store.write("put")
+    # the one that hung, at most one behind it, and the put
+    assert len(transactions) <= 3
 
 
 class FailingSync:

@@ -39,6 +39,18 @@ def reason(error: OSError) -> str:
     return f"{said}; {advice}" if advice else said
 
 
+def permission_advice(path: Path, mode: str, who: str = "this") -> str:
+    """What to do where this process, called ``who``, may not use ``path``; its owner would need ``mode``."""
+    user = os.geteuid()
+    try:
+        owner = path.stat().st_uid
+    except OSError:
+        return f"give it to user {user}"
+    if owner == user:
+        return f"its owner, user {user}, may not write to it: chmod {mode}"
+    return f"it belongs to user {owner}, and {who} runs as user {user}"
+
+
 @contextmanager
 def whole_file(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
     """A file to write, which gets its name, for its owner only, once the block has ended well and all of it

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.files import cure
+from kvstore_core.process.files import cure, permission_advice
 
 
 def unusable(folder: Path, error: OSError) -> str:
@@ -22,20 +22,11 @@ def unusable(folder: Path, error: OSError) -> str:
         message += f": {error.filename}"
     if not isinstance(error, PermissionError):
         return f"{message}; {cure(error.errno or 0) or 'choose another --data'}"
-    user = os.geteuid()
-    try:
-        named = error.filename if error.filename and os.path.lexists(error.filename) else folder
-        owner = Path(named).stat().st_uid
-    except OSError:
-        return f"{message}; make the folder and give it to user {user}, or choose another --data"
-    if owner == user:
-        return (
-            f"{message}; its owner, user {user}, may not write to it: chmod u+rwx, or choose another --data"
-        )
-    return (
-        f"{message}; it belongs to user {owner}, and the daemon runs as user {user}. Give the folder to that "
-        "user, or choose another --data"
-    )
+    refused = Path(error.filename) if error.filename and os.path.lexists(error.filename) else folder
+    advice = permission_advice(refused, "u+rwx", "the daemon")
+    if not os.path.lexists(refused):
+        advice = f"make the folder and {advice}"
+    return f"{message}; {advice}, or choose another --data"
 
 
 class FolderLock:

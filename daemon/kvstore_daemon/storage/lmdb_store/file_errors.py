@@ -15,7 +15,7 @@ from pathlib import Path
 import lmdb
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.files import NO_ROOM, cure
+from kvstore_core.process.files import NO_ROOM, cure, permission_advice
 
 _DAMAGE = (
     lmdb.CorruptedError,  # a page is of another kind than its place in the tree needs
@@ -61,7 +61,7 @@ def file_error(path: Path, error: OSError | lmdb.Error) -> KvError:
     if is_damage(error):
         return KvError("damaged", f"{path} is damaged: {reason}; restore a backup")
     if number in (errno.EACCES, errno.EPERM):
-        return KvError("not_allowed", f"{path} cannot be opened: {reason}; {_permission_advice(path)}")
+        return KvError("not_allowed", f"{path} cannot be opened: {reason}; {permission_advice(path, 'u+rw')}")
     code, advice = _CODES.get(number, "internal"), cure(number) or cure(errno.EIO)
     if number in (0, errno.EINVAL, errno.ENOENT):
         code, advice = _UNCLEAR
@@ -70,14 +70,3 @@ def file_error(path: Path, error: OSError | lmdb.Error) -> KvError:
     if isinstance(error, lmdb.MapFullError):
         code, advice = _NO_SPACE
     return KvError(code, f"{path} cannot be used: {reason}; {advice}")
-
-
-def _permission_advice(path: Path) -> str:
-    user = os.geteuid()
-    try:
-        owner = path.stat().st_uid
-    except OSError:
-        return f"give it to user {user}"
-    if owner == user:
-        return "its owner may not use it: chmod u+rw"
-    return f"it belongs to user {owner}, and this runs as user {user}"
