@@ -1,6 +1,6 @@
 """Cuts the power at every step of a record and looks at what is left: ``ROOT RECORD WORK SEED SAMPLES``.
 
-A process of its own, since LMDB may end the one that looks at a page it cannot trust. Prints how many stores
+A process by itself, since LMDB may kill the one that looks at a page it cannot trust. Prints how many stores
 it opened; ends with an error that names the step at the first that lacks something.
 """
 

@@ -1,7 +1,7 @@
 """Lets the calls of an engine to its disk fail, one after the other: ``ROOT SEED SHARE``.
 
 For each kind of call and each error, call number n fails, for n from 1 to as many as there are; of all these
-cases the share SHARE is tried, chosen by SEED. Each runs in a child of its own, whose disk is real and empty.
+cases the share SHARE is tried, chosen by SEED. Each runs in a child process, whose disk is real and empty.
 Prints how many there were; ends with an error that names the cases in which the engine did not keep its word.
 """
 
@@ -171,11 +171,11 @@ def in_a_child(name: str, folder: Path, case: tuple[str, int, int, int]) -> tupl
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        told = pipe.read().decode()
+        output = pipe.read().decode()
     _, status = os.waitpid(child, 0)
-    if status or not told:
+    if status or not output:
         return f"the process ended with {status}", 0
-    number, _, problem = told.partition("\n")
+    number, _, problem = output.partition("\n")
     return problem, int(number)
 
 

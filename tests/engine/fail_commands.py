@@ -2,7 +2,7 @@
 
 For each kind of call and each error, call number n of a command's own process fails, for n from 1 to as many
 as there are; and likewise of the process that reads the store for it. Of these cases COUNT are tried of each
-of so many COMMANDS, chosen by SEED. The command runs in a process of its own, with a folder of its own below
+of so many COMMANDS, chosen by SEED. The command runs in a child process, with a new folder below
 ROOT/disk, which is the disk that fails. URL is a service that holds at least ten events.
 
 Prints how many cases there were; ends with an error that names those that went wrong.
@@ -148,9 +148,9 @@ def run(words: Sequence[str], folder: Path, case: Case | None) -> tuple[int, str
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        told = pipe.read()
+        output = pipe.read()
     os.waitpid(child, 0)
-    status, calls = json.loads(told) if told else (-1, {})
+    status, calls = json.loads(output) if output else (-1, {})
     return status, said.read_text(errors="replace"), calls
 
 

@@ -53,8 +53,8 @@ def main(root: str, record: str, seed: str, rounds: str) -> None:
         if chance.random() < 0.2:
             store.expire_due()
             engine.trim()
-        told = [[change.key.decode(), change.revision, fingerprint(change)] for change in store.feed]
-        note(Path(record), json.dumps({"changes": told}).encode())
+        changes = [[change.key.decode(), change.revision, fingerprint(change)] for change in store.feed]
+        note(Path(record), json.dumps({"changes": changes}).encode())
     engine.close()
 
 

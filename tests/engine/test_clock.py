@@ -1,4 +1,4 @@
-"""What becomes of times to live, of the log and of kept answers when somebody sets the machine's clock."""
+"""Times to live, the log and kept answers when the machine's clock is set."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_a_write_finds_alive_no_read_has_shown_as_gone(
 
 
 @STEPS
-def test_when_a_key_expires_is_told_as_the_clock_shows_it_now(store: Store, step: int) -> None:
+def test_the_expiry_of_a_key_is_given_as_the_clock_shows_it_now(store: Store, step: int) -> None:
     store.write("put", ttl_ms=60_000)
     store.clock.step(step)
     tick(store)

@@ -1,4 +1,4 @@
-"""A disk that fails: what is told, what goes on, and that nothing which was acknowledged is lost by it."""
+"""A disk that fails: the errors it leads to, what goes on, and that nothing acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_whichever_call_fails_the_error_says_what_to_do_and_nothing_is_lost(
     root: Path, survived: Survived
 ) -> None:
     """Each call of a first start, of a later one and of writes, once or from then on, with each error that a
-    disk gives: none of them is told as damage, reads go on, and after a restart all is there."""
+    disk gives: none of them is reported as damage, reads go on, and after a restart all is there."""
     seed = random.randrange(2**32)
     script = Path(__file__).with_name("fail_calls.py")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is the LMDB engine's own: its files, its owner, damage, a full store and a full disk."""
+"""What only the LMDB engine has: its files, its lock, damage, a full store and a full disk."""
 
 from __future__ import annotations
 
@@ -182,14 +182,14 @@ DAMAGE = {"CorruptedError", "PageNotFoundError", "InvalidError", "VersionMismatc
 
 
 @pytest.mark.parametrize("kind", [lmdb.Error, *lmdb.Error.__subclasses__()], ids=lambda kind: kind.__name__)
-def test_only_what_speaks_of_the_bytes_themselves_is_told_as_damage(kind: type[lmdb.Error]) -> None:
-    told = file_error(Path("data.mdb"), kind("what LMDB said"))
-    assert (told.code == "damaged") == (kind.__name__ in DAMAGE)
-    assert ("restore" in told.message) == (kind.__name__ in DAMAGE)
+def test_only_what_speaks_of_the_bytes_themselves_is_reported_as_damage(kind: type[lmdb.Error]) -> None:
+    error = file_error(Path("data.mdb"), kind("what LMDB said"))
+    assert (error.code == "damaged") == (kind.__name__ in DAMAGE)
+    assert ("restore" in error.message) == (kind.__name__ in DAMAGE)
 
 
 def errors_of_a_sound_store(folder: Path) -> Iterator[Callable[[], Any]]:
-    """Calls that LMDB refuses, each for a reason of its own."""
+    """Calls that LMDB refuses, each for another reason."""
     env = lmdb.open(str(folder), max_dbs=1, map_size=MIB)
     env.open_db(b"one")
     yield lambda: env.open_db(b"two")
@@ -204,13 +204,13 @@ def errors_of_a_sound_store(folder: Path) -> Iterator[Callable[[], Any]]:
     yield env.begin
 
 
-def test_no_error_that_a_sound_store_gives_is_told_as_damage(tmp_path: Path) -> None:
+def test_no_error_that_a_sound_store_gives_is_reported_as_damage(tmp_path: Path) -> None:
     for call in errors_of_a_sound_store(tmp_path):
         with pytest.raises(lmdb.Error) as caught:
             call()
-        told = file_error(tmp_path / "data.mdb", caught.value)
-        assert told.code == ("store_full" if isinstance(caught.value, lmdb.MapFullError) else "internal")
-        assert "kvstore check" in told.message or "--max-store-bytes" in told.message
+        error = file_error(tmp_path / "data.mdb", caught.value)
+        assert error.code == ("store_full" if isinstance(caught.value, lmdb.MapFullError) else "internal")
+        assert "kvstore check" in error.message or "--max-store-bytes" in error.message
 
 
 def test_a_file_that_says_it_is_of_another_version_of_lmdb_is_damage(
@@ -231,7 +231,7 @@ def test_a_file_that_says_it_is_of_another_version_of_lmdb_is_damage(
 
 @pytest.mark.slow
 def test_every_flipped_bit_of_the_file_is_harmless_or_reported(open_store: OpenStore, tmp_path: Path) -> None:
-    """Each in a process of its own: LMDB itself may stop the process on a page it cannot trust."""
+    """Each in a child process: LMDB itself may kill the process at a page it cannot trust."""
     store = open_store()
     for n in range(40):
         store.write("put", b"k%02d" % n, value=b"value %02d" % n * 20)
@@ -287,7 +287,7 @@ SMALL_DISK_BYTES = 5 * BALLAST_BYTES
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own that is soon full."""
+    """A small file system, which is soon full."""
     disk = tmp_path / "disk"
     disk.mkdir()
     options = f"size={SMALL_DISK_BYTES}"

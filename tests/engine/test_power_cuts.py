@@ -46,7 +46,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def fast_folder(tmp_path: Path) -> Iterator[Path]:
     """Where nothing is really synced: what was left is looked at some hundred times."""
-    shared = Path("/dev/shm")  # noqa: S108 - in a folder of its own
+    shared = Path("/dev/shm")  # noqa: S108 - in a new folder
     if not os.access(shared, os.W_OK):
         yield tmp_path / "left"
         return
@@ -106,7 +106,7 @@ def test_every_write_is_synced_before_its_acknowledgement_is_sent(
 
 
 def writes_and_syncs(record: Path, file: Path) -> tuple[int, int]:
-    """How many writes to the file stand in the record, and how many syncs of it."""
+    """How many writes to the file are in the record, and how many syncs of it."""
     kinds = [step.kind for step in steps(record) if step.path == str(file)]
     return kinds.count("W") + kinds.count("D"), kinds.count("S")
 

@@ -51,13 +51,13 @@ class FakeClock:
         self._ahead += by
 
     def reboot(self, after: int = 0) -> None:
-        """Start the machine anew: the wall clock goes on, the other begins again."""
+        """Boot the machine: the wall clock goes on, the other begins again."""
         self._ahead += self._since_boot + after
         self._since_boot = 0
         self._boots += 1
 
     def seen(self) -> StoreClock:
-        """What an engine that is opened goes by."""
+        """The clock of an engine that is opened now."""
         return StoreClock(lambda: self.now, lambda: self._since_boot, f"boot {self._boots}")
 
 
@@ -103,7 +103,7 @@ class Store:
         return answer.results
 
     def faults(self) -> list[str]:
-        """What is wrong with the store, by a walk through all of it."""
+        """What is wrong with the store, found by reading all of it."""
         env = self.engine._tables.env  # type: ignore[attr-defined]
         with env.begin() as txn:
             return list(verify(env, txn))

@@ -154,7 +154,7 @@ class Writer(threading.Thread):
     def _found_no_room(self, error: Exception) -> bool:
         """Whether a transaction was undone because the map or the disk is full.
 
-        LMDB has an error of its own for that, except when the last write was cut short: that it reports as
+        LMDB has a special error for that, except when the last write was cut short: that it reports as
         an input/output error.
         """
         if isinstance(error, lmdb.MapFullError | lmdb.DiskError):
@@ -190,7 +190,7 @@ class Writer(threading.Thread):
         """Take no more writes. After a failed sync nobody knows what is on the disk: the kernel may
         have dropped the pages, and a second sync would succeed without having written them.
 
-        The environment is not touched again from here on: a reader may have to open it anew.
+        The environment is not touched again from here on: a reader may have to reopen it.
         """
         reason = f"a commit failed ({error}); writes are refused until the daemon is restarted"
         self.broken = KvError("internal", reason)

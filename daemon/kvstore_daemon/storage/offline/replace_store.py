@@ -1,8 +1,8 @@
 """Putting another file in the place of a store's.
 
 The new one is written beside the old one, verified and synced, and then renamed over it; until then the old
-one is as it was. If the process ends in between, one of the two is there, whole; what is left of the new one
-is removed by whichever process locks the folder next.
+one is as it was. If the process ends in between, one of the two is there, whole; a rest of the new one is
+removed by the next process that locks the folder.
 """
 
 from __future__ import annotations
