@@ -1,4 +1,4 @@
-"""Whether the daemon does its work, which it tells whoever started it."""
+"""Whether the daemon does its work, as it reports to the process that started it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from kvstore_daemon.group_commit import GroupCommitter
 class Watchdog:
     """Beats while the daemon does its work: its loop turns, and what it hands to the engine is committed.
 
-    A commit that takes longer than ``PATIENCE_TICKS`` is taken for one that never ends. That is far
-    beyond what a slow disk needs, since to end the daemon early would take its reads away too and make
-    the disk no faster. Ticks are counted and not seconds, so that a process which the system held up
-    does not take its own absence for the engine's.
+    A commit that takes longer than ``PATIENCE_TICKS`` is taken for one that never ends. That is far more than
+    a slow disk needs: ending the daemon would take its reads away too, and make the disk no faster. Ticks are
+    counted and not seconds: a process that the system stopped must not blame the engine for it.
     """
 
     PATIENCE_TICKS = 60

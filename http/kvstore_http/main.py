@@ -78,12 +78,12 @@ def _name_worker(number: int) -> None:
     """Have every line that this process logs from now on say which worker it is from."""
     make = logging.getLogRecordFactory()
 
-    def named(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    def with_worker(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
         record.worker = number
         return record
 
-    logging.setLogRecordFactory(named)
+    logging.setLogRecordFactory(with_worker)
 
 
 def _announce(notifier: Notifier, where: dict[str, str]) -> None:

@@ -1,8 +1,8 @@
 """A process of ``kvstore serve``: ``python -m kvstore_cli.serve.child NAME SETTINGS PARENT NOTICES``.
 
 The settings come as JSON from the parent, which has checked them: a child that is restarted days later
-must not find other ones because a file was edited meanwhile. NOTICES is the descriptor of the socket on
-which the child tells its parent that it is ready and that it works.
+must not find other ones because a file was edited meanwhile. NOTICES is the descriptor on which the child
+reports to its parent.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ def main(arguments: list[str]) -> int:
     return run(name, json.loads(settings), Notifier(descriptor=int(notices), is_watched=True))
 
 
-def run(name: str, fields: dict[str, Any], parent: Notifier) -> int:
-    """Run what is called ``name`` with the settings in ``fields``; it reports to ``parent``, which alone
-    speaks to a service manager."""
+def run(name: str, fields: dict[str, Any], notifier: Notifier) -> int:
+    """Run the part called ``name`` with the settings in ``fields``; returns its exit status."""
     from kvstore_cli.serve.logging_setup import set_up
 
     set_up(name, fields["log_level"], fields["log_format"])
@@ -35,12 +34,12 @@ def run(name: str, fields: dict[str, Any], parent: Notifier) -> int:
         from kvstore_daemon.main import run as run_daemon
         from kvstore_daemon.settings import DaemonSettings
 
-        return run_daemon(DaemonSettings(**fields), parent)
+        return run_daemon(DaemonSettings(**fields), notifier)
     from kvstore_http.main import run as run_http
     from kvstore_http.settings import HttpSettings
 
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return run_http(HttpSettings(**{**fields, **lists}), parent)
+    return run_http(HttpSettings(**{**fields, **lists}), notifier)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How the server processes log: on standard error, as text for people or as JSON lines for programs.
 
-The servers only use ``logging``; whoever starts one calls :func:`set_up` first. A line of JSON is one
-object without a line feed in it, whatever the message or a traceback holds.
+The servers only use ``logging``; the command that starts one calls :func:`set_up` first. A line of JSON is
+one object without a line feed in it, whatever the message or a traceback holds.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ import orjson
 from kvstore_core.process.logging import LEVEL_SIGNALS, announcer
 
 BACKLOG_BYTES = 1024 * 1024
-"""Of lines that nobody has read yet; what comes beyond is left out."""
+"""How much of lines that were not read yet is kept; more is left out."""
 
 FLUSH_SECONDS = 1.0
-"""How long a process that ends waits for somebody to read the rest."""
+"""How long a process that ends waits for the rest to be read."""
 
 _WHOLE_BYTES = select.PIPE_BUF
 """A pipe takes so much in one piece, without lines of other processes in between."""
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "worker"}
-"""What every record has; everything else was given with the line (``extra``)."""
+"""The attributes of every record; all others were given with the line (``extra``)."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -49,8 +49,8 @@ def chosen_format(wish: str) -> str:
 def set_up(part: str, level: str, log_format: str) -> None:
     """Send what this process logs from ``level`` upwards to standard error, under the name ``part``.
 
-    Also what is not logged by anybody: exceptions that end the process or a thread, and warnings of
-    Python. Call it in the main thread.
+    Exceptions that end the process or a thread, and warnings of Python, are logged too. Call it in the main
+    thread.
     """
     _occupy_standard_descriptors()
     handler = StderrHandler()
@@ -65,7 +65,7 @@ def set_up(part: str, level: str, log_format: str) -> None:
         failed.exc_type, failed.exc_value or failed.exc_type(), failed.exc_traceback
     )
     for number in LEVEL_SIGNALS:
-        # until the server takes care of them: they would end it
+        # until the server handles them: they would end it
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -91,7 +91,7 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -
 
 
 class TextFormatter(logging.Formatter):
-    """``TIME LEVEL LOGGER: MESSAGE``, a traceback below it; the promised lines stand as they are."""
+    """``TIME LEVEL LOGGER: MESSAGE``, with a traceback below it; announced lines are the message alone."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
@@ -107,7 +107,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object; what was given with the line are further members, a traceback is one of them."""
+    """One JSON object; what was given with the line (``extra``), and a traceback, are further members."""
 
     def __init__(self, part: str) -> None:
         super().__init__()
@@ -151,12 +151,12 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line; never raises and never waits."""
         try:
-            self.tell_lost()
+            self.report_lost()
             self._write(record)
         except Exception:
             self.handleError(record)
 
-    def tell_lost(self) -> None:
+    def report_lost(self) -> None:
         """Say how many lines were left out, if there is room again."""
         lost = stderr.take_lost()
         if lost:
@@ -166,15 +166,15 @@ class StderrHandler(logging.Handler):
         stderr.write(self.format(record).encode(errors="backslashreplace") + b"\n")
 
     def flush(self) -> None:
-        """Give what could not be written yet a last chance."""
+        """Wait for what could not be written yet, but not for longer than ``FLUSH_SECONDS``."""
         stderr.flush(FLUSH_SECONDS)
 
 
 def write_through(said: bytes) -> None:
-    """Write whole lines of another process to standard error as they stand."""
+    """Write whole lines to standard error as they are, those of another process for example."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, StderrHandler):
-            handler.tell_lost()
+            handler.report_lost()
     stderr.write(said)
 
 
@@ -184,11 +184,11 @@ def _lost_record(count: int) -> logging.LogRecord:
 
 
 class Stderr:
-    """Standard error for those who must not wait: whoever should read it may have stopped doing so.
+    """Standard error that is never waited for, though its reader may have stopped reading.
 
-    A line is written at once where there is room for it, so that none is lost in a crash. What finds
-    no room is kept, up to BACKLOG_BYTES, and written by a thread that may wait; lines beyond that are left
-    out and counted. Where nobody can read any more, everything is dropped. Any thread may call this.
+    A line is written at once where there is room for it, so that a crash loses none. Without room it is kept,
+    up to ``BACKLOG_BYTES``, and written by a thread that may wait; more lines are left out and counted. When
+    the reader is gone, all are dropped. Any thread may call this.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -197,7 +197,7 @@ class Stderr:
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        # what waits at a fork is the parent's to write, and its thread is not there in the child
+        # after a fork the parent writes what waits, and the child has no such thread
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -221,7 +221,7 @@ class Stderr:
                 self._thread.start()
 
     def take_lost(self) -> int:
-        """How many lines were left out since this was asked last; 0 as long as there is no room."""
+        """How many lines were left out since the last call; 0 while there is no room."""
         with self._lock:
             if self._waiting or not self._lost:
                 return 0
@@ -255,16 +255,16 @@ class Stderr:
         return 2 * unread + size + _WHOLE_BYTES <= capacity
 
     def _attempt(self, data: bytes) -> bytes:
-        """Write; returns what is left to be written."""
+        """Write what there is room for; returns the rest."""
         try:
             return data[os.write(self._descriptor, data) :]
-        except BlockingIOError:  # somebody shares the descriptor and does not want to wait
+        except BlockingIOError:  # another process has made the descriptor non-blocking
             return data
         except OSError:
             return b""
 
     def _drain(self) -> None:
-        """Write what waits, at the pace of whoever reads it. Runs in a thread that ends with it."""
+        """Write what waits, at the pace of its reader; the thread ends when nothing waits."""
         while True:
             with self._lock:
                 if not self._waiting:

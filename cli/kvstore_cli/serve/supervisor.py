@@ -44,7 +44,7 @@ _ADVICE = {
         "kvstore check says more)"
     )
 }
-"""What to look at after an end that tells of trouble outside of the process."""
+"""What to look at after an end whose cause is outside of the process."""
 
 _LONGEST_LINE_BYTES = 1024 * 1024
 """A longer one is handed on in pieces."""

@@ -1,1 +1,1 @@
-"""What every process of kvstore needs of the system: files, signals, logs, and word to its parent."""
+"""What a process of kvstore needs of the system: files, signals, limits, logs, and word of its children."""

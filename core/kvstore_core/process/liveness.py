@@ -1,30 +1,30 @@
-"""Whether a process that was started still works, told by the beats that it sends its parent."""
+"""Whether a child process still works, which its parent knows by the beats that it sends."""
 
 from __future__ import annotations
 
 import signal
 
 BEAT_SECONDS = 1.0
-"""How often a process says that it works, and how often its parent ticks."""
+"""How often a process beats, and how often its parent ticks."""
 
 LATE_TICKS = 5
-"""Silent for longer, a process is late: its parent no longer vouches for it."""
+"""A process that is silent for longer is late: its parent no longer vouches for it."""
 
 STUCK_TICKS = 20
-"""Silent for so long, it hangs."""
+"""A process that is silent for so long hangs."""
 
 START_TICKS = 90
-"""So long may a process take until it is ready; systemd's default is the same."""
+"""How long a process may take until it is ready; systemd's default is the same."""
 
 KILL_TICKS = 2
-"""How much longer it has after SIGABRT, which lets it log where it hangs, before SIGKILL ends it."""
+"""How long after SIGABRT, which lets a process log where it hangs, SIGKILL follows."""
 
 
 class Liveness:
     """The silence of one process, counted by its parent's ticks.
 
-    Ticks are counted and not seconds: a parent that the system held up together with its children must
-    not take their absence for silence.
+    Ticks are counted and not seconds: a parent that the system stopped together with its children must not
+    take that for their silence.
     """
 
     def __init__(self, stuck_ticks: int = STUCK_TICKS) -> None:
@@ -32,12 +32,12 @@ class Liveness:
         self.started()
 
     def started(self) -> None:
-        """A new process begins, and is not ready yet."""
+        """A new process was started, and is not ready yet."""
         self.is_ready = False
         self._silent_ticks = 0
 
     def beat(self) -> bool:
-        """The process works; the first beat says that it is ready. Returns whether it had been late."""
+        """The process has said that it works, or, at first, that it is ready. Returns whether it was late."""
         was_late = self.is_late
         self.is_ready = True
         self._silent_ticks = 0
@@ -50,7 +50,7 @@ class Liveness:
 
     @property
     def has_become_late(self) -> bool:
-        """Whether it is late since the last tick."""
+        """Whether the last tick made it late."""
         return self.is_ready and self._silent_ticks == LATE_TICKS + 1
 
     def tick(self) -> signal.Signals | None:

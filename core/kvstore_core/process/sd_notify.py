@@ -1,8 +1,8 @@
-"""What a server tells the process that started it, in the manner of sd_notify(3).
+"""What a server reports to the process that started it, in the format of sd_notify(3).
 
-That is a service manager, or the parent of the two parts of ``kvstore serve``. This is the one module that
-knows how systemd wants to be told: each message is a datagram of ``NAME=value`` lines, sent to the socket
-that ``NOTIFY_SOCKET`` names.
+That process is a service manager, or a parent that is kvstore itself (``supervision``). This is the one
+module that knows the format: each message is a datagram of ``NAME=value`` lines, sent to the socket that
+``NOTIFY_SOCKET`` names.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ _LONGEST_NOTICE_BYTES = 65536
 
 
 class Notifier:
-    """Tells the service manager what it waits for. Without one, every method does nothing.
+    """Reports to the service manager, or to a parent. Without either, every method does nothing.
 
     ``address`` is the manager's datagram socket: a path, or a name after ``@`` in Linux's abstract
-    space. With ``is_watched`` the manager ends a service that does not beat. A manager that cannot be
-    told is no failure of the service, so no method raises for it. Use it from one process: the manager
-    believes nobody but the process that it started.
+    space. With ``is_watched`` the manager ends a service that does not beat. No method raises: a manager that
+    does not listen is no failure of the service. Use it from one process: the manager takes messages from
+    the process that it started, and from no other.
 
-    A ``descriptor`` takes the place of the address: one end of a pair of datagram sockets, the other end of
-    which is the parent's (:class:`NoticeSocket`).
+    A ``descriptor``, instead of the address, is the child's end of its parent's :class:`NoticeSocket`.
     """
 
     def __init__(self, address: str = "", *, is_watched: bool = False, descriptor: int | None = None) -> None:
@@ -44,8 +43,8 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
-        """The manager that the environment names. Its variables are taken out, so that processes
-        which this one starts do not speak in its place."""
+        """A notifier for the manager that the environment names. Its variables are removed, so that processes
+        which this one starts do not report to it."""
         address = environ.pop("NOTIFY_SOCKET", "")
         microseconds = environ.pop("WATCHDOG_USEC", "")
         watched_pid = environ.pop("WATCHDOG_PID", "") or str(os.getpid())
@@ -61,8 +60,8 @@ class Notifier:
         self._send(_status(line))
 
     def beat(self) -> None:
-        """Say that the service still does its work. A beat that the manager has no room for is left
-        out: its sender has more to do than to wait."""
+        """Say that the service does its work. Does not wait: a beat that the manager has no room for is left
+        out."""
         if self._is_watched:
             self._send("WATCHDOG=1", socket.MSG_DONTWAIT)
 
@@ -99,8 +98,8 @@ class Notice(NamedTuple):
 
 
 class NoticeSocket:
-    """What the parent hears from one child. The two ends have no name, so nobody but the child and what it
-    starts can speak here.
+    """The parent's end of a pair of sockets on which one child reports. They have no name, so no process but
+    the child and those that it starts can write to them.
 
     ``descriptor`` is the child's end; call :meth:`close_theirs` once the child has inherited it.
     """
@@ -114,8 +113,8 @@ class NoticeSocket:
         return self._ours.fileno()
 
     def read(self, places: Collection[str]) -> Iterator[Notice]:
-        """What was said since the last call, in order. What is no message of a child's is left out, and so is
-        a readiness without the addresses that ``places`` names: what a child starts may speak here too."""
+        """The messages since the last call, in order. Others are left out, and so is READY without the
+        addresses that ``places`` names: processes that the child starts may write here too."""
         with suppress(OSError):  # nothing more, or the child is gone
             while True:
                 notice = _parsed(self._ours.recv(_LONGEST_NOTICE_BYTES), places)

@@ -1,4 +1,4 @@
-"""One facade process: daemon, feed, application and server in one gevent hub, until it is told to stop."""
+"""One worker: the daemon's client, the feed, the application and the server, in one hub of gevent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import gevent
 import zmq
-from gevent.event import Event as Signal
+from gevent.event import Event
 
 from kvstore_core.errors import EXIT_DONE
 from kvstore_core.process.liveness import BEAT_SECONDS
@@ -50,7 +50,7 @@ def serve(
     ``on_level`` changes the log level; it is called with the number of a signal that asks for it.
     """
     raise_descriptor_limit()
-    stop = Signal()
+    stop = Event()
     hub = gevent.get_hub()
     hub.print_exception = _log_failure
     watchers = [hub.loop.signal(number) for number in (signal.SIGTERM, signal.SIGINT)]
