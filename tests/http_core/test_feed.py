@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import gevent
@@ -25,6 +26,7 @@ from kvstore_core.wire import (
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.settings import HttpSettings
+from kvstore_http.streaming import lagging_streams
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
@@ -283,6 +285,21 @@ def test_readers_that_come_and_go_see_every_change_once_whoever_else_listens(
         reader.leave()
         asleep(store)
     assert seen == list(range(1, store.head + 1))
+
+
+def test_the_loop_turns_between_streams_that_are_caught_up(
+    store: Store, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lagging_streams, "TURN_SECONDS", 0)
+    seen = store.commit()
+    store.commit()
+    readers = [read(StreamStart(Cursor(seen, EPOCH))) for _ in range(20)]
+    caught_up = [0]
+    watcher = gevent.get_hub().loop.check()
+    watcher.start(lambda: caught_up.append(sum(reader.is_live for reader in readers)))
+    until(lambda: caught_up[-1] == len(readers))
+    watcher.close()
+    assert max(after - before for before, after in pairwise(caught_up)) <= len(readers) / 4
 
 
 def test_a_key_that_changed_while_the_feed_was_asleep_is_looked_at_again(

@@ -14,6 +14,7 @@ from waitress.channel import ClientDisconnected, HTTPChannel
 
 from kvstore_core.errors import KvError
 from kvstore_http.protocol.environ import NO_ROOM
+from kvstore_http.routes import SUBSCRIBE_PATH
 from kvstore_http.server.access_log import Ended
 from kvstore_http.server.parser import Parser, RefusalError
 from kvstore_http.server.response import HandOver, RefusalTask, Task, refused_by_head, wants_stream
@@ -154,7 +155,10 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _serve_if_due(self) -> None:
         if not self.serving and (self.requests or self._expects_continue()):
             self.serving = True
-            self.server.pool.run(self._serve)
+            if self.requests and self.requests[0].path == SUBSCRIBE_PATH:
+                self.server.serve_stream(self._serve)
+            else:
+                self.server.pool.run(self._serve)
 
     def _expects_continue(self) -> bool:
         """Whether the client waits to hear whether to send the body."""

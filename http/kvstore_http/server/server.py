@@ -20,6 +20,8 @@ import resource
 import socket
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -40,6 +42,9 @@ log = logging.getLogger("kvstore.http")
 
 ACCEPTS_PER_TURN = 64
 """How many connections are accepted before the loop looks at the others again."""
+
+STREAMS_TURN_SECONDS = 0.001
+"""For how long requests for streams are served before the loop looks at the others again."""
 
 SPARE_DESCRIPTORS = 64
 """Kept for connections that are refused for lack of room, and for whatever else a process opens."""
@@ -82,6 +87,8 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         self.loop = self.hub.loop
         self.pool = GreenletPool(self.hub)
         self._lingering: dict[int, LingeringClose] = {}
+        self._stream_requests: deque[Callable[[], None]] = deque()
+        self._stream_timer = self.loop.timer(0)
         self._max_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
         super().__init__(
             application,
@@ -192,6 +199,24 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
             return
         self.linger(conn)
 
+    def serve_stream(self, serve: Callable[[], None]) -> None:
+        """Let ``serve`` serve a request for a stream, in one of the next turns of the loop: streams come back
+        by the thousand when a worker ends, and other requests do not wait for all of them."""
+        self._stream_requests.append(serve)
+        if not self._stream_timer.active:
+            self._stream_timer.start(self._serve_streams)
+
+    def _serve_streams(self) -> None:
+        turn_ends = time.monotonic() + STREAMS_TURN_SECONDS
+        while self._stream_requests:
+            self.pool.run(self._stream_requests.popleft())
+            if time.monotonic() >= turn_ends:
+                break
+        if not self._stream_requests:
+            self._stream_timer.stop()
+        elif not self._stream_timer.active:
+            self._stream_timer.start(self._serve_streams)
+
     def held_changed(self, channel: Channel, change: int, held: int) -> None:
         """``channel`` now holds ``held`` bytes, ``change`` more than before.
 
@@ -242,6 +267,7 @@ class Server(BaseWSGIServer):  # type: ignore[misc]
         """Drop everything at once."""
         self._acceptor.close()
         self._sweeper.close()
+        self._stream_timer.close()
         for channel in list(self.active_channels.values()):
             channel.handle_close()
         for lingering in list(self._lingering.values()):

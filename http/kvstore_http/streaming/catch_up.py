@@ -117,9 +117,6 @@ class CatchUp:
             self._idle.append((queue, serve))
             if self._streams:
                 self._run()
-            elif not self._is_closed:
-                self._ticker.stop()
-                self._log_reader.forget_all()
 
     def _serve(self, queue: Queue, serve: Serve) -> None:
         """Serve the first of ``queue``, and all that need the same, until no stream is left."""
@@ -140,3 +137,5 @@ class CatchUp:
         self._log_reader.forget_old()
         self._snapshot_reader.forget_old()
         self._streams.feed_moved()
+        if not self._streams and not self._log_reader.has_pages:
+            self._ticker.stop()

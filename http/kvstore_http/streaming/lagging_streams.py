@@ -24,8 +24,8 @@ from kvstore_http.streaming.messages import Messages
 from kvstore_http.streaming.stream_sockets import Stream, StreamSockets
 from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
 
-TURN_STREAMS = 25
-"""How many streams are written to before the loop serves requests again."""
+TURN_SECONDS = 0.001
+"""For how long streams are written to before the loop serves requests again."""
 
 CATCH_UP_BYTES = 64 * 1024 * 1024
 LEAST_SHARE = 16 * 1024
@@ -241,9 +241,11 @@ class LaggingStreams:
 
     def in_turns(self, streams: Iterable[LaggingStream]) -> Iterator[LaggingStream]:
         """Those of ``streams`` that are still there when it is their turn, with pauses for requests."""
-        for count, lagging in enumerate(list(streams)):
-            if count % TURN_STREAMS == TURN_STREAMS - 1:
+        turn_ends = monotonic() + TURN_SECONDS
+        for lagging in list(streams):
+            if monotonic() >= turn_ends:
                 gevent.sleep(1e-6)  # not 0, with which the loop would not look at its sockets
+                turn_ends = monotonic() + TURN_SECONDS
             if lagging in self and not lagging.stream.is_ending:
                 yield lagging
 

@@ -69,9 +69,10 @@ class LogReader:
         while self._pages and monotonic() - self._pages[0].read_at > KEEP_SECONDS:
             self._pages.popleft()
 
-    def forget_all(self) -> None:
-        """Forget all pages."""
-        self._pages.clear()
+    @property
+    def has_pages(self) -> bool:
+        """Whether pages are kept for streams that may come."""
+        return bool(self._pages)
 
     # ── from what the feed remembers ────────────────────────────────────────────────────────────
 
