@@ -193,7 +193,7 @@ def talkative(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def check_silence(said: str) -> None:
-    """No form of a value stands in what was logged."""
+    """No form of a value was logged."""
     forms = [CANARY, quote(CANARY), CANARY.encode().hex()]
     # a base64 text holds it in one of three forms, by where it begins
     forms += [base64.b64encode(b"\0" * shift + CANARY.encode()).decode()[4:-4] for shift in range(3)]
@@ -202,7 +202,7 @@ def check_silence(said: str) -> None:
 
 
 def attempts(key: str, value: bytes, text: str) -> list[tuple[str, str, bytes | None, dict[str, str]]]:
-    """Requests that carry a value wherever one can stand, right or wrong."""
+    """Requests that carry a value in every place for one, right or wrong."""
     path, json_type = path_of(key), {"Content-Type": "application/json"}
     patch = {"Content-Type": "application/merge-patch+json"}
     ops = [{"op": "put", "key": key, "value": text}, {"op": "put", "key": key, "value": text, "bad": text}]

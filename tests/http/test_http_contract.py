@@ -106,7 +106,7 @@ def test_an_unknown_parameter_is_refused_and_the_known_are_named(
 
 
 @pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.query], ids=name_of)
-def test_a_parameter_stands_there_once(session: Session, endpoint: Endpoint) -> None:
+def test_a_parameter_is_given_once(session: Session, endpoint: Endpoint) -> None:
     for name, parameter in endpoint.query.items():
         if not parameter.many:
             target = endpoint.path.replace("{key}", "some-key") + f"?{name}=1&{name}=1"

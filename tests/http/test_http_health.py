@@ -156,7 +156,7 @@ def test_a_daemon_that_stands_still_for_a_moment_does_not_make_it_unready(servic
     probe = HTTPConnection(urlsplit(service.url).netloc, timeout=30)
     service.daemon.signal(signal.SIGSTOP)
     try:
-        wait_until(lambda: _state(service.daemon.pid) == b"T", what="the daemon stands still")
+        wait_until(lambda: _state(service.daemon.pid) == b"T", what="the daemon is stopped")
         probe.request("GET", "/readyz")
     finally:
         service.daemon.signal(signal.SIGCONT)

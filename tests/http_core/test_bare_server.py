@@ -321,7 +321,7 @@ def test_a_connection_too_many_is_told_so_whatever_it_says(start_bare: Callable[
     for sock in kept:
         sock.sendall(request("/"))
         assert read_response(sock)[0].status == 200
-    # as soon as its head is there; one that says less is told a little later
+    # as soon as its head is there; one that sends less is refused a little later
     unfinished = b"PUT /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc"
     for said in (request("/"), unfinished, b"", b"GET / HT"):
         with closing(connect()) as sock:

@@ -48,7 +48,7 @@ def test_the_sum_over_all_workers_is_what_happened_whoever_was_restarted(
     buckets: Counter[tuple[str, str, float]] = Counter()
     sums: Counter[tuple[str, str]] = Counter()
     for at, (number, route, method, status, took) in enumerate(happened):
-        workers[number].begin()
+        workers[number].request_begun()
         if at < len(restarted):  # in the middle of a request, as a crash is
             gone = restarted[at]
             shared_counters.note_end(gone)
@@ -56,7 +56,7 @@ def test_the_sum_over_all_workers_is_what_happened_whoever_was_restarted(
             workers[gone] = WorkerCounters(shared_counters, gone, CELLS)
             if gone == number:
                 continue
-        workers[number].end(route, method, status, took)
+        workers[number].request_ended(route, method, status, took)
         labels = series(route, method)
         counts[*labels, status[:3] if status[:3] in STATUSES else OTHER] += 1
         if took is not None:
@@ -79,7 +79,7 @@ def test_what_is_the_case_now_ends_with_the_worker_and_what_happened_stays() -> 
         shared_counters.note_start(number, os.getpid())
     first, second = (WorkerCounters(shared_counters, number) for number in range(2))
     for worker, count in ((first, 3), (second, 4)):
-        worker.begin()
+        worker.request_begun()
         worker.connections_changed(count)
         worker.note_streams(count)
         worker.note_backlog(1000 * count)

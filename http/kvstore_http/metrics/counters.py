@@ -146,11 +146,11 @@ class WorkerCounters:
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────
 
-    def begin(self) -> None:
+    def request_begun(self) -> None:
         """A request is about to be answered."""
         self._cells[IN_PROGRESS] += 1
 
-    def end(self, route: str, method: str, status: str, took: int | None) -> None:
+    def request_ended(self, route: str, method: str, status: str, took: int | None) -> None:
         """It was, with this status line, in ``took`` nanoseconds (None: the client decided how long)."""
         cells = self._cells
         cells[IN_PROGRESS] -= 1

@@ -31,7 +31,7 @@ CHECKS = ("daemon", "writes", "disk", "store", "log", "clock", "connections", "f
 @dataclass(frozen=True, slots=True)
 class Parameter(Generic[T]):
     """One query parameter. ``parse`` raises ValueError for a text that is not ``must_be``, or a
-    KvError of its own."""
+    KvError."""
 
     name: str
     parse: Callable[[str], T]

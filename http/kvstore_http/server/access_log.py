@@ -54,7 +54,7 @@ class AccessLog:
         # the access log does not depend on --log-level
         access.setLevel(logging.DEBUG if is_debugging else logging.INFO)
 
-    def ended(self, task: Any, elapsed_ns: int, *, is_ours: bool) -> None:
+    def request_ended(self, task: Any, elapsed_ns: int, *, is_ours: bool) -> None:
         """Log a request that was answered, or whose client left. Needs to be called only if it took
         ``slow_ns`` or longer, or if ``is_noting``. ``is_ours``: the client had no influence on how long it
         took."""
@@ -79,7 +79,7 @@ class AccessLog:
         line = 'a request took %(seconds).2f s: "%(method)s %(path)s%(query)s" %(status)d'
         self._slow_log.warning(line, fields, extra=fields)
 
-    def opened(self, task: Any) -> Ended | None:
+    def stream_opened(self, task: Any) -> Ended | None:
         """Log that a stream was opened; returns the function to call at its end, None if that is not
         logged."""
         if not self.is_on:

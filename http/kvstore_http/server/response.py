@@ -95,14 +95,14 @@ class _ResponseHead:
     chunked_response = False
     request_id = "-"
     route = OTHER
-    is_held = False
+    is_long_poll = False
 
     def service(self) -> None:
         """Answer and count; also how long it took, unless the client could influence that."""
         server = self.channel.server
         counters, access_log = server.counters, server.access_log
         started = perf_counter_ns()
-        counters.begin()
+        counters.request_begun()
         try:
             self.execute()  # type: ignore[attr-defined]  # the next class is waitress's
             self.finish()  # type: ignore[attr-defined]
@@ -112,10 +112,10 @@ class _ResponseHead:
         finally:
             elapsed = perf_counter_ns() - started
             is_open_ended = self.has_body and self.content_length is None
-            took = None if is_open_ended or self.is_held else elapsed
-            counters.end(self.route, self.request.command, self.status, took)
+            took = None if is_open_ended or self.is_long_poll else elapsed
+            counters.request_ended(self.route, self.request.command, self.status, took)
             if elapsed >= access_log.slow_ns or access_log.is_noting:
-                access_log.ended(self, elapsed, is_ours=took is not None)
+                access_log.request_ended(self, elapsed, is_ours=took is not None)
 
     def build_response_header(self) -> bytes:
         """The status line and the headers. Decides how the body is framed, and whether the connection is
@@ -173,7 +173,7 @@ class Task(_ResponseHead, WSGITask):  # type: ignore[misc]  # waitress has no ty
         environ = self.get_environment()
         body = self.channel.server.application(environ, self._start_response)
         self.route = environ.get(ROUTE, OTHER)
-        self.is_held = WAITS in environ
+        self.is_long_poll = WAITS in environ
         del environ  # it refers to this task
         try:
             for chunk in body:
@@ -243,7 +243,7 @@ class Task(_ResponseHead, WSGITask):  # type: ignore[misc]  # waitress has no ty
         if self.hand_over is not None and self.status.startswith("200"):
             self.write(b"")
             self.channel.hand_over = (self.hand_over, self.chunked_response)
-            self.channel.on_stream_end = self.channel.server.access_log.opened(self)
+            self.channel.on_stream_end = self.channel.server.access_log.stream_opened(self)
             return
         if self.request.command == "HEAD":
             self.write(b"")
