@@ -1,7 +1,7 @@
 """The tables in the documentation that come from the code: ``python -m kvstore_cli.docs_tables docs/*.md``.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. A test compares what stands there
-with what this module makes.
+A table is between ``<!-- table: NAME -->`` and ``<!-- end -->``. A test compares it with what this module
+makes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EXIT_MEANINGS = {
     4: "the condition does not hold; nothing was changed",
     5: "not allowed; also a certificate that is not trusted",
     6: "the service, or the daemon behind it, cannot be reached",
-    124: "the time is over",
+    124: "timed out",
     130: "interrupted with Ctrl-C",
 }
 
@@ -34,7 +34,7 @@ _VARIABLE_MEANINGS = {
     "op": "`put`, `delete` or `expire`",
     "key": "the key",
     "revision": "the revision of the change",
-    "index": "the event's place among those of its revision, from 0",
+    "index": "the index of the event among those of its revision, from 0",
     "count": "how many events share the revision",
     "time": "when it happened, as RFC 3339 in UTC",
     "content_type": "the value's media type (put)",
@@ -43,7 +43,7 @@ _VARIABLE_MEANINGS = {
     "modified_at": "when the value was put (put)",
     "expires_at": "when the key will expire (put with a TTL)",
     "previous_revision": "the revision that the key had before, 0 if there was no such key",
-    "cursor": "the position behind the event (last event of a revision)",
+    "cursor": "the position after the event (last event of a revision)",
 }
 
 

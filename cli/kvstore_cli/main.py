@@ -1,4 +1,4 @@
-"""The ``kvstore`` command: finds the subcommand, and turns what goes wrong into words and an exit status."""
+"""The ``kvstore`` command: runs the subcommand, and turns errors into a message and an exit status."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from importlib import import_module
 
 import click
 
-from kvstore_cli.command_line.completion import COMPLETE_VARIABLE
+from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_ERROR, EXIT_USAGE, KvError
 
 EXIT_INTERRUPTED = 130
 
-# The one table of commands, by section of the help text. A command's module is imported only when the
-# command is called: click alone takes half of the time that `kvstore get` may take.
+# The table of commands, by section of the help text. A command's module is only imported to run it, to keep
+# the start-up short.
 SECTIONS = {
     "Keys and values": {
         "get": "Print the value of a key, or of many with their keys",
@@ -24,35 +24,35 @@ SECTIONS = {
         "list": "List keys",
         "incr": "Add to a number, atomically",
         "touch": "Give a key a new TTL",
-        "persist": "Take the TTL of a key away",
-        "history": "Show what happened to a key",
-        "batch": "Do many operations at once, each for itself or all or none",
+        "persist": "Remove the TTL of a key",
+        "history": "Show the changes of a key",
+        "batch": "Run many operations, each on its own or all or none",
     },
     "Changes": {
         "subscribe": "Print every change as it happens, or run a command for it",
         "wait": "Wait until a key exists, is gone, changes, or has a value",
     },
     "Data": {
-        "backup": "Write the store, as it is at one revision, to a file",
-        "restore": "Make a store from a backup",
-        "export": "Write all records to a file, as they were at one revision",
+        "backup": "Write the store, as of one revision, to a file",
+        "restore": "Restore a store from a backup",
+        "export": "Write all records, as of one revision, to a file",
         "import": "Put the records of a file",
-        "check": "Verify a store or a backup, all of it",
+        "check": "Verify a whole store or backup",
         "compact": "Give the store's free pages back to the disk",
     },
     "The service": {
         "serve": "Run the service: daemon and HTTP facade",
-        "daemon": "Run the daemon alone",
-        "http": "Run the HTTP facade alone",
-        "status": "Say how the service is",
+        "daemon": "Run only the daemon",
+        "http": "Run only the HTTP facade",
+        "status": "Print the state of the service",
         "top": "Show what the service is doing, as it happens",
-        "ping": "Check that the service answers: for health checks",
-        "doctor": "Measure the service through what stands in between, and say what to change",
+        "ping": "Check that the service answers, for health checks",
+        "doctor": "Check the service through any proxy, and say what to change",
         "config": "Show and check the configuration",
         "completion": "Print the completion script for a shell",
     },
 }
-# What people type who know other tools.
+# what users of other tools type
 _MEANT = {
     meant: command
     for command, words in {
@@ -83,8 +83,8 @@ _MEANT = {
 COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
 
 
-class Commands(click.Group):
-    """The commands of the table, imported one by one and shown by section."""
+class LazyGroup(click.Group):
+    """The commands of the table, imported on demand and shown by section."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """All names, in the table's order."""
@@ -99,7 +99,7 @@ class Commands(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The command and its arguments; a usage error for an option that stands in front of it."""
+        """The command and its arguments; a usage error for an option before the command."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -115,7 +115,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is meant; a usage error with the likeliest name for one that is not there."""
+        """The command; for an unknown one, a usage error that suggests the nearest."""
         if args[0] in COMMANDS or args[0].startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         from difflib import get_close_matches
@@ -132,7 +132,7 @@ class Commands(click.Group):
 
 
 @click.command(
-    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(package_name="kvstore", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -144,8 +144,8 @@ def cli() -> None:
     kvstore get greeting               print it
     kvstore subscribe                  see every change as it happens
 
-    The commands ask the service at KVSTORE_URL, http://127.0.0.1:5000 unless it is set. 'kvstore
-    COMMAND --help' explains a command with examples.
+    The commands use the service at KVSTORE_URL, by default http://127.0.0.1:5000. 'kvstore COMMAND
+    --help' explains a command with examples.
 
     \b
     Exit status: 0 done, 1 error, 2 usage, 3 no such key, 4 condition failed, 5 not allowed,
@@ -157,10 +157,12 @@ def main() -> int:
     """Run the command line; returns the exit status."""
     from kvstore_cli.config.resolve import ConfigurationError
 
-    if COMPLETE_VARIABLE in os.environ:
+    if output.COMPLETE_VARIABLE in os.environ:
         import_module("kvstore_cli.command_line.shells")
     try:
-        return int(cli.main(prog_name="kvstore", standalone_mode=False, complete_var=COMPLETE_VARIABLE) or 0)
+        return int(
+            cli.main(prog_name="kvstore", standalone_mode=False, complete_var=output.COMPLETE_VARIABLE) or 0
+        )
     except click.UsageError as error:
         error.show()
         return EXIT_USAGE
@@ -179,7 +181,7 @@ def main() -> int:
 
 
 def _with_request_id(error: KvError) -> str:
-    """The message; where the service is at fault, with what to look for in its log."""
+    """The message; for an error of the service, with the request id to look for in its log."""
     request_id = error.details.get("request_id")
     return (
         f"{error.message} (request {request_id})" if request_id and error.row.status >= 500 else error.message
@@ -187,8 +189,6 @@ def _with_request_id(error: KvError) -> str:
 
 
 def _complain(message: str, status: int) -> int:
-    from kvstore_cli.terminal import output
-
     output.talk(message)
     return status
 

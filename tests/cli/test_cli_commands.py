@@ -365,7 +365,7 @@ def test_batch_goes_on_after_a_failure_and_tells_it_with_its_status(kvstore: Kvs
     assert done.returncode == 3
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert [result["status"] for result in results] == [404, 412, 200]
-    assert b"1 done, 2 failed" in done.stderr
+    assert b"1 succeeded, 2 failed" in done.stderr
 
 
 @pytest.mark.parametrize("flag", [True, False])
@@ -405,20 +405,20 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["get", "k", "--revision", "99999999"], 1, "revision"),
         (["put", "k", "v", "--content-type", "caf\u00e9"], 2, "content-type"),
         (["put", "k", "v", "--content-type", "a/b\r\nX: y"], 2, "content-type"),
-        (["subscribe", "--since", "yesterday"], 2, "is not a cursor"),
+        (["subscribe", "--since", "yesterday"], 2, "neither a cursor nor a revision"),
         (["wait", "no/such", "--exists", "--timeout", "50ms"], 124, "did not appear within 50ms"),
         (["get"], 2, "KEY, --all, --prefix"),
         (["get", "a", "--all"], 2, "not several"),
-        (["get", "--all", "--default", "x"], 2, "go with a KEY"),
-        (["get", "a", "--null", "--json"], 2, "three forms"),
+        (["get", "--all", "--default", "x"], 2, "need a KEY"),
+        (["get", "a", "--null", "--json"], 2, "exclude each other"),
         (["put", "k", "-abc"], 2, "there is no option -a; write -- before a VALUE that begins with a dash"),
-        (["incr", "k", "1", "--by", "2"], 2, "N and --by are the same"),
+        (["incr", "k", "1", "--by", "2"], 2, "N or --by, not both"),
         (["incr", "k", "many"], 2, "'many' is not a whole number"),
-        (["list", "a", "--prefix", "b"], 2, "are the same"),
-        (["list", "--null", "--json"], 2, "--null goes with none of"),
+        (["list", "a", "--prefix", "b"], 2, "not both"),
+        (["list", "--null", "--json"], 2, "--null excludes"),
         (["delete"], 2, "give one of KEY, --prefix"),
-        (["delete", "a", "b", "--if-revision", "3"], 2, "goes with one KEY"),
-        (["delete", "--prefix", "a", "--atomic"], 2, "--atomic goes with KEYs"),
+        (["delete", "a", "b", "--if-revision", "3"], 2, "needs exactly one KEY"),
+        (["delete", "--prefix", "a", "--atomic"], 2, "--atomic needs KEYs"),
         (["patch", "k", "{"], 1, "the patch is not JSON"),
         (["patch", "k", "@no-such-file"], 2, "no-such-file"),
         (["put", "k"], 2, "VALUE"),
@@ -446,7 +446,7 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["unset"], 2, "did you mean 'kvstore delete'"),
         (["version"], 2, "did you mean 'kvstore --version'"),
         (["--url", "http://x", "get", "k"], 2, "--url comes after the command"),
-        (["config", "check", "--requests", "ipc:///tmp/a", "--changes", "ipc:///tmp/a"], 2, "have to differ"),
+        (["config", "check", "--requests", "ipc:///tmp/a", "--changes", "ipc:///tmp/a"], 2, "must differ"),
         (["get", "k", "--nonsense"], 2, "--nonsense"),
         (["completion", "tcsh"], 2, "tcsh"),
     ],

@@ -11,8 +11,8 @@ import click
 import pytest
 
 from kvstore_cli.commands import get
-from kvstore_cli.commands.batch import _REQUEST_OPS
 from kvstore_cli.docs_tables import TABLES, refreshed
+from kvstore_cli.http_client.batch import _REQUEST_OPS
 from kvstore_cli.main import COMMANDS, SECTIONS, cli
 from kvstore_core.errors import ERRORS
 from kvstore_daemon.requests.pending_request import GETS_AT_ONCE

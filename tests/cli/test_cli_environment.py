@@ -178,7 +178,7 @@ def test_a_home_is_not_needed_to_ask_a_service(
 def test_without_a_home_the_data_folder_has_to_be_named(arguments: list[str]) -> None:
     done = bare(*arguments, folder=Path("/"))
     assert done.returncode == 2
-    assert done.stderr == b"kvstore: you have no home folder to keep data in; name a folder with --data\n"
+    assert done.stderr == b"kvstore: there is no home folder to keep data in; name a folder with --data\n"
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from kvstore_cli.http_client.change_stream import (
     RESET,
     SNAPSHOT,
     SYNC,
-    Position,
-    Step,
+    StreamPosition,
+    StreamUpdate,
     follow,
 )
-from kvstore_cli.http_client.client import Service
+from kvstore_cli.http_client.client import ServiceClient
 from kvstore_core.errors import KvError
 
 EPOCH = "0123456789abcdef"
@@ -100,21 +100,26 @@ class ModelService:
         yield {"event": "heartbeat", "revision": self.head, "cursor": cursor(self.head)}
 
 
-def run(position: Position, service: ModelService, cuts: list[int]) -> list[Step]:
-    """All steps when the first connections are cut after so many lines and the last one is not."""
-    steps: list[Step] = []
+def run(position: StreamPosition, service: ModelService, cuts: list[int]) -> list[StreamUpdate]:
+    """All updates when the first connections are cut after so many lines and the last one is not."""
+    updates: list[StreamUpdate] = []
     for attempt, cut in enumerate([*cuts, None]):
         lines = list(service.stream(dict(position.query())))[:cut]
         if attempt:
-            steps += position.reopened()
+            updates += position.reopened()
         for line in lines:
-            steps += position.feed(line)
-    return steps
+            updates += position.feed(line)
+    return updates
 
 
-def told(steps: list[Step]) -> list[tuple[int, int]]:
+def told(updates: list[StreamUpdate]) -> list[tuple[int, int]]:
     """Revision and index of the events that were given out."""
-    return [(line["revision"], line["index"]) for step in steps if step.kind == EVENTS for line in step.lines]
+    return [
+        (line["revision"], line["index"])
+        for update in updates
+        if update.kind == EVENTS
+        for line in update.lines
+    ]
 
 
 _SIZES = st.lists(st.integers(1, 4), max_size=12)
@@ -127,27 +132,33 @@ def test_every_event_after_the_cursor_comes_once_and_in_order(
 ) -> None:
     service = ModelService(sizes)
     since = min(since, service.head)
-    steps = run(Position(cursor(since), snapshot=False), service, cuts)
-    assert told(steps) == [(line["revision"], line["index"]) for line in service.events(since)]
-    assert steps[-1].cursor == cursor(service.head)
+    updates = run(StreamPosition(cursor(since), snapshot=False), service, cuts)
+    assert told(updates) == [(line["revision"], line["index"]) for line in service.events(since)]
+    assert updates[-1].cursor == cursor(service.head)
 
 
 @given(_SIZES, _CUTS)
 def test_all_events_of_a_revision_come_in_one_step(sizes: list[int], cuts: list[int]) -> None:
     service = ModelService(sizes)
-    steps = [step for step in run(Position(cursor(0), snapshot=False), service, cuts) if step.kind == EVENTS]
-    assert [len(step.lines) for step in steps] == sizes
-    assert [step.cursor for step in steps] == [cursor(revision) for revision in range(1, len(sizes) + 1)]
+    updates = [
+        update
+        for update in run(StreamPosition(cursor(0), snapshot=False), service, cuts)
+        if update.kind == EVENTS
+    ]
+    assert [len(update.lines) for update in updates] == sizes
+    assert [update.cursor for update in updates] == [
+        cursor(revision) for revision in range(1, len(sizes) + 1)
+    ]
 
 
-def view(steps: list[Step]) -> dict[str, int]:
-    """Key to revision as somebody sees it who applies the steps and drops everything on a reset."""
+def view(updates: list[StreamUpdate]) -> dict[str, int]:
+    """Key to revision as somebody sees it who applies the updates and drops everything on a reset."""
     seen: dict[str, int] = {}
-    for step in steps:
-        if step.kind == RESET:
+    for update in updates:
+        if update.kind == RESET:
             seen.clear()
-        elif step.kind in (SNAPSHOT, EVENTS):
-            for line in step.lines:
+        elif update.kind in (SNAPSHOT, EVENTS):
+            for line in update.lines:
                 assert line["revision"] >= seen.get(line["key"], 0)
                 seen[line["key"]] = line["revision"]
     return seen
@@ -158,25 +169,29 @@ def test_a_snapshot_or_a_reset_leads_to_the_present_state_wherever_it_is_cut(
     sizes: list[int], cuts: list[int], starts_with_snapshot: bool, floor: int
 ) -> None:
     service = ModelService(sizes, floor=min(floor, len(sizes)))
-    start = Position(None, snapshot=True) if starts_with_snapshot else Position(cursor(0), snapshot=False)
-    steps = run(start, service, cuts)
-    assert view(steps) == {line["key"]: line["revision"] for line in service.events(0)}
-    assert [step.kind for step in steps].count(SYNC) >= 1
+    start = (
+        StreamPosition(None, snapshot=True)
+        if starts_with_snapshot
+        else StreamPosition(cursor(0), snapshot=False)
+    )
+    updates = run(start, service, cuts)
+    assert view(updates) == {line["key"]: line["revision"] for line in service.events(0)}
+    assert [update.kind for update in updates].count(SYNC) >= 1
 
 
 def test_a_snapshot_that_is_told_once_is_not_void() -> None:
-    steps = run(Position(None, snapshot=True), ModelService([1, 2]), [])
-    assert [step.kind for step in steps] == [SNAPSHOT, SNAPSHOT, SYNC, HEARTBEAT]
+    updates = run(StreamPosition(None, snapshot=True), ModelService([1, 2]), [])
+    assert [update.kind for update in updates] == [SNAPSHOT, SNAPSHOT, SYNC, HEARTBEAT]
 
 
 def test_a_cursor_inside_a_snapshot_is_no_position() -> None:
-    position = Position(cursor(1), snapshot=False)
+    position = StreamPosition(cursor(1), snapshot=False)
     list(position.feed({"event": "reset", "reason": "epoch", "floor": 5, "cursor": cursor(9)}))
     assert position.query() == [("snapshot", "1")]
 
 
 def test_what_a_newer_service_adds_is_passed_over() -> None:
-    position = Position(cursor(1), snapshot=False)
+    position = StreamPosition(cursor(1), snapshot=False)
     assert list(position.feed({"event": "weather", "cursor": cursor(8)})) == []
     assert list(position.feed({})) == []
     assert position.query() == [("since", cursor(1))]
@@ -224,41 +239,43 @@ def test_a_broken_stream_is_opened_again_where_it_stood(script: Any) -> None:
         send(put(4)),
     ]
     said: list[str] = []
-    with Service(script.url, timeout_ms=20_000) as service:
-        steps = follow(service, [("prefix", "k")], Position(None, False), stall_ms=20_000, notice=said.append)
-        got = [(step.kind, len(step.lines)) for step in islice(steps, 5)]
-        steps.close()
+    with ServiceClient(script.url, timeout_ms=20_000) as service:
+        updates = follow(
+            service, [("prefix", "k")], StreamPosition(None, False), stall_ms=20_000, notice=said.append
+        )
+        got = [(update.kind, len(update.lines)) for update in islice(updates, 5)]
+        updates.close()
     assert got == [(SYNC, 1), (EVENTS, 1), (EVENTS, 2), (SYNC, 1), (EVENTS, 1)]
     queries = [seen.target.partition("?")[2] for seen in script.seen]
     since = [f"prefix=k&since={cursor(revision)}" for revision in (2, 2, 2, 3)]
     assert queries == ["prefix=k", *since]
     assert script.seen[0].headers["Accept"] == "application/x-ndjson"
-    assert "opening it again" in said[0]
-    assert "open again" in said[1]
+    assert "reconnecting" in said[0]
+    assert "reconnected" in said[1]
 
 
 def test_a_refusal_that_time_does_not_cure_ends_it(script: Any) -> None:
     script.plays = [send(sync(1)), refuse(403, "not_allowed")]
-    with Service(script.url, timeout_ms=20_000) as service:
-        steps = follow(service, [], Position(None, False), stall_ms=20_000)
-        assert next(steps).kind == SYNC
+    with ServiceClient(script.url, timeout_ms=20_000) as service:
+        updates = follow(service, [], StreamPosition(None, False), stall_ms=20_000)
+        assert next(updates).kind == SYNC
         with pytest.raises(KvError) as caught:
-            next(steps)
+            next(updates)
     assert caught.value.code == "not_allowed"
 
 
 def test_a_stream_of_something_else_is_an_error(script: Any) -> None:
     script.plays = [send(b"<h1>hello</h1>\n")]
-    with Service(script.url, timeout_ms=20_000) as service:
-        steps = follow(service, [], Position(None, False), stall_ms=20_000)
+    with ServiceClient(script.url, timeout_ms=20_000) as service:
+        updates = follow(service, [], StreamPosition(None, False), stall_ms=20_000)
         with pytest.raises(KvError, match="not a JSON object"):
-            next(steps)
+            next(updates)
 
 
 def test_a_first_connection_that_fails_is_told(script: Any) -> None:
     script.plays = [refuse(410, "cursor_expired")]
-    with Service(script.url, timeout_ms=20_000) as service:
-        steps = follow(service, [], Position(None, False), stall_ms=20_000)
+    with ServiceClient(script.url, timeout_ms=20_000) as service:
+        updates = follow(service, [], StreamPosition(None, False), stall_ms=20_000)
         with pytest.raises(KvError) as caught:
-            next(steps)
+            next(updates)
     assert caught.value.code == "cursor_expired"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kvstore_cli.files.position_file import KeptFile
+from kvstore_cli.files.position_file import PositionFile
 from kvstore_cli.subscribe.handler_process import GRACE_SECONDS, run
 from support import kvstore_command, wait_until
 
@@ -166,7 +166,7 @@ def test_two_at_a_time_do_not_keep_one_position(own: Kvstore, start: Start) -> N
     running = handling(start, own, "both/k", SLOW, "--cursor", "position")
     done = own("subscribe", "both/k", "--cursor", "position", "--count", "1")
     assert done.returncode == 2
-    assert "another kvstore uses" in done.stderr.decode()
+    assert "another kvstore is using" in done.stderr.decode()
     running.process.terminate()
     assert running.wait() == 143
 
@@ -260,16 +260,16 @@ def test_a_position_is_kept_in_a_file_that_is_mounted(own: Kvstore) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert b"it is mounted there" in done.stderr
+    assert b"it is a mount point" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("path", "said"),
     [
         ("folder", "Is a directory"),
-        ("/dev/null", "no ordinary file"),
-        ("/dev/stdout", "no ordinary file"),
-        ("fifo", "no ordinary file"),
+        ("/dev/null", "not a regular file"),
+        ("/dev/stdout", "not a regular file"),
+        ("fifo", "not a regular file"),
         ("no/such/folder/x", "there is no folder"),
         ("loop", "symbolic links"),
         ("/proc/self/mounts", ""),
@@ -284,7 +284,7 @@ def test_what_cannot_keep_a_position_is_told_before_the_first_event(
     own.out("put", "before/k", "1")
     done = own("subscribe", "before/k", "--since", "0", "--cursor", path, "--count", "1")
     assert (done.returncode, done.stdout) == (2, b"")
-    assert "cannot keep the cursor in" in done.stderr.decode()
+    assert "cannot write the cursor to" in done.stderr.decode()
     assert said in done.stderr.decode()
 
 
@@ -318,7 +318,7 @@ def test_whose_the_folder_is_does_not_matter_for_a_file_that_can_be_written(own:
 
 def test_a_file_that_is_kept_is_as_long_as_it_was_and_found_again(tmp_path: Path) -> None:
     path = tmp_path / "kept"
-    kept = KeptFile(str(path))
+    kept = PositionFile(str(path))
     assert kept.read() == ""
     kept.write("9-abc")
     size = path.stat().st_size
@@ -328,11 +328,11 @@ def test_a_file_that_is_kept_is_as_long_as_it_was_and_found_again(tmp_path: Path
     kept.write("y")
     assert kept.read() == "y"
     kept.close()
-    again = KeptFile(str(path))
+    again = PositionFile(str(path))
     assert again.read() == "y"
     again.discard()
     assert not path.exists()
-    KeptFile(str(path)).close()
+    PositionFile(str(path)).close()
     assert not path.exists()
 
 
@@ -341,11 +341,11 @@ def test_who_waited_for_a_file_that_was_removed_gets_the_one_that_others_find(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], is_written: bool
 ) -> None:
     path = tmp_path / "kept"
-    first = KeptFile(str(path))
+    first = PositionFile(str(path))
     if is_written:
         first.write("first")
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(KeptFile, str(path))
+        waiting = pool.submit(PositionFile, str(path))
         said: list[str] = []
         wait_until(lambda: said.append(capsys.readouterr().err) or "waiting" in "".join(said))
         if is_written:
@@ -360,10 +360,10 @@ def test_who_waited_for_a_file_that_was_removed_gets_the_one_that_others_find(
     second.close()
 
 
-@pytest.mark.parametrize("end", [KeptFile.discard, KeptFile.close])
-def test_only_the_own_file_is_removed(tmp_path: Path, end: Callable[[KeptFile], None]) -> None:
+@pytest.mark.parametrize("end", [PositionFile.discard, PositionFile.close])
+def test_only_the_own_file_is_removed(tmp_path: Path, end: Callable[[PositionFile], None]) -> None:
     path = tmp_path / "kept"
-    kept = KeptFile(str(path))
+    kept = PositionFile(str(path))
     path.unlink()
     path.write_text("somebody's")
     end(kept)

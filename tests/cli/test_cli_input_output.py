@@ -137,7 +137,7 @@ def test_a_terminal_gets_no_control_characters_unless_they_are_asked_for(kvstore
 def test_output_that_cannot_be_written_is_told_as_that(kvstore: Kvstore, command: list[str]) -> None:
     kvstore.out("put", "full", "v")
     for redirection, said in (
-        (">/dev/full", "writing to standard output failed"),
+        (">/dev/full", "cannot write to standard output"),
         (">&-", "output is closed"),
     ):
         line = " ".join(kvstore_command(*command)) + redirection

@@ -25,7 +25,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kvstore_cli.transfer.ndjson_format import Reader, Sealing, line_of
+from kvstore_cli.transfer.ndjson_format import ExportWriter, Reader, line_of
 from support import Service, kvstore_command, wait_until
 from support.load import HttpWriter, Ledger
 from support.proxy import CuttingProxy
@@ -234,7 +234,7 @@ def test_an_export_that_is_ended_leaves_nothing(
     put_all(shared_service.url, many(3000))
     with CuttingProxy(shared_service.url, cut_after_bytes=50_000) as proxy:
         running = start(offline, "export", "e", "--url", proxy.endpoint.replace("tcp", "http"))
-        wait_until(lambda: "trying again" in running.stderr, what="it is in the middle of it")
+        wait_until(lambda: "retrying" in running.stderr, what="it is in the middle of it")
         running.process.send_signal(number)
         assert running.wait() == 128 + number
     left = {path.name for path in offline.folder.iterdir()}
@@ -247,7 +247,7 @@ def test_an_export_without_room_says_so_and_leaves_nothing(shared_service: Servi
     limited = ["bash", "-c", f"ulimit -f 64; exec {command}"]
     failed = subprocess.run(limited, capture_output=True, cwd=offline.folder, env=offline.environment)
     assert failed.returncode == 1
-    assert b"cannot keep the records in a temporary file in" in failed.stderr
+    assert b"cannot write a temporary file in" in failed.stderr
     assert list(offline.folder.iterdir()) == []
 
 
@@ -272,7 +272,7 @@ def test_an_export_outlasts_a_broken_connection(
     put_all(shared_service.url, many(4_000))
     with CuttingProxy(shared_service.url, cut_after_bytes=400_000) as proxy:
         running = start(offline, "export", "e", "--url", proxy.endpoint.replace("tcp", "http"))
-        wait_until(lambda: "trying again" in running.stderr, what="it broke")
+        wait_until(lambda: "retrying" in running.stderr, what="it broke")
         proxy.cut_after_bytes = None
         assert running.wait() == 0
     lines = json_lines((offline.folder / "e").read_bytes())
@@ -369,7 +369,7 @@ def test_an_import_goes_on_where_it_was_killed(
         )
         running.process.send_signal(number)
         status = running.wait()
-        assert ("going on behind line" in running.stderr) == is_begun
+        assert ("resuming after line" in running.stderr) == is_begun
         if status == 0:
             break
         kills += 1
@@ -415,7 +415,7 @@ def test_an_import_gives_up_and_says_how_far_it_came(
     wait_until(lambda: line_reached(offline.folder / "f.import-state") >= 1000, timeout=60)
     serve.stop()
     assert running.wait() == 6, running.stderr
-    assert "the same command goes on from there" in running.stderr
+    assert "the same command resumes there" in running.stderr
     serve.start()
     assert offline("import", "f", "--url", serve.url).returncode == 0
     assert len(records(serve.url)) == 30_000
@@ -444,11 +444,11 @@ def test_an_import_does_not_go_on_with_something_else(kvstore: Kvstore, tmp_path
     arguments = ["import", str(tmp_path / "f"), "--keep-going"]
     kept_state = tmp_path / "f.import-state"
     for change, why in [
-        ({"sha256": "0"}, "the file was changed"),
+        ({"sha256": "0"}, "the file has changed"),
         ({"epoch": "0"}, "another store"),
         ({"policy": {}}, "other options"),
-        ({"kvstore_import": 2}, "does not say how far"),
-        ({"more": 1}, "does not say how far"),
+        ({"kvstore_import": 2}, "is not the state of an import"),
+        ({"more": 1}, "is not the state of an import"),
     ]:
         kept_state.write_text(json.dumps({**state, **change}))
         refused = kvstore(*arguments)
@@ -457,11 +457,11 @@ def test_an_import_does_not_go_on_with_something_else(kvstore: Kvstore, tmp_path
     kvstore.out("put", "i/1", "mine")
     kept_state.write_text(json.dumps(state))
     done = kvstore(*arguments)
-    assert b"going on behind line 1" in done.stderr
+    assert b"resuming after line 1" in done.stderr
     assert b"2 records put" in done.stderr
     assert kvstore.out("get", "i/1") == b"mine\n"
     kept_state.write_text(json.dumps(state))
-    assert b"going on" not in kvstore(*arguments, "--restart").stderr
+    assert b"resuming" not in kvstore(*arguments, "--restart").stderr
     assert kvstore.out("get", "i/1") == b"1\n"
     assert not kept_state.exists()
 
@@ -477,17 +477,17 @@ def test_the_same_file_imported_again_is_put_again(kvstore: Kvstore, tmp_path: P
 # ── what is in the file ──────────────────────────────────────────────────────────────────────────
 
 BAD_LINES = {
-    "{": "is not JSON",
-    "[1]": "is not a JSON object",
-    '{"value":"v"}': "has no key",
+    "{": "not JSON",
+    "[1]": "not a JSON object",
+    '{"value":"v"}': "no key;",
     '{"key":"","value":"v"}': "the key is empty",
     '{"key":"a\\u0000","value":"v"}': "any character but NUL",
     '{"key":"%s","value":"v"}' % ("k" * 512): "the limit is 511",
     '{"key":"k"}': "one of value (text) and value_b64",
     '{"key":"k","value":"v","value_b64":""}': "one of value (text) and value_b64",
-    '{"key":"k","value":1}': "must be text in quotes",
+    '{"key":"k","value":1}': "must be a string",
     '{"key":"k","value_b64":"?"}': "is not base64",
-    '{"key":"k","value":"v","vaule":1}': "no member vaule",
+    '{"key":"k","value":"v","vaule":1}': "unknown member vaule",
     '{"key":"k","value":"v","content_type":"\\n"}': "content_type must be",
     '{"key":"k","value":"v","expires_at":"tomorrow"}': "expires_at is 'tomorrow'",
     '{"key":"k","value":"v","expires_at":"2099-01-01T00:00:00"}': "without a time zone",
@@ -495,12 +495,12 @@ BAD_LINES = {
     '{"key":"k","value":"v","ttl":0}': "from 1 ms to 100 years",
     '{"key":"k","value":"v","ttl":"soon"}': "is not a duration",
     '{"key":"k","value":"v","ttl":1,"expires_at":"2099-01-01T00:00:00Z"}': "give one",
-    '{"event":"delete","op":"delete","key":"k"}': "only records are imported",
-    '{"key":"k","value":"%s"}' % ("v" * (MOST_BYTES + 1)): "the limit of the service is 1048576",
-    '{"key":"k","value":"%s"}' % ("v" * 7 * MOST_BYTES): "more than any record",
+    '{"event":"delete","op":"delete","key":"k"}': "only records can",
+    '{"key":"k","value":"%s"}' % ("v" * (MOST_BYTES + 1)): "the service takes at most 1048576",
+    '{"key":"k","value":"%s"}' % ("v" * 7 * MOST_BYTES): "the most of any record",
     '{"kvstore_export":2}': "format 2",
     '{"kvstore_export_end":1}': "its first line is missing",
-    '{"kvstore_export":1}': "cut off",
+    '{"kvstore_export":1}': "truncated",
 }
 
 
@@ -528,7 +528,7 @@ def test_a_file_that_is_no_text_is_called_that(kvstore: Kvstore, tmp_path: Path)
     (tmp_path / "noise").write_bytes(b"\xff\xfe\x00")
     done = kvstore("import", str(tmp_path / "noise"), "--dry-run")
     assert done.returncode == 1
-    assert b"line 1: it is not JSON: it is not even UTF-8; nothing was put" in done.stderr
+    assert b"line 1: not JSON: not even UTF-8; nothing was put" in done.stderr
 
 
 def test_keep_going_leaves_out_what_is_wrong(kvstore: Kvstore, tmp_path: Path) -> None:
@@ -539,20 +539,20 @@ def test_keep_going_leaves_out_what_is_wrong(kvstore: Kvstore, tmp_path: Path) -
         done = kvstore("import", *arguments, "--keep-going", stdin=stdin)
         assert done.returncode == 1
         said = done.stderr.decode()
-        assert said.count("line 3: it is not JSON") == 1
-        assert "cut off here" in said
-        assert "2 records put, 2 lines that could not be used" in said
+        assert said.count("line 3: not JSON") == 1
+        assert "truncated here" in said
+        assert "2 records put, 2 lines skipped as unusable" in said
         assert kvstore.out("list", "--prefix", "going/") == b"going/1\ngoing/2\n"
 
 
-def sealed(count: int) -> bytes:
-    seal = Sealing()
-    lines = [seal.head(epoch="e", revision=1)]
+def exported_lines(count: int) -> bytes:
+    export = ExportWriter()
+    lines = [export.first(epoch="e", revision=1)]
     lines += [
-        seal.record(line_of({"key": f"k{number}", "value": "v" * number, "revision": number + 1}))
+        export.record(line_of({"key": f"k{number}", "value": "v" * number, "revision": number + 1}))
         for number in range(count)
     ]
-    return b"".join([*lines, seal.end()])
+    return b"".join([*lines, export.last()])
 
 
 def faults(data: bytes) -> list[str]:
@@ -560,7 +560,7 @@ def faults(data: bytes) -> list[str]:
     return [entry.fault for entry in reader.entries() if entry.put is None]
 
 
-EXPORT = sealed(6)
+EXPORT = exported_lines(6)
 
 
 @given(st.integers(1, len(EXPORT) - 2))
@@ -579,7 +579,7 @@ def test_an_export_with_another_byte_anywhere_is_noticed(position: int, change: 
 
 def test_a_damaged_compressed_file_is_refused(kvstore: Kvstore, tmp_path: Path) -> None:
     whole = gzip.compress(b'{"key":"gz/1","value":"1"}\n' * 1000)
-    for data, why in ((whole[:-9], "cut off"), (whole[:20] + b"\0" + whole[21:], "damaged")):
+    for data, why in ((whole[:-9], "truncated"), (whole[:20] + b"\0" + whole[21:], "damaged")):
         (tmp_path / "f.gz").write_bytes(data)
         failed = kvstore("import", str(tmp_path / "f.gz"))
         assert failed.returncode == 1, failed.stderr
@@ -627,7 +627,7 @@ def test_if_absent_leaves_alone_what_exists(kvstore: Kvstore, tmp_path: Path) ->
     (tmp_path / "f").write_text('{"key":"absent/1","value":"1"}\n{"key":"absent/2","value":"2"}\n')
     done = kvstore("import", str(tmp_path / "f"), "--if-absent")
     assert done.returncode == 0
-    assert b"1 record put, 1 left alone because the key exists" in done.stderr
+    assert b"1 record put, 1 skipped because the key exists" in done.stderr
     assert kvstore.out("get", "absent/1") == b"mine\n"
     assert kvstore.out("get", "absent/2") == b"2\n"
     kvstore.out("import", str(tmp_path / "f"))
@@ -655,7 +655,7 @@ def test_a_dry_run_changes_nothing(kvstore: Kvstore, tmp_path: Path) -> None:
     for arguments in ([str(tmp_path / "f")], ["-"]):
         done = kvstore("import", *arguments, "--dry-run", stdin=text.encode())
         assert done.returncode == 0
-        assert b"1 record would be put, 1 left out because they have expired" in done.stderr
+        assert b"1 record would be put, 1 skipped because they have expired" in done.stderr
     assert kvstore.out("list", "--prefix", "dry/") == b""
     assert list(tmp_path.iterdir()) == [tmp_path / "f"]
 
@@ -668,7 +668,7 @@ def test_what_has_expired_is_left_out_and_the_rest_expires_when_it_should(kvstor
         '{"key":"expiry/ttl","value":"3","ttl":"1h"}\n'
     )
     done = kvstore("import", "-", stdin=text.encode())
-    assert b"2 records put, 1 left out because they have expired" in done.stderr
+    assert b"2 records put, 1 skipped because they have expired" in done.stderr
     kvstore.out("wait", "expiry/soon", "--gone", "--timeout", "30s")
     assert time.time() * 1000 >= millis(moment)
     assert kvstore.out("list", "--prefix", "expiry/") == b"expiry/ttl\n"

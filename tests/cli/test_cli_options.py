@@ -140,7 +140,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(variable: str, mea
 
 @pytest.mark.parametrize(
     ("text", "meant"),
-    [("max_value_bytes = 5", "max-value-bytes"), ("htpp = ':1'", "http"), ("[sync]\nx = 1", "no sections")],
+    [("max_value_bytes = 5", "max-value-bytes"), ("htpp = ':1'", "http"), ("[sync]\nx = 1", "is a section")],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path, text: str, meant: str) -> None:
     with pytest.raises(ConfigurationError, match=meant or "sync"):
@@ -214,5 +214,5 @@ def test_config_cannot_stand_in_the_file(tmp_path: Path) -> None:
     ("part", "whole"), [("max-value-bytes", "max-batch-bytes"), ("max-atomic-ops", "max-batch-ops")]
 )
 def test_a_limit_that_another_one_hides_is_refused(part: str, whole: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"--{part} is above --{whole}"):
+    with pytest.raises(ConfigurationError, match=rf"--{part} is larger than --{whole}"):
         daemon_settings(resolve({part: 5000, whole: 4000}, "daemon", environ={}))

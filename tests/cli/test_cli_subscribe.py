@@ -125,7 +125,7 @@ def test_a_cursor_file_that_holds_no_cursor_is_refused(kvstore: Kvstore) -> None
     (kvstore.folder / "bad").write_text("tomorrow")
     done = kvstore("subscribe", "--cursor", "bad")
     assert done.returncode == 2
-    assert "holds no cursor" in done.stderr.decode()
+    assert "does not contain a cursor" in done.stderr.decode()
 
 
 # ── --exec ───────────────────────────────────────────────────────────────────────────────────────

@@ -233,14 +233,14 @@ def test_it_goes_on_looking_where_nobody_waits_for_the_bell() -> None:
     looks = 5000
 
     def fetch() -> bytes:
-        if sampler.looks.qsize() >= looks:
+        if sampler.samples.qsize() >= looks:
             threading.Event().wait()  # enough was seen
         return b""
 
     sampler = Sampler(fetch, 0)
-    assert fcntl.fcntl(sampler.bell, fcntl.F_SETPIPE_SZ, 4096) < looks
+    assert fcntl.fcntl(sampler.wakeup, fcntl.F_SETPIPE_SZ, 4096) < looks
     sampler.begin()
-    wait_until(lambda: sampler.looks.qsize() >= looks, timeout=60, what="it looks")
+    wait_until(lambda: sampler.samples.qsize() >= looks, timeout=60, what="it looks")
 
 
 # ── the figures ──────────────────────────────────────────────────────────────────────────────────

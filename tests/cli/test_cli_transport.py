@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from kvstore_cli.http_client.client import ATTEMPTS, Service, encode_query, key_path, new_backoff
+from kvstore_cli.http_client.client import ATTEMPTS, ServiceClient, encode_query, key_path, new_backoff
 from kvstore_cli.http_client.connection import http_client
-from kvstore_cli.http_client.errors import Trouble
+from kvstore_cli.http_client.errors import AttemptError
 from kvstore_core.errors import ERRORS, KvError
 from support import free_port
 
@@ -61,9 +61,9 @@ def cut_off(handler: Handler) -> None:
     handler.close_connection = True
 
 
-def service(url: str, timeout_ms: int = 20_000) -> Service:
+def service(url: str, timeout_ms: int = 20_000) -> ServiceClient:
     """The service at ``url``."""
-    return Service(url, timeout_ms=timeout_ms)
+    return ServiceClient(url, timeout_ms=timeout_ms)
 
 
 @pytest.mark.parametrize("trouble", [drop, cut_off, problem("unavailable"), problem("too_busy")])
@@ -94,7 +94,7 @@ def test_trouble_that_stays_is_told_after_the_last_attempt(script: Any) -> None:
     assert len(script.seen) == ATTEMPTS
 
 
-@pytest.mark.parametrize("code", [c for c in ERRORS if c not in ("unavailable", "too_busy", "timed_out")])
+@pytest.mark.parametrize("code", [code for code, row in ERRORS.items() if not row.is_temporary])
 def test_an_answer_that_time_does_not_change_is_not_asked_for_again(script: Any, code: str) -> None:
     script.plays = [problem(code, detail="as the service put it", revision=7)]
     with service(script.url) as kv, pytest.raises(KvError, match="as the service put it") as caught:
@@ -182,7 +182,7 @@ def test_a_connection_is_kept_for_the_next_request_and_replaced_when_it_was_clos
 )
 def test_an_answer_of_something_else_is_recognised(script: Any, status: int, code: str) -> None:
     script.plays = [answer(b"<h1>nginx</h1>", status)]
-    with service(script.url) as kv, pytest.raises(KvError, match="does not come from kvstore") as caught:
+    with service(script.url) as kv, pytest.raises(KvError, match="not kvstore") as caught:
         kv.request("GET", "/v1/kv/a")
     assert caught.value.code == code
 
@@ -245,7 +245,7 @@ def test_a_service_that_is_away_is_waited_for_where_that_is_asked_for(
 ) -> None:
     comer = Comer()
     monkeypatch.setattr("kvstore_cli.http_client.client.sleep", comer.come)
-    with Service(f"http://127.0.0.1:{comer.port}", timeout_ms=20_000, retry_ms=20_000) as kv:
+    with ServiceClient(f"http://127.0.0.1:{comer.port}", timeout_ms=20_000, retry_ms=20_000) as kv:
         assert kv.request(method, "/v1/kv/a", body=b"").json() == {}
     comer.finish()
     assert comer.pauses == 1
@@ -265,8 +265,8 @@ def test_a_service_that_was_there_a_moment_ago_is_waited_for(monkeypatch: pytest
 
 def test_a_patch_whose_answer_was_lost_is_not_made_again(script: Any) -> None:
     script.plays = [drop]
-    patient = Service(script.url, timeout_ms=20_000, retry_ms=20_000)
-    with patient as kv, pytest.raises(KvError, match="may have been made all the same"):
+    patient = ServiceClient(script.url, timeout_ms=20_000, retry_ms=20_000)
+    with patient as kv, pytest.raises(KvError, match="may have been made anyway"):
         kv.request("PATCH", "/v1/kv/a", body=b"{}")
     (seen,) = script.seen
     assert "Idempotency-Key" not in seen.headers
@@ -340,7 +340,7 @@ def chunks(*parts: bytes, end: bool = False) -> Play:
 def test_lines_are_whole_however_they_were_cut_on_the_way(script: Any) -> None:
     script.plays = [chunks(b'{"a', b'":1}\n{"b":2}\n\n', b"{", b'"c":3}', b"\n", b'{"cut')]
     got: list[bytes] = []
-    with service(script.url).open_stream("/s", [], stall_seconds=20) as stream, pytest.raises(Trouble):
+    with service(script.url).open_stream("/s", [], stall_seconds=20) as stream, pytest.raises(AttemptError):
         collections.deque(map(got.append, stream.lines()))
     assert got == [b'{"a":1}', b'{"b":2}', b"", b'{"c":3}']
 
@@ -350,7 +350,7 @@ def test_a_stream_that_ends_is_as_broken_as_one_that_is_cut_off(script: Any) -> 
     with service(script.url).open_stream("/s", [], stall_seconds=20) as stream:
         lines = stream.lines()
         assert next(lines) == b"x"
-        with pytest.raises(Trouble, match="closed"):
+        with pytest.raises(AttemptError, match="closed"):
             next(lines)
 
 
@@ -365,7 +365,7 @@ def test_a_stream_that_is_silent_for_too_long_is_broken(script: Any) -> None:
     with service(script.url).open_stream("/s", [], stall_seconds=0.2) as stream:
         lines = stream.lines()
         assert next(lines) == b"x"
-        with pytest.raises(Trouble, match=r"silent for 0\.2 s"):
+        with pytest.raises(AttemptError, match=r"silent for 0\.2 s"):
             next(lines)
     over.set()
 
@@ -449,7 +449,7 @@ def secure_url(certificate: Path) -> Any:
 def test_https_is_spoken_to_a_service_whose_certificate_is_trusted(
     secure_url: str, certificate: Path
 ) -> None:
-    with Service(secure_url, timeout_ms=20_000, ca_file=str(certificate)) as kv:
+    with ServiceClient(secure_url, timeout_ms=20_000, ca_file=str(certificate)) as kv:
         assert kv.request("GET", "/").json() == {"secure": True}
 
 

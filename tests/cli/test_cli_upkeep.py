@@ -80,7 +80,7 @@ def test_what_is_no_ordinary_file_is_not_replaced(
     data = ["--data", str(shared.data)] if command == "backup" else []
     done = offline(command, "fifo", "--force", *data)
     assert done.returncode in (1, 2)
-    assert b"no ordinary file" in done.stderr
+    assert b"not a regular file" in done.stderr
     assert (tmp_path / "fifo").is_fifo()
 
 

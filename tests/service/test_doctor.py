@@ -91,7 +91,7 @@ def test_an_idle_time_below_the_heartbeat_is_told_as_cut_by_something_in_front(
     assert examined.causes == {"idle_cut", "wait_cut"}
     (cut,) = [check for check in examined.checks if check.get("cause") == "idle_cut"]
     assert cut["figures"]["heartbeats"] == 0
-    assert "something in front of the service cut it" in cut["message"]
+    assert "a proxy or the network cut it" in cut["message"]
     assert cut["fix"]["nginx"] == "proxy_read_timeout 660s;"
 
 

@@ -31,8 +31,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kvstore_cli.command_line.completion import COMPLETE_VARIABLE
 from kvstore_cli.main import COMMANDS, main
+from kvstore_cli.terminal.output import COMPLETE_VARIABLE
 from kvstore_core.process.linux import end_with_parent
 
 _MOST_BYTES = 64 * 1024

@@ -1,8 +1,8 @@
-"""Completion for bash, zsh and fish. Whatever a key or a file's name holds, what it is completed to is one
-word that runs nothing.
+"""Completion for bash, zsh and fish. Whatever characters a key or file name has, it is completed to one word,
+which runs nothing.
 
-zsh and fish quote what they are given and replace the whole word. readline, in bash, replaces only what
-follows the last character of ``COMP_WORDBREAKS``, and quotes nothing; so for bash both are done here.
+zsh and fish quote completions and replace the whole word. readline, in bash, only replaces what follows the
+last character of ``COMP_WORDBREAKS``, and does not quote: for bash, both are done here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 from click.shell_completion import CompletionItem, ShellComplete, add_completion_class
 
-# The line itself goes to the command, not COMP_WORDS: bash has cut those at each : = and @. Nothing of the
-# answer is ever expanded. COMP_KEPT names the breaks that readline leaves in the word they begin.
+# The command gets the line, not COMP_WORDS, which bash has split at each : = and @. The answer is never
+# expanded. COMP_KEPT has the breaks that readline keeps in the word that they start.
 _BASH = """\
 %(complete_func)s() {
     local line=${COMP_LINE:0:COMP_POINT} kept=\\$ answer
@@ -101,8 +101,8 @@ complete --no-files --keep-order --command %(prog_name)s --arguments '(%(complet
 class Typed:
     """A line up to the cursor, as the shell reads it.
 
-    ``word`` is what is being typed, without its quotes. Of that readline leaves the first ``kept``
-    characters alone. ``quote`` is the quote that is open; ``is_mixed`` says that others were closed in it.
+    ``word`` is what is being typed, without its quotes. readline keeps its first ``kept`` characters.
+    ``quote`` is the open quote; ``is_mixed`` says that others were closed in the word.
     """
 
     words: list[str] = field(default_factory=list)
@@ -117,8 +117,8 @@ class Typed:
 
 
 def read_line(line: str, breaks: str, kept: str) -> Typed:
-    """``line``, with the words that readline breaks at ``breaks``; those in ``kept`` stay in the word that
-    they begin."""
+    """``line``, split into words as readline does at ``breaks``; those in ``kept`` stay in the word that they
+    start."""
     typed = Typed()
     is_word = False
     left = iter(line)
@@ -151,7 +151,7 @@ def read_line(line: str, breaks: str, kept: str) -> Typed:
 
 
 class BashComplete(ShellComplete):
-    """Takes ``COMP_LINE`` up to the cursor, and answers with words that are quoted already."""
+    """Reads ``COMP_LINE`` up to the cursor, and answers with quoted words."""
 
     name: ClassVar[str] = "bash"
     source_template: ClassVar[str] = _BASH
@@ -165,7 +165,7 @@ class BashComplete(ShellComplete):
         return self._typed.words[1:], self._typed.word
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[Any]]:
-        """The completions, those of files too; none that could not be typed safely where the cursor is."""
+        """The completions, also of files; none that could not be typed safely at the cursor."""
         if self._typed.is_mixed:
             return []
         return [
@@ -176,7 +176,7 @@ class BashComplete(ShellComplete):
         ]
 
     def _whole(self, item: CompletionItem[Any], incomplete: str) -> Iterator[CompletionItem[Any]]:
-        """The words that ``item`` leads to."""
+        """The words that ``item`` stands for."""
         if item.type == "plain":
             yield CompletionItem(_option_of(incomplete) + item.value, help=item.help)
             return
@@ -186,7 +186,7 @@ class BashComplete(ShellComplete):
             yield CompletionItem(front + path, type="dir" if path.endswith("/") else "plain")
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
-        """A type and what readline is to put in place of the part of the word that it looks at."""
+        """The type, and what readline puts in place of the part of the word that it replaces."""
         text = quoted(item.value[self._typed.kept :], self._typed.quote) or ""
         if self._typed.has_tilde and text.startswith("\\~"):
             text = text[1:]
@@ -194,13 +194,13 @@ class BashComplete(ShellComplete):
 
 
 def _option_of(word: str) -> str:
-    """``--option=`` of ``--option=value``, which is completed by its value."""
+    """``--option=`` of ``--option=value``, of which the value is completed."""
     return word[: word.index("=") + 1] if word.startswith("--") and "=" in word else ""
 
 
 def files(start: str, *, only_folders: bool, expand: bool) -> Iterator[str]:
-    """The paths that begin with ``start``, folders with a slash behind them; those that cannot be typed are
-    left out. ``expand`` takes a ``~`` in front for the home folder."""
+    """The paths that begin with ``start``, folders with a slash at the end, without those that cannot be
+    typed. ``expand`` replaces a ``~`` at the start by the home folder."""
     folder, slash, name = start.rpartition("/")
     looked_at = os.path.expanduser(folder + slash) if expand else folder + slash  # noqa: PTH111
     with suppress(OSError), os.scandir(looked_at or ".") as entries:
@@ -212,19 +212,19 @@ def files(start: str, *, only_folders: bool, expand: bool) -> Iterator[str]:
 
 
 def quoted(text: str, quote: str = "") -> str | None:
-    """``text``, which is printable, as bash reads it back behind the open ``quote``; without one each
-    character that means something to it stands behind a backslash. None where that cannot be."""
+    """``text``, which is printable, quoted for bash after the open ``quote``; without one, special characters
+    are escaped with a backslash. None if that is impossible."""
     if quote == "'":
         return None if "'" in text else text
     if quote == '"':
-        # of an exclamation mark there, bash would keep the backslash
+        # bash would keep the backslash before an exclamation mark
         return None if "!" in text else re.sub(r'([\\$`"])', r"\\\1", text)
     return re.sub(r"([^\w./:=@%+,-])", r"\\\1", text)
 
 
 class _WordComplete(ShellComplete):
-    """Takes the words before the cursor in ``COMP_WORDS`` and that which is being typed in ``COMP_WORD``, and
-    answers with a type, a word and what explains it, with tabs between."""
+    """Reads the words before the cursor from ``COMP_WORDS`` and the one that is being typed from
+    ``COMP_WORD``, and answers with type, word and help, separated by tabs."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
         """The words before the one that is being typed, and that one."""
@@ -232,7 +232,7 @@ class _WordComplete(ShellComplete):
         return before.split("\x1f") if before else [], os.environ.get("COMP_WORD", "")
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
-        """A line; of a file what is before its name instead of an explanation."""
+        """A line; for a file, with the text before its name instead of the help."""
         word = os.environ.get("COMP_WORD", "")
         if item.type != "plain":
             return f"{item.type}\t{item.value}\t{word[: len(word) - len(item.value)]}"
@@ -243,14 +243,14 @@ class _WordComplete(ShellComplete):
 
 
 class ZshComplete(_WordComplete):
-    """zsh looks at an option's value alone."""
+    """zsh completes only the value of an option."""
 
     name: ClassVar[str] = "zsh"
     source_template: ClassVar[str] = _ZSH
 
 
 class FishComplete(_WordComplete):
-    """fish looks at all of the word."""
+    """fish completes the whole word."""
 
     name: ClassVar[str] = "fish"
     source_template: ClassVar[str] = _FISH

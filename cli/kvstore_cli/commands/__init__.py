@@ -1,1 +1,1 @@
-"""One module for each command; ``kvstore_cli.main`` imports a command's module only when it is called."""
+"""One module for each command; ``kvstore_cli.main`` imports a command's module only to run it."""

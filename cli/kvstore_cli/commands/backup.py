@@ -10,30 +10,31 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli.command_line.completion import complete_file
-from kvstore_cli.command_line.flags import Command, with_options
+from kvstore_cli.command_line.context import data_folder
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import Subcommand, file_argument, json_option
 from kvstore_cli.files.output_file import refuse_mounted
-from kvstore_cli.store_folder import data_folder, size
 from kvstore_cli.terminal import output, progress
+from kvstore_cli.terminal.humanize import exact_size
 from kvstore_cli.terminal.progress import Report
-from kvstore_cli.terminal.signals import end_on_signals
+from kvstore_cli.terminal.signals import exit_on_signals
 
 if TYPE_CHECKING:
     from kvstore_daemon.storage.offline.backup import Backup
 
 
-@click.command(cls=Command)
-@click.argument("file", metavar="FILE", shell_complete=complete_file)
+@click.command(cls=Subcommand)
+@file_argument
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
-@click.option("--json", "as_json", is_flag=True, help="Print what the backup holds as one JSON object.")
+@json_option("Print a summary of the backup as one JSON object.")
 @with_options("store")
 @click.pass_context
 def command(context: click.Context, file: str, force: bool, as_json: bool) -> None:
     """Write the store, as it is at one revision, to FILE; '-' is standard output.
 
-    It reads the data folder on this machine, while the daemon goes on or without one, and nobody waits
-    for it. FILE gets its name when all of it is on disk; if anything goes wrong nothing is left. Run it
-    as the user who runs the daemon, or as root. From another machine: through ssh or docker exec.
+    It reads the data folder on this machine. The daemon may be running, and nothing waits for the backup.
+    FILE gets its name once all of it is on disk; on an error nothing is left. Run this as the daemon's
+    user or as root. From another machine, use ssh or docker exec.
 
     \b
     Examples:
@@ -42,10 +43,10 @@ def command(context: click.Context, file: str, force: bool, as_json: bool) -> No
       ssh db kvstore backup - > db.kvb
       docker exec kvstore kvstore backup - > db.kvb
     """
-    end_on_signals()
+    exit_on_signals()
     folder = data_folder(context)
     with suppress(OSError):  # a sandbox may forbid it
-        os.nice(10)  # the daemon beside it has people waiting
+        os.nice(10)  # the daemon's requests come first
     if file == "-":
         _refuse_terminal(as_json)
     else:
@@ -61,13 +62,13 @@ def command(context: click.Context, file: str, force: bool, as_json: bool) -> No
     place = "standard output" if file == "-" else output.readable(file)
     output.talk(
         f"revision {found.revision}, {found.keys:,} keys, {found.events:,} events, "
-        f"{size(found.bytes)}: {output.readable(str(folder))} is backed up to {place}"
+        f"{exact_size(found.bytes)}: {output.readable(str(folder))} is backed up to {place}"
     )
 
 
 def _refuse_terminal(as_json: bool) -> None:
     if as_json:
-        raise click.UsageError("--json prints to standard output, where the backup goes")
+        raise click.UsageError("--json and the backup would both go to standard output")
     if output.on_terminal():
         raise click.UsageError("standard output is a terminal; send the backup to a file or a pipe")
 
@@ -88,9 +89,7 @@ def _to_file(folder: Path, path: Path, report: Report, *, replace: bool) -> Back
     except FileExistsError as error:
         raise click.UsageError(f"{output.readable(str(path))} already exists; --force replaces it") from error
     except OSError as error:
-        raise click.ClickException(
-            f"{output.readable(str(path))} cannot be written: {reason(error)}"
-        ) from error
+        raise click.ClickException(f"cannot write {output.readable(str(path))}: {reason(error)}") from error
 
 
 def _now() -> int:

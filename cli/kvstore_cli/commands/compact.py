@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.command_line.flags import Command, with_options
-from kvstore_cli.store_folder import data_folder, size
+from kvstore_cli.command_line.context import data_folder
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import Subcommand
 from kvstore_cli.terminal import output, progress
-from kvstore_cli.terminal.signals import end_on_signals
+from kvstore_cli.terminal.humanize import exact_size
+from kvstore_cli.terminal.signals import exit_on_signals
 
 
-@click.command(cls=Command)
-@click.option("--dry-run", is_flag=True, help="Only say how much would be gained, also beside a daemon.")
+@click.command(cls=Subcommand)
+@click.option("--dry-run", is_flag=True, help="Only print how much it would save; the daemon may be running.")
 @with_options("store")
 @click.pass_context
 def command(context: click.Context, dry_run: bool) -> None:
-    """Give the room of the store's free pages back to the disk.
+    """Give the space of the store's free pages back to the disk.
 
-    The daemon has to be stopped. The store is written anew beside the old file, verified, and then takes
-    its place in one step; until then the disk needs room for both. Free pages are used again by new
-    writes, so this is only for a store that has shrunk for good.
+    Stop the daemon first. A new file is written beside the old one, verified, and then replaces it in one
+    step; until then the disk needs space for both. New writes reuse free pages, so this is only for a
+    store that has shrunk for good.
 
     \b
     Examples:
       kvstore compact --dry-run
       kvstore compact --data /var/lib/kvstore
     """
-    end_on_signals()
+    exit_on_signals()
     folder = data_folder(context)
     from kvstore_daemon.storage.offline import reader_client
     from kvstore_daemon.storage.offline.compact import Compacted, compact
@@ -38,4 +40,4 @@ def command(context: click.Context, dry_run: bool) -> None:
     else:
         with progress.steps() as steps:
             done, verb = compact(become_owner(folder), steps), "became"
-    output.talk(f"{size(done.before_bytes)} {verb} {size(done.after_bytes)}")
+    output.talk(f"{exact_size(done.before_bytes)} {verb} {exact_size(done.after_bytes)}")

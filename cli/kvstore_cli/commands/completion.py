@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.command_line.flags import Command
+from kvstore_cli.command_line.parameters import Subcommand
 from kvstore_cli.terminal import output
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command(cls=Command)
+@click.command(cls=Subcommand)
 @click.argument("shell", type=click.Choice(SHELLS))
-def command(shell: str) -> None:
+@click.pass_context
+def command(context: click.Context, shell: str) -> None:
     """Print the script that completes kvstore's commands, options and keys in SHELL.
 
     \b
@@ -24,9 +25,9 @@ def command(shell: str) -> None:
     from click.shell_completion import get_completion_class
 
     import kvstore_cli.command_line.shells  # noqa: F401 - registers itself
-    from kvstore_cli.command_line.completion import COMPLETE_VARIABLE
-    from kvstore_cli.main import cli
 
     completion = get_completion_class(shell)
     assert completion is not None  # noqa: S101 - for the type checker
-    output.write(completion(cli, {}, "kvstore", COMPLETE_VARIABLE).source().encode())
+    output.write(
+        completion(context.find_root().command, {}, "kvstore", output.COMPLETE_VARIABLE).source().encode()
+    )

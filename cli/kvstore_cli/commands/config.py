@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from kvstore_cli.command_line.flags import Command, given_flags, with_options
+from kvstore_cli.command_line.flags import given_flags, with_options
+from kvstore_cli.command_line.parameters import Subcommand, json_option
 from kvstore_cli.config.resolve import Configuration, Setting, resolve
 from kvstore_cli.config.server_settings import daemon_settings, http_settings
 from kvstore_cli.terminal import output
@@ -16,21 +17,21 @@ PARTS = ("daemon", "http", "client", "stream")
 
 @click.group()
 def command() -> None:
-    """Show and check what the options are set to.
+    """Show and check the configuration.
 
-    Every option is a flag (--retain-age 2d), a variable (KVSTORE_RETAIN_AGE=2d) and a key of the
-    TOML file (retain-age = "2d"). The flag wins over the variable, the variable over the file, the
-    file over the default. The file is --config FILE, or KVSTORE_CONFIG, or kvstore/config.toml in
-    the XDG config folder (~/.config).
+    Every option is a flag (--retain-age 2d), an environment variable (KVSTORE_RETAIN_AGE=2d) and a key
+    in the TOML file (retain-age = "2d"). A flag overrides the variable, which overrides the file, which
+    overrides the default. The file is --config FILE, or KVSTORE_CONFIG, or kvstore/config.toml in the
+    XDG config folder (~/.config).
     """
 
 
-@command.command(cls=Command)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@command.command(cls=Subcommand)
+@json_option("One JSON object a line.")
 @with_options(*PARTS)
 @click.pass_context
 def show(context: click.Context, as_json: bool) -> None:
-    """Print each option's value and where it came from.
+    """Print each option's value and where it comes from.
 
     \b
     Examples:
@@ -46,14 +47,14 @@ def show(context: click.Context, as_json: bool) -> None:
         output.write_table(("OPTION", "VALUE", "FROM"), rows)
 
 
-@command.command(cls=Command)
+@command.command(cls=Subcommand)
 @with_options(*PARTS)
 @click.pass_context
 def check(context: click.Context) -> None:
-    """Say whether the service can take this configuration.
+    """Check that the service can start with this configuration.
 
-    Exit status: 0, or 2 if something is wrong, which is said. Whether the data folder and the ports can
-    be had is not tried: that the start says.
+    Exit status: 0, or 2 with a message if something is wrong. Whether the data folder and the ports are
+    available is only known when the service starts.
 
     \b
     Example:
@@ -62,7 +63,7 @@ def check(context: click.Context) -> None:
     configuration = _resolved(context)
     daemon_settings(configuration)
     http_settings(configuration)
-    output.talk("the configuration is fine")
+    output.talk("the configuration is valid")
 
 
 def _resolved(context: click.Context) -> Configuration:

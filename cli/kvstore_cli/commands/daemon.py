@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.command_line.flags import Command, given_flags, with_options
+from kvstore_cli.command_line.flags import given_flags, with_options
+from kvstore_cli.command_line.parameters import Subcommand
 from kvstore_cli.config.resolve import resolve
 from kvstore_cli.config.server_settings import daemon_settings
 
 
-@click.command(cls=Command)
+@click.command(cls=Subcommand)
 @with_options("daemon")
 @click.pass_context
 def command(context: click.Context) -> int:
-    """Run the daemon alone: it owns the data and speaks ZeroMQ.
+    """Run only the daemon, which owns the data and speaks ZeroMQ.
 
-    It stays in the foreground, says on standard error when it is ready, and stops cleanly on
+    It stays in the foreground, reports on standard error when it is ready, and stops cleanly on
     SIGTERM and Ctrl-C. 'kvstore serve' runs it together with the HTTP facade.
 
     \b

@@ -6,29 +6,30 @@ from collections.abc import Sequence
 
 import click
 
-from kvstore_cli.command_line.completion import complete_key
-from kvstore_cli.command_line.context import connected, exactly_one
-from kvstore_cli.command_line.flags import KEY, TEXT, Command, WholeNumber, with_options
-from kvstore_cli.commands.put import condition, print_revision
-from kvstore_cli.http_client.client import Service, key_path
+from kvstore_cli.command_line.context import client_of
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import (
+    Subcommand,
+    WholeNumber,
+    exactly_one,
+    json_option,
+    keys_argument,
+    prefix_option,
+)
+from kvstore_cli.command_line.writes import condition_headers, print_revision
+from kvstore_cli.http_client.client import ServiceClient, key_path
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
 
 
-@click.command(cls=Command)
-@click.argument("keys", type=KEY, nargs=-1, metavar="[KEY]...", shell_complete=complete_key)
-@click.option(
-    "--prefix",
-    type=TEXT,
-    metavar="P",
-    shell_complete=complete_key,
-    help="Every key that begins with P; P may not be empty.",
-)
+@click.command(cls=Subcommand)
+@keys_argument
+@prefix_option("Every key that begins with P; P may not be empty.")
 @click.option(
     "--if-revision", type=WholeNumber(1), metavar="REV", help="Only if the key still has revision REV."
 )
 @click.option("--atomic", is_flag=True, help="All KEYs or none, in one revision; 100 at most.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@json_option("Print the result as JSON.")
 @with_options("client")
 @click.pass_context
 def command(
@@ -39,15 +40,15 @@ def command(
     atomic: bool,
     as_json: bool,
 ) -> int:
-    """Remove KEY and print the revision that this made, or remove all keys that begin with --prefix
-    and print how many they were.
+    """Remove KEY and print the revision of the delete, or remove all keys that begin with --prefix and
+    print how many there were.
 
-    Several KEYs are removed each for itself, a revision and a line for each; one that is not there
-    is said, and does not keep the others. With --atomic they are removed in one revision, or,
-    if one is missing, not at all.
+    Several KEYs are removed one by one, with a revision and a line of output each; a missing one is
+    reported and does not stop the others. With --atomic they are removed in one revision, or, if one
+    is missing, not at all.
 
     Exit status: 0; 3 if there is no such key; 4 if the condition does not hold. Removing a prefix
-    that no key begins with succeeds.
+    that no key has succeeds.
 
     \b
     Examples:
@@ -58,14 +59,14 @@ def command(
     """
     which = exactly_one({"KEY": keys or None, "--prefix": prefix})
     if if_revision is not None and len(keys) != 1:
-        raise click.UsageError("--if-revision goes with one KEY")
+        raise click.UsageError("--if-revision needs exactly one KEY")
     if atomic and prefix is not None:
-        raise click.UsageError("--atomic goes with KEYs: a prefix may hold more keys than one revision takes")
-    with connected(context) as service:
+        raise click.UsageError("--atomic needs KEYs: a prefix may have more keys than one revision takes")
+    with client_of(context) as service:
         if which == "--prefix":
             _delete_prefix(service, prefix or "", as_json=as_json)
         elif len(keys) == 1:
-            headers = condition(if_revision)
+            headers = condition_headers(if_revision)
             made = service.request("DELETE", key_path("kv", keys[0]), headers=headers).json()
             print_revision(made, as_json=as_json)
         else:
@@ -73,13 +74,13 @@ def command(
     return EXIT_DONE
 
 
-def _delete_each(service: Service, keys: Sequence[str], *, atomic: bool, as_json: bool) -> int:
-    from kvstore_cli.commands.batch import done
+def _delete_each(service: ServiceClient, keys: Sequence[str], *, atomic: bool, as_json: bool) -> int:
+    from kvstore_cli.http_client.batch import run_ops
     from kvstore_cli.http_client.errors import problem_error
 
     status = EXIT_DONE
     try:
-        results = list(done(service, [{"op": "delete", "key": key} for key in keys], atomic=atomic))
+        results = list(run_ops(service, [{"op": "delete", "key": key} for key in keys], atomic=atomic))
     except KvError as error:
         if not atomic or "outcome" in error.details:
             raise
@@ -96,13 +97,13 @@ def _delete_each(service: Service, keys: Sequence[str], *, atomic: bool, as_json
     return status
 
 
-def _delete_prefix(service: Service, prefix: str, *, as_json: bool) -> None:
+def _delete_prefix(service: ServiceClient, prefix: str, *, as_json: bool) -> None:
     if not prefix:
         raise click.UsageError("the prefix is empty: that would remove everything")
-    outcome = service.request("DELETE", "/v1/kv", [("prefix", prefix)]).json()
+    result = service.request("DELETE", "/v1/kv", [("prefix", prefix)]).json()
     if as_json:
-        output.write_json(outcome)
+        output.write_json(result)
     elif output.on_terminal():
-        output.write_line(f"{outcome['deleted']} removed")
+        output.write_line(f"{result['deleted']} removed")
     else:
-        output.write_line(str(outcome["deleted"]))
+        output.write_line(str(result["deleted"]))

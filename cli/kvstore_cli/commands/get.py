@@ -7,29 +7,31 @@ from typing import Any
 
 import click
 
-from kvstore_cli.command_line.completion import complete_key
-from kvstore_cli.command_line.context import connected, exactly_one
-from kvstore_cli.command_line.flags import KEY, TEXT, Command, WholeNumber, with_options
-from kvstore_cli.http_client.client import Query, Service, key_path
+from kvstore_cli.command_line.context import client_of
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import (
+    TEXT,
+    Subcommand,
+    WholeNumber,
+    exactly_one,
+    json_option,
+    keys_argument,
+    prefix_option,
+)
+from kvstore_cli.http_client.client import Query, ServiceClient, key_path
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
 
 
-@click.command(cls=Command)
-@click.argument("keys", type=KEY, nargs=-1, metavar="[KEY]...", shell_complete=complete_key)
+@click.command(cls=Subcommand)
+@keys_argument
 @click.option("--all", "everything", is_flag=True, help="All keys with their values.")
+@prefix_option("All keys that begin with P, with their values.")
+@click.option("--raw", is_flag=True, help="Only the bytes of the value, without a newline.")
+@click.option("--null", "-0", "null", is_flag=True, help="End each KEY and each VALUE with a NUL.")
+@json_option("The record as JSON, one object a line.")
 @click.option(
-    "--prefix",
-    type=TEXT,
-    metavar="P",
-    shell_complete=complete_key,
-    help="All keys that begin with P, with their values.",
-)
-@click.option("--raw", is_flag=True, help="The value's bytes and nothing else, no newline.")
-@click.option("--null", "-0", "null", is_flag=True, help="Each KEY, and each VALUE, followed by a NUL.")
-@click.option("--json", "as_json", is_flag=True, help="The record as JSON, one object a line.")
-@click.option(
-    "--default", type=TEXT, metavar="VALUE", help="Print VALUE, and succeed, if there is no such key."
+    "--default", type=TEXT, metavar="VALUE", help="If there is no such key, print VALUE and succeed."
 )
 @click.option("--revision", type=WholeNumber(1), metavar="REV", help="The value as it was at REV.")
 @with_options("client")
@@ -45,14 +47,14 @@ def command(
     default: str | None,
     revision: int | None,
 ) -> int:
-    """Print the value of KEY; of several KEYs, of all that begin with --prefix, or of --all, each key
-    with its value.
+    """Print the value of KEY, or, of several KEYs, of all with --prefix, or of --all, each key with its
+    value.
 
-    A value comes out as it went in, followed by a newline unless it ends with one. A terminal
-    gets control characters as escapes and a description of what is no text. --raw gives the bytes
-    alone. Several keys come as KEY, a tab, VALUE, one a line; on a terminal as a table. A missing one
-    is reported on standard error, the others are printed. Up to 1000 KEYs, with less than 4 MiB of
-    values, are read at one moment; with --revision any number.
+    The value is printed unchanged, with a newline added unless it ends with one. On a terminal, control
+    characters are escaped and binary data is described instead. --raw prints only the bytes. Several
+    keys are printed as KEY, a tab and VALUE, one a line; on a terminal as a table. A missing key is
+    reported on standard error, and the others are printed. Up to 1000 KEYs, with less than 4 MiB of
+    values, are read from one snapshot; with --revision any number.
 
     Exit status: 0, or 3 if there is no such key.
 
@@ -65,18 +67,18 @@ def command(
     """
     which = exactly_one({"KEY": keys or None, "--all": everything, "--prefix": prefix})
     if [raw, null, as_json].count(True) > 1:
-        raise click.UsageError("--raw, --null and --json are three forms; give one")
+        raise click.UsageError("--raw, --null and --json exclude each other")
     if which != "KEY" and (default is not None or revision is not None):
-        raise click.UsageError("--default and --revision go with a KEY")
+        raise click.UsageError("--default and --revision need a KEY")
     query = [] if revision is None else [("revision", str(revision))]
-    with connected(context) as service:
+    with client_of(context) as service:
         if len(keys) == 1 and not null:
             _print_one(service, keys[0], query, raw=raw, as_json=as_json, default=default)
             return EXIT_DONE
         if keys:
-            asked = _Asked(service, keys, query, default)
-            _print_many(asked.records(), raw=raw, null=null, as_json=as_json)
-            return asked.status
+            found = _Records(service, keys, query, default)
+            _print_many(found.records(), raw=raw, null=null, as_json=as_json)
+            return found.status
         from kvstore_cli.http_client.pagination import items
 
         _print_many(items(service, "/v1/kv", [("prefix", prefix or "")]), raw=raw, null=null, as_json=as_json)
@@ -84,7 +86,7 @@ def command(
 
 
 def _print_one(
-    service: Service, key: str, query: Query, *, raw: bool, as_json: bool, default: str | None
+    service: ServiceClient, key: str, query: Query, *, raw: bool, as_json: bool, default: str | None
 ) -> None:
     path = key_path("kv", key)
     try:
@@ -103,10 +105,12 @@ def _print_one(
     output.write_value(value, content_type, raw=raw)
 
 
-class _Asked:
-    """The records of ``keys``. ``status`` is that of the first that could not be had."""
+class _Records:
+    """The records of ``keys``. ``status`` is the exit status for the first that cannot be read."""
 
-    def __init__(self, service: Service, keys: Sequence[str], query: Query, default: str | None) -> None:
+    def __init__(
+        self, service: ServiceClient, keys: Sequence[str], query: Query, default: str | None
+    ) -> None:
         self.status = EXIT_DONE
         self._service = service
         self._keys = keys
@@ -114,7 +118,7 @@ class _Asked:
         self._default = default
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records that can be had, in order; what is wrong with the others is said."""
+        """The records, in order; errors of others are printed."""
         for key, result in zip(self._keys, self._results(), strict=True):
             error = result if isinstance(result, KvError) else None
             if error is None:
@@ -126,17 +130,17 @@ class _Asked:
                 output.talk(error.message)
 
     def _results(self) -> Iterator[Any]:
-        if self._query:  # a revision is one moment, too
+        if self._query:  # these are one snapshot, too
             yield from map(self._alone, self._keys)
             return
-        from kvstore_cli.commands.batch import done
+        from kvstore_cli.http_client.batch import run_ops
         from kvstore_cli.http_client.errors import problem_error
 
-        results = done(self._service, [{"op": "get", "key": key} for key in self._keys])
+        results = run_ops(self._service, [{"op": "get", "key": key} for key in self._keys])
         for key, result in zip(self._keys, results, strict=True):
             del result["status"]
             error = problem_error(result["error"]) if "error" in result else None
-            # what does not fit the reply beside the others is read by itself
+            # a value that does not fit into the reply with the others is read alone
             yield (
                 self._alone(key) if error is not None and error.code == "reply_too_large" else error or result
             )

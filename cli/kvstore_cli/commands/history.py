@@ -6,24 +6,24 @@ from typing import Any
 
 import click
 
-from kvstore_cli.command_line.completion import complete_key
-from kvstore_cli.command_line.context import connected
-from kvstore_cli.command_line.flags import KEY, Command, WholeNumber, with_options
+from kvstore_cli.command_line.context import client_of
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import Subcommand, WholeNumber, json_option, key_argument
 from kvstore_cli.http_client.client import key_path
 from kvstore_cli.terminal import output
 
 
-@click.command(cls=Command)
-@click.argument("key", type=KEY, shell_complete=complete_key)
+@click.command(cls=Subcommand)
+@key_argument
 @click.option("--limit", type=WholeNumber(1), metavar="N", help="At most N events.  [default: all]")
 @click.option("--before", type=WholeNumber(1), metavar="REV", help="Only events before revision REV.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the values.")
+@json_option("One JSON object a line, with the values.")
 @with_options("client")
 @click.pass_context
 def command(context: click.Context, key: str, limit: int | None, before: int | None, as_json: bool) -> None:
     """Show what happened to KEY, newest first, as far back as the log goes.
 
-    Without --json: revision, time, what happened, and the value that was put.
+    Without --json: revision, time, op, and the value of a put.
 
     Exit status: 0, or 3 if the log has no event of the key.
 
@@ -36,7 +36,7 @@ def command(context: click.Context, key: str, limit: int | None, before: int | N
     from kvstore_cli.http_client.pagination import items
 
     query = [] if before is None else [("before", str(before))]
-    with connected(context) as service:
+    with client_of(context) as service:
         events = items(service, key_path("history", key), query, limit, "events")
         if not as_json:
             output.write_table(("REVISION", "TIME", "OP", "VALUE"), [_row(event) for event in events])

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.command_line.flags import Command, given_flags, with_options
+from kvstore_cli.command_line.flags import given_flags, with_options
+from kvstore_cli.command_line.parameters import Subcommand
 from kvstore_cli.config.resolve import resolve
 from kvstore_cli.config.server_settings import http_settings
 
 
-@click.command(cls=Command)
+@click.command(cls=Subcommand)
 @with_options("http")
 @click.pass_context
 def command(context: click.Context) -> int:
-    """Run the HTTP facade alone, beside a daemon that runs elsewhere.
+    """Run only the HTTP facade, for a daemon that runs separately.
 
-    It stays in the foreground, says on standard error when it is ready, and stops cleanly on
+    It stays in the foreground, reports on standard error when it is ready, and stops cleanly on
     SIGTERM and Ctrl-C. While the daemon is away it answers 503 and keeps its streams open. Sockets
-    that a service manager hands over (systemd's socket activation) take the place of --http.
+    from a service manager (systemd's socket activation) replace --http.
 
     \b
     Examples:

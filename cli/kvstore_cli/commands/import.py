@@ -10,36 +10,37 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli.command_line.completion import complete_file
-from kvstore_cli.command_line.context import configured, long_retry_ms, service_of
-from kvstore_cli.command_line.flags import TEXT, Command, with_options
+from kvstore_cli.command_line.context import configuration_of, long_retry_ms, new_client
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import TEXT, Subcommand, complete_file, file_argument
+from kvstore_cli.files.input_file import shown_name
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
 
 if TYPE_CHECKING:
-    from kvstore_cli.transfer.import_file import Intake
-    from kvstore_cli.transfer.importer import Importer, Policy, State, StateFile, Tally
+    from kvstore_cli.transfer.import_file import ImportFile
+    from kvstore_cli.transfer.importer import ImportCounts, Importer, ImportState, Policy, StateFile
 
 
-@click.command(cls=Command)
-@click.argument("file", shell_complete=complete_file)
-@click.option("--if-absent", is_flag=True, help="Leave keys that exist as they are.  [default: put them]")
+@click.command(cls=Subcommand)
+@file_argument
+@click.option("--if-absent", is_flag=True, help="Do not overwrite keys that exist.  [default: overwrite]")
 @click.option(
-    "--prefix-strip", type=TEXT, default="", metavar="P", help="Take P from the front of every key."
+    "--prefix-strip", type=TEXT, default="", metavar="P", help="Remove the prefix P from every key."
 )
 @click.option(
-    "--prefix-add", type=TEXT, default="", metavar="P", help="Put P in front of every key, after stripping."
+    "--prefix-add", type=TEXT, default="", metavar="P", help="Add the prefix P to every key, after stripping."
 )
-@click.option("--keep-going", is_flag=True, help="Leave out lines that cannot be used, and say which.")
-@click.option("--dry-run", is_flag=True, help="Check every line, and change nothing.")
+@click.option("--keep-going", is_flag=True, help="Skip lines that cannot be used, and report them.")
+@click.option("--dry-run", is_flag=True, help="Check every line, but put nothing.")
 @click.option(
     "--state",
     "state_path",
     metavar="FILE",
     shell_complete=complete_file,
-    help="Where to keep how far it has come.  [default: FILE.import-state]",
+    help="Where to keep the position.  [default: FILE.import-state]",
 )
-@click.option("--restart", is_flag=True, help="Begin anew, not where an interrupted import stopped.")
+@click.option("--restart", is_flag=True, help="Start over instead of resuming an interrupted import.")
 @with_options("client")
 @click.pass_context
 def command(
@@ -54,21 +55,21 @@ def command(
     restart: bool,
 ) -> int:
     """Put the records in FILE (- is standard input): an export, or any JSON objects, one a line, with
-    a "key", a "value" (text) or "value_b64", and if wanted "content_type" and "expires_at" or "ttl".
+    a "key", a "value" (text) or "value_b64", and optionally "content_type" and "expires_at" or "ttl".
     It may be compressed with gzip.
 
-    Keys that exist are overwritten, unless --if-absent is given; keys that are not in FILE stay as
-    they are. Values, media types and the moments of expiry are kept, and what has expired is left
-    out. Revisions, versions and times of change are new: they are those of this store.
+    Keys that exist are overwritten, unless --if-absent is given; keys that are not in FILE are not
+    touched. Values, media types and expiry times are kept, and expired records are skipped.
+    Revisions, versions and times of change are new: they are those of this store.
 
-    A file is read twice. First every line is checked, and whether the export is whole: if anything
-    is wrong, the line is named and nothing is put. Then it is sent in batches. How far it has come
-    stands in FILE.import-state until it is done: after an interruption, the same command goes on
-    from there. Standard input is read once, so lines are put until one is wrong, and an
-    interrupted import begins anew.
+    A file is read twice. First every line is checked, and that the export is complete: on an error the
+    line is named and nothing is put. Then the records are sent in batches. FILE.import-state keeps
+    the position until the import is done: after an interruption, the same command resumes there.
+    Standard input is read once, so lines are put up to the first bad one, and an interrupted import
+    starts over.
 
-    Exit status: 0; 1 if lines were left out or the import stopped because of one; 6 if the service
-    was away for longer than --retry-for.
+    Exit status: 0; 1 if lines were skipped or the import stopped at one; 6 if the service was
+    unavailable for longer than --retry-for.
 
     \b
     Examples:
@@ -76,120 +77,122 @@ def command(
       kvstore import users.ndjson --prefix-strip user: --prefix-add customer: --dry-run
       jq -c '.[] | {key: .id, value: .name, ttl: "1h"}' users.json | kvstore import - --if-absent
     """
-    from kvstore_cli.terminal.signals import end_on_signals
-    from kvstore_cli.transfer.import_file import opened
+    from kvstore_cli.terminal.signals import exit_on_signals
+    from kvstore_cli.transfer.import_file import opened_import
     from kvstore_cli.transfer.importer import Importer, Policy
-    from kvstore_cli.transfer.retry import Patience
+    from kvstore_cli.transfer.retry import RetryLimit
 
-    end_on_signals()
+    exit_on_signals()
     policy = Policy(if_absent, prefix_strip, prefix_add, keep_going)
-    configuration = configured(context)
-    patience = Patience(long_retry_ms(configuration), output.talk)
-    with opened(file) as intake, service_of(configuration, is_patient=False) as service:
+    configuration = configuration_of(context)
+    retry = RetryLimit(long_retry_ms(configuration), output.talk)
+    with opened_import(file) as source, new_client(configuration, retries=False) as service:
         status = service.request("GET", "/v1/status").json()
         limits = status["limits"]
-        intake.value_bytes = limits["value_bytes"]
-        importer = Importer(service, policy, limits, patience, output.talk)
-        tally = _checked(intake, importer) if dry_run or intake.can_rewind else None
+        source.value_bytes = limits["value_bytes"]
+        importer = Importer(service, policy, limits, retry, output.talk)
+        counts = _checked(source, importer) if dry_run or source.can_rewind else None
         if dry_run:
-            assert tally is not None  # noqa: S101 - for the type checker
-            output.talk(f"{tally.in_words(is_dry=True)}; nothing was changed")
+            assert counts is not None  # noqa: S101 - for the type checker
+            output.talk(f"{counts.in_words(is_dry=True)}; nothing was changed")
         else:
-            kept = _state_file(intake, state_path)
-            tally = _imported(intake, importer, kept, _begin(intake, status["epoch"], policy, kept, restart))
-            output.talk(tally.in_words())
-    return EXIT_ERROR if tally.failed else EXIT_DONE
+            kept = _state_file(source, state_path)
+            counts = _imported(source, importer, kept, _begin(source, status["epoch"], policy, kept, restart))
+            output.talk(counts.in_words())
+    return EXIT_ERROR if counts.failed else EXIT_DONE
 
 
-def _checked(intake: Intake, importer: Importer) -> Tally:
-    """What would become of the whole file, once it was read to its end; sends nothing."""
+def _checked(source: ImportFile, importer: Importer) -> ImportCounts:
+    """Read the whole file and count what would be put; sends nothing."""
     from kvstore_cli.terminal.progress import bar
-    from kvstore_cli.transfer.importer import Tally
+    from kvstore_cli.transfer.importer import ImportCounts
 
-    tally = Tally()
-    reader = intake.whole()
-    with bar("checking", intake.size, is_bytes=True) as advance, _naming_file(intake, "nothing was put"):
-        for so_far in importer.check(intake.entries(reader)):
-            tally = so_far
-            advance(intake.done)
-    intake.sha256, intake.breaches = reader.sha256, reader.breaches
-    return tally
+    counts = ImportCounts()
+    reader = source.whole()
+    with bar("checking", source.size, is_bytes=True) as advance, _naming_file(source, "nothing was put"):
+        for so_far in importer.check(source.entries(reader)):
+            counts = so_far
+            advance(source.done)
+    source.sha256, source.export_faults = reader.sha256, reader.export_faults
+    return counts
 
 
-def _state_file(intake: Intake, path: str | None) -> StateFile | None:
+def _state_file(source: ImportFile, path: str | None) -> StateFile | None:
     from kvstore_cli.transfer.importer import StateFile
 
-    if not intake.can_rewind:
+    if not source.can_rewind:
         if path is not None:
-            raise click.UsageError("--state goes with a FILE on disk: a pipe cannot be read again")
+            raise click.UsageError("--state needs a FILE on disk: a pipe cannot be read again")
         return None
-    chosen = Path(path) if path is not None else Path(intake.name + ".import-state")
+    chosen = Path(path) if path is not None else Path(source.name + ".import-state")
     return StateFile(chosen)
 
 
-def _begin(intake: Intake, epoch: str, policy: Policy, kept: StateFile | None, restart: bool) -> State:
-    """Where the import begins: where it was interrupted, or with the first line."""
-    from kvstore_cli.transfer.importer import State
+def _begin(
+    source: ImportFile, epoch: str, policy: Policy, kept: StateFile | None, restart: bool
+) -> ImportState:
+    """Where the import starts: where it was interrupted, or at the first line."""
+    from kvstore_cli.transfer.importer import ImportState
 
-    new = State(intake.sha256, epoch, policy._asdict())
+    new = ImportState(source.sha256, epoch, policy._asdict())
     if kept is None or restart:
         return new
     state = kept.read()
     if state is None:
         return new
     state.refuse_other(new, kept.path)
-    output.talk(f"going on behind line {state.line}, as {output.readable(str(kept.path))} says")
+    output.talk(f"resuming after line {state.line}, from {output.readable(str(kept.path))}")
     return state
 
 
-def _imported(intake: Intake, importer: Importer, kept: StateFile | None, state: State) -> Tally:
-    """Send what is left of the file; what became of all of it."""
+def _imported(
+    source: ImportFile, importer: Importer, kept: StateFile | None, state: ImportState
+) -> ImportCounts:
+    """Send the rest of the file; the counts of all of it."""
     from kvstore_cli.terminal.progress import bar
 
     is_checked = kept is not None
-    reader = intake.behind(state.offset, state.line) if is_checked else intake.whole()
+    reader = source.after(state.offset, state.line) if is_checked else source.whole()
     if kept is not None:
-        kept.write(state)  # a place that cannot be written to is better told before the first batch
-    with bar("importing", intake.size, is_bytes=True) as advance, _telling_how_far(intake, kept, state):
+        kept.write(state)  # fail before the first batch if it cannot be written
+    with bar("importing", source.size, is_bytes=True) as advance, _reporting_progress(source, kept, state):
         try:
-            for _ in importer.send(intake.entries(reader), state, were_checked=is_checked):
+            for _ in importer.send(source.entries(reader), state, were_checked=is_checked):
                 if kept is not None:
                     kept.write(state)
-                advance(intake.done)
+                advance(source.done)
         except KvError:
             if kept is not None:
-                kept.write(state)  # under which number to go on
+                kept.write(state)  # with the Idempotency-Keys to go on with
             raise
     if kept is not None:
         kept.remove()
-        state.tally.failed += intake.breaches  # which only the first reading sees
-    return state.tally
+        state.counts.failed += source.export_faults  # which only the first reading counts
+    return state.counts
 
 
 @contextmanager
-def _naming_file(intake: Intake, outcome: str) -> Iterator[None]:
-    name = "standard input" if intake.name == "-" else output.readable(intake.name)
+def _naming_file(source: ImportFile, outcome: str) -> Iterator[None]:
     try:
         yield
     except click.UsageError:
         raise
     except click.ClickException as error:
-        raise click.ClickException(f"{name}: {error.message}; {outcome}") from error
+        raise click.ClickException(f"{shown_name(source.name)}: {error.message}; {outcome}") from error
 
 
 @contextmanager
-def _telling_how_far(intake: Intake, kept: StateFile | None, state: State) -> Iterator[None]:
-    """Say with an error how much had been put, and how to go on."""
+def _reporting_progress(source: ImportFile, kept: StateFile | None, state: ImportState) -> Iterator[None]:
+    """Add to an error how much was put, and how to resume."""
     try:
         yield
     except (click.ClickException, KvError, KeyboardInterrupt, SystemExit) as error:
         far = f"put up to line {state.line}" if state.line else "nothing was put"
-        how = "; the same command goes on from there" if kept is not None and state.line else ""
-        name = "standard input" if intake.name == "-" else output.readable(intake.name)
+        how = "; the same command resumes there" if kept is not None and state.line else ""
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             output.talk(f"interrupted, {far}{how}")
             raise
-        message = f"{name}: {error.message}; {far}{how}"
+        message = f"{shown_name(source.name)}: {error.message}; {far}{how}"
         if isinstance(error, KvError):
             raise KvError(error.code, message, **error.details) from error
         raise click.ClickException(message) from error

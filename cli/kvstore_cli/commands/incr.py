@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.command_line.completion import complete_key
-from kvstore_cli.command_line.context import connected
-from kvstore_cli.command_line.flags import KEY, Command, WholeNumber, with_options
-from kvstore_cli.commands.put import condition
+from kvstore_cli.command_line.context import client_of
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import (
+    Subcommand,
+    WholeNumber,
+    if_revision_option,
+    json_option,
+    key_argument,
+)
+from kvstore_cli.command_line.writes import condition_headers
 from kvstore_cli.http_client.client import key_path
 from kvstore_cli.terminal import output
 
 
-@click.command(cls=Command)
-@click.argument("key", type=KEY, shell_complete=complete_key)
+@click.command(cls=Subcommand)
+@key_argument
 @click.argument("number", metavar="[N]", type=WholeNumber(-(2**63)), required=False)
-@click.option("--by", type=WholeNumber(-(2**63)), metavar="N", help="The same as N.")
-@click.option(
-    "--if-revision",
-    type=WholeNumber(0),
-    metavar="REV",
-    help="Only if the key still has revision REV; 0: only if there is no such key.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print value, revision and version as JSON.")
+@click.option("--by", type=WholeNumber(-(2**63)), metavar="N", help="Same as N.")
+@if_revision_option
+@json_option("Print value, revision and version as JSON.")
 @with_options("client")
 @click.pass_context
 def command(
@@ -33,10 +34,10 @@ def command(
     if_revision: int | None,
     as_json: bool,
 ) -> None:
-    """Add N, 1 if it is not given, to the whole number that KEY holds, and print the sum. N may be
-    negative. A missing key counts from 0.
+    """Add N (by default 1) to the whole number in KEY, and print the sum. N may be negative. A missing
+    key starts from 0.
 
-    This is atomic: of two at the same time, none is lost. TTL and media type stay.
+    This is atomic: concurrent increments are never lost. The key keeps its TTL and media type.
 
     Exit status: 0, or 4 if the condition does not hold.
 
@@ -46,9 +47,9 @@ def command(
       kvstore incr stock:apples -3
     """
     if number is not None and by is not None:
-        raise click.UsageError("N and --by are the same; give one")
+        raise click.UsageError("give N or --by, not both")
     amount = next((given for given in (number, by) if given is not None), 1)
-    headers = condition(if_revision)
-    with connected(context) as service:
+    headers = condition_headers(if_revision)
+    with client_of(context) as service:
         made = service.request("POST", key_path("incr", key), [("by", str(amount))], headers=headers).json()
     output.write_json(made) if as_json else output.write_line(str(made["value"]))

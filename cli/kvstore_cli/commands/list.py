@@ -6,35 +6,32 @@ from typing import Any
 
 import click
 
-from kvstore_cli.command_line.completion import complete_key
-from kvstore_cli.command_line.context import connected
-from kvstore_cli.command_line.flags import TEXT, Command, WholeNumber, with_options
+from kvstore_cli.command_line.context import client_of
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import (
+    TEXT,
+    Subcommand,
+    WholeNumber,
+    complete_key,
+    end_option,
+    json_option,
+    prefix_option,
+    start_option,
+)
 from kvstore_cli.http_client.pagination import items
 from kvstore_cli.terminal import output
 
 
-@click.command(cls=Command)
+@click.command(cls=Subcommand)
 @click.argument("start_of_keys", metavar="[PREFIX]", type=TEXT, required=False, shell_complete=complete_key)
-@click.option("--prefix", type=TEXT, metavar="P", shell_complete=complete_key, help="The same as PREFIX.")
-@click.option(
-    "--start",
-    type=TEXT,
-    metavar="KEY",
-    shell_complete=complete_key,
-    help="Only keys from KEY on, in byte order.",
-)
-@click.option(
-    "--end",
-    type=TEXT,
-    metavar="KEY",
-    shell_complete=complete_key,
-    help="Only keys before KEY, in byte order.",
-)
+@prefix_option("Same as PREFIX.")
+@start_option
+@end_option
 @click.option("--limit", type=WholeNumber(1), metavar="N", help="At most N keys.  [default: all]")
-@click.option("--count", is_flag=True, help="Only print how many there are.")
+@click.option("--count", is_flag=True, help="Print only how many there are.")
 @click.option("--long", "-l", "long", is_flag=True, help="With revision, version, times and media type.")
 @click.option("--null", "-0", "null", is_flag=True, help="End each key with a NUL, as xargs -0 takes them.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, without the value.")
+@json_option("One JSON object a line, without the value.")
 @with_options("client")
 @click.pass_context
 def command(
@@ -49,10 +46,11 @@ def command(
     null: bool,
     as_json: bool,
 ) -> None:
-    """List the keys that begin with PREFIX, or all, in byte order, one a line. Values: 'kvstore get --all'.
+    """List the keys that begin with PREFIX, or all, in byte order, one a line. 'kvstore get --all' prints
+    values too.
 
-    A key may hold any character, also a newline, but no NUL; --null and --json are the forms that
-    programs can rely on.
+    A key may contain any character except NUL, even a newline, so programs should use --null or
+    --json.
 
     \b
     Examples:
@@ -62,15 +60,15 @@ def command(
       kvstore list --prefix queue/ --count
     """
     if start_of_keys is not None and prefix is not None:
-        raise click.UsageError("PREFIX and --prefix are the same; give one")
+        raise click.UsageError("give PREFIX or --prefix, not both")
     if null and (count or long or as_json):
-        raise click.UsageError("--null goes with none of --count, --long and --json")
+        raise click.UsageError("--null excludes --count, --long and --json")
     bounds = [("prefix", prefix if start_of_keys is None else start_of_keys), ("start", start), ("end", end)]
     query = [(name, text) for name, text in bounds if text is not None]
-    with connected(context) as service:
+    with client_of(context) as service:
         if count:
             if limit is not None or long:
-                raise click.UsageError("--count goes with neither --limit nor --long")
+                raise click.UsageError("--count excludes --limit and --long")
             total = service.request("GET", "/v1/kv", [*query, ("count", "1")]).json()
             output.write_json(total) if as_json else output.write_line(str(total["count"]))
             return

@@ -8,24 +8,25 @@ from dataclasses import asdict
 
 import click
 
-from kvstore_cli.command_line.flags import Command, given_flags, with_options
+from kvstore_cli.command_line.flags import given_flags, with_options
+from kvstore_cli.command_line.parameters import Subcommand
 from kvstore_cli.config.option_values import connectable
 from kvstore_cli.config.options import OPTIONS
 from kvstore_cli.config.resolve import resolve
 from kvstore_cli.config.server_settings import daemon_settings, http_settings
 
 
-@click.command(cls=Command)
+@click.command(cls=Subcommand)
 @with_options("daemon", "http")
 @click.pass_context
 def command(context: click.Context) -> int:
     """Run the service: the daemon and the HTTP facade, as two processes under this one.
 
-    It stays in the foreground and says on standard error where to go next. If one of the two
-    crashes it is started again, at once at first and then ever more slowly. SIGTERM and Ctrl-C stop
-    the facade, then the daemon, and leave nothing behind; a second Ctrl-C does not wait for them.
+    It stays in the foreground and prints its addresses on standard error. If one of the two crashes it
+    is restarted, at once at first and then with growing delays. SIGTERM and Ctrl-C stop the facade, then
+    the daemon; a second Ctrl-C does not wait for them.
 
-    Exit status: 0 after a clean stop, 1 or 2 if the service cannot run like this.
+    Exit status: 0 after a clean stop, 1 or 2 if the service cannot run.
 
     \b
     Examples:

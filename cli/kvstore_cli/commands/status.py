@@ -8,21 +8,22 @@ from typing import Any
 
 import click
 
-from kvstore_cli.command_line.context import connected
-from kvstore_cli.command_line.flags import Command, with_options
+from kvstore_cli.command_line.context import client_of
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import Subcommand, json_option
 from kvstore_cli.terminal import output
 from kvstore_cli.terminal.humanize import NOTHING, age, count, duration, size
 
 
-@click.command(cls=Command)
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.command(cls=Subcommand)
+@json_option("As one JSON object.")
 @with_options("client")
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
-    """Say how the service is: version, revision, number of keys, sizes, commits, limits.
+    """Print the state of the service: version, revision, number of keys, sizes, commits, limits.
 
-    A terminal gets what matters, a pipe all figures, a name and a value a line. There a histogram is
-    told by its mean and by what 99% of its values do not exceed; --json has all of it.
+    A terminal gets a summary, a pipe all figures, a name and a value a line, with the mean and the 99th
+    percentile of each histogram; --json has all of it.
 
     Exit status: 0; 6 if the service, or the daemon behind it, cannot be reached.
 
@@ -32,7 +33,7 @@ def command(context: click.Context, as_json: bool) -> None:
       kvstore status | grep bytes
       kvstore status --json | jq .revision
     """
-    with connected(context) as service:
+    with client_of(context) as service:
         status = service.request("GET", "/v1/status").json()
     if as_json:
         output.write_json(status)
@@ -44,7 +45,7 @@ def command(context: click.Context, as_json: bool) -> None:
 
 
 def _digest(status: dict[str, Any]) -> dict[str, str]:
-    """What a person wants to know, a sentence for each part of the service."""
+    """The summary: a sentence for each part of the service."""
     commits, counters, limits = status["commits"], status["counters"], status["limits"]
     process, refused = status["process"], status["writes_refused"]
     return {
@@ -98,7 +99,7 @@ def _flattened(fields: dict[str, Any], above: str = "") -> Iterator[tuple[str, s
 
 
 def _summary(histogram: dict[str, Any]) -> str:
-    """A histogram in a few words: its mean, and what 99 of 100 values do not exceed."""
+    """A histogram in a few words: its mean and its 99th percentile."""
     bounds, counts = histogram["bounds"], histogram["counts"]
     number = sum(counts)
     if not number:

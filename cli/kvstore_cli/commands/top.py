@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli.command_line.context import TIME, configured, service_of
-from kvstore_cli.command_line.flags import Command, WholeNumber, with_options
+from kvstore_cli.command_line.context import configuration_of, new_client
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import TIME, Subcommand, WholeNumber, json_option
 from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.config.resolve import Configuration
 from kvstore_cli.terminal import output
@@ -19,27 +20,27 @@ from kvstore_core.errors import KvError
 from kvstore_core.media_types import TEXT
 
 if TYPE_CHECKING:
-    from kvstore_cli.top.sampling import Look, Sampler
+    from kvstore_cli.top.sampling import Sample, Sampler
 
 _SHORTEST_MS = 100
 _HEAD_EVERY = 20
 
 
-@click.command(cls=Command)
+@click.command(cls=Subcommand)
 @click.option(
-    "--interval", type=TIME, default="1s", show_default=True, metavar="TIME", help="How often to look."
+    "--interval", type=TIME, default="1s", show_default=True, metavar="TIME", help="How often to refresh."
 )
 @click.option("--count", type=WholeNumber(1), metavar="N", help="Stop after N intervals.")
-@click.option("--plain", is_flag=True, help="A line for each interval, as into a pipe.")
-@click.option("--json", "as_json", is_flag=True, help="All figures of each interval as a JSON object.")
+@click.option("--plain", is_flag=True, help="A line for each interval, as in a pipe.")
+@json_option("All figures of each interval as a JSON object.")
 @with_options("client")
 @click.pass_context
 def command(context: click.Context, interval: int, count: int | None, plain: bool, as_json: bool) -> None:
     """Show what the service is doing, as it happens: requests, streams, commits, sizes, processes.
 
-    Rates are a second and latencies those of the last interval, from the service's own /metrics. The
-    screen is for a terminal, and q or Ctrl-C ends it; anything else gets a line for each interval.
-    A service that goes away is shown as away, and it goes on when it is back.
+    Rates are per second and latencies are those of the last interval, from the service's /metrics. On a
+    terminal it fills the screen until q or Ctrl-C; elsewhere it prints a line for each interval. It
+    shows when the service is unavailable, and continues when it is back.
 
     \b
     Examples:
@@ -48,12 +49,12 @@ def command(context: click.Context, interval: int, count: int | None, plain: boo
       kvstore top --count 1 --json | jq .http.p99
     """
     if plain and as_json:
-        raise click.UsageError("--plain and --json are two forms; give one")
+        raise click.UsageError("--plain and --json exclude each other")
     if interval < _SHORTEST_MS:
         raise click.UsageError(f"--interval is at least {show_duration(_SHORTEST_MS)}")
     from kvstore_cli.top.sampling import Sampler
 
-    configuration = configured(context)
+    configuration = configuration_of(context)
     sampler = Sampler(lambda: _metrics(configuration), interval / 1000)
     sampler.begin()
     if plain or as_json or not _has_screen():
@@ -66,9 +67,9 @@ def command(context: click.Context, interval: int, count: int | None, plain: boo
 
 
 def _metrics(configuration: Configuration) -> bytes:
-    """The text of ``/metrics``; raises the KvError of a service that does not give it."""
-    # the next look is a repeat as good as any
-    with service_of(configuration) as service:
+    """The text of ``/metrics``; raises the KvError of the request."""
+    # no retries: the next interval asks again
+    with new_client(configuration) as service:
         try:
             wanted = {"Accept": TEXT}
             return service.request("GET", "/metrics", headers=wanted, attempts=1).body
@@ -91,25 +92,25 @@ def _print(sampler: Sampler, count: int | None, *, as_json: bool) -> None:
     for number in itertools.count():
         if number == count:
             return
-        write(number, sampler.looks.get())
+        write(number, sampler.samples.get())
 
 
-def _write_json(_number: int, look: Look) -> None:
-    if look.error is None:
-        output.write_json({"service_up": True, **(look.shown or {})})
+def _write_json(_number: int, sample: Sample) -> None:
+    if sample.error is None:
+        output.write_json({"service_up": True, **(sample.shown or {})})
     else:
-        output.write_json({"service_up": False, "time": _now(), "error": look.error.message})
+        output.write_json({"service_up": False, "time": _now(), "error": sample.error.message})
 
 
-def _write_plain(number: int, look: Look) -> None:
+def _write_plain(number: int, sample: Sample) -> None:
     from kvstore_cli.top.screen import PLAIN_HEAD, plain_line
 
     if number % _HEAD_EVERY == 0:
         output.write_line(PLAIN_HEAD)
-    if look.shown is not None:
-        output.write_line(plain_line(look.shown))
-    elif look.error is not None:
-        output.write_line(f"{_now()[11:19]} no figures from the service: {look.error.message}")
+    if sample.shown is not None:
+        output.write_line(plain_line(sample.shown))
+    elif sample.error is not None:
+        output.write_line(f"{_now()[11:19]} no figures from the service: {sample.error.message}")
 
 
 def _now() -> str:

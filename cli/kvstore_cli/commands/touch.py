@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.command_line.completion import complete_key
-from kvstore_cli.command_line.context import TIME, connected, seconds
-from kvstore_cli.command_line.flags import KEY, Command, with_options
-from kvstore_cli.commands.put import print_revision
+from kvstore_cli.command_line.context import client_of
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import Subcommand, json_option, key_argument, ttl_option
+from kvstore_cli.command_line.writes import print_revision, ttl_parameter
 from kvstore_cli.http_client.client import key_path
 
 
-@click.command(cls=Command)
-@click.argument("key", type=KEY, shell_complete=complete_key)
-@click.option(
-    "--ttl", type=TIME, metavar="TIME", required=True, help="Counted from now: 30, 30s, 5m, 2h, 7d, 500ms."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print revision, version and expiry as JSON.")
+@click.command(cls=Subcommand)
+@key_argument
+@ttl_option("Counted from now: 30, 30s, 5m, 2h, 7d, 500ms.", required=True)
+@json_option("Print revision, version and expiry as JSON.")
 @with_options("client")
 @click.pass_context
 def command(context: click.Context, key: str, ttl: int, as_json: bool) -> None:
-    """Give KEY a new TTL and leave its value alone; prints the revision that this made.
+    """Give KEY a new TTL and keep its value; prints the new revision.
 
     Exit status: 0, or 3 if there is no such key.
 
@@ -28,6 +26,6 @@ def command(context: click.Context, key: str, ttl: int, as_json: bool) -> None:
     Example:
       kvstore touch session:42 --ttl 30m
     """
-    with connected(context) as service:
-        made = service.request("POST", key_path("touch", key), [("ttl", seconds(ttl))]).json()
+    with client_of(context) as service:
+        made = service.request("POST", key_path("touch", key), [ttl_parameter(ttl)]).json()
     print_revision(made, as_json=as_json)

@@ -10,34 +10,49 @@ from typing import Any
 
 import click
 
-from kvstore_cli.command_line.completion import complete_key
-from kvstore_cli.command_line.context import TIME, configured, exactly_one, service_of
-from kvstore_cli.command_line.flags import KEY, Command, WholeNumber, with_options
+from kvstore_cli.command_line.context import configuration_of, new_client
+from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.parameters import (
+    TIME,
+    Subcommand,
+    WholeNumber,
+    exactly_one,
+    json_option,
+    key_argument,
+)
 from kvstore_cli.config.option_values import show_duration
-from kvstore_cli.http_client.change_stream import EVENTS, RESET, SNAPSHOT, SYNC, Position, Step, follow
+from kvstore_cli.http_client.change_stream import (
+    EVENTS,
+    RESET,
+    SNAPSHOT,
+    SYNC,
+    StreamPosition,
+    StreamUpdate,
+    follow,
+)
 from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError
 
 Record = dict[str, Any] | None
 
 
-@click.command(cls=Command)
-@click.argument("key", type=KEY, shell_complete=complete_key)
-@click.option("--exists", is_flag=True, help="Until there is such a key.")
-@click.option("--gone", is_flag=True, help="Until there is no such key.")
+@click.command(cls=Subcommand)
+@key_argument
+@click.option("--exists", is_flag=True, help="Until the key exists.")
+@click.option("--gone", is_flag=True, help="Until the key does not exist.")
 @click.option("--equals", metavar="V", help="Until the value is V.")
 @click.option("--changed", is_flag=True, help="Until anything happens to the key.")
 @click.option(
     "--since",
     type=WholeNumber(0),
     metavar="REV",
-    help="With --changed: the revision you know, 0 for a missing key.  [default: the present one]",
+    help="With --changed: the revision you know, 0 for a missing key.  [default: the current one]",
 )
 @click.option(
     "--timeout", type=TIME, metavar="TIME", help="How long to wait: 30, 30s, 5m.  [default: for ever]"
 )
-@click.option("--raw", is_flag=True, help="Print the value's bytes and nothing else, no newline.")
-@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+@click.option("--raw", is_flag=True, help="Print only the bytes of the value, without a newline.")
+@json_option("Print the record as JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing.")
 @with_options("client", "stream")
 @click.pass_context
@@ -54,12 +69,12 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Wait until KEY is as it should be, and print its value then, if it has one.
+    """Wait until the condition holds for KEY, and print its value, if it has one.
 
-    If it is so already, this ends at once; nothing that happens between looking and waiting is
-    missed. Without --timeout it waits for ever, also through restarts of the service.
+    This returns at once if the condition already holds, and misses no change between the check and the
+    wait. Without --timeout it waits for ever, also through restarts of the service.
 
-    Exit status: 0, or 124 when the time is over.
+    Exit status: 0, or 124 after --timeout.
 
     \b
     Examples:
@@ -70,7 +85,7 @@ def command(
     """
     which = exactly_one({"--exists": exists, "--gone": gone, "--equals": equals, "--changed": changed})
     if since is not None and not changed:
-        raise click.UsageError("--since goes with --changed")
+        raise click.UsageError("--since needs --changed")
     is_fulfilled = _conditions(equals, since)[which]
     record = _wait(context, key, is_fulfilled, timeout, _SHORTFALLS[which].format(equals))
     if record is not None and not quiet:
@@ -79,7 +94,7 @@ def command(
 
 _SHORTFALLS = {
     "--exists": "did not appear",
-    "--gone": "still existed, and did not go,",
+    "--gone": "still existed",
     "--equals": "did not become {!r}",
     "--changed": "did not change",
 }
@@ -96,7 +111,7 @@ def _conditions(equals: str | None, since: int | None) -> dict[str, Callable[[Re
 
 
 class _Changed:
-    """Whether the key's revision is another than the one first seen, or given."""
+    """Whether the revision differs from the one first seen, or given."""
 
     def __init__(self, since: int | None) -> None:
         self._known = since
@@ -115,20 +130,20 @@ def _wait(
     timeout: int | None,
     shortfall: str,
 ) -> Record:
-    configuration = configured(context, "stream")
+    configuration = configuration_of(context, "stream")
     deadline = None if timeout is None else monotonic() + timeout / 1000
-    with service_of(configuration, at_most_ms=timeout) as service:
-        steps = follow(
+    with new_client(configuration, at_most_ms=timeout) as service:
+        updates = follow(
             service,
             [("key", key)],
-            Position(cursor=None, snapshot=True),
+            StreamPosition(cursor=None, snapshot=True),
             stall_ms=configuration["stall-timeout"],
             deadline=deadline,
             notice=output.talk,
         )
-        with closing(steps):
+        with closing(updates):
             try:
-                return _first(steps, is_fulfilled)
+                return _first(updates, is_fulfilled)
             except KvError as error:
                 if error.code == "timed_out" and timeout is not None:
                     message = f"{key!r} {shortfall} within {show_duration(timeout)}"
@@ -136,22 +151,22 @@ def _wait(
                 raise
 
 
-def _first(steps: Iterable[Step], is_fulfilled: Callable[[Record], bool]) -> Record:
-    """The key's record, None if it is gone, once it fulfils the condition.
+def _first(updates: Iterable[StreamUpdate], is_fulfilled: Callable[[Record], bool]) -> Record:
+    """The key's record, None if it does not exist, once it fulfils the condition.
 
-    Looking and waiting are one stream: the snapshot, and from its very position on the changes.
+    The check and the wait are one stream: a snapshot, and the changes after it.
     """
     record: Record = None
     is_known = False
-    for step in steps:
-        if step.kind == RESET:
+    for update in updates:
+        if update.kind == RESET:
             record, is_known = None, False
-        elif step.kind in (SNAPSHOT, EVENTS):
-            last = step.lines[-1]
+        elif update.kind in (SNAPSHOT, EVENTS):
+            last = update.lines[-1]
             record = last if last["op"] == "put" else None
-        elif step.kind == SYNC:
+        elif update.kind == SYNC:
             is_known = True
-        if is_known and step.kind in (SYNC, EVENTS) and is_fulfilled(record):
+        if is_known and update.kind in (SYNC, EVENTS) and is_fulfilled(record):
             return record
     raise AssertionError("the stream does not end")
 

@@ -1,1 +1,1 @@
-"""Options: what there are, where each is set, and what they are as flags."""
+"""Options: the table of them, and where each is set."""

@@ -59,7 +59,7 @@ class Option(NamedTuple):
         return self.name.replace("-", "_") + ("_ms" if self.kind.unit == DURATION.unit else "")
 
     def default_value(self) -> Any:
-        """The default on this machine, in base option_values."""
+        """The default on this machine, in base units."""
         return self.default() if callable(self.default) else self.default
 
     def shown_default(self) -> str:
@@ -174,7 +174,7 @@ def _home() -> str | None:
 
     try:
         return getpwuid(os.getuid()).pw_dir or None
-    except KeyError:  # a container runs as whatever user it was told to
+    except KeyError:  # a container may run as a user that does not exist
         return None
 
 

@@ -1,4 +1,4 @@
-"""What each option is set to, and by whom: flag, then variable, then file, then default."""
+"""The value of each option, and where it is set: flag, then variable, then file, then default."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kvstore_cli.config.options import CONFIG, OPTIONS, PREFIX, Option, options_
 
 _ADDRESS = r"(?:tcp|udp|sctp)://.+"
 _OF_OTHERS = {
-    # what `subscribe --exec` tells its command
+    # set by `subscribe --exec` for its command
     r"EVENT_[A-Z_]+": r"(?s:.*)",
-    # what Kubernetes sets in each container for a Service whose name begins with kvstore, and Docker
-    # for a link of such a name; the values too are theirs: who writes KVSTORE_PORT=8080 means us
+    # set in containers by Kubernetes for a Service, and by Docker for a link, whose name begins with kvstore;
+    # the values are compared too, since KVSTORE_PORT=8080 is meant for kvstore
     r"(?:\w+_)?SERVICE_HOST": r"[0-9a-fA-F.:]+",
     r"(?:\w+_)?SERVICE_PORT(?:_\w+)?": r"[0-9]+",
     r"(?:\w+_)?PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_START|_END)?)?": _ADDRESS,
@@ -23,14 +23,13 @@ _OF_OTHERS = {
     r"(?:\w+_)?NAME": r"/[^/]+/[^/]+",
     r"(?:\w+_)?ENV_\w+": r"(?s:.*)",
 }
-"""Variables that are rightfully in our environment without being options: the name behind the prefix,
-and the value."""
+"""Variables of other programs: the name after the prefix, and the value."""
 _LIKE = 0.6
-"""How much a name has to resemble an option's to be taken for a misspelt one: difflib's ratio."""
+"""The similarity (difflib's ratio) from which a name counts as a misspelt option."""
 
 
 class ConfigurationError(Exception):
-    """An option that cannot be used; the message names where it was set and what to write instead."""
+    """A value that cannot be used; the message names where it is set and what to write instead."""
 
 
 class Setting(NamedTuple):
@@ -42,12 +41,12 @@ class Setting(NamedTuple):
     origin: str
 
     def shown(self) -> str:
-        """The value as a person writes it; empty where there is none."""
+        """The value in its written form; empty if there is none."""
         return "" if self.value is None else self.option.kind.show(self.value)
 
 
 class Configuration:
-    """The settings of some parts of the system, resolved once and then fixed."""
+    """The settings of some parts of the system."""
 
     def __init__(self, settings: Mapping[str, Setting]) -> None:
         self._settings = settings
@@ -61,9 +60,9 @@ class Configuration:
         return self._settings.values()
 
     def data_folder(self) -> str:
-        """Where the store lives; ConfigurationError if nothing says so, not even a home folder."""
+        """The folder of the store; ConfigurationError if it is not set and there is no home folder."""
         if self["data"] is None:
-            raise ConfigurationError("you have no home folder to keep data in; name a folder with --data")
+            raise ConfigurationError("there is no home folder to keep data in; name a folder with --data")
         return str(self["data"])
 
     def fields(self, part: str) -> dict[str, Any]:
@@ -72,12 +71,12 @@ class Configuration:
 
 
 def resolve(flags: Mapping[str, Any], *parts: str, environ: Mapping[str, str] | None = None) -> Configuration:
-    """What the options of ``parts`` are set to.
+    """The settings of the options of ``parts``.
 
-    ``flags`` holds the parsed values of the flags that were given, by option name. Where no ``url`` is
-    set, it follows from ``http``: a configuration that moves the service moves those who ask it, too.
-    Raises ConfigurationError for a value that cannot be read, and for a ``KVSTORE_*`` variable that
-    looks like a misspelt option or a key of the file that is none, also of another part.
+    ``flags`` has the parsed values of the given flags, by option name. Unless ``url`` is set, it follows from
+    ``http``, so that a configuration that moves the service moves its clients, too. Raises
+    ConfigurationError for a value that cannot be read, for a ``KVSTORE_*`` variable that looks like a
+    misspelt option, and for an unknown key in the file, also of other parts.
     """
     variables = os.environ if environ is None else environ
     check_variables(variables)
@@ -88,9 +87,8 @@ def resolve(flags: Mapping[str, Any], *parts: str, environ: Mapping[str, str] | 
 
 
 def check_variables(variables: Mapping[str, str]) -> None:
-    """Name each ``KVSTORE_*`` variable that is not an option, since it has no effect and somebody may
-    think that it has: raise ConfigurationError for one that looks like a misspelt option, and say so
-    of any other, which may be meant for another program. Those of :data:`_OF_OTHERS` are let be."""
+    """Report ``KVSTORE_*`` variables that are not options and so have no effect: raise ConfigurationError for
+    one that looks like a misspelt option, and print a warning for others, except :data:`_OF_OTHERS`."""
     known = [row.variable for row in (*OPTIONS.values(), CONFIG)]
     for name, value in variables.items():
         if not name.startswith(PREFIX) or not value or name in known or _is_of_others(name, value):
@@ -98,27 +96,25 @@ def check_variables(variables: Mapping[str, str]) -> None:
         meant = _nearest(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], _LIKE)
         if meant is not None:
             raise ConfigurationError(f"the variable {name} is not an option; did you mean {PREFIX}{meant}?")
-        _say_stranger(name)
+        _warn_of_unknown(name)
 
 
 def _is_of_others(name: str, value: str) -> bool:
-    behind = name.removeprefix(PREFIX)
+    rest = name.removeprefix(PREFIX)
     return any(
-        re.fullmatch(names, behind) and re.fullmatch(values, value) for names, values in _OF_OTHERS.items()
+        re.fullmatch(names, rest) and re.fullmatch(values, value) for names, values in _OF_OTHERS.items()
     )
 
 
-def _say_stranger(name: str) -> None:
-    from kvstore_cli.command_line.completion import COMPLETE_VARIABLE
+def _warn_of_unknown(name: str) -> None:
     from kvstore_cli.terminal import output
 
-    # whatever is said while a line is completed lands in that line
-    if COMPLETE_VARIABLE not in os.environ:
+    if output.COMPLETE_VARIABLE not in os.environ:
         output.talk(f"the variable {name} is not an option and has no effect; {_ALL_OPTIONS}")
 
 
 class _Sources(NamedTuple):
-    """Where a setting may come from. ``path`` is the file that holds ``keys``."""
+    """The sources of settings. ``path`` is the file with ``keys``."""
 
     flags: Mapping[str, Any]
     variables: Mapping[str, str]
@@ -126,7 +122,7 @@ class _Sources(NamedTuple):
     keys: Mapping[str, Any]
 
     def setting(self, row: Option) -> Setting:
-        """The option as it is set, or its default."""
+        """The option's value, or its default."""
         given = self._given(row)
         if given is None and row.name == "url":
             given = self._url_of_http()
@@ -145,16 +141,16 @@ class _Sources(NamedTuple):
 
     def _url_of_http(self) -> Setting | None:
         http = self._given(OPTIONS["http"])
-        # which port the system chose for 0, only the service knows
+        # only the service knows which port the system chose for 0
         if http is None or http.value.endswith(":0"):
             return None
         return Setting(OPTIONS["url"], connectable(f"http://{http.value}"), f"http, {http.origin}")
 
 
 def _parsed(row: Option, given: Any, where: str) -> Any:
-    # a file of TOML can say one; no path, address or name can hold it
+    # TOML can contain one; paths, addresses and names cannot
     if isinstance(given, str) and "\0" in given:
-        raise ConfigurationError(f"{where}: {given!r} has a NUL in it; leave it out")
+        raise ConfigurationError(f"{where}: {given!r} contains a NUL; remove it")
     try:
         return row.kind.parse(given)
     except ValueError as error:
@@ -162,7 +158,7 @@ def _parsed(row: Option, given: Any, where: str) -> Any:
 
 
 def _config_path(flags: Mapping[str, Any], variables: Mapping[str, str]) -> tuple[str, bool] | None:
-    """The file to read, and whether somebody named it: then it has to exist. None without a home."""
+    """The file to read, and whether it must exist, because it was named. None without a home folder."""
     given = flags.get("config")
     if given is None and variables.get(CONFIG.variable):
         given = _parsed(CONFIG, variables[CONFIG.variable], CONFIG.variable)
@@ -186,8 +182,8 @@ def _read_file(path: str, must_exist: bool) -> dict[str, Any]:
 
 
 def _is_there(path: str) -> bool:
-    """Whether a file of that name can be seen. None can in the home folder of somebody else, which is
-    where a container that was given another user often looks."""
+    """Whether the file exists and is visible. In a container that runs as another user, HOME is often a
+    folder that this user may not enter."""
     try:
         os.stat(path)  # noqa: PTH116
     except OSError:
@@ -204,7 +200,7 @@ def _parse_file(path: str, text: bytes) -> dict[str, Any]:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
     for key, value in keys.items():
         if isinstance(value, dict):
-            raise ConfigurationError(f"{path}: the file has no sections, and [{key}] is one")
+            raise ConfigurationError(f"{path}: [{key}] is a section; the file has none, only keys")
         if key not in OPTIONS:
             meant = _nearest(key, list(OPTIONS), 0.5)
             hint = _ALL_OPTIONS if meant is None else f"did you mean {meant}?"

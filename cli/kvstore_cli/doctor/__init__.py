@@ -1,6 +1,5 @@
-"""``kvstore doctor``: what stands between a client and the service, measured from where the client is.
+"""``kvstore doctor``: checks of the service, and of the proxies in front of it, from where a client runs.
 
-A check is a small function that takes a probe and gives findings, which are data; the checks stand in
-one table (``table``), what can be wrong and what to do about it in another (``causes``), and drawing is
-apart (``report``).
+A check is a function that takes a probe and yields findings, which are data. ``check_list`` is the table of
+checks, ``remedies`` that of causes and fixes, ``report`` prints findings.
 """

@@ -1,4 +1,4 @@
-"""The one table of checks, in the order in which they are made."""
+"""The table of checks, in the order in which they are run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kvstore_cli.doctor.findings import Finding
 from kvstore_cli.doctor.probe import Probe
 
 
-class Check(NamedTuple):
-    """One check. ``seconds`` is about the most that it takes through a proxy that is slow or broken,
-    0 where it is as long as silence is listened to."""
+class DoctorCheck(NamedTuple):
+    """One check. ``seconds`` is about the most that it takes through a slow or broken proxy, 0 if it takes as
+    long as ``--idle``."""
 
     name: str
     run: Callable[[Probe], Iterator[Finding]]
@@ -21,21 +21,21 @@ class Check(NamedTuple):
 
 
 CHECKS = (
-    Check("reachable", checks_connectivity.reachable, False, 5),
-    Check("daemon", checks_connectivity.daemon, False, 5),
-    Check("protocol", checks_connectivity.protocol, False, 5),
-    Check("clock", checks_connectivity.clock, False, 1),
-    Check("daemon clock", checks_connectivity.daemon_clock, True, 1),
-    Check("durable writes", checks_latency.durable_writes, True, 10),
-    Check("fresh reads", checks_passthrough.fresh_reads, True, 2),
-    Check("conditions", checks_passthrough.conditions, True, 2),
-    Check("request headers", checks_passthrough.request_headers, True, 5),
-    Check("response headers", checks_passthrough.response_headers, True, 1),
-    Check("compression", checks_passthrough.compression, True, 1),
-    Check("methods", checks_passthrough.methods, True, 1),
-    Check("keys", checks_passthrough.keys, True, 3),
-    Check("bodies", checks_passthrough.bodies, True, 10),
-    Check("streams", checks_streams.opening, False, 6),
-    Check("events", checks_streams.events, True, 10),
-    Check("idle", checks_streams.idle, False, 0),
+    DoctorCheck("reachable", checks_connectivity.reachable, False, 5),
+    DoctorCheck("daemon", checks_connectivity.daemon, False, 5),
+    DoctorCheck("protocol", checks_connectivity.protocol, False, 5),
+    DoctorCheck("clock", checks_connectivity.clock, False, 1),
+    DoctorCheck("daemon clock", checks_connectivity.daemon_clock, True, 1),
+    DoctorCheck("durable writes", checks_latency.durable_writes, True, 10),
+    DoctorCheck("fresh reads", checks_passthrough.fresh_reads, True, 2),
+    DoctorCheck("conditions", checks_passthrough.conditions, True, 2),
+    DoctorCheck("request headers", checks_passthrough.request_headers, True, 5),
+    DoctorCheck("response headers", checks_passthrough.response_headers, True, 1),
+    DoctorCheck("compression", checks_passthrough.compression, True, 1),
+    DoctorCheck("methods", checks_passthrough.methods, True, 1),
+    DoctorCheck("keys", checks_passthrough.keys, True, 3),
+    DoctorCheck("bodies", checks_passthrough.bodies, True, 10),
+    DoctorCheck("streams", checks_streams.opening, False, 6),
+    DoctorCheck("events", checks_streams.events, True, 10),
+    DoctorCheck("idle", checks_streams.idle, False, 0),
 )

@@ -1,4 +1,4 @@
-"""Checks of how long things take."""
+"""Checks of latency."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from kvstore_cli.doctor.findings import Finding, ok, warning
 from kvstore_cli.doctor.probe import Probe, by_query, percentiles
 
 WRITES = 40
-# What etcd asks of a disk.
+# what etcd requires of a disk
 _SLOW_SYNC_MS = 10.0
 _SLOW_COMMIT_MS = 20.0
 
 
 def durable_writes(probe: Probe) -> Iterator[Finding]:
-    """What a put takes beyond a get over the same way, and how much of it the disk does by what the
-    daemon says of its commits."""
+    """How much longer a put takes than a get, and how much of that is the disk, by the daemon's own
+    figures of its commits."""
     key = probe.key("disk")
     puts: list[float] = []
     gets: list[float] = []
@@ -29,7 +29,7 @@ def durable_writes(probe: Probe) -> Iterator[Finding]:
     sync = round(synced / commits * 1000, 2) if commits else None
     extra = max(0.0, round(put_median - get_median, 2))
     message = (
-        f"{WRITES} puts one after another: p50 {put_median} ms, p99 {put_p99} ms, {extra} ms more than a get "
+        f"{WRITES} sequential puts: p50 {put_median} ms, p99 {put_p99} ms, {extra} ms more than a get "
         f"(p50 {get_median} ms)" + ("" if sync is None else f"; the disk took {sync} ms for each commit")
     )
     figures = {
@@ -49,7 +49,7 @@ def durable_writes(probe: Probe) -> Iterator[Finding]:
 
 
 def _syncs(probe: Probe) -> tuple[int, float]:
-    """How many commits there were since the daemon began, and how many seconds the disk took to sync
-    them; zeros from a daemon that does not say, and where it does not wait for syncs."""
+    """The number of commits since the daemon started, and the seconds that their syncs took; zeros from a
+    daemon that does not report them or does not wait for syncs."""
     commits = probe.ask("GET", "/v1/status").json().get("commits", {})
     return commits.get("count", 0), commits.get("sync_seconds", {}).get("sum", 0.0)

@@ -1,4 +1,4 @@
-"""Checks of what passes through unharmed: headers, methods, keys in paths, bodies, fresh reads."""
+"""Checks that proxies leave requests and responses as they are: headers, methods, paths, bodies, caching."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 
 from kvstore_cli.doctor.findings import Finding, failed, ok, warning
-from kvstore_cli.doctor.probe import PATIENCE_SECONDS, Probe, Response, by_path, by_query
+from kvstore_cli.doctor.probe import PROMPT_SECONDS, Probe, ProbeResponse, by_path, by_query
 from kvstore_cli.http_client.client import encode_query
 from kvstore_core.media_types import JSON, MERGE_PATCH, NDJSON, SSE, TEXT
 
-# Types that compressors take, and a value long enough for them.
+# types that proxies compress, and a length above their minimum
 _COMPRESSIBLE = (TEXT, JSON)
 _COMPRESSIBLE_BYTES = 4096
 _KEPT_TYPE = 'application/x-kvstore-doctor; note="as it is"'
@@ -29,21 +29,19 @@ def conditions(probe: Probe) -> Iterator[Finding]:
     )
     lost = {name: (wanted, reply) for name, wanted, reply in asked if reply.status != wanted}
     for name, (wanted, reply) in lost.items():
-        yield _header_lost(
-            name, f"the answer to a condition that does not hold was {reply.shown}, not {wanted}"
-        )
+        yield _header_lost(name, f"a condition that does not hold was answered {reply.shown}, not {wanted}")
     if not lost:
         yield ok("If-Match and If-None-Match arrive: 412 for a write, 304 for a read")
 
 
-def _conditional_read(probe: Probe) -> Response:
-    # a key of its own: a cache in between answers a second read by itself
+def _conditional_read(probe: Probe) -> ProbeResponse:
+    # another key, since a cache would answer a second read itself
     key = probe.key("conditions-read")
     tag = f'"{_revision(probe.store(key, b"1"))}"'
     return probe.ask("GET", by_query(key), headers={"If-None-Match": tag})
 
 
-def _revision(reply: Response) -> int:
+def _revision(reply: ProbeResponse) -> int:
     return int(reply.json().get("revision", 0))
 
 
@@ -52,7 +50,7 @@ def _header_lost(name: str, message: str) -> Finding:
 
 
 def request_headers(probe: Probe) -> Iterator[Finding]:
-    """The other headers of a request that mean something arrive."""
+    """The other request headers that matter arrive."""
     problems = [
         finding
         for check in (_idempotency_key, _request_id, _accept, _range, _last_event_id)
@@ -68,7 +66,7 @@ def _idempotency_key(probe: Probe) -> Finding | None:
     first, second = (_revision(probe.store(probe.key("once"), b"1", headers)) for _ in range(2))
     if first == second:
         return None
-    return _header_lost("Idempotency-Key", "a put that was repeated under one was applied twice")
+    return _header_lost("Idempotency-Key", "a put repeated under one key was applied twice")
 
 
 def _request_id(probe: Probe) -> Finding | None:
@@ -80,7 +78,7 @@ def _request_id(probe: Probe) -> Finding | None:
         return None
     return warning(
         "request_header_lost",
-        f"X-Request-Id does not come back as it was sent, but as {got or 'none'}",
+        f"X-Request-Id was sent back as {got or 'nothing'}, not as it was sent",
         header="X-Request-Id",
     )
 
@@ -90,7 +88,7 @@ def _accept(probe: Probe) -> Finding | None:
     got = probe.ask("GET", target, headers={"Accept": NDJSON}).headers.get("Content-Type", "")
     if got.startswith(NDJSON):
         return None
-    return _header_lost("Accept", f"a list that was wanted as NDJSON came as {got}")
+    return _header_lost("Accept", f"a list requested as NDJSON came as {got}")
 
 
 def _range(probe: Probe) -> Finding | None:
@@ -101,28 +99,28 @@ def _range(probe: Probe) -> Finding | None:
         return None
     return warning(
         "request_header_lost",
-        f"Range does not arrive: two bytes of a value were asked for, and {len(reply.body)} came",
+        f"Range does not arrive: two bytes of a value were requested, and {len(reply.body)} came",
         header="Range",
     )
 
 
 def _last_event_id(probe: Probe) -> Finding | None:
-    """A stream that resumes before a write begins with that write."""
+    """A stream that resumes before a write starts with that write."""
     key = probe.key("resumed")
     cursor = f"{_revision(probe.store(key, b'1')) - 1}-{probe.status.get('epoch', '')}"
     headers = {"Accept": SSE, "Last-Event-ID": cursor}
     with probe.watch(f"/v1/subscribe{encode_query([('key', key)])}", headers) as stream:
-        if not stream.wait_for(lambda: b"event: sync" in stream.text, PATIENCE_SECONDS):
-            return None  # a stream that does not begin is told of by another check
+        if not stream.wait_for(lambda: b"event: sync" in stream.text, PROMPT_SECONDS):
+            return None  # another check reports a stream that does not start
         if b"event: put" in stream.text.partition(b"event: sync")[0]:
             return None
     return _header_lost(
-        "Last-Event-ID", "a stream that was to be resumed began anew, so what happened between is lost"
+        "Last-Event-ID", "a stream that should resume started over, so events in between are lost"
     )
 
 
 def response_headers(probe: Probe) -> Iterator[Finding]:
-    """What the service says of a value arrives: type, revision, lifetime, how to cache it."""
+    """The response headers of a value arrive: type, revision, expiry, caching."""
     key = probe.key("headers")
     revision = _revision(probe.store(key, b"1", {"Content-Type": _KEPT_TYPE}))
     headers = probe.ask("GET", by_query(key)).headers
@@ -154,11 +152,11 @@ def response_headers(probe: Probe) -> Iterator[Finding]:
             header="Cache-Control",
         )
     elif not lost:
-        yield ok(f"{', '.join(list(wanted)[:3])} and {len(wanted) - 3} others arrive as they were sent")
+        yield ok(f"{', '.join(list(wanted)[:3])} and {len(wanted) - 3} others arrive unchanged")
 
 
 def compression(probe: Probe) -> Iterator[Finding]:
-    """A browser, which takes compressed answers, still gets ETags that If-Match can use."""
+    """Clients that accept compression still get strong ETags, which If-Match needs."""
     weakened = []
     for media_type in _COMPRESSIBLE:
         key = probe.key(f"compressed-{media_type.rpartition('/')[2]}")
@@ -168,14 +166,14 @@ def compression(probe: Probe) -> Iterator[Finding]:
             weakened.append(f"{media_type} comes with ETag {headers.get('ETag')}")
     if weakened:
         yield failed(
-            "etag_weakened", f"compression changes ETags: {', '.join(weakened)}", types=len(weakened)
+            "etag_weakened", f"compression weakens ETags: {', '.join(weakened)}", types=len(weakened)
         )
     else:
-        yield ok("ETags stay strong for clients that take compressed answers")
+        yield ok("ETags stay strong for clients that accept compression")
 
 
 def methods(probe: Probe) -> Iterator[Finding]:
-    """Every method of the service arrives."""
+    """Every method arrives."""
     key = probe.key("methods")
     probe.store(key, b'{"a": 1}', {"Content-Type": JSON})
     target = by_query(key)
@@ -191,15 +189,17 @@ def methods(probe: Probe) -> Iterator[Finding]:
     refused = [name for name, reply in answers.items() if reply.status >= 300 and reply.code is None]
     for name in refused:
         yield failed(
-            "method_refused", f"{name} was answered {answers[name].shown}, and not by kvstore", method=name
+            "method_refused",
+            f"{name} was answered {answers[name].shown} by something other than kvstore",
+            method=name,
         )
     if not refused:
         yield ok(f"GET, PUT, {', '.join(answers)} arrive")
 
 
 def keys(probe: Probe) -> Iterator[Finding]:
-    """A key named in the path is the key that was meant. Written by ``?key=`` and read by the path, so
-    that nothing is ever written under a name that a proxy made up."""
+    """Keys in the path arrive unchanged. They are written by ``?key=`` and read by the path, so that nothing
+    is written under a name that a proxy changed."""
     moved, unread = [], []
     for number, (shown, key, path) in enumerate(_awkward_keys(probe)):
         value = b"value %d" % number
@@ -208,19 +208,19 @@ def keys(probe: Probe) -> Iterator[Finding]:
         elif probe.ask("GET", path).body != value:
             moved.append(shown)
     if unread:
-        yield failed("query_rewritten", f"keys in ?key= do not arrive as they were sent: {', '.join(unread)}")
+        yield failed("query_rewritten", f"keys in ?key= are changed on the way: {', '.join(unread)}")
     if moved:
         yield failed(
             "path_rewritten",
-            f"keys in the path do not arrive as they were sent: {', '.join(moved)}",
+            f"keys in the path are changed on the way: {', '.join(moved)}",
             keys=moved,
         )
     if not (unread or moved):
-        yield ok("keys with //, ., %2F, %25, +, spaces and letters of any language arrive as they were sent")
+        yield ok("keys with //, ., %2F, %25, +, spaces and letters of any language arrive unchanged")
 
 
 def _awkward_keys(probe: Probe) -> Iterator[tuple[str, str, str]]:
-    """Keys that proxies like to tidy up: how to show them, the key, and the path that names it."""
+    """Keys that proxies tend to normalise: how to show the key, the key, and its path."""
     for name in ("a//b", "a/./b", "a/b/../c", "a/", "50%", "a%2Fb", "a+b", "a b", "Zürich/日本", ";x=1&y=?#"):
         yield f"{name} (encoded)", probe.key(name), by_path(probe.key(name))
     long = probe.key("long/").ljust(511, "-")
@@ -231,44 +231,42 @@ def _awkward_keys(probe: Probe) -> Iterator[tuple[str, str, str]]:
 
 
 def bodies(probe: Probe) -> Iterator[Finding]:
-    """The largest value and the largest batch of the service pass."""
+    """The largest value and the largest batch get through."""
     limits = probe.status.get("limits", {})
     sizes = {"value": limits.get("value_bytes", 0), "batch": limits.get("batch_bytes", 0)}
     targets = {"value": ("PUT", by_query(probe.key("announced"))), "batch": ("POST", "/v1/batch")}
     too_large = {}
     silent = False
     for what, size in sizes.items():
-        verdict = probe.announce(*targets[what], size)
-        silent = silent or verdict.status == 0
-        if verdict.status not in (0, 100) and not verdict.is_ours:
-            too_large[what] = verdict.status
+        response = probe.expect_continue(*targets[what], size)
+        silent = silent or response.status == 0
+        if response.status not in (0, 100) and not response.is_ours:
+            too_large[what] = response.status
     if too_large:
         passing = _largest_passing(probe, max(sizes.values()))
         what, status = next(iter(too_large.items()))
         yield failed(
             "body_limit",
-            f"a body of {sizes[what]} bytes, the largest {what}, is refused with {status} by something in "
-            f"front of kvstore; up to {passing} bytes pass",
+            f"a proxy refuses a body of {sizes[what]} bytes, the largest {what}, with {status}; up to "
+            f"{passing} bytes get through",
             passing_bytes=passing,
         )
         if "value" in too_large:
             return
     if silent:
-        yield warning(
-            "expect_ignored", f"Expect: 100-continue was not answered within {PATIENCE_SECONDS:g} s"
-        )
+        yield warning("expect_ignored", f"Expect: 100-continue was not answered within {PROMPT_SECONDS:g} s")
     yield from _whole_value(probe, sizes["value"])
 
 
 def _largest_passing(probe: Probe, refused: int) -> int:
-    """About the largest body that passes, by announcing some; none of them is sent."""
+    """About the largest body that gets through, found with Expect: 100-continue, so that none is sent."""
     low = 0
     for _ in range(_SEARCH_STEPS):
         middle = (low + refused) // 2
-        verdict = probe.announce("POST", "/v1/batch", middle)
-        if verdict.status == 0:
-            break  # each further step would wait as long
-        if verdict.status == 413 and not verdict.is_ours:
+        response = probe.expect_continue("POST", "/v1/batch", middle)
+        if response.status == 0:
+            break  # each further step would take as long
+        if response.status == 413 and not response.is_ours:
             refused = middle
         else:
             low = middle
@@ -276,19 +274,17 @@ def _largest_passing(probe: Probe, refused: int) -> int:
 
 
 def _whole_value(probe: Probe, size: int) -> Iterator[Finding]:
-    """A value of the largest size goes there and comes back. Bytes of every kind, so that nothing
-    compresses or converts them unnoticed."""
+    """A value of the largest size is stored and read back. It is random, so that any compression or
+    conversion shows."""
     key = probe.key("large")
     value = os.urandom(size)
     reply = probe.put(key, value)
     if reply.status == 413 and reply.code is None:
-        yield failed(
-            "body_limit", f"a value of {size} bytes is refused with 413 by something in front of kvstore"
-        )
+        yield failed("body_limit", f"a proxy refuses a value of {size} bytes with 413")
     elif reply.status not in (200, 201):
-        yield failed("no_answer", f"a value of {size} bytes was answered with {reply.shown}")
+        yield failed("no_answer", f"a value of {size} bytes was answered {reply.shown}")
     elif probe.ask("GET", by_query(key)).body != value:
-        yield failed("body_changed", f"a value of {size} bytes did not come back as it was stored")
+        yield failed("body_changed", f"a value of {size} bytes was read back changed")
     else:
         yield ok(
             f"a value of {size} bytes, the largest, was stored in {reply.seconds * 1000:.0f} ms "
@@ -298,7 +294,7 @@ def _whole_value(probe: Probe, size: int) -> Iterator[Finding]:
 
 
 def fresh_reads(probe: Probe) -> Iterator[Finding]:
-    """A read after a write sees the write, also of a key that was missing when it was read before."""
+    """A read after a write sees it, even if the key was read as missing before."""
     key = probe.key("fresh")
     for target in (by_query(key), by_path(key)):
         probe.ask("GET", target)
@@ -311,8 +307,8 @@ def fresh_reads(probe: Probe) -> Iterator[Finding]:
                 age = reply.headers.get("Age")
                 yield failed(
                     "cached",
-                    f"a get right after a put was answered with {reply.shown} and an older state"
+                    f"a get right after a put was answered {reply.shown} with an older state"
                     + (f", {age} s old" if age else ""),
                 )
                 return
-    yield ok(f"{2 * _CACHE_ROUNDS} gets right after puts all saw what was put")
+    yield ok(f"{2 * _CACHE_ROUNDS} gets right after puts all saw the new value")

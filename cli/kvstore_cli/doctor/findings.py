@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""The findings of a check."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from kvstore_cli.doctor.remedies import CAUSES
 
 OK, NOTE, WARNING, FAILED, SKIPPED = "ok", "note", "warning", "failed", "skipped"
-"""All is well; worth knowing; works worse than it could; does not work; was not looked at."""
+"""Fine; worth knowing; works, but not well; does not work; was not checked."""
 
 
 class Finding(NamedTuple):
-    """One sentence of a check. ``cause`` is a row of :data:`CAUSES` wherever the status is a warning or
-    a failure, and ``figures`` is what was measured, for programs."""
+    """One result of a check. ``cause`` is a row of :data:`CAUSES` if the status is a warning or a failure;
+    ``figures`` is what was measured, for programs."""
 
     status: str
     message: str
@@ -20,7 +20,7 @@ class Finding(NamedTuple):
     figures: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
 
     def as_json(self) -> dict[str, Any]:
-        """The finding for programs, with what to do about it."""
+        """The finding as JSON, with what to do about it."""
         found: dict[str, Any] = {"status": self.status, "message": self.message}
         if self.cause is not None:
             fix = CAUSES[self.cause]
@@ -29,22 +29,22 @@ class Finding(NamedTuple):
 
 
 def ok(message: str, **figures: Any) -> Finding:
-    """All is well."""
+    """Fine."""
     return Finding(OK, message, None, figures)
 
 
 def note(message: str, **figures: Any) -> Finding:
-    """Worth knowing, and nothing to repair."""
+    """Worth knowing, but not a problem."""
     return Finding(NOTE, message, None, figures)
 
 
 def skipped(message: str) -> Finding:
-    """Was not looked at, and why."""
+    """Was not checked, and why."""
     return Finding(SKIPPED, message)
 
 
 def warning(cause: str, message: str, **figures: Any) -> Finding:
-    """Works, but worse than it could."""
+    """Works, but not well."""
     return Finding(WARNING, message, cause, figures)
 
 

@@ -1,4 +1,4 @@
-"""The service as the doctor asks it: every answer is data, also one that comes from something else."""
+"""The doctor's own HTTP client: every response is data, also one from a proxy."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from kvstore_cli.doctor.timed_stream import WatchedStream
+from kvstore_cli.doctor.timed_stream import TimedStream
 from kvstore_cli.http_client.client import encode_query, key_path
 from kvstore_cli.http_client.connection import connect, http_client, reason
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON
 
 SCRATCH = "kvstore-doctor/"
-"""What the keys of every run begin with; a random part follows."""
+"""The prefix of all keys of the doctor; a random part follows."""
 
-PATIENCE_SECONDS = 3.0
-"""How long something may take that should come at once."""
+PROMPT_SECONDS = 3.0
+"""How long something that should be immediate may take."""
 
 _TTL_SECONDS = 900
 _LARGEST_HEAD_BYTES = 64 * 1024
 
 
-class Response(NamedTuple):
-    """An answer, whoever gave it, read to its end. ``seconds`` is how long it took."""
+class ProbeResponse(NamedTuple):
+    """A response from kvstore or a proxy, read to its end. ``seconds`` is how long it took."""
 
     status: int
     headers: http_client.HTTPMessage
@@ -37,14 +37,14 @@ class Response(NamedTuple):
 
     @property
     def code(self) -> str | None:
-        """The code of an error of kvstore's own; None for a success, and for what others answered."""
+        """The error code of kvstore; None for a success or a response of a proxy."""
         if not self.headers.get("Content-Type", "").startswith("application/problem+json"):
             return None
         code = self.json().get("code")
         return code if isinstance(code, str) else None
 
     def json(self) -> dict[str, Any]:
-        """The body as a JSON object; an empty one if it is something else."""
+        """The body as a JSON object; empty if it is not one."""
         try:
             parsed = json.loads(self.body)
         except ValueError:
@@ -53,22 +53,22 @@ class Response(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The answer in a few words."""
+        """The response in a few words."""
         return f"{self.status} {self.code}" if self.code else f"{self.status}"
 
 
-class Verdict(NamedTuple):
-    """What the head of a request was answered with, before any of its body was sent: 100 if the body
-    may come, 0 if nothing came. ``is_ours`` tells a refusal of kvstore from one of something else."""
+class ExpectResponse(NamedTuple):
+    """The response to ``Expect: 100-continue``: status 100 if the body may be sent, 0 if there was none.
+    ``is_ours``: it is an error of kvstore, not of a proxy."""
 
     status: int
     is_ours: bool
 
 
 class NotStoredError(Exception):
-    """A value of ``size`` bytes, which the service would take, was refused on the way."""
+    """A put of ``size`` bytes, which the service accepts, was refused."""
 
-    def __init__(self, reply: Response, size: int) -> None:
+    def __init__(self, reply: ProbeResponse, size: int) -> None:
         super().__init__(reply.shown)
         self.reply = reply
         self.size = size
@@ -76,11 +76,10 @@ class NotStoredError(Exception):
 
 @dataclass
 class Probe:
-    """One service at one address, and a place in its store of which the doctor may dispose.
+    """A client for the service at one address, and keys of its own there. Not thread-safe.
 
-    ``timeout`` bounds each answer and ``idle`` is how long silence is listened to, both in seconds.
-    Nothing is begun after ``deadline``, of the monotonic clock, and no answer waited for. Not for
-    several threads. What one check learns is kept for those that follow.
+    ``timeout`` is the time for a response and ``idle`` that for idle connections, both in seconds. No request
+    starts or waits after ``deadline``, of the monotonic clock. What one check learns is kept for later ones.
     """
 
     url: str
@@ -103,7 +102,7 @@ class Probe:
         self.has_written = False
         self._connection: http_client.HTTPConnection | None = None
 
-    # ── asking ──────────────────────────────────────────────────────────────────────────────────
+    # ── requests ────────────────────────────────────────────────────────────────────────────────
 
     def connect(self) -> http_client.HTTPConnection:
         """A new connection. Raises OSError, and ``not_allowed`` for a certificate that is not trusted."""
@@ -118,9 +117,9 @@ class Probe:
         headers: dict[str, str] | None = None,
         *,
         timeout: float | None = None,
-    ) -> Response:
-        """The answer, in ``timeout`` seconds if that is given. Connections are kept; one that the other
-        side closed meanwhile is replaced. Raises ``unavailable`` and ``timed_out``."""
+    ) -> ProbeResponse:
+        """The response, within ``timeout`` seconds if given. The connection is kept, and replaced if the
+        other side closed it. Raises ``unavailable`` and ``timed_out``."""
         kept, self._connection = self._connection, None
         if kept is not None:
             try:
@@ -143,34 +142,34 @@ class Probe:
         body: bytes | None,
         headers: dict[str, str] | None,
         timeout: float | None,
-    ) -> Response:
+    ) -> ProbeResponse:
         connection.sock.settimeout(self._left(timeout or self.timeout))
         begin = monotonic()
         try:
             connection.request(method, self.base + target, body, headers or {})
         except ConnectionError:
-            # who refuses a large body answers before having read it, and closes: the answer may be here
+            # a large body may be refused, and the connection closed, before it was read: read the response
             if body is None:
                 raise
         response = connection.getresponse()
-        reply = Response(response.status, response.headers, response.read(), monotonic() - begin)
-        if connection.sock is not None:  # it is None where the other side wants no more on it
+        reply = ProbeResponse(response.status, response.headers, response.read(), monotonic() - begin)
+        if connection.sock is not None:  # None after Connection: close
             self._connection = connection
         return reply
 
-    def watch(self, target: str, headers: dict[str, str]) -> WatchedStream:
-        """An answer that takes its time, read by a thread of its own. Raises like :meth:`ask`."""
+    def watch(self, target: str, headers: dict[str, str]) -> TimedStream:
+        """A response that takes long, read in a thread. Raises like :meth:`ask`."""
         try:
             connection = self.connect()
             sock = connection.sock
             connection.request("GET", self.base + target, headers=headers)
         except (OSError, http_client.HTTPException) as error:
             raise _no_answer("GET", error) from error
-        return WatchedStream(connection, sock)
+        return TimedStream(connection, sock)
 
-    def announce(self, method: str, target: str, size: int) -> Verdict:
-        """What is answered to a request that announces ``size`` bytes and waits for ``100 Continue``
-        before it sends them; they are never sent. Raises like :meth:`ask`."""
+    def expect_continue(self, method: str, target: str, size: int) -> ExpectResponse:
+        """The response to a request with ``Expect: 100-continue`` and a body of ``size`` bytes, which is
+        never sent. Raises like :meth:`ask`."""
         try:
             connection = self.connect()
             try:
@@ -182,8 +181,8 @@ class Probe:
                 ):
                     connection.putheader(name, value)
                 connection.endheaders()
-                connection.sock.settimeout(PATIENCE_SECONDS)
-                return _read_verdict(connection)
+                connection.sock.settimeout(PROMPT_SECONDS)
+                return _read_response(connection)
             finally:
                 connection.close()
         except (OSError, http_client.HTTPException) as error:
@@ -192,11 +191,11 @@ class Probe:
     def _left(self, seconds: float) -> float:
         left = self.deadline - monotonic()
         if left <= 0:
-            raise KvError("timed_out", "the time for the whole examination is over")
+            raise KvError("timed_out", "the time for all checks is over")
         return min(seconds, left)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -204,16 +203,16 @@ class Probe:
     # ── keys ────────────────────────────────────────────────────────────────────────────────────
 
     def key(self, name: str) -> str:
-        """A key that is the doctor's own."""
+        """A key of the doctor."""
         return self.scratch + name
 
-    def put(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> Response:
-        """Store a scratch value, with a TTL, under ``?key=``: a path that a proxy rewrote could name a
-        key of somebody else."""
+    def put(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> ProbeResponse:
+        """Store a scratch value, with a TTL, by ``?key=``: a path that a proxy rewrites could name another
+        key."""
         self.has_written = True
         return self.ask("PUT", by_query(key, ttl=f"{_TTL_SECONDS}s"), value, headers)
 
-    def store(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> Response:
+    def store(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> ProbeResponse:
         """Like :meth:`put`; raises NotStoredError if it was refused."""
         reply = self.put(key, value, headers)
         if reply.status not in (200, 201):
@@ -221,7 +220,7 @@ class Probe:
         return reply
 
     def clean(self) -> None:
-        """Delete everything that was written. What this fails to delete has a TTL."""
+        """Delete everything that was written; if that fails, the TTL does it."""
         if self.has_written:
             self.deadline = inf
             self.close()
@@ -230,12 +229,12 @@ class Probe:
 
 
 def by_query(key: str, **parameters: str) -> str:
-    """The address of ``key`` as a parameter."""
+    """The target of ``key``, as a query parameter."""
     return f"/v1/kv{encode_query([('key', key), *parameters.items()])}"
 
 
 def by_path(key: str) -> str:
-    """The address of ``key`` as a path, encoded as the commands do it."""
+    """The target of ``key``, as a path, encoded as the commands do it."""
     return key_path("kv", key)
 
 
@@ -246,7 +245,7 @@ def percentiles(seconds: list[float]) -> tuple[float, float]:
     return round(ordered[last // 2] * 1000, 2), round(ordered[round(last * 0.99)] * 1000, 2)
 
 
-def _read_verdict(connection: http_client.HTTPConnection) -> Verdict:
+def _read_response(connection: http_client.HTTPConnection) -> ExpectResponse:
     head = b""
     try:
         while b"\r\n\r\n" not in head and len(head) < _LARGEST_HEAD_BYTES:
@@ -255,10 +254,10 @@ def _read_verdict(connection: http_client.HTTPConnection) -> Verdict:
                 break
             head += read
     except TimeoutError:
-        return Verdict(0, is_ours=False)
+        return ExpectResponse(0, is_ours=False)
     found = re.match(rb"HTTP/1\.[01] (\d{3})", head)
     is_ours = b"application/problem+json" in head.lower()
-    return Verdict(int(found[1]) if found else 0, is_ours)
+    return ExpectResponse(int(found[1]) if found else 0, is_ours)
 
 
 def _no_answer(method: str, error: Exception) -> KvError:

@@ -1,4 +1,4 @@
-"""The one table of what can be wrong, and what to do about it. ``docs/proxies.md`` shows the same rows."""
+"""The table of what can be wrong, and what to do about it. ``docs/proxies.md`` shows the same rows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 
 class Fix(NamedTuple):
-    """What to change: the directive of nginx (empty where nginx has no part in it), and in words for
-    everything else."""
+    """What to change: nginx's directive (empty if it is not about nginx), and in words for everything
+    else."""
 
     nginx: str
     others: str

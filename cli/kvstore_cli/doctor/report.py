@@ -1,4 +1,4 @@
-"""Findings as lines for a person."""
+"""Findings as text."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _COLOURS = {OK: "put", NOTE: "dim", SKIPPED: "dim", WARNING: "expire", FAILED: "
 
 
 def lines(name: str, finding: Finding, server: str) -> Iterator[str]:
-    """A finding with what to do about it. Of nginx's directives and the words for others, both are shown
-    unless ``server``, as the service's front calls itself, tells which of them it is."""
+    """A finding, and what to do about it: for nginx, for others, or for both if ``server``, the Server
+    header, does not say which of them is in front."""
     indent = " " * (_STATUS_WIDTH + _NAME_WIDTH)
     width = _text_width()
     text = wrap(output.visible(finding.message), width, break_long_words=False)
@@ -32,15 +32,15 @@ def lines(name: str, finding: Finding, server: str) -> Iterator[str]:
 def _advice(cause: str, server: str, width: int) -> list[str]:
     fix = CAUSES[cause]
     is_nginx = server.startswith("nginx")
-    told = []
+    advice = []
     if fix.nginx:
-        told += wrap(f"-> nginx: {fix.nginx}", width, subsequent_indent="   ")
+        advice += wrap(f"-> nginx: {fix.nginx}", width, subsequent_indent="   ")
     if not (is_nginx and fix.nginx):
-        told += wrap(f"-> {fix.others}", width, subsequent_indent="   ")
-    return told
+        advice += wrap(f"-> {fix.others}", width, subsequent_indent="   ")
+    return advice
 
 
 def _text_width() -> int:
-    """What a terminal leaves beside status and name."""
+    """The width that remains beside status and name."""
     columns = shutil.get_terminal_size((_STATUS_WIDTH + _NAME_WIDTH + _WIDEST, 24)).columns
     return max(_NARROWEST, min(_WIDEST, columns - _STATUS_WIDTH - _NAME_WIDTH))

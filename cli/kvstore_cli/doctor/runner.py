@@ -1,4 +1,4 @@
-"""Makes the checks of the table, one after another, and says what they come to."""
+"""Runs the checks of the table one by one, and sums them up."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, NamedTuple
 
-from kvstore_cli.doctor.check_list import CHECKS, Check
+from kvstore_cli.doctor.check_list import CHECKS, DoctorCheck
 from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING, Finding, failed, skipped
 from kvstore_cli.doctor.probe import NotStoredError, Probe
 from kvstore_cli.http_client.connection import reason
 from kvstore_core.errors import ERRORS, EXIT_DONE, EXIT_ERROR, KvError
 
-# Without these nothing else can be asked, and what they fail with is what any other command would.
+# if these fail, the others cannot run, and the exit status is that of any other command
 _FIRST = ("reachable", "daemon")
 _CODES = {
     "no_upstream": "unavailable",
@@ -24,22 +24,22 @@ _SPARE_SECONDS = 10
 _BY_WEIGHT = (OK, SKIPPED, NOTE, WARNING, FAILED)
 
 Tell = Callable[[str, Finding], None]
-"""Is given each finding as soon as it is there, after the name of its check."""
+"""Called with the name of the check and each finding, as it is made."""
 
 
-class Outcome(NamedTuple):
-    """All findings, each after the name of its check, and the exit status that they come to."""
+class Results(NamedTuple):
+    """All findings, each with the name of its check, and the exit status."""
 
     findings: list[tuple[str, Finding]]
     exit: int
 
     @property
     def status(self) -> str:
-        """The gravest status of all."""
+        """The worst status of all."""
         return max((finding.status for _, finding in self.findings), key=_BY_WEIGHT.index)
 
     def as_json(self) -> dict[str, Any]:
-        """The outcome for programs."""
+        """The results as JSON."""
         return {
             "status": self.status,
             "checks": [{"check": name, **finding.as_json()} for name, finding in self.findings],
@@ -47,34 +47,34 @@ class Outcome(NamedTuple):
 
 
 def longest_seconds(idle: float, *, is_quick: bool, is_read_only: bool) -> int:
-    """How long an examination takes at most."""
+    """How long all checks take at most."""
     chosen = [check for check in CHECKS if not (is_read_only and check.does_write)]
     return sum(check.seconds for check in chosen) + _SPARE_SECONDS + (0 if is_quick else round(idle))
 
 
-def examine(probe: Probe, tell: Tell, *, is_quick: bool, is_read_only: bool) -> Outcome:
-    """Make the checks and clean up behind them, also when it is interrupted.
+def run_checks(probe: Probe, tell: Tell, *, is_quick: bool, is_read_only: bool) -> Results:
+    """Run the checks and clean up after them, also when interrupted.
 
-    ``is_quick`` leaves out those that take long, ``is_read_only`` those that write. It ends after
-    :func:`longest_seconds` in any case.
+    ``is_quick`` skips those that take long, ``is_read_only`` those that write. This takes
+    :func:`longest_seconds` at most.
     """
     probe.deadline = monotonic() + longest_seconds(0, is_quick=True, is_read_only=is_read_only)
     findings: list[tuple[str, Finding]] = []
     try:
         for check in CHECKS:
-            why_not = _why_not(check, probe, is_quick=is_quick, is_read_only=is_read_only)
-            for finding in [skipped(why_not)] if why_not else _made(check, probe):
+            skip_reason = _reason_to_skip(check, probe, is_quick=is_quick, is_read_only=is_read_only)
+            for finding in [skipped(skip_reason)] if skip_reason else _findings_of(check, probe):
                 findings.append((check.name, finding))
                 tell(check.name, finding)
                 if check.name in _FIRST and finding.status == FAILED and finding.cause != "store_full":
-                    return Outcome(findings, _exit_of(finding))
+                    return Results(findings, _exit_of(finding))
     finally:
         _clean(probe)
     has_failed = any(finding.status == FAILED for _, finding in findings)
-    return Outcome(findings, EXIT_ERROR if has_failed else EXIT_DONE)
+    return Results(findings, EXIT_ERROR if has_failed else EXIT_DONE)
 
 
-def _why_not(check: Check, probe: Probe, *, is_quick: bool, is_read_only: bool) -> str:
+def _reason_to_skip(check: DoctorCheck, probe: Probe, *, is_quick: bool, is_read_only: bool) -> str:
     if check.does_write and is_read_only:
         return "writes, and --read-only was given"
     if check.does_write and probe.status.get("writes_refused"):
@@ -84,8 +84,8 @@ def _why_not(check: Check, probe: Probe, *, is_quick: bool, is_read_only: bool) 
     return ""
 
 
-def _made(check: Check, probe: Probe) -> Iterator[Finding]:
-    """The findings of a check; what it could not ask is one too."""
+def _findings_of(check: DoctorCheck, probe: Probe) -> Iterator[Finding]:
+    """The findings of a check; a request that fails is one too."""
     try:
         yield from check.run(probe)
     except NotStoredError as refused:
@@ -108,6 +108,6 @@ def _clean(probe: Probe) -> None:
     try:
         probe.clean()
     except KvError:
-        pass  # what was written has a TTL
+        pass  # the keys have a TTL
     finally:
         probe.close()

@@ -1,4 +1,4 @@
-"""An answer that goes on, with the moment at which each part of it arrived."""
+"""A streamed response, with the time at which each part of it arrived."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kvstore_cli.http_client.connection import http_client, reason
 _READ_BYTES = 64 * 1024
 
 
-class WatchedStream:
-    """Reads a response in a thread of its own and notes when something came. Use it in a ``with``.
+class TimedStream:
+    """Reads a response in a thread, and records when data arrives. Use it in a ``with``.
 
-    ``ended`` is None while it goes on, and then why it ended: nothing where HTTP's own end of a body
-    came, so that its author ended it. ``_changed`` guards everything that the thread writes.
+    ``ended`` is None until it ends, and then why: empty if the body ended properly, which only its sender can
+    do. ``_changed`` guards everything that the thread writes.
     """
 
     def __init__(self, connection: http_client.HTTPConnection, sock: socket.socket) -> None:
@@ -40,15 +40,14 @@ class WatchedStream:
         self._thread.start()
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Whether ``condition``, of what has arrived, came to hold within ``seconds``. It does not wait
-        on for a stream that has ended."""
+        """Whether ``condition`` became true within ``seconds``. Returns at once if the stream has ended."""
         with self._changed:
             self._changed.wait_for(lambda: condition() or self.ended is not None, seconds)
             return condition()
 
     @property
     def arrived(self) -> float:
-        """When something came last, or when the stream was asked for."""
+        """When data arrived last, or the stream was opened."""
         return self.arrivals[-1]
 
     def longest_gap(self) -> float:
@@ -57,12 +56,12 @@ class WatchedStream:
         return max(later - earlier for earlier, later in pairwise([*self.arrivals, end]))
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._connection.close()
-        self._socket.close()  # which http.client lets go of where the answer says Connection: close
+        self._socket.close()  # http.client does not after Connection: close
 
     def __enter__(self) -> Self:
         return self
@@ -98,5 +97,5 @@ class WatchedStream:
 
 def _decoder(encoding: str) -> Callable[[bytes], bytes]:
     if encoding in ("gzip", "deflate"):
-        return zlib.decompressobj(wbits=47).decompress  # either of the two
+        return zlib.decompressobj(wbits=47).decompress  # either format
     return lambda data: data

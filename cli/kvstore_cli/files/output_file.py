@@ -1,4 +1,4 @@
-"""Where an export goes: standard output, or a file that has its name only when it is complete."""
+"""Output to standard output, or to a file that gets its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -16,48 +16,50 @@ from kvstore_core.process.files import reason, whole_file
 
 Write = Callable[[bytes], object]
 
-_OUTPUT_BYTES = 256 * 1024
+_BUFFER_BYTES = 256 * 1024
 
 
-def refuse_target(path: Path, *, force: bool) -> None:
-    """Raise a usage error for a file that cannot be written, or is there already and not to be replaced."""
+def refuse_unwritable(path: Path, *, force: bool) -> None:
+    """Raise a usage error for a file that cannot be written, or exists and must not be replaced."""
     if path.is_dir() or not path.parent.is_dir():
-        why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise click.UsageError(f"cannot write {output.readable(str(path))}: {why}")
+        raise _unwritable(path, "it is a folder" if path.is_dir() else f"there is no folder {path.parent}")
     if path.exists() and not path.is_file():
-        raise click.UsageError(
-            f"cannot write {output.readable(str(path))}: it is no ordinary file; - is standard output"
-        )
+        raise _unwritable(path, "it is not a regular file; - is standard output")
     refuse_mounted(path)
     if path.exists() and not force:
         raise click.UsageError(f"{output.readable(str(path))} already exists; --force replaces it")
 
 
 def refuse_mounted(path: Path) -> None:
-    """Raise a usage error for a file that is mounted: no other can take its name when it is complete."""
+    """Raise a usage error for a file that is a mount point: another cannot take its name."""
     try:
         mounts = Path("/proc/self/mountinfo").read_bytes()
     except OSError:
         return
     name = os.fsencode(path.resolve())
-    # of a name, proc(5) writes blanks and backslashes in octal
+    # proc(5): blanks and backslashes of a name are written in octal
     written = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % found[0][0], name)
     if path.is_file() and written in (line.split(b" ")[4] for line in mounts.splitlines()):
-        raise click.UsageError(
-            f"cannot write {output.readable(str(path))}: it is mounted there, and cannot be replaced; "
-            "mount its folder, or write to - and redirect that"
+        raise _unwritable(
+            path,
+            "it is a mount point and cannot be replaced; mount its folder instead, or write to - and "
+            "redirect that",
         )
 
 
+def _unwritable(path: Path, why: str) -> click.UsageError:
+    return click.UsageError(f"cannot write {output.readable(str(path))}: {why}")
+
+
 @contextmanager
-def target(name: str) -> Iterator[Write]:
+def output_file(name: str) -> Iterator[Write]:
     """A function that writes a line to the file ``name``, ``-`` for standard output.
 
-    The file is compressed if its name ends in .gz. It is readable by its owner only, and takes its name
-    when all of it is on disk; when an error comes instead, nothing is left.
+    The file is compressed if its name ends in .gz. It is readable by its owner only. It gets its name once
+    all of it is on disk; after an error nothing is left.
     """
     if name == "-":
-        lines = _OutputLines()
+        lines = _StdoutLines()
         yield lines.write
         lines.flush()
         return
@@ -69,8 +71,8 @@ def target(name: str) -> Iterator[Write]:
         raise click.ClickException(f"cannot write {output.readable(name)}: {reason(error)}") from error
 
 
-class _OutputLines:
-    """Lines for standard output, many at a time; a terminal obeys nothing of what stands in them."""
+class _StdoutLines:
+    """Lines for standard output, buffered; on a terminal, control characters in them are escaped."""
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
@@ -82,7 +84,7 @@ class _OutputLines:
             line = output.visible(line.decode().rstrip("\n")).encode() + b"\n"
         self._lines.append(line)
         self._size += len(line)
-        if self._size >= _OUTPUT_BYTES:
+        if self._size >= _BUFFER_BYTES:
             self.flush()
 
     def flush(self) -> None:

@@ -1,9 +1,9 @@
-"""Small files that say how far something has come.
+"""Small files that keep a position between runs.
 
-They are written in place: a rename fails where the file is mounted, its folder is not ours, or it is a
-link. One line in one piece, always as long as it was, needs none: a process that is killed leaves the old
-line or the new one, and so does a power cut, since no disk writes half a sector. (Of a line that needs
-more than one, the reader has to notice that it is none.)
+They are written in place, since a rename fails where the file is a mount point or a link, or its folder is
+not writable. No rename is needed for one line that is written at once and keeps its length: a killed process
+leaves the old line or the new one, and so does a power cut, since disks write whole sectors. (The reader has
+to check a line that is longer than a sector.)
 """
 
 from __future__ import annotations
@@ -23,31 +23,30 @@ _LOCK_SECONDS = 10.0
 _LOOK_SECONDS = 0.1
 
 
-class KeptFile:
-    """A line that outlives the process. Nobody else can use the file as one until this one ends, and with it
-    what it started and minds."""
+class PositionFile:
+    """A file of one line, locked for this process and the children that inherit it."""
 
     def __init__(self, path: str) -> None:
-        """Make the file if it is not there. Raises OSError if it cannot be written, is no ordinary file, or
-        another process uses it and does not end within 10 s."""
+        """Create the file if it does not exist. Raises OSError if it cannot be written, is not a regular
+        file, or is locked by another process for 10 s."""
         self._path = path
         self._deadline = monotonic() + _LOCK_SECONDS
-        self._is_told = False
-        while not self._took():
+        self._has_said = False
+        while not self._open_and_lock():
             if monotonic() >= self._deadline:
-                raise OSError(errno.EBUSY, "it is replaced again and again", path)
+                raise OSError(errno.EBUSY, "it keeps being replaced", path)
 
-    def _took(self) -> bool:
-        """Open and lock the file; whether it is still the one of this name then."""
+    def _open_and_lock(self) -> bool:
+        """Open and lock the file; whether the name still leads to it then."""
         self._descriptor, self._was_made = self._opened()
         try:
             about = os.fstat(self._descriptor)
             if not stat.S_ISREG(about.st_mode) or _is_output(about):
-                raise OSError(errno.EINVAL, "it is no ordinary file", self._path)
+                raise OSError(errno.EINVAL, "it is not a regular file", self._path)
             self._lock()
             is_there = self._is_there()
             if is_there:
-                self._try()
+                self._test_write()
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -56,22 +55,24 @@ class KeptFile:
         return is_there
 
     def _is_there(self) -> bool:
-        """Whether the path leads to what is open: who had the lock may have removed that, and somebody made
-        another."""
+        """Whether the path leads to the open file: the process that had the lock may have removed it, and
+        another may have created a new one."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))  # noqa: PTH116
         except FileNotFoundError:
             return False
 
     def _opened(self) -> tuple[int, bool]:
-        how = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK  # not to wait for the other end of a pipe
+        flags = (
+            os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
+        )  # O_NONBLOCK: do not wait for the other end of a pipe
         try:
-            return os.open(self._path, how), False
+            return os.open(self._path, flags), False
         except FileNotFoundError:
             folder = os.path.dirname(os.path.realpath(self._path))  # noqa: PTH120
             if not os.path.isdir(folder):  # noqa: PTH112
                 raise OSError(errno.ENOENT, f"there is no folder {readable(folder)}", self._path) from None
-        return os.open(self._path, how | os.O_CREAT, 0o666), True
+        return os.open(self._path, flags | os.O_CREAT, 0o666), True
 
     def _lock(self) -> None:
         while True:
@@ -79,18 +80,18 @@ class KeptFile:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if monotonic() >= self._deadline:
-                    raise OSError(errno.EBUSY, "another kvstore uses it", self._path) from None
-                if not self._is_told:
-                    talk(f"another kvstore uses {readable(self._path)}; waiting for its end")
-                self._is_told = True
+                    raise OSError(errno.EBUSY, "another kvstore is using it", self._path) from None
+                if not self._has_said:
+                    talk(f"another kvstore is using {readable(self._path)}; waiting for it to finish")
+                self._has_said = True
                 sleep(_LOOK_SECONDS)
             except OSError:  # a file system without locks
                 return
             else:
                 return
 
-    def _try(self) -> None:
-        """Write what is there; a blank line, which takes the room that it will need, where nothing is."""
+    def _test_write(self) -> None:
+        """Write back what is there, or a blank line, which reserves the space for later ones."""
         data = os.pread(self._descriptor, _SECTOR_BYTES, 0)
         if data:
             os.pwrite(self._descriptor, data, 0)
@@ -98,32 +99,32 @@ class KeptFile:
             self.write("")
 
     def read(self) -> str:
-        """The line, empty if none was written yet. Raises OSError, and UnicodeDecodeError for what is no
+        """The line, empty if none was written yet. Raises OSError, and UnicodeDecodeError if it is not
         text."""
         size = os.fstat(self._descriptor).st_size
         return os.pread(self._descriptor, size, 0).decode().partition("\n")[0].strip()
 
     def write(self, line: str) -> None:
-        """Keep ``line``. A machine that crashes may keep an older one. Raises OSError."""
+        """Write ``line``. After a crash of the machine an older one may be there. Raises OSError."""
         data = line.encode()
         unit = _SHORTEST_BYTES if len(data) < _SHORTEST_BYTES else _SECTOR_BYTES
         size = (len(data) // unit + 1) * unit
         os.pwrite(self._descriptor, data.ljust(size - 1) + b"\n", 0)
         if os.fstat(self._descriptor).st_size != size:
             os.ftruncate(self._descriptor, size)
-            self._settle()
+            self._sync()
 
-    def _settle(self) -> None:
-        # only a file of another size can be found cut off after a power cut
+    def _sync(self) -> None:
+        # only a file whose size has changed can be truncated after a power cut
         os.fsync(self._descriptor)
         if self._was_made:
-            with suppress(OSError):  # a folder that we may not read
+            with suppress(OSError):  # a folder that may not be read
                 folder = os.open(os.path.dirname(os.path.realpath(self._path)), os.O_RDONLY)  # noqa: PTH120
                 os.fsync(folder)
                 os.close(folder)
 
     def discard(self) -> None:
-        """Remove the file, or, where that cannot be done, what stands in it."""
+        """Remove the file, or empty it if it cannot be removed."""
         try:
             self._unlink()
         except OSError:
@@ -131,12 +132,12 @@ class KeptFile:
         os.close(self._descriptor)
 
     def _unlink(self) -> None:
-        # under the lock, and only what the lock is on: another file of this name may be somebody's
+        # only the file that is locked: another process may have created a new one of this name
         if self._is_there():
             os.unlink(os.path.realpath(self._path))  # noqa: PTH108
 
     def close(self) -> None:
-        """Let go of the file; one that was made and never written is removed."""
+        """Close the file; remove it if this created it and nothing was written."""
         if self._was_made:
             with suppress(OSError, UnicodeDecodeError):
                 if not self.read():
@@ -145,7 +146,7 @@ class KeptFile:
 
 
 def _is_output(about: os.stat_result) -> bool:
-    """Whether that is where our output goes, as /dev/stdout is."""
+    """Whether this is standard output or standard error, as /dev/stdout is."""
     for descriptor in (1, 2):
         with suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), about):

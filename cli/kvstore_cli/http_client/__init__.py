@@ -1,1 +1,1 @@
-"""The service over HTTP, as the commands see it."""
+"""The client of the HTTP service: requests, streams, pages, batches."""

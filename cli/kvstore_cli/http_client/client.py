@@ -1,7 +1,7 @@
-"""The service over HTTP, as the commands see it: requests that are safe to repeat, and streams of lines.
+"""The client of the HTTP service: requests that are safe to repeat, and streams of lines.
 
-Everything that goes wrong comes out as a KvError of the one table. Python's own HTTP client is used
-because a command lives for a moment: any other would take longer to import than the answer takes.
+Every failure is a KvError of the one table. It is made with http.client because commands are short: other
+HTTP clients take longer to import than the service takes to answer.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
-from kvstore_cli.http_client.connection import connect, http_client, reason
-from kvstore_cli.http_client.errors import Answer, Trouble, successful
+from kvstore_cli.http_client.connection import connect, http_client, reason, speaks_tls
+from kvstore_cli.http_client.errors import AttemptError, HttpResponse, successful
 from kvstore_core.backoff import Backoff
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON, NDJSON
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from kvstore_cli.http_client.line_stream import LineStream
 
 ATTEMPTS = 4
-_FIRST_PAUSE_SECONDS = 0.075
-_LONGEST_PAUSE_SECONDS = 3.75
-# Of a service that was there a moment ago: the attempts last three seconds then, a restart takes two.
+# For a service that was there before: the attempts then last longer than a restart takes.
 _RESTART_PAUSE_SECONDS = 1.0
 
 Query = Sequence[tuple[str, str]]
@@ -34,14 +32,14 @@ _Result = TypeVar("_Result")
 
 
 def new_backoff() -> Backoff:
-    """The pauses between the attempts of one request or stream."""
-    return Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, jitter=1 / 3)
+    """The pauses between attempts: up to 0.1 s at first, 5 s at most."""
+    return Backoff(0.075, 3.75, jitter=1 / 3)
 
 
-class Service:
-    """The service at one address. Not for several threads: it has one connection and keeps it open.
+class ServiceClient:
+    """A client for the service at one address, over one connection that is kept open. Not thread-safe.
 
-    ``timeout_ms`` is the time for an answer; for ``retry_ms`` a request is repeated as often as it takes.
+    ``timeout_ms`` is the time for an answer. Failed requests are repeated for ``retry_ms``, at least.
     """
 
     def __init__(self, url: str, *, timeout_ms: int, ca_file: str | None = None, retry_ms: int = 0) -> None:
@@ -64,14 +62,14 @@ class Service:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
         attempts: int = ATTEMPTS,
-    ) -> Answer:
-        """The service's answer.
+    ) -> HttpResponse:
+        """The service's response.
 
-        A request that met a broken connection, silence, or a service that is away for the moment is
-        repeated, ``attempts`` in all within the time given; a write under one Idempotency-Key, that of
-        ``headers`` or a new one, so that it is applied once. A patch cannot have one, so it is only
-        repeated where it never arrived. Where nobody listens, and never did, that is said at once.
-        Raises the KvError of the last attempt.
+        A request that fails with a broken connection, a timeout, or a service that is temporarily
+        unavailable is repeated, up to ``attempts`` in all and within the timeout. Writes are repeated under
+        one Idempotency-Key, that of ``headers`` or a new one, and so applied once. A patch cannot have
+        one: it is repeated only if it cannot have arrived. A refused connection is not retried unless the
+        service was reached before. Raises the KvError of the last attempt.
         """
         sent = {"Accept": f"{JSON}, */*;q=0.1", **(headers or {})}
         if method not in ("GET", "PATCH"):
@@ -80,17 +78,17 @@ class Service:
         return self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds), attempts)
 
     def open_stream(self, path: str, query: Query, *, stall_seconds: float) -> LineStream:
-        """The lines of an answer that goes on. Raises like :meth:`request`."""
+        """A response whose lines come over time. Raises like :meth:`request`."""
         target = self._base + path + encode_query(query)
         return self._repeat(lambda seconds: self._open(target, seconds, stall_seconds))
 
     def open_stream_once(self, path: str, query: Query, *, stall_seconds: float) -> LineStream:
-        """Like :meth:`open_stream` in one attempt; raises Trouble where another may succeed."""
+        """Like :meth:`open_stream`, in one attempt; raises AttemptError if another may succeed."""
         target = self._base + path + encode_query(query)
         return self._open(target, self._timeout_seconds, stall_seconds)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -108,37 +106,38 @@ class Service:
         for left in count(attempts - 1, -1):
             try:
                 return attempt(max(0.001, deadline - monotonic()))
-            except Trouble as trouble:
-                is_restart = trouble.refused and self._was_reached
-                pause = backoff.next(_RESTART_PAUSE_SECONDS if is_restart else trouble.pause)
+            except AttemptError as failure:
+                if failure.is_final:
+                    raise failure.error from failure
+                is_restart = failure.refused and self._was_reached
+                pause = backoff.next(_RESTART_PAUSE_SECONDS if is_restart else failure.retry_after)
                 again_at = monotonic() + pause
-                if trouble.is_final:
-                    raise trouble.error from trouble
                 if again_at < began + self._retry_seconds:
                     deadline = again_at + self._timeout_seconds
-                elif left <= 0 or again_at >= deadline or (trouble.refused and not is_restart):
-                    raise trouble.error from trouble
+                elif left <= 0 or again_at >= deadline or (failure.refused and not is_restart):
+                    raise failure.error from failure
                 sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
     def _attempt(
         self, method: str, target: str, body: bytes | None, headers: dict[str, str], seconds: float
-    ) -> Answer:
+    ) -> HttpResponse:
         kept = self._connection is not None
         connection = self._connection or self._connect(seconds)
         self._connection = None
         try:
-            answer = _exchange(connection, method, target, body, headers, seconds)
+            response = _exchange(connection, method, target, body, headers, seconds)
         except (OSError, http_client.HTTPException) as error:
             connection.close()
             self._refuse_other_protocol(error)
-            # a connection that was kept open may have been closed by the other side meanwhile
-            pause = 0.0 if kept else None
-            raise Trouble(self._no_answer(error, method), pause, is_final=method == "PATCH") from error
+            # the service may have closed a connection that was kept open
+            raise AttemptError(
+                self._no_answer(error, method), 0.0 if kept else None, is_final=method == "PATCH"
+            ) from error
         self._was_reached = True
-        if connection.sock is not None:  # it is None where the service wants no more on this connection
+        if connection.sock is not None:  # None after Connection: close
             self._connection = connection
-        return successful(answer)
+        return successful(response)
 
     def _open(self, target: str, seconds: float, stall_seconds: float) -> LineStream:
         connection = self._connect(seconds)
@@ -147,11 +146,11 @@ class Service:
             connection.request("GET", target, headers={"Accept": NDJSON})
             response = connection.getresponse()
             if response.status != 200:
-                successful(Answer(response.status, response.headers, response.read()))
+                successful(HttpResponse(response.status, response.headers, response.read()))
         except (OSError, http_client.HTTPException) as error:
             connection.close()
             self._refuse_other_protocol(error)
-            raise Trouble(self._no_answer(error, "GET")) from error
+            raise AttemptError(self._no_answer(error, "GET")) from error
         except BaseException:
             connection.close()
             raise
@@ -166,18 +165,15 @@ class Service:
                 self._host, self._port, seconds=seconds, secure=self._secure, ca_file=self._ca_file
             )
         except TimeoutError as error:
-            raise Trouble(self._cannot_reach("it does not answer")) from error
+            raise AttemptError(self._cannot_reach("it does not answer")) from error
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError)
-            raise Trouble(self._cannot_reach(reason(error)), refused=refused) from error
+            raise AttemptError(self._cannot_reach(reason(error)), refused=refused) from error
 
     def _refuse_other_protocol(self, error: Exception) -> None:
-        """Raise ``unavailable``, which no other attempt would cure, if what listens there shows that it
-        does not speak HTTP."""
+        """Raise ``unavailable``, which is not retried, if the port turns out not to speak HTTP."""
         if self._secure or self._was_reached or not isinstance(error, (OSError, http_client.BadStatusLine)):
             return
-        from kvstore_cli.http_client.tls import speaks_tls
-
         if not isinstance(error, TimeoutError) and speaks_tls(self._host, self._port):
             raise KvError(
                 "unavailable",
@@ -186,7 +182,7 @@ class Service:
         if isinstance(error, http_client.BadStatusLine) and not isinstance(error, ConnectionError):
             raise KvError(
                 "unavailable",
-                f"what listens at {self.url} does not speak HTTP; the address of kvstore's facade is wanted",
+                f"{self.url} does not speak HTTP; give the address of kvstore's HTTP facade",
             ) from error
 
     def _cannot_reach(self, why: str) -> KvError:
@@ -197,7 +193,7 @@ class Service:
         )
 
     def _no_answer(self, error: Exception, method: str) -> KvError:
-        doubt = "" if method == "GET" else "; the change may have been made all the same"
+        doubt = "" if method == "GET" else "; the change may have been made anyway"
         outcome = {} if method == "GET" else {"outcome": "unknown"}
         if isinstance(error, TimeoutError):
             seconds = f"{self._timeout_seconds:g} s"
@@ -207,18 +203,18 @@ class Service:
 
 
 def key_path(route: str, key: str) -> str:
-    """The path of ``key`` under ``/v1/ROUTE/``, with everything encoded that a path could mistake.
+    """The path of ``key`` under ``/v1/ROUTE/``, percent-encoded.
 
-    Raises ``invalid_key`` for a key that a path cannot hold; other limits are the service's to check.
+    Raises ``invalid_key`` for a key that a path cannot hold; the service checks other limits.
     """
     if not key:
         raise KvError("invalid_key", "the key is empty; a key has 1 to 511 bytes of UTF-8")
     try:
         encoded = quote(key, safe="")
     except UnicodeEncodeError as error:
-        raise KvError("invalid_key", f"{key!r} is not UTF-8 text, and a key has to be") from error
+        raise KvError("invalid_key", f"{key!r} is not UTF-8 text; a key must be") from error
     if key in (".", ".."):
-        # as they stand they mean folders (RFC 3986 section 5.2.4), and a proxy would take them away
+        # dot segments (RFC 3986 section 5.2.4), which a proxy would remove
         encoded = encoded.replace(".", "%2E")
     return f"/v1/{route}/{encoded}"
 
@@ -239,11 +235,11 @@ def _exchange(
     body: bytes | None,
     headers: dict[str, str],
     seconds: float,
-) -> Answer:
+) -> HttpResponse:
     connection.sock.settimeout(seconds)
-    # A service that refuses a large body answers before it has read it, and closes: the answer may
-    # be here, and says more than the broken pipe.
+    # A service that refuses a large body answers before it has read it all, and closes: the response may
+    # be here already, and says more than the broken pipe.
     with suppress(ConnectionError):
         connection.request(method, target, body, headers)
     response = connection.getresponse()
-    return Answer(response.status, response.headers, response.read())
+    return HttpResponse(response.status, response.headers, response.read())

@@ -1,11 +1,16 @@
-"""Connections to the service: http.client, loaded as cheaply as can be, and HTTPS where it is asked for."""
+"""Connections to the service, with TLS or without: ssl, which is slow to import, is only imported for it."""
 
 from __future__ import annotations
 
+import re
+import socket
 import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-# http.client takes an absent ssl for "no HTTPS" and is content with that. To import ssl takes a tenth
-# of a whole `kvstore get`, for nothing unless the address is https: then the module ``tls`` does it.
+from kvstore_core.errors import KvError
+
+# http.client takes an absent ssl for "no HTTPS"
 _HIDE_SSL = "ssl" not in sys.modules
 if _HIDE_SSL:
     sys.modules["ssl"] = None  # type: ignore[assignment]
@@ -15,23 +20,92 @@ finally:
     if _HIDE_SSL:
         del sys.modules["ssl"]
 
-__all__ = ["connect", "http_client", "reason"]
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["connect", "http_client", "reason", "speaks_tls"]
+
+_HANDSHAKE_SECONDS = 2.0
+"""After this long, check that the port speaks TLS at all: a server that takes the ClientHello for the start
+of a request waits for the rest of it."""
+_PROBE_SECONDS = 2.0
 
 
 def connect(
     host: str, port: int | None, *, seconds: float, secure: bool, ca_file: str | None
 ) -> http_client.HTTPConnection:
-    """An open connection. Raises OSError where there is none to be had, and ``not_allowed`` for a
-    certificate that is not trusted: no other attempt would change that."""
+    """An open connection. Raises OSError if it fails, ``not_allowed`` for a certificate that is not
+    trusted and ``unavailable`` for a port that does not speak TLS: no other attempt would change those."""
     if secure:
-        from kvstore_cli.http_client.tls import connect_securely
-
-        connection = connect_securely(host, port, seconds=seconds, ca_file=ca_file)
+        connection = _connect_with_tls(host, port or 443, seconds, ca_file)
     else:
         connection = http_client.HTTPConnection(host, port, timeout=seconds)
         connection.connect()
-    connection.auto_open = 0  # http.client would connect anew by itself, and without TLS
+    connection.auto_open = 0  # http.client would reconnect by itself, and without TLS
     return connection
+
+
+def _connect_with_tls(
+    host: str, port: int, seconds: float, ca_file: str | None
+) -> http_client.HTTPConnection:
+    import ssl
+
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise KvError("bad_request", f"--ca-file {ca_file}: {reason(error)}") from error
+    try:
+        return _handshake(context, host, port, min(seconds, _HANDSHAKE_SECONDS))
+    except ssl.SSLCertVerificationError as error:
+        raise KvError(
+            "not_allowed",
+            f"the certificate of {host} is not trusted: {error.verify_message}; "
+            "--ca-file names the certificates to trust",
+        ) from error
+    except OSError as error:
+        if not isinstance(error, ConnectionRefusedError) and _speaks_http(host, port):
+            raise KvError(
+                "unavailable", f"port {port} of {host} speaks HTTP without TLS; write http://"
+            ) from error
+        if not isinstance(error, TimeoutError) or seconds <= _HANDSHAKE_SECONDS:
+            raise
+    return _handshake(context, host, port, seconds - _HANDSHAKE_SECONDS)
+
+
+def _handshake(context: ssl.SSLContext, host: str, port: int, seconds: float) -> http_client.HTTPConnection:
+    # http.client's own class for this is missing where ssl was hidden from it
+    connection = http_client.HTTPConnection(host, port, timeout=seconds)
+    try:
+        connection.connect()
+        connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _speaks_http(host: str, port: int) -> bool:
+    """Whether a plain request is answered there, with something other than 400."""
+    with suppress(OSError), socket.create_connection((host, port), _PROBE_SECONDS) as probe:
+        probe.sendall(b"HEAD /livez HTTP/1.0\r\n\r\n")
+        status = re.match(rb"HTTP/1\.[01] ([0-9]{3})", probe.recv(64))
+        return status is not None and status[1] != b"400"
+    return False
+
+
+def speaks_tls(host: str, port: int | None) -> bool:
+    """Whether a TLS server answers there, whatever its certificate."""
+    import ssl
+
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        suppress(OSError),
+        socket.create_connection((host, port or 80), _PROBE_SECONDS) as probe,
+        context.wrap_socket(probe, server_hostname=host),
+    ):
+        return True
+    return False
 
 
 def reason(error: Exception) -> str:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Self
 
 from kvstore_cli.http_client.connection import http_client, reason
-from kvstore_cli.http_client.errors import Trouble
+from kvstore_cli.http_client.errors import AttemptError
 from kvstore_core.errors import KvError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _CHUNK_BYTES = 64 * 1024
 
 
 class LineStream:
-    """An answer that goes on: whole lines as they come. Close it, or use it in a ``with``."""
+    """A response without end: whole lines as they come. Close it, or use it in a ``with``."""
 
     def __init__(
         self,
@@ -37,28 +37,28 @@ class LineStream:
     def lines(self, deadline: float | None = None, output: int | None = None) -> Iterator[bytes]:
         """The lines, without their ends.
 
-        ``output`` is a file descriptor that they are on the way to: BrokenPipeError is raised as soon
-        as nobody reads there any more, and not only when the next line is written to it.
+        ``output`` is the file descriptor that they are written to: BrokenPipeError is raised as soon as
+        its reader is gone, and not only when the next line is written.
 
-        Raises Trouble when the stream ends, breaks or is silent for too long, and ``timed_out`` when
-        ``deadline`` (of the monotonic clock) has come. A line that was cut off is not given out.
+        Raises AttemptError when the stream ends, breaks or is silent for too long, and ``timed_out`` at
+        ``deadline`` (of the monotonic clock). A line that was cut off is left out.
         """
         while True:
             *lines, self._rest = (self._rest + self._read(deadline, output)).split(b"\n")
             yield from lines
 
     def _read(self, deadline: float | None, output: int | None) -> bytes:
-        patience = self._stall_seconds
+        timeout = self._stall_seconds
         if deadline is not None:
-            patience = min(patience, max(0.001, deadline - monotonic()))
+            timeout = min(timeout, max(0.001, deadline - monotonic()))
         if output is not None:
-            self._await_bytes(patience, output)
-        self._socket.settimeout(patience)
+            self._await_bytes(timeout, output)
+        self._socket.settimeout(timeout)
         try:
             read = self._response.read1(_CHUNK_BYTES)
         except TimeoutError as error:
             if deadline is not None and monotonic() >= deadline:
-                raise KvError("timed_out", "the time is over") from error
+                raise KvError("timed_out", "timed out") from error
             raise _broken(f"it was silent for {self._stall_seconds:g} s") from error
         except (OSError, http_client.HTTPException) as error:
             raise _broken(reason(error)) from error
@@ -66,28 +66,28 @@ class LineStream:
             raise _broken("the service closed it")
         return read
 
-    def _await_bytes(self, patience: float, output: int) -> None:
-        """Return when there is something to read, or ``patience`` is over."""
+    def _await_bytes(self, timeout: float, output: int) -> None:
+        """Return when there is something to read, or after ``timeout`` seconds."""
         if self._has_buffered():
             return
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(output, 0)  # POLLERR and POLLHUP come unasked
-        if any(ready == output for ready, _ in poll.poll(patience * 1000)):
+        if any(ready == output for ready, _ in poll.poll(timeout * 1000)):
             raise BrokenPipeError(errno.EPIPE, "the reader of standard output is gone")
 
     def _has_buffered(self) -> bool:
-        # bytes that were read ahead, also by TLS, are not seen by poll
+        # poll does not see bytes that were read ahead, also by TLS
         self._socket.settimeout(0)
         try:
             ahead = self._response.fp.peek(1)
-        except OSError:  # TLS has nothing yet; what is really broken shows when it is read
+        except OSError:  # TLS has nothing yet; a broken connection shows when it is read
             return False
         # the end of a chunk is left unread until the next one begins
         return len(ahead) > (2 if getattr(self._response, "chunk_left", None) == 0 else 0)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._response.close()
         self._connection.close()
 
@@ -98,5 +98,5 @@ class LineStream:
         self.close()
 
 
-def _broken(reason: str) -> Trouble:
-    return Trouble(KvError("unavailable", f"the stream broke: {reason}"))
+def _broken(reason: str) -> AttemptError:
+    return AttemptError(KvError("unavailable", f"the stream broke: {reason}"))

@@ -29,8 +29,8 @@ VARIABLES = (
 )
 
 
-class Delivery(Protocol):
-    """What is done with the lines of a stream."""
+class Sink(Protocol):
+    """Where the lines of a stream go. ``status`` is the exit status."""
 
     status: int
 
@@ -38,10 +38,10 @@ class Delivery(Protocol):
         """Deliver a put, a delete or an expire."""
 
     def mark(self, line: dict[str, Any]) -> None:
-        """Take notice of a sync or a reset."""
+        """Handle a sync or a reset."""
 
 
-class Lines:
+class TextSink:
     """A line for each event, for a person or a simple script."""
 
     status = EXIT_DONE
@@ -55,15 +55,13 @@ class Lines:
         output.write_line("\t".join(cells))
 
     def mark(self, line: dict[str, Any]) -> None:
-        """Say what a program would have to know."""
+        """Report a reset on standard error."""
         if line["event"] == RESET:
-            output.talk(
-                f"starting over with the present records ({line['reason']}): what came so far is void"
-            )
+            output.talk(f"starting over with a snapshot ({line['reason']}): everything before it is void")
 
 
-class JsonLines:
-    """The service's own objects, one a line. ``with_sync``: also where a snapshot is complete."""
+class JsonSink:
+    """The service's own JSON objects, one a line; with a line for each sync if ``with_sync``."""
 
     status = EXIT_DONE
 
@@ -75,12 +73,12 @@ class JsonLines:
         output.write_json(line)
 
     def mark(self, line: dict[str, Any]) -> None:
-        """Print it, if it is wanted."""
+        """Print a reset, and a sync if wanted."""
         if line["event"] in self._marks:
             output.write_json(line)
 
 
-class ShellCommand:
+class ExecSink:
     """A command for each event, one at a time, with the event in its environment and the value on
     its standard input. ``status`` is 1 once a command failed."""
 
@@ -93,7 +91,7 @@ class ShellCommand:
         """Run the command and wait for it."""
         from kvstore_cli.subscribe.handler_process import run
 
-        # an expired key has no new value; the one it had is what a listener can still make use of
+        # an expired key has no new value: pass its last one
         value = output.value_of(line.get("previous", {}) if line["op"] == "expire" else line)
         status = run(self._command, value, _environment(line))
         if status != 0:
@@ -109,56 +107,56 @@ class ShellCommand:
         output.talk(what)
 
     def mark(self, line: dict[str, Any]) -> None:
-        """Say what the commands cannot be told."""
-        Lines().mark(line)
+        """Report a reset, which has no command."""
+        TextSink().mark(line)
 
 
 def _environment(line: dict[str, Any]) -> dict[bytes, bytes]:
     # in bytes: a key is UTF-8 whatever the locale's encoding is
-    told = {name: line[name] for name in VARIABLES if name in line}
+    given = {name: line[name] for name in VARIABLES if name in line}
     variables = {
-        f"KVSTORE_EVENT_{name.upper()}".encode(): str(value).encode() for name, value in told.items()
+        f"KVSTORE_EVENT_{name.upper()}".encode(): str(value).encode() for name, value in given.items()
     }
     return {**os.environb, **variables}
 
 
 def is_position(text: str) -> bool:
-    """Whether ``text`` has the form of a cursor, or of a revision."""
+    """Whether ``text`` looks like a cursor or a revision."""
     import re
 
     return re.fullmatch(r"[0-9]{1,19}(?:-[0-9a-f]+)?", text) is not None
 
 
 class CursorFile:
-    """A position that outlives the process. Use it in a ``with``."""
+    """The file of ``--cursor``. Use it in a ``with``."""
 
     def __init__(self, path: str) -> None:
-        """Raises a usage error for a file that could not be kept, which is better told before an event."""
-        from kvstore_cli.files.position_file import KeptFile
+        """Raises a usage error for a file that cannot be written, before the first event."""
+        from kvstore_cli.files.position_file import PositionFile
 
         self._name = output.readable(path)
         try:
-            self._file = KeptFile(path)
+            self._file = PositionFile(path)
         except OSError as error:
-            raise click.UsageError(f"cannot keep the cursor in {self._name}: {reason(error)}") from error
+            raise click.UsageError(f"cannot write the cursor to {self._name}: {reason(error)}") from error
 
     def read(self) -> str | None:
-        """The position that was kept, None if none was; a usage error if the file holds something else."""
+        """The position in the file, None if it is empty; a usage error if it holds anything else."""
         try:
             cursor = self._file.read()
         except (OSError, UnicodeDecodeError) as error:
             why = reason(error) if isinstance(error, OSError) else str(error)
             raise click.UsageError(f"cannot read the cursor in {self._name}: {why}") from error
         if cursor and not is_position(cursor):
-            raise click.UsageError(f"{self._name} holds no cursor; remove it, or empty it, to start anew")
+            raise click.UsageError(f"{self._name} does not contain a cursor; remove it to start over")
         return cursor or None
 
     def write(self, cursor: str) -> None:
-        """Keep ``cursor``. A machine that crashes may keep an older one, and events come again."""
+        """Write ``cursor``. After a crash of the machine an older one may be there, and events repeat."""
         try:
             self._file.write(cursor)
         except OSError as error:
-            raise click.ClickException(f"cannot keep the cursor in {self._name}: {reason(error)}") from error
+            raise click.ClickException(f"cannot write the cursor to {self._name}: {reason(error)}") from error
 
     def __enter__(self) -> Self:
         return self

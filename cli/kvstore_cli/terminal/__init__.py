@@ -1,1 +1,1 @@
-"""What people and pipes are given, and what is read from them."""
+"""Output to terminals and pipes, and the signals that end a command."""

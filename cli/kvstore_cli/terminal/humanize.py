@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvstore_core.units import MILLISECONDS, in_largest_unit
+from kvstore_core.units import BYTES, MILLISECONDS, in_largest_unit
 
 NOTHING = "-"
 
@@ -31,6 +31,12 @@ def size(number: float | None) -> str:
     scaled, unit = in_largest_unit(number)
     digits = 1 if unit != "B" and scaled < 9.95 and scaled != int(scaled) else 0
     return f"{scaled:.{digits}f} {unit}"
+
+
+def exact_size(number: int) -> str:
+    """``12.3 MiB``, ``1,024.0 MiB``, ``4,096 bytes``: for sizes that are compared."""
+    mib = BYTES["MiB"]
+    return f"{number / mib:,.1f} MiB" if number >= mib else f"{number:,} bytes"
 
 
 def duration(seconds: float | None) -> str:

@@ -1,7 +1,7 @@
-"""What the commands print: data on stdout as UTF-8 whatever the locale, talk on stderr.
+"""Output of the commands: data on stdout, in UTF-8 whatever the locale, messages on stderr.
 
-A pipe gets exactly what was stored. A terminal gets tables and colours, and never a control character
-out of a key or value: it would be obeyed.
+A pipe gets exactly what is stored. A terminal gets tables and colours, and no control characters from keys
+and values, which it would obey.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from typing import Any
 
 import click
 
+COMPLETE_VARIABLE = "_KVSTORE_COMPLETE"
+"""Set by a shell that asks what a line can be completed to: what is printed then lands in that line."""
+
 _COLOURS = {"put": "32", "delete": "31", "expire": "33", "bold": "1", "dim": "2"}
 
 
 def on_terminal() -> bool:
-    """Whether a person reads stdout."""
+    """Whether stdout is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
@@ -29,11 +32,11 @@ def descriptor() -> int | None:
 
 
 class OutputFailed(click.ClickException):
-    """Standard output takes nothing: it is closed, or what is behind it is full."""
+    """Standard output cannot be written: it is closed, or its disk is full."""
 
 
 def write(data: bytes) -> None:
-    """Put ``data`` on stdout, at once. Raises OutputFailed, and BrokenPipeError if its reader is gone."""
+    """Write ``data`` to stdout and flush it. Raises OutputFailed, and BrokenPipeError for a closed pipe."""
     if sys.stdout is None:
         raise OutputFailed("standard output is closed")
     try:
@@ -45,30 +48,30 @@ def write(data: bytes) -> None:
         from kvstore_core.process.files import reason
 
         _drop_output()
-        raise OutputFailed(f"writing to standard output failed: {reason(error)}") from error
+        raise OutputFailed(f"cannot write to standard output: {reason(error)}") from error
 
 
 def _drop_output() -> None:
-    # Python would try once more to write what is buffered when it exits, and complain in its own words
+    # at exit, Python would try to write the buffered data again, and print its own error
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 def write_line(text: str) -> None:
-    """Put a line on stdout, at once."""
+    """Write a line to stdout and flush it."""
     write(text.encode() + b"\n")
 
 
 def write_json(value: Any) -> None:
-    """Put one JSON value on stdout, as a line."""
+    """Write a JSON value to stdout, as a line."""
     import json
 
     write_line(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def talk(message: str) -> None:
-    """Say something to the person on stderr, if it is open."""
+    """Write a message to stderr, if it is open."""
     if sys.stderr is None:
         return
     sys.stderr.write(f"kvstore: {visible(message)}\n")
@@ -88,7 +91,7 @@ def coloured(text: str, colour: str) -> str:
 
 
 def visible(text: str) -> str:
-    """``text`` with everything that a terminal would obey, or show as nothing, written as an escape."""
+    """``text`` with control characters and invisible ones escaped."""
     if text.isprintable() and (text.isascii() or not _BLANK.search(text)):
         return text
     return "".join(
@@ -97,33 +100,33 @@ def visible(text: str) -> str:
     )
 
 
-# What is printable to Python and yet seen by nobody: Default_Ignorable_Code_Point, which unicodedata does not
-# know, as far as it is letters and marks; and the blank Braille cell.
+# printable according to Python, but invisible: the letters and marks of Default_Ignorable_Code_Point, which
+# unicodedata does not have, and the blank Braille cell
 _BLANK = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
 
 def readable(argument: str) -> str:
-    """An argument for a message: bytes of it that are not UTF-8 are shown as ``\\xff``."""
+    """An argument for a message: bytes that are not UTF-8 are written as ``\\xff``."""
     return visible(os.fsencode(argument).decode(errors="backslashreplace"))
 
 
 def write_value(value: bytes, content_type: str, *, raw: bool) -> None:
-    """Put one value on stdout, with a newline behind it unless it ends with one or is ``raw``.
+    """Write a value to stdout, with a newline added unless it ends with one, or ``raw``.
 
-    On a terminal, control characters other than newline and tab are written as escapes, and a value
-    that is no text is described; ``raw`` is for those who want it all the same.
+    On a terminal, control characters other than newline and tab are escaped, and a value that is not text is
+    described, unless ``raw``.
     """
     if raw:
         write(value)
         return
     if on_terminal():
-        value = _for_the_eye(value, content_type)
+        value = _for_terminal(value, content_type)
     write(value if value.endswith(b"\n") else value + b"\n")
 
 
-def _for_the_eye(value: bytes, content_type: str) -> bytes:
+def _for_terminal(value: bytes, content_type: str) -> bytes:
     try:
         text = value.decode()
     except UnicodeDecodeError:
@@ -133,12 +136,12 @@ def _for_the_eye(value: bytes, content_type: str) -> bytes:
 
 
 def shown(text: str) -> str:
-    """A key as it stands for a pipe; for a terminal :func:`visible`, with its ends to be seen."""
+    """A key unchanged in a pipe; on a terminal :func:`visible`, also spaces at its ends."""
     return _outlined(visible(text)) if on_terminal() else text
 
 
 def preview(value: bytes, content_type: str, width: int | None = 60) -> str:
-    """A value on one line for a person: its text, cut to ``width``, or what it is instead of text."""
+    """A value on one line: its text, cut to ``width``, or a description if it is not text."""
     try:
         text = visible(value.decode())
     except UnicodeDecodeError:
@@ -147,7 +150,7 @@ def preview(value: bytes, content_type: str, width: int | None = 60) -> str:
 
 
 def write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Put a table on stdout: aligned, with a head, on a terminal; tabs and no head in a pipe."""
+    """Write a table to stdout: aligned and with a header on a terminal; with tabs and no header in a pipe."""
     if not on_terminal():
         for row in rows:
             write_line("\t".join(row))
@@ -160,7 +163,7 @@ def write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _outlined(cell: str) -> str:
-    """A text whose spaces at either end, which nobody sees, are escapes."""
+    """A text with the spaces at both ends escaped."""
     inner = cell.strip(" ")
     if inner == cell:
         return cell

@@ -1,4 +1,4 @@
-"""Bars on standard error for work that takes a while, where a person sees it."""
+"""Progress bars on standard error, if it is a terminal."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def is_seen() -> bool:
 
 @contextmanager
 def bar(label: str, total: int | None, *, is_bytes: bool = False) -> Iterator[Advance]:
-    """Show how much of ``total`` (None: not known) is done; what is given is called with the amount
-    that is done by then, which may be less than before. Does nothing where nobody sees it."""
+    """Show a bar of ``total`` (None: unknown); call what it yields with the amount done so far, which may
+    also shrink. Does nothing where :func:`is_seen` is false."""
     if not is_seen():
         yield lambda _done: None
         return
@@ -38,8 +38,8 @@ def bar(label: str, total: int | None, *, is_bytes: bool = False) -> Iterator[Ad
 
 @contextmanager
 def steps() -> Iterator[Steps]:
-    """The same for work of several steps: each is begun by its name, and then told what is done and what
-    there is to do."""
+    """The same for work of several steps: call what it yields with a step's name, and the result with the
+    amount done and the total."""
     if not is_seen():
         yield lambda _name: lambda _done, _total: None
         return
@@ -58,6 +58,6 @@ def _bars(*amounts: ProgressColumn) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    # they leave the screen when it is done: what remains is the sentence that says what was done
+    # transient: the message at the end says what was done
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), *amounts, TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,4 +1,4 @@
-"""Signals that end a command which has something to undo first."""
+"""Signals that end a command which has to clean up first."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
-def end_on_signals() -> None:
-    """From now on SIGTERM, and SIGHUP of a terminal that was closed, end the command as Ctrl-C does: what
-    it began is undone. They do it once: a shell and the system both send one, and the second must not
-    end the undoing. One that was ignored from the start, as under nohup, stays so."""
+def exit_on_signals() -> None:
+    """Make SIGTERM and SIGHUP raise SystemExit, so that the command cleans up as after Ctrl-C.
+
+    Only the first counts: a shell and the system may both send one, and the second must not interrupt the
+    cleanup. A signal that is ignored from the start, as under nohup, stays ignored."""
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)

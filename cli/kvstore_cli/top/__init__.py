@@ -1,1 +1,1 @@
-"""``kvstore top``: what ``/metrics`` says, again and again, as figures and as a screen."""
+"""``kvstore top``: ``/metrics``, sampled and shown as figures or on a screen."""

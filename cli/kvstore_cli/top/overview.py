@@ -1,4 +1,4 @@
-"""The service at a glance, from two readings of ``/metrics``: the figures of ``kvstore top``."""
+"""The figures of ``kvstore top``, from two readings of ``/metrics``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 from kvstore_cli.top.prometheus_text import Interval, Reading
 
-Fields = dict[str, Any]
+Figures = dict[str, Any]
 
 _REQUESTS = "kvstore_http_requests_total"
 _REQUEST_SECONDS = "kvstore_http_request_duration_seconds"
 
 
-def overview(before: Reading, after: Reading, earlier: Reading) -> Fields:
-    """Rates are a second, times in seconds, sizes in bytes. What is not known is None.
+def overview(before: Reading, after: Reading, earlier: Reading) -> Figures:
+    """Rates are per second, times in seconds, sizes in bytes. What is unknown is None.
 
-    The CPU time is counted from ``earlier``, some seconds ago: the daemon measures it once a second.
+    CPU time is measured from ``earlier``, some seconds ago: the daemon updates it once a second.
     """
     interval = Interval(before, after)
     (build, _), *_ = [*after.samples("kvstore_build_info"), ({}, 0)]
@@ -53,7 +53,7 @@ def stamp(moment: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
-def _http(interval: Interval, after: Reading) -> Fields:
+def _http(interval: Interval, after: Reading) -> Figures:
     by_class = {"2": 0.0, "3": 0.0, "4": 0.0, "5": 0.0}
     for (status,), rate in interval.rates(_REQUESTS, "status").items():
         by_class[status[0]] = by_class.get(status[0], 0.0) + rate
@@ -70,8 +70,8 @@ def _http(interval: Interval, after: Reading) -> Fields:
     }
 
 
-def _routes(interval: Interval) -> list[Fields]:
-    """What was asked for, the busiest first."""
+def _routes(interval: Interval) -> list[Figures]:
+    """The routes, the busiest first."""
     found: dict[tuple[str, ...], dict[str, float]] = {}
     for (method, route, status), rate in interval.rates(_REQUESTS, "method", "route", "status").items():
         found.setdefault((method, route), {})[status] = rate
@@ -89,7 +89,7 @@ def _routes(interval: Interval) -> list[Fields]:
     return sorted(routes, key=lambda row: (-row["requests"], row["route"], row["method"]))
 
 
-def _streams(interval: Interval, after: Reading) -> Fields:
+def _streams(interval: Interval, after: Reading) -> Figures:
     lag = "kvstore_http_stream_lag_seconds"
     dropped = interval.rates("kvstore_http_streams_dropped_total", "reason")
     return {
@@ -107,7 +107,7 @@ def _streams(interval: Interval, after: Reading) -> Fields:
     }
 
 
-def _daemon(interval: Interval, after: Reading) -> Fields:
+def _daemon(interval: Interval, after: Reading) -> Figures:
     by_name = interval.rates("kvstore_operations_total", "op")
     seconds = "kvstore_http_daemon_request_duration_seconds"
     return {
@@ -124,7 +124,7 @@ def _daemon(interval: Interval, after: Reading) -> Fields:
     }
 
 
-def _commits(interval: Interval) -> Fields:
+def _commits(interval: Interval) -> Figures:
     commit, sync = "kvstore_commit_duration_seconds", "kvstore_sync_duration_seconds"
     return {
         "commits": interval.rate("kvstore_commits_total"),
@@ -136,7 +136,7 @@ def _commits(interval: Interval) -> Fields:
     }
 
 
-def _log(after: Reading, now: float) -> Fields:
+def _log(after: Reading, now: float) -> Figures:
     oldest = after.value("kvstore_log_oldest_timestamp_seconds")
     return {
         "events": _whole(after.value("kvstore_log_events")),
@@ -146,7 +146,7 @@ def _log(after: Reading, now: float) -> Fields:
     }
 
 
-def _processes(interval: Interval, after: Reading) -> dict[str, Fields]:
+def _processes(interval: Interval, after: Reading) -> dict[str, Figures]:
     """CPU in cores, memory in bytes, of the daemon and of each worker."""
     memory = {
         labels["process"]: value

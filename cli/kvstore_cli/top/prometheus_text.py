@@ -1,4 +1,4 @@
-"""What ``/metrics`` says, and what two of its answers say together: rates and quantiles."""
+"""Readings of ``/metrics``, and rates and quantiles between two of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Labels = dict[str, str]
 
 
 class Reading:
-    """The samples of one answer; ``at`` is when it came, in seconds of the monotonic clock."""
+    """The samples of one response; ``at`` is its time, in seconds of the monotonic clock."""
 
     def __init__(self, text: str, at: float) -> None:
         from prometheus_client.parser import text_string_to_metric_families
@@ -23,11 +23,11 @@ class Reading:
                 self._samples[sample.name][frozenset(sample.labels.items())] = sample.value
 
     def has(self, name: str) -> bool:
-        """Whether the metric is there, if only without a sample."""
+        """Whether the metric exists, even without a sample."""
         return name.removesuffix("_total") in self._families or name in self._samples
 
     def samples(self, name: str, **where: str) -> Iterator[tuple[Labels, float]]:
-        """The samples with the labels ``where``, and with which others."""
+        """The samples that have the labels ``where``, with all their labels."""
         wanted = where.items()
         for labels, value in self._samples.get(name, {}).items():
             if wanted <= labels:
@@ -39,7 +39,7 @@ class Reading:
         return sum(values) if values else None
 
     def before(self, name: str, labels: Labels) -> float:
-        """The one sample with exactly these labels; 0 if it was not there."""
+        """The sample with exactly these labels; 0 if there is none."""
         return self._samples.get(name, {}).get(frozenset(labels.items()), 0.0)
 
 
@@ -52,8 +52,8 @@ class Interval:
         self.seconds = after.at - before.at
 
     def increases(self, name: str, **where: str) -> Iterator[tuple[Labels, float]]:
-        """By how much each counter grew; one that was begun anew grew by what it shows. Nothing if it
-        is not known since when it counts, because the metric was not there before."""
+        """How much each counter grew; one that was reset grew by its value. Nothing if the metric did not
+        exist before, as its start is unknown then."""
         if not self._before.has(name):
             return
         for labels, value in self._after.samples(name, **where):
@@ -61,13 +61,13 @@ class Interval:
             yield labels, value - earlier if value >= earlier else value
 
     def rate(self, name: str, **where: str) -> float | None:
-        """By how much a counter grew a second; None if that is not known."""
+        """The rate of a counter per second; None if unknown."""
         if not (self._before.has(name) and self._after.has(name)) or self.seconds <= 0:
             return None
         return sum(increase for _, increase in self.increases(name, **where)) / self.seconds
 
     def rates(self, name: str, *by: str, **where: str) -> dict[tuple[str, ...], float]:
-        """The same for each combination of the labels ``by``, without those where nothing happened."""
+        """The same for each combination of the labels ``by``, without those of rate 0."""
         found: dict[tuple[str, ...], float] = defaultdict(float)
         for labels, increase in self.increases(name, **where):
             if increase:
@@ -75,14 +75,14 @@ class Interval:
         return dict(found)
 
     def mean(self, name: str, **where: str) -> float | None:
-        """The mean of what a histogram took in; None if that was nothing."""
+        """The mean of a histogram's new samples; None if there are none."""
         count = sum(increase for _, increase in self.increases(f"{name}_count", **where))
         total = sum(increase for _, increase in self.increases(f"{name}_sum", **where))
         return total / count if count else None
 
     def quantile(self, name: str, q: float, **where: str) -> float | None:
-        """The q-quantile of what a histogram took in, interpolated within its bucket as Prometheus
-        does it; None if that was nothing. What is above the last bound counts as the last bound."""
+        """The q-quantile of a histogram's new samples, interpolated within its bucket as Prometheus does;
+        None if there are none. Samples above the last bound count as the last bound."""
         buckets: dict[float, float] = defaultdict(float)
         for labels, increase in self.increases(f"{name}_bucket", **where):
             buckets[float(labels["le"])] += increase

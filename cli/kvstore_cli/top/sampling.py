@@ -1,4 +1,4 @@
-"""Looking at ``/metrics`` again and again, beside whatever shows what was seen."""
+"""Sampling ``/metrics`` in a thread, beside what shows it."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from kvstore_core.errors import KvError
 _CPU_SECONDS = 4
 
 
-class Look(NamedTuple):
-    """What came of one look: figures, or why there are none."""
+class Sample(NamedTuple):
+    """The result of one sample: figures, or why there are none."""
 
     shown: dict[str, Any] | None
     error: KvError | None
 
 
 class Sampler:
-    """Calls ``fetch`` for the text of ``/metrics`` every ``seconds``, in a thread of its own, so that a
-    service that hangs holds up nobody. ``looks`` is where the outcomes come, and ``bell`` a file
-    descriptor that can be read when there are some; nobody has to."""
+    """Calls ``fetch`` for the text of ``/metrics`` every ``seconds``, in a thread, so that a service that
+    hangs does not block the screen. ``samples`` is the queue of results; ``wakeup`` is a file descriptor
+    that is readable when there are some, and need not be read."""
 
     def __init__(self, fetch: Callable[[], bytes], seconds: float) -> None:
         self._fetch = fetch
         self._seconds = seconds
         self._readings: deque[Reading] = deque()
-        self.looks: SimpleQueue[Look] = SimpleQueue()
-        self.bell, self._ring = os.pipe()
-        os.set_blocking(self._ring, False)
+        self.samples: SimpleQueue[Sample] = SimpleQueue()
+        self.wakeup, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
 
     def begin(self) -> None:
-        """Take the first reading, which rates are counted from, and go on in the background; raises the
-        KvError of a service that does not answer, or has no metrics."""
+        """Take the first reading, which rates start from, and continue in the background. Raises the KvError
+        of the first request."""
         self._readings.append(self._read())
         threading.Thread(target=self._run, name="sampler", daemon=True).start()
 
@@ -49,28 +49,28 @@ class Sampler:
         try:
             return Reading(text.decode(), time.monotonic())
         except ValueError as error:
-            raise KvError("internal", f"/metrics cannot be understood: {error}") from error
+            raise KvError("internal", f"cannot parse /metrics: {error}") from error
 
     # ── runs in the thread ──────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
         due = time.monotonic()
         while True:
-            # one that took longer than the interval is not made up for
+            # intervals that were missed are skipped
             due = max(due + self._seconds, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
-            self.looks.put(self._look())
-            with suppress(BlockingIOError):  # it has rung thousands of times, and nobody came
-                os.write(self._ring, b"!")
+            self.samples.put(self._sample())
+            with suppress(BlockingIOError):  # the pipe is full of wake-ups that were not read
+                os.write(self._wake, b"!")
 
-    def _look(self) -> Look:
+    def _sample(self) -> Sample:
         try:
             after = self._read()
         except KvError as error:
-            return Look(None, error)
+            return Sample(None, error)
         readings = self._readings
         while len(readings) > 1 and readings[1].at <= after.at - _CPU_SECONDS:
             readings.popleft()
         shown = overview(readings[-1], after, readings[0])
         readings.append(after)
-        return Look(shown, None)
+        return Sample(shown, None)

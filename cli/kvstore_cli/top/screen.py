@@ -1,17 +1,16 @@
-"""What a person sees of ``kvstore top``: figures made short, and a screenful of them."""
+"""The display of ``kvstore top``: lines, and a screen."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from kvstore_cli.terminal.humanize import NOTHING, age, count, duration, percent, rate, size
-
-Fields = dict[str, Any]
+from kvstore_cli.top.overview import Figures
 
 _BARS = "▁▂▃▄▅▆▇█"
 _HISTORY = 240
@@ -19,13 +18,13 @@ _ROUTE_HEAD = ("METHOD", "ROUTE", "/S", "p50", "p99", "ANSWERS")
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The last ``width`` values as bars, the highest one full."""
+    """The last ``width`` values as bars, the highest at full height."""
     shown = values[-width:]
     most = max(shown, default=0)
     return "".join(_BARS[round(value / most * (len(_BARS) - 1))] if most else _BARS[0] for value in shown)
 
 
-# ── lines, for those without a screen ────────────────────────────────────────────────────────────
+# ── lines, where there is no screen ──────────────────────────────────────────────────────────────
 
 PLAIN_HEAD = (
     f"{'TIME':8} {'REQ/S':>8} {'5XX/S':>6} {'P99':>8} {'OPS/S':>8} {'COMMITS/S':>9} {'SYNC P99':>8} "
@@ -33,7 +32,7 @@ PLAIN_HEAD = (
 )
 
 
-def plain_line(shown: Fields) -> str:
+def plain_line(shown: Figures) -> str:
     """One interval under ``PLAIN_HEAD``."""
     http, daemon, commits, streams = (shown[name] for name in ("http", "daemon", "commits", "streams"))
     cpu = shown["processes"].get("daemon", {}).get("cpu")
@@ -50,7 +49,7 @@ def plain_line(shown: Fields) -> str:
 
 
 class Cell(NamedTuple):
-    """A figure with its name; ``style`` where it needs attention."""
+    """A figure with its name, and its style."""
 
     name: str
     value: str
@@ -58,23 +57,23 @@ class Cell(NamedTuple):
 
 
 class Screen:
-    """The present figures as something that rich can draw, as large as the terminal.
+    """The current figures as a rich renderable of the terminal's size.
 
-    ``shown`` is the last overview, None before there is one; ``trouble`` says that the service does not
-    answer, and the figures are then old ones.
+    ``shown`` is the last overview, None before the first. ``trouble`` is set while the service does not
+    answer, and the figures are old.
     """
 
     def __init__(self, url: str, every: str) -> None:
         self._url = url
         self._every = every
-        self.shown: Fields | None = None
+        self.shown: Figures | None = None
         self.trouble: str | None = None
         self._history: dict[str, deque[float]] = {
             name: deque(maxlen=_HISTORY) for name in ("requests/s", "events/s", "commits/s")
         }
 
-    def note(self, shown: Fields) -> None:
-        """Show this overview from now on."""
+    def note(self, shown: Figures) -> None:
+        """Show this overview now."""
         self.shown, self.trouble = shown, None
         for name, value in (
             ("requests/s", shown["http"]["requests"]),
@@ -178,10 +177,10 @@ class Screen:
 
 
 def _line(label: str, width: int, *cells: Cell) -> Text:
-    """As many of ``cells`` as fit; the first ones matter most."""
+    """As many of ``cells`` as fit, the first ones first."""
     line = Text.assemble((f" {label:<11}", "bold cyan"))
     for cell in cells:
-        # a name of a unit stands behind its figure
+        # a unit follows its figure
         words = [(cell.value, cell.style), (cell.name, "dim")]
         if cell.name.startswith("/"):
             part = Text.assemble(words[0], words[1])
@@ -198,7 +197,7 @@ def _alarm(value: float | None, style: str) -> str:
     return style if value else "bold"
 
 
-def _routes(routes: list[Fields], room: int) -> list[Text]:
+def _routes(routes: list[Figures], room: int) -> list[Text]:
     if not routes or room < 2:
         return []
     wide = min(30, max(14, max(len(row["route"]) for row in routes[: room - 1])))
@@ -224,7 +223,7 @@ def _route_line(cells: Sequence[str], wide: int, style: str) -> Text:
     return Text(f"   {method:<8}{route:<{wide}}{per_second:>9}{p50:>9}{p99:>9}   {answers}", style=style)
 
 
-def _streams(streams: Fields, width: int) -> list[Text]:
+def _streams(streams: Figures, width: int) -> list[Text]:
     reasons = ", ".join(f"{reason} {rate(number)}/s" for reason, number in streams["dropped_for"].items())
     return [
         _line(
@@ -244,7 +243,7 @@ def _streams(streams: Fields, width: int) -> list[Text]:
     ]
 
 
-def _daemon(daemon: Fields, width: int) -> list[Text]:
+def _daemon(daemon: Figures, width: int) -> list[Text]:
     by_name = [Cell(op, f"{rate(number)}/s") for op, number in daemon["operations_by_name"].items()]
     return [
         _line(
@@ -262,7 +261,7 @@ def _daemon(daemon: Fields, width: int) -> list[Text]:
     ]
 
 
-def _commits(commits: Fields, daemon: Fields, width: int) -> list[Text]:
+def _commits(commits: Figures, daemon: Figures, width: int) -> list[Text]:
     return [
         _line(
             "COMMITS",
@@ -279,7 +278,7 @@ def _commits(commits: Fields, daemon: Fields, width: int) -> list[Text]:
     ]
 
 
-def _storage(log: Fields, store: Fields, width: int) -> list[Text]:
+def _storage(log: Figures, store: Figures, width: int) -> list[Text]:
     used, most = store["store_used_bytes"], store["store_max_bytes"]
     is_short = bool(used and most and used > 0.9 * most)
     return [
@@ -302,8 +301,8 @@ def _storage(log: Fields, store: Fields, width: int) -> list[Text]:
     ]
 
 
-def _processes(processes: dict[str, Fields], width: int) -> list[Text]:
-    """As many lines as it takes, three at most."""
+def _processes(processes: dict[str, Figures], width: int) -> list[Text]:
+    """Up to three lines."""
     lines: list[Text] = []
     left = [
         Cell(name, f"{percent(fields['cpu'])} {size(fields['memory_bytes'])}")

@@ -1,4 +1,4 @@
-"""``kvstore top`` on a terminal: the alternate screen, keys, and an end that leaves all as it was."""
+"""``kvstore top`` on a terminal: the alternate screen and keys; the terminal is restored at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from kvstore_cli.config.option_values import show_duration
-from kvstore_cli.terminal.signals import end_on_signals
+from kvstore_cli.terminal.signals import exit_on_signals
 from kvstore_cli.top.sampling import Sampler
 from kvstore_cli.top.screen import Screen
 
@@ -28,11 +28,11 @@ def show(sampler: Sampler, url: str, interval_ms: int, count: int | None) -> Non
     """Draw what ``sampler`` sees until q or Ctrl-C is pressed, or ``count`` intervals are over."""
     screen = Screen(url, show_duration(interval_ms))
     silence = max(_SHORTEST_SILENCE, 3 * interval_ms / 1000)
-    for variable in ("COLUMNS", "LINES"):  # a size that does not change when the terminal's does
+    for variable in ("COLUMNS", "LINES"):  # they do not follow the size of the terminal
         os.environ.pop(variable, None)
     live = Live(screen, console=Console(), screen=True, auto_refresh=False)
-    end_on_signals()
-    # a process that is stopped could not give the screen back
+    exit_on_signals()
+    # a stopped process could not restore the screen
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     with suppress(KeyboardInterrupt), _keys_at_once(), live:
         _follow(sampler, screen, live, silence, count)
@@ -42,15 +42,15 @@ def _follow(sampler: Sampler, screen: Screen, live: Live, silence: float, count:
     heard = time.monotonic()
     drawn: object = None
     while count is None or count > 0:
-        if _is_end(_ready(sampler.bell)):
+        if _is_end(_pressed(sampler.wakeup)):
             return
-        while not sampler.looks.empty():
-            look = sampler.looks.get()
+        while not sampler.samples.empty():
+            sample = sampler.samples.get()
             heard = time.monotonic()
-            if look.shown is not None:
-                screen.note(look.shown)
-            elif look.error is not None:
-                screen.trouble = f"no figures from the service: {look.error.message}"
+            if sample.shown is not None:
+                screen.note(sample.shown)
+            elif sample.error is not None:
+                screen.trouble = f"no figures from the service: {sample.error.message}"
             drawn = None
             count = None if count is None else count - 1
         quiet = int(time.monotonic() - heard)
@@ -61,12 +61,12 @@ def _follow(sampler: Sampler, screen: Screen, live: Live, silence: float, count:
             live.refresh()
 
 
-def _ready(bell: int) -> bytes:
-    """The keys that were pressed, after a tick at most or when the bell rang."""
+def _pressed(wakeup: int) -> bytes:
+    """The keys that were pressed; returns after a tick at most, or at a wake-up."""
     keys = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
-    ready, _, _ = select.select([bell] if keys is None else [bell, keys], [], [], _TICK_SECONDS)
-    if bell in ready:
-        os.read(bell, 1024)
+    ready, _, _ = select.select([wakeup] if keys is None else [wakeup, keys], [], [], _TICK_SECONDS)
+    if wakeup in ready:
+        os.read(wakeup, 1024)
     return os.read(keys, 1024) if keys is not None and keys in ready else b""
 
 
@@ -76,7 +76,7 @@ def _is_end(keys: bytes) -> bool:
 
 @contextmanager
 def _keys_at_once() -> Iterator[None]:
-    """Keys come one by one and unseen, until this ends."""
+    """Read keys one by one and without echo, until this ends."""
     if sys.stdin is None or not sys.stdin.isatty():
         yield
         return

@@ -1,10 +1,9 @@
-"""An export that is the store at one revision.
+"""An export of the store at one revision.
 
-A listing reads page after page, and while it does others write: its pages are of different moments. The
-stream of ``/v1/subscribe?snapshot=1`` reads the same pages, but then sends the changes that they do not
-show, up to a ``sync`` with the revision that all of it together comes to. Both are kept in unnamed
-temporary files until then, and only then written out, merged, each key once and in byte order. What is
-in memory is the place of each key that was changed meanwhile.
+A listing is read page by page while others write, so its pages are of different revisions. The stream of
+``/v1/subscribe?snapshot=1`` reads the same pages and then sends the changes that they miss, up to a ``sync``
+with the revision of the whole. Both are spooled to unnamed temporary files until then, and then merged, each
+key once and in byte order. Only the offset of each key that was changed meanwhile is kept in memory.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from typing import IO, Any, NamedTuple, Self
 import click
 import orjson
 
-from kvstore_cli.http_client.client import Query, Service
-from kvstore_cli.http_client.errors import Trouble
+from kvstore_cli.http_client.client import Query, ServiceClient
+from kvstore_cli.http_client.errors import AttemptError
 from kvstore_cli.transfer.ndjson_format import line_of
-from kvstore_cli.transfer.retry import Patience
+from kvstore_cli.transfer.retry import RetryLimit
 from kvstore_core.errors import KvError
 from kvstore_core.filters import disjoint
 from kvstore_core.process.files import reason
 
 _MOST_BREAKS = 10
-_TOLD_EVERY = 500
+_REPORT_EVERY = 500
 
 
 class Scope(NamedTuple):
@@ -44,15 +43,15 @@ class Scope(NamedTuple):
         return (self.start is None or key >= self.start) and (self.end is None or key < self.end)
 
     def stream_query(self) -> Query:
-        """What to ask the stream for: no less, and little more."""
+        """The parameters of a stream with at least these keys, and few others."""
         prefixes = self.prefixes
         if not prefixes and self.start and self.end:
-            # every key between the two begins with what both begin with
+            # every key between the two has their common prefix
             common = os.path.commonprefix((self.start, self.end))  # noqa: RUF071 - of text, not of paths
             prefixes = (common,) if common else ()
         return [("snapshot", "1"), *(("prefix", prefix) for prefix in prefixes)]
 
-    def count(self, service: Service) -> int:
+    def count(self, service: ServiceClient) -> int:
         """How many records there are now."""
         bounds = [(name, text) for name, text in (("start", self.start), ("end", self.end)) if text]
         queries = [
@@ -61,7 +60,7 @@ class Scope(NamedTuple):
         return sum(service.request("GET", "/v1/kv", query).json()["count"] for query in queries)
 
 
-class Collection:
+class RecordSpool:
     """The records of a scope as they were at ``revision``, in temporary files in ``folder`` (None: the
     system's). Use it in a ``with``, which removes them."""
 
@@ -70,7 +69,7 @@ class Collection:
         self._folder = folder or gettempdir()
         self._snapshot: IO[bytes] = TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
         self._changes: IO[bytes] = TemporaryFile(dir=folder)  # noqa: SIM115
-        # where the last change of a key stands in the file of changes; None if it is gone
+        # the offset of a key's last change in the file of changes; None if the key is gone
         self._changed: dict[str, int | None] = {}
         self._records = 0
         self.epoch = ""
@@ -81,39 +80,39 @@ class Collection:
 
     def __exit__(self, *_: object) -> None:
         for file in (self._snapshot, self._changes):
-            with suppress(OSError):  # what could not be written is not wanted any more
+            with suppress(OSError):  # a full disk: the data is not needed any more
                 file.close()
 
     def fill(
-        self, service: Service, *, stall_ms: int, patience: Patience, advance: Callable[[int], None]
+        self, service: ServiceClient, *, stall_ms: int, retry: RetryLimit, advance: Callable[[int], None]
     ) -> None:
-        """Read all of it. A stream that broke is begun anew, from its first record; raises what it
-        broke with when ``patience`` ends or it broke ten times."""
+        """Read everything. A stream that breaks is read again from the start; raises its error once ``retry``
+        gives up, or after ten attempts."""
         for left in reversed(range(_MOST_BREAKS)):
             try:
-                self._read(service, stall_ms / 1000, patience, advance)
+                self._read(service, stall_ms / 1000, retry, advance)
                 return
-            except Trouble as trouble:
-                error = trouble.error
+            except AttemptError as failure:
+                error = failure.error
             except KvError as raised:
                 error = raised
             except OSError as raised:
                 raise click.ClickException(
-                    f"cannot keep the records in a temporary file in {self._folder}: {reason(raised)}"
+                    f"cannot write a temporary file in {self._folder}: {reason(raised)}"
                 ) from raised
             if left == 0:
                 raise error
-            patience.after(error)
+            retry.wait_after(error)
 
     def _read(
-        self, service: Service, stall_seconds: float, patience: Patience, advance: Callable[[int], None]
+        self, service: ServiceClient, stall_seconds: float, retry: RetryLimit, advance: Callable[[int], None]
     ) -> None:
         self._clear()
         query = self._scope.stream_query()
         with service.open_stream("/v1/subscribe", query, stall_seconds=stall_seconds) as stream:
             for number, line in enumerate(stream.lines()):
-                if number % _TOLD_EVERY == 0:
-                    patience.progress()
+                if number % _REPORT_EVERY == 0:
+                    retry.progress()
                     advance(self._records)
                 fields = orjson.loads(line)
                 if fields["event"] == "sync":
@@ -131,7 +130,7 @@ class Collection:
 
     def _take(self, fields: dict[str, Any]) -> None:
         event = fields["event"]
-        if event == "reset":  # the log was trimmed past the snapshot: another one follows
+        if event == "reset":  # the log was trimmed past the snapshot: a new one follows
             self._clear()
         elif event in ("put", "delete", "expire") and self._scope.holds(fields["key"]):
             if "index" in fields:
@@ -149,7 +148,7 @@ class Collection:
 
     @property
     def at_most(self) -> int:
-        """How many records there are, or a few less."""
+        """How many records there are at most."""
         return self._records + len(self._changed)
 
     def lines(self) -> Iterator[bytes]:

@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from gzip import BadGzipFile, GzipFile
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import click
 
-from kvstore_cli.transfer.ndjson_format import Entry, Reader
+from kvstore_cli.files.input_file import opened, unreadable
+from kvstore_cli.transfer.ndjson_format import Entry, LineSource, Reader
 from kvstore_core.process.files import reason
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_BUFFER_BYTES = 256 * 1024
 
 
-class _Bytes(Protocol):
-    def readline(self, size: int, /) -> bytes: ...
-    def seek(self, offset: int, /) -> int: ...
+class ImportFile:
+    """An open file of lines, plain or compressed with gzip.
 
-
-class Intake:
-    """An open file of lines, plain or compressed.
-
-    ``can_rewind`` says that it is a file on disk, which can be read more than once; ``size`` is what it
-    takes there, None for a pipe. Set ``value_bytes``, the limit for a value, before reading, and
-    ``sha256`` and ``breaches`` of the reader once all was read.
+    ``can_rewind``: it is a file on disk, which can be read more than once. ``size`` is its size there, None
+    for a pipe. Set ``value_bytes``, the limit for a value, before reading, and ``sha256`` and
+    ``export_faults`` of the reader after the first reading.
     """
 
     value_bytes = 0
     sha256 = ""
-    breaches = 0
+    export_faults = 0
 
     def __init__(self, name: str, raw: BinaryIO) -> None:
         self.name = name
@@ -46,20 +40,20 @@ class Intake:
         self._is_compressed = raw.peek(2)[:2] == _GZIP_MAGIC  # type: ignore[attr-defined]
 
     def whole(self) -> Reader:
-        """All of it, with what an export says of itself checked."""
+        """All of it; the first and last line of an export are checked."""
         if self.can_rewind:
             self._raw.seek(0)
-        return Reader(self._stream(), value_bytes=self.value_bytes)
+        return Reader(self._lines(), value_bytes=self.value_bytes)
 
-    def behind(self, offset: int, line: int) -> Reader:
+    def after(self, offset: int, line: int) -> Reader:
         """What follows line ``line``, which ends at ``offset``. Only if it ``can_rewind``."""
         self._raw.seek(0)
-        stream = self._stream()
-        stream.seek(offset)
-        return Reader(stream, value_bytes=self.value_bytes, is_sealed=False, offset=offset, number=line)
+        lines = self._lines()
+        lines.seek(offset)
+        return Reader(lines, value_bytes=self.value_bytes, is_export=False, offset=offset, number=line)
 
-    def _stream(self) -> _Bytes:
-        return _Unzipped(self._raw) if self._is_compressed else self._raw
+    def _lines(self) -> LineSource:
+        return _GzipLines(self._raw) if self._is_compressed else self._raw
 
     @property
     def done(self) -> int:
@@ -67,15 +61,15 @@ class Intake:
         return self._raw.tell() if self.can_rewind else 0
 
     def entries(self, reader: Reader) -> Iterator[Entry]:
-        """The entries of one of its readers; a file that cannot be read is a ClickException."""
+        """The entries of one of its readers; raises ClickException if the file cannot be read."""
         try:
             yield from reader.entries()
         except OSError as error:
             raise click.ClickException(f"it cannot be read any further: {reason(error)}") from error
 
 
-class _Unzipped:
-    """What is in a compressed file; a line that cannot be had is a ClickException."""
+class _GzipLines:
+    """The lines of a compressed file; a damaged one is a ClickException."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._file = GzipFile(fileobj=raw)
@@ -84,7 +78,7 @@ class _Unzipped:
         try:
             return self._file.readline(size)
         except EOFError as error:
-            raise click.ClickException("the file is cut off: its compressed data has no end") from error
+            raise click.ClickException("the file is truncated: its compressed data has no end") from error
         except (BadGzipFile, zlib.error) as error:
             raise click.ClickException(f"the file is damaged: {error}") from error
 
@@ -93,22 +87,11 @@ class _Unzipped:
 
 
 @contextmanager
-def opened(name: str) -> Iterator[Intake]:
+def opened_import(name: str) -> Iterator[ImportFile]:
     """The file ``name``, ``-`` for standard input; a usage error if it cannot be read."""
-    from kvstore_cli.terminal.output import readable
-
-    if name == "-":
-        if sys.stdin is None:
-            raise click.UsageError("standard input is closed, there is nothing to read")
-        yield Intake(name, sys.stdin.buffer)
-        return
-    try:
-        file = open(name, "rb", buffering=_BUFFER_BYTES)  # noqa: PTH123, SIM115 - pathlib adds nothing here
-    except OSError as error:
-        raise click.UsageError(f"cannot read {readable(name)}: {reason(error)}") from error
-    with file:
+    with opened(name) as file:
         try:
-            intake = Intake(name, file)
+            source = ImportFile(name, file)
         except OSError as error:
-            raise click.UsageError(f"cannot read {readable(name)}: {reason(error)}") from error
-        yield intake
+            raise unreadable(name, error) from error
+        yield source

@@ -1,9 +1,9 @@
-"""The form of an export: newline-delimited JSON.
+"""The format of an export: newline-delimited JSON.
 
-The first line, ``{"kvstore_export": 1, ...}``, says what the file is; then comes a record a line, as
-``/v1/kv`` gives it, each key once and in byte order; the last line, ``{"kvstore_export_end": 1, ...}``,
-holds the number of records and the SHA-256 of all bytes before it, so that a file that was cut off or
-changed is noticed. Lines without these two are read as well: whatever has a key and a value.
+The first line, ``{"kvstore_export": 1, ...}``, describes the file. Then comes one record a line, in the form
+of ``/v1/kv``, each key once and in byte order. The last line, ``{"kvstore_export_end": 1, ...}``, has the
+number of records and the SHA-256 of all bytes before it, which shows whether the file was truncated or
+changed. Files without these two lines are read as well: any objects with a key and a value.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ MEMBERS = (
     "value",
     "value_b64",
 )
-"""What a record's line holds, in this order, as far as it has it."""
+"""The members of a record's line, in this order; a record may lack some."""
 
-# of an event of the stream, and of an op of a batch
+# members of an event of a stream, or of an op of a batch
 _IGNORED = frozenset(
     [
         "event",
@@ -57,16 +57,19 @@ _IGNORED = frozenset(
 _KNOWN = frozenset((*MEMBERS, *_IGNORED))
 
 
-class Reads(Protocol):
-    """A file of bytes that gives its lines one after the other."""
+class LineSource(Protocol):
+    """What lines are read from."""
 
     def readline(self, size: int, /) -> bytes:
         """The next line with its end, or the first ``size`` bytes of it; empty at the end."""
 
+    def seek(self, offset: int, /) -> int:
+        """Read on from ``offset``."""
+
 
 class Put(NamedTuple):
-    """A record that is to be put. ``value`` is text or bytes; the expiry is a moment
-    (``expires_at``, milliseconds since 1970) or counted from the put (``ttl``, milliseconds)."""
+    """A record to put. ``value`` is text or bytes. The expiry is absolute (``expires_at``, milliseconds since
+    1970) or relative to the put (``ttl``, milliseconds)."""
 
     key: str
     value: str | bytes
@@ -76,8 +79,8 @@ class Put(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What a line holds: something to put, or ``fault``, which says why it cannot be used. ``end`` is
-    the number of bytes up to its end."""
+    """What a line holds: a record to put, or ``fault``, which says why it cannot be used. ``end`` is the
+    offset of the line's end."""
 
     number: int
     end: int
@@ -90,29 +93,29 @@ def line_of(fields: dict[str, Any]) -> bytes:
     return orjson.dumps({name: fields[name] for name in MEMBERS if name in fields}) + b"\n"
 
 
-class Sealing:
-    """Makes the first and the last line for the lines between them."""
+class ExportWriter:
+    """Makes the lines of an export, and counts and sums up the records for the last one."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
         self.records = 0
         self.size = 0
 
-    def head(self, **about: Any) -> bytes:
+    def first(self, **about: Any) -> bytes:
         """The first line."""
-        return self._noted(orjson.dumps({HEAD: FORMAT, **about}) + b"\n")
+        return self._counted(orjson.dumps({HEAD: FORMAT, **about}) + b"\n")
 
     def record(self, line: bytes) -> bytes:
-        """The line of a record, as it is."""
+        """The line of a record, unchanged."""
         self.records += 1
-        return self._noted(line)
+        return self._counted(line)
 
-    def end(self) -> bytes:
+    def last(self) -> bytes:
         """The last line."""
         sha256 = self._digest.hexdigest()
         return orjson.dumps({END: FORMAT, "records": self.records, "sha256": sha256}) + b"\n"
 
-    def _noted(self, line: bytes) -> bytes:
+    def _counted(self, line: bytes) -> bytes:
         self._digest.update(line)
         self.size += len(line)
         return line
@@ -121,26 +124,26 @@ class Sealing:
 class Reader:
     """The lines of a file as entries.
 
-    ``value_bytes`` is the most that a value may have. With ``is_sealed`` what an export says of itself
+    ``value_bytes`` is the most that a value may have. With ``is_export`` what an export says of itself
     is checked; without, as for a file that was checked before and is read from its middle, it is not.
     """
 
     def __init__(
-        self, file: Reads, *, value_bytes: int, is_sealed: bool = True, offset: int = 0, number: int = 0
+        self, file: LineSource, *, value_bytes: int, is_export: bool = True, offset: int = 0, number: int = 0
     ) -> None:
         self._file = file
         self._value_bytes = value_bytes
-        # a character takes up to six in JSON; the rest is key and times
+        # a character takes up to six bytes in JSON; the rest is key and times
         self._line_bytes = 6 * value_bytes + 64 * 1024
-        self._seal: _Seal | None = _Seal() if is_sealed else None
+        self._check: _ExportCheck | None = _ExportCheck() if is_export else None
         self.offset = offset
         self.number = number
-        self.breaches = 0
+        self.export_faults = 0
         self._digest = hashlib.sha256()
 
     @property
     def sha256(self) -> str:
-        """The checksum of what was read so far."""
+        """The checksum of everything read so far."""
         return self._digest.hexdigest()
 
     def entries(self) -> Iterator[Entry]:
@@ -150,22 +153,22 @@ class Reader:
             self.offset += len(line)
             self._digest.update(line)
             if len(line) > self._line_bytes:
-                yield self._fault(f"it has more than {self._line_bytes} bytes, more than any record")
+                yield self._fault(f"longer than {self._line_bytes} bytes, the most of any record")
                 return
             if line.isspace():
                 continue
             try:
                 entry = self._entry(line)
-            except _BreachError as error:
-                self.breaches += 1
+            except _ExportError as error:
+                self.export_faults += 1
                 entry = self._fault(str(error))
             except (ValueError, KvError) as error:
                 entry = self._fault(str(error))
             if entry is not None:
                 yield entry
-        if self._seal is not None and self._seal.is_open:
-            self.breaches += 1
-            yield self._fault("the export is cut off here: its last line is missing")
+        if self._check is not None and self._check.is_open:
+            self.export_faults += 1
+            yield self._fault("the export is truncated here: its last line is missing")
 
     def _fault(self, why: str) -> Entry:
         return Entry(self.number, self.offset, None, why)
@@ -174,34 +177,33 @@ class Reader:
         try:
             fields = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            if self._seal is not None:
-                self._seal.record(line)
+            if self._check is not None:
+                self._check.record(line)
             raise ValueError(_not_json(line, error)) from error
         if type(fields) is dict and (HEAD in fields or END in fields) and "key" not in fields:
-            if self._seal is not None:
-                self._seal.mark(fields, line)
+            if self._check is not None:
+                self._check.mark(fields, line)
             return None
-        if self._seal is not None:
-            self._seal.record(line)
+        if self._check is not None:
+            self._check.record(line)
         return Entry(self.number, self.offset, put_of(fields, self._value_bytes))
 
 
 def _not_json(line: bytes, error: ValueError) -> str:
-    # orjson speaks of surrogates where the bytes are no text at all
+    # for bytes that are not text, orjson's message is about surrogates
     try:
         line.decode()
     except UnicodeDecodeError:
-        return "it is not JSON: it is not even UTF-8"
-    return f"it is not JSON: {error}"
+        return "not JSON: not even UTF-8"
+    return f"not JSON: {error}"
 
 
-class _BreachError(ValueError):
-    """What an export says of itself is not so."""
+class _ExportError(ValueError):
+    """The first or the last line of an export is wrong."""
 
 
-class _Seal:
-    """Follows the lines between the first and the last line of an export; raises _BreachError where what
-    these say is not so."""
+class _ExportCheck:
+    """Compares the lines of an export with its first and its last; raises _ExportError where they differ."""
 
     def __init__(self) -> None:
         self.is_open = False
@@ -223,49 +225,51 @@ class _Seal:
 
     def _begin(self, form: Any, line: bytes) -> None:
         if self.is_open:
-            raise _BreachError("another export begins here, and the last line of the one before is missing")
+            raise _ExportError("another export begins here, but the last line of the one before is missing")
         if form != FORMAT:
-            raise _BreachError(
-                f"the export has format {form}, and this kvstore reads {FORMAT}; take a newer one"
+            raise _ExportError(
+                f"the export has format {form}, but this kvstore reads {FORMAT}; use a newer one"
             )
         self.is_open, self._records, self._digest = True, 0, hashlib.sha256(line)
 
     def _finish(self, fields: dict[str, Any]) -> None:
         if not self.is_open:
-            raise _BreachError("an export ends here that did not begin: its first line is missing")
+            raise _ExportError("an export ends here, but its first line is missing")
         self.is_open = False
         if fields[END] != FORMAT:
-            raise _BreachError(f"the export's last line has format {fields[END]}, and its first {FORMAT}")
+            raise _ExportError(f"the export's last line has format {fields[END]}, but its first has {FORMAT}")
         if fields.get("records") != self._records:
-            raise _BreachError(f"the export has {self._records} records, and says {fields.get('records')}")
+            raise _ExportError(
+                f"the export has {self._records} records, but its last line says {fields.get('records')}"
+            )
         if fields.get("sha256") != self._digest.hexdigest():
-            raise _BreachError(
-                "the export is damaged, or was changed: its checksum is another. To import it as it is, "
-                "take its first and its last line away"
+            raise _ExportError(
+                "the export is damaged or was changed: its checksum does not match. To import it as it is, "
+                "remove its first and its last line"
             )
 
 
 def put_of(fields: Any, value_bytes: int) -> Put:
-    """What a line asks for; raises ValueError or ``invalid_key`` with what is wrong about it."""
+    """The record of a line; raises ValueError or ``invalid_key``."""
     if type(fields) is not dict:
-        raise ValueError('it is not a JSON object like {"key": "a", "value": "b"}')
+        raise ValueError('not a JSON object like {"key": "a", "value": "b"}')
     if fields.get("op", "put") != "put":
-        raise ValueError(f"it is a {fields['op']!r}, and only records are imported")
+        raise ValueError(f"a {fields['op']!r} cannot be imported, only records can")
     if type(key := fields.get("key")) is not str:
-        raise ValueError('it has no key; a record is an object like {"key": "a", "value": "b"}')
+        raise ValueError('no key; a record is an object like {"key": "a", "value": "b"}')
     if not fields.keys() <= _KNOWN:
         unknown = ", ".join(sorted(fields.keys() - _KNOWN))
-        raise ValueError(f"a record has no member {unknown}; it has {', '.join(MEMBERS)}, ttl")
+        raise ValueError(f"unknown member {unknown}; known: {', '.join(MEMBERS)}, ttl")
     check_key(key)
     value = _value(fields)
     size = len(value.encode() if isinstance(value, str) and not value.isascii() else value)
     if size > value_bytes:
-        raise ValueError(f"the value has {size} bytes; the limit of the service is {value_bytes}")
+        raise ValueError(f"the value has {size} bytes; the service takes at most {value_bytes}")
     expires_at = _moment(fields["expires_at"]) if "expires_at" in fields else None
     ttl = None
     if "ttl" in fields:
         if expires_at is not None:
-            raise ValueError("it has both expires_at and ttl; give one")
+            raise ValueError("both expires_at and ttl are given; give one")
         ttl = _ttl(fields["ttl"])
     return Put(key, value, _content_type(fields), expires_at, ttl)
 
@@ -273,10 +277,10 @@ def put_of(fields: Any, value_bytes: int) -> Put:
 def _value(fields: dict[str, Any]) -> str | bytes:
     text, encoded = fields.get("value"), fields.get("value_b64")
     if ("value" in fields) == ("value_b64" in fields):
-        raise ValueError("it needs one of value (text) and value_b64 (bytes in base64)")
+        raise ValueError("give one of value (text) and value_b64 (bytes in base64)")
     if "value" in fields:
         if type(text) is not str:
-            raise ValueError("value must be text in quotes; other JSON goes in as its text")
+            raise ValueError("value must be a string; write other JSON as a string")
         return text
     try:
         return b64decode(encoded, validate=True)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def _refuse_what_is_there(path: Path, *, replace: bool) -> None:
     if not os.path.lexists(path):
         return
     if not path.is_file():
-        raise OSError(errno.EINVAL, "it is no ordinary file", os.fspath(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
     if not replace:
         raise FileExistsError(errno.EEXIST, "File exists", os.fspath(path))
 

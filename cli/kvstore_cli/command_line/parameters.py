@@ -1,0 +1,220 @@
+"""Arguments and options that several commands share, and how their values are completed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from kvstore_cli.command_line.flags import KindType
+from kvstore_cli.config.options import DURATION
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+_NEGATIVE = r"(?s)-\.?[0-9].*"
+_MOST_COMPLETIONS = 50
+_COMPLETION_TIMEOUT_MS = 1000
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class Subcommand(click.Command):
+    """A command that takes negative numbers as arguments, and refuses an option that is given twice, of which
+    click would take the last."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The remaining arguments; a usage error for what cannot be parsed."""
+        args = self._with_numbers_apart(ctx, args)
+        if not ctx.resilient_parsing:
+            try:
+                _, _, order = self.make_parser(ctx).parse_args(list(args))
+            except click.NoSuchOption as error:
+                raise self._hinting_at_dashes(error, ctx) from error
+            for parameter in order:
+                if _takes_one(parameter) and order.count(parameter) > 1:
+                    raise click.UsageError(f"{parameter.opts[0]} is given more than once", ctx)
+        return super().parse_args(ctx, args)
+
+    def _with_numbers_apart(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``args``; if an argument is a negative number, with all arguments after a ``--``."""
+        takes_value = {
+            name: _takes_value(parameter) for parameter in self.get_params(ctx) for name in parameter.opts
+        }
+        options: list[str] = []
+        arguments: list[str] = []
+        left = iter(args)
+        for arg in left:
+            if arg == "--":
+                arguments += left
+            elif arg[:1] != "-" or arg == "-" or (re.fullmatch(_NEGATIVE, arg) and arg not in takes_value):
+                arguments.append(arg)
+            else:
+                options.append(arg)
+                if takes_value.get(arg):
+                    options += itertools.islice(left, 1)
+        if any(re.fullmatch(_NEGATIVE, argument) for argument in arguments):
+            return [*options, "--", *arguments]
+        return args
+
+    def _hinting_at_dashes(self, error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:
+        arguments = [param for param in self.params if isinstance(param, click.Argument)]
+        if not arguments or error.possibilities:
+            return error
+        name = arguments[-1].make_metavar(ctx).strip("[].")
+        return click.UsageError(
+            f"there is no option {error.option_name}; write -- before a {name} that begins with a dash", ctx
+        )
+
+
+def _takes_value(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, click.Option) and not parameter.is_flag
+
+
+def _takes_one(parameter: click.Parameter) -> bool:
+    return _takes_value(parameter) and not parameter.multiple
+
+
+def complete_key(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Up to 50 keys that begin with ``incomplete``; none if the service does not answer within 1 s.
+
+    Errors are swallowed: what is printed here would land in the line that is being typed.
+    """
+    from kvstore_cli.command_line.context import configuration_of, new_client
+
+    query = [("prefix", incomplete), ("keys", "1"), ("limit", str(_MOST_COMPLETIONS))]
+    try:
+        with new_client(configuration_of(context), at_most_ms=_COMPLETION_TIMEOUT_MS) as service:
+            items = service.request("GET", "/v1/kv", query).json()["items"]
+    except Exception:
+        return []
+    # a shell could not type the others, or the command would take them for options
+    return [item["key"] for item in items if item["key"].isprintable() and item["key"][0] != "-"]
+
+
+def complete_file(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem[Any]]:
+    """A file: the shell finds it."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_value(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem[Any]]:
+    """The file of an ``@FILE``; nothing for other values."""
+    return complete_file(context, parameter, incomplete[1:]) if incomplete.startswith("@") else []
+
+
+class TextType(click.ParamType[str]):
+    """UTF-8 text; a key must not be empty."""
+
+    name = "text"
+
+    def __init__(self, *, may_be_empty: bool) -> None:
+        self._may_be_empty = may_be_empty
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is."""
+        text = str(value)
+        if not text and not self._may_be_empty:
+            self.fail("the key is empty; a key has 1 to 511 bytes of UTF-8", param, ctx)
+        if text.isascii():
+            return text
+        try:
+            # the bytes of the argument must be UTF-8, whatever the locale is
+            return os.fsencode(text).decode()
+        except UnicodeError:
+            from kvstore_cli.terminal.output import readable
+
+            self.fail(f"'{readable(text)}' is not UTF-8 text", param, ctx)
+
+
+class WholeNumber(click.ParamType[int]):
+    """A whole number from ``low`` to ``high``."""
+
+    name = "number"
+
+    def __init__(self, low: int, high: int = 2**63 - 1) -> None:
+        self._low, self._high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number", param, ctx)
+        if not self._low <= number <= self._high:
+            self.fail(f"{number} is not from {self._low} to {self._high}", param, ctx)
+        return number
+
+
+KEY = TextType(may_be_empty=False)
+TEXT = TextType(may_be_empty=True)
+TIME = KindType(DURATION)
+
+key_argument = click.argument("key", type=KEY, shell_complete=complete_key)
+keys_argument = click.argument("keys", type=KEY, nargs=-1, metavar="[KEY]...", shell_complete=complete_key)
+file_argument = click.argument("file", shell_complete=complete_file)
+if_revision_option = click.option(
+    "--if-revision",
+    type=WholeNumber(0),
+    metavar="REV",
+    help="Only if the key still has revision REV; 0: only if there is no such key.",
+)
+start_option = click.option(
+    "--start",
+    type=TEXT,
+    metavar="KEY",
+    shell_complete=complete_key,
+    help="Only keys from KEY on, in byte order.",
+)
+end_option = click.option(
+    "--end",
+    type=TEXT,
+    metavar="KEY",
+    shell_complete=complete_key,
+    help="Only keys before KEY, in byte order.",
+)
+
+
+def prefix_option(help_text: str) -> Callable[[_Function], _Function]:
+    """``--prefix P``, once."""
+    return click.option("--prefix", type=TEXT, metavar="P", shell_complete=complete_key, help=help_text)
+
+
+def prefixes_option(help_text: str) -> Callable[[_Function], _Function]:
+    """``--prefix P`` as often as wanted, passed as ``prefixes``."""
+    return click.option(
+        "--prefix",
+        "prefixes",
+        multiple=True,
+        type=TEXT,
+        metavar="P",
+        shell_complete=complete_key,
+        help=f"{help_text}; may be repeated.",
+    )
+
+
+def ttl_option(help_text: str, *, required: bool = False) -> Callable[[_Function], _Function]:
+    """``--ttl TIME``, in milliseconds."""
+    return click.option("--ttl", type=TIME, metavar="TIME", required=required, help=help_text)
+
+
+def json_option(help_text: str) -> Callable[[_Function], _Function]:
+    """``--json``, passed as ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
+def exactly_one(given: dict[str, Any]) -> str:
+    """The name of the one thing in ``given`` that is set; a usage error if it is none or several."""
+    names = [name for name, value in given.items() if value not in (None, False)]
+    if len(names) != 1:
+        raise click.UsageError(f"give one of {', '.join(given)}" + (", not several" if names else ""))
+    return names[0]
