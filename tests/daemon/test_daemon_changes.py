@@ -1,4 +1,4 @@
-"""What subscribers are told: every change, in order, before its writer hears of it."""
+"""What subscribers receive: every change, in order, before its writer gets the reply."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_what_expired_while_no_daemon_ran_expires_at_the_start(
 
 
 @pytest.mark.parametrize("keys", [5_000])
-def test_keys_that_expire_together_are_each_told_once(
+def test_keys_that_expire_together_are_each_published_once(
     daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer], keys: int
 ) -> None:
     peer = connect(daemon)

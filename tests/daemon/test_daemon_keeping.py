@@ -120,7 +120,7 @@ def test_whole_requests_that_there_is_no_room_for_are_refused_before_they_are_to
                 for sender in senders:
                     with suppress(ConnectionError):
                         sender.socket.sendall(request)
-            # a daemon that finds no time to read what has come cuts off who sent it
+            # a daemon that has no time to read what has come cuts its sender off
             wait_until(lambda: any(b"too_busy" in said(sender) for sender in senders) or cut_off(peer))
             assert daemon.anonymous_memory < 900 * MIB
         wait_until(lambda: "results" in peer.reply_to(put("k")))

@@ -1,4 +1,4 @@
-"""Peers that speak a version of ZMTP before 3.0, of which libzmq tells less: no harm to anybody else."""
+"""Peers that speak ZMTP older than 3.0, of which libzmq reports less, harm no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def test_a_peer_of_an_older_zmtp_is_told_of_in_the_log_and_harms_nobody(
     address = urlsplit(daemon.requests)
     with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(message)
-        wait_until(lambda: "ZMTP before 3.0" in daemon.stderr or not daemon.is_running, what="it is told of")
+        wait_until(
+            lambda: "ZMTP before 3.0" in daemon.stderr or not daemon.is_running, what="a line in the log"
+        )
         assert daemon.is_running
         peer = connect(daemon)
         assert "revision" in peer.ask(put("k"))[0]

@@ -1,4 +1,4 @@
-"""What one peer does hurts no other: whoever can connect is not trusted."""
+"""What one peer does hurts no other: peers are not trusted."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from support.wire import Peer, get, pack, put, unpack
 from support.zmtp import RawPeer, message
 
 UNSEEDED = 1804289383
-"""What glibc's ``rand`` gives first where nobody has seeded it."""
+"""The first number of glibc's ``rand`` if it is not seeded."""
 
 
 def automatic_identity(number: int) -> bytes:
-    """What libzmq's ROUTER calls a peer that has not said what it is called."""
+    """The identity that libzmq's ROUTER gives a peer that has not chosen one."""
     return b"\0" + number.to_bytes(4, "big")
 
 
-def test_nobody_can_claim_what_the_next_peers_will_be_called(
+def test_the_identities_of_the_next_peers_cannot_be_claimed(
     daemon: Daemon, connect: Callable[..., Peer]
 ) -> None:
     with ExitStack() as stack:
@@ -36,7 +36,7 @@ def test_nobody_can_claim_what_the_next_peers_will_be_called(
     assert daemon.is_running
 
 
-def test_who_claims_anothers_identity_gets_none_of_its_replies(
+def test_a_peer_that_claims_anothers_identity_gets_none_of_its_replies(
     daemon: Daemon, connect: Callable[..., Peer]
 ) -> None:
     owner = connect(daemon, zmq.DEALER, routing_id=b"mine").socket
@@ -59,7 +59,7 @@ def test_an_identity_is_free_again_once_its_connection_is_closed(
         client.close()
         return found
 
-    # a connection that comes before the daemon has seen the end of the last one is not heard
+    # a connection that comes before the daemon has seen the end of the last one gets no reply
     for _ in range(5):
         wait_until(is_answered)
 
@@ -87,7 +87,7 @@ def test_the_frames_before_the_empty_one_have_a_limit_together(
         assert ("results" in unpack([reply])) == is_taken
 
 
-# ── who does not take replies ────────────────────────────────────────────────────────────────────
+# ── peers that do not take replies ───────────────────────────────────────────────────────────────────
 
 MIB = 1024 * 1024
 PAGE = 4 * MIB
@@ -229,7 +229,7 @@ def test_one_peers_writes_are_committed_in_turns_with_anothers(
         greedy.recv_multipart()
 
 
-# ── who subscribes to too much ───────────────────────────────────────────────────────────────────
+# ── peers that subscribe to too much ─────────────────────────────────────────────────────────────────
 
 
 def test_a_topic_that_no_key_can_match_ends_its_connection(
@@ -308,7 +308,7 @@ def test_connections_leave_the_daemon_the_descriptors_it_needs(
     assert most < 100
     with ExitStack() as stack:
         for _ in range(210):
-            with suppress(OSError):  # it may be closed before both have said who they are
+            with suppress(OSError):  # it may be closed before the handshake is done
                 stack.enter_context(RawPeer(getattr(daemon, address), kind))
             assert status_of(peer)["connections"] <= most
         wait_until(lambda: status_of(peer)["connections"] == most)
