@@ -1,4 +1,4 @@
-"""Binds the daemon's two sockets, and removes the socket files of ``ipc://`` endpoints."""
+"""Binds the daemon's two sockets and watches their connections; removes the files of ``ipc://`` endpoints."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import zmq
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.address_in_use import patiently
+from kvstore_daemon.peer_limits.connections import ConnectionLimit, Connections
+
+Context = zmq.Context[zmq.Socket[bytes]]
 
 FLUSH_MS = 1_000
 """How long a closing socket may take to send what it still holds."""
@@ -30,11 +33,14 @@ UNTAKEN_MS = 30_000
 for a peer that is there but has read nothing from its full buffers for so long."""
 
 
-def bind(socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
-    """Bind ``socket`` and return the endpoint it got, with the real port where 0 was asked for.
+def bind(
+    context: Context, socket: zmq.Socket[bytes], name: str, endpoint: str, limit: ConnectionLimit
+) -> tuple[str, Connections]:
+    """Bind ``socket``, whose endpoint is given by the option called ``name``. Returns the endpoint it got,
+    with the real port if 0 was asked for, and its connections.
 
-    Waits a few seconds for an address that is in use. Raises ``unavailable`` with a sentence that names
-    ``option`` if the endpoint cannot be used.
+    Waits a few seconds for an address that is in use. Closes the socket and raises ``unavailable``, which
+    names the option, if the endpoint cannot be used.
     """
     # Only for an address written with brackets: with IPv6 on, a plain 127.0.0.1 becomes ::ffff:127.0.0.1
     # in everything that is reported.
@@ -46,9 +52,15 @@ def bind(socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
     socket.setsockopt(zmq.TCP_MAXRT, UNTAKEN_MS)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-    patiently(partial(_bind, socket, endpoint, option))
+    connections = Connections(context, socket, name, limit)
+    try:
+        patiently(partial(_bind, socket, endpoint, f"--{name}"))
+    except KvError:
+        socket.close(0)
+        connections.close()
+        raise
     bound: bytes = socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
-    return bound.decode()
+    return bound.decode(), connections
 
 
 def remove_socket_file(endpoint: str) -> None:

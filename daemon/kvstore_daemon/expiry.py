@@ -89,13 +89,13 @@ class Expiry:
             "expired keys could not be removed; trying again each second: %s%s", refusals[0], others
         )
 
-    def note(self, changes: Sequence[StoredEvent]) -> None:
+    def note(self, events: Sequence[StoredEvent]) -> None:
         """Count what expired, and note keys that will expire sooner than any known before."""
         soonest = self._next_ms
-        for change in changes:
-            record = change.record
+        for event in events:
+            record = event.record
             if record is None:
-                self._counters.expiries += change.op == "expire"
+                self._counters.expiries += event.op == "expire"
                 continue
             if record.expires_at is None:
                 continue

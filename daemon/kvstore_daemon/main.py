@@ -73,14 +73,14 @@ def _serve(settings: DaemonSettings, notifier: Notifier, stack: ExitStack) -> No
     loop.watch(signals.fileno(), signals.drain)
     context = stack.enter_context(_context())
     engine: Engine = stack.enter_context(closing(open_engine(settings)))
-    room = ConnectionLimit()
+    limit = ConnectionLimit()
     publisher = Publisher(
-        context, settings.changes, settings.subscriber_queue, settings.max_value_bytes, room
+        context, settings.changes, settings.subscriber_queue, settings.max_value_bytes, limit
     )
     stack.callback(publisher.close)
-    requests = RouterSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes, room)
+    requests = RouterSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes, limit)
     stack.callback(requests.close)
-    server = Server(loop, settings, engine, publisher, requests, room, notifier)
+    server = Server(loop, settings, engine, publisher, requests, limit, notifier)
     server.start()
     if settings.sync != "always":
         log.warning("--sync %s: a crash of the machine may lose writes that were acknowledged", settings.sync)

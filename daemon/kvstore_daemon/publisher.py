@@ -10,13 +10,12 @@ import time
 
 import zmq
 
-from kvstore_core.errors import KvError
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
-from kvstore_daemon.bind import bind, remove_socket_file
-from kvstore_daemon.peer_limits.connections import ConnectionLimit, Connections
+from kvstore_daemon.bind import Context, bind, remove_socket_file
+from kvstore_daemon.peer_limits.connections import ConnectionLimit
 from kvstore_daemon.peer_limits.slow_subscribers import SlowSubscribers
 from kvstore_daemon.peer_limits.subscriptions import SubscriptionLimit
-from kvstore_daemon.record_fields import change_fields, record_fields, without_value
+from kvstore_daemon.record_fields import event_fields, record_fields, without_value
 from kvstore_daemon.storage.interface import LogPosition, StoredEvent
 
 TOPIC_FRAME_BYTES = 1024
@@ -39,7 +38,7 @@ class Publisher:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         endpoint: str,
         queue: int,
         max_value_bytes: int,
@@ -55,13 +54,7 @@ class Publisher:
         self._socket.sndhwm = queue
         self._socket.maxmsgsize = TOPIC_FRAME_BYTES
         self._socket.rcvbuf = RECEIVE_BUFFER
-        self._connections = Connections(context, self._socket, "changes", limit)
-        try:
-            self.endpoint = bind(self._socket, endpoint, "--changes")
-        except KvError:
-            self._socket.close(0)
-            self._connections.close()
-            raise
+        self.endpoint, self._connections = bind(context, self._socket, "changes", endpoint, limit)
         self._subscription_limit = SubscriptionLimit(self._connections)
         self._slow_subscribers = SlowSubscribers(self._connections, max_value_bytes)
         self._epoch = ""
@@ -109,22 +102,22 @@ class Publisher:
         self._epoch = position.epoch
         self._head = self._prev = position.head
 
-    def publish(self, change: StoredEvent) -> None:
+    def publish(self, event: StoredEvent) -> None:
         """Send one event, if there are subscribers. Those of one revision must come one after another, in
         their order."""
-        if change.revision != self._head:
-            self._prev, self._head = self._head, change.revision
+        if event.revision != self._head:
+            self._prev, self._head = self._head, event.revision
         if not self._topics:
             return
-        fields = {"epoch": self._epoch, "prev": self._prev, **change_fields(change)}
-        record, previous = change.record, change.previous
+        fields = {"epoch": self._epoch, "prev": self._prev, **event_fields(event)}
+        record, previous = event.record, event.previous
         value = b""
         if record is not None:
             value = record.value or b""
-        elif change.op == "expire" and previous is not None:
+        elif event.op == "expire" and previous is not None:
             value = previous.value or b""
             fields["previous"] = record_fields(without_value(previous))
-        self._send(encode_change(change.key, fields, value))
+        self._send(encode_change(event.key, fields, value))
         self._slow_subscribers.published(len(value))
 
     def heartbeat(self, floor: int) -> None:

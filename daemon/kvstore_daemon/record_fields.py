@@ -29,17 +29,17 @@ def record_fields(record: StoredRecord) -> Fields:
     return fields
 
 
-def change_fields(change: StoredEvent) -> Fields:
+def event_fields(event: StoredEvent) -> Fields:
     """The fields that an event has both as published and in a reply; without ``size``."""
     fields: Fields = {
-        "op": change.op,
-        "revision": change.revision,
-        "index": change.index,
-        "count": change.count,
-        "time": change.time,
-        "previous_revision": change.previous_revision,
+        "op": event.op,
+        "revision": event.revision,
+        "index": event.index,
+        "count": event.count,
+        "time": event.time,
+        "previous_revision": event.previous_revision,
     }
-    record = change.record
+    record = event.record
     if record is not None:
         fields["content_type"] = record.content_type
         fields["create_revision"] = record.create_revision

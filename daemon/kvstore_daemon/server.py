@@ -18,7 +18,7 @@ from collections import deque
 from math import inf
 
 from kvstore_core.process.sd_notify import Notifier
-from kvstore_daemon.event_loop import Loop, Timer
+from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.expiry import Expiry
 from kvstore_daemon.group_commit import GROUP_OPS, GroupCommitter
 from kvstore_daemon.peer_limits.connections import ConnectionLimit
@@ -72,8 +72,8 @@ class Server:
         )
         self._expiry = Expiry(loop, engine, self._committer, self._counters)
         self._watchdog = Watchdog(notifier, self._committer)
-        self._tick_timer: Timer = loop.timer(self._tick)
-        self._early_heartbeat: Timer = loop.timer(self._send_heartbeat)
+        self._tick_timer = loop.timer(self._tick)
+        self._early_heartbeat = loop.timer(self._send_heartbeat)
         self._committed: deque[StoredEvent | WriteAnswer] = deque()
         """What is to be published and answered, in the order in which the engine committed it."""
 
@@ -123,18 +123,18 @@ class Server:
 
     def _collect(self) -> None:
         """Take what the engine has committed, so that it gets the next group."""
-        changes, answers = self._engine.poll()
-        if changes:
-            self._requests.head = changes[-1].revision
-            self._expiry.note(changes)
+        events, answers = self._engine.poll()
+        if events:
+            self._requests.head = events[-1].revision
+            self._expiry.note(events)
         if log.isEnabledFor(logging.DEBUG):
             log.debug(
                 "committed %d changes of %d requests; the head is %d",
-                len(changes),
+                len(events),
                 len(answers),
                 self._requests.head,
             )
-        self._committed.extend(changes)
+        self._committed.extend(events)
         self._committed.extend(answers)
         for _ in answers:
             self._committer.answered()

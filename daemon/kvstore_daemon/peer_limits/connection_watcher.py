@@ -6,6 +6,7 @@ slow disk, or by libzmq itself.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket as plain_socket
@@ -15,6 +16,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 
 _TCP_INFO_BYTES = 136
+_INT = struct.Struct("=i")
 _COUNTS = struct.Struct("=QQ")
 _COUNTS_AT = 120
 """The offset of tcpi_bytes_acked and tcpi_bytes_received in struct tcp_info (Linux 4.1)."""
@@ -81,3 +83,12 @@ def bytes_acknowledged_and_received(descriptor: int) -> tuple[int, int] | None:
     finally:
         connection.detach()
     return acknowledged, received
+
+
+def queued_bytes(descriptor: int, direction: int) -> int:
+    """What the system holds of a connection: ``termios.FIONREAD`` what arrived and was not read yet,
+    ``TIOCOUTQ`` what the peer has not acknowledged yet. 0 if the connection has ended."""
+    try:
+        return int(_INT.unpack(fcntl.ioctl(descriptor, direction, bytes(_INT.size)))[0])
+    except OSError:
+        return 0

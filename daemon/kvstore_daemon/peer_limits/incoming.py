@@ -12,17 +12,19 @@ be accounted for."""
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import logging
 import os
-import struct
 import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from kvstore_core.process.logging import RateLimitedLog
-from kvstore_daemon.peer_limits.connection_watcher import ConnectionWatcher, bytes_acknowledged_and_received
+from kvstore_daemon.peer_limits.connection_watcher import (
+    ConnectionWatcher,
+    bytes_acknowledged_and_received,
+    queued_bytes,
+)
 from kvstore_daemon.peer_limits.connections import Connections
 from kvstore_daemon.peer_limits.peer import Peer
 from kvstore_daemon.process_usage import private_bytes
@@ -56,8 +58,6 @@ since libzmq may need longer, a few times more at growing intervals, up to the s
 
 PART_HEADER = 9
 """The most that a part has on the wire in front of its bytes."""
-
-_INT = struct.Struct("=i")
 
 
 class _Connection:
@@ -181,7 +181,7 @@ class IncomingLimit(ConnectionWatcher):
             counts = None if connection is None else bytes_acknowledged_and_received(descriptor)
             if connection is None or counts is None:
                 continue
-            unread = _unread_bytes(descriptor)
+            unread = queued_bytes(descriptor, termios.FIONREAD)
             self._has_unread |= unread > 0
             connection.count(counts[1] - unread, self._peer_of(descriptor))
             if connection.kept > SMALL_BYTES or unread:
@@ -227,14 +227,6 @@ class IncomingLimit(ConnectionWatcher):
             "this one %d bytes",
             kept,
         )
-
-
-def _unread_bytes(descriptor: int) -> int:
-    """What has arrived on a connection and waits in the system."""
-    try:
-        return int(_INT.unpack(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(_INT.size)))[0])
-    except OSError:
-        return 0
 
 
 def _trim_heap() -> None:

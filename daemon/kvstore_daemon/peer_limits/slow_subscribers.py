@@ -7,14 +7,12 @@ lost by that: it can read the changes from the log."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import select
-import struct
 import termios
 
 from kvstore_core.process.logging import RateLimitedLog
-from kvstore_daemon.peer_limits.connection_watcher import bytes_acknowledged_and_received
+from kvstore_daemon.peer_limits.connection_watcher import bytes_acknowledged_and_received, queued_bytes
 from kvstore_daemon.peer_limits.connections import Connections
 
 log = logging.getLogger("kvstore.daemon")
@@ -27,8 +25,6 @@ LOOK_BYTES = 4 * 1024 * 1024
 
 EVENT_BYTES = 512
 """About what an event takes beside its value."""
-
-_INT = struct.Struct("=i")
 
 
 class SlowSubscribers:
@@ -82,9 +78,4 @@ def _full(descriptors: set[int]) -> list[int]:
 def _taken(descriptor: int) -> int:
     """What the system has taken so far to be sent on a connection; 0 if it is not TCP."""
     counts = bytes_acknowledged_and_received(descriptor)
-    if counts is None:
-        return 0
-    try:
-        return counts[0] + int(_INT.unpack(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(_INT.size)))[0])
-    except OSError:
-        return counts[0]
+    return 0 if counts is None else counts[0] + queued_bytes(descriptor, termios.TIOCOUTQ)

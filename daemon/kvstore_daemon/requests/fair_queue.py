@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from kvstore_core.process.logging import RateLimitedLog
-from kvstore_daemon.event_loop import Loop, Timer
+from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.peer_limits.peer import WINDOW_BYTES, Peer
 from kvstore_daemon.peer_limits.pending import PENDING_BYTES, PendingLimit
 from kvstore_daemon.requests.pending_request import PendingRequest
@@ -81,7 +81,7 @@ class FairQueue:
         self._turns: deque[_PeerQueue] = deque()
         self._set_aside: dict[Peer, _PeerQueue] = {}
         self._postponed: deque[PendingRequest] = deque()
-        self._check: Timer = loop.timer(self._check_set_aside)
+        self._check = loop.timer(self._check_set_aside)
         self._check_seconds = SHORTEST_CHECK
         self._warned = RateLimitedLog(log)
         self.making = 0

@@ -19,11 +19,10 @@ from zlib import crc32
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_KEY_BYTES, MAX_PAGE, MAX_PAGE_BYTES
 from kvstore_core.model import Cursor
-from kvstore_daemon.record_fields import Fields, change_fields, record_fields
+from kvstore_daemon.record_fields import Fields, event_fields, record_fields
 from kvstore_daemon.storage.interface import (
     Engine,
     EventFilter,
-    EventPage,
     LogPosition,
     StoredEvent,
     StoredRecord,
@@ -133,10 +132,10 @@ def _events(engine: Engine, op: Op) -> Page:
     )
     if isinstance(page, LogPosition):
         raise _expired(_cursor_of(op["since"], page), page)
-    fields, blobs = _event_list(page)
+    events, blobs = _event_list(page.events)
     position = page.position
-    found = {"events": fields, "next": page.next_revision, "floor": position.floor, "head": position.head}
-    return Page(found, blobs, position.head)
+    fields = {"events": events, "next": page.next_revision, "floor": position.floor, "head": position.head}
+    return Page(fields, blobs, position.head)
 
 
 def _cursor_of(since: str | int, position: LogPosition) -> Cursor:
@@ -171,15 +170,15 @@ def _filter(op: Op) -> EventFilter:
     )
 
 
-def _event_list(page: EventPage) -> tuple[list[Fields], list[bytes]]:
+def _event_list(events: Sequence[StoredEvent]) -> tuple[list[Fields], list[bytes]]:
     values: list[bytes] = []
-    return [_event(event, values) for event in page.events], values
+    return [_event(event, values) for event in events], values
 
 
-def _event(change: StoredEvent, values: list[bytes]) -> Fields:
+def _event(event: StoredEvent, values: list[bytes]) -> Fields:
     """The event's fields; its values are added to ``values``, the new one before the previous one."""
-    fields = {"key": change.key.decode(), **change_fields(change)}
-    record, previous = change.record, change.previous
+    fields = {"key": event.key.decode(), **event_fields(event)}
+    record, previous = event.record, event.previous
     if record is not None and record.value is not None:
         fields["size"] = len(record.value)
         values.append(record.value)
@@ -195,8 +194,7 @@ def _history(engine: Engine, op: Op) -> Page:
     limit, values = op.get("limit", MAX_PAGE), op.get("values", True)
     head = engine.position().head
     page = engine.history(key, before, cursor, limit, values=values, max_bytes=_max_bytes(op))
-    blobs: list[bytes] = []
-    events = [_event(event, blobs) for event in page.events]
+    events, blobs = _event_list(page.events)
     return Page({"events": events, "cursor": page.cursor, "truncated": page.truncated}, blobs, head)
 
 

@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 import zmq
 
-from kvstore_core.errors import KvError
-from kvstore_daemon.bind import bind, remove_socket_file
-from kvstore_daemon.peer_limits.connections import ConnectionLimit, Connections
+from kvstore_daemon.bind import Context, bind, remove_socket_file
+from kvstore_daemon.peer_limits.connections import ConnectionLimit
 from kvstore_daemon.peer_limits.incoming import PART_HEADER, IncomingLimit
 from kvstore_daemon.peer_limits.peer import UNKNOWN, Peer
 
@@ -71,7 +70,7 @@ class RouterSocket:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         endpoint: str,
         max_frame_bytes: int,
         limit: ConnectionLimit,
@@ -88,19 +87,13 @@ class RouterSocket:
         # A reply to a peer that has gone fails, which shows that the peer has gone.
         socket.router_mandatory = True
         # ROUTER_HANDOVER stays off: with it, a peer that claims another's identity gets its replies.
-        self._connections = Connections(context, socket, "requests", limit)
         self._peers: dict[bytes, Peer] = {}
         self._by_descriptor: dict[int, Peer] = {}
         self._owed: set[Peer] = set()
         """The peers that have not taken all replies."""
         self.untaken = 0
         """The bytes of replies that peers have not taken yet."""
-        try:
-            self.endpoint = bind(socket, endpoint, "--requests")
-        except KvError:
-            socket.close(0)
-            self._connections.close()
-            raise
+        self.endpoint, self._connections = bind(context, socket, "requests", endpoint, limit)
         self._socket = socket
         self.incoming = IncomingLimit(self._connections, self._by_descriptor.get, max_frame_bytes)
 
