@@ -178,7 +178,7 @@ def test_replies_that_nobody_takes_are_bounded_in_all(
                 silent.send(*ASK_FOR_A_PAGE)
             assert status_of(peer)["untaken_bytes"] <= 256 * MIB
         wait_until(lambda: status_of(peer)["counters"]["peers_cut_off"])
-    assert "does not take its replies" in daemon.stderr
+    assert "does not read its replies" in daemon.stderr
 
 
 def test_one_peers_reads_are_done_in_turns_with_anothers(

@@ -174,7 +174,7 @@ def test_ipc_sockets_are_removed_at_a_clean_stop(tmp_path: Path, start_daemon: C
 
 def test_a_file_at_an_ipc_path_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
-    assert "no socket" in one_line(run_daemon(tmp_path, requests=f"ipc://{tmp_path}/notes"))
+    assert "not a socket" in one_line(run_daemon(tmp_path, requests=f"ipc://{tmp_path}/notes"))
     assert (tmp_path / "notes").read_text() == "mine"
 
 
