@@ -116,7 +116,7 @@ def test_how_long_a_subscription_waits_is_checked(method: str) -> None:
         assert getattr(subscription, method)(0) is None
         assert getattr(subscription, method)(0.01) is None
         for wrong in WRONG:
-            # these wait, and nobody comes
+            # these wait for a daemon that is not there
             if wrong is None or (wrong in (5, 1.5, math.inf, 2**70, 1e300) and wrong is not True):
                 continue
             is_refused_clearly(lambda: getattr(subscription, method)(wrong), f"{method}({wrong!r})")  # noqa: B023

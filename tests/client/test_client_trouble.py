@@ -79,7 +79,7 @@ def written(revision: int) -> list[bytes]:
     return encode_reply("e" * 16, revision, [{"revision": revision, "create_revision": 1, "version": 1}])
 
 
-def test_where_nobody_listens_a_write_certainly_did_not_happen() -> None:
+def test_without_a_daemon_a_write_certainly_did_not_happen() -> None:
     with Client(f"tcp://127.0.0.1:{free_port()}", timeout=0.2) as client:
         with pytest.raises(KvError) as caught:
             client.put("k", b"v")

@@ -1,4 +1,4 @@
-"""A client that a forked process inherits, and one that several hands reach for at once."""
+"""Clients that a forked process inherits, and clients that several threads or tasks share."""
 
 from __future__ import annotations
 
@@ -215,12 +215,12 @@ def test_a_subscription_goes_on_on_both_sides_of_a_fork(daemon: Daemon, client: 
             os.write(writing, b".")
             return [*first, *take(1)]
 
-        told: list[Any] = []
+        said: list[Any] = []
         thread = threading.Thread(target=lambda: (os.read(reading, 1), client.put("c", b"")))
         thread.start()
-        told.append(in_child(work))
+        said.append(in_child(work))
         thread.join()
-        assert told == [["b", "c"]]
+        assert said == [["b", "c"]]
         assert take(2) == ["b", "c"]
 
 
@@ -332,7 +332,7 @@ def test_a_closed_client_in_a_forked_process_is_closed(daemon: Daemon) -> None:
     assert in_child(work) == "refused"
 
 
-def test_a_forked_process_that_reaches_nobody_gives_up_in_time() -> None:
+def test_a_forked_process_that_reaches_no_daemon_gives_up_in_time() -> None:
     with Client("tcp://127.0.0.1:9", timeout=0.2) as client:
         with pytest.raises(KvError):
             client.get("k")

@@ -213,7 +213,9 @@ def test_no_sync_comes_before_the_log_was_read_whatever_is_heard(wanted: Filter)
     subscription = after_snapshot(wanted, store)
     asked = subscription.next_ops()
     subscription.on_message(encode_heartbeat(Heartbeat(store.epoch, 0, 0, 0)), 0)
-    assert not subscription.has_items, "what is heard while the log is asked tells nothing of its end"
+    assert not subscription.has_items, (
+        "a heartbeat that comes while the log is read does not say where it ends"
+    )
     subscription.on_reply(answer(store, asked, wanted, 9, None))
     assert subscription.take() == Sync(Cursor(1, store.epoch))
 
