@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 import traceback
@@ -18,6 +17,7 @@ from kvstore_bench.report import number
 from kvstore_bench.results import Results
 from kvstore_bench.samples import Sample
 from kvstore_bench.stage import Stage
+from kvstore_core.process.resources import raise_descriptor_limit
 
 
 def run(rows: Sequence[Row], stage: Stage, rounds: int, file: Path) -> Results:
@@ -25,7 +25,7 @@ def run(rows: Sequence[Row], stage: Stage, rounds: int, file: Path) -> Results:
 
     A row that fails is noted and the others go on. What there is is saved after every row.
     """
-    _allow_many_descriptors()
+    raise_descriptor_limit()  # thousands of streams; servers inherit it
     results = Results(
         settings={
             "began": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -82,9 +82,3 @@ def _line(sample: Sample) -> str:
 def say(text: str) -> None:
     """Progress, for whoever waits for it."""
     print(text, file=sys.stderr, flush=True)
-
-
-def _allow_many_descriptors() -> None:
-    """Thousands of streams are read by this process, and servers inherit its limit."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

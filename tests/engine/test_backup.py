@@ -382,6 +382,24 @@ def test_a_file_whose_end_is_missing_is_damage_and_no_crash(filled: Store, tmp_p
         backed_up(tmp_path / "data")
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [
+        (signal.SIGBUS, "damaged", "SIGBUS"),
+        (signal.SIGKILL, "internal", "SIGKILL"),
+        (signal.SIGRTMIN + 5, "internal", f"signal {signal.SIGRTMIN + 5}"),
+    ],
+)
+def test_a_reader_that_a_signal_ended_is_an_error_that_names_it(number: int, code: str, name: str) -> None:
+    command = ["/bin/sh", "-c", f"kill -{number} $$"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
+        refused(code) as raised,
+    ):
+        reader_client._expect_success(process, Path("file"))
+    assert f"({name})" in raised.value.message
+
+
 # ── beside others ────────────────────────────────────────────────────────────────────────────────
 
 

@@ -1,1 +1,1 @@
-"""What a process of kvstore needs of the system: files, signals, limits, logs, and word of its children."""
+"""What a process of kvstore needs of the system: files, signals, limits, logs, child processes."""

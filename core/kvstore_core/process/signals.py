@@ -73,5 +73,13 @@ class Signals:
             signal.pthread_sigmask(signal.SIG_SETMASK, held_before)
 
 
+def signal_name(number: int) -> str:
+    """``SIGKILL``, or ``signal 40``: most of the real-time signals have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _noted_by_descriptor(_number: int, _frame: FrameType | None) -> None:
     """Without a handler the signal would not reach the descriptor."""

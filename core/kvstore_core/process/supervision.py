@@ -23,7 +23,7 @@ from kvstore_core.errors import EXIT_DONE
 from kvstore_core.process.liveness import BEAT_SECONDS, STUCK_TICKS, Liveness
 from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_core.process.sd_notify import Notice, NoticeSocket, Notifier
-from kvstore_core.process.signals import Signals
+from kvstore_core.process.signals import Signals, signal_name
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 10.0
@@ -255,9 +255,4 @@ class Supervisor(ABC, Generic[AnyChild]):
 
 def describe_exit(status: int) -> str:
     """How a process with this ``Popen.returncode`` ended, as ``was ended by SIGKILL``."""
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        return f"was ended by {signal.Signals(-status).name}"
-    except ValueError:  # one of the real-time signals
-        return f"was ended by signal {-status}"
+    return f"ended with status {status}" if status >= 0 else f"was ended by {signal_name(-status)}"

@@ -15,6 +15,7 @@ from typing import Any, cast
 import orjson
 
 from kvstore_core.errors import KvError
+from kvstore_core.process.signals import signal_name
 from kvstore_daemon.storage.offline.progress import Progress, no_progress
 from kvstore_daemon.storage.offline.run_as_owner import as_root
 
@@ -145,7 +146,7 @@ def _expect_success(process: _Process, path: Path) -> None:
     said = cast(BufferedReader, process.stderr).read().decode(errors="replace").strip().splitlines()
     status = process.wait()
     if status < 0:
-        name = signal.Signals(-status).name
+        name = signal_name(-status)
         if -status not in _DAMAGE_SIGNALS:
             raise KvError("internal", f"the process that read {path} was killed ({name}); try again")
         raise KvError("damaged", f"LMDB was killed by a page of {path} ({name})")
