@@ -127,9 +127,8 @@ class IdempotencyTable:
     def keep_refusal(self, request: WriteRequest, answer: WriteAnswer) -> None:
         """Remember that a request was refused and nothing of it applied, for a minute.
 
-        Its client was told so, and a late copy of it must not be applied after all. A stop of the daemon ends
-        that too, but also the connections in which a copy could wait; and who asks again after a minute means
-        it.
+        Its client knows that, so a late copy of it must not be applied after all. A stop of the daemon ends
+        that too, but also the connections in which a copy could wait. After a minute it is a new attempt.
         """
         client = _name(request)
         if len(self._refused) >= _REMEMBERED:

@@ -74,16 +74,13 @@ class Tables:
         ensure_store(self._folder)
         try:
             self.env = _open_environment(self._folder, self._map_size, sync=self._sync)
+            try:
+                self._begin()
+            except BaseException:
+                self.env.close()
+                raise
         except (lmdb.Error, OSError) as error:
             raise file_error(self.file, error) from error
-        try:
-            self._begin()
-        except (lmdb.Error, OSError) as error:
-            self.env.close()
-            raise file_error(self.file, error) from error
-        except KvError:
-            self.env.close()
-            raise
 
     def _begin(self) -> None:
         refuse_truncated(self._folder, self.env)
