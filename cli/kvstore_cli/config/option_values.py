@@ -10,7 +10,6 @@ import re
 from typing import Any
 
 from kvstore_core import units
-from kvstore_core.loopback import is_loopback
 from kvstore_core.units import BYTES, MILLISECONDS, split_duration
 
 # compiled when first used: most commands import this module and read no size
@@ -125,6 +124,8 @@ def parse_origins(given: Any) -> tuple[str, ...]:
 
 def is_local(address: str) -> bool:
     """Whether listening on ``address`` (HOST:PORT or an endpoint) is out of other machines' reach."""
+    from kvstore_core.loopback import is_loopback  # only servers need it
+
     scheme, _, rest = address.rpartition("://")
     return scheme == "ipc" or is_loopback(rest.rpartition(":")[0].strip("[]"))
 

@@ -1,9 +1,8 @@
-"""The one table of options.
+"""The table of options.
 
-A row gives an option's name, and with it its three spellings: the flag ``--retain-age``, the variable
-``KVSTORE_RETAIN_AGE`` and the key ``retain-age`` of the TOML file. It gives the kind of its value,
-its default, what follows from it, and who takes it. Flags, help texts, settings, ``kvstore config``
-and the tables of ``docs/configuration.md`` all come from here, so they cannot drift apart.
+A row has an option's name, from which come the flag ``--retain-age``, the variable ``KVSTORE_RETAIN_AGE`` and
+the key ``retain-age`` of the TOML file, the kind of its value, its default, what it does, and who takes it.
+Flags, help texts, settings, ``kvstore config`` and the tables of ``docs/configuration.md`` come from here.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ PREFIX = "KVSTORE_"
 
 
 class Kind(NamedTuple):
-    """What an option's value looks like: its name in a help text, its unit, text to value and back;
-    ``words`` where only these can be given."""
+    """The kind of an option's value: its name in help texts, its unit, how it is parsed and shown; ``words``
+    if only these are allowed."""
 
     metavar: str
     unit: str
@@ -31,10 +30,9 @@ class Kind(NamedTuple):
 
 
 class Option(NamedTuple):
-    """One row. ``default`` may be a function where it depends on the machine; ``default_text`` then
-    says in words what it comes to. ``parts`` are those that take it:
-    daemon, http, client (commands that ask the service), stream (those that follow its changes), store
-    (commands that work on the store's files)."""
+    """One row. ``default`` may be a function, if it depends on the machine; ``default_text`` then describes
+    it. ``parts`` are those that take it: daemon, http, client (commands that use the service), stream (those
+    that follow changes), store (those that work on the store's files)."""
 
     name: str
     kind: Kind
@@ -210,7 +208,7 @@ OPTIONS: dict[str, Option] = {
             "data",
             _FOLDER,
             default_data,
-            "Where the store lives. One daemon at a time may use a folder; it is made if missing.",
+            "The folder of the store. One daemon at a time may use it; it is created if missing.",
             _STORE,
             "$XDG_DATA_HOME/kvstore, else ~/.local/share/kvstore",
         ),
@@ -218,7 +216,7 @@ OPTIONS: dict[str, Option] = {
             "engine",
             _ENGINE,
             "lmdb:",
-            "Which engine holds the data.",
+            "The storage engine.",
             _DAEMON,
         ),
         Option(
@@ -226,8 +224,8 @@ OPTIONS: dict[str, Option] = {
             _choice("always", "interval", "none"),
             "always",
             "When a write is on disk: always: before it is acknowledged; interval (weaker): a crash of the "
-            "machine loses up to --sync-interval of acknowledged writes; none (weakest): whatever the system "
-            "had not written by then.",
+            "machine loses up to --sync-interval of acknowledged writes; none (weakest): everything that the "
+            "system had not written yet.",
             _DAEMON,
         ),
         Option(
@@ -242,7 +240,7 @@ OPTIONS: dict[str, Option] = {
             _ENDPOINT,
             DEFAULT_REQUESTS,
             "The daemon's ZeroMQ address for requests. The daemon listens on it, the facade connects to it; "
-            "port 0 lets the system choose one.",
+            "with port 0 the system chooses one.",
             _SERVERS,
         ),
         Option(
@@ -257,15 +255,15 @@ OPTIONS: dict[str, Option] = {
             "http",
             _ADDRESS,
             "127.0.0.1:5000",
-            "The address on which the facade speaks HTTP; port 0 lets the system choose one.",
+            "The address of the HTTP facade; with port 0 the system chooses one.",
             _HTTP,
         ),
         Option(
             "workers",
             _count(1, 256),
             default_workers,
-            "How many facade processes share the HTTP address. More use more cores, and each has connections "
-            "and streams of its own.",
+            "How many facade processes share the HTTP address. More use more cores; each has its own "
+            "connections and streams.",
             _HTTP,
             "one for each core, 4 at most",
         ),
@@ -280,8 +278,8 @@ OPTIONS: dict[str, Option] = {
             "max-store-bytes",
             _size(_MIB, 2**46),
             2**40,
-            "The most that the store may grow to. Beyond it writes are refused with store_full, while reads "
-            "and deletes go on. The file is sparse: nothing is set aside.",
+            "The maximum size of the store. Beyond it writes are refused with store_full, while reads and "
+            "deletes still work. The file is sparse: no space is reserved.",
             _DAEMON,
         ),
         Option(
@@ -316,7 +314,7 @@ OPTIONS: dict[str, Option] = {
             "retain-events",
             _count(1, 10**12),
             1_000_000,
-            "How many events the log keeps. Of the three retain options the tightest holds; a subscriber "
+            "How many events the log keeps. The strictest of the three retain options applies; a subscriber "
             "that was away for longer starts over with a snapshot.",
             _DAEMON,
         ),
@@ -338,23 +336,23 @@ OPTIONS: dict[str, Option] = {
             "max-pending-requests",
             _count(1, 100_000),
             4096,
-            "How many requests the daemon takes before it has answered the first of them; further ones wait "
-            "with their senders. So many writes can share one commit, and reads wait only behind more.",
+            "How many requests the daemon accepts before it answers the first of them; more wait at their "
+            "senders. This many writes can share one commit, and reads wait only behind more.",
             _DAEMON,
         ),
         Option(
             "subscriber-queue",
             _count(1, 10**7),
             10_000,
-            "How many messages are kept for a native subscriber that reads too slowly. What goes beyond is "
-            "dropped for it, and it refills the gap from the log.",
+            "How many messages are queued for a native subscriber that reads too slowly. More are dropped, "
+            "and it fills the gap from the log.",
             _DAEMON,
         ),
         Option(
             "daemon-timeout",
             DURATION,
             5000,
-            "How long an HTTP request waits for the daemon before it is answered with timed_out.",
+            "How long an HTTP request waits for the daemon before it fails with timed_out.",
             _HTTP,
         ),
         Option(
@@ -389,7 +387,7 @@ OPTIONS: dict[str, Option] = {
             "stream-buffer-bytes",
             _size(4096, 2**31),
             _MIB,
-            "How many bytes are kept for a stream that is read too slowly. When they are full it is cut off, "
+            "How many bytes are buffered for a stream that is read too slowly. Beyond that it is cut off, "
             "and resumes from the log.",
             _HTTP,
         ),
@@ -398,15 +396,15 @@ OPTIONS: dict[str, Option] = {
             _size(2**20, 2**40),
             256 * _MIB,
             "How many bytes of unread answers and incomplete requests one worker keeps for all its "
-            "connections together. Above it the connection on which nothing moved for longest is closed.",
+            "connections together. Beyond that it closes the connection that was idle for longest.",
             _HTTP,
         ),
         Option(
             "stream-heartbeat",
             DURATION,
             15_000,
-            "How often a stream says that it is alive. Keep it under the idle time of proxies, and under a "
-            "third of the clients' --stall-timeout.",
+            "How often a stream sends a heartbeat. Keep it below the idle timeout of proxies, and "
+            "below a third of the clients' --stall-timeout.",
             _HTTP,
         ),
         Option(
@@ -414,17 +412,17 @@ OPTIONS: dict[str, Option] = {
             _ORIGINS,
             (),
             "The web origins whose pages may use the service from a browser. Without any, CORS is off; * "
-            "allows every page that a user of the service opens.",
+            "allows every page that a user opens.",
             _HTTP,
         ),
         Option(
             "allowed-hosts",
             _HOSTS,
             (),
-            "The names, without ports, that requests may be addressed to (Host), besides localhost and "
-            "loopback addresses; * allows any. Others are refused with not_allowed, so that a page whose "
-            "name was made to lead to this machine cannot use the service. Name those that a proxy passes "
-            "on. Without any, a service that listens beyond loopback takes every name.",
+            "The host names, without ports, that requests may have in Host, besides localhost and loopback "
+            "addresses; * allows any. Others are refused with not_allowed, which protects against DNS "
+            "rebinding. List those that a proxy passes on. Without any, a service that listens beyond "
+            "loopback accepts every name.",
             _HTTP,
             "none on loopback, any beyond",
         ),
@@ -432,7 +430,7 @@ OPTIONS: dict[str, Option] = {
             "allow-anonymous",
             FLAG,
             False,
-            "Allow listening beyond this machine. The service asks nobody who they are: whoever reaches an "
+            "Allow listening beyond this machine. The service has no authentication: anyone who reaches an "
             "address can read, change and delete everything.",
             _SERVERS,
         ),
@@ -440,15 +438,15 @@ OPTIONS: dict[str, Option] = {
             "access-log",
             _choice("off", "errors", "on"),
             "off",
-            "A line in the log for each HTTP request (on), or for each that is answered with a status of 400 "
-            "and above (errors). Keys are shown, values never.",
+            "Log a line for each HTTP request (on), or for each with a status of 400 and above (errors). "
+            "Keys are logged, values never.",
             _HTTP,
         ),
         Option(
             "slow-request",
             _DURATION_OR_NEVER,
             1000,
-            "How long an HTTP request may take before the log says so (one line in ten seconds at most; "
+            "How long an HTTP request may take before it is logged as slow (at most one line in ten seconds; "
             "waits and streams do not count); 0: never.",
             _HTTP,
         ),
@@ -456,37 +454,38 @@ OPTIONS: dict[str, Option] = {
             "slow-commit",
             _DURATION_OR_NEVER,
             1000,
-            "How long a commit may take before the log says so (one line in ten seconds at most); 0: never.",
+            "How long a commit may take before it is logged as slow (at most one line in ten seconds); 0: "
+            "never.",
             _DAEMON,
         ),
         Option(
             "log-level",
             _choice("debug", "info", "warning", "error"),
             "info",
-            "How much daemon and facade say on standard error. SIGUSR1 makes them say one step more, SIGUSR2 "
-            "as much as is configured.",
+            "How much daemon and facade log on standard error. SIGUSR1 raises it by one step, SIGUSR2 resets "
+            "it.",
             _SERVERS,
         ),
         Option(
             "log-format",
             _choice("auto", "text", "json"),
             "auto",
-            "How they say it. text: lines for people; json: one JSON object a line, for programs that "
-            "collect logs; auto: text on a terminal, JSON elsewhere.",
+            "The format of the log. text: lines for people; json: one JSON object a line, for log "
+            "collectors; auto: text on a terminal, JSON elsewhere.",
             _SERVERS,
         ),
         Option(
             "url",
             _URL,
             "http://127.0.0.1:5000",
-            "Where the commands find the service.",
+            "The address of the service, for the commands.",
             _CLIENT,
         ),
         Option(
             "ca-file",
             _FILE,
             None,
-            "The certificates (PEM) that an https service is checked against.",
+            "The CA certificates (PEM) to verify an https service with.",
             _CLIENT,
             "those of the system",
         ),
@@ -494,15 +493,15 @@ OPTIONS: dict[str, Option] = {
             "request-timeout",
             DURATION,
             10_000,
-            "How long a command tries to get its answer, repeats included.",
+            "How long a command waits for its answer, retries included.",
             _CLIENT,
         ),
         Option(
             "retry-for",
             _DURATION_OR_NEVER,
             None,
-            "How long a command goes on trying while the service is away. Without it, a refused "
-            "connection is reported at once, and other trouble is met with a few attempts.",
+            "How long a command retries while the service is unavailable. Without it, a refused connection "
+            "is reported at once, and other failures are retried a few times.",
             _CLIENT,
             "0s; export and import 1m",
         ),
@@ -510,14 +509,14 @@ OPTIONS: dict[str, Option] = {
             "stall-timeout",
             DURATION,
             45_000,
-            "A stream that is silent for so long counts as dead and is opened anew: three times the "
-            "service's --stream-heartbeat.",
+            "How long a stream may be silent before the command reconnects: three times the service's "
+            "--stream-heartbeat.",
             ("stream",),
         ),
     )
 }
 
-# The file cannot name itself, so this row stands apart: it has a flag and a variable and no key.
+# not in the table: the file cannot name itself, so there is no key
 CONFIG = Option(
     "config",
     _FILE,

@@ -1,10 +1,9 @@
-"""A command of the user's as a child that never outlives us.
+"""A user's command as a child process that never outlives this one.
 
-Between us and the command stands a minder, a process forked for this one run. It leads a session of its
-own, so that neither Ctrl-C nor a kill of our process group reaches it or the command, and it gets a
-SIGTERM from us, or from the kernel when we are gone, SIGKILL included. It then ends the command's whole
-process group and goes when nothing of it is left. What the command had put behind itself when it ended
-well (``server &``) is let be.
+Between the two is a minder, a process forked for each run. It leads its own session, so that neither Ctrl-C
+nor a kill of our process group reaches it or the command. It gets SIGTERM from us, or from the kernel when we
+are gone, even by SIGKILL. It then ends the command's process group, and exits once that is empty. Background
+processes of a command that ended by itself (``server &``) are left alone.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from typing import NoReturn
 from kvstore_core.process.linux import adopt_orphans, end_with_parent
 
 GRACE_SECONDS = 5
-"""How long a command may take to end after SIGTERM; what gives us 10 s, as Docker does, has not to wait."""
+"""How long a command may take to end after SIGTERM: less than the 10 s that Docker gives us."""
 
 
 def run(command: str, value: bytes, environment: Mapping[bytes, bytes]) -> int:
-    """Run ``command`` with ``/bin/sh``, with ``value`` on its standard input; its exit status, or minus the
-    signal that ended it.
+    """Run ``command`` with ``/bin/sh``, with ``value`` on its standard input; returns its exit status, or
+    minus the signal that ended it.
 
-    However this is left, by a signal, an exception or SIGKILL, the command and its process group are ended
-    first; a second exception does not wait for them to end well. It has no terminal to ask on. What of ours
-    is not closed on exec stays open in the minder, hence until the command is gone.
+    A signal, an exception or SIGKILL here first ends the command and its process group; a second exception
+    does not wait for the grace period. The command has no terminal. Descriptors that are not close-on-exec
+    stay open in the minder, and so until the command is gone.
     """
     import ctypes  # noqa: F401 - needed after the fork, and loaded once
 
@@ -35,7 +34,7 @@ def run(command: str, value: bytes, environment: Mapping[bytes, bytes]) -> int:
     report, said = os.pipe()
     _write_all(source, value)
     os.lseek(source, 0, os.SEEK_SET)
-    # a signal for us must not find the minder before it has its own way with them
+    # block signals until the minder has its own handlers
     held = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     us = os.getpid()
     minder = os.fork()
@@ -56,7 +55,7 @@ def run(command: str, value: bytes, environment: Mapping[bytes, bytes]) -> int:
             finally:
                 os.waitpid(minder, 0)
     if not status:
-        # somebody killed the minder: its place is ours
+        # the minder was killed: do its work
         with suppress(ProcessLookupError, ValueError):
             os.killpg(int(leader), signal.SIGKILL)
         return -signal.SIGKILL
@@ -67,12 +66,12 @@ _HELD = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SI
 
 
 def _end_minder(minder: int) -> None:
-    """Have the minder end the command, and wait until it has."""
+    """Make the minder end the command, and wait for it."""
     os.kill(minder, signal.SIGTERM)
     try:
         os.waitid(os.P_PID, minder, os.WEXITED | os.WNOWAIT)
     except BaseException:
-        # whoever is in such a hurry gives no grace
+        # a second interrupt: no grace period
         os.kill(minder, signal.SIGQUIT)
         raise
 
@@ -87,7 +86,7 @@ def _mind(
 ) -> NoReturn:
     try:
         os.setsid()
-        # Ctrl-C and the end of a terminal are for our parent to hear
+        # Ctrl-C and hangups are handled by the parent
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -95,13 +94,13 @@ def _mind(
         child = os.fork()
         if child == 0:
             _become(program, source, environment, held, ignores_hangup=ignores_hangup)
-        with suppress(OSError):  # whoever is first, it or we
+        with suppress(OSError):  # both do it, since either may be first
             os.setpgid(child, child)
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGALRM):
             signal.signal(number, lambda number, _: _end(child, number))
         if not end_with_parent(parent):
             _end(child, signal.SIGQUIT)
-        with suppress(OSError):  # nobody reads it where the parent is gone
+        with suppress(OSError):  # the parent may be gone
             os.write(said, b"%d\n" % child)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         _, status = os.waitpid(child, 0)
