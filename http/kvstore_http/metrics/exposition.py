@@ -1,20 +1,22 @@
 """What ``/metrics`` shows: the facade's counters and the daemon's status, as Prometheus' metric families.
 
-``CATALOGUE`` is the one table of names. ``docs/monitoring.md`` lists the same ones, and a test compares
+``CATALOGUE`` is the one table of metrics. ``docs/monitoring.md`` lists the same ones, and a test compares
 both with what a service exposes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from itertools import accumulate
+from operator import getitem
 from typing import Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
-from kvstore_http.metrics import counters
-from kvstore_http.metrics.counters import HistogramCells, RequestCells, WorkerCounters
+from kvstore_http.metrics import counters as c
+from kvstore_http.metrics.counters import HistogramCells, WorkerCounters
 from kvstore_http.metrics.process_stats import usage
 from kvstore_http.metrics.shared_counters import SharedCounters
 
@@ -22,153 +24,348 @@ Labels = Sequence[str]
 Histogram = tuple[Sequence[float], Sequence[int], float]
 """Bounds, counts (one more than bounds), and the sum of the values."""
 
+Sample = tuple[Labels, float | Histogram | None]
+Samples = Iterable[Sample]
+
 
 class MetricInfo(NamedTuple):
-    """One metric. A counter's name ends in ``_total``, as it is exposed."""
+    """One metric; a counter's name ends in ``_total``, as it is exposed. ``read`` gives the values with their
+    labels: of the facade, of the daemon's status, or of all processes."""
 
     name: str
     kind: str
     meaning: str
+    read: Callable[[Any], Samples]
     labels: tuple[str, ...] = ()
 
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
+WRITE_REFUSALS = ("store_full", "internal")
+"""The error codes with which all writes may be refused."""
+
+
+# ── values of the facade ─────────────────────────────────────────────────────────────────────────
+
+
+class _Facade:
+    """What all workers have counted."""
+
+    def __init__(self, worker: WorkerCounters) -> None:
+        self.shared = worker.shared_counters
+        self.requests = worker.request_cells
+        self.cells = self.shared.totals(self.requests.end)
+
+    def histogram(self, place: HistogramCells) -> Histogram:
+        counts = self.cells[place.at : place.at + len(place.bounds) + 1]
+        return place.bounds, counts, self.cells[place.sum_at] / place.units
+
+
+def _one(value: float | Histogram | None) -> Samples:
+    return [((), value)]
+
+
+def _cell(cell: int) -> Callable[[_Facade], Samples]:
+    return lambda facade: _one(facade.cells[cell])
+
+
+def _measured(place: HistogramCells) -> Callable[[_Facade], Samples]:
+    return lambda facade: _one(facade.histogram(place))
+
+
+def _streams_dropped(facade: _Facade) -> Samples:
+    return [((reason,), facade.cells[cell]) for reason, cell in c.STREAMS_DROPPED.items()]
+
+
+def _request_counts(facade: _Facade) -> Iterator[Sample]:
+    """Only what has happened: most methods of most routes are never asked for, or with one status."""
+    for (method, route), series in facade.requests.series.items():
+        for at, status in enumerate(facade.requests.statuses, series.statuses):
+            if facade.cells[at]:
+                yield (method, route, status), facade.cells[at]
+
+
+def _request_seconds(facade: _Facade) -> Iterator[Sample]:
+    for labels, series in facade.requests.series.items():
+        measured = facade.histogram(series.seconds)
+        if any(measured[1]):
+            yield labels, measured
+
+
+# ── values of the daemon's status ────────────────────────────────────────────────────────────────
+
+Status = Mapping[str, Any]
+
+
+def _status(*path: str) -> Callable[[Status], Samples]:
+    return lambda status: _one(reduce(getitem, path, status))  # type: ignore[arg-type]
+
+
+def _time(field: str) -> Callable[[Status], Samples]:
+    return lambda status: _one(_seconds(status[field]))
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def _commits(field: str) -> Callable[[Status], Samples]:
+    def read(status: Status) -> Samples:
+        histogram = status["commits"][field]
+        return _one((histogram["bounds"], histogram["counts"], histogram["sum"]))
+
+    return read
+
+
+def _build(status: Status) -> Samples:
+    return [([str(status[name]) for name in CATALOGUE["kvstore_build_info"].labels], 1)]
+
+
+def _refusals(status: Status) -> Samples:
+    refusal = (status["writes_refused"] or {}).get("code")
+    reasons = sorted({*WRITE_REFUSALS, *([refusal] if refusal else [])})
+    return [((reason,), int(reason == refusal)) for reason in reasons]
+
+
+def _operations(status: Status) -> Samples:
+    return [((op,), count) for op, count in status["counters"]["operations_by_name"].items()]
+
+
+# ── values of processes ──────────────────────────────────────────────────────────────────────────
+
+Processes = Mapping[str, Mapping[str, float]]
+
+
+def _process(field: str) -> Callable[[Processes], Samples]:
+    return lambda processes: [((name,), used[field]) for name, used in processes.items() if field in used]
+
+
+def _processes(shared: SharedCounters, status: Status | None) -> Processes:
+    """What the system says of each process; workers see each other, the daemon may be on another machine."""
+    found = {f"worker-{number}": usage(pid) for number, pid in shared.pids().items()}
+    if status is None:
+        return found
+    started_at = _seconds(status["started_at"])
+    return {"daemon": {**status["process"], "started_at": started_at}, **found}
+
+
+# ── the metrics ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _counter(name: str, meaning: str, read: Callable[[Any], Samples], *labels: str) -> MetricInfo:
+    return MetricInfo(name, COUNTER, meaning, read, labels)
+
+
+def _gauge(name: str, meaning: str, read: Callable[[Any], Samples], *labels: str) -> MetricInfo:
+    return MetricInfo(name, GAUGE, meaning, read, labels)
+
+
+def _histogram(name: str, meaning: str, read: Callable[[Any], Samples], *labels: str) -> MetricInfo:
+    return MetricInfo(name, HISTOGRAM, meaning, read, labels)
+
+
 _FACADE = (
-    MetricInfo(
+    _counter(
         "kvstore_http_requests_total",
-        COUNTER,
         "Requests that were answered, refused ones too.",
-        ("method", "route", "status"),
+        _request_counts,
+        "method",
+        "route",
+        "status",
     ),
-    MetricInfo(
+    _histogram(
         "kvstore_http_request_duration_seconds",
-        HISTOGRAM,
-        "Time from a request's arrival until its answer was given to the network. Not for event streams, "
-        "answers sent as they are read, and requests that ask to wait.",
-        ("method", "route"),
+        "Time from a request's arrival until its answer was given to the network. Not for event "
+        "streams, answers sent as they are read, and requests that ask to wait.",
+        _request_seconds,
+        "method",
+        "route",
     ),
-    MetricInfo("kvstore_http_requests_in_progress", GAUGE, "Requests that are being answered."),
-    MetricInfo("kvstore_http_connections", GAUGE, "Open connections, without event streams."),
-    MetricInfo("kvstore_http_streams", GAUGE, "Open event streams."),
-    MetricInfo(
+    _gauge("kvstore_http_requests_in_progress", "Requests that are being answered.", _cell(c.IN_PROGRESS)),
+    _gauge("kvstore_http_connections", "Open connections, without event streams.", _cell(c.CONNECTIONS)),
+    _gauge("kvstore_http_streams", "Open event streams.", _cell(c.STREAMS)),
+    _gauge(
         "kvstore_http_streams_catching_up",
-        GAUGE,
         "Of them, those that have not been sent all that there is: they catch up, or wait for the daemon.",
+        _cell(c.CATCHING_UP),
     ),
-    MetricInfo("kvstore_http_streams_opened_total", COUNTER, "Event streams that began."),
-    MetricInfo(
-        "kvstore_http_streams_resumed_total", COUNTER, "Event streams that began where another had ended."
+    _counter("kvstore_http_streams_opened_total", "Event streams that began.", _cell(c.STREAMS_OPENED)),
+    _counter(
+        "kvstore_http_streams_resumed_total",
+        "Event streams that began where another had ended.",
+        _cell(c.STREAMS_RESUMED),
     ),
-    MetricInfo(
+    _counter(
         "kvstore_http_streams_dropped_total",
-        COUNTER,
-        "Event streams that were cut off because their reader was slow or stalled or something failed, or "
-        "refused for want of room.",
-        ("reason",),
+        "Event streams that were cut off because their reader was slow or stalled or something "
+        "failed, or refused for want of room.",
+        _streams_dropped,
+        "reason",
     ),
-    MetricInfo(
+    _counter(
         "kvstore_http_stream_resets_total",
-        COUNTER,
         "Event streams that had to start over: the log no longer reached back to where they were.",
+        _cell(c.STREAM_RESETS),
     ),
-    MetricInfo("kvstore_http_stream_events_total", COUNTER, "Events given to streams, one for each stream."),
-    MetricInfo("kvstore_http_stream_bytes_total", COUNTER, "Bytes given to streams."),
-    MetricInfo(
+    _counter(
+        "kvstore_http_stream_events_total",
+        "Events given to streams, one for each stream.",
+        _cell(c.STREAM_EVENTS),
+    ),
+    _counter("kvstore_http_stream_bytes_total", "Bytes given to streams.", _cell(c.STREAM_BYTES)),
+    _histogram(
         "kvstore_http_stream_lag_seconds",
-        HISTOGRAM,
         "Time from a commit's beginning until its changes were sent to the streams that want them.",
+        _measured(c.STREAM_LAG),
     ),
-    MetricInfo(
+    _gauge(
         "kvstore_http_stream_backlog_bytes",
-        GAUGE,
         "What waits for the stream that is furthest behind, as of the last second.",
+        lambda facade: _one(facade.shared.highest(c.BACKLOG_BYTES)),
     ),
-    MetricInfo("kvstore_http_daemon_request_ops", HISTOGRAM, "Operations in one request to the daemon."),
-    MetricInfo(
+    _histogram(
+        "kvstore_http_daemon_request_ops", "Operations in one request to the daemon.", _measured(c.DAEMON_OPS)
+    ),
+    _histogram(
         "kvstore_http_daemon_request_duration_seconds",
-        HISTOGRAM,
         "Time from sending a request to the daemon until its reply.",
+        _measured(c.DAEMON_SECONDS),
     ),
-    MetricInfo("kvstore_http_workers", GAUGE, "Worker processes that run."),
-    MetricInfo("kvstore_http_worker_restarts_total", COUNTER, "Workers started to replace one that ended."),
+    _gauge(
+        "kvstore_http_workers", "Worker processes that run.", lambda facade: _one(len(facade.shared.pids()))
+    ),
+    _counter(
+        "kvstore_http_worker_restarts_total",
+        "Workers started to replace one that ended.",
+        lambda facade: _one(facade.shared.restarts),
+    ),
+)
+
+_UP = _gauge(
+    "kvstore_up",
+    "1 if the daemon answers, 0 if not: then nothing else is known of it.",
+    lambda status: _one(int(status is not None)),
 )
 
 _DAEMON = (
-    MetricInfo("kvstore_up", GAUGE, "1 if the daemon answers, 0 if not: then nothing else is known of it."),
-    MetricInfo(
+    _gauge(
         "kvstore_build_info",
-        GAUGE,
         "Always 1; the labels say what runs.",
-        ("version", "protocol", "engine", "sync"),
+        _build,
+        "version",
+        "protocol",
+        "engine",
+        "sync",
     ),
-    MetricInfo("kvstore_start_time_seconds", GAUGE, "When the daemon was started."),
-    MetricInfo("kvstore_keys", GAUGE, "Keys."),
-    MetricInfo("kvstore_expiring_keys", GAUGE, "Keys that have a time to live."),
-    MetricInfo("kvstore_data_bytes", GAUGE, "What the records take in the store."),
-    MetricInfo("kvstore_revision", GAUGE, "The newest revision."),
-    MetricInfo("kvstore_log_events", GAUGE, "Events that are kept."),
-    MetricInfo("kvstore_log_bytes", GAUGE, "What they take."),
-    MetricInfo("kvstore_log_floor_revision", GAUGE, "The revision from which on a subscriber can resume."),
-    MetricInfo("kvstore_log_oldest_timestamp_seconds", GAUGE, "When the oldest event that is kept happened."),
-    MetricInfo("kvstore_store_used_bytes", GAUGE, "What the store holds: records, log and indexes."),
-    MetricInfo("kvstore_store_file_bytes", GAUGE, "The size of its file, with room inside that is free."),
-    MetricInfo("kvstore_store_max_bytes", GAUGE, "What the store may hold (--max-store-bytes)."),
-    MetricInfo("kvstore_disk_bytes", GAUGE, "The size of the file system that the store is on."),
-    MetricInfo("kvstore_disk_free_bytes", GAUGE, "What is free there."),
-    MetricInfo("kvstore_writes_refused", GAUGE, "1 if writes are refused, 0 if not.", ("reason",)),
-    MetricInfo("kvstore_requests_total", COUNTER, "Requests that the daemon received."),
-    MetricInfo(
-        "kvstore_requests_refused_total", COUNTER, "Requests that it answered with an error as a whole."
+    _gauge("kvstore_start_time_seconds", "When the daemon was started.", _time("started_at")),
+    _gauge("kvstore_keys", "Keys.", _status("keys")),
+    _gauge("kvstore_expiring_keys", "Keys that have a time to live.", _status("expiring_keys")),
+    _gauge("kvstore_data_bytes", "What the records take in the store.", _status("data_bytes")),
+    _gauge("kvstore_revision", "The newest revision.", _status("revision")),
+    _gauge("kvstore_log_events", "Events that are kept.", _status("log_events")),
+    _gauge("kvstore_log_bytes", "What they take.", _status("log_bytes")),
+    _gauge(
+        "kvstore_log_floor_revision", "The revision from which on a subscriber can resume.", _status("floor")
     ),
-    MetricInfo("kvstore_requests_pending", GAUGE, "Requests that it has not answered yet."),
-    MetricInfo(
-        "kvstore_requests_dropped_total", COUNTER, "Requests whose sender had gone before they were done."
+    _gauge(
+        "kvstore_log_oldest_timestamp_seconds",
+        "When the oldest event that is kept happened.",
+        _time("oldest_event_at"),
     ),
-    MetricInfo("kvstore_replies_untaken_bytes", GAUGE, "Bytes of replies that peers have not read yet."),
-    MetricInfo(
-        "kvstore_peers_cut_off_total", COUNTER, "Connections closed because they took too much memory."
+    _gauge(
+        "kvstore_store_used_bytes", "What the store holds: records, log and indexes.", _status("store_bytes")
     ),
-    MetricInfo("kvstore_operations_total", COUNTER, "Operations that it was asked for.", ("op",)),
-    MetricInfo("kvstore_commits_total", COUNTER, "Commits that changed something."),
-    MetricInfo("kvstore_commit_requests_total", COUNTER, "Requests that took part in them."),
-    MetricInfo("kvstore_commit_ops", HISTOGRAM, "Writes in one commit."),
-    MetricInfo(
+    _gauge(
+        "kvstore_store_file_bytes",
+        "The size of its file, with room inside that is free.",
+        _status("file_bytes"),
+    ),
+    _gauge(
+        "kvstore_store_max_bytes", "What the store may hold (--max-store-bytes).", _status("max_store_bytes")
+    ),
+    _gauge("kvstore_disk_bytes", "The size of the file system that the store is on.", _status("disk_bytes")),
+    _gauge("kvstore_disk_free_bytes", "What is free there.", _status("disk_free_bytes")),
+    _gauge("kvstore_writes_refused", "1 if writes are refused, 0 if not.", _refusals, "reason"),
+    _counter("kvstore_requests_total", "Requests that the daemon received.", _status("counters", "requests")),
+    _counter(
+        "kvstore_requests_refused_total",
+        "Requests that it answered with an error as a whole.",
+        _status("counters", "requests_refused"),
+    ),
+    _gauge("kvstore_requests_pending", "Requests that it has not answered yet.", _status("pending")),
+    _counter(
+        "kvstore_requests_dropped_total",
+        "Requests whose sender had gone before they were done.",
+        _status("counters", "requests_dropped"),
+    ),
+    _gauge(
+        "kvstore_replies_untaken_bytes",
+        "Bytes of replies that peers have not read yet.",
+        _status("untaken_bytes"),
+    ),
+    _counter(
+        "kvstore_peers_cut_off_total",
+        "Connections closed because they took too much memory.",
+        _status("counters", "peers_cut_off"),
+    ),
+    _counter("kvstore_operations_total", "Operations that it was asked for.", _operations, "op"),
+    _counter("kvstore_commits_total", "Commits that changed something.", _status("commits", "count")),
+    _counter(
+        "kvstore_commit_requests_total", "Requests that took part in them.", _status("commits", "requests")
+    ),
+    _histogram("kvstore_commit_ops", "Writes in one commit.", _commits("ops")),
+    _histogram(
         "kvstore_commit_duration_seconds",
-        HISTOGRAM,
         "Time that a commit took, from its beginning until it was durable.",
+        _commits("seconds"),
     ),
-    MetricInfo("kvstore_sync_duration_seconds", HISTOGRAM, "Time that the disk took for a sync."),
-    MetricInfo(
-        "kvstore_last_commit_timestamp_seconds", GAUGE, "When the newest event that is kept happened."
+    _histogram(
+        "kvstore_sync_duration_seconds", "Time that the disk took for a sync.", _commits("sync_seconds")
     ),
-    MetricInfo("kvstore_expiries_total", COUNTER, "Keys that expired."),
-    MetricInfo("kvstore_changes_published_total", COUNTER, "Events that were committed and published."),
-    MetricInfo(
-        "kvstore_clock_steps_total", COUNTER, "How often the machine's clock was found to have been set."
+    _gauge(
+        "kvstore_last_commit_timestamp_seconds",
+        "When the newest event that is kept happened.",
+        _time("newest_event_at"),
     ),
-    MetricInfo("kvstore_connections", GAUGE, "Connections to the daemon."),
-    MetricInfo("kvstore_connections_max", GAUGE, "How many there may be, by its limit of open files."),
-    MetricInfo(
-        "kvstore_subscriptions", GAUGE, "Different topics that native subscribers and workers follow."
+    _counter("kvstore_expiries_total", "Keys that expired.", _status("counters", "expiries")),
+    _counter(
+        "kvstore_changes_published_total",
+        "Events that were committed and published.",
+        _status("counters", "changes_published"),
+    ),
+    _counter(
+        "kvstore_clock_steps_total",
+        "How often the machine's clock was found to have been set.",
+        _status("clock", "steps"),
+    ),
+    _gauge("kvstore_connections", "Connections to the daemon.", _status("connections")),
+    _gauge(
+        "kvstore_connections_max",
+        "How many there may be, by its limit of open files.",
+        _status("max_connections"),
+    ),
+    _gauge(
+        "kvstore_subscriptions",
+        "Different topics that native subscribers and workers follow.",
+        _status("subscriptions"),
     ),
 )
 
 _PROCESSES = (
-    MetricInfo("process_cpu_seconds_total", COUNTER, "CPU time.", ("process",)),
-    MetricInfo(
-        "process_resident_memory_bytes", GAUGE, "Memory, mapped pages of the store included.", ("process",)
+    _counter("process_cpu_seconds_total", "CPU time.", _process("cpu_seconds"), "process"),
+    _gauge(
+        "process_resident_memory_bytes",
+        "Memory, mapped pages of the store included.",
+        _process("resident_bytes"),
+        "process",
     ),
-    MetricInfo("process_virtual_memory_bytes", GAUGE, "Address space.", ("process",)),
-    MetricInfo("process_start_time_seconds", GAUGE, "When the process was started.", ("process",)),
-    MetricInfo("process_open_fds", GAUGE, "Open file descriptors.", ("process",)),
-    MetricInfo("process_max_fds", GAUGE, "How many may be open.", ("process",)),
+    _gauge("process_virtual_memory_bytes", "Address space.", _process("virtual_bytes"), "process"),
+    _gauge("process_start_time_seconds", "When the process was started.", _process("started_at"), "process"),
+    _gauge("process_open_fds", "Open file descriptors.", _process("open_files"), "process"),
+    _gauge("process_max_fds", "How many may be open.", _process("max_files"), "process"),
 )
 
-CATALOGUE: dict[str, MetricInfo] = {row.name: row for row in (*_FACADE, *_DAEMON, *_PROCESSES)}
-
-WRITE_REFUSALS = ("store_full", "internal")
-"""The error codes with which all writes may be refused."""
+CATALOGUE: dict[str, MetricInfo] = {row.name: row for row in (*_FACADE, _UP, *_DAEMON, *_PROCESSES)}
 
 
 class FixedCollector:
@@ -182,193 +379,34 @@ class FixedCollector:
         return self._families
 
 
-def collector(worker: WorkerCounters, status: Mapping[str, Any] | None) -> FixedCollector:
+def collector(worker: WorkerCounters, status: Status | None) -> FixedCollector:
     """A collector of all families, of all workers; ``status`` is the daemon's, None if it does not answer."""
-    shared_counters = worker.shared_counters
-    facade = _facade(shared_counters, worker.request_cells)
-    return FixedCollector([*facade, *_daemon(status), *_processes(shared_counters, status)])
-
-
-# ── making families ──────────────────────────────────────────────────────────────────────────────
-
-
-def _gauge(name: str, *samples: tuple[Labels, float | None]) -> Metric:
-    row = CATALOGUE[name]
-    family = GaugeMetricFamily(name, row.meaning, labels=row.labels)
-    for labels, value in samples:
-        if value is not None:
-            family.add_metric(labels, value)
-    return family
-
-
-def _counter(name: str, *samples: tuple[Labels, float]) -> Metric:
-    row = CATALOGUE[name]
-    family = CounterMetricFamily(name, row.meaning, labels=row.labels)
-    for labels, value in samples:
-        family.add_metric(labels, value)
-    return family
-
-
-def _histogram(name: str, *samples: tuple[Labels, Histogram]) -> Metric:
-    row = CATALOGUE[name]
-    family = HistogramMetricFamily(name, row.meaning, labels=row.labels)
-    for labels, (bounds, counts, total) in samples:
-        limits = [*map(floatToGoString, bounds), "+Inf"]
-        family.add_metric(labels, list(zip(limits, accumulate(counts), strict=True)), total)
-    return family
-
-
-# ── the facade ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _facade(shared_counters: SharedCounters, request_cells: RequestCells) -> Iterator[Metric]:
-    cells = shared_counters.totals(request_cells.end)
-
-    def histogram(place: HistogramCells) -> Histogram:
-        counts = cells[place.at : place.at + len(place.bounds) + 1]
-        return place.bounds, counts, cells[place.sum_at] / place.units
-
-    yield from _requests(cells, request_cells, histogram)
-    for name, cell in (
-        ("kvstore_http_requests_in_progress", counters.IN_PROGRESS),
-        ("kvstore_http_connections", counters.CONNECTIONS),
-        ("kvstore_http_streams", counters.STREAMS),
-        ("kvstore_http_streams_catching_up", counters.CATCHING_UP),
-    ):
-        yield _gauge(name, ((), cells[cell]))
-    for name, cell in (
-        ("kvstore_http_streams_opened_total", counters.STREAMS_OPENED),
-        ("kvstore_http_streams_resumed_total", counters.STREAMS_RESUMED),
-        ("kvstore_http_stream_resets_total", counters.STREAM_RESETS),
-        ("kvstore_http_stream_events_total", counters.STREAM_EVENTS),
-        ("kvstore_http_stream_bytes_total", counters.STREAM_BYTES),
-    ):
-        yield _counter(name, ((), cells[cell]))
-    dropped = counters.STREAMS_DROPPED.items()
-    yield _counter(
-        "kvstore_http_streams_dropped_total", *(((reason,), cells[cell]) for reason, cell in dropped)
+    processes = _processes(worker.shared_counters, status)
+    facade = _Facade(worker)
+    return FixedCollector(
+        [
+            *(_family(row, facade) for row in _FACADE),
+            _family(_UP, status),
+            *(_family(row, status) for row in _DAEMON if status is not None),
+            *(_family(row, processes) for row in _PROCESSES),
+        ]
     )
-    for name, place in (
-        ("kvstore_http_stream_lag_seconds", counters.STREAM_LAG),
-        ("kvstore_http_daemon_request_ops", counters.DAEMON_OPS),
-        ("kvstore_http_daemon_request_duration_seconds", counters.DAEMON_SECONDS),
-    ):
-        yield _histogram(name, ((), histogram(place)))
-    yield _gauge("kvstore_http_stream_backlog_bytes", ((), shared_counters.highest(counters.BACKLOG_BYTES)))
-    yield _gauge("kvstore_http_workers", ((), len(shared_counters.pids())))
-    yield _counter("kvstore_http_worker_restarts_total", ((), shared_counters.restarts))
 
 
-def _requests(
-    cells: list[int], request_cells: RequestCells, histogram: Callable[[HistogramCells], Histogram]
-) -> Iterator[Metric]:
-    """Only what has happened: most methods of most routes are never asked for, or with one status."""
-    counts: list[tuple[Labels, float]] = []
-    seconds: list[tuple[Labels, Histogram]] = []
-    for (method, route), series in request_cells.series.items():
-        for at, status in enumerate(request_cells.statuses, series.statuses):
-            if cells[at]:
-                counts.append(((method, route, status), cells[at]))
-        measured = histogram(series.seconds)
-        if any(measured[1]):
-            seconds.append(((method, route), measured))
-    yield _counter("kvstore_http_requests_total", *counts)
-    yield _histogram("kvstore_http_request_duration_seconds", *seconds)
-
-
-# ── the daemon ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _daemon(status: Mapping[str, Any] | None) -> Iterator[Metric]:
-    yield _gauge("kvstore_up", ((), 0 if status is None else 1))
-    if status is None:
-        return
-    labels = [str(status[name]) for name in CATALOGUE["kvstore_build_info"].labels]
-    yield _gauge("kvstore_build_info", (labels, 1))
-    yield from _state(status)
-    refusal = (status["writes_refused"] or {}).get("code")
-    reasons = sorted({*WRITE_REFUSALS, *([refusal] if refusal else [])})
-    yield _gauge(
-        "kvstore_writes_refused", *(((reason,), 1 if reason == refusal else 0) for reason in reasons)
-    )
-    yield from _work(status["counters"], status["commits"])
-    yield _counter("kvstore_clock_steps_total", ((), status["clock"]["steps"]))
-
-
-def _state(status: Mapping[str, Any]) -> Iterator[Metric]:
-    for name, value in (
-        ("kvstore_start_time_seconds", _seconds(status["started_at"])),
-        ("kvstore_keys", status["keys"]),
-        ("kvstore_expiring_keys", status["expiring_keys"]),
-        ("kvstore_data_bytes", status["data_bytes"]),
-        ("kvstore_revision", status["revision"]),
-        ("kvstore_log_events", status["log_events"]),
-        ("kvstore_log_bytes", status["log_bytes"]),
-        ("kvstore_log_floor_revision", status["floor"]),
-        ("kvstore_log_oldest_timestamp_seconds", _seconds(status["oldest_event_at"])),
-        ("kvstore_store_used_bytes", status["store_bytes"]),
-        ("kvstore_store_file_bytes", status["file_bytes"]),
-        ("kvstore_store_max_bytes", status["max_store_bytes"]),
-        ("kvstore_disk_bytes", status["disk_bytes"]),
-        ("kvstore_disk_free_bytes", status["disk_free_bytes"]),
-        ("kvstore_requests_pending", status["pending"]),
-        ("kvstore_replies_untaken_bytes", status["untaken_bytes"]),
-        ("kvstore_last_commit_timestamp_seconds", _seconds(status["newest_event_at"])),
-        ("kvstore_connections", status["connections"]),
-        ("kvstore_connections_max", status["max_connections"]),
-        ("kvstore_subscriptions", status["subscriptions"]),
-    ):
-        yield _gauge(name, ((), value))
-
-
-def _work(counters: Mapping[str, Any], commits: Mapping[str, Any]) -> Iterator[Metric]:
-    for name, value in (
-        ("kvstore_requests_total", counters["requests"]),
-        ("kvstore_requests_refused_total", counters["requests_refused"]),
-        ("kvstore_requests_dropped_total", counters["requests_dropped"]),
-        ("kvstore_peers_cut_off_total", counters["peers_cut_off"]),
-        ("kvstore_commits_total", commits["count"]),
-        ("kvstore_commit_requests_total", commits["requests"]),
-        ("kvstore_expiries_total", counters["expiries"]),
-        ("kvstore_changes_published_total", counters["changes_published"]),
-    ):
-        yield _counter(name, ((), value))
-    by_name = counters["operations_by_name"].items()
-    yield _counter("kvstore_operations_total", *(((op,), count) for op, count in by_name))
-    for name, histogram in (
-        ("kvstore_commit_ops", commits["ops"]),
-        ("kvstore_commit_duration_seconds", commits["seconds"]),
-        ("kvstore_sync_duration_seconds", commits["sync_seconds"]),
-    ):
-        yield _histogram(name, ((), (histogram["bounds"], histogram["counts"], histogram["sum"])))
-
-
-def _seconds(milliseconds: int | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
-
-
-# ── processes ────────────────────────────────────────────────────────────────────────────────────
-
-_OF_DAEMON = {
-    "process_cpu_seconds_total": "cpu_seconds",
-    "process_resident_memory_bytes": "resident_bytes",
-    "process_virtual_memory_bytes": "virtual_bytes",
-    "process_open_fds": "open_files",
-    "process_max_fds": "max_files",
+_FAMILIES: dict[str, Callable[..., Any]] = {
+    COUNTER: CounterMetricFamily,
+    GAUGE: GaugeMetricFamily,
+    HISTOGRAM: HistogramMetricFamily,
 }
 
 
-def _processes(shared_counters: SharedCounters, status: Mapping[str, Any] | None) -> Iterator[Metric]:
-    """What the system says of each process; workers see each other, the daemon may be on another machine."""
-    found: dict[str, list[tuple[Labels, float]]] = {row.name: [] for row in _PROCESSES}
-    if status is not None:
-        process = {**status["process"], "start": _seconds(status["started_at"])}
-        for name, field in (*_OF_DAEMON.items(), ("process_start_time_seconds", "start")):
-            if field in process:
-                found[name].append((("daemon",), process[field]))
-    for number, pid in shared_counters.pids().items():
-        for name, value in usage(pid).items():
-            found[name].append(((f"worker-{number}",), value))
-    for name, samples in found.items():
-        make = _counter if CATALOGUE[name].kind == COUNTER else _gauge
-        yield make(name, *samples)
+def _family(row: MetricInfo, source: Any) -> Metric:
+    family = _FAMILIES[row.kind](row.name, row.meaning, labels=row.labels)
+    for labels, value in row.read(source):
+        if isinstance(value, tuple):
+            bounds, counts, total = value
+            limits = [*map(floatToGoString, bounds), "+Inf"]
+            family.add_metric(labels, list(zip(limits, accumulate(counts), strict=True)), total)
+        elif value is not None:
+            family.add_metric(labels, value)
+    return family  # type: ignore[no-any-return]

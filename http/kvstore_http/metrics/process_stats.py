@@ -13,8 +13,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def usage(pid: int) -> dict[str, float]:
-    """The values of the ``process_`` metrics; without those that cannot be read, as when the process
-    has just ended."""
+    """What a process uses, named as in the daemon's status, and when it started, in seconds since 1970;
+    without what cannot be read, as when the process has just ended."""
     found: dict[str, float] = {}
     with suppress(OSError):
         found.update(_of(pid))
@@ -26,9 +26,9 @@ def _of(pid: int) -> Iterator[tuple[str, float]]:
         fields = file.read().rpartition(b")")[2].split()  # proc(5) counts from 1; the first here is number 3
     user, system, started, virtual, resident = (int(fields[number - 3]) for number in (14, 15, 22, 23, 24))
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / _TICKS
-    yield "process_cpu_seconds_total", (user + system) / _TICKS
-    yield "process_start_time_seconds", round(time.time() - age, 2)
-    yield "process_virtual_memory_bytes", virtual
-    yield "process_resident_memory_bytes", resident * resource.getpagesize()
-    yield "process_open_fds", len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
-    yield "process_max_fds", resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+    yield "cpu_seconds", (user + system) / _TICKS
+    yield "started_at", round(time.time() - age, 2)
+    yield "virtual_bytes", virtual
+    yield "resident_bytes", resident * resource.getpagesize()
+    yield "open_files", len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
+    yield "max_files", resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
