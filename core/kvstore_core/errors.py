@@ -84,7 +84,7 @@ ERRORS: dict[str, ErrorRow] = {
 class KvError(Exception):
     """An error of the table, with a sentence for a person and details for a program.
 
-    Each row has a class of its own: ``KvError("not_found", …)`` makes a :class:`NotFound`, so that
+    Each row has a class: ``KvError("not_found", …)`` makes a :class:`NotFound`, so that
     either ``except NotFound`` or ``error.code`` tells which error it is. A code that the table does not
     know makes a plain KvError.
 

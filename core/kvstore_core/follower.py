@@ -25,8 +25,8 @@ MAX_HELD_EVENTS = 10_000
 MAX_HELD_BYTES = 16 * 1024 * 1024
 
 PAGE_SECONDS = 60.0
-"""The time-out of a read that nobody awaits at a certain time, such as a page of the log for a
-subscription: it does not fail because the daemon has much to do."""
+"""The time-out of a read in the background, such as a page of the log for a subscription: it must not fail
+because the daemon is busy."""
 
 RESTORED = "the store was restored; it has a different history now"
 
@@ -62,13 +62,13 @@ class LogPage(NamedTuple):
 class Follower:
     """Everything after ``start``, in order, from what PUB says and what the log answers.
 
-    ``filtered`` says that PUB does not bring every message (a SUB socket with topics), so that a
-    missing one cannot be told from an unwanted one: what does not continue directly is then asked of
-    the log. ``log_only`` takes PUB as a hint only, for events that need what PUB does not carry.
+    ``filtered`` says that PUB does not bring every message (a SUB socket with topics), so that a missing
+    one looks like an unwanted one: what does not continue directly is then read from the log. ``log_only``
+    takes PUB as a hint only, for events that need what PUB does not carry.
 
-    The one who owns it passes every decoded message to :meth:`hear` and afterwards looks at
-    :meth:`ask`; when that gives a cursor, the log is to be asked for the events since it, and the
-    outcome told with :meth:`answer` or :meth:`fail`. It begins by asking.
+    Its owner passes every decoded message to :meth:`hear` and then calls :meth:`ask`; when that returns
+    a cursor, the owner reads the events since it from the log, and passes the outcome to :meth:`answer` or
+    :meth:`fail`. It begins by asking.
     """
 
     __slots__ = (

@@ -40,7 +40,7 @@ class Record(NamedTuple):
 
 
 def _short(value: object) -> str:
-    """Not a megabyte in somebody's log."""
+    """``repr`` of a value, cut off where a log would get a megabyte."""
     if isinstance(value, bytes) and len(value) > SHOWN_BYTES:
         return f"{value[:SHOWN_BYTES]!r}… ({len(value)} bytes)"
     return repr(value)
@@ -105,7 +105,7 @@ _CURSOR = re.compile(r"([0-9]{1,19})-([0-9a-f]{16})", re.ASCII)
 
 
 def is_plain_key(key: object) -> bool:
-    """Whether ``key`` is ASCII text that :func:`check_key` accepts, which is most keys and quickly told."""
+    """Whether ``key`` is ASCII text that :func:`check_key` accepts, the quick check that most keys pass."""
     return type(key) is str and 0 < len(key) <= MAX_KEY_BYTES and key.isascii() and "\0" not in key
 
 

@@ -40,7 +40,7 @@ class Field(NamedTuple):
 
 class Operation(NamedTuple):
     """One row. ``has_value`` says that the op's ``size`` bytes of the value frame belong to it; of the
-    ``exclusive`` fields at most one may stand in an op."""
+    ``exclusive`` fields an op may have at most one."""
 
     name: str
     writes: bool

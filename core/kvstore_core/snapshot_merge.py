@@ -21,10 +21,10 @@ _LOST = "the store lost data that its snapshot showed; it has a different histor
 class SnapshotMerge:
     """The present records of what is wanted, page by page, and which later events they already show.
 
-    Reading takes several requests, each of which sees the store at a revision of its own; so the
-    reader takes the store's position, ``start``, *before* the first one, and afterwards follows the
-    log from there, leaving out every event that the page covering its key had already seen. While
-    :meth:`next_ops` gives ops, send them as one request and pass the reply to :meth:`accept`.
+    Reading takes several requests, each of which sees the store at another revision; so the reader takes
+    the store's position, ``start``, *before* the first one, and afterwards follows the log from there,
+    leaving out every event that the page covering its key had already seen. While :meth:`next_ops` gives
+    ops, send them as one request and pass the reply to :meth:`accept`.
 
     What was shown is the state of the store at no revision before the log, asked after the last page,
     has been followed to its end: only then is there a cursor to give out. Pass each of its pages to

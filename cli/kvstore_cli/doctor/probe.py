@@ -15,7 +15,7 @@ from kvstore_cli.doctor.timed_stream import TimedStream
 from kvstore_cli.http_client.client import encode_query, key_path
 from kvstore_cli.http_client.connection import connect, http_client, reason
 from kvstore_core.errors import KvError
-from kvstore_core.media_types import JSON
+from kvstore_core.media_types import JSON, PROBLEM
 
 SCRATCH = "kvstore-doctor/"
 """The prefix of all keys of the doctor; a random part follows."""
@@ -38,7 +38,7 @@ class ProbeResponse(NamedTuple):
     @property
     def code(self) -> str | None:
         """The error code of kvstore; None for a success or a response of a proxy."""
-        if not self.headers.get("Content-Type", "").startswith("application/problem+json"):
+        if not self.headers.get("Content-Type", "").startswith(PROBLEM):
             return None
         code = self.json().get("code")
         return code if isinstance(code, str) else None
@@ -256,7 +256,7 @@ def _read_response(connection: http_client.HTTPConnection) -> ExpectResponse:
     except TimeoutError:
         return ExpectResponse(0, is_ours=False)
     found = re.match(rb"HTTP/1\.[01] (\d{3})", head)
-    is_ours = b"application/problem+json" in head.lower()
+    is_ours = PROBLEM.encode() in head.lower()
     return ExpectResponse(int(found[1]) if found else 0, is_ours)
 
 

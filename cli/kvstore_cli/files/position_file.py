@@ -13,9 +13,11 @@ import fcntl
 import os
 import stat
 from contextlib import suppress
+from pathlib import Path
 from time import monotonic, sleep
 
 from kvstore_cli.terminal.output import readable, talk
+from kvstore_core.process.files import sync_folder
 
 _SECTOR_BYTES = 512
 _SHORTEST_BYTES = 64
@@ -119,9 +121,7 @@ class PositionFile:
         os.fsync(self._descriptor)
         if self._was_made:
             with suppress(OSError):  # a folder that may not be read
-                folder = os.open(os.path.dirname(os.path.realpath(self._path)), os.O_RDONLY)  # noqa: PTH120
-                os.fsync(folder)
-                os.close(folder)
+                sync_folder(Path(self._path).resolve().parent)
 
     def discard(self) -> None:
         """Remove the file, or empty it if it cannot be removed."""

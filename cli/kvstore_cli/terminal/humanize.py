@@ -1,4 +1,4 @@
-"""Figures made short for people."""
+"""Numbers, sizes and times, short and readable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting a moment for what the process before us has not let go of yet."""
+"""Waiting for an address or a lock that a process is about to release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what to do where the system refuses one."""
+"""Files that are written whole or not at all, and advice for the system's errors with files."""
 
 from __future__ import annotations
 
@@ -53,10 +53,9 @@ def permission_advice(path: Path, mode: str, who: str = "this") -> str:
 
 @contextmanager
 def whole_file(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
-    """A file to write, which gets its name, for its owner only, once the block has ended well and all of it
-    is on disk. Until then nothing stands at ``path`` or what stood there before, and so it stays if the
-    block raises. Raises FileExistsError, unless ``replace``, if there is something, and OSError if that
-    is a device, a folder, or the like.
+    """A file to write, readable by its owner only. It gets its name when the block has ended and all of it is
+    on disk; until then, and if the block raises, ``path`` is what it was. Raises FileExistsError, unless
+    ``replace``, if ``path`` exists, and OSError if it is a device, a folder, or the like.
     """
     _refuse_what_is_there(path, replace=replace)
     draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
@@ -86,9 +85,8 @@ def _refuse_what_is_there(path: Path, *, replace: bool) -> None:
 
 
 def steadily(file: BinaryIO) -> Callable[[bytes], None]:
-    """A function that writes to ``file``, which is empty, and has it on disk a little at a time: one sync of
-    all of a large file would hold up those of the daemon beside it. Nor does the file push others out of the
-    system's cache."""
+    """A function that writes to the empty ``file`` and syncs it a few megabytes at a time: one sync of a
+    large file would hold up those of the daemon beside it. It also keeps the system's cache for others."""
     written = synced = 0
 
     def write(data: bytes) -> None:
@@ -117,9 +115,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_folders_up(folder: Path) -> None:
-    """Make the names in ``folder`` and in all folders above it on the same file system durable: ``folder``
-    may just have been made, and those above it as well. One that may not be read is passed over: this
-    process did not make anything in it."""
+    """Make the names in ``folder``, and in all folders above it on the same file system, durable: they may
+    just have been made. A folder that may not be read is skipped: this process made nothing in it."""
     device = folder.stat().st_dev
     for each in (folder := folder.absolute(), *folder.parents):
         try:

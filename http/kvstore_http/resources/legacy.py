@@ -94,7 +94,7 @@ class AllResource:
 
 def _prefers_html(req: falcon.Request) -> bool:
     # a client that takes both alike, as curl does, is no browser
-    return "text/html" in req.env.get("HTTP_ACCEPT", "") and preferred(req, JSON, HTML) == HTML
+    return HTML in req.env.get("HTTP_ACCEPT", "") and preferred(req, JSON, HTML) == HTML
 
 
 def _index(req: falcon.Request) -> dict[str, Any]:
