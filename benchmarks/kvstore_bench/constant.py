@@ -57,10 +57,10 @@ def serve(sock: Any, notifier: Notifier) -> int:
     from gevent import get_hub
     from gevent.event import Event
 
-    from kvstore_http.server.server import Server
+    from kvstore_http.server.server import HttpServer
 
     hub = get_hub()
-    server = Server(app(), sock, max_body_bytes=2**20, max_header_bytes=2**16, max_connections=20_000)
+    server = HttpServer(app(), sock, max_body_bytes=2**20, max_header_bytes=2**16, max_connections=20_000)
     relax_garbage_collector()
     notifier.ready({})
     beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)

@@ -77,7 +77,7 @@ def main() -> None:
         name, _, value = argument.partition("=")
         setattr(server if hasattr(server, name) else connection, name, float(value))
     sock = socket.create_server(("127.0.0.1", 0))
-    bare = server.Server(
+    bare = server.HttpServer(
         application,
         sock,
         max_body_bytes=MAX_BODY,

@@ -29,7 +29,7 @@ def test_requests_are_served_before_the_streams_that_came_with_them(monkeypatch:
     limits = {"max_body_bytes": 1000, "max_header_bytes": 1000, "max_connections": 50}
     listening = socket.create_server(("127.0.0.1", 0))
     with ExitStack() as open_ones:
-        open_ones.enter_context(closing(server.Server(application, listening, **limits)))
+        open_ones.enter_context(closing(server.HttpServer(application, listening, **limits)))
         # the loop, which is this thread's, has not seen any of them before all are there
         for path in ["/first", *[SUBSCRIBE_PATH] * STREAMS, "/last"]:
             client = socket.create_connection(listening.getsockname())

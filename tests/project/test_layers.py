@@ -105,7 +105,7 @@ ROOMS = {
 UPWARD: set[str] = set()
 CIRCLES = True
 # names of classes that still mean two things
-SHARED_NAMES = {"Connection", "Server"}
+SHARED_NAMES = {"Connection"}
 
 # what a command that only asks the service must not load: each costs more time than the command takes
 # what starts servers, or tells how they would be started

@@ -57,7 +57,7 @@ HELD_BYTES = 256 * 1024 * 1024
 """Default of the bytes that are kept for all connections of a worker together."""
 
 
-class Server(BaseWSGIServer):  # type: ignore[misc]
+class HttpServer(BaseWSGIServer):  # type: ignore[misc]
     """Accepts connections on one bound socket and serves ``application`` on them, in the hub of the thread
     that made it. While ``stopping``, every response says that its connection ends."""
 

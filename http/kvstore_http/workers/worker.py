@@ -21,7 +21,7 @@ from kvstore_http.app import create_app
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.server.access_log import AccessLog
-from kvstore_http.server.server import Server
+from kvstore_http.server.server import HttpServer
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
@@ -103,8 +103,8 @@ def _watch_level(on_level: Callable[[int], None], access_log: AccessLog) -> list
 
 def _server(
     app: object, sock: socket.socket, counters: WorkerCounters, access_log: AccessLog, settings: HttpSettings
-) -> Server:
-    return Server(
+) -> HttpServer:
+    return HttpServer(
         app,
         sock,
         counters,
@@ -117,7 +117,7 @@ def _server(
     )
 
 
-def _drain(servers: Sequence[Server], feed: ChangeFeed, broadcaster: Broadcaster) -> None:
+def _drain(servers: Sequence[HttpServer], feed: ChangeFeed, broadcaster: Broadcaster) -> None:
     """Take no more connections, end the streams, and let the requests in flight finish."""
     loop = gevent.get_hub().loop
     for server in servers:
