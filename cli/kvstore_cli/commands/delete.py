@@ -6,30 +6,26 @@ from collections.abc import Sequence
 
 import click
 
+from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.context import client_of
 from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import (
-    Subcommand,
-    WholeNumber,
-    exactly_one,
-    json_option,
-    keys_argument,
-    prefix_option,
-)
 from kvstore_cli.command_line.writes import condition_headers, print_revision
 from kvstore_cli.http_client.client import ServiceClient, key_path
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
 
 
-@click.command(cls=Subcommand)
-@keys_argument
-@prefix_option("Every key that begins with P; P may not be empty.")
+@click.command(cls=parameters.Subcommand)
+@parameters.keys_argument
+@parameters.prefix_option("Every key that begins with P; P may not be empty.")
 @click.option(
-    "--if-revision", type=WholeNumber(1), metavar="REV", help="Only if the key still has revision REV."
+    "--if-revision",
+    type=parameters.WholeNumber(1),
+    metavar="REV",
+    help="Only if the key still has revision REV.",
 )
 @click.option("--atomic", is_flag=True, help="All KEYs or none, in one revision; 100 at most.")
-@json_option("Print the result as JSON.")
+@parameters.json_option("Print the result as JSON.")
 @with_options("client")
 @click.pass_context
 def command(
@@ -57,7 +53,7 @@ def command(
       kvstore delete user:42 email:42 --atomic
       kvstore delete --prefix session:
     """
-    which = exactly_one({"KEY": keys or None, "--prefix": prefix})
+    which = parameters.exactly_one({"KEY": keys or None, "--prefix": prefix})
     if if_revision is not None and len(keys) != 1:
         raise click.UsageError("--if-revision needs exactly one KEY")
     if atomic and prefix is not None:

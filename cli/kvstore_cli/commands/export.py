@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.context import configuration_of, long_retry_ms, new_client
 from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import (
-    Subcommand,
-    complete_file,
-    end_option,
-    prefixes_option,
-    start_option,
-)
 from kvstore_cli.http_client.client import ServiceClient
 from kvstore_cli.terminal import output
 
@@ -29,11 +23,11 @@ if TYPE_CHECKING:
 _REPORT_EVERY = 500
 
 
-@click.command(cls=Subcommand)
-@click.argument("file", default="-", shell_complete=complete_file)
-@prefixes_option("Only keys that begin with P")
-@start_option
-@end_option
+@click.command(cls=parameters.Subcommand)
+@click.argument("file", default="-", shell_complete=parameters.complete_file)
+@parameters.prefixes_option("Only keys that begin with P")
+@parameters.start_option
+@parameters.end_option
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @with_options("client", "stream")
 @click.pass_context

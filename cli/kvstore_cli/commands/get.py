@@ -7,33 +7,28 @@ from typing import Any
 
 import click
 
+from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.context import client_of
 from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import (
-    TEXT,
-    Subcommand,
-    WholeNumber,
-    exactly_one,
-    json_option,
-    keys_argument,
-    prefix_option,
-)
 from kvstore_cli.http_client.client import Query, ServiceClient, key_path
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
 
 
-@click.command(cls=Subcommand)
-@keys_argument
+@click.command(cls=parameters.Subcommand)
+@parameters.keys_argument
 @click.option("--all", "everything", is_flag=True, help="All keys with their values.")
-@prefix_option("All keys that begin with P, with their values.")
+@parameters.prefix_option("All keys that begin with P, with their values.")
 @click.option("--raw", is_flag=True, help="Only the bytes of the value, without a newline.")
 @click.option("--null", "-0", "null", is_flag=True, help="End each KEY and each VALUE with a NUL.")
-@json_option("The record as JSON, one object a line.")
+@parameters.json_option("The record as JSON, one object a line.")
 @click.option(
-    "--default", type=TEXT, metavar="VALUE", help="If there is no such key, print VALUE and succeed."
+    "--default",
+    type=parameters.TEXT,
+    metavar="VALUE",
+    help="If there is no such key, print VALUE and succeed.",
 )
-@click.option("--revision", type=WholeNumber(1), metavar="REV", help="The value as it was at REV.")
+@click.option("--revision", type=parameters.WholeNumber(1), metavar="REV", help="The value as it was at REV.")
 @with_options("client")
 @click.pass_context
 def command(
@@ -65,7 +60,7 @@ def command(
       kvstore get config/port --default 8080
       kvstore get user:1 user:2 --json | jq .value
     """
-    which = exactly_one({"KEY": keys or None, "--all": everything, "--prefix": prefix})
+    which = parameters.exactly_one({"KEY": keys or None, "--all": everything, "--prefix": prefix})
     if [raw, null, as_json].count(True) > 1:
         raise click.UsageError("--raw, --null and --json exclude each other")
     if which != "KEY" and (default is not None or revision is not None):

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import click
 
+from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.context import client_of
 from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import (
-    Subcommand,
-    WholeNumber,
-    if_revision_option,
-    json_option,
-    key_argument,
-)
 from kvstore_cli.command_line.writes import condition_headers
 from kvstore_cli.http_client.client import key_path
 from kvstore_cli.terminal import output
 
 
-@click.command(cls=Subcommand)
-@key_argument
-@click.argument("number", metavar="[N]", type=WholeNumber(-(2**63)), required=False)
-@click.option("--by", type=WholeNumber(-(2**63)), metavar="N", help="Same as N.")
-@if_revision_option
-@json_option("Print value, revision and version as JSON.")
+@click.command(cls=parameters.Subcommand)
+@parameters.key_argument
+@click.argument("number", metavar="[N]", type=parameters.WholeNumber(-(2**63)), required=False)
+@click.option("--by", type=parameters.WholeNumber(-(2**63)), metavar="N", help="Same as N.")
+@parameters.if_revision_option
+@parameters.json_option("Print value, revision and version as JSON.")
 @with_options("client")
 @click.pass_context
 def command(

@@ -6,32 +6,29 @@ from typing import Any
 
 import click
 
+from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.context import client_of
 from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import (
-    TEXT,
-    Subcommand,
-    WholeNumber,
-    complete_key,
-    end_option,
-    json_option,
-    prefix_option,
-    start_option,
-)
 from kvstore_cli.http_client.pagination import items
 from kvstore_cli.terminal import output
 
 
-@click.command(cls=Subcommand)
-@click.argument("start_of_keys", metavar="[PREFIX]", type=TEXT, required=False, shell_complete=complete_key)
-@prefix_option("Same as PREFIX.")
-@start_option
-@end_option
-@click.option("--limit", type=WholeNumber(1), metavar="N", help="At most N keys.  [default: all]")
+@click.command(cls=parameters.Subcommand)
+@click.argument(
+    "start_of_keys",
+    metavar="[PREFIX]",
+    type=parameters.TEXT,
+    required=False,
+    shell_complete=parameters.complete_key,
+)
+@parameters.prefix_option("Same as PREFIX.")
+@parameters.start_option
+@parameters.end_option
+@click.option("--limit", type=parameters.WholeNumber(1), metavar="N", help="At most N keys.  [default: all]")
 @click.option("--count", is_flag=True, help="Print only how many there are.")
 @click.option("--long", "-l", "long", is_flag=True, help="With revision, version, times and media type.")
 @click.option("--null", "-0", "null", is_flag=True, help="End each key with a NUL, as xargs -0 takes them.")
-@json_option("One JSON object a line, without the value.")
+@parameters.json_option("One JSON object a line, without the value.")
 @with_options("client")
 @click.pass_context
 def command(

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import click
 
+from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.context import client_of
 from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import (
-    Subcommand,
-    complete_value,
-    if_revision_option,
-    json_option,
-    key_argument,
-    ttl_option,
-)
 from kvstore_cli.command_line.writes import condition_headers, print_revision, read_value, ttl_parameter
 from kvstore_cli.http_client.client import key_path
 from kvstore_core.media_types import MERGE_PATCH
 
 
-@click.command(cls=Subcommand)
-@key_argument
-@click.argument("patch", shell_complete=complete_value)
-@ttl_option("A new TTL.  [default: the key keeps the one it has]")
-@if_revision_option
-@json_option("Print key, revision and version as JSON.")
+@click.command(cls=parameters.Subcommand)
+@parameters.key_argument
+@click.argument("patch", shell_complete=parameters.complete_value)
+@parameters.ttl_option("A new TTL.  [default: the key keeps the one it has]")
+@parameters.if_revision_option
+@parameters.json_option("Print key, revision and version as JSON.")
 @with_options("client")
 @click.pass_context
 def command(

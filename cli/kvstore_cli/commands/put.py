@@ -6,28 +6,21 @@ import os
 
 import click
 
+from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.context import client_of
 from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import (
-    Subcommand,
-    complete_value,
-    if_revision_option,
-    json_option,
-    key_argument,
-    ttl_option,
-)
 from kvstore_cli.command_line.writes import condition_headers, print_revision, read_value, ttl_parameter
 from kvstore_cli.http_client.client import key_path
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 
 
-@click.command(cls=Subcommand)
-@key_argument
-@click.argument("value", shell_complete=complete_value)
-@ttl_option("The key expires after TIME: 30, 30s, 5m, 2h, 7d, 500ms.")
+@click.command(cls=parameters.Subcommand)
+@parameters.key_argument
+@click.argument("value", shell_complete=parameters.complete_value)
+@parameters.ttl_option("The key expires after TIME: 30, 30s, 5m, 2h, 7d, 500ms.")
 @click.option("--keep-ttl", is_flag=True, help="Keep the TTL of the key, if it has one.")
 @click.option("--if-absent", is_flag=True, help="Only if there is no such key.")
-@if_revision_option
+@parameters.if_revision_option
 @click.option(
     "--content-type",
     metavar="TYPE",
@@ -35,7 +28,7 @@ from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
     f"else {DEFAULT_CONTENT_TYPE}]",
 )
 @click.option("--literal", is_flag=True, help="Store VALUE as it is, even if it is - or begins with @.")
-@json_option("Print key, revision and version as JSON.")
+@parameters.json_option("Print key, revision and version as JSON.")
 @with_options("client")
 @click.pass_context
 def command(

@@ -7,33 +7,19 @@ from contextlib import AbstractContextManager, closing, nullcontext
 
 import click
 
+from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.context import configuration_of, new_client
 from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import (
-    Subcommand,
-    WholeNumber,
-    json_option,
-    keys_argument,
-    prefixes_option,
-)
-from kvstore_cli.http_client.change_stream import (
-    EVENTS,
-    RESET,
-    SNAPSHOT,
-    SYNC,
-    StreamPosition,
-    StreamUpdate,
-    follow,
-)
+from kvstore_cli.http_client import change_stream
 from kvstore_cli.http_client.client import Query
 from kvstore_cli.subscribe.sinks import CursorFile, ExecSink, JsonSink, Sink, TextSink, is_position
 from kvstore_cli.terminal import output
 from kvstore_cli.terminal.signals import exit_on_signals
 
 
-@click.command(cls=Subcommand)
-@keys_argument
-@prefixes_option("Keys that begin with P")
+@click.command(cls=parameters.Subcommand)
+@parameters.keys_argument
+@parameters.prefixes_option("Keys that begin with P")
 @click.option(
     "--op",
     "ops",
@@ -43,9 +29,9 @@ from kvstore_cli.terminal.signals import exit_on_signals
 )
 @click.option("--since", metavar="C", help="Start after the cursor or revision C.")
 @click.option("--snapshot", is_flag=True, help="Start with the current records.")
-@click.option("--count", type=WholeNumber(1), metavar="N", help="Stop after N events.")
+@click.option("--count", type=parameters.WholeNumber(1), metavar="N", help="Stop after N events.")
 @click.option("--no-values", is_flag=True, help="Do not print values.")
-@json_option("One JSON object a line.")
+@parameters.json_option("One JSON object a line.")
 @click.option("--exec", "shell_command", metavar="CMD", help="Run the shell command CMD for each event.")
 @click.option("--fail-fast", is_flag=True, help="Stop with status 1 as soon as a command of --exec fails.")
 @click.option(
@@ -104,10 +90,10 @@ def command(
         exit_on_signals()
     with new_client(configuration) as service, _kept(cursor_file) as kept:
         start = (kept.read() if kept else None) or since
-        updates = follow(
+        updates = change_stream.follow(
             service,
             _wanted(keys, prefixes, ops, values=not no_values),
-            StreamPosition(start, snapshot and start is None),
+            change_stream.StreamPosition(start, snapshot and start is None),
             stall_ms=configuration["stall-timeout"],
             # a command of --exec may not write anything, and then needs no reader
             output=None if shell_command is not None else output.descriptor(),
@@ -137,17 +123,19 @@ def _sink(shell_command: str | None, *, fail_fast: bool, as_json: bool, with_syn
     return JsonSink(with_sync=with_sync) if as_json else TextSink()
 
 
-def _deliver(updates: Iterable[StreamUpdate], sink: Sink, count: int | None, kept: CursorFile | None) -> None:
+def _deliver(
+    updates: Iterable[change_stream.StreamUpdate], sink: Sink, count: int | None, kept: CursorFile | None
+) -> None:
     """Deliver ``count`` events, or all, and keep the position after them."""
     following = False
     for update in updates:
-        events = update.lines if update.kind in (EVENTS, SNAPSHOT) else []
+        events = update.lines if update.kind in (change_stream.EVENTS, change_stream.SNAPSHOT) else []
         wanted = events[:count]
         for line in wanted:
             sink.event(line)
-        if update.kind in (SYNC, RESET):
+        if update.kind in (change_stream.SYNC, change_stream.RESET):
             sink.mark(update.lines[0])
-        if update.kind == SYNC and not following:
+        if update.kind == change_stream.SYNC and not following:
             following = True
             output.talk(f"following the changes after {update.cursor}")
         # not within a revision that --count cuts in two

@@ -10,49 +10,37 @@ from typing import Any
 
 import click
 
+from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.context import configuration_of, new_client
 from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import (
-    TIME,
-    Subcommand,
-    WholeNumber,
-    exactly_one,
-    json_option,
-    key_argument,
-)
 from kvstore_cli.config.option_values import show_duration
-from kvstore_cli.http_client.change_stream import (
-    EVENTS,
-    RESET,
-    SNAPSHOT,
-    SYNC,
-    StreamPosition,
-    StreamUpdate,
-    follow,
-)
+from kvstore_cli.http_client import change_stream
 from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError
 
 Record = dict[str, Any] | None
 
 
-@click.command(cls=Subcommand)
-@key_argument
+@click.command(cls=parameters.Subcommand)
+@parameters.key_argument
 @click.option("--exists", is_flag=True, help="Until the key exists.")
 @click.option("--gone", is_flag=True, help="Until the key does not exist.")
 @click.option("--equals", metavar="V", help="Until the value is V.")
 @click.option("--changed", is_flag=True, help="Until anything happens to the key.")
 @click.option(
     "--since",
-    type=WholeNumber(0),
+    type=parameters.WholeNumber(0),
     metavar="REV",
     help="With --changed: the revision you know, 0 for a missing key.  [default: the current one]",
 )
 @click.option(
-    "--timeout", type=TIME, metavar="TIME", help="How long to wait: 30, 30s, 5m.  [default: for ever]"
+    "--timeout",
+    type=parameters.TIME,
+    metavar="TIME",
+    help="How long to wait: 30, 30s, 5m.  [default: for ever]",
 )
 @click.option("--raw", is_flag=True, help="Print only the bytes of the value, without a newline.")
-@json_option("Print the record as JSON.")
+@parameters.json_option("Print the record as JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing.")
 @with_options("client", "stream")
 @click.pass_context
@@ -83,7 +71,9 @@ def command(
       kvstore wait deploy/state --equals done --timeout 1h
       kvstore wait config --changed --since 1042
     """
-    which = exactly_one({"--exists": exists, "--gone": gone, "--equals": equals, "--changed": changed})
+    which = parameters.exactly_one(
+        {"--exists": exists, "--gone": gone, "--equals": equals, "--changed": changed}
+    )
     if since is not None and not changed:
         raise click.UsageError("--since needs --changed")
     is_fulfilled = _conditions(equals, since)[which]
@@ -133,10 +123,10 @@ def _wait(
     configuration = configuration_of(context, "stream")
     deadline = None if timeout is None else monotonic() + timeout / 1000
     with new_client(configuration, at_most_ms=timeout) as service:
-        updates = follow(
+        updates = change_stream.follow(
             service,
             [("key", key)],
-            StreamPosition(cursor=None, snapshot=True),
+            change_stream.StreamPosition(cursor=None, snapshot=True),
             stall_ms=configuration["stall-timeout"],
             deadline=deadline,
             notice=output.talk,
@@ -151,7 +141,7 @@ def _wait(
                 raise
 
 
-def _first(updates: Iterable[StreamUpdate], is_fulfilled: Callable[[Record], bool]) -> Record:
+def _first(updates: Iterable[change_stream.StreamUpdate], is_fulfilled: Callable[[Record], bool]) -> Record:
     """The key's record, None if it does not exist, once it fulfils the condition.
 
     The check and the wait are one stream: a snapshot, and the changes after it.
@@ -159,14 +149,14 @@ def _first(updates: Iterable[StreamUpdate], is_fulfilled: Callable[[Record], boo
     record: Record = None
     is_known = False
     for update in updates:
-        if update.kind == RESET:
+        if update.kind == change_stream.RESET:
             record, is_known = None, False
-        elif update.kind in (SNAPSHOT, EVENTS):
+        elif update.kind in (change_stream.SNAPSHOT, change_stream.EVENTS):
             last = update.lines[-1]
             record = last if last["op"] == "put" else None
-        elif update.kind == SYNC:
+        elif update.kind == change_stream.SYNC:
             is_known = True
-        if is_known and update.kind in (SYNC, EVENTS) and is_fulfilled(record):
+        if is_known and update.kind in (change_stream.SYNC, change_stream.EVENTS) and is_fulfilled(record):
             return record
     raise AssertionError("the stream does not end")
 
