@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 
 class Backoff:
     """Pauses that grow: ``first`` seconds, then ``growth`` times as long each time, ``longest`` at most.
@@ -21,11 +23,9 @@ class Backoff:
     def next(self, asked_for: float | None = None) -> float:
         """The seconds to wait now; the next pause is longer. If a server ``asked_for`` some seconds, they
         and a quarter of the pause, since the server asks all its clients for the same."""
-        from random import random  # slow to import, and most commands never wait
-
         seconds = self._seconds
         self._seconds = min(self._growth * seconds, self._longest)
-        spread = self._jitter * (2 * random() - 1)  # noqa: S311 - not a secret
+        spread = self._jitter * (2 * random.random() - 1)  # noqa: S311 - not a secret
         pause = seconds * (1 + spread)
         return pause if asked_for is None else asked_for + pause / 4
 

@@ -301,6 +301,11 @@ def test_a_command_that_asks_the_service_loads_nothing_heavy(
     assert not loaded[command] & HEAVY
 
 
+@pytest.mark.parametrize("command", ["get", "put", "list", "delete", "incr"])
+def test_a_command_for_keys_loads_nothing_slow_of_python(command: str, loaded: dict[str, set[str]]) -> None:
+    assert not loaded[command] & {"pathlib", "ssl"}
+
+
 def test_reading_the_error_table_loads_neither_zmq_nor_orjson() -> None:
     program = "import sys, kvstore_core.errors; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kvstore_cli.command_line.flags import given_flags
 from kvstore_cli.config.resolve import Configuration, resolve
 from kvstore_cli.http_client.client import ServiceClient
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _LONG_RETRY_MS = 60_000
 
@@ -47,4 +50,6 @@ def long_retry_ms(configuration: Configuration) -> int:
 
 def data_folder(context: click.Context) -> Path:
     """The folder of the store that a command works on."""
+    from pathlib import Path  # slow to import, and needed by few commands
+
     return Path(resolve(given_flags(context), "store").data_folder())
