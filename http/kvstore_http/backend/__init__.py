@@ -1,1 +1,1 @@
-"""The way to the daemon: what the requests of one moment ask goes out as one."""
+"""Requests to the daemon: those of one turn of the loop are sent as one."""

@@ -6,7 +6,7 @@ in the hub's thread.
 
 - Of gathered gets one request is under way at a time, so that more gather behind it when there is much to
   do. Other reads are not gathered; a few of them are under way at a time and the rest wait here, where one
-  that nobody waits for any more is dropped unsent.
+  whose time is up is dropped unsent.
 - Writes are numbered, so that a repeat is applied once (protocol section 6). Gathered writes have few
   sequences of numbers, so that more gather; batches, which cannot be gathered, have many, so that many
   share a commit.
@@ -148,7 +148,7 @@ class DaemonClient:
         return result, reply.revision
 
     def read_in_background(self, ops: Sequence[dict[str, Any]]) -> Reply:
-        """The reply to a request that only reads and that nobody awaits at a certain time, such as a page
+        """The reply to a request that only reads and has no caller who waits, such as a page
         for streams that catch up: it does not fail because the daemon has much to do. Make one at a time,
         since these do not wait for each other as other reads do."""
         request = WaitingRequest(self._hub, ops, (), self._deadline(PAGE_SECONDS))

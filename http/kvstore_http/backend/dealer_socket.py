@@ -182,7 +182,7 @@ class DealerSocket:
                 send(frame, _MORE)
             send(last, NOBLOCK)
         # ZMQ_FD is edge-triggered. Sending may have consumed the edge of a reply that is there, and
-        # there is no edge at all for a reply to a socket that nobody found empty before.
+        # there is no edge at all for a reply to a socket that was not found empty before.
         if self._socket.get(_EVENTS) & POLLIN:
             self._loop.run_callback(self._receive)
 

@@ -86,15 +86,17 @@ class RequestQueue:
 
     def _take(self) -> list[WaitingRequest]:
         """Take from the front what is sent as one request; at least one."""
-        first = self.waiting.popleft()
+        waiting = self.waiting
+        first = waiting.popleft()
         requests, size = [first], first.size
         if not self._merges or first.is_alone:
             return requests
-        while self.waiting and len(requests) < MERGED_OPS:
-            size += self.waiting[0].size
-            if self.waiting[0].is_alone or size > MERGED_BYTES:
+        while waiting and len(requests) < MERGED_OPS:
+            request = waiting[0]
+            size += request.size
+            if request.is_alone or size > MERGED_BYTES:
                 break
-            requests.append(self.waiting.popleft())
+            requests.append(waiting.popleft())
         return requests
 
     def _send(self, requests: list[WaitingRequest], slot: WriteSequence | None) -> None:
@@ -107,7 +109,7 @@ class RequestQueue:
         ops, values = first.ops, first.values
         if len(requests) > 1:
             ops = [request.ops[0] for request in requests]
-            values = [value for request in requests for value in request.values]
+            values = [request.values[0] for request in requests if request.values]
         number = {} if slot is None else slot.next()
         ids = _request_ids(requests)
         self._socket.send(ops, values, done, first.deadline, atomic=first.atomic, request_id=ids, **number)

@@ -13,7 +13,7 @@ written once for all of them, and the daemon has one page of the log to read at 
   kind of stream. The last few pages are kept for the streams that come next.
 - Streams of one kind that want a snapshot and are there when it begins share it, page by page.
 - A stream whose socket takes no more is left out until it has taken what it was sent, so that the slow
-  delay nobody; and nothing is read for a stream whose client is gone.
+  delay no others; and nothing is read for a stream whose client is gone.
 
 What waits to be sent to all streams that are being caught up is bounded by ``CATCH_UP_BYTES``, or by
 ``LEAST_SHARE`` and one message for each of them if that is more

@@ -3,7 +3,7 @@
 PUB is the fast path and the log is the truth (:mod:`kvstore_core.follower`). When the daemon goes away
 the feed keeps its position, and goes on from there when the daemon is back.
 
-While nobody listens the feed is *asleep*: it subscribes to heartbeats alone, so that writes cost this
+Without listeners the feed is *asleep*: it subscribes to heartbeats alone, so that writes cost this
 worker nothing. To wake up it subscribes to everything, asks for the store's position, and follows from
 there. The subscription may take effect at the daemon before or after that: what it misses is found in
 the log, which is read once at the start, and again as soon as a heartbeat or a change shows that
@@ -130,8 +130,8 @@ class ChangeFeed:
             self._loop.run_callback(self._pool.run, self._start)
 
     def _start(self) -> None:
-        """Follow from the present on. Nobody has listened, so nobody needs what was missed; a long
-        poll that read before that finds it forgotten, and reads again."""
+        """Follow from the present on. No stream needs what was missed, since none was there; a long poll
+        that read before that finds it forgotten, and reads again."""
         while not self._is_closed:
             try:
                 reply = self._daemon.request([{"op": "status"}])

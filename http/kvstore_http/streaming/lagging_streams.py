@@ -77,8 +77,8 @@ class Queue:
 
 
 class LaggingStreams:
-    """The streams of a worker that are not caught up, each in the queue of what it needs next, or in the
-    hands of whoever serves it.
+    """The streams of a worker that are not caught up, each in the queue of what it needs next, or
+    in none while it is served.
 
     All methods run in the hub's thread. :meth:`read` and :meth:`in_turns` let others run meanwhile: a
     stream may be gone after them.

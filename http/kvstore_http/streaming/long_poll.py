@@ -12,10 +12,8 @@ from kvstore_http.streaming.change_feed import ChangeFeed
 
 
 class _State(NamedTuple):
-    """A key at one moment: its record (None: missing), and the revision of its last change.
-
-    ``changed`` is 0 for a key that no event is known of. ``head`` is the revision of the snapshot.
-    """
+    """A key as one read found it: its record (None: missing), and the revision of its last change, 0 if
+    the log has none. ``head`` is the revision of the snapshot that was read."""
 
     record: dict[str, Any] | None
     changed: int
@@ -45,8 +43,8 @@ def read_after_change(
     known = state.head
     while (remaining := deadline - time.monotonic()) > 0:
         goes_on = feed.wait_for_change(key, state.head, remaining)
-        # Read again even when the wait ran out: should the feed have been cut off, this finds what
-        # it missed, or says that the daemon is away.
+        # read again even at the end of the time: if the feed was cut off, this finds what it missed, or
+        # fails because the daemon is away
         state = _read(daemon, key)
         if state.changed > known:
             return _answer(state)
@@ -69,8 +67,8 @@ def _is_news(daemon: DaemonClient, state: _State, since: Cursor) -> bool:
 
 
 def is_history(daemon: DaemonClient, revision: int) -> bool:
-    """False for a revision that is none of this history of the store: a restore jumped over it, so whoever
-    knows it knows another one. What lies before the log begins is taken for a part of it."""
+    """Whether ``revision`` belongs to this history of the store. A restore skips revisions, which then belong
+    to another history; what is older than the log counts as part of this one."""
     if revision == 0:
         return True
     try:

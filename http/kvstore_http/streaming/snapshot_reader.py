@@ -52,7 +52,7 @@ class SnapshotReader:
                     self._streams.reset(lagging, error)
 
     def forget_old(self) -> None:
-        """Forget when snapshots were begun that nobody has to wait for any more."""
+        """Forget the snapshots that were begun longer ago than GATHER_SECONDS."""
         now = monotonic()
         self._begun = {spec: at for spec, at in self._begun.items() if now - at < GATHER_SECONDS}
 
