@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from kvstore_core.endpoints import DEFAULT_CHANGES, DEFAULT_PORT, DEFAULT_REQUESTS
+from kvstore_core.addresses import DEFAULT_CHANGES, DEFAULT_PORT, DEFAULT_REQUESTS
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_TTL_SECONDS
 

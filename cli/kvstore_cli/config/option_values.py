@@ -124,7 +124,7 @@ def parse_origins(given: Any) -> tuple[str, ...]:
 
 def is_local(address: str) -> bool:
     """Whether listening on ``address`` (HOST:PORT or an endpoint) is out of other machines' reach."""
-    from kvstore_core.loopback import is_loopback  # only servers need it
+    from kvstore_core.addresses import is_loopback  # only servers need it
 
     scheme, _, rest = address.rpartition("://")
     return scheme == "ipc" or is_loopback(rest.rpartition(":")[0].strip("[]"))

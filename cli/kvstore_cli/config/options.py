@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from kvstore_cli.config import option_values
 from kvstore_core import limits
-from kvstore_core.endpoints import DEFAULT_CHANGES, DEFAULT_REQUESTS
+from kvstore_core.addresses import DEFAULT_CHANGES, DEFAULT_REQUESTS
 
 PREFIX = "KVSTORE_"
 

@@ -12,8 +12,8 @@ import zmq
 from kvstore_client.transport import forks
 from kvstore_client.transport.retry import NextAction, RetryState
 from kvstore_client.transport.sans_io import IoGenerator, SocketWait
+from kvstore_core.addresses import DEFAULT_REQUESTS
 from kvstore_core.connection_monitor import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Monitor, Socket
-from kvstore_core.endpoints import DEFAULT_REQUESTS
 from kvstore_core.wire import Reply, encode_request
 from kvstore_core.write_sequence import WriteSequence
 

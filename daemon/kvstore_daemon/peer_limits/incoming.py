@@ -60,7 +60,7 @@ PART_HEADER = 9
 """The most that a part has on the wire in front of its bytes."""
 
 
-class _Connection:
+class _Incoming:
     """What is known of one connection."""
 
     __slots__ = ("excused", "kept", "peer", "taken_in")
@@ -101,8 +101,8 @@ class IncomingLimit(ConnectionWatcher):
         self._limit = max(KEPT_BYTES, 2 * largest)
         self._connections = connections
         self._peer_of = peer_of
-        self._known: dict[int, _Connection] = {}
-        self._tracked: dict[int, _Connection] = {}
+        self._known: dict[int, _Incoming] = {}
+        self._tracked: dict[int, _Incoming] = {}
         self._kept_of_ended = 0
         self._has_unread = False
         self._drain = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -122,7 +122,7 @@ class IncomingLimit(ConnectionWatcher):
 
     def begin(self, descriptor: int) -> None:
         """Watch a connection."""
-        self._known[descriptor] = _Connection()
+        self._known[descriptor] = _Incoming()
         self._watch(descriptor)
 
     def end(self, descriptor: int) -> None:

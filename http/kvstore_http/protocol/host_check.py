@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import falcon
 
+from kvstore_core.addresses import is_loopback
 from kvstore_core.errors import KvError
-from kvstore_core.loopback import is_loopback
 from kvstore_http.protocol.authority import parse_authority
 
 KEPT_NAMES = 256

@@ -1,6 +1,10 @@
-"""Which hosts only this machine can reach."""
+"""Where a daemon listens and clients look for it by default, and which hosts only this machine reaches."""
 
 from __future__ import annotations
+
+DEFAULT_PORT = 5555
+DEFAULT_REQUESTS = f"tcp://127.0.0.1:{DEFAULT_PORT}"
+DEFAULT_CHANGES = f"tcp://127.0.0.1:{DEFAULT_PORT + 1}"
 
 
 def is_loopback(host: str) -> bool:
