@@ -1,8 +1,8 @@
 """The one table of operations: what each is called, which fields it takes, whether it writes.
 
 The daemon checks and dispatches by this table, the clients and the facade build requests from it,
-and the tables in ``docs/protocol.md`` section 4 are compared with it by a test. Adding an operation
-is one row here and one function in the daemon.
+and the tables in ``docs/protocol.md`` section 4 are compared with it by a test. CONTRIBUTING.md
+lists what an operation needs besides its row.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 import kvstore_client
+from kvstore_client import commands
+from kvstore_core.operations import OPERATIONS
 
 
 def modules_after(statement: str) -> set[str]:
@@ -36,3 +38,9 @@ def test_everything_that_is_offered_is_there(name: str) -> None:
 def test_what_is_not_offered_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Clinet'"):
         _ = kvstore_client.Clinet
+
+
+def test_every_operation_has_its_function() -> None:
+    """One that answers in pages has it for a page."""
+    made = {name for name in OPERATIONS if hasattr(commands, name) or hasattr(commands, f"{name}_page")}
+    assert made == set(OPERATIONS)

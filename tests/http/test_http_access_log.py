@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import signal
 import socket
 import struct
@@ -255,6 +256,21 @@ def test_no_value_is_ever_logged(
     session.close()
     for server in talkative:
         check_silence(server.stderr)
+
+
+def test_no_number_that_is_stored_is_logged(talkative: Service) -> None:
+    """An error's message may have it, where the sum does not fit."""
+    stored, by = 2**63 - 1234567, 7654321
+    op = {"op": "incr", "key": "counter", "by": by}
+    batch = json.dumps({"atomic": True, "ops": [op]}).encode()
+    session = Session(talkative.url)
+    session.request("PUT", path_of("counter"), b"%d" % stored)
+    for target, body in (("/v1/batch", batch), (path_of("counter", "incr") + f"?by={by}", None)):
+        refused = session.request("POST", target, body, {"Content-Type": "application/json"} if body else {})
+        assert str(stored + by) in refused.json["detail"]
+    session.close()
+    for server in talkative:
+        assert not {str(stored), str(by), str(stored + by)} & set(re.findall(r"\d+", server.stderr))
 
 
 def test_clients_that_go_away_before_their_answer_leave_no_line(

@@ -1,4 +1,4 @@
-"""Each library has one home, and the four packages only look inwards."""
+"""Each library has one home, and the five packages only look inwards."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ HEAVY = {
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module of the four packages: its dotted name and its file."""
+    """Every module of the five packages: its dotted name and its file."""
     for package, folder in PACKAGES.items():
         for file in (folder / package).rglob("*.py"):
             parts = file.relative_to(folder).with_suffix("").parts

@@ -208,12 +208,13 @@ class RequestHandler:
     def _refuse(
         self, request: RequestMessage | PendingRequest, error: Exception, request_id: RequestId | None = None
     ) -> None:
-        """WriteAnswer a whole request with an error."""
+        """Answer a whole request with an error."""
         if not isinstance(error, KvError):
             log.error("a request failed", exc_info=error, extra=request_extra(request_id))
             error = KvError("internal", "the daemon failed on this request; see its log")
         elif log.isEnabledFor(logging.DEBUG):
-            log.debug("refused a request: %s: %s", error.code, error.message, extra=request_extra(request_id))
+            # not its message: that of incr has the number that is stored
+            log.debug("refused a request: %s", error.code, extra=request_extra(request_id))
         self._counters.requests_refused += 1
         self._reply(request, encode_error(error, request_id))
 

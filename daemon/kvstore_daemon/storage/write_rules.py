@@ -9,12 +9,13 @@ from typing import Any
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_MOMENT
 from kvstore_core.media_types import TEXT_CONTENT_TYPE
+from kvstore_core.operations import OPERATIONS
 from kvstore_daemon.storage.interface import StoredRecord, Write, no_such_key
 
 _INTEGER = re.compile(rb"-?[0-9]{1,19}")
 _INT64 = 2**63
 
-GROWING = frozenset(("put", "incr", "touch", "persist"))
+GROWING = frozenset(row.name for row in OPERATIONS.values() if row.writes) - {"delete", "delete_prefix"}
 """The ops that a full store refuses."""
 
 NEEDS_VALUE = frozenset(("incr", "touch", "persist", "expire"))

@@ -11,7 +11,7 @@ import falcon
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, JSON, TEXT_CONTENT_TYPE
 from kvstore_core.model import is_plain_key
-from kvstore_core.operations import check_keys, check_operation
+from kvstore_core.operations import OPERATIONS, check_keys, check_operation
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import read_json, require_type, send_json
@@ -21,7 +21,7 @@ from kvstore_http.protocol.problems import problem
 from kvstore_http.protocol.query_params import EXPIRES_AT, INLINE, TTL, read_query
 from kvstore_http.resources.writes import write_batch
 
-OPS = ("get", "put", "delete", "delete_prefix", "incr", "touch", "persist")
+OPS = ("get", *(row.name for row in OPERATIONS.values() if row.writes))
 _PUT_FIELDS = (
     "op",
     "key",
