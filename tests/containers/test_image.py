@@ -132,7 +132,10 @@ def test_a_folder_that_it_cannot_write_to_is_named_with_its_owner(image: str, tm
     done = run("run", "--rm", "--user=4711", f"--volume={tmp_path}:/data", image, check=False)
     assert done.returncode == 1
     assert "the data folder /data cannot be used: Permission denied" in done.stderr
-    assert f"it belongs to user {tmp_path.stat().st_uid}, and the daemon runs as user 4711" in done.stderr
+    assert (
+        f"it belongs to user {tmp_path.stat().st_uid}, and the daemon runs as user 4711; give it to user 4711"
+        in done.stderr
+    )
 
 
 # ── dying and being replaced ─────────────────────────────────────────────────────────────────────

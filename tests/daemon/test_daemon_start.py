@@ -87,7 +87,7 @@ def test_a_data_folder_that_its_owner_may_not_write_to_is_not_given_to_its_owner
     folder = tmp_path / "mine"
     folder.mkdir(mode=0o555)
     denied = PermissionError(13, "Permission denied", str(folder / "owner"))
-    assert f"its owner, user {os.geteuid()}, may not write to it: chmod u+rwx" in unusable(folder, denied)
+    assert f"its owner, user {os.geteuid()}, may not use it: chmod u+rwx" in unusable(folder, denied)
     missing = tmp_path / "none" / "there"
     denied = PermissionError(13, "Permission denied", str(missing.parent))
     assert f"make the folder and give it to user {os.geteuid()}" in unusable(missing, denied)

@@ -111,3 +111,32 @@ def test_an_expectation_behind_another_request_keeps_its_place(shared_service: S
         assert received.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 201 "))
         sock.sendall(b"b")
         assert status(sock) in (200, 201)
+
+
+@pytest.mark.parametrize("first", ["GET /v1/kv/none HTTP/1.1\r\nConnection: close", "GET /none HTTP/1.0"])
+def test_nothing_follows_the_last_response_of_a_connection(shared_service: Service, first: str) -> None:
+    address = urlsplit(shared_service.url)
+    second = "PUT /v1/kv/{} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
+    for key in ("fine", "%ff"):
+        with closing(socket.create_connection((address.hostname, address.port), timeout=60)) as sock:
+            sock.sendall(f"{first}\r\nHost: localhost\r\n\r\n{second.format(key)}".encode())
+            received = b"".join(iter(lambda: sock.recv(65536), b""))
+        assert received.startswith((b"HTTP/1.1 404 ", b"HTTP/1.0 404 "))
+        assert received.count(b"HTTP/1.") == 1
+
+
+def test_nothing_but_events_follows_the_head_of_a_stream(shared_service: Service) -> None:
+    address = urlsplit(shared_service.url)
+    with closing(socket.create_connection((address.hostname, address.port), timeout=60)) as sock:
+        first = b"GET /v1/subscribe?prefix=stream/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        second = (
+            b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
+        )
+        sock.sendall(first + second)
+        received = sock.recv(65536)
+        session = Session(shared_service.url)
+        while b"event: put" not in received:
+            session.request("PUT", "/v1/kv/stream/a", b"v")
+            received += sock.recv(65536)
+        session.close()
+    assert received.count(b"HTTP/1.1 ") == 1

@@ -8,6 +8,7 @@ carries a number, so that the daemon applies it once however often it arrives (p
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import count
@@ -68,7 +69,8 @@ class RetryState:
         self._was_sent = False
         self._may_be_applied = False
         self._refusal: KvError | None = None
-        self._until = now + self._attempt_seconds
+        # the others are spread by their Backoff
+        self._until = now + self._attempt_seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
 
     def next(self, now: float) -> NextAction:
         """What to do now; raises the KvError of the call once its time is over."""

@@ -47,8 +47,8 @@ def permission_advice(path: Path, mode: str, who: str = "this") -> str:
     except OSError:
         return f"give it to user {user}"
     if owner == user:
-        return f"its owner, user {user}, may not write to it: chmod {mode}"
-    return f"it belongs to user {owner}, and {who} runs as user {user}"
+        return f"its owner, user {user}, may not use it: chmod {mode}"
+    return f"it belongs to user {owner}, and {who} runs as user {user}; give it to user {user}"
 
 
 @contextmanager

@@ -51,7 +51,12 @@ class ConnectionWatcher(ABC):
 
     def _run(self) -> None:
         while True:
-            descriptors = [descriptor for descriptor, _ in self._epoll.poll(self._timeout())]
+            ready = self._epoll.poll(self._timeout())
+            for descriptor, events in ready:
+                if events & select.EPOLLOUT:  # the first look; over ipc, each message taken would be one too
+                    with suppress(OSError):
+                        self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLET)
+            descriptors = [descriptor for descriptor, _ in ready]
             if self._stop in descriptors or self._look(descriptors):
                 return
 

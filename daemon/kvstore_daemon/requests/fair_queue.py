@@ -85,7 +85,7 @@ class FairQueue:
         self._check_seconds = SHORTEST_CHECK
         self._warned = RateLimitedLog(log)
         self.making = 0
-        """The bytes of replies in the making."""
+        """The bytes of replies in the making, without the one that is worked on."""
 
     def has_work(self) -> bool:
         """Whether there is something that can be worked on now."""

@@ -161,9 +161,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 self.server.pool.run(self._serve)
 
     def _expects_continue(self) -> bool:
-        """Whether the client waits to hear whether to send the body."""
+        """Whether the client waits to hear whether to send the body; not behind the connection's last
+        response, which nothing may follow."""
         request = self.request
-        return request is not None and request.expect_continue and request.headers_finished
+        if request is None or self.close_when_flushed:
+            return False
+        return bool(request.expect_continue and request.headers_finished)
 
     def _flush_and_watch(self) -> None:
         """Send what is complete, close or hand over the connection if that is due, and watch for what is

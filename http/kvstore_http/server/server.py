@@ -257,6 +257,8 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         self.socket.close()
         for channel in list(self.active_channels.values()):
             channel.finish()
+        while self._stream_requests:
+            self.pool.run(self._stream_requests.popleft())
 
     @property
     def is_idle(self) -> bool:

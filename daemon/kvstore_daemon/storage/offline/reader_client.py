@@ -149,7 +149,7 @@ def _expect_success(process: _Process, path: Path) -> None:
         name = signal_name(-status)
         if -status not in _DAMAGE_SIGNALS:
             raise KvError("internal", f"the process that read {path} was killed ({name}); try again")
-        raise KvError("damaged", f"LMDB was killed by a page of {path} ({name})")
+        raise KvError("damaged", f"the process that read {path} was killed by a damaged page ({name})")
     if status > 0:
         if said and said[-1].startswith("{"):
             raise KvError.from_json(orjson.loads(said[-1]))
