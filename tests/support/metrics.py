@@ -53,15 +53,16 @@ def let_things_happen(url: str) -> None:
     """Traffic of each kind, so that every metric has something to tell."""
     session = Session(url)
     for number in range(5):
-        session.put(f"/v1/kv/metrics/{number}", b"x")
-    session.put("/v1/kv/metrics/soon?ttl=1h", b"x")
+        assert session.put(f"/v1/kv/metrics/{number}", b"x").status < 300
+    assert session.put("/v1/kv/metrics/soon?ttl=1h", b"x").status < 300
     session.get("/v1/kv/metrics/0")
     session.get("/v1/kv/metrics/missing")
     stream = open_stream(url, "prefix=metrics/&since=0")
     events: Callable[[], Any] = iter(stream).__next__
     while events().name != "sync":
         pass
-    session.put("/v1/kv/metrics/0", b"y")
+    # or there would be no event to wait for
+    assert session.put("/v1/kv/metrics/0", b"y").status < 300
     while events().name != "put":
         pass
     stream.close()
