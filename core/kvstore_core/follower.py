@@ -222,7 +222,7 @@ class Follower:
         """What can be delivered now that the log answered.
 
         Raises ``cursor_expired`` if the page is from another epoch. That error, from here or from the
-        daemon, means that this position has no continuation: begin anew with :meth:`restart`.
+        daemon, means that this position has no continuation: call :meth:`restart`.
         """
         if page.epoch != self._epoch:
             raise KvError("cursor_expired", RESTORED)

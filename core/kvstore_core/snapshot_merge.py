@@ -87,7 +87,7 @@ class SnapshotMerge:
         """The records of a page, in key order.
 
         Raises the KvError with which an op failed, and ``cursor_expired`` if the store was restored
-        since the start: what was read so far is then of another history, begin anew.
+        since the start: what was read so far is then of another history: start over.
         """
         if reply.epoch != self.start.epoch:
             raise KvError("cursor_expired", RESTORED)

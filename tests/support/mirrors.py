@@ -67,7 +67,7 @@ class Mirror(threading.Thread):
 
     @property
     def resets(self) -> int:
-        """How often it had to begin anew."""
+        """How often it had to start over."""
         return sum(told.kind == "reset" for told in self.told)
 
     @property

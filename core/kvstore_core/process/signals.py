@@ -30,17 +30,14 @@ class Signals:
     def __enter__(self) -> Self:
         self._read_end, self._write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        self._handle_with(_noted_by_descriptor)
+        for number in (*self._ending, *self._others):
+            signal.signal(number, _noted_by_descriptor)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number in self._ending:
             signal.signal(number, signal.SIG_IGN)
         self._close()
-
-    def _handle_with(self, handler: Callable[[int, FrameType | None], None]) -> None:
-        for number in (*self._ending, *self._others):
-            signal.signal(number, handler)
 
     def _close(self) -> None:
         signal.set_wakeup_fd(-1)

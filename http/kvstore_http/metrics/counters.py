@@ -195,7 +195,7 @@ class WorkerCounters:
         self._cells[STREAM_REFUSED_AT] = int(monotonic())
 
     def streams_reset(self, count: int) -> None:
-        """So many streams had to begin anew."""
+        """So many streams had to start over."""
         self._cells[STREAM_RESETS] += count
 
     def note_streams(self, count: int) -> None:

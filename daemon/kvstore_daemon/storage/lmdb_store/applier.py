@@ -8,15 +8,13 @@ from typing import Any
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import StoredEvent, StoredRecord, Write, WriteAnswer, WriteRequest
 from kvstore_daemon.storage.lmdb_store.row_format import (
-    NO_EVENT,
+    NO_EVENT_ROW,
     DamageError,
     damaged_record,
     encode_event_id,
 )
 from kvstore_daemon.storage.lmdb_store.write_transaction import WriteTransaction
 from kvstore_daemon.storage.write_rules import GROWING, NEEDS_VALUE, PlannedWrite, plan
-
-_NO_EVENT = NO_EVENT.encode()
 
 _DAMAGED = StoredRecord(None, "", 0, 0, 0, 0, None)
 """In place of a record that cannot be read but may be deleted."""
@@ -106,7 +104,7 @@ class Applier:
             if write.if_revision is not None or write.op not in ("put", "delete"):
                 raise damaged_record(write.key, damage) from damage
             self._transaction.forget_expiry(write.key)
-            return (None if write.op == "put" else _DAMAGED), _NO_EVENT
+            return (None if write.op == "put" else _DAMAGED), NO_EVENT_ROW
         if current is None or write.op == "expire":
             return current, before
         expires_at = current.expires_at
@@ -136,7 +134,7 @@ class Applier:
 
     def _delete_damaged(self, key: bytes, revision: int) -> None:
         event = StoredEvent("delete", key, revision, 0, 1, self._now, None, None, 0)
-        self._transaction.apply(event, None, _NO_EVENT)
+        self._transaction.apply(event, None, NO_EVENT_ROW)
 
     def _delete_prefix(self, write: Write) -> dict[str, Any]:
         """Delete the first keys with the prefix. Those found expired get an expire event and do not count."""

@@ -59,6 +59,9 @@ class EventId(NamedTuple):
 
 
 NO_EVENT = EventId(0, 0)
+NO_EVENT_ROW = NO_EVENT.encode()
+
+EXPIRY_TIME = struct.Struct(">Q")
 """Where an event is meant to be named and there is none."""
 
 encode_event_id = _EVENT_ID.pack

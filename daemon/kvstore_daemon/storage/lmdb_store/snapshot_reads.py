@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from kvstore_daemon.storage.interface import (
 from kvstore_daemon.storage.lmdb_store import row_format
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.lmdb_store.row_format import (
+    EXPIRY_TIME,
     NO_EVENT,
     DamageError,
     EventId,
@@ -37,8 +37,6 @@ from kvstore_daemon.storage.lmdb_store.tables import Tables, forward, seek
 _SCAN_LIMIT = 10_000
 _COUNT_LIMIT = 20_000
 _READ_BYTES = 4 * 1024 * 1024
-
-_TIME = struct.Struct(">Q")
 
 
 class SnapshotReads:
@@ -156,7 +154,7 @@ class SnapshotReads:
         """The keys that are due by the expiry table, earliest first."""
         now = self._tables.clock.visible()
         for time, key in txn.cursor(self._tables.expiry):
-            if _TIME.unpack(time)[0] > now:
+            if EXPIRY_TIME.unpack(time)[0] > now:
                 return
             yield bytes(key)
 
@@ -167,7 +165,7 @@ class SnapshotReads:
         now = clock.steady()
         with tables.snapshot() as txn:
             for raw_time, raw_key in txn.cursor(tables.expiry):
-                time, key = _TIME.unpack(raw_time)[0], bytes(raw_key)
+                time, key = EXPIRY_TIME.unpack(raw_time)[0], bytes(raw_key)
                 if time > now or len(found) == limit:
                     return found, time + clock.shift
                 row = txn.get(key, db=tables.data)

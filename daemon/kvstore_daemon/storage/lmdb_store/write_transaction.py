@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import lmdb
@@ -10,14 +9,18 @@ import lmdb
 from kvstore_daemon.storage.clock import GRACE_MS
 from kvstore_daemon.storage.interface import Retention, StoredEvent, StoredRecord
 from kvstore_daemon.storage.lmdb_store import row_format
-from kvstore_daemon.storage.lmdb_store.row_format import NO_EVENT, Buffer, DamageError, EventId, LogCounters
+from kvstore_daemon.storage.lmdb_store.row_format import (
+    EXPIRY_TIME,
+    NO_EVENT_ROW,
+    Buffer,
+    DamageError,
+    EventId,
+    LogCounters,
+)
 from kvstore_daemon.storage.lmdb_store.tables import Tables, forward
 
 _PAGE_BYTES = 4096
 _PAGE_HEAD = 16
-
-_TIME = struct.Struct(">Q")
-_NO_EVENT = NO_EVENT.encode()
 
 
 class WriteTransaction:
@@ -56,7 +59,7 @@ class WriteTransaction:
                 row_format.decode_record(key, row, value=value)
             ), row_format.record_event_id(row)
         tombstone = self._tombstones.get(key) if self._has_tombstones else None
-        return None, _NO_EVENT if tombstone is None else tombstone
+        return None, NO_EVENT_ROW if tombstone is None else tombstone
 
     def keys(self, prefix: bytes, limit: int) -> list[bytes]:
         """Up to ``limit`` keys that begin with ``prefix``, in order."""
@@ -81,7 +84,7 @@ class WriteTransaction:
             body = row_format.record_body(record, event.index)
             checksum = row_format.checksum(key, body)
             self._put_record(key, row_format.encode_record(body, checksum))
-            if current is None and before != _NO_EVENT:
+            if current is None and before != NO_EVENT_ROW:
                 self._txn.delete(key, db=self._tables.tombstones)
         else:
             body, checksum = b"", row_format.checksum(key, b"")
@@ -115,9 +118,9 @@ class WriteTransaction:
         if old == new:
             return
         if old is not None:
-            self._txn.delete(_TIME.pack(max(0, old - self._shift)), key, db=self._tables.expiry)
+            self._txn.delete(EXPIRY_TIME.pack(max(0, old - self._shift)), key, db=self._tables.expiry)
         if new is not None:
-            self._txn.put(_TIME.pack(max(0, new - self._shift)), key, db=self._tables.expiry)
+            self._txn.put(EXPIRY_TIME.pack(max(0, new - self._shift)), key, db=self._tables.expiry)
 
     def forget_expiry(self, key: bytes) -> None:
         """Remove from the expiry table a key whose record is damaged, so that its time is not known. The
@@ -173,7 +176,7 @@ class WriteTransaction:
         """Count an event of the log as gone, and remove the tombstone that points to it."""
         self._floor = event_id.revision
         self._log_events -= 1
-        self._log_bytes -= len(_NO_EVENT) + len(row)
+        self._log_bytes -= len(NO_EVENT_ROW) + len(row)
         if row_format.is_put(row):
             return
         try:

@@ -16,7 +16,14 @@ import orjson
 from kvstore_core.limits import MAX_KEY_BYTES
 from kvstore_daemon.storage.clock import is_whole, steady_stamps
 from kvstore_daemon.storage.lmdb_store import row_format
-from kvstore_daemon.storage.lmdb_store.row_format import NO_EVENT, DamageError, EventId, LogCounters, LogRow
+from kvstore_daemon.storage.lmdb_store.row_format import (
+    NO_EVENT,
+    NO_EVENT_ROW,
+    DamageError,
+    EventId,
+    LogCounters,
+    LogRow,
+)
 from kvstore_daemon.storage.lmdb_store.schema import META_FIELDS, TABLES, open_tables
 from kvstore_daemon.storage.offline.progress import Progress, no_progress
 
@@ -119,11 +126,12 @@ class _Walk:
             yield f"{name}: revision {stored.revision} is not between its creation and the head"
         if stored.revision > self._counters.floor:
             event_id = row_format.record_event_id(row)
-            event, named = self._get("log", event_id), _named(EventId.decode(event_id))
+            event = self._get("log", event_id)
             if event is None:
-                yield f"{name}: its event {named} is not in the log"
+                yield f"{name}: its event {_named(EventId.decode(event_id))} is not in the log"
             elif row_format.event_key(event) != key or not row_format.is_put(event):
                 # its checksum is verified with the log
+                named = _named(EventId.decode(event_id))
                 yield f"{name}: the event {named} that should have made it is another's"
         if stored.expires_at is not None and not self._txn.cursor(self._tables["expiry"]).set_key_dup(
             self._steady(stored.expires_at, stored.revision).to_bytes(8), key
@@ -143,7 +151,7 @@ class _Walk:
                 yield row
                 continue
             events, size = events + 1, size + len(row[0]) + len(row[1])
-            if len(row[0]) != len(NO_EVENT.encode()):
+            if len(row[0]) != len(NO_EVENT_ROW):
                 yield f"event {_shown(row[0])}: this is not a position in the log"
                 continue
             event_id = EventId.decode(row[0])
@@ -181,12 +189,14 @@ class _Walk:
     def _chain(self, event: LogRow) -> Iterator[str]:
         if event.before == NO_EVENT or event.before.revision <= self._counters.floor:
             return
-        name = f"event {_named(event.event_id)}: the event before it, {_named(event.before)}"
         before = self._event(event.before.encode())
         if before is None:
-            yield f"{name}, is missing"
+            fault = "is missing"
         elif not isinstance(before, str) and before.key != event.key:
-            yield f"{name}, is of another key"
+            fault = "is of another key"
+        else:
+            return
+        yield f"event {_named(event.event_id)}: the event before it, {_named(event.before)}, {fault}"
 
     def _newest(self, event: LogRow) -> Iterator[str]:
         """What the key's newest event left must not be older than ``event``."""
