@@ -28,8 +28,6 @@ def run(command: str, value: bytes, environment: Mapping[bytes, bytes]) -> int:
     does not wait for the grace period. The command has no terminal. Descriptors that are not close-on-exec
     stay open in the minder, and so until the command is gone.
     """
-    import ctypes  # noqa: F401 - needed after the fork, and loaded once
-
     source = os.memfd_create("value")
     report, said = os.pipe()
     _write_all(source, value)

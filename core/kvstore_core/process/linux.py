@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes  # here, and not where it is called: a child just forked may lack what an import takes
 import errno
 import os
 import signal
@@ -39,6 +40,4 @@ def adopt_orphans() -> None:
 
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        import ctypes  # not at the top: commands load this module, and few of them need it
-
         ctypes.CDLL(None).prctl(option, value)
