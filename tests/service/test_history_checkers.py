@@ -25,9 +25,9 @@ class Story:
     log: list[Event] = field(default_factory=list)
     state: dict[str, Record] = field(default_factory=dict)
 
-    def ok(self, began: int, ended: int, *parts: tuple[Effect, Found]) -> Story:
+    def ok(self, began: int, ended: int, *parts: tuple[Effect, Found], as_of: int = -1) -> Story:
         """An operation that was answered."""
-        return self._add(began, ended, "ok", *zip(*parts, strict=True))
+        return self._add(began, ended, "ok", *zip(*parts, strict=True), as_of=as_of)
 
     def failed(self, began: int, ended: int, effect: Effect, revision: int) -> Story:
         """One whose condition did not hold."""
@@ -45,6 +45,7 @@ class Story:
         effects: Sequence[Effect],
         found: Sequence[Found],
         code: str | None = None,
+        as_of: int = -1,
     ) -> Story:
         returned = None if ended is None else ended * 1_000_000
         self.operations.append(
@@ -60,6 +61,7 @@ class Story:
                 code,
                 0,
                 tuple(found),
+                as_of,
             )
         )
         return self
@@ -137,6 +139,10 @@ RIGHT = {
     "a key that is hidden before it is removed": Story()
     .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(40, 41, get("a", 1, 1, ends=51)).ok(80, 81, get("a", None))
     .commit(1, 1, ("a", 1, 51)).expire(2, 900, "a"),
+    "a key that is there while a commit that began before its end is under way": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(50, 200, put("b", 1, 2))
+    .ok(150, 151, get("a", 1, 1, ends=51), as_of=50).ok(201, 202, get("a", None))
+    .commit(1, 1, ("a", 1, 51)).commit(2, 50, ("b", 1)).expire(3, 202, "a"),
     "a batch seen whole": Story()
     .ok(0, 1, put("a", 1, 1), put("b", 1, 1)).ok(2, 9, put("a", 2, 2), put("b", 2, 2))
     .ok(3, 4, get("a", 1, 1), get("b", 1, 1)).ok(5, 6, get("a", 2, 2), get("b", 2, 2))

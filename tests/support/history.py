@@ -31,6 +31,9 @@ clock that is being adjusted runs a little faster or slower."""
 MOST_STATES = 200_000
 """A search over more than this is given up, loudly."""
 
+WRITE_MS = 5_000
+"""A write of which nothing was heard is under way for no longer than this."""
+
 CHANGING = frozenset(("put", "delete", "incr", "touch", "persist"))
 
 
@@ -66,7 +69,9 @@ class Operation:
     ``outcome`` is ``ok``, with a Found for each effect; ``failed``, with the code, and in ``at`` the effect
     that failed, of whose key ``found`` says the state; or ``unknown``: it may be done at any time after it
     was begun, once or not at all, so ``returned`` is None. ``invoked`` and ``returned`` are monotonic
-    nanoseconds, ``began_at`` and ``ended_at`` wall-clock milliseconds.
+    nanoseconds, ``began_at`` and ``ended_at`` wall-clock milliseconds. ``as_of`` is the earliest time by
+    which it may be decided what has expired: when the oldest write under way began, since reads go by the
+    beginning of a commit.
     """
 
     client: str
@@ -80,6 +85,11 @@ class Operation:
     code: str | None = None
     at: int = 0
     found: tuple[Found, ...] = ()
+    as_of: int = -1
+
+    def __post_init__(self) -> None:
+        if self.as_of < 0:
+            self.as_of = self.began_at
 
     @property
     def writes(self) -> bool:
@@ -124,6 +134,9 @@ class History:
         wall = time.time_ns() // 1_000_000
         with self._lock:
             operation = Operation(client, len(self.operations), tuple(effects), time.monotonic_ns(), wall)
+            for other in self.operations:
+                if other.writes and other.returned is None and other.began_at > wall - WRITE_MS:
+                    operation.as_of = min(operation.as_of, other.began_at)
             self.operations.append(operation)
         return operation
 
@@ -187,7 +200,7 @@ def _is_as_found(state: Event | None, found: Found, operation: Operation) -> boo
     real = int(record.value or b"0"), record.version, record.create_revision
     if any(one is not None and one != other for one, other in zip(told, real, strict=True)):
         return False
-    return expires_at is None or expires_at > operation.began_at - CLOCK_SLACK_MS
+    return expires_at is None or expires_at > operation.as_of - CLOCK_SLACK_MS
 
 
 def check_witness(operations: Sequence[Operation], log: Sequence[Event]) -> None:
@@ -527,7 +540,7 @@ def _steps(key: str, operation: Operation, state: _State | None) -> Iterator[_St
     ended_at = inf if operation.ended_at is None else operation.ended_at
     if state is not None and state.soonest <= ended_at + CLOCK_SLACK_MS:
         yield from _step(operation, effect, found, None)
-    if state is None or state.latest > operation.began_at - CLOCK_SLACK_MS:
+    if state is None or state.latest > operation.as_of - CLOCK_SLACK_MS:
         yield from _step(operation, effect, found, state)
 
 
