@@ -8,7 +8,9 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -262,6 +264,21 @@ def test_a_write_that_got_no_answer_says_that_nobody_knows(
 
     wait_until(again, what="the daemon is back")
     assert session.get("/v1/kv/a").body == b"1"
+    session.close()
+
+
+def test_a_pause_of_the_whole_machine_fails_no_request(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    """As when a laptop sleeps, or a virtual machine is moved."""
+    facade = start_facade(daemon, daemon_timeout="3s")
+    session = Session(facade.url)
+    with ThreadPoolExecutor() as pool, daemon.paused():
+        put = pool.submit(session.put, "/v1/kv/a", b"x")
+        time.sleep(0.3)  # it is on its way to the daemon
+        with facade.paused():
+            time.sleep(4)
+    assert put.result().status == 201
     session.close()
 
 

@@ -6,6 +6,7 @@ The port is the one line on stdout.
 """
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -55,6 +56,7 @@ def application(environ: dict[str, Any], start_response: Any) -> Any:
             "query": environ["kvstore.raw_query"],
             "body": environ["wsgi.input"].read().decode("latin-1"),
             "gone": gone,
+            "pid": os.getpid(),
         }
     ).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])

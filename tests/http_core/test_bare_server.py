@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPResponse
@@ -363,6 +366,24 @@ def test_a_body_that_stops_arriving_is_not_waited_for(start_bare: Callable[..., 
     with closing(connect()) as sock:
         sock.sendall(request("/", "Content-Length: 10", method="PUT", body=b"abc"))
         assert_problem(*read_response(sock), 408, "request_timeout")
+
+
+def test_a_pause_of_the_server_is_not_the_clients_fault(start_bare: Callable[..., Connect]) -> None:
+    """As when a laptop sleeps, or a machine is moved: what was sent meanwhile is there, unread."""
+    connect = start_bare(SWEEP_SECONDS=0.05, STALL_SECONDS=1)
+    pid = seen(connect, request("/"))["pid"]
+    upload = request("/", "Content-Length: 4", method="PUT", body=b"last")
+    for _ in range(5):  # which the loop looks at first, the clock or the connections, is not certain
+        with closing(connect()) as sock:
+            sock.sendall(upload[:-1])
+            time.sleep(0.1)
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                sock.sendall(upload[-1:])
+                time.sleep(1.5)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert read_response(sock)[0].status == 200
 
 
 def test_an_idle_connection_is_closed_without_a_word(start_bare: Callable[..., Connect]) -> None:

@@ -14,7 +14,8 @@ in the hub's thread.
   (:mod:`kvstore_http.backend.dealer_socket`): repeats only make a slow daemon slower.
 
 When nothing was received for the whole time that a request may take, the daemon counts as away: all calls
-fail at once, and a probe looks for it.
+fail at once, and a probe looks for it. A time in which this process was stopped is nobody's fault: after one,
+requests get their time once more.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ WRITES_UNDER_WAY = 2
 BATCHES_UNDER_WAY = 64
 
 TICK_SECONDS = 0.05
+LATE_SECONDS = 0.5
+"""A tick that is so late, and by half the time that a request may take, comes after a pause: this process was
+stopped, or the whole machine."""
+
 PROBE_SECONDS = 0.5
 FOREVER = float("inf")
 
@@ -90,6 +95,8 @@ class DaemonClient:
         """The store's epoch, as of the last reply or heartbeat."""
         self.head = 0
         """The highest revision that is known to be committed. A read that starts now sees it."""
+        self._ticked_at = monotonic()
+        self._patient_until = -FOREVER
         self._ticker = self._loop.timer(TICK_SECONDS, TICK_SECONDS)
         self._ticker.start(self._tick)
 
@@ -201,9 +208,13 @@ class DaemonClient:
 
     def _tick(self) -> None:
         now = monotonic()
+        if now - self._ticked_at > max(LATE_SECONDS, self._timeout / 2):
+            # the replies are here unread, or the daemon was stopped as well
+            self._patient_until = now + self._timeout
+        self._ticked_at = now
         if self.is_away:
             self._look_for_daemon(now)
-        else:
+        elif now >= self._patient_until:
             self._fail_overdue(now)
 
     def _fail_overdue(self, now: float) -> None:

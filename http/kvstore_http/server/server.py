@@ -50,6 +50,8 @@ SPARE_DESCRIPTORS = 64
 """Kept for connections that are refused for lack of room, and for whatever else a process opens."""
 
 SWEEP_SECONDS = 2.0
+LATE_SECONDS = 1.0
+"""A sweep that is so late comes after a pause in which this process, or the whole machine, was stopped."""
 
 BUFFER_BYTES = 1024 * 1024
 """Default of the bytes that are kept for one connection that does not read."""
@@ -130,6 +132,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         self.socket.listen(self.adj.backlog)
         self._acceptor = self.loop.io(self.socket.fileno(), READ)
         self._acceptor.start(self._on_acceptable)
+        self._swept_at = self._patient_until = time.monotonic()
         self._sweeper = self.loop.timer(SWEEP_SECONDS, SWEEP_SECONDS)
         self._sweeper.start(self._sweep)
 
@@ -244,6 +247,11 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
 
     def _sweep(self) -> None:
         now = time.monotonic()
+        if now - self._swept_at > SWEEP_SECONDS + LATE_SECONDS:
+            self._patient_until = now + LATE_SECONDS  # what clients sent meanwhile is to be read first
+        self._swept_at = now
+        if now < self._patient_until:
+            return
         for channel in list(self.active_channels.values()):
             channel.sweep(now)
 
