@@ -28,43 +28,7 @@ if TYPE_CHECKING:
     from kvstore_client.client import Client
     from kvstore_client.subscription import Subscription
     from kvstore_client.subscription_state import Reset, Sync
-    from kvstore_core.errors import (
-        BadRequest,
-        ConditionFailed,
-        CursorExpired,
-        Damaged,
-        ExpectationFailed,
-        HeadersTooLarge,
-        HttpVersionNotSupported,
-        Internal,
-        InvalidCursor,
-        InvalidKey,
-        KvError,
-        LengthRequired,
-        MethodNotAllowed,
-        NoSuchRoute,
-        NotAcceptable,
-        NotAllowed,
-        NotAnInteger,
-        NotFound,
-        NotJson,
-        OutOfRange,
-        ReplyTooLarge,
-        RequestTimeout,
-        RequestTooLarge,
-        RevisionGone,
-        SequenceReused,
-        SequenceStale,
-        StoreFull,
-        TimedOut,
-        TooBusy,
-        Unavailable,
-        UnknownOperation,
-        UnsupportedMediaType,
-        UnsupportedVersion,
-        UriTooLong,
-        ValueTooLarge,
-    )
+    from kvstore_core.errors import *
     from kvstore_core.filters import Filter
     from kvstore_core.model import Cursor, Event, Record
     from kvstore_core.wire import Heartbeat

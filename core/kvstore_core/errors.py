@@ -11,6 +11,7 @@ Only the standard library is imported here: the command-line client reads this t
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 
@@ -117,7 +118,7 @@ class KvError(Exception):
         state = dict(self.__dict__)
         if self.__cause__ is not None:
             state["__cause__"] = _portable(self.__cause__)
-        return _remade, (type(self), self.code, self.message, self.details), state
+        return partial(type(self), self.code, self.message, **self.details), (), state
 
     @property
     def row(self) -> ErrorRow:
@@ -147,10 +148,6 @@ class KvError(Exception):
         return f"{type(self).__name__}({self.code!r}, {self.message!r}{details})"
 
 
-def _remade(kind: type[KvError], code: str, message: str, details: dict[str, Any]) -> KvError:
-    return kind(code, message, **details)
-
-
 def _portable(cause: BaseException) -> BaseException:
     """The cause, or what it says where it cannot be pickled: an error has to reach its caller."""
     try:
@@ -162,139 +159,39 @@ def _portable(cause: BaseException) -> BaseException:
 
 # One class for each row, named after its code and documented by its title; a test compares them, and says
 # so where a new row has none. They are offered by the package, too.
-
-
-class BadRequest(KvError, code="bad_request"):
-    pass
-
-
-class UnsupportedVersion(KvError, code="unsupported_version"):
-    pass
-
-
-class UnknownOperation(KvError, code="unknown_operation"):
-    pass
-
-
-class InvalidKey(KvError, code="invalid_key"):
-    pass
-
-
-class InvalidCursor(KvError, code="invalid_cursor"):
-    pass
-
-
-class NotAllowed(KvError, code="not_allowed"):
-    pass
-
-
-class NoSuchRoute(KvError, code="no_such_route"):
-    pass
-
-
-class MethodNotAllowed(KvError, code="method_not_allowed"):
-    pass
-
-
-class NotAcceptable(KvError, code="not_acceptable"):
-    pass
-
-
-class RequestTimeout(KvError, code="request_timeout"):
-    pass
-
-
-class LengthRequired(KvError, code="length_required"):
-    pass
-
-
-class ValueTooLarge(KvError, code="value_too_large"):
-    pass
-
-
-class RequestTooLarge(KvError, code="request_too_large"):
-    pass
-
-
-class UriTooLong(KvError, code="uri_too_long"):
-    pass
-
-
-class UnsupportedMediaType(KvError, code="unsupported_media_type"):
-    pass
-
-
-class ExpectationFailed(KvError, code="expectation_failed"):
-    pass
-
-
-class SequenceReused(KvError, code="sequence_reused"):
-    pass
-
-
-class HeadersTooLarge(KvError, code="headers_too_large"):
-    pass
-
-
-class NotFound(KvError, code="not_found"):
-    pass
-
-
-class NotAnInteger(KvError, code="not_an_integer"):
-    pass
-
-
-class OutOfRange(KvError, code="out_of_range"):
-    pass
-
-
-class NotJson(KvError, code="not_json"):
-    pass
-
-
-class SequenceStale(KvError, code="sequence_stale"):
-    pass
-
-
-class CursorExpired(KvError, code="cursor_expired"):
-    pass
-
-
-class RevisionGone(KvError, code="revision_gone"):
-    pass
-
-
-class ConditionFailed(KvError, code="condition_failed"):
-    pass
-
-
-class Internal(KvError, code="internal"):
-    pass
-
-
-class Damaged(KvError, code="damaged"):
-    pass
-
-
-class ReplyTooLarge(KvError, code="reply_too_large"):
-    pass
-
-
-class TooBusy(KvError, code="too_busy"):
-    pass
-
-
-class Unavailable(KvError, code="unavailable"):
-    pass
-
-
-class TimedOut(KvError, code="timed_out"):
-    pass
-
-
-class HttpVersionNotSupported(KvError, code="http_version_not_supported"):
-    pass
-
-
-class StoreFull(KvError, code="store_full"):
-    pass
+# fmt: off
+class BadRequest(KvError, code="bad_request"): ...
+class UnsupportedVersion(KvError, code="unsupported_version"): ...
+class UnknownOperation(KvError, code="unknown_operation"): ...
+class InvalidKey(KvError, code="invalid_key"): ...
+class InvalidCursor(KvError, code="invalid_cursor"): ...
+class NotAllowed(KvError, code="not_allowed"): ...
+class NoSuchRoute(KvError, code="no_such_route"): ...
+class MethodNotAllowed(KvError, code="method_not_allowed"): ...
+class NotAcceptable(KvError, code="not_acceptable"): ...
+class RequestTimeout(KvError, code="request_timeout"): ...
+class LengthRequired(KvError, code="length_required"): ...
+class ValueTooLarge(KvError, code="value_too_large"): ...
+class RequestTooLarge(KvError, code="request_too_large"): ...
+class UriTooLong(KvError, code="uri_too_long"): ...
+class UnsupportedMediaType(KvError, code="unsupported_media_type"): ...
+class ExpectationFailed(KvError, code="expectation_failed"): ...
+class SequenceReused(KvError, code="sequence_reused"): ...
+class HeadersTooLarge(KvError, code="headers_too_large"): ...
+class NotFound(KvError, code="not_found"): ...
+class NotAnInteger(KvError, code="not_an_integer"): ...
+class OutOfRange(KvError, code="out_of_range"): ...
+class NotJson(KvError, code="not_json"): ...
+class SequenceStale(KvError, code="sequence_stale"): ...
+class CursorExpired(KvError, code="cursor_expired"): ...
+class RevisionGone(KvError, code="revision_gone"): ...
+class ConditionFailed(KvError, code="condition_failed"): ...
+class Internal(KvError, code="internal"): ...
+class Damaged(KvError, code="damaged"): ...
+class ReplyTooLarge(KvError, code="reply_too_large"): ...
+class TooBusy(KvError, code="too_busy"): ...
+class Unavailable(KvError, code="unavailable"): ...
+class TimedOut(KvError, code="timed_out"): ...
+class HttpVersionNotSupported(KvError, code="http_version_not_supported"): ...
+class StoreFull(KvError, code="store_full"): ...
+# fmt: on
