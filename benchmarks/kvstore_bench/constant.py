@@ -14,9 +14,9 @@ from typing import Any
 import falcon
 
 from kvstore_bench.workload import SMALL, value
-from kvstore_core.process.liveness import BEAT_SECONDS
-from kvstore_core.process.resources import relax_garbage_collector
 from kvstore_core.process.sd_notify import Notifier
+from kvstore_core.process.startup import relax_garbage_collector
+from kvstore_core.process.supervision import BEAT_SECONDS
 from kvstore_http.protocol.raw_router import RawPathRouter
 from kvstore_http.server.listen import bind
 from kvstore_http.workers.parent import Workers, keep_only

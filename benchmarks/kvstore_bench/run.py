@@ -17,7 +17,7 @@ from kvstore_bench.report import number
 from kvstore_bench.results import Results
 from kvstore_bench.samples import Sample
 from kvstore_bench.stage import Stage
-from kvstore_core.process.resources import raise_descriptor_limit
+from kvstore_core.process.startup import raise_descriptor_limit
 
 
 def run(rows: Sequence[Row], stage: Stage, rounds: int, file: Path) -> Results:

@@ -26,7 +26,7 @@ from kvstore_core.follower import LogPage
 from kvstore_core.limits import MAX_PAGE
 from kvstore_core.media_types import TEXT_CONTENT_TYPE
 from kvstore_core.model import Cursor, Event, Record, is_plain_key
-from kvstore_core.operations import OPERATIONS, check_keys, check_operation
+from kvstore_core.operations import OPERATIONS, check_operation
 from kvstore_core.wire import Reply, event_from, record_from
 
 EVERYTHING = Filter()
@@ -318,7 +318,6 @@ def _command(
     op = {"op": name, **{key: given for key, given in fields.items() if given is not None}}
     try:
         check_operation(op, 0)
-        check_keys(op)
     except KvError as error:
         # the caller knows no index of an op
         message = error.message.removeprefix("ops[0].").removeprefix("ops[0]: ")

@@ -14,8 +14,7 @@ from kvstore_client.arguments import address_of, changes_of, flag_of, requests_o
 from kvstore_client.commands import since_of
 from kvstore_client.subscription_state import Item, Reset, SubscriptionState, Sync
 from kvstore_client.transport import forks
-from kvstore_client.transport.connection import Connection, RequestBody, connect
-from kvstore_client.transport.sans_io import IoGenerator, SocketWait
+from kvstore_client.transport.connection import Connection, IoGenerator, RequestBody, SocketWait, connect
 from kvstore_core.connection_monitor import Socket
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter

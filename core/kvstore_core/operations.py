@@ -250,8 +250,9 @@ def check_operation(op: Any, index: int) -> Operation:
     for field_name in _REQUIRED[row.name]:
         if field_name not in op:
             raise KvError("bad_request", f"ops[{index}]: {row.name} needs {field_name!r}", op=index)
-    if row.exclusive:
-        _check_exclusive(op, row, index)
+    _check_exclusive(op, row, index)
+    if (key := op.get("key")) is not None:
+        check_key(key)
     return row
 
 
@@ -266,10 +267,3 @@ _REQUIRED = {
     row.name: tuple(name for name, field in row.fields.items() if field.required)
     for row in OPERATIONS.values()
 }
-
-
-def check_keys(op: dict[str, Any]) -> None:
-    """Raise ``invalid_key`` if the op's ``key`` is not acceptable."""
-    key = op.get("key")
-    if key is not None:
-        check_key(key)

@@ -33,7 +33,7 @@ from kvstore_core.limits import (
     MAX_VALUE_BYTES,
 )
 from kvstore_core.model import Event, Record, is_plain_key
-from kvstore_core.operations import OPERATIONS, check_keys, check_operation, is_media_type, is_request_id
+from kvstore_core.operations import OPERATIONS, check_operation, is_media_type, is_request_id
 
 VERSION = 1
 
@@ -126,6 +126,26 @@ def encode_request(
         header["request_id"] = request_id
     encoded = _dumps(header)
     return [encoded, b"".join(values)] if values else [encoded]
+
+
+class WriteSequence:
+    """The requests that write of one ``client``, numbered from 1 on (protocol section 6).
+
+    The daemon remembers the last reply for each client id, so only one request at a time may be under way.
+    A number is used for one request only, whatever becomes of it: if a copy of a write whose outcome is
+    unknown arrives after the next write, the daemon refuses it for its lower number.
+    """
+
+    __slots__ = ("_seq", "client")
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self._seq = 0
+
+    def next(self) -> dict[str, Any]:
+        """What to call :func:`encode_request` with for the next request."""
+        self._seq += 1
+        return {"client": self.client, "seq": self._seq}
 
 
 def _dumps(header: dict[str, Any]) -> bytes:
@@ -234,7 +254,6 @@ def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tup
             offset += plain_size
             continue
         operation = check_operation(op, index)
-        check_keys(op)
         writes += operation.writes
         if not operation.has_value:
             values.append(None)

@@ -13,7 +13,7 @@ from pathlib import Path
 import zmq
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.address_in_use import patiently
+from kvstore_core.process.startup import patiently
 from kvstore_daemon.peer_limits.connections import ConnectionLimit, Connections
 
 Context = zmq.Context[zmq.Socket[bytes]]

@@ -13,9 +13,9 @@ import zmq
 
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
 from kvstore_core.process.logging import LEVEL_SIGNALS, LogLevel, announcer
-from kvstore_core.process.resources import raise_descriptor_limit, relax_garbage_collector
 from kvstore_core.process.sd_notify import Notifier
 from kvstore_core.process.signals import Signals
+from kvstore_core.process.startup import raise_descriptor_limit, relax_garbage_collector
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.peer_limits.connections import ConnectionLimit
 from kvstore_daemon.publisher import Publisher

@@ -11,9 +11,9 @@ from socket import socket
 from typing import Any
 
 from kvstore_core.errors import EXIT_ERROR, KvError
-from kvstore_core.process.address_in_use import patiently
 from kvstore_core.process.logging import LogLevel, announcer
 from kvstore_core.process.sd_notify import Notifier
+from kvstore_core.process.startup import patiently
 from kvstore_http.metrics.shared_counters import SharedCounters
 from kvstore_http.server.listen import bind, shared, url_of
 from kvstore_http.settings import HttpSettings

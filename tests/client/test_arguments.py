@@ -23,8 +23,7 @@ from kvstore_client import (
 )
 from kvstore_client.arguments import address_of
 from kvstore_client.commands import Command
-from kvstore_client.transport.connection import RequestBody
-from kvstore_client.transport.sans_io import SocketWait
+from kvstore_client.transport.connection import RequestBody, SocketWait
 from kvstore_core.filters import Filter
 from support import Daemon
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from kvstore_core.process.liveness import KILL_TICKS, LATE_TICKS, START_TICKS, STUCK_TICKS, Liveness
+from kvstore_core.process.supervision import KILL_TICKS, LATE_TICKS, START_TICKS, STUCK_TICKS, Liveness
 
 
 def ticks(liveness: Liveness, count: int) -> list[signal.Signals | None]:

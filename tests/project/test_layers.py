@@ -55,7 +55,7 @@ ROOMS = {
         "model",
         "connection_monitor process backoff",
         "errors",
-        "addresses limits media_types units write_sequence",
+        "addresses limits media_types units",
     ),
     "kvstore_client": (
         "*",  # all others of the top

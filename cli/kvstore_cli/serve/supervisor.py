@@ -24,10 +24,9 @@ from urllib.parse import urlsplit
 from kvstore_cli.config.option_values import connectable
 from kvstore_cli.serve.logging_setup import write_through
 from kvstore_core.errors import EXIT_ERROR
-from kvstore_core.process.liveness import LATE_TICKS
 from kvstore_core.process.logging import LEVELS, announcer
 from kvstore_core.process.sd_notify import Notice, Notifier
-from kvstore_core.process.supervision import Child, Supervisor
+from kvstore_core.process.supervision import LATE_TICKS, Child, Supervisor
 
 STOP_SECONDS = 10.0
 """How long a part may take to stop; the daemon needs 5 s at most."""

@@ -1,21 +1,26 @@
-"""A connection to the daemon that carries one request at a time."""
+"""A connection to the daemon that carries one request at a time, apart from how it is waited for.
+
+What a client does with its sockets is written once, as generators that never block and yield a
+:class:`SocketWait` where there is nothing to do but wait. :func:`kvstore_client.transport.sync_io.drive`
+waits in a poll, :func:`kvstore_client.transport.async_io.drive` in an event loop.
+"""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import zmq
 
 from kvstore_client.transport import forks
 from kvstore_client.transport.retry import NextAction, RetryState
-from kvstore_client.transport.sans_io import IoGenerator, SocketWait
 from kvstore_core.addresses import DEFAULT_REQUESTS
 from kvstore_core.connection_monitor import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Monitor, Socket
-from kvstore_core.wire import Reply, encode_request
-from kvstore_core.write_sequence import WriteSequence
+from kvstore_core.wire import Reply, WriteSequence, encode_request
+
+T = TypeVar("T")
 
 QUICK_SECONDS = 0.1
 """Most answers come sooner. Only after this is the monitor waited for as well, since a wait for two
@@ -23,6 +28,23 @@ sockets takes longer; its events stay queued until then."""
 
 SOCKETS = 3
 """How many sockets of its context a connection uses: its own and both ends of the monitor."""
+
+_LONGEST_SECONDS = 86_400
+"""Of one wait, since a poll counts milliseconds in 32 bits; after it comes the next wait."""
+
+
+class SocketWait(NamedTuple):
+    """Wait until a socket is ready for its flags, or for at most ``seconds``."""
+
+    sockets: Sequence[tuple[Socket, int]]
+    seconds: float
+
+    def milliseconds(self) -> int:
+        """The time in milliseconds, rounded up: a wait that ends too early would make the loop busy."""
+        return max(0, int(min(self.seconds, _LONGEST_SECONDS) * 1000)) + 1
+
+
+IoGenerator = Generator[SocketWait, None, T]
 
 
 def connect(socket: Socket, endpoint: str) -> None:

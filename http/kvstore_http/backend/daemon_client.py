@@ -31,9 +31,8 @@ import zmq
 
 from kvstore_core.errors import KvError
 from kvstore_core.follower import PAGE_SECONDS
-from kvstore_core.operations import OPERATIONS, check_keys, check_operation
-from kvstore_core.wire import Reply
-from kvstore_core.write_sequence import WriteSequence
+from kvstore_core.operations import OPERATIONS, check_operation
+from kvstore_core.wire import Reply, WriteSequence
 from kvstore_http.backend.dealer_socket import DealerSocket, Outcome, SentRequest
 from kvstore_http.backend.request_queue import OpResult, RequestQueue, WaitingRequest
 from kvstore_http.metrics.counters import WorkerCounters
@@ -110,7 +109,6 @@ class DaemonClient:
         if value is not None:
             op = {**op, "size": len(value)}
         row = check_operation(op, 0)
-        check_keys(op)
         result: OpResult
         if not row.writes and row.name != "get":
             result = self.request([op]).results[0]  # others would wait for a page, which may be large

@@ -9,8 +9,7 @@ from typing import Any
 from gevent.hub import Hub, Waiter
 
 from kvstore_core.errors import KvError
-from kvstore_core.wire import RequestId
-from kvstore_core.write_sequence import WriteSequence
+from kvstore_core.wire import RequestId, WriteSequence
 from kvstore_http.backend.dealer_socket import DealerSocket, Outcome
 from kvstore_http.request_id import current_request_id
 

@@ -11,7 +11,7 @@ import falcon
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, JSON, TEXT_CONTENT_TYPE
 from kvstore_core.model import is_plain_key
-from kvstore_core.operations import OPERATIONS, check_keys, check_operation
+from kvstore_core.operations import OPERATIONS, check_operation
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import read_json, require_type, send_json
@@ -107,7 +107,6 @@ def _parsed_op(entry: Any, index: int) -> tuple[dict[str, Any], bytes | None]:
         if type(op.get("expires_at")) is str:
             op["expires_at"] = EXPIRES_AT.read(op["expires_at"])
         check_operation(op, index)
-        check_keys(op)
     except KvError as error:
         error.details["op"] = index
         raise

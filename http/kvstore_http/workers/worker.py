@@ -13,10 +13,10 @@ import zmq
 from gevent.event import Event
 
 from kvstore_core.errors import EXIT_DONE
-from kvstore_core.process.liveness import BEAT_SECONDS
 from kvstore_core.process.logging import LEVEL_SIGNALS
-from kvstore_core.process.resources import raise_descriptor_limit, relax_garbage_collector
 from kvstore_core.process.sd_notify import Notifier
+from kvstore_core.process.startup import raise_descriptor_limit, relax_garbage_collector
+from kvstore_core.process.supervision import BEAT_SECONDS
 from kvstore_http.app import create_app
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters

@@ -17,7 +17,7 @@ from pathlib import Path
 import lmdb
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.address_in_use import patiently
+from kvstore_core.process.startup import patiently
 from kvstore_daemon.storage.clock import StoreClock, machine_clock
 from kvstore_daemon.storage.folder_lock import FolderLock, unusable
 from kvstore_daemon.storage.interface import (
