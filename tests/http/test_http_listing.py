@@ -182,10 +182,10 @@ def test_lines_that_cannot_go_on_end_unmistakably(
 ) -> None:
     """Far more than all buffers between hold, read slowly, and the daemon killed meanwhile."""
     daemon = start_daemon(sync="none")
-    facade = start_facade(daemon, daemon_timeout="1s")
+    facade = start_facade(daemon, daemon_timeout="3s")
     session = Session(facade.url)
     for number in range(64):
-        session.put(f"/v1/kv/{number:02}", b"x" * MIB)
+        assert session.put(f"/v1/kv/{number:02}", b"x" * MIB).status == 201
     session.close()
     connection = HTTPConnection(urlsplit(facade.url).netloc, timeout=30)
     connection.request("GET", "/v1/kv", headers={"Accept": NDJSON})

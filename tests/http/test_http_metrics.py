@@ -292,7 +292,7 @@ def test_metrics_are_there_while_the_daemon_is_away(
     daemon: Daemon, start_facade: Callable[..., Facade]
 ) -> None:
     facade = start_facade(daemon, daemon_timeout="500ms")
-    assert scrape(facade.url).value("kvstore_up") == 1
+    wait_until(lambda: scrape(facade.url).value("kvstore_up") == 1)
     daemon.kill()
     found = scrape(facade.url)
     assert "kvstore_up 0.0" in found.text

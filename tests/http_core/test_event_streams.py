@@ -539,7 +539,7 @@ def test_a_stream_that_begins_while_the_daemon_is_away_goes_on_when_it_is_back(
 ) -> None:
     put(start_facade(daemon).url, "k")
     # of its own, for the first remembers the change and need not ask
-    facade = start_facade(daemon, daemon_timeout="500ms", stream_heartbeat="300ms")
+    facade = start_facade(daemon, daemon_timeout="2s", stream_heartbeat="300ms")
     with stream(facade.url, "") as events:
         through_sync(events)
     daemon.kill()

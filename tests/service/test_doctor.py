@@ -87,7 +87,7 @@ def test_the_doctor_names_what_a_configuration_breaks(
 def test_an_idle_time_below_the_heartbeat_is_told_as_cut_by_something_in_front(
     front: Callable[[str], str], tmp_path: Path
 ) -> None:
-    examined = examine(front(with_setting("proxy_read_timeout 1s;")), tmp_path, "--idle", "3s")
+    examined = examine(front(with_setting("proxy_read_timeout 1s;")), tmp_path, "--idle", "20s")
     assert examined.causes == {"idle_cut", "wait_cut"}
     (cut,) = [check for check in examined.checks if check.get("cause") == "idle_cut"]
     assert cut["figures"]["heartbeats"] == 0

@@ -302,9 +302,9 @@ def test_unavailable_when_the_daemon_is_away(
 def test_timed_out_when_the_daemon_hangs(
     daemon: Daemon, start_facade: Callable[..., Facade], tmp_path: Path
 ) -> None:
-    facade = start_facade(daemon, daemon_timeout="500ms")
+    facade = start_facade(daemon, daemon_timeout="2s")
     check_exit(facade.url, tmp_path, "timed_out", Shell(["wait", "k", "--exists", "--timeout", "300ms"]))
-    with Client(daemon.requests, timeout=0.5) as client:
+    with Client(daemon.requests, timeout=2) as client:
         client.put("k", b"1")
         assert call(facade.url, "GET", "/v1/kv/k").status == 200
         daemon.signal(signal.SIGSTOP)

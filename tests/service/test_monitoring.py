@@ -153,7 +153,7 @@ def rules(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def facade(daemon: Daemon, start_facade: Callable[..., Facade]) -> Facade:
-    return start_facade(daemon, workers=2, daemon_timeout="100ms")
+    return start_facade(daemon, workers=2)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_prometheus_scrapes_two_workers_and_tells_when_the_daemon_is_gone(
 ) -> None:
     for number in range(30):
         session = Session(facade.url)
-        session.put(f"/v1/kv/{number}", b"x")
+        assert session.put(f"/v1/kv/{number}", b"x").status == 201
         session.close()
     puts = 'sum(kvstore_http_requests_total{route="/v1/kv/{key}",method="PUT"})'
     wait_until(lambda: prometheus.value(puts) == 30, what="all puts of both workers are counted")
@@ -187,7 +187,7 @@ def test_prometheus_scrapes_two_workers_and_tells_when_the_daemon_is_gone(
 
     wait_until(is_firing, what="KvstoreDown fires")
     assert states[-2:] == ["pending", "firing"]
-    assert prometheus.value("kvstore_up") == 0
+    wait_until(lambda: prometheus.value("kvstore_up") == 0, what="the facade says why")
 
     daemon.start()
     wait_until(lambda: "KvstoreDown" not in prometheus.alerts(), what="all is well again")

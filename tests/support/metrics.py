@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from support.session import Session
 from support.streams import open_stream
-from support.waiting import wait_until
+from support.surfaces import Answer
 
 
 class Scrape:
@@ -53,23 +53,21 @@ def scrape(url: str) -> Scrape:
 def let_things_happen(url: str) -> None:
     """Traffic of each kind, so that every metric has something to tell."""
     session = Session(url)
-
-    def put(target: str, value: bytes) -> None:
-        # on a disk that stalls, the service gives up a write after a few seconds
-        path = f"/v1/kv/metrics/{target}"
-        wait_until(lambda: session.put(path, value).status < 300, what=f"{path} is put")
-
     for number in range(5):
-        put(str(number), b"x")
-    put("soon?ttl=1h", b"x")
+        assert_put(session.put(f"/v1/kv/metrics/{number}", b"x"))
+    assert_put(session.put("/v1/kv/metrics/soon?ttl=1h", b"x"))
     session.get("/v1/kv/metrics/0")
     session.get("/v1/kv/metrics/missing")
     stream = open_stream(url, "prefix=metrics/&since=0")
     events: Callable[[], Any] = iter(stream).__next__
     while events().name != "sync":
         pass
-    put("0", b"y")
+    assert_put(session.put("/v1/kv/metrics/0", b"y"))
     while events().name != "put":
         pass
     stream.close()
     session.close()
+
+
+def assert_put(answer: Answer) -> None:
+    assert answer.status in (200, 201), answer
