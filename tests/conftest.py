@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support.searching import EXAMPLES, LONG_EXAMPLES
+from support.lengths import EXAMPLES, LONG_EXAMPLES, PROPERTY, Survived, summary
 from support.servers import Daemon, Facade, Serve, Server, Service
-from support.torture import PROPERTY, Survived, summary
 
 STDERR_SHOWN_BYTES = 20_000
 

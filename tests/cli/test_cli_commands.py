@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvstore_cli.terminal import humanize
-from support import Daemon, Facade, free_port, kvstore_command
+from support.servers import Daemon, Facade, free_port, kvstore_command
 
 pytestmark = pytest.mark.slow
 

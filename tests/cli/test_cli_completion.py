@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support import free_port
+from support.servers import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,8 @@ from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING
 from kvstore_cli.doctor.probe import SCRATCH
 from kvstore_cli.doctor.remedies import CAUSES
 from kvstore_core.errors import ERRORS
-from support import Daemon, Facade, Service, wait_until
-from support.examined import SPEED
+from support.servers import Daemon, Facade, Service, wait_until
+from support.surfaces import SPEED
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pytest
 
 from kvstore_cli.config.options import CONFIG, OPTIONS
 from kvstore_cli.config.resolve import ConfigurationError, resolve
-from support import Service, kvstore_command
+from support.servers import Service, kvstore_command
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ import pytest
 
 from kvstore_cli.files.position_file import PositionFile
 from kvstore_cli.subscribe.handler_process import GRACE_SECONDS, run
-from support import kvstore_command, wait_until
+from support.servers import kvstore_command, wait_until
 
 pytestmark = pytest.mark.slow
 

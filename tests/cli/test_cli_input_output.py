@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from support import free_port, kvstore_command
+from support.servers import free_port, kvstore_command
 
 pytestmark = pytest.mark.slow
 

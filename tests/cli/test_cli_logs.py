@@ -23,8 +23,17 @@ from hypothesis import strategies as st
 
 from kvstore_cli.serve.logging_setup import BACKLOG_BYTES, JsonFormatter, Stderr, TextFormatter
 from kvstore_client import Client, KvError, commands
-from support import Daemon, Facade, Serve, Service, free_port, kvstore_command, wait_until
-from support.servers import clean_environment, flags
+from support.servers import (
+    Daemon,
+    Facade,
+    Serve,
+    Service,
+    clean_environment,
+    flags,
+    free_port,
+    kvstore_command,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -26,9 +26,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvstore_cli.transfer.ndjson_format import ExportWriter, Reader, line_of
-from support import Service, kvstore_command, wait_until
 from support.load import HttpWriter, Ledger
 from support.proxy import CuttingProxy
+from support.servers import Service, kvstore_command, wait_until
 from support.terminal import Terminal
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a second service, with a store of its own."""
     from conftest import _Starter
-    from support import Daemon, Facade
+    from support.servers import Daemon, Facade
 
     starter = _Starter(request.node, tmp_path_factory.mktemp("other"))
     daemon = starter.start(Daemon, {}, None)

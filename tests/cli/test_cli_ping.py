@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support import Daemon, Facade, Service, free_port
+from support.servers import Daemon, Facade, Service, free_port
 
 Kvstore = Any
 

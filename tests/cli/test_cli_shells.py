@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from support import wait_until
+from support.servers import wait_until
 from support.terminal import Terminal
 
 Kvstore = Any

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support import Daemon, Facade, Service, kvstore_command, wait_until
+from support.servers import Daemon, Facade, Service, kvstore_command, wait_until
 
 Kvstore = Any
 Start = Callable[..., Any]

@@ -24,7 +24,7 @@ from kvstore_cli.top.overview import overview
 from kvstore_cli.top.prometheus_text import Interval, Reading
 from kvstore_cli.top.sampling import Sampler
 from kvstore_cli.top.screen import Screen
-from support import Service, kvstore_command, wait_until
+from support.servers import Service, kvstore_command, wait_until
 from support.terminal import Terminal
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,7 @@ from kvstore_cli.http_client.client import ATTEMPTS, ServiceClient, encode_query
 from kvstore_cli.http_client.connection import http_client
 from kvstore_cli.http_client.errors import AttemptError
 from kvstore_core.errors import ERRORS, KvError
-from support import free_port
+from support.servers import free_port
 
 Handler = http.server.BaseHTTPRequestHandler
 Play = Callable[[Handler], None]

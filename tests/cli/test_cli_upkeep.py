@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from kvstore_client import Client, commands
-from support import Daemon, Service
-from support.waiting import wait_until
+from support.servers import Daemon, Service, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ import pytest
 from kvstore_cli.serve.supervisor import Part, ServiceSupervisor
 from kvstore_core.process.logging import LEVELS
 from kvstore_core.process.sd_notify import Notice, NoticeSocket, Notifier
-from support import wait_until
-from support.notices import notifier_on
+from support.manager import notifier_on
+from support.servers import wait_until
 
 SPEAKS = """
 import os, signal, socket, subprocess, sys

@@ -25,7 +25,7 @@ from kvstore_client.arguments import address_of
 from kvstore_client.commands import Command
 from kvstore_client.transport.connection import RequestBody, SocketWait
 from kvstore_core.filters import Filter
-from support import Daemon
+from support.servers import Daemon
 
 NOBODY = "tcp://127.0.0.1:9"
 

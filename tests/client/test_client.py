@@ -24,7 +24,7 @@ from kvstore_client import (
 )
 from kvstore_core.filters import Filter
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
-from support import Daemon, wait_until
+from support.servers import Daemon, wait_until
 
 NOBODY = "tcp://127.0.0.1:9"
 

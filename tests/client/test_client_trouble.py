@@ -20,8 +20,8 @@ import zmq
 from kvstore_client import AsyncClient, Client, KvError, Subscription, Sync
 from kvstore_core import connection_monitor
 from kvstore_core.wire import encode_error, encode_reply
-from support import Daemon, free_port, wait_until
 from support.proxy import CuttingProxy
+from support.servers import Daemon, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -36,7 +36,7 @@ from kvstore_core import errors
 from kvstore_core.errors import ERRORS
 from kvstore_core.follower import LogPage
 from kvstore_core.wire import Limits, PublishedEvent, Reply
-from support import Daemon
+from support.servers import Daemon
 
 NOBODY = "tcp://127.0.0.1:9"
 RECORD = Record("k", b"v", "text/plain", 7, 5, 2, 1, None)

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from kvstore_client import Client, commands
-from support import Daemon, wait_until
 from support.programs import require_program
 from support.proxy import CuttingProxy
+from support.servers import Daemon, wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 INSTALL_SECONDS = 300

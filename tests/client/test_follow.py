@@ -15,8 +15,8 @@ from kvstore_core.follower import Batch, Follower, LogPage
 from kvstore_core.model import Cursor, Event, Record
 from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_core.wire import Heartbeat, PublishedEvent, Reply
+from support.lengths import examples
 from support.model_store import EPOCHS, KEYS, Store, put, serve
-from support.searching import examples
 
 pytestmark = pytest.mark.slow
 

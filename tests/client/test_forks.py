@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from kvstore_client import AsyncClient, AsyncSubscription, Client, Event, KvError, Subscription, Sync
-from support import Daemon, wait_until
+from support.servers import Daemon, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from kvstore_core.process.logging import LogLevel, RateLimitedLog, request_extra
-from support import wait_until
+from support.servers import wait_until
 
 
 def test_of_many_lines_one_in_a_while_is_logged_and_counts_the_others(

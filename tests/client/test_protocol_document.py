@@ -21,8 +21,8 @@ from kvstore_core.limits import MAX_CLIENT_BYTES, MAX_KEY_BYTES, MAX_PAGE
 from kvstore_core.model import Event, Record
 from kvstore_core.operations import OPERATIONS, Operation
 from kvstore_core.wire import HEARTBEAT_TOPIC, VERSION, Heartbeat, Limits
-from support import Daemon
 from support.markdown import table_rows
+from support.servers import Daemon
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from support import wait_until
+from support.servers import wait_until
 
 BEGIN = """
 import os, select, signal, sys, time

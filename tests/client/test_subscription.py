@@ -25,8 +25,8 @@ from kvstore_client import (
     commands,
 )
 from kvstore_client.subscription_base import QUEUED_MESSAGES
-from support import Daemon
 from support.proxy import CuttingProxy
+from support.servers import Daemon
 
 PATIENCE_SECONDS = 50.0
 

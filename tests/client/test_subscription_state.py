@@ -21,8 +21,8 @@ from kvstore_core.wire import (
     encode_change,
     encode_heartbeat,
 )
+from support.lengths import examples
 from support.model_store import KEYS, Store, serve
-from support.searching import examples
 
 FILTERS = [
     Filter(),

@@ -16,8 +16,8 @@ from kvstore_client.subscription_state import Reset, SubscriptionState
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import decode_reply
-from support import Daemon
 from support.programs import require_program
+from support.servers import Daemon
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "docs" / "vectors"

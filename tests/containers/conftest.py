@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from support import free_port
 from support.containers import DOCKER, Container, run
+from support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 BUILD_ARGS = shlex.split(os.environ.get("CONTAINERS_BUILD_ARGS", ""))

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support import free_port
 from support.containers import DOCKER, ENGINE_SECONDS, Container, get, put, show
-from support.watchers import LAST_KEY, SseWatcher
+from support.load import LAST_KEY, SseWatcher
+from support.servers import free_port
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.containers import DOCKER, Container, get, put, run
-from support.watchers import LAST_KEY, SseWatcher
+from support.load import LAST_KEY, SseWatcher
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
-from support import Daemon
+from support.servers import Daemon
 from support.wire import PATIENCE_MS, Peer
 
 

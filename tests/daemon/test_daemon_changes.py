@@ -11,7 +11,7 @@ import orjson
 import pytest
 import zmq
 
-from support import Daemon, wait_until
+from support.servers import Daemon, wait_until
 from support.wire import Peer, get, pack, put
 
 

@@ -11,8 +11,8 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support import Daemon
-from support.searching import examples
+from support.lengths import examples
+from support.servers import Daemon
 from support.wire import Peer, get, put
 
 pytestmark = pytest.mark.slow

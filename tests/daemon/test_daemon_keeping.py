@@ -10,11 +10,9 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from support import Daemon
-from support.lock import write_lock_held
-from support.waiting import wait_until
-from support.wire import Peer, pack, put
-from support.zmtp import RawPeer, frame, greeting, message
+from support.disk import write_lock_held
+from support.servers import Daemon, wait_until
+from support.wire import Peer, RawPeer, frame, greeting, message, pack, put
 
 MIB = 1024 * 1024
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from support import Daemon, wait_until
+from support.servers import Daemon, wait_until
 from support.wire import Peer, get, put
 
 SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"

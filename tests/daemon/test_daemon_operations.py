@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support import Daemon, wait_until
+from support.servers import Daemon, wait_until
 from support.wire import Peer, get, pack, put
 
 pytestmark = pytest.mark.slow

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import zmq
 
-from support import Daemon
-from support.lock import write_lock_held
-from support.waiting import wait_until
-from support.wire import Peer, get, pack, put, unpack
-from support.zmtp import RawPeer, message
+from support.disk import write_lock_held
+from support.servers import Daemon, wait_until
+from support.wire import Peer, RawPeer, get, message, pack, put, unpack
 
 UNSEEDED = 1804289383
 """The first number of glibc's ``rand`` if it is not seeded."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvstore_core.errors import KvError
 from kvstore_core.wire import Limits, decode_request, encode_error, encode_reply, encode_request
-from support import Daemon, wait_until
+from support.servers import Daemon, wait_until
 from support.wire import Peer, get, put
 
 IDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128)

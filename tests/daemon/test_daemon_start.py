@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from kvstore_daemon.storage.folder_lock import unusable
-from support import Daemon, free_port, kvstore_command, wait_until
+from support.servers import Daemon, free_port, kvstore_command, wait_until
 from support.wire import PATIENCE_MS, Peer, get, pack, put, unpack
 
 pytestmark = pytest.mark.slow

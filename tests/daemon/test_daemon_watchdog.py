@@ -17,8 +17,8 @@ from kvstore_daemon.status import Counters
 from kvstore_daemon.storage.interface import Engine, Write, WriteRequest
 from kvstore_daemon.storage.open import open_engine
 from kvstore_daemon.watchdog import Watchdog
-from support.lock import write_lock_held
-from support.notices import notifier_on
+from support.disk import write_lock_held
+from support.manager import notifier_on
 
 
 class Writing:

@@ -7,7 +7,7 @@ from typing import Any
 
 import zmq
 
-from support import Daemon
+from support.servers import Daemon
 from support.wire import Peer, get, pack, put, unpack
 
 

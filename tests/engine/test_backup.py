@@ -28,7 +28,7 @@ from kvstore_daemon.storage.offline.compact import compact
 from kvstore_daemon.storage.offline.progress import no_progress
 from kvstore_daemon.storage.offline.restore import Restored, restore
 from support.engine_store import FakeClock, Store, refused
-from support.searching import examples
+from support.lengths import examples
 
 pytestmark = pytest.mark.slow
 

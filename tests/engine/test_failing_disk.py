@@ -14,11 +14,10 @@ import pytest
 from kvstore_client import Client
 from kvstore_client.commands import put
 from kvstore_core.errors import KvError
-from support import Daemon, Serve, wait_until
 from support.disk import preloaded
-from support.servers import clean_environment, kvstore_command
+from support.lengths import SHARE, Survived, times
+from support.servers import Daemon, Serve, clean_environment, kvstore_command, wait_until
 from support.surfaces import call
-from support.torture import SHARE, Survived, times
 
 pytestmark = pytest.mark.slow
 

@@ -21,8 +21,8 @@ from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.lmdb_store.free_space import BALLAST_BYTES
 from kvstore_daemon.storage.lmdb_store.write_transaction import WriteTransaction
 from support.engine_store import Store, refused
-from support.searching import examples
-from support.waiting import wait_until
+from support.lengths import examples
+from support.servers import wait_until
 
 MIB = 1024 * 1024
 

@@ -15,7 +15,7 @@ from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import EngineSettings, EventFilter, Retention, Write, WriteRequest
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 from support.engine_store import FakeClock, Store, refused
-from support.searching import examples
+from support.lengths import examples
 
 pytestmark = pytest.mark.slow
 

@@ -20,10 +20,9 @@ import pytest
 from kvstore_client import Client
 from kvstore_daemon.storage.offline import reader_process
 from kvstore_daemon.storage.offline.verify import verify
-from support import Daemon, wait_until
 from support.disk import Disk, lay_out, preloaded, steps
-from support.servers import clean_environment, kvstore_command
-from support.torture import SHARE, Survived, times
+from support.lengths import SHARE, Survived, times
+from support.servers import Daemon, clean_environment, kvstore_command, wait_until
 
 HERE = Path(__file__).parent
 SEEDS = times(1, full=40)

@@ -19,9 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore_client import Client
-from support import Daemon, Facade, wait_until
-from support.searching import examples
-from support.servers import Service
+from support.lengths import examples
+from support.servers import Daemon, Facade, Service, wait_until
 from support.session import Session, path_of
 from support.streams import open_stream
 

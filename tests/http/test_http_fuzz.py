@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvstore_core.errors import ERRORS
 from kvstore_http.routes import ENDPOINTS, Endpoint
-from support.searching import examples
+from support.lengths import examples
 from support.session import Session
 
 NASTY = (

@@ -24,10 +24,8 @@ from kvstore_http.protocol.query_params import CHECKS
 from kvstore_http.resources import health
 from kvstore_http.resources.health import ReadyzResource
 from support.markdown import ROOT
-from support.ports import free_port
-from support.servers import Daemon, Facade, Service
+from support.servers import Daemon, Facade, Service, free_port, wait_until
 from support.session import Session, assert_problem
-from support.waiting import wait_until
 
 TEXT = "text/plain"
 PAGE = (ROOT / "docs/monitoring.md").read_text()

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from support import Service
+from support.servers import Service
 from support.session import Session, assert_problem
 
 TIMES = 500

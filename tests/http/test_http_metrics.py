@@ -18,10 +18,9 @@ from kvstore_http.metrics.exposition import CATALOGUE, HISTOGRAM
 from support.markdown import ROOT, table_rows
 from support.metrics import Scrape, let_things_happen, scrape
 from support.programs import require_program
-from support.servers import Daemon, Facade, Service
+from support.servers import Daemon, Facade, Service, wait_until
 from support.session import Session
 from support.streams import open_stream
-from support.waiting import wait_until
 
 PAGE = (ROOT / "docs/monitoring.md").read_text()
 MIB = 1024 * 1024

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from support.searching import examples
+from support.lengths import examples
 from support.servers import Service
 from support.session import Session, assert_problem, path_of
 from support.surfaces import Answer

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvstore_client import Client
 from kvstore_core.errors import KvError
 from kvstore_http.protocol.json_records import http_date, timestamp
-from support import Service
+from support.servers import Service
 from support.session import Session, assert_problem, path_of
 
 LAST = 253_402_300_799_999

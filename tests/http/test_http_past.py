@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.servers import Daemon, Facade
+from support.servers import Daemon, Facade, wait_until
 from support.session import Session, assert_problem, path_of
-from support.waiting import wait_until
 
 
 def test_the_history_tells_what_happened_newest_first(session: Session, key: str) -> None:

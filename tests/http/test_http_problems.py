@@ -23,10 +23,9 @@ from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
-from support.servers import Daemon, Facade, Service
+from support.servers import Daemon, Facade, Service, wait_until
 from support.session import Session, assert_problem, path_of
 from support.surfaces import Answer
-from support.waiting import wait_until
 
 MIB = 1024 * 1024
 

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support import Daemon, Facade, kvstore_command, wait_until
-from support.servers import Service
+from support.servers import Daemon, Facade, Service, kvstore_command, wait_until
 from support.session import Session, path_of
 
 MADE = re.compile(r"[0-9a-f]{8}-[0-9a-f]+")

@@ -11,11 +11,9 @@ from contextlib import closing
 
 import pytest
 
-from support.browser import Browser, open_browser
-from support.page import Page
-from support.servers import Service
+from support.browser import Browser, Page, open_browser
+from support.servers import Service, wait_until
 from support.session import Session, assert_problem, path_of
-from support.waiting import wait_until
 
 _numbers = itertools.count()
 

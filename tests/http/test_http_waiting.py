@@ -8,10 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from support.servers import Service
+from support.servers import Service, wait_until
 from support.session import Session, assert_problem, path_of
 from support.surfaces import Answer
-from support.waiting import wait_until
 
 Poll = Callable[[str], "Future[Answer]"]
 

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.servers import Service
+from support.servers import Service, wait_until
 from support.session import PATCH_TYPE, Session, assert_problem, path_of
-from support.waiting import wait_until
 
 # ── put and delete ───────────────────────────────────────────────────────────────────────────────
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from support import wait_until
+from support.servers import wait_until
 
 pytestmark = pytest.mark.slow
 

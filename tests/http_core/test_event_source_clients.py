@@ -11,8 +11,8 @@ from typing import IO
 
 import pytest
 
-from support import Service
 from support.programs import require_program
+from support.servers import Service
 from support.session import Session
 
 PACKAGES = {"event-source-polyfill": "1.0.31", "eventsource": "4.1.1"}

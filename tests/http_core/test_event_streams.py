@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from support import Daemon, Facade, Service, wait_until
+from support.servers import Daemon, Facade, Service, wait_until
 from support.streams import Stream, StreamEvent, open_stream
 
 NDJSON = {"Accept": "application/x-ndjson"}

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from support import Service
+from support.servers import Service
 from support.session import Session
 
 JSON = "Content-Type: application/json"

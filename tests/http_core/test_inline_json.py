@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from support import Service
+from support.servers import Service
 from support.session import Session
 from support.streams import open_stream
 

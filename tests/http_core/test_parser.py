@@ -9,7 +9,7 @@ import pytest
 
 from kvstore_http.server.parser import Parser
 from kvstore_http.server.server import make_adjustments
-from support.searching import examples
+from support.lengths import examples
 
 ADJUSTMENTS = make_adjustments(max_body_bytes=1000, max_header_bytes=1500, max_connections=1)
 

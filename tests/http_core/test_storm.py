@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from support import Daemon, Facade
+from support.lengths import Survived, times
+from support.servers import Daemon, Facade
 from support.streams import Stream, StreamEvent
-from support.torture import Survived, times
 
 pytestmark = pytest.mark.torture
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from support import Service
+from support.servers import Service
 
 GET = b"GET /livez HTTP/1.1\r\n"
 PUT = b"PUT /v1/kv/strict HTTP/1.1\r\nHost: localhost\r\n"

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from support import Service
+from support.servers import Service, children
 from support.session import Session
 
 READERS = 24
@@ -28,11 +28,6 @@ def loaded(shared_service: Service) -> Service:
             session.put(f"/v1/kv/big/{number}", VALUE)
             session.put("/v1/kv/changed", VALUE)
     return shared_service
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def private_bytes(pid: int) -> int:

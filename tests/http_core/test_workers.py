@@ -23,15 +23,8 @@ import pytest
 
 from kvstore_core.errors import KvError
 from kvstore_http.server.listen import bind
-from support import Daemon, Facade, wait_until
-from support.servers import clean_environment, flags, kvstore_command
+from support.servers import Daemon, Facade, children, clean_environment, flags, kvstore_command, wait_until
 from support.streams import open_stream
-
-
-def children(pid: int) -> list[int]:
-    """The process ids of the direct children."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found]
 
 
 def is_there(pid: int) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import unasync
 
 from kvstore_client import AsyncClient, AsyncSubscription, Client, Event, Reset, Subscription, Sync
-from support import Daemon
+from support.servers import Daemon
 
 PAIRS = [(AsyncClient, Client), (AsyncSubscription, Subscription)]
 WORDS_OF_ASYNCIO = re.compile(r"async|await|\b(a|the|one) task|\bevent loop", re.IGNORECASE)

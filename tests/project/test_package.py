@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support import free_port
+from support.servers import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support import Service
-from support.servers import clean_environment
+from support.servers import Service, clean_environment
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support import Daemon, Facade, Server, wait_until
+from support.servers import Daemon, Facade, Server, wait_until
 from support.warm import WarmProcess
 
 

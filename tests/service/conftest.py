@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from support import Service
-from support.fronts import Nginx
+from support.programs import Nginx
+from support.servers import Service
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from support import Daemon, Facade, free_port, kvstore_command, wait_until
 from support.programs import require_program
-from support.servers import clean_environment
+from support.servers import (
+    Daemon,
+    Facade,
+    children,
+    clean_environment,
+    free_port,
+    kvstore_command,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -76,10 +83,6 @@ def status_of(url: str) -> int:
     with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
         connection.request("GET", "/readyz")
         return connection.getresponse().status
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -26,9 +26,8 @@ from kvstore_client import (
     Sync,
 )
 from kvstore_daemon.storage.lmdb_store import row_format
-from support import Daemon, Facade, Service, kvstore_command, wait_until
 from support.load import HttpWriter, Ledger, NativeWriter, Writer
-from support.servers import clean_environment
+from support.servers import Daemon, Facade, Service, clean_environment, kvstore_command, wait_until
 from support.streams import open_stream
 from support.surfaces import call
 from support.warm import warm_command

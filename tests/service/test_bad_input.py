@@ -15,9 +15,8 @@ import pytest
 import zmq
 
 from kvstore_client import Client
-from support import Daemon, Facade, Service
-from support.faults import workers_of
-from support.torture import Survived, times
+from support.lengths import Survived, times
+from support.servers import Daemon, Facade, Service, children
 from support.wire import pack, put, unpack
 
 INPUTS = times(300, full=30_000)
@@ -88,10 +87,10 @@ def unharmed(service: Service) -> Iterator[None]:
     """The block leaves the processes and the canary alone, and nothing fails on the inside."""
     with Client(service.requests) as client:
         before = client.put(CANARY, b"alive").revision
-        pids = service.daemon.pid, workers_of(service.facade)
+        pids = service.daemon.pid, children(service.facade.pid)
         yield
         assert client.get(CANARY).revision == before
-    assert (service.daemon.pid, workers_of(service.facade)) == pids
+    assert (service.daemon.pid, children(service.facade.pid)) == pids
     assert service.daemon.is_running
     said = service.daemon.stderr + service.facade.stderr
     assert "Traceback" not in said, said

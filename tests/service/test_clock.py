@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from support import Serve, wait_until
 from support.programs import require_program
+from support.servers import Serve, wait_until
 from support.surfaces import call
 
 HOUR = 3600

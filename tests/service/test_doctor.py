@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from support.examined import examine
-from support.fronts import PLAIN
+from support.programs import PLAIN
+from support.surfaces import examine
 
 
 def test_nginx_without_settings_refuses_large_bodies_and_speaks_http_1_0(

@@ -15,7 +15,7 @@ import zmq
 from kvstore_client import Client
 from kvstore_core.errors import ERRORS, KvError
 from kvstore_core.wire import decode_reply, encode_request
-from support import Daemon, Facade, Service, free_port, wait_until
+from support.servers import Daemon, Facade, Service, free_port, wait_until
 from support.surfaces import Answer, Command, call
 
 MIB = 1024 * 1024

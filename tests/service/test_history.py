@@ -7,7 +7,10 @@ everything that anybody was told is held against everything else.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event as Flag
@@ -16,10 +19,10 @@ from threading import Thread
 import pytest
 
 from kvstore_client import Client, Event
-from support import Daemon, Facade, Service, wait_until
 from support.contenders import Contender, HttpContender, NativeContender, Poller, WireContender
-from support.faults import Faults
 from support.history import Effect, Found, History, check_keys, check_witness, end
+from support.lengths import SHARE, Survived, times
+from support.load import LAST_KEY
 from support.mirrors import (
     CommandMirror,
     ForgetfulNativeMirror,
@@ -33,8 +36,7 @@ from support.mirrors import (
     check_messages,
     check_mirror,
 )
-from support.torture import SHARE, Survived, times
-from support.watchers import LAST_KEY
+from support.servers import Daemon, Facade, Service, children, wait_until
 
 RUNS = times(1, full=50)
 FAULTS = 8 if SHARE else 5
@@ -86,6 +88,69 @@ class Recorder(Thread):
         wait_until(
             lambda: self.has_ended.is_set() or self.floor > revision, timeout=240, what="the log is trimmed"
         )
+
+
+PAUSES_SECONDS = (0.1, 0.5, 1.5)
+"""The longest is longer than a client waits for an answer before it asks again."""
+
+
+class Faults:
+    """Does one random fault at a time and waits until the service is whole again."""
+
+    def __init__(self, service: Service, chance: random.Random, survived: Survived) -> None:
+        self._service = service
+        self._chance = chance
+        self._survived = survived
+        self.kinds: list[Callable[[], None]] = [
+            self.kill_daemon,
+            self.kill_worker,
+            self.pause_daemon,
+            self.pause_worker,
+            self.kill_facade,
+        ]
+
+    def kill_daemon(self) -> None:
+        """SIGKILL, and a start on the same data."""
+        self._service.daemon.kill()
+        self._service.daemon.start()
+        self._survived(kills=1)
+
+    def kill_facade(self) -> None:
+        """SIGKILL of the parent, with which its workers end, and a start."""
+        self._service.facade.kill()
+        self._service.facade.start()
+        self._survived(kills=1)
+
+    def kill_worker(self) -> None:
+        """SIGKILL of one worker of the facade; its parent starts another."""
+        before = children(self._service.facade.pid)
+        victim = self._chance.choice(before)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(
+            lambda: (
+                victim not in children(self._service.facade.pid)
+                and len(children(self._service.facade.pid)) == len(before)
+            ),
+            timeout=60,
+            what="the facade has started another worker",
+        )
+        self._survived(kills=1)
+
+    def pause_daemon(self) -> None:
+        """SIGSTOP, and some time later SIGCONT."""
+        self._pause(self._service.daemon.pid)
+
+    def pause_worker(self) -> None:
+        """The same with one worker of the facade."""
+        self._pause(self._chance.choice(children(self._service.facade.pid)))
+
+    def _pause(self, pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(self._chance.choice(PAUSES_SECONDS))  # this is the fault
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        self._survived(pauses=1)
 
 
 @pytest.mark.parametrize("number", range(RUNS))

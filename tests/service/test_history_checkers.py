@@ -10,8 +10,8 @@ import pytest
 
 from kvstore_client import Event, Record
 from support.history import Effect, Found, Operation, WrongHistoryError, check_keys, check_witness
+from support.load import seen_event
 from support.mirrors import Mirror, Told, Truth, check_messages, check_mirror
-from support.watchers import seen_event
 
 LATE = 100_000
 """Milliseconds; long after all else in these stories."""

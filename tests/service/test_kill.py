@@ -13,19 +13,23 @@ from pathlib import Path
 import pytest
 
 from kvstore_client import Client
-from support import Daemon, Facade, Service, wait_until
-from support.load import COUNTER, HttpWriter, Ledger, NativeWriter, Writer
-from support.torture import Survived, times
-from support.watchers import (
+from support.lengths import Survived, times
+from support.load import (
+    COUNTER,
     LAST_KEY,
     CommandWatcher,
+    HttpWriter,
+    Ledger,
     NativeWatcher,
+    NativeWriter,
     PlainWatcher,
     Seen,
     SseWatcher,
     Watcher,
+    Writer,
     whole_log,
 )
+from support.servers import Daemon, Facade, Service, wait_until
 
 KILLS = times(4, full=50)
 

@@ -15,12 +15,10 @@ import pytest
 import yaml
 
 from support.markdown import ROOT, anchors
-from support.metrics import Scrape, let_things_happen, scrape
+from support.metrics import Prometheus, Scrape, let_things_happen, scrape
 from support.programs import require_program
-from support.prometheus import Prometheus
-from support.servers import Daemon, Facade, Service
+from support.servers import Daemon, Facade, Service, wait_until
 from support.session import Session
-from support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -17,9 +17,8 @@ import pytest
 
 from kvstore_client import Client
 from kvstore_core.process.sd_notify import Notifier
-from support import Daemon, Facade, Serve, wait_until
 from support.manager import Manager
-from support.servers import clean_environment, kvstore_command
+from support.servers import Daemon, Facade, Serve, children, clean_environment, kvstore_command, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -42,10 +41,6 @@ def status_of(url: str, target: str) -> int:
     with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
         connection.request("GET", target)
         return connection.getresponse().status
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def descendants(pid: int) -> list[int]:

@@ -11,13 +11,10 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from kvstore_cli.doctor.probe import Probe
-from support import Service
-from support.examined import examine
-from support.fronts import PLAIN, HaProxy, Nginx
 from support.markdown import ROOT, blocks
-from support.programs import require_program
-from support.surfaces import call
-from support.waiting import wait_until
+from support.programs import PLAIN, HaProxy, Nginx, require_program
+from support.servers import Service, wait_until
+from support.surfaces import call, examine
 
 SHIPPED = (ROOT / "deploy/nginx/kvstore.conf").read_text()
 PAGE = (ROOT / "docs/proxies.md").read_text()

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from support import Serve, wait_until
 from support.browser import open_browser
 from support.markdown import ROOT, Block, blocks, looks_like, steps, table_rows
+from support.servers import Serve, wait_until
 from support.surfaces import call, kv_path
 
 README = (ROOT / "README.md").read_text()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kvstore_client import Client, Event
-from support import Serve, Service, wait_until
+from support.servers import Serve, Service, wait_until
 from support.surfaces import call, kv_path
 
 

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from kvstore_client import AsyncSubscription, Client, Cursor, Event, Subscription, Sync, commands
-from support import Service
-from support.servers import clean_environment, kvstore_command
+from support.load import Seen, seen_event, seen_json, whole_log
+from support.servers import Service, clean_environment, kvstore_command
 from support.streams import open_stream
-from support.watchers import Seen, seen_event, seen_json, whole_log
 
 LARGE_KEYS = 48
 LARGE_BYTES = 512 * 1024

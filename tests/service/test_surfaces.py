@@ -11,7 +11,7 @@ import pytest
 
 from kvstore_core.errors import ERRORS, EXIT_USAGE, KvError
 from kvstore_core.limits import MAX_KEY_BYTES
-from support import Service
+from support.servers import Service
 from support.streams import open_stream
 from support.surfaces import Command, CommandSurface, HttpSurface, NativeSurface, Surface, call, kv_path
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support import wait_until
 from support.machine import Machine, require_machine
+from support.servers import wait_until
 
 DAEMON, FACADE = "kvstore-daemon.service", "kvstore-http.service"
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import httpx
 
-from support.waiting import wait_until
+from support.servers import wait_until
 
 DOCKER = shlex.split(os.environ.get("DOCKER", "docker"))
 ENGINE_SECONDS = 600

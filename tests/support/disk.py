@@ -15,8 +15,10 @@ import random
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -260,3 +262,24 @@ def lay_out(left: dict[str, bytes], root: Path, folder: Path) -> None:
         target = folder / Path(path).relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+
+
+HOLD = """
+import lmdb, sys
+with lmdb.open(sys.argv[1], max_dbs=16).begin(write=True):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def write_lock_held(store: Path) -> Iterator[None]:
+    """Another process is in the middle of a write transaction, so the engine's cannot begin."""
+    command = [sys.executable, "-c", HOLD, str(store / "lmdb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        try:
+            yield
+        finally:
+            holder.communicate()

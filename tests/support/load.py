@@ -1,16 +1,27 @@
-"""Writers that keep account of what was acknowledged to them, over HTTP and over ZeroMQ."""
+"""Writers that keep account of what was acknowledged to them, and subscribers that remember all they were
+told, each in the manner of one surface."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
+import subprocess
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from kvstore_client import Client, commands
+import zmq
+
+from kvstore_client import Client, Event, Subscription, commands
+from kvstore_core.wire import PublishedEvent, decode_change
+from support.servers import clean_environment, kvstore_command
+from support.streams import StreamEvent, open_stream
 
 COUNTER = "counter"
 PATIENCE_SECONDS = 60
@@ -189,3 +200,181 @@ class NativeWriter(Writer):
 
     def increment(self) -> None:
         self._client.incr(COUNTER)
+
+
+LAST_KEY = "~last"
+"""A put of this key tells every watcher that there is no more to come."""
+
+
+class Seen(NamedTuple):
+    """An event as every surface can tell it; ``value`` is that of a put, the old one of an expire."""
+
+    revision: int
+    index: int
+    op: str
+    key: str
+    value: str | None
+
+
+def seen_event(event: Event) -> Seen:
+    """What an event of the native client says."""
+    record = event.previous if event.op == "expire" else event.record
+    value = record.value.decode() if record is not None and record.value is not None else None
+    return Seen(event.revision, event.index, event.op, event.key, value)
+
+
+def seen_json(data: dict[str, Any], op: str) -> Seen:
+    """What an event in JSON says."""
+    record = data["previous"] if op == "expire" else data
+    value = None if op == "delete" else record["value"]
+    return Seen(data["revision"], data["index"], op, data["key"], value)
+
+
+def whole_log(requests: str) -> list[Seen]:
+    """Everything that the daemon's log holds."""
+    found: list[Seen] = []
+    with Client(requests) as client:
+        page = client.events(0)
+        while True:
+            found += map(seen_event, page.events)
+            if page.next >= page.head:
+                return found
+            page = client.events(page.next)
+
+
+class Watcher(threading.Thread):
+    """Follows the store from its beginning until :data:`LAST_KEY` is put."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.seen: list[Seen] = []
+        self.reconnections = 0
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.watch()
+        except BaseException as failure:
+            self.failure = failure
+
+    def watch(self) -> None:
+        raise NotImplementedError
+
+    def finish(self, timeout: float = 50) -> list[Seen]:
+        """Wait for the end and give what was seen; raises what went wrong."""
+        self.join(timeout)
+        if self.failure is not None:
+            raise AssertionError(f"the watcher {self.name} failed") from self.failure
+        assert not self.is_alive(), (
+            f"the watcher {self.name} has seen {len(self.seen)} events and not the last"
+        )
+        return self.seen
+
+    def is_complete(self) -> bool:
+        """Whether the last event was seen."""
+        return bool(self.seen) and self.seen[-1].key == LAST_KEY
+
+
+class SseWatcher(Watcher):
+    """Server-sent events, resumed by ``Last-Event-ID``.
+
+    As a browser would: what came without an ``id`` since the last one is forgotten when the
+    connection ends, since it comes again. With ``hangs_up`` the watcher cuts the connection itself
+    after a random number of events, over and over.
+    """
+
+    def __init__(self, name: str, url: str, *, hangs_up: bool = False) -> None:
+        super().__init__(name)
+        self._url = url
+        self._hangs_up = hangs_up
+        self._last_id: str | None = None
+
+    def watch(self) -> None:
+        for attempt in itertools.count():
+            self.reconnections = attempt
+            try:
+                with closing(open_stream(self._url, "since=0", self._last_id)) as stream:
+                    self._take(iter(stream))
+            except (OSError, HTTPException):
+                pass
+            if self.is_complete():
+                return
+            threading.Event().wait(0.02)
+
+    def _take(self, events: Iterator[StreamEvent]) -> None:
+        patience = random.randrange(1, 400) if self._hangs_up else None
+        pending: list[Seen] = []
+        for event in itertools.islice(events, patience):
+            if event.name in ("put", "delete", "expire"):
+                pending.append(seen_json(event.json, event.name))
+            else:
+                assert event.name in ("sync", "heartbeat"), event
+            if event.id is not None:
+                self._last_id = event.id
+                self.seen += pending
+                pending = []
+            if self.is_complete():
+                return
+
+
+class NativeWatcher(Watcher):
+    """``Subscription`` of the native client."""
+
+    def __init__(self, name: str, requests: str, changes: str) -> None:
+        super().__init__(name)
+        self._endpoints = {"requests": requests, "changes": changes}
+
+    def watch(self) -> None:
+        with Subscription(**self._endpoints, since=0) as subscription:
+            for item in subscription:
+                if isinstance(item, Event):
+                    self.seen.append(seen_event(item))
+                if self.is_complete():
+                    return
+
+
+class PlainWatcher(Watcher):
+    """A SUB socket and nothing else: it may miss events, but none may be false."""
+
+    def __init__(self, name: str, changes: str) -> None:
+        super().__init__(name)
+        self._changes = changes
+
+    def watch(self) -> None:
+        context = zmq.Context()
+        socket = context.socket(zmq.SUB)
+        with context, socket:
+            socket.rcvhwm = 0
+            socket.linger = 0
+            socket.connect(self._changes)
+            socket.subscribe(b"")
+            while not self.is_complete():
+                change = decode_change(socket.recv_multipart())
+                if isinstance(change, PublishedEvent):
+                    self.seen.append(seen_event(change.event))
+
+
+class CommandWatcher(Watcher):
+    """``kvstore subscribe --json`` as a process."""
+
+    def __init__(self, name: str, url: str, folder: Path) -> None:
+        super().__init__(name)
+        self._log = folder / f"{name}.stderr"
+        self._environment = clean_environment(folder, KVSTORE_URL=url)
+
+    def watch(self) -> None:
+        command = kvstore_command("subscribe", "--json", "--since", "0")
+        with (
+            self._log.open("wb") as log,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=self._environment) as process,
+        ):
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    data = json.loads(line)
+                    self.seen.append(seen_json(data, data["event"]))
+                    if self.is_complete():
+                        return
+                raise AssertionError(f"kvstore subscribe ended: {self._log.read_text()}")
+            finally:
+                process.terminate()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.programs import require_program
-from support.waiting import wait_until
+from support.servers import wait_until
 
 ROOT = Path(__file__).parents[2]
 BOOT = Path(__file__).with_name("boot_systemd")

@@ -1,13 +1,18 @@
-"""A service manager as a server sees it: the datagram socket that ``NOTIFY_SOCKET`` names."""
+"""A service manager as a server sees it: the datagram socket that ``NOTIFY_SOCKET`` names; and a child as its
+parent hears it."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from support.waiting import wait_until
+from kvstore_core.process.sd_notify import NoticeSocket, Notifier
+from support.servers import wait_until
 
 WATCHDOG_SECONDS = 30
 
@@ -64,3 +69,14 @@ class Manager:
 
     def close(self) -> None:
         self._socket.close()
+
+
+@contextmanager
+def notifier_on(notices: NoticeSocket) -> Iterator[Notifier]:
+    """What a child says that has inherited its end."""
+    child = Notifier(descriptor=os.dup(notices.descriptor), is_watched=True)
+    try:
+        yield child
+    finally:
+        assert child._pair is not None
+        child._pair.close()

@@ -25,9 +25,9 @@ import zmq
 
 from kvstore_client import Event, Reset, Subscription, Sync
 from kvstore_core.wire import PublishedEvent, decode_change
+from support.load import LAST_KEY, Seen, seen_event
 from support.servers import clean_environment, dies_with_us, kvstore_command
 from support.streams import open_stream
-from support.watchers import LAST_KEY, Seen, seen_event
 
 Outlast = Callable[[int], None]
 """Returns once the log no longer reaches back to a revision, or the run has come to its end."""

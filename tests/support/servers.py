@@ -1,4 +1,4 @@
-"""Handles on real server processes: start, wait until ready, kill, stop, restart.
+"""What all tests share: waiting without sleeping, free ports, and handles on real server processes.
 
 A server is stopped by SIGTERM and must then exit 0; one that ended by itself, or lingers, fails the
 test. Whatever happens to the test run, no server outlives it (PR_SET_PDEATHSIG).
@@ -6,21 +6,97 @@ test. Whatever happens to the test run, no server outlives it (PR_SET_PDEATHSIG)
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sysconfig
-from collections.abc import Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
-from support.ports import free_port
-from support.waiting import wait_until
 from support.warm import WarmProcess, start_server
+
+Answer = TypeVar("Answer")
+
+POLL_SECONDS = 0.01
+
+
+def wait_until(
+    condition: Callable[[], Answer], *, timeout: float = 20, what: str = "", every: float = POLL_SECONDS
+) -> Answer:
+    """Call ``condition`` until it is true and return what it gave.
+
+    ``timeout`` (seconds) keeps a broken test from hanging and is no promise about speed: choose it
+    generously. ``what`` names the condition in the AssertionError that is raised after it. ``every``
+    (seconds) is for a condition that is dear to look at.
+    """
+    deadline = time.monotonic() + timeout
+    while not (answer := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout:g} s: {what or condition}")
+        time.sleep(every)
+    return answer
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of a process's children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+# Below the range from which Linux takes the ports of outgoing connections (32768 on). A client that
+# keeps reconnecting to a port inside that range while its server is down is sooner or later given
+# that very port to connect from, connects to itself, and the server cannot be started again.
+_PORTS = range(15_000, 32_000)
+
+_given: set[int] = set()
+
+# Of this file, byte N is locked by the process that was given port N, for as long as it lives. That nothing
+# listens on a port is not enough: it may be that of a server that is about to start, or that a test has
+# stopped, and a client of the one would speak to the other.
+_claims = os.open(
+    Path(tempfile.gettempdir(), f"kvstore-test-ports-{os.getuid()}"),
+    os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+    0o600,
+)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 on which nothing listens, never the same one twice in a process, nor one that
+    another process of tests on this machine was given and may still use."""
+    chooser = random.SystemRandom()
+    while True:
+        port = chooser.choice(_PORTS)
+        if port not in _given and _is_claimed(port) and _is_free(port):
+            _given.add(port)
+            return port
+
+
+def _is_claimed(port: int) -> bool:
+    """Whether the port is this process's from now on."""
+    try:
+        fcntl.lockf(_claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    return True
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
 
 STOP_SECONDS = 20
 READY_SECONDS = 30

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from support.waiting import wait_until
+from support.servers import wait_until
 
 STOP_SECONDS = 20
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

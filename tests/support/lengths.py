@@ -1,7 +1,9 @@
-"""How long the tests marked ``torture`` go on, and what they survived.
+"""How long the tests go on.
 
-Each has a short form, which is part of ``make test``, and a full one: ``make torture`` runs those, or with
-``TORTURE=0.1`` a tenth of each. At the end of the run stands what all of them survived together.
+Those marked ``torture`` have a short form, which is part of ``make test``, and a full one: ``make torture``
+runs those, or with ``TORTURE=0.1`` a tenth of each. At the end of the run stands what all of them survived
+together. Hypothesis tries few examples in each run, and with ``--hypothesis-profile=long`` of all tests forty
+times as many.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Protocol
+
+from hypothesis import settings
 
 PROPERTY = "survived"
 
@@ -35,3 +39,14 @@ def summary(properties: Iterable[tuple[str, Any]]) -> str:
         if name == PROPERTY:
             total.update(counts)
     return ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in total.items())
+
+
+EXAMPLES, LONG_EXAMPLES = 50, 2_000
+"""Of a test that says nothing else."""
+
+
+def examples(number: int) -> int:
+    """``number`` examples, and in the long profile as many times more as of every test."""
+    chosen = settings.default
+    assert chosen is not None
+    return number * chosen.max_examples // EXAMPLES
