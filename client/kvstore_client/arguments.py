@@ -96,9 +96,6 @@ def _kind(value: object) -> str:
     return "None" if value is None else type(value).__name__
 
 
-# ── addresses ────────────────────────────────────────────────────────────────────────────────────
-
-
 def requests_of(endpoint: str | None) -> str:
     """The request endpoint: the given one, else ``KVSTORE_REQUESTS``, else the default."""
     return _endpoint("requests", endpoint, "KVSTORE_REQUESTS", DEFAULT_REQUESTS)

@@ -10,36 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
-from typing import Any, NoReturn, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
-from kvstore_client import commands, multi_request
-from kvstore_client.arguments import (
-    DEFAULT_CONNECTIONS,
-    DEFAULT_TIMEOUT,
-    REQUIRED,
-    address_of,
-    count_of,
-    must_be,
-    requests_of,
-    seconds_of,
-)
-from kvstore_client.commands import (
-    EVERYTHING,
-    Command,
-    Deleted,
-    HistoryPage,
-    Incremented,
-    RecordPage,
-    Written,
-    body_of,
-    body_of_one,
-    result_of,
-    results_of,
-)
+from kvstore_client import arguments, commands, multi_request
 from kvstore_client.multi_request import MultiRequest
 from kvstore_client.transport.async_io import AsyncConnectionPool, drive
 from kvstore_client.transport.connection import RequestBody
-from kvstore_client.transport.forks import cannot_pickle
+from kvstore_client.transport.forks import NotPortable
 from kvstore_core.errors import KvError, NotFound
 from kvstore_core.filters import Filter
 from kvstore_core.follower import LogPage
@@ -51,7 +28,7 @@ D = TypeVar("D")
 BatchResults = list[T | KvError]
 
 
-class AsyncClient:
+class AsyncClient(NotPortable):
     """A client of the daemon::
 
         async with AsyncClient(timeout=2) as client:
@@ -74,12 +51,12 @@ class AsyncClient:
         self,
         requests: str | None = None,
         *,
-        timeout: float = DEFAULT_TIMEOUT,
-        connections: int = DEFAULT_CONNECTIONS,
+        timeout: float = arguments.DEFAULT_TIMEOUT,
+        connections: int = arguments.DEFAULT_CONNECTIONS,
     ) -> None:
-        endpoint = requests_of(requests)
-        self._timeout = seconds_of("timeout", timeout)
-        self._pool = AsyncConnectionPool(endpoint, count_of("connections", connections))
+        endpoint = arguments.requests_of(requests)
+        self._timeout = arguments.seconds_of("timeout", timeout)
+        self._pool = AsyncConnectionPool(endpoint, arguments.count_of("connections", connections))
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -88,7 +65,7 @@ class AsyncClient:
         ``options`` are those of the constructor, and win over the URL's. Raises ValueError for
         another kind of URL.
         """
-        address = address_of(url)
+        address = arguments.address_of(url)
         return cls(address.requests, **{**address.options, **options})
 
     async def __aenter__(self) -> Self:
@@ -100,17 +77,14 @@ class AsyncClient:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._pool.endpoint}{', closed' if self._pool.is_closed else ''}>"
 
-    def __reduce__(self) -> NoReturn:
-        raise cannot_pickle(self)
-
     def close(self) -> None:
         """Close the connections. No call may begin afterwards; one that is under way is finished."""
         self._pool.close()
 
     async def request(self, body: RequestBody, timeout: float | None = None) -> Reply:
         """Send one request and return its reply as it came; all other methods use it."""
-        must_be("body", body, RequestBody, "a RequestBody")
-        seconds = self._timeout if timeout is None else seconds_of("timeout", timeout)
+        arguments.must_be("body", body, RequestBody, "a RequestBody")
+        seconds = self._timeout if timeout is None else arguments.seconds_of("timeout", timeout)
         began = time.monotonic()
         pool = self._pool
         connection = await pool.take(seconds, body)
@@ -119,9 +93,9 @@ class AsyncClient:
         finally:
             pool.give_back(connection)
 
-    async def run(self, command: Command[T], *, timeout: float | None = None) -> T:
+    async def run(self, command: commands.Command[T], *, timeout: float | None = None) -> T:
         """Run one command; raises the KvError of a failed one."""
-        return result_of(command, await self.request(body_of_one(command), timeout))
+        return commands.result_of(command, await self.request(commands.body_of_one(command), timeout))
 
     async def _run_multi(self, steps: MultiRequest[T], timeout: float | None) -> T:
         try:
@@ -132,7 +106,7 @@ class AsyncClient:
             return done.value  # type: ignore[no-any-return]
 
     async def batch(
-        self, batch: Sequence[Command[T]], *, atomic: bool = False, timeout: float | None = None
+        self, batch: Sequence[commands.Command[T]], *, atomic: bool = False, timeout: float | None = None
     ) -> BatchResults[T]:
         """Run commands, made by the functions of :mod:`kvstore_client.commands`, in one request and return
         their results in order.
@@ -141,19 +115,19 @@ class AsyncClient:
         atomic batch is applied whole, in one revision, or raises the KvError that refused it, with the
         index of the command at fault in ``details["op"]``. Reads see the batch's own writes.
         """
-        return results_of(batch, await self.request(body_of(batch, atomic=atomic), timeout))
+        return commands.results_of(batch, await self.request(commands.body_of(batch, atomic=atomic), timeout))
 
     @overload
     async def get(self, key: str, *, timeout: float | None = None) -> Record: ...
     @overload
     async def get(self, key: str, default: D, *, timeout: float | None = None) -> Record | D: ...
-    async def get(self, key: str, default: Any = REQUIRED, *, timeout: float | None = None) -> Any:
+    async def get(self, key: str, default: Any = arguments.REQUIRED, *, timeout: float | None = None) -> Any:
         """The record of ``key``. If there is none, returns ``default`` or, without one, raises
         :class:`NotFound`."""
         try:
             return await self.run(commands.get(key), timeout=timeout)
         except NotFound:
-            if default is REQUIRED:
+            if default is arguments.REQUIRED:
                 raise
             return default
 
@@ -173,7 +147,7 @@ class AsyncClient:
         expires_at: int | None = None,
         if_revision: int | None = None,
         timeout: float | None = None,
-    ) -> Written:
+    ) -> commands.Written:
         """Store ``value``; once this returns it is durable (with the daemon's ``sync=always``).
 
         Text is stored as UTF-8, as ``text/plain; charset=utf-8`` unless ``content_type`` is given; bytes
@@ -202,17 +176,17 @@ class AsyncClient:
         content_type: str | None = None,
         ttl: float | timedelta | None = None,
         timeout: float | None = None,
-    ) -> Written:
+    ) -> commands.Written:
         """Store ``value`` if there is no such key yet; raises ``condition_failed`` if there is."""
         return await self.put(key, value, content_type=content_type, ttl=ttl, if_revision=0, timeout=timeout)
 
     async def delete(
         self, key: str, *, if_revision: int | None = None, timeout: float | None = None
-    ) -> Deleted:
+    ) -> commands.Deleted:
         """Remove ``key``; raises ``not_found``, or ``condition_failed`` as :meth:`put` does."""
         return await self.run(commands.delete(key, if_revision=if_revision), timeout=timeout)
 
-    async def delete_prefix(self, prefix: str, *, timeout: float | None = None) -> Deleted:
+    async def delete_prefix(self, prefix: str, *, timeout: float | None = None) -> commands.Deleted:
         """Remove every key that begins with ``prefix``, which must not be empty.
 
         Not atomic as a whole: up to 1,000 keys go in each revision. Keys that are written meanwhile
@@ -222,7 +196,7 @@ class AsyncClient:
 
     async def incr(
         self, key: str, by: int = 1, *, if_revision: int | None = None, timeout: float | None = None
-    ) -> Incremented:
+    ) -> commands.Incremented:
         """Add ``by`` to a decimal integer, exactly once however often it had to be sent; a missing key
         counts from 0. Raises ``not_an_integer`` or ``out_of_range``."""
         return await self.run(commands.incr(key, by, if_revision=if_revision), timeout=timeout)
@@ -234,13 +208,13 @@ class AsyncClient:
         *,
         if_revision: int | None = None,
         timeout: float | None = None,
-    ) -> Written:
+    ) -> commands.Written:
         """Give ``key`` a new TTL, seconds or a timedelta, counted from now; raises ``not_found``."""
         return await self.run(commands.touch(key, ttl, if_revision=if_revision), timeout=timeout)
 
     async def persist(
         self, key: str, *, if_revision: int | None = None, timeout: float | None = None
-    ) -> Written:
+    ) -> commands.Written:
         """Take the TTL of ``key`` away; raises ``not_found``."""
         return await self.run(commands.persist(key, if_revision=if_revision), timeout=timeout)
 
@@ -254,7 +228,7 @@ class AsyncClient:
         cursor: str | None = None,
         keys_only: bool = False,
         timeout: float | None = None,
-    ) -> RecordPage:
+    ) -> commands.RecordPage:
         """A page of the records in start <= key < end that begin with ``prefix``, in key order, from
         one snapshot. A page may be short, or empty, and not be the last: only ``cursor`` says so."""
         command = commands.list_page(
@@ -297,7 +271,7 @@ class AsyncClient:
     async def events(
         self,
         since: Cursor | str | int,
-        wanted: Filter = EVERYTHING,
+        wanted: Filter = commands.EVERYTHING,
         *,
         limit: int | None = None,
         values: bool = True,
@@ -318,7 +292,7 @@ class AsyncClient:
         cursor: str | None = None,
         values: bool = True,
         timeout: float | None = None,
-    ) -> HistoryPage:
+    ) -> commands.HistoryPage:
         """A page of the events of ``key`` below revision ``before``, newest first; raises ``not_found``
         for a key of which the log has none."""
         command = commands.history(key, before=before, limit=limit, cursor=cursor, values=values)

@@ -11,35 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any, NoReturn, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
-from kvstore_client import commands, multi_request
-from kvstore_client.arguments import (
-    DEFAULT_CONNECTIONS,
-    DEFAULT_TIMEOUT,
-    REQUIRED,
-    address_of,
-    count_of,
-    must_be,
-    requests_of,
-    seconds_of,
-)
-from kvstore_client.commands import (
-    EVERYTHING,
-    Command,
-    Deleted,
-    HistoryPage,
-    Incremented,
-    RecordPage,
-    Written,
-    body_of,
-    body_of_one,
-    result_of,
-    results_of,
-)
+from kvstore_client import arguments, commands, multi_request
 from kvstore_client.multi_request import MultiRequest
 from kvstore_client.transport.connection import RequestBody
-from kvstore_client.transport.forks import cannot_pickle
+from kvstore_client.transport.forks import NotPortable
 from kvstore_client.transport.sync_io import ConnectionPool, drive
 from kvstore_core.errors import KvError, NotFound
 from kvstore_core.filters import Filter
@@ -52,7 +29,7 @@ D = TypeVar("D")
 BatchResults = list[T | KvError]
 
 
-class Client:
+class Client(NotPortable):
     """A client of the daemon::
 
         with Client(timeout=2) as client:
@@ -72,12 +49,12 @@ class Client:
         self,
         requests: str | None = None,
         *,
-        timeout: float = DEFAULT_TIMEOUT,
-        connections: int = DEFAULT_CONNECTIONS,
+        timeout: float = arguments.DEFAULT_TIMEOUT,
+        connections: int = arguments.DEFAULT_CONNECTIONS,
     ) -> None:
-        endpoint = requests_of(requests)
-        self._timeout = seconds_of("timeout", timeout)
-        self._pool = ConnectionPool(endpoint, count_of("connections", connections))
+        endpoint = arguments.requests_of(requests)
+        self._timeout = arguments.seconds_of("timeout", timeout)
+        self._pool = ConnectionPool(endpoint, arguments.count_of("connections", connections))
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -86,7 +63,7 @@ class Client:
         ``options`` are those of the constructor, and win over the URL's. Raises ValueError for
         another kind of URL.
         """
-        address = address_of(url)
+        address = arguments.address_of(url)
         return cls(address.requests, **{**address.options, **options})
 
     def __enter__(self) -> Self:
@@ -98,17 +75,14 @@ class Client:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._pool.endpoint}{', closed' if self._pool.is_closed else ''}>"
 
-    def __reduce__(self) -> NoReturn:
-        raise cannot_pickle(self)
-
     def close(self) -> None:
         """Close the connections. No call may begin afterwards; one that is under way is finished."""
         self._pool.close()
 
     def request(self, body: RequestBody, timeout: float | None = None) -> Reply:
         """Send one request and return its reply as it came; all other methods use it."""
-        must_be("body", body, RequestBody, "a RequestBody")
-        seconds = self._timeout if timeout is None else seconds_of("timeout", timeout)
+        arguments.must_be("body", body, RequestBody, "a RequestBody")
+        seconds = self._timeout if timeout is None else arguments.seconds_of("timeout", timeout)
         began = time.monotonic()
         pool = self._pool
         connection = pool.take(seconds, body)
@@ -117,9 +91,9 @@ class Client:
         finally:
             pool.give_back(connection)
 
-    def run(self, command: Command[T], *, timeout: float | None = None) -> T:
+    def run(self, command: commands.Command[T], *, timeout: float | None = None) -> T:
         """Run one command; raises the KvError of a failed one."""
-        return result_of(command, self.request(body_of_one(command), timeout))
+        return commands.result_of(command, self.request(commands.body_of_one(command), timeout))
 
     def _run_multi(self, steps: MultiRequest[T], timeout: float | None) -> T:
         try:
@@ -130,7 +104,7 @@ class Client:
             return done.value  # type: ignore[no-any-return]
 
     def batch(
-        self, batch: Sequence[Command[T]], *, atomic: bool = False, timeout: float | None = None
+        self, batch: Sequence[commands.Command[T]], *, atomic: bool = False, timeout: float | None = None
     ) -> BatchResults[T]:
         """Run commands, made by the functions of :mod:`kvstore_client.commands`, in one request and return
         their results in order.
@@ -139,19 +113,19 @@ class Client:
         atomic batch is applied whole, in one revision, or raises the KvError that refused it, with the
         index of the command at fault in ``details["op"]``. Reads see the batch's own writes.
         """
-        return results_of(batch, self.request(body_of(batch, atomic=atomic), timeout))
+        return commands.results_of(batch, self.request(commands.body_of(batch, atomic=atomic), timeout))
 
     @overload
     def get(self, key: str, *, timeout: float | None = None) -> Record: ...
     @overload
     def get(self, key: str, default: D, *, timeout: float | None = None) -> Record | D: ...
-    def get(self, key: str, default: Any = REQUIRED, *, timeout: float | None = None) -> Any:
+    def get(self, key: str, default: Any = arguments.REQUIRED, *, timeout: float | None = None) -> Any:
         """The record of ``key``. If there is none, returns ``default`` or, without one, raises
         :class:`NotFound`."""
         try:
             return self.run(commands.get(key), timeout=timeout)
         except NotFound:
-            if default is REQUIRED:
+            if default is arguments.REQUIRED:
                 raise
             return default
 
@@ -171,7 +145,7 @@ class Client:
         expires_at: int | None = None,
         if_revision: int | None = None,
         timeout: float | None = None,
-    ) -> Written:
+    ) -> commands.Written:
         """Store ``value``; once this returns it is durable (with the daemon's ``sync=always``).
 
         Text is stored as UTF-8, as ``text/plain; charset=utf-8`` unless ``content_type`` is given; bytes
@@ -200,15 +174,17 @@ class Client:
         content_type: str | None = None,
         ttl: float | timedelta | None = None,
         timeout: float | None = None,
-    ) -> Written:
+    ) -> commands.Written:
         """Store ``value`` if there is no such key yet; raises ``condition_failed`` if there is."""
         return self.put(key, value, content_type=content_type, ttl=ttl, if_revision=0, timeout=timeout)
 
-    def delete(self, key: str, *, if_revision: int | None = None, timeout: float | None = None) -> Deleted:
+    def delete(
+        self, key: str, *, if_revision: int | None = None, timeout: float | None = None
+    ) -> commands.Deleted:
         """Remove ``key``; raises ``not_found``, or ``condition_failed`` as :meth:`put` does."""
         return self.run(commands.delete(key, if_revision=if_revision), timeout=timeout)
 
-    def delete_prefix(self, prefix: str, *, timeout: float | None = None) -> Deleted:
+    def delete_prefix(self, prefix: str, *, timeout: float | None = None) -> commands.Deleted:
         """Remove every key that begins with ``prefix``, which must not be empty.
 
         Not atomic as a whole: up to 1,000 keys go in each revision. Keys that are written meanwhile
@@ -218,7 +194,7 @@ class Client:
 
     def incr(
         self, key: str, by: int = 1, *, if_revision: int | None = None, timeout: float | None = None
-    ) -> Incremented:
+    ) -> commands.Incremented:
         """Add ``by`` to a decimal integer, exactly once however often it had to be sent; a missing key
         counts from 0. Raises ``not_an_integer`` or ``out_of_range``."""
         return self.run(commands.incr(key, by, if_revision=if_revision), timeout=timeout)
@@ -230,11 +206,13 @@ class Client:
         *,
         if_revision: int | None = None,
         timeout: float | None = None,
-    ) -> Written:
+    ) -> commands.Written:
         """Give ``key`` a new TTL, seconds or a timedelta, counted from now; raises ``not_found``."""
         return self.run(commands.touch(key, ttl, if_revision=if_revision), timeout=timeout)
 
-    def persist(self, key: str, *, if_revision: int | None = None, timeout: float | None = None) -> Written:
+    def persist(
+        self, key: str, *, if_revision: int | None = None, timeout: float | None = None
+    ) -> commands.Written:
         """Take the TTL of ``key`` away; raises ``not_found``."""
         return self.run(commands.persist(key, if_revision=if_revision), timeout=timeout)
 
@@ -248,7 +226,7 @@ class Client:
         cursor: str | None = None,
         keys_only: bool = False,
         timeout: float | None = None,
-    ) -> RecordPage:
+    ) -> commands.RecordPage:
         """A page of the records in start <= key < end that begin with ``prefix``, in key order, from
         one snapshot. A page may be short, or empty, and not be the last: only ``cursor`` says so."""
         command = commands.list_page(
@@ -290,7 +268,7 @@ class Client:
     def events(
         self,
         since: Cursor | str | int,
-        wanted: Filter = EVERYTHING,
+        wanted: Filter = commands.EVERYTHING,
         *,
         limit: int | None = None,
         values: bool = True,
@@ -311,7 +289,7 @@ class Client:
         cursor: str | None = None,
         values: bool = True,
         timeout: float | None = None,
-    ) -> HistoryPage:
+    ) -> commands.HistoryPage:
         """A page of the events of ``key`` below revision ``before``, newest first; raises ``not_found``
         for a key of which the log has none."""
         command = commands.history(key, before=before, limit=limit, cursor=cursor, values=values)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import zmq
 
@@ -31,7 +31,7 @@ the log."""
 _MESSAGES_PER_TURN = 500
 
 
-class SubscriptionBase:
+class SubscriptionBase(forks.NotPortable):
     """The sockets of a subscription and the generators that use them; the two forms wait for them."""
 
     _context_class: type[zmq.Context[Socket]]
@@ -89,9 +89,6 @@ class SubscriptionBase:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._changes}{', closed' if self._is_closed else ''}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise forks.cannot_pickle(self)
 
     @property
     def cursor(self) -> Cursor | None:
@@ -151,8 +148,6 @@ class SubscriptionBase:
         connect(sub, self._changes)
         return sub
 
-    # ── the generators ───────────────────────────────────────────────────────────────────────────
-
     def _next_item(self, seconds: float | None) -> IoGenerator[Item | None]:
         """The next item, None if there is none in time."""
         if seconds is not None:
@@ -203,7 +198,7 @@ class SubscriptionBase:
             self._state.on_message(frames, time.monotonic())
             if self._state.has_items:
                 return
-        if self._state.is_silent(time.monotonic()):
+        if time.monotonic() >= self._state.silent_at():
             self._sub.close()
             self._sub = self._open()
             self._state.on_reconnect(time.monotonic())

@@ -113,12 +113,8 @@ class SubscriptionState:
             self._beat = message
         self._deliver(self._follower.hear(message), self._follower)
 
-    def is_silent(self, now: float) -> bool:
-        """Whether the SUB socket has received nothing for so long that it must be replaced."""
-        return now >= self._heard_at + SILENCE_SECONDS
-
     def silent_at(self) -> float:
-        """When :meth:`is_silent` becomes true unless something is received."""
+        """When the SUB socket must be replaced, unless something is received before."""
         return self._heard_at + SILENCE_SECONDS
 
     def on_reconnect(self, now: float) -> None:

@@ -71,21 +71,6 @@ class Follower:
     :meth:`fail`. It begins by asking.
     """
 
-    __slots__ = (
-        "_asked_at_known",
-        "_doubtful",
-        "_epoch",
-        "_filtered",
-        "_held",
-        "_held_bytes",
-        "_is_asking",
-        "_known",
-        "_log_only",
-        "_max_bytes",
-        "_max_events",
-        "_revision",
-    )
-
     def __init__(
         self,
         start: Cursor,

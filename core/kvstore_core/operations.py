@@ -59,12 +59,8 @@ def _is_ttl(value: Any) -> bool:
     return type(value) in (int, float) and 0.001 <= value <= MAX_TTL_SECONDS
 
 
-def _is_flag(value: Any) -> bool:
-    return type(value) is bool
-
-
-def _is_text(value: Any) -> bool:
-    return type(value) is str
+def _is_a(kind: type) -> Check:
+    return lambda value: type(value) is kind
 
 
 def is_media_type(value: Any) -> bool:
@@ -108,14 +104,14 @@ def _is_event_ops(value: Any) -> bool:
     return type(value) is list and 0 < len(value) <= 3 and all(op in EVENT_OPS for op in value)
 
 
-_KEY = Field(_is_text, "a text of 1 to 511 bytes of UTF-8 without NUL", required=True)
+_KEY = Field(_is_a(str), "a text of 1 to 511 bytes of UTF-8 without NUL", required=True)
 _IF_REVISION = Field(_is_int(0, MAX_REVISION), "a revision, or 0 for 'must not exist'")
 _TTL = Field(_is_ttl, "a number of seconds from 0.001 to 100 years")
 _LIMIT = Field(_is_int(1, MAX_PAGE), f"a whole number from 1 to {MAX_PAGE}")
 _PAGE_BYTES = Field(_is_int(1, MAX_PAGE_BYTES), f"a whole number from 1 to {MAX_PAGE_BYTES}")
-_FLAG = Field(_is_flag, "true or false")
+_FLAG = Field(_is_a(bool), "true or false")
 _BOUND = Field(_is_bound, "a text of at most 511 bytes without NUL")
-_CURSOR = Field(_is_text, "a cursor exactly as an earlier reply gave it")
+_CURSOR = Field(_is_a(str), "a cursor exactly as an earlier reply gave it")
 
 OPERATIONS: dict[str, Operation] = {
     row.name: row

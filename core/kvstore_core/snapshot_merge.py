@@ -54,17 +54,13 @@ class SnapshotMerge:
         self._starts: list[str] = []
         self._revisions: list[int] = []
         self._key_revisions: dict[str, int] = {}
-        self._through = 0
+        self.through = 0
+        """The newest revision that any page shows; every event after it is to be delivered."""
 
     @property
     def is_complete(self) -> bool:
         """Whether every page has been read."""
         return not self._prefixes and not self._keys
-
-    @property
-    def through(self) -> int:
-        """The newest revision that any page shows; every event after it is to be delivered."""
-        return self._through
 
     def next_ops(self) -> list[dict[str, Any]]:
         """The ops of the next request; empty when the snapshot is complete."""
@@ -144,13 +140,13 @@ class SnapshotMerge:
         least; a newer record in it proves a newer one."""
         revision = max((record.revision for record in records), default=0)
         revision = max(revision, reply.revision)
-        self._through = max(self._through, revision)
+        self.through = max(self.through, revision)
         return revision
 
     def check(self, page: LogPage) -> None:
         """Raise ``cursor_expired`` if the log, asked after the last page, ends before what was shown: a
         store with a weaker ``sync`` lost that in a crash, and will use its revisions for other changes."""
-        if page.head < self._through:
+        if page.head < self.through:
             raise KvError("cursor_expired", _LOST, reason="epoch", floor=page.floor, head=page.head)
 
     def _cover(self, lower: str, revision: int) -> None:
@@ -159,7 +155,7 @@ class SnapshotMerge:
 
     def shows(self, event: Event) -> bool:
         """Whether the snapshot already contains the change, so that it is not to be delivered."""
-        if event.revision > self._through:
+        if event.revision > self.through:
             return False
         seen_at = self._key_revisions.get(event.key)
         if seen_at is None:

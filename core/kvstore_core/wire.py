@@ -124,7 +124,10 @@ def encode_request(
         header["seq"] = seq
     if request_id is not None:
         header["request_id"] = request_id
-    encoded = _dumps(header)
+    try:
+        encoded = orjson.dumps(header)
+    except TypeError as error:  # a lone surrogate, an integer over 64 bits
+        raise KvError("bad_request", f"the request cannot be written as JSON: {error}") from error
     return [encoded, b"".join(values)] if values else [encoded]
 
 
@@ -146,13 +149,6 @@ class WriteSequence:
         """What to call :func:`encode_request` with for the next request."""
         self._seq += 1
         return {"client": self.client, "seq": self._seq}
-
-
-def _dumps(header: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(header)
-    except TypeError as error:  # a lone surrogate, an integer over 64 bits
-        raise KvError("bad_request", f"the request cannot be written as JSON: {error}") from error
 
 
 def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:

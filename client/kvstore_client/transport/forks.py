@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import NoReturn
 
 lock = threading.Lock()
 """For replacing what was inherited, once. It is new in each process: a thread of the parent might hold
@@ -31,10 +32,12 @@ def leave_to_parent(*inherited: object) -> None:
     _inherited.append(inherited)
 
 
-def cannot_pickle(owner: object) -> TypeError:
-    """The error of copying an owner of sockets, or of sending one to another process."""
-    name = type(owner).__name__
-    return TypeError(f"a {name} can be neither pickled nor copied: make one where it is used")
+class NotPortable:
+    """An owner of sockets, which can be neither copied nor sent to another process: that is a TypeError."""
+
+    def __reduce__(self) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(f"a {name} can be neither pickled nor copied: make one where it is used")
 
 
 def _is_child() -> None:
