@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from kvstore_client import Client
-from kvstore_core.process.sd_notify import Notifier
-from support.manager import Manager
+from kvstore_core.process.sd_notify import NoticeSocket, Notifier
+from support.manager import Manager, notifier_on
 from support.servers import Daemon, Facade, Serve, children, clean_environment, kvstore_command, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -288,8 +288,14 @@ def test_beats_are_for_the_process_that_is_watched(
     assert len(one_manager.listen()) == beats
 
 
-def test_a_beat_does_not_wait_for_a_manager_that_is_busy(one_manager: Manager) -> None:
-    notifier = Notifier(one_manager.address, is_watched=True)
-    for _ in range(10_000):  # more than any queue of datagrams holds
-        notifier.beat()
-    assert 0 < one_manager.count("WATCHDOG=1") < 10_000
+@pytest.mark.parametrize("say", [Notifier.beat, Notifier.stopping, lambda notifier: notifier.status("well")])
+@pytest.mark.parametrize("listener", ["manager", "parent"])
+def test_only_ready_waits_for_one_who_is_busy(
+    one_manager: Manager, say: Callable[[Notifier], None], listener: str
+) -> None:
+    with closing(NoticeSocket()) as notices, notifier_on(notices) as child:
+        notifier = child if listener == "parent" else Notifier(one_manager.address, is_watched=True)
+        for _ in range(10_000):  # more than any queue of datagrams holds
+            say(notifier)
+        heard = list(notices.read(())) if listener == "parent" else one_manager.listen()
+        assert 0 < len(heard) < 10_000

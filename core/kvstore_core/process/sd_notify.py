@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 PATIENCE_SECONDS = 5
-"""How long a message that must not be lost waits for a manager that is busy."""
+"""How long READY, which must not be lost, waits for a manager that is busy."""
 
 _WHERE = "X_KVSTORE_ADDRESSES"
 """A field of our own, as sd_notify(3) lets programs have them: the addresses as JSON."""
@@ -29,8 +29,9 @@ class Notifier:
 
     ``address`` is the manager's datagram socket: a path, or a name after ``@`` in Linux's abstract
     space. With ``is_watched`` the manager ends a service that does not beat. No method raises: a manager that
-    does not listen is no failure of the service. Use it from one process: the manager takes messages from
-    the process that it started, and from no other.
+    does not listen is no failure of the service. Nor does one wait, but :meth:`ready`: what the manager has no
+    room for is left out. Use it from one process: the manager takes messages from the process that it
+    started, and from no other.
 
     A ``descriptor``, instead of the address, is the child's end of its parent's :class:`NoticeSocket`.
     """
@@ -39,7 +40,7 @@ class Notifier:
         name = os.fsencode(address)
         self._address = b"\0" + name[1:] if name.startswith(b"@") else name
         self._is_watched = is_watched
-        self._pair = None if descriptor is None else _patient(socket.socket(fileno=descriptor))
+        self._pair = None if descriptor is None else socket.socket(fileno=descriptor)
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
@@ -51,38 +52,36 @@ class Notifier:
         return cls(address, is_watched=bool(microseconds) and watched_pid == str(os.getpid()))
 
     def ready(self, where: Mapping[str, str]) -> None:
-        """Say that the service answers from now on, and at which addresses, by name."""
+        """Say that the service answers from now on, and at which addresses, by name. Waits for a manager that
+        is busy, up to ``PATIENCE_SECONDS``."""
         places = ", ".join(f"{name} {place}" for name, place in where.items())
-        self._send(f"READY=1\n{_status(places)}\n{_WHERE}={json.dumps(dict(where))}")
+        self._send(f"READY=1\n{_status(places)}\n{_WHERE}={json.dumps(dict(where))}", 0)
 
     def status(self, line: str) -> None:
         """Say how the service is, for people to read."""
         self._send(_status(line))
 
     def beat(self) -> None:
-        """Say that the service does its work. Does not wait: a beat that the manager has no room for is left
-        out."""
+        """Say that the service does its work."""
         if self._is_watched:
-            self._send("WATCHDOG=1", socket.MSG_DONTWAIT)
+            self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
         """Say that the service is about to end."""
         self._send(f"STOPPING=1\n{_status('stopping')}")
 
-    def _send(self, message: str, flags: int = 0) -> None:
+    def _send(self, message: str, flags: int = socket.MSG_DONTWAIT) -> None:
         said = message.encode(errors="replace")
         with suppress(OSError):
             if self._pair is not None:
-                self._pair.send(said, flags)
+                # for READY, the first message on its pair, there always is room
+                self._pair.send(said, socket.MSG_DONTWAIT)
             elif self._address.startswith((b"/", b"\0")):
-                with _patient(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sender:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                    # not settimeout, with which Python waits in spite of MSG_DONTWAIT
+                    patience = struct.pack("ll", PATIENCE_SECONDS, 0)
+                    sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
                     sender.sendto(said, flags, self._address)
-
-
-def _patient(sender: socket.socket) -> socket.socket:
-    # not settimeout, with which Python waits in spite of MSG_DONTWAIT
-    sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", PATIENCE_SECONDS, 0))
-    return sender
 
 
 def _status(line: str) -> str:
