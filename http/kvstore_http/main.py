@@ -14,7 +14,7 @@ from kvstore_core.errors import EXIT_ERROR, KvError
 from kvstore_core.process.logging import LogLevel, announcer
 from kvstore_core.process.sd_notify import Notifier
 from kvstore_core.process.startup import patiently
-from kvstore_http.metrics.shared_counters import SharedCounters
+from kvstore_http.metrics.counters import SharedCounters, WorkerCounters
 from kvstore_http.server.listen import bind, shared, url_of
 from kvstore_http.settings import HttpSettings
 from kvstore_http.workers.parent import Workers, keep_only
@@ -67,7 +67,6 @@ def _serve(
     _name_worker(number)
     # Not at the top: gevent and ZeroMQ belong to the workers, not to their parent.
     from kvstore_http.app import request_cells
-    from kvstore_http.metrics.counters import WorkerCounters
     from kvstore_http.workers.worker import serve
 
     worker_counters = WorkerCounters(counters, number, request_cells())

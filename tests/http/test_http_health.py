@@ -17,8 +17,7 @@ import pytest
 from falcon.testing import TestClient
 
 from kvstore_core.errors import KvError
-from kvstore_http.metrics.counters import WorkerCounters
-from kvstore_http.metrics.shared_counters import SharedCounters
+from kvstore_http.metrics.counters import SharedCounters, WorkerCounters
 from kvstore_http.protocol.environ import RAW_QUERY
 from kvstore_http.protocol.query_params import CHECKS
 from kvstore_http.resources import health

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore_http.app import request_cells
-from kvstore_http.metrics.counters import OTHER, REQUEST_SECONDS, WorkerCounters
+from kvstore_http.metrics.counters import OTHER, REQUEST_SECONDS, SharedCounters, WorkerCounters
 from kvstore_http.metrics.exposition import collector
-from kvstore_http.metrics.shared_counters import SharedCounters
 
 WORKERS = 3
 NANOSECONDS = 1_000_000_000
@@ -103,7 +102,7 @@ import os
 import subprocess
 import sys
 from kvstore_http.metrics import counters
-from kvstore_http.metrics.shared_counters import SharedCounters
+from kvstore_http.metrics.counters import SharedCounters
 
 def count(number):
     worker = counters.WorkerCounters(shared_counters, number)

@@ -30,7 +30,7 @@ from kvstore_http.streaming import lagging_streams
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
-from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
+from kvstore_http.streaming.stream_sockets import StreamSpec, StreamStart
 
 pytestmark = pytest.mark.slow
 

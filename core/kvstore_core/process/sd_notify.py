@@ -29,9 +29,9 @@ class Notifier:
 
     ``address`` is the manager's datagram socket: a path, or a name after ``@`` in Linux's abstract
     space. With ``is_watched`` the manager ends a service that does not beat. No method raises: a manager that
-    does not listen is no failure of the service. Nor does one wait, but :meth:`ready`: what the manager has no
-    room for is left out. Use it from one process: the manager takes messages from the process that it
-    started, and from no other.
+    does not listen is no failure of the service. None but :meth:`ready` waits: what the manager has no room
+    for is left out. Use it from one process: the manager takes messages from the process that it started,
+    and from no other.
 
     A ``descriptor``, instead of the address, is the child's end of its parent's :class:`NoticeSocket`.
     """

@@ -20,7 +20,7 @@ from kvstore_core.units import MILLISECONDS, in_largest_unit
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics import counters
-from kvstore_http.metrics.shared_counters import SharedCounters
+from kvstore_http.metrics.counters import SharedCounters
 from kvstore_http.protocol.bodies import choose_type, send_fresh_json
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.problems import RETRY_AFTER_SECONDS

@@ -20,8 +20,7 @@ from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
-from kvstore_http.streaming.stream_sockets import Stream
-from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
+from kvstore_http.streaming.stream_sockets import Stream, StreamSpec, StreamStart
 
 EVENT_SOURCE_WAIT_SECONDS = 1.0
 """How long an EventSource waits for its headers before its stream is opened without the daemon."""

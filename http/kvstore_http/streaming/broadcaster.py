@@ -26,8 +26,8 @@ from kvstore_http.streaming.change_cursor import ChangeCursor
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Encoder
 from kvstore_http.streaming.filter_index import FilterIndex
-from kvstore_http.streaming.stream_sockets import Stream, StreamSockets
-from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
+from kvstore_http.streaming.lagging_streams import LaggingStreams
+from kvstore_http.streaming.stream_sockets import Stream, StreamSockets, StreamSpec, StreamStart
 
 BEATS = 15
 """Heartbeats of all streams are spread over this many ticks of the interval."""
@@ -83,7 +83,8 @@ class Broadcaster:
         self._sockets = StreamSockets(
             self._hub, settings.stream_buffer_bytes, self._drained, self._forget, counters
         )
-        self._catch_up = CatchUp(daemon, feed, self._sockets, counters, self._caught_up)
+        self._lagging = LaggingStreams(daemon, feed, self._sockets, counters, self._caught_up)
+        self._catch_up = CatchUp(daemon, feed, self._lagging)
         self._groups: dict[StreamSpec, StreamGroup] = {}
         self._indexes: dict[bool, FilterIndex[StreamGroup]] = {False: FilterIndex(), True: FilterIndex()}
         self._ahead_of_feed: set[StreamGroup] = set()
@@ -137,7 +138,7 @@ class Broadcaster:
 
     def _forget(self, stream: Stream) -> None:
         group: StreamGroup = stream.group
-        self._catch_up.discard(stream)
+        self._lagging.discard(stream)
         group.leave(stream)
         self._beats[stream.fd % BEATS].discard(stream)
         group.size -= 1
@@ -151,7 +152,7 @@ class Broadcaster:
             self.feed.close_previous_cursor()
 
     def _drained(self, stream: Stream) -> None:
-        self._catch_up.drained(stream)
+        self._lagging.drained(stream)
 
     def _caught_up(self, stream: Stream, data: bytes, sync: bytes, position: int) -> None:
         """Send the last of what the stream missed, and let it have what the feed delivers from now on."""
@@ -181,7 +182,7 @@ class Broadcaster:
                 log.exception("changes could not be written; the streams that need them are cut off")
                 self._cut_off(group)
         self._enter_reached(cursor)
-        self._catch_up.feed_moved()
+        self._lagging.feed_moved()
         # not in the next turn of the loop: requests may be served first
         self._sockets.flush()
         if found:
@@ -235,7 +236,7 @@ class Broadcaster:
                 for stream in streams:
                     group.leave(stream)
                     self._catch_up.add(stream, group.spec, start)
-        self._catch_up.feed_moved()
+        self._lagging.feed_moved()
 
     # ── heartbeats ──────────────────────────────────────────────────────────────────────────────
 

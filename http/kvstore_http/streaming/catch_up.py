@@ -28,14 +28,11 @@ import gevent
 
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool
-from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.streaming.change_feed import ChangeFeed
-from kvstore_http.streaming.lagging_stream import LaggingStream
-from kvstore_http.streaming.lagging_streams import LaggingStreams, OnCaughtUp, Queue
+from kvstore_http.streaming.lagging_streams import LaggingStream, LaggingStreams, Queue
 from kvstore_http.streaming.log_reader import LogReader
 from kvstore_http.streaming.snapshot_reader import SnapshotReader
-from kvstore_http.streaming.stream_sockets import Stream, StreamSockets
-from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
+from kvstore_http.streaming.stream_sockets import Stream, StreamSpec, StreamStart
 
 SNAPSHOTS_AT_ONCE = 4
 """How many pages of snapshots are read at once; of the log it is one."""
@@ -46,21 +43,14 @@ Serve = Callable[[LaggingStream], None]
 
 
 class CatchUp:
-    """Catches up the streams of a worker, with greenlets that are there as long as there is a stream.
+    """Catches up ``streams``, with greenlets that are there as long as there is one.
 
     Every method runs in the hub's thread, and none blocks.
     """
 
-    def __init__(
-        self,
-        daemon: DaemonClient,
-        feed: ChangeFeed,
-        sockets: StreamSockets,
-        counters: WorkerCounters,
-        on_caught_up: OnCaughtUp,
-    ) -> None:
+    def __init__(self, daemon: DaemonClient, feed: ChangeFeed, streams: LaggingStreams) -> None:
         self._feed = feed
-        self._streams = streams = LaggingStreams(daemon, feed, sockets, counters, on_caught_up)
+        self._streams = streams
         self._log_reader, self._snapshot_reader = LogReader(streams, daemon), SnapshotReader(streams)
         snapshots = (streams.for_snapshot, self._snapshot_reader.serve)
         self._idle: list[tuple[Queue, Serve]] = [
@@ -81,25 +71,11 @@ class CatchUp:
             self._streams.start()
         self._run()
 
-    def discard(self, stream: Stream) -> None:
-        """``stream`` is gone: nothing more is read for it."""
-        self._streams.discard(stream)
-
-    def drained(self, stream: Stream) -> None:
-        """The socket of ``stream`` has taken everything that waited."""
-        self._streams.drained(stream)
-
-    def feed_moved(self) -> None:
-        """The feed delivered something: streams that wait for it may go on."""
-        self._streams.feed_moved()
-
     def close(self) -> None:
         """Stop catching up."""
         self._is_closed = True
         self._streams.clear()
         self._ticker.close()
-
-    # ── the greenlets ───────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
         if self._is_closed or not self._idle:

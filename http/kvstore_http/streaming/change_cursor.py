@@ -49,12 +49,14 @@ class ChangeCursor:
         self._pool = pool
         self._listener = listener
         self._follower: Follower | None = None
-        self._is_reading = False
+        self.is_reading = False
+        """Whether the log is being read."""
         self._is_closed = False
         self._recent: deque[Batch] = deque()
         self._recent_events = 0
         self._recent_bytes = 0
-        self._recent_floor = 0
+        self.recent_floor = 0
+        """The changes after this revision are remembered."""
 
     def start(self, position: Cursor) -> None:
         """Follow everything after ``position`` and forget what came before. Not while the log is
@@ -85,11 +87,6 @@ class ChangeCursor:
         self._publish(batches)
         self._read_log_soon()
 
-    @property
-    def is_reading(self) -> bool:
-        """Whether the log is being read."""
-        return self._is_reading
-
     def doubt(self) -> None:
         """Read the log, since PUB has been silent."""
         if self._follower is not None:
@@ -104,14 +101,9 @@ class ChangeCursor:
 
     # ── the last changes ────────────────────────────────────────────────────────────────────────
 
-    @property
-    def recent_floor(self) -> int:
-        """The changes after this revision are remembered."""
-        return self._recent_floor
-
     def remembers(self, revision: int) -> bool:
         """Whether all changes after ``revision`` are remembered."""
-        return revision >= self._recent_floor
+        return revision >= self.recent_floor
 
     def after(self, revision: int) -> list[Batch] | None:
         """The changes after ``revision``, oldest first; None if they are not all remembered."""
@@ -135,18 +127,18 @@ class ChangeCursor:
             oldest = recent.popleft()
             self._recent_events -= len(oldest)
             self._recent_bytes -= _size(oldest)
-            self._recent_floor = oldest[0].revision
+            self.recent_floor = oldest[0].revision
 
     def _forget_recent(self, floor: int) -> None:
         self._recent.clear()
         self._recent_events = self._recent_bytes = 0
-        self._recent_floor = floor
+        self.recent_floor = floor
 
     # ── the log ─────────────────────────────────────────────────────────────────────────────────
 
     def _read_log_soon(self) -> None:
-        if self._follower is not None and self._follower.is_behind and not self._is_reading:
-            self._is_reading = True
+        if self._follower is not None and self._follower.is_behind and not self.is_reading:
+            self.is_reading = True
             # not at once: the caller may be a greenlet, and the pool runs from the hub only
             gevent.get_hub().loop.run_callback(self._pool.run, self._read_log)
 
@@ -155,7 +147,7 @@ class ChangeCursor:
             while self._follower is not None and (cursor := self._follower.ask()) is not None:
                 self._read_page(self._follower, cursor)
         finally:
-            self._is_reading = False
+            self.is_reading = False
 
     def _read_page(self, follower: Follower, cursor: Cursor) -> None:
         op = {"op": "events", "since": str(cursor), "limit": MAX_PAGE}

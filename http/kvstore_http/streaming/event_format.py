@@ -1,4 +1,5 @@
-"""Events as bytes: Server-Sent Events or newline-delimited JSON, in chunks of HTTP/1.1 or bare.
+"""Events as bytes, which all streams of one kind share: Server-Sent Events or newline-delimited JSON, in
+chunks of HTTP/1.1 or bare.
 
 The cursor of a stream (the ``id`` of SSE, ``cursor`` in JSON) is sent only where everything up to it has
 been sent: on the last event of a revision, on ``sync`` and on ``heartbeat``. So a client that is cut off
@@ -7,16 +8,19 @@ inside a revision gets all of it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
 from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_http.protocol.json_records import inline_member, timestamp, value_member
 
 LAST_CHUNK = b"0\r\n\r\n"
+KEPT_PARTS = 16
 
 
 class Format(NamedTuple):
@@ -73,6 +77,71 @@ class Encoder:
             fields = event_json(event, has_value=form.has_values, inline=form.inline)
             body = self._bodies[which] = orjson.dumps(fields)
         return body
+
+
+class Message(NamedTuple):
+    """What a stream gets of one revision, or of one record of a snapshot; unframed."""
+
+    revision: int
+    data: bytes
+    events: int
+
+
+class Messages:
+    """Messages in the order of their revisions, for streams of one kind.
+
+    Parts of them are joined once for all streams at the same position; in a storm that is most of them.
+    """
+
+    __slots__ = ("_parts", "messages", "revisions", "size")
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.messages = messages
+        self.revisions = [message.revision for message in messages]
+        self.size = sum(len(message.data) for message in messages)
+        self._parts: dict[tuple[int, int], tuple[bytes, int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def after(self, revision: int) -> int:
+        """The index of the first message after ``revision``."""
+        return bisect_right(self.revisions, revision)
+
+    def part(self, form: Format, begin: int, max_bytes: int) -> tuple[bytes, int, int]:
+        """The messages from index ``begin`` on, framed, up to ``max_bytes`` but at least one; how many
+        events they have; and the index after them."""
+        part = self._parts.get((begin, max_bytes))
+        if part is not None:
+            return part
+        end, size, events = begin, 0, 0
+        while end < len(self.messages):
+            message = self.messages[end]
+            size += len(message.data)
+            if size > max_bytes and end > begin:
+                break
+            events += message.events
+            end += 1
+        data = form.framed(b"".join(message.data for message in self.messages[begin:end]))
+        if len(self._parts) >= KEPT_PARTS:
+            self._parts.clear()
+        self._parts[begin, max_bytes] = data, events, end
+        return data, events, end
+
+
+NOTHING = Messages(())
+
+
+def messages_of(
+    batches: Iterable[Batch], encoder: Encoder, form: Format, merge: SnapshotMerge | None
+) -> Messages:
+    """The messages of ``batches``, without the changes that the snapshot ``merge`` has shown."""
+    messages = []
+    for batch in batches:
+        left = batch if merge is None else [event for event in batch if not merge.shows(event)]
+        if left:
+            messages.append(Message(left[0].revision, encoder.batches(form, [left]), len(left)))
+    return Messages(messages) if messages else NOTHING
 
 
 def snapshot(form: Format, records: Iterable[Record]) -> bytes:

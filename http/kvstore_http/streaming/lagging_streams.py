@@ -1,4 +1,4 @@
-"""All streams that are being caught up: what each of them waits for, and how they are written to."""
+"""Streams that are being caught up: how far each is, what it waits for, and how they are written to."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 import gevent
 from gevent.event import Event as Signal
 
 from kvstore_core.errors import KvError
 from kvstore_core.model import Cursor
+from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_core.wire import Reply
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.streaming import event_format
 from kvstore_http.streaming.change_cursor import RETRY_SECONDS, ChangeCursor
 from kvstore_http.streaming.change_feed import ChangeFeed
-from kvstore_http.streaming.lagging_stream import LaggingStream
-from kvstore_http.streaming.messages import Messages
-from kvstore_http.streaming.stream_sockets import Stream, StreamSockets
-from kvstore_http.streaming.stream_spec import StreamSpec, StreamStart
+from kvstore_http.streaming.event_format import NOTHING, Messages
+from kvstore_http.streaming.stream_sockets import Stream, StreamSockets, StreamSpec, StreamStart
 
 TURN_SECONDS = 0.001
 """For how long streams are written to before the loop serves requests again."""
@@ -36,34 +35,90 @@ OnCaughtUp = Callable[[Stream, bytes, bytes, int], None]
 """Called with a stream, the last of what it missed (framed), a ``sync`` (unframed), and the revision up to
 which it then has everything."""
 
+Audience: TypeAlias = tuple[StreamSpec, SnapshotMerge | None]
+"""What streams that are sent the same have in common: their spec, and the snapshot that what follows is
+compared with."""
+
 log = logging.getLogger("kvstore.http")
 
 
-class Queue:
+class LaggingStream:
+    """A stream that has everything up to ``position``.
+
+    ``is_confirmed`` says that the store is known to have used that revision. With a ``merge``, which it
+    shares with others at the same page of the same snapshot, it is being sent that snapshot, or has been
+    sent it and what follows has to be compared with it. ``page`` is the page that it is being sent, from
+    message ``next_message`` on. ``unsent`` and ``progress_at`` tell whether a blocked one still reads.
+    """
+
+    __slots__ = (
+        "is_confirmed",
+        "merge",
+        "next_message",
+        "page",
+        "position",
+        "progress_at",
+        "spec",
+        "start",
+        "stream",
+        "unsent",
+    )
+
+    def __init__(self, stream: Stream, spec: StreamSpec, start: StreamStart) -> None:
+        self.stream = stream
+        self.spec = spec
+        self.start = start
+        self.position = Cursor(0, "")
+        self.is_confirmed = True
+        self.merge: SnapshotMerge | None = None
+        self.page: Messages = NOTHING
+        self.next_message = 0
+        self.unsent = 0
+        self.progress_at = 0.0
+
+    @property
+    def audience(self) -> Audience:
+        """Equal for all that are sent the same."""
+        return self.spec, self.merge
+
+    @property
+    def has_page(self) -> bool:
+        """Whether there is more to send of the page of the snapshot that was read last."""
+        return self.next_message < len(self.page)
+
+    @property
+    def needs_snapshot(self) -> bool:
+        """Whether pages of a snapshot are to be read for it."""
+        return self.start.snapshot and (self.merge is None or not self.merge.is_complete)
+
+    def begin(self, start: StreamStart, here: Cursor) -> None:
+        """Begin from ``start``, with the store at ``here``; forgets what it was sent before."""
+        self.start, self.merge, self.page, self.next_message = start, None, NOTHING, 0
+        since = start.since
+        if not start.snapshot and since is not None:
+            # the store may never have used this revision: the log has to confirm it
+            self.position, self.is_confirmed = Cursor(since.revision, since.epoch or here.epoch), False
+        else:
+            self.position, self.is_confirmed = here, True
+
+
+class Queue(dict[LaggingStream, None]):
     """Streams that wait for the same; the first is the one that was served least recently."""
 
     def __init__(self) -> None:
-        self._streams: dict[LaggingStream, None] = {}
+        super().__init__()
         self._is_filled = Signal()
 
-    def __iter__(self) -> Iterator[LaggingStream]:
-        return iter(self._streams)
-
-    def __contains__(self, lagging: LaggingStream) -> bool:
-        return lagging in self._streams
-
-    def __len__(self) -> int:
-        return len(self._streams)
-
     def add(self, lagging: LaggingStream) -> None:
-        self._streams[lagging] = None
+        self[lagging] = None
         self._is_filled.set()
 
     def discard(self, lagging: LaggingStream) -> None:
-        self._streams.pop(lagging, None)
+        self.pop(lagging, None)
 
     def take_all(self) -> list[LaggingStream]:
-        taken, self._streams = list(self._streams), {}
+        taken = list(self)
+        self.clear()
         return taken
 
     def wait(self, seconds: float) -> None:
@@ -92,11 +147,8 @@ class LaggingStreams:
         counters: WorkerCounters,
         on_caught_up: OnCaughtUp,
     ) -> None:
-        self.for_log = Queue()
-        self.for_snapshot = Queue()
-        self._unstarted = Queue()
-        self._ahead_of_feed = Queue()
-        self._blocked = Queue()
+        self._queues = [Queue() for _ in range(5)]
+        self._unstarted, self.for_snapshot, self.for_log, self._ahead_of_feed, self._blocked = self._queues
         self._streams: dict[Stream, LaggingStream] = {}
         self._daemon = daemon
         self._feed = feed
@@ -126,20 +178,14 @@ class LaggingStreams:
         """``stream`` is gone, or caught up."""
         lagging = self._streams.pop(stream, None)
         if lagging is not None:
-            for queue in (
-                self._unstarted,
-                self.for_snapshot,
-                self.for_log,
-                self._ahead_of_feed,
-                self._blocked,
-            ):
+            for queue in self._queues:
                 queue.discard(lagging)
             self._count()
 
     def clear(self) -> None:
         """Catch up none of them."""
         self._streams.clear()
-        self._unstarted.take_all()
+        self._unstarted.clear()
         self.for_log.wake()
         self.for_snapshot.wake()
 

@@ -1,26 +1,24 @@
-"""The log for streams: each page is read once for all streams whose position is in it."""
+"""The log for streams: each page is read once, and written once, for all streams whose position is in it."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import chain, islice
 from time import monotonic
 from typing import Any
 
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
-from kvstore_core.follower import LogPage
+from kvstore_core.follower import LogPage, by_revision
 from kvstore_core.limits import MAX_PAGE
-from kvstore_core.model import Cursor
+from kvstore_core.model import Cursor, Event
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.streaming.change_cursor import ChangeCursor
-from kvstore_http.streaming.event_format import Encoder
-from kvstore_http.streaming.filter_index import only, union
-from kvstore_http.streaming.lagging_stream import Audience, LaggingStream
-from kvstore_http.streaming.lagging_streams import LaggingStreams
-from kvstore_http.streaming.log_pages import SharedPage
-from kvstore_http.streaming.messages import NOTHING, Messages, messages_of
-from kvstore_http.streaming.stream_spec import StreamSpec
+from kvstore_http.streaming.event_format import NOTHING, Encoder, Messages, messages_of
+from kvstore_http.streaming.filter_index import FilterIndex, covers, only, union
+from kvstore_http.streaming.lagging_streams import Audience, LaggingStream, LaggingStreams
+from kvstore_http.streaming.stream_sockets import StreamSpec
 
 PAGE_BYTES = 1024 * 1024
 """About what a page shall hold; the daemon ends one at 4 MiB."""
@@ -31,6 +29,53 @@ SPECS_AT_ONCE = 64
 KEPT_PAGES = 4
 KEPT_BYTES = 8 * 1024 * 1024
 KEEP_SECONDS = 2.0
+WRITTEN_BYTES = 8 * 1024 * 1024
+"""What is kept of the messages of one page, for all audiences together."""
+
+
+class SharedPage:
+    """A page of the log, read as ``asked``: what happened after ``begin``, through ``next``."""
+
+    def __init__(self, begin: int, page: LogPage, asked: StreamSpec, now: float) -> None:
+        self.begin = begin
+        self.next, self.head, self.epoch = page.next, page.head, page.epoch
+        self.read_at = now
+        self.batches = by_revision(page.events)
+        self.size = sum(map(weight, page.events))
+        self.messages: dict[Audience, Messages] = {}
+        self._encoder = Encoder(page.epoch)
+        self._asked = asked
+
+    def serves(self, lagging: LaggingStream) -> bool:
+        """Whether it has what ``lagging`` needs next."""
+        position, spec = lagging.position, lagging.spec
+        return (
+            position.epoch == self.epoch
+            and self.begin <= position.revision < self.next
+            and spec.previous == self._asked.previous
+            and (self._asked.form.has_values or not spec.form.has_values)
+            and covers(self._asked.wanted, spec.wanted)
+        )
+
+    def write(self, streams: Iterable[LaggingStream]) -> None:
+        """Make the ``messages`` of each of ``streams``: once for each audience, with one look at each
+        event."""
+        if sum(messages.size for messages in self.messages.values()) > WRITTEN_BYTES:
+            self.messages.clear()
+        index: FilterIndex[StreamSpec] = FilterIndex()
+        missing = {lagging.audience for lagging in streams} - self.messages.keys()
+        for spec in {spec for spec, _ in missing}:
+            index.add(spec, spec.wanted)
+        found = index.matches(self.batches) if missing else {}
+        for spec, merge in missing:
+            batches = found.get(spec, ())
+            self.messages[spec, merge] = messages_of(batches, self._encoder, spec.form, merge)
+
+
+def weight(event: Event) -> int:
+    """About what the event takes in memory and as a message."""
+    values = sum(len(record.value or b"") for record in (event.record, event.previous) if record is not None)
+    return 400 + values
 
 
 class LogReader:

@@ -11,10 +11,9 @@ from kvstore_core.errors import KvError
 from kvstore_core.model import Cursor
 from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_http.streaming import event_format
-from kvstore_http.streaming.lagging_stream import LaggingStream
-from kvstore_http.streaming.lagging_streams import LaggingStreams
-from kvstore_http.streaming.messages import NOTHING, Message, Messages
-from kvstore_http.streaming.stream_spec import StreamSpec
+from kvstore_http.streaming.event_format import NOTHING, Message, Messages
+from kvstore_http.streaming.lagging_streams import LaggingStream, LaggingStreams
+from kvstore_http.streaming.stream_sockets import StreamSpec
 
 PAGE_RECORDS = 200
 PAGE_BYTES = 1024 * 1024

@@ -1,4 +1,4 @@
-"""The sockets of handed-over streams: what is unsent, who can take more, who is gone.
+"""Open streams: what each asks for, and its socket: what is unsent, who can take more, who is gone.
 
 A stream costs a descriptor, an entry in one epoll set, and a small object: no greenlet, no watcher, and
 no buffer while nothing is unsent. Streams that are sent the same bytes share one object.
@@ -11,8 +11,10 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+from kvstore_core.filters import Filter
+from kvstore_core.model import Cursor
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.streaming.event_format import Format
 
@@ -24,8 +26,33 @@ SENDS_PER_TURN = 100
 _INPUT = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
-
 STOPPING = "the service is stopping"
+
+
+class StreamSpec(NamedTuple):
+    """What a stream is sent, and how. Streams with equal specs are sent the same bytes.
+
+    ``wanted`` is normalized (:meth:`kvstore_core.filters.Filter.normalized`); with ``previous``
+    events carry what they replaced.
+    """
+
+    wanted: Filter
+    form: Format
+    previous: bool
+
+
+class StreamStart(NamedTuple):
+    """Where a stream begins: after ``since`` (in the present epoch if it names none), with a snapshot of the
+    present records, or, with neither, at the present.
+
+    ``reset_reason`` says why the continuation that the client expected does not exist; ``floor`` is the
+    oldest revision from which one would have.
+    """
+
+    since: Cursor | None
+    snapshot: bool = False
+    reset_reason: str | None = None
+    floor: int = 0
 
 
 class Stream:

@@ -19,7 +19,7 @@ from kvstore_core.process.linux import end_with_parent
 from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_core.process.sd_notify import Notice, Notifier
 from kvstore_core.process.supervision import Child, Supervisor
-from kvstore_http.metrics.shared_counters import SharedCounters
+from kvstore_http.metrics.counters import SharedCounters
 from kvstore_http.server.listen import Shares
 
 Serve = Callable[[int, Notifier], int]
