@@ -6,8 +6,7 @@ import faulthandler
 import logging
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 
 import zmq
 
@@ -16,16 +15,20 @@ from kvstore_core.process.logging import LEVEL_SIGNALS, LogLevel, announcer
 from kvstore_core.process.sd_notify import Notifier
 from kvstore_core.process.signals import Signals
 from kvstore_core.process.startup import raise_descriptor_limit, relax_garbage_collector
+from kvstore_daemon.bind import Context
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.peer_limits.connections import ConnectionLimit
 from kvstore_daemon.publisher import Publisher
 from kvstore_daemon.requests.router_socket import RouterSocket, make_identities_unpredictable
 from kvstore_daemon.server import Server
 from kvstore_daemon.settings import DaemonSettings
-from kvstore_daemon.storage.interface import Engine
-from kvstore_daemon.storage.open import open_engine
+from kvstore_daemon.storage.interface import Engine, EngineSettings, Retention
+from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 
 log = logging.getLogger("kvstore.daemon")
+
+ENGINES = {"lmdb": LmdbEngine}
+"""By the scheme of ``--engine``. No other module above the engines names one."""
 
 FRAME_FACTOR = 4
 """A frame this many times over the limit ends its sender's connection; up to there it gets an error."""
@@ -71,8 +74,10 @@ def _serve(settings: DaemonSettings, notifier: Notifier, stack: ExitStack) -> No
 
     signals = stack.enter_context(Signals((signal.SIGTERM, signal.SIGINT), LEVEL_SIGNALS, on_signal))
     loop.watch(signals.fileno(), signals.drain)
-    context = stack.enter_context(_context())
-    engine: Engine = stack.enter_context(closing(open_engine(settings)))
+    # at the end it waits until the sockets' linger is over
+    context: Context = stack.enter_context(zmq.Context())
+    context.max_sockets = 16_384
+    engine = stack.enter_context(closing(open_engine(settings)))
     limit = ConnectionLimit()
     publisher = Publisher(
         context, settings.changes, settings.subscriber_queue, settings.max_value_bytes, limit
@@ -93,15 +98,21 @@ def _serve(settings: DaemonSettings, notifier: Notifier, stack: ExitStack) -> No
     server.stop()
 
 
-@contextmanager
-def _context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
-    """A context that is ended, once the sockets' linger is over, when the block is."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    context.max_sockets = 16_384
-    try:
-        yield context
-    finally:
-        context.term()
+def open_engine(settings: DaemonSettings) -> Engine:
+    """Open the engine that ``settings.engine`` names; raises KvError saying why it cannot be used."""
+    scheme, colon, rest = settings.engine.partition(":")
+    engine_class = ENGINES.get(scheme)
+    if engine_class is None or not colon or rest:
+        known = ", ".join(f"{name}:" for name in ENGINES)
+        raise KvError("bad_request", f"--engine {settings.engine!r} is not known; there is: {known}")
+    retention = Retention(settings.retain_events, settings.retain_bytes, settings.retain_age_ms)
+    engine = engine_class(
+        EngineSettings(
+            settings.data, settings.sync, settings.sync_interval_ms, settings.max_store_bytes, retention
+        )
+    )
+    engine.open()
+    return engine
 
 
 def _announce(notifier: Notifier, **where: str) -> None:

@@ -13,9 +13,8 @@ import zmq
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
 from kvstore_daemon.bind import Context, bind, remove_socket_file
 from kvstore_daemon.peer_limits.connections import ConnectionLimit
-from kvstore_daemon.peer_limits.slow_subscribers import SlowSubscribers
-from kvstore_daemon.peer_limits.subscriptions import SubscriptionLimit
-from kvstore_daemon.record_fields import event_fields, record_fields, without_value
+from kvstore_daemon.peer_limits.subscribers import SlowSubscribers, SubscriptionLimit
+from kvstore_daemon.record_fields import event_fields, record_fields
 from kvstore_daemon.storage.interface import LogPosition, StoredEvent
 
 TOPIC_FRAME_BYTES = 1024
@@ -67,13 +66,9 @@ class Publisher:
         return self._socket.fileno()
 
     @property
-    def has_subscribers(self) -> bool:
-        """Whether there are subscriptions to changes, as of the last :meth:`take_subscriptions`."""
-        return bool(self._topics)
-
-    @property
     def topics(self) -> int:
-        """How many different topics are subscribed to, without those of heartbeats."""
+        """How many different topics are subscribed to, without those of heartbeats, as of the last
+        :meth:`take_subscriptions`."""
         return len(self._topics)
 
     def take_subscriptions(self) -> bool:
@@ -116,7 +111,7 @@ class Publisher:
             value = record.value or b""
         elif event.op == "expire" and previous is not None:
             value = previous.value or b""
-            fields["previous"] = record_fields(without_value(previous))
+            fields["previous"] = record_fields(previous._replace(value=None))
         self._send(encode_change(event.key, fields, value))
         self._slow_subscribers.published(len(value))
 

@@ -48,8 +48,3 @@ def event_fields(event: StoredEvent) -> Fields:
         if record.expires_at is not None:
             fields["expires_at"] = record.expires_at
     return fields
-
-
-def without_value(record: StoredRecord) -> StoredRecord:
-    """The same record, metadata only."""
-    return record._replace(value=None)

@@ -29,7 +29,6 @@ from kvstore_daemon.requests.router_socket import RouterSocket
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.status import Counters, Status
 from kvstore_daemon.storage.interface import Engine, StoredEvent, WriteAnswer
-from kvstore_daemon.watchdog import Watchdog
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -44,6 +43,33 @@ CONNECTION_BYTES = 64 * 1024
 
 STOP_SECONDS = 3.0
 """How long a stop may wait for the engine."""
+
+
+PATIENCE_TICKS = 60
+"""A commit that takes longer is taken for one that never ends. That is far more than a slow disk needs:
+ending the daemon would take its reads away too, and make the disk no faster. Ticks are counted and not
+seconds: a process that the system stopped must not blame the engine for it."""
+
+
+class Beats:
+    """Says to the process that started the daemon that it does its work: its loop turns, and what it hands to
+    the engine is committed."""
+
+    def __init__(self, notifier: Notifier, committer: GroupCommitter) -> None:
+        self._notifier = notifier
+        self._committer = committer
+        self._group: int | None = None
+        self._ticks = 0
+
+    def tick(self) -> None:
+        """To be called by the loop every second."""
+        group = self._committer.group_under_way()
+        self._ticks = self._ticks + 1 if group is not None and group == self._group else 0
+        self._group = group
+        if self._ticks < PATIENCE_TICKS:
+            self._notifier.beat()
+        elif self._ticks == PATIENCE_TICKS:
+            self._notifier.status("writes wait: a commit has not ended for a minute; look at the disk")
 
 
 class Server:
@@ -71,7 +97,7 @@ class Server:
             loop, settings, engine, socket, self._committer, self._counters, status
         )
         self._expiry = Expiry(loop, engine, self._committer, self._counters)
-        self._watchdog = Watchdog(notifier, self._committer)
+        self._beats = Beats(notifier, self._committer)
         self._tick_timer = loop.timer(self._tick)
         self._early_heartbeat = loop.timer(self._send_heartbeat)
         self._committed: deque[StoredEvent | WriteAnswer] = deque()
@@ -119,8 +145,6 @@ class Server:
         # not what can be received: clients that ask again at once would keep the daemon up for ever
         return bool(self._committed) or self._requests.queue.has_work() or not self._committer.is_idle()
 
-    # ── commits ──────────────────────────────────────────────────────────────────────────────────
-
     def _collect(self) -> None:
         """Take what the engine has committed, so that it gets the next group."""
         events, answers = self._engine.poll()
@@ -157,10 +181,8 @@ class Server:
                 self._requests.proceed(item.ticket, item)
             if time.monotonic() > deadline:
                 break
-        if self._publisher.has_subscribers:
+        if self._publisher.topics:
             self._note_subscriptions()
-
-    # ── subscribers ──────────────────────────────────────────────────────────────────────────────
 
     def _note_subscriptions(self) -> None:
         """Send new subscribers a heartbeat soon, so that they need not wait for the next tick to see what was
@@ -176,12 +198,10 @@ class Server:
         self._publisher.heartbeat(self._engine.position().floor)
         self._note_subscriptions()
 
-    # ── now and then ─────────────────────────────────────────────────────────────────────────────
-
     def _tick(self) -> None:
         self._count_cut_off()
         self._tick_timer.set(TICK_SECONDS)
-        self._watchdog.tick()
+        self._beats.tick()
         self._send_heartbeat()
         if self._committer.is_idle():
             self._engine.trim()

@@ -18,7 +18,7 @@ from kvstore_core.operations import OPERATIONS
 from kvstore_core.wire import Limits, Request, decode_request
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GROUP_BYTES, GROUP_OPS, GroupCommitter
-from kvstore_daemon.peer_limits.connection_watcher import ConnectionWatcher
+from kvstore_daemon.peer_limits.connections import ConnectionWatcher
 from kvstore_daemon.requests.reads import READS, _bounds, _cursor, _parse_cursor, prefix_end
 from kvstore_daemon.requests.writes import WRITES, write_request
 from kvstore_daemon.status import Counters

@@ -13,10 +13,10 @@ from kvstore_cli.config.resolve import resolve
 from kvstore_cli.config.server_settings import daemon_settings
 from kvstore_core.process.sd_notify import NoticeSocket, Notifier
 from kvstore_daemon.group_commit import GroupCommitter
+from kvstore_daemon.main import open_engine
+from kvstore_daemon.server import PATIENCE_TICKS, Beats
 from kvstore_daemon.status import Counters
 from kvstore_daemon.storage.interface import Engine, Write, WriteRequest
-from kvstore_daemon.storage.open import open_engine
-from kvstore_daemon.watchdog import Watchdog
 from support.disk import write_lock_held
 from support.manager import notifier_on
 
@@ -28,7 +28,7 @@ class Writing:
         self._engine = engine
         self._committer = GroupCommitter(engine, Counters())
         self._notices = notices
-        self._watchdog = Watchdog(notifier, self._committer)
+        self._beats = Beats(notifier, self._committer)
         self.beats = 0
         self.lines: list[str] = []
 
@@ -46,7 +46,7 @@ class Writing:
 
     def tick(self, times: int) -> None:
         for _ in range(times):
-            self._watchdog.tick()
+            self._beats.tick()
             for notice in self._notices.read(()):
                 if notice.status is None:
                     self.beats += 1
@@ -76,11 +76,11 @@ def test_an_idle_daemon_beats_on_every_tick(writing: Writing) -> None:
 
 
 def test_a_daemon_that_writes_beats_on_every_tick(writing: Writing) -> None:
-    for _ in range(2 * Watchdog.PATIENCE_TICKS):
+    for _ in range(2 * PATIENCE_TICKS):
         writing.begin()
         writing.tick(1)
         writing.end()
-    assert writing.beats == 2 * Watchdog.PATIENCE_TICKS
+    assert writing.beats == 2 * PATIENCE_TICKS
 
 
 def test_a_commit_that_does_not_end_silences_the_daemon_after_its_patience(
@@ -88,13 +88,13 @@ def test_a_commit_that_does_not_end_silences_the_daemon_after_its_patience(
 ) -> None:
     with write_lock_held(store):
         writing.begin()
-        writing.tick(Watchdog.PATIENCE_TICKS)
-        assert writing.beats == Watchdog.PATIENCE_TICKS
+        writing.tick(PATIENCE_TICKS)
+        assert writing.beats == PATIENCE_TICKS
         assert not writing.lines
         writing.tick(50)
-        assert writing.beats == Watchdog.PATIENCE_TICKS
+        assert writing.beats == PATIENCE_TICKS
         assert len(writing.lines) == 1
         assert "a commit" in writing.lines[0]
     writing.end()
     writing.tick(5)
-    assert writing.beats == Watchdog.PATIENCE_TICKS + 5, "it ended after all"
+    assert writing.beats == PATIENCE_TICKS + 5, "it ended after all"

@@ -22,10 +22,9 @@ from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import EngineSettings, Retention, Write, WriteRequest
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 from kvstore_daemon.storage.lmdb_store.schema import open_tables
-from kvstore_daemon.storage.offline import reader_client
+from kvstore_daemon.storage.offline import no_progress, reader_client
 from kvstore_daemon.storage.offline.backup import Backup, back_up, check_backup, read_image, read_trailer
-from kvstore_daemon.storage.offline.compact import compact
-from kvstore_daemon.storage.offline.progress import no_progress
+from kvstore_daemon.storage.offline.replace_store import compact
 from kvstore_daemon.storage.offline.restore import Restored, restore
 from support.engine_store import FakeClock, Store, refused
 from support.lengths import examples
@@ -490,8 +489,8 @@ STEPS_BETWEEN_KILLS = 25
 KILLED_AT = """
 import os, signal, sys
 from pathlib import Path
-from kvstore_daemon.storage.offline import compact, restore
-REPLACING = tuple(f"offline/{name}.py" for name in ("restore", "compact", "replace_store"))
+from kvstore_daemon.storage.offline import replace_store, restore
+REPLACING = ("offline/restore.py", "offline/replace_store.py")
 stop_at, count = int(sys.argv[3]), 0
 def trace(frame, event, argument):
     global count
@@ -508,7 +507,7 @@ with open(sys.argv[1], "rb") as file:
     restore.restore(file, Path(sys.argv[2]), 1, replace=True, steps=steps)
 """
 COMPACT = """
-compact.compact(Path(sys.argv[2]), steps)
+replace_store.compact(Path(sys.argv[2]), steps)
 """
 
 

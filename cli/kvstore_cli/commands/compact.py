@@ -31,7 +31,7 @@ def command(context: click.Context, dry_run: bool) -> None:
     exit_on_signals()
     folder = data_folder(context)
     from kvstore_daemon.storage.offline import reader_client
-    from kvstore_daemon.storage.offline.compact import Compacted, compact
+    from kvstore_daemon.storage.offline.replace_store import Compacted, compact
     from kvstore_daemon.storage.offline.run_as_owner import become_owner
 
     if dry_run:

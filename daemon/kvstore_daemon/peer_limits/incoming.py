@@ -20,12 +20,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from kvstore_core.process.logging import RateLimitedLog
-from kvstore_daemon.peer_limits.connection_watcher import (
+from kvstore_daemon.peer_limits.connections import (
+    Connections,
     ConnectionWatcher,
     bytes_acknowledged_and_received,
     queued_bytes,
 )
-from kvstore_daemon.peer_limits.connections import Connections
 from kvstore_daemon.peer_limits.peer import Peer
 from kvstore_daemon.process_usage import private_bytes
 

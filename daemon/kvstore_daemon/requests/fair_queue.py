@@ -15,12 +15,15 @@ from collections.abc import Callable
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.peer_limits.peer import WINDOW_BYTES, Peer
-from kvstore_daemon.peer_limits.pending import PENDING_BYTES, PendingLimit
 from kvstore_daemon.requests.pending_request import PendingRequest
 from kvstore_daemon.requests.router_socket import RequestMessage, RouterSocket
 from kvstore_daemon.status import Counters
 
 log = logging.getLogger("kvstore.daemon")
+
+PENDING_BYTES = 64 * 1024 * 1024
+"""Of all pending requests, those that were received and not answered yet; with more, the next ones wait with
+their senders."""
 
 SLICE_SECONDS = 0.002
 """How long one turn of the loop works on what can be done in parts, before it looks for new requests."""
@@ -38,6 +41,29 @@ wait until it takes some replies; further ones are refused."""
 
 SHORTEST_CHECK, LONGEST_CHECK = 0.001, 0.05
 """Seconds between two checks whether the peers that were set aside have taken some replies."""
+
+
+class PendingLimit:
+    """How many requests are pending, and their bytes. Only the loop's thread changes it."""
+
+    def __init__(self, max_requests: int) -> None:
+        self.max_requests = max_requests
+        self.requests = 0
+        self.bytes = 0
+
+    def has_room(self) -> bool:
+        """Whether another request may be received."""
+        return self.requests < self.max_requests and self.bytes < PENDING_BYTES
+
+    def add(self, size: int) -> None:
+        """Count a request of ``size`` bytes."""
+        self.requests += 1
+        self.bytes += size
+
+    def remove(self, size: int) -> None:
+        """Count it no longer: it was answered, or dropped because its peer has gone."""
+        self.requests -= 1
+        self.bytes -= size
 
 
 class _PeerQueue:

@@ -14,8 +14,7 @@ from kvstore_core.wire import Request, RequestId, decode_request, encode_error
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.peer_limits.peer import UNKNOWN
-from kvstore_daemon.peer_limits.pending import PendingLimit
-from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, FairQueue
+from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, FairQueue, PendingLimit
 from kvstore_daemon.requests.pending_request import PendingRequest
 from kvstore_daemon.requests.reads import READS, Page
 from kvstore_daemon.requests.router_socket import (

@@ -21,11 +21,10 @@ from kvstore_core.limits import MAX_KEY_BYTES
 from kvstore_daemon.storage.clock import ClockStep, StoreClock
 from kvstore_daemon.storage.interface import StoredRecord
 from kvstore_daemon.storage.lmdb_store import row_format
-from kvstore_daemon.storage.lmdb_store.create import ensure_store, new_epoch
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.lmdb_store.row_format import EventId, LogCounters
 from kvstore_daemon.storage.lmdb_store.schema import FORMAT, TABLES
-from kvstore_daemon.storage.lmdb_store.truncation_check import refuse_no_store, refuse_truncated
+from kvstore_daemon.storage.lmdb_store.store_file import ensure_store, new_epoch, refuse_truncated
 
 _GIVE_UP_SECONDS = 10.0
 
@@ -70,7 +69,6 @@ class Tables:
 
     def open(self) -> None:
         """Open the store, made if there is none. Raises KvError, and may then be called again."""
-        refuse_no_store(self._folder)
         ensure_store(self._folder)
         try:
             self.env = _open_environment(self._folder, self._map_size, sync=self._sync)

@@ -17,8 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import orjson
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.offline import reader_client
-from kvstore_daemon.storage.offline.progress import Progress, Steps, no_progress
+from kvstore_daemon.storage.offline import Progress, Steps, no_progress, reader_client
 
 FORMAT = 1
 MAGIC = b"kvbackup"

@@ -16,7 +16,7 @@ import orjson
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.signals import signal_name
-from kvstore_daemon.storage.offline.progress import Progress, no_progress
+from kvstore_daemon.storage.offline import Progress, no_progress
 from kvstore_daemon.storage.offline.run_as_owner import as_root
 
 _ATTEMPTS = 5

@@ -1,4 +1,4 @@
-"""Putting another file in the place of a store's.
+"""Putting another file in the place of a store's: one without its free pages, or one from a backup.
 
 The new one is written beside the old one, verified and synced, and then renamed over it; until then the old
 one is as it was. If the process ends in between, one of the two is there, whole; a rest of the new one is
@@ -14,18 +14,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import lmdb
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.files import sync_folder
 from kvstore_daemon.storage.folder_lock import FolderLock, unusable
-from kvstore_daemon.storage.lmdb_store.create import DRAFT
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
-from kvstore_daemon.storage.offline import reader_client
+from kvstore_daemon.storage.lmdb_store.store_file import DRAFT
+from kvstore_daemon.storage.offline import Steps, reader_client
 from kvstore_daemon.storage.offline.backup import SAME
-from kvstore_daemon.storage.offline.progress import Steps
 
 
 @contextmanager
@@ -94,3 +93,31 @@ def put_in_place(draft: Path, data: Path) -> None:
         data.with_name("lock.mdb").unlink(missing_ok=True)
         draft.replace(data)
         sync_folder(data.parent)
+
+
+class Compacted(NamedTuple):
+    """The size of the store's file, before and after."""
+
+    before_bytes: int
+    after_bytes: int
+
+
+def compact(folder: Path, steps: Steps) -> Compacted:
+    """Give the room of the free pages of the store in the data folder back to the disk.
+
+    Raises KvError: ``not_allowed`` while a daemon uses the folder, ``damaged``, ``store_full`` if the disk
+    has no room for the new file beside the old one.
+    """
+    if not (folder / "lmdb" / "data.mdb").exists():
+        raise KvError("bad_request", f"there is no store in {folder.absolute()}")
+    with locked(folder, "kvstore compact") as data, draft_beside(data) as draft:
+        before = data.stat().st_size
+        expected = reader_client.facts(folder)
+        require_room(data, expected["bytes"])
+        reader_client.copy(folder, draft.write, steps("copying"))
+        draft.flush()
+        verify_draft(Path(draft.name), expected, steps)
+        os.fsync(draft.fileno())
+        after = os.fstat(draft.fileno()).st_size
+        put_in_place(Path(draft.name), data)
+    return Compacted(before, after)

@@ -14,10 +14,10 @@ import lmdb
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.files import reason, sync_folders_up
-from kvstore_daemon.storage.lmdb_store.create import new_epoch
 from kvstore_daemon.storage.lmdb_store.row_format import LogCounters
+from kvstore_daemon.storage.lmdb_store.store_file import new_epoch
+from kvstore_daemon.storage.offline import Steps
 from kvstore_daemon.storage.offline.backup import Backup, read_image, read_trailer
-from kvstore_daemon.storage.offline.progress import Steps
 from kvstore_daemon.storage.offline.replace_store import (
     draft_beside,
     locked,

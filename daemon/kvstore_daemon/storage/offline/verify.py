@@ -25,7 +25,7 @@ from kvstore_daemon.storage.lmdb_store.row_format import (
     LogRow,
 )
 from kvstore_daemon.storage.lmdb_store.schema import META_FIELDS, TABLES, open_tables
-from kvstore_daemon.storage.offline.progress import Progress, no_progress
+from kvstore_daemon.storage.offline import Progress, no_progress
 
 _PROGRESS_ROWS = 5_000
 _Row = tuple[bytes, bytes]
