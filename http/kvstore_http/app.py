@@ -12,20 +12,17 @@ from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import RequestCells, WorkerCounters
 from kvstore_http.protocol import problems
-from kvstore_http.protocol.cors import Cors, guarded
-from kvstore_http.protocol.host_check import HostCheck, allowed_hosts
+from kvstore_http.protocol.origins import Cors, HostCheck, allowed_hosts, guarded
 from kvstore_http.protocol.raw_router import RawPathRouter
 from kvstore_http.resources import ui_files
 from kvstore_http.resources.batch import BatchResource
 from kvstore_http.resources.health import LivezResource, ReadyzResource
 from kvstore_http.resources.history import HistoryResource
-from kvstore_http.resources.keys import KeyResource
+from kvstore_http.resources.keys import KeyOpResource, KeyResource
 from kvstore_http.resources.legacy import AllResource, RootResource
 from kvstore_http.resources.listing import CollectionResource
-from kvstore_http.resources.metrics import MetricsResource
 from kvstore_http.resources.openapi import OpenApiResource
-from kvstore_http.resources.single_ops import IncrResource, PersistResource, TouchResource
-from kvstore_http.resources.status import StatusResource
+from kvstore_http.resources.status import MetricsResource, StatusResource
 from kvstore_http.resources.subscribe import SubscribeResource
 from kvstore_http.routes import Endpoint
 from kvstore_http.settings import HttpSettings
@@ -53,10 +50,27 @@ def create_app(
     It keeps no state between requests, so any number of them may run beside each other. What
     the resources show of ``counters`` is of all workers.
     """
-    router = RawPathRouter()
-    resources = _resources(daemon, feed, broadcaster, settings, counters)
     table = routes.paths()
+    one, history = KeyResource(daemon, feed), HistoryResource(daemon, settings.page_bytes)
+    resources: dict[str, object] = {
+        "/v1/kv/{key}": one,
+        "/v1/kv": CollectionResource(daemon, one, settings),
+        "/v1/batch": BatchResource(daemon),
+        **{path: KeyOpResource(daemon, table[path][0]) for path in routes.KEY_OPS},
+        "/v1/history/{key}": history,
+        "/v1/history": history,
+        routes.SUBSCRIBE_PATH: SubscribeResource(feed, broadcaster, settings),
+        "/v1/status": StatusResource(daemon),
+        "/livez": LivezResource(),
+        "/readyz": ReadyzResource(daemon, feed, counters.shared_counters),
+        "/metrics": MetricsResource(daemon, counters),
+        "/openapi.json": OpenApiResource(),
+        "/": RootResource(daemon),
+        "/all": AllResource(daemon, settings.part_bytes),
+        "/ui/": ui_files.File("index.html"),
+    }
     assert resources.keys() == table.keys()  # noqa: S101 - for new routes
+    router = RawPathRouter()
     for path, endpoints in table.items():
         router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
     for path, part in ui_files.parts().items():
@@ -72,35 +86,6 @@ def create_app(
     )
     problems.install(app)
     return app
-
-
-def _resources(
-    daemon: DaemonClient,
-    feed: ChangeFeed,
-    broadcaster: Broadcaster,
-    settings: HttpSettings,
-    counters: WorkerCounters,
-) -> dict[str, object]:
-    one, history = KeyResource(daemon, feed), HistoryResource(daemon, settings.page_bytes)
-    return {
-        "/v1/kv/{key}": one,
-        "/v1/kv": CollectionResource(daemon, one, settings),
-        "/v1/batch": BatchResource(daemon),
-        "/v1/incr/{key}": IncrResource(daemon),
-        "/v1/touch/{key}": TouchResource(daemon),
-        "/v1/persist/{key}": PersistResource(daemon),
-        "/v1/history/{key}": history,
-        "/v1/history": history,
-        routes.SUBSCRIBE_PATH: SubscribeResource(feed, broadcaster, settings),
-        "/v1/status": StatusResource(daemon),
-        "/livez": LivezResource(),
-        "/readyz": ReadyzResource(daemon, feed, counters.shared_counters),
-        "/metrics": MetricsResource(daemon, counters),
-        "/openapi.json": OpenApiResource(),
-        "/": RootResource(daemon),
-        "/all": AllResource(daemon, settings.part_bytes),
-        "/ui/": ui_files.File("index.html"),
-    }
 
 
 def _responders(resource: object, endpoints: list[Endpoint], origins: tuple[str, ...]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 The query of a request is checked against it, ``/openapi.json`` and the index at ``/`` are made from it, and
 tests compare it with what :mod:`kvstore_http.app` mounts and with ``docs/http.md``. To add a route, write its
-row here, a resource, its line in ``app._resources``, and its section in ``docs/http.md``; a new form of body
-needs a schema in :mod:`kvstore_http.resources.openapi_schemas`. HEAD goes with every GET, OPTIONS with
+row here, a resource, its line in :func:`kvstore_http.app.create_app`, and its section in ``docs/http.md``; a new form of body
+needs a schema in :mod:`kvstore_http.resources.openapi`. HEAD goes with every GET, OPTIONS with
 everything; ``/ui/`` also has the files of the page beside it.
 """
 
@@ -18,6 +18,8 @@ from kvstore_http.protocol.query_params import Known, Parameter, known
 ANYTHING = "*/*"
 SUBSCRIBE_PATH = "/v1/subscribe"
 OPENMETRICS = "application/openmetrics-text"
+KEY_OPS = ("/v1/incr/{key}", "/v1/touch/{key}", "/v1/persist/{key}")
+"""Each is the op of its name, on one key."""
 
 # ── what a query may carry ───────────────────────────────────────────────────────────────────────
 
@@ -130,6 +132,42 @@ _PUT_ERRORS = (*_WRITE_ERRORS, "value_too_large", "request_too_large", "unsuppor
 _PATCH_ERRORS = (*_PUT_ERRORS, "not_json")
 _MISSING_ERRORS = (*_WRITE_ERRORS, "not_found")
 
+
+def _in_query(endpoint: Endpoint, summary: str) -> Endpoint:
+    """The same with the key in the query, for proxies that rewrite paths."""
+    path, query = endpoint.path.removesuffix("/{key}"), {**JUST_KEY, **endpoint.query}
+    return endpoint._replace(path=path, summary=summary, query=query, required=(q.KEY,), link=None)
+
+
+_PUT = Endpoint(
+    "PUT",
+    "/v1/kv/{key}",
+    "Store the body under a key, with its Content-Type",
+    _STORED,
+    PUT_KEY,
+    _WRITING,
+    {ANYTHING: "Value"},
+    _PUT_ERRORS,
+)
+_PATCH = Endpoint(
+    "PATCH",
+    "/v1/kv/{key}",
+    "Merge a patch into a JSON value",
+    _STORED,
+    PATCH_KEY,
+    _CONDITIONS,
+    {MERGE_PATCH: "Value"},
+    _PATCH_ERRORS,
+)
+_HISTORY = Endpoint(
+    "GET",
+    "/v1/history/{key}",
+    "A key's events, newest first, as far as the log goes",
+    (ResponseSpec(200, "a page of events", {JSON: "History"}),),
+    HISTORY,
+    errors=("invalid_key", "not_found", "invalid_cursor"),
+    link=("history", ""),
+)
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
@@ -141,26 +179,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=_GET_ERRORS,
         link=("key", ""),
     ),
-    Endpoint(
-        "PUT",
-        "/v1/kv/{key}",
-        "Store the body under a key, with its Content-Type",
-        _STORED,
-        PUT_KEY,
-        _WRITING,
-        {ANYTHING: "Value"},
-        _PUT_ERRORS,
-    ),
-    Endpoint(
-        "PATCH",
-        "/v1/kv/{key}",
-        "Merge a patch into a JSON value",
-        _STORED,
-        PATCH_KEY,
-        _CONDITIONS,
-        {MERGE_PATCH: "Value"},
-        _PATCH_ERRORS,
-    ),
+    _PUT,
+    _PATCH,
     Endpoint(
         "DELETE",
         "/v1/kv/{key}",
@@ -188,28 +208,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=_GET_ERRORS,
         link=("list", "?prefix="),
     ),
-    Endpoint(
-        "PUT",
-        "/v1/kv",
-        "Store the body under ?key=",
-        _STORED,
-        {**JUST_KEY, **PUT_KEY},
-        _WRITING,
-        {ANYTHING: "Value"},
-        _PUT_ERRORS,
-        (q.KEY,),
-    ),
-    Endpoint(
-        "PATCH",
-        "/v1/kv",
-        "Merge a patch into the JSON value of ?key=",
-        _STORED,
-        {**JUST_KEY, **PATCH_KEY},
-        _CONDITIONS,
-        {MERGE_PATCH: "Value"},
-        _PATCH_ERRORS,
-        (q.KEY,),
-    ),
+    _in_query(_PUT, "Store the body under ?key="),
+    _in_query(_PATCH, "Merge a patch into the JSON value of ?key="),
     Endpoint(
         "DELETE",
         "/v1/kv",
@@ -266,23 +266,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         _WRITING,
         errors=_MISSING_ERRORS,
     ),
-    Endpoint(
-        "GET",
-        "/v1/history/{key}",
-        "A key's events, newest first, as far as the log goes",
-        (ResponseSpec(200, "a page of events", {JSON: "History"}),),
-        HISTORY,
-        errors=("invalid_key", "not_found", "invalid_cursor"),
-        link=("history", ""),
-    ),
-    Endpoint(
-        "GET",
-        "/v1/history",
-        "The same, of ?key=",
-        (ResponseSpec(200, "a page of events", {JSON: "History"}),),
-        {**JUST_KEY, **HISTORY},
-        errors=("invalid_key", "not_found", "invalid_cursor"),
-    ),
+    _HISTORY,
+    _in_query(_HISTORY, "The same, of ?key="),
     Endpoint(
         "GET",
         SUBSCRIBE_PATH,

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from kvstore_core.errors import ERRORS
-from kvstore_http.resources.openapi import document
-from kvstore_http.resources.openapi_schemas import SCHEMAS
+from kvstore_http.resources.openapi import SCHEMAS, document
 from kvstore_http.routes import ENDPOINTS, Endpoint, methods_of, paths
 from support.markdown import ROOT, table_rows
 from support.session import Session, assert_problem

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore_core.addresses import is_loopback
-from kvstore_http.protocol.host_check import allowed_hosts, host_of
+from kvstore_http.protocol.origins import allowed_hosts, host_of
 from support.servers import Daemon, Facade, Serve
 from support.session import Session, assert_problem
 

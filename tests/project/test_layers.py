@@ -85,7 +85,7 @@ ROOMS = {
         "backend",
         "routes",
         "protocol",
-        "metrics request_id greenlet_pool settings",
+        "metrics greenlet_pool settings",
     ),
     "kvstore_cli": (
         "docs_tables",

@@ -11,7 +11,7 @@ from gevent.hub import Hub, Waiter
 from kvstore_core.errors import KvError
 from kvstore_core.wire import RequestId, WriteSequence
 from kvstore_http.backend.dealer_socket import DealerSocket, Outcome
-from kvstore_http.request_id import current_request_id
+from kvstore_http.protocol.environ import current_request_id
 
 MERGED_OPS = 500
 MERGED_BYTES = 1024 * 1024

@@ -23,6 +23,7 @@ from kvstore_http.protocol.raw_router import percent_decoded
 T = TypeVar("T")
 
 MAX_WAIT_SECONDS = 600
+DEFAULT_LIMIT = 100
 
 CHECKS = ("daemon", "writes", "disk", "store", "log", "clock", "connections", "feed", "streams")
 """The checks of ``/readyz``."""
@@ -119,6 +120,14 @@ def read_query(environ: dict[str, Any], parameters: Known | None = None) -> Quer
         texts.setdefault(name, []).append(_decoded(raw_text, name))
     query = Query(texts)
     return query if parameters is None else query.expect(parameters)
+
+
+def read_keyed_query(environ: dict[str, Any], key: str | None, parameters: Known) -> tuple[str, Query]:
+    """The key, which is in the query where the path has none (``key`` None), and the parameters beside it."""
+    if key is not None:
+        return key, read_query(environ, parameters)
+    query = read_query(environ, {KEY.name: KEY, **parameters})
+    return query.required(KEY), query
 
 
 def _decoded(raw: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""``GET /v1/history/{key}``, and the same with ``?key=``."""
+"""A key's past, as far as the log goes back: its events, and its record as of a revision."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from typing import Any
 
 import falcon
 
+from kvstore_core.errors import KvError
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import send_fresh_json
 from kvstore_http.protocol.json_records import reply_json
-from kvstore_http.protocol.query_params import BEFORE, CURSOR, INLINE, KEY, LIMIT, VALUES, read_query
-from kvstore_http.resources.listing import DEFAULT_LIMIT
-
-_BY_QUERY = {**routes.JUST_KEY, **routes.HISTORY}
+from kvstore_http.protocol.query_params import (
+    BEFORE,
+    CURSOR,
+    DEFAULT_LIMIT,
+    INLINE,
+    LIMIT,
+    VALUES,
+    read_keyed_query,
+)
+from kvstore_http.resources.writes import present_record
+from kvstore_http.streaming.long_poll import is_history
 
 
 class HistoryResource:
@@ -24,8 +32,7 @@ class HistoryResource:
         self._page_bytes = page_bytes
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
-        query = read_query(req.env, _BY_QUERY if key is None else routes.HISTORY)
-        key = query.required(KEY) if key is None else key
+        key, query = read_keyed_query(req.env, key, routes.HISTORY)
         limit, inline = query.get(LIMIT) or DEFAULT_LIMIT, query.get(INLINE) or False
         op: dict[str, Any] = {"op": "history", "key": key, "limit": limit, "max_bytes": self._page_bytes}
         chosen = {"before": query.get(BEFORE), "cursor": query.get(CURSOR), "values": query.get(VALUES)}
@@ -34,3 +41,40 @@ class HistoryResource:
         events = [reply_json(event, inline=inline) for event in page["events"]]
         body = {"key": key, "events": events, "cursor": page["cursor"], "truncated": page["truncated"]}
         send_fresh_json(req, resp, body)
+
+
+def read_as_of(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
+    """The record that ``key`` had right after ``revision``.
+
+    Raises ``not_found`` if there was none, ``revision_gone`` if the log no longer says, and
+    ``bad_request`` for a revision that is still to come.
+    """
+    present = present_record(daemon, key)
+    if revision > daemon.head:
+        raise KvError("bad_request", f"revision {revision} is in the future", revision=daemon.head)
+    if not is_history(daemon, revision):
+        raise KvError("revision_gone", f"revision {revision} is from before a restore")
+    if present is not None and present["revision"] <= revision:
+        return present  # also where the log no longer holds the event that wrote it
+    event = _last_event(daemon, key, revision)
+    if event["op"] != "put":
+        raise KvError(
+            "not_found", f"at revision {revision} there was no such key", revision=event["revision"]
+        )
+    return event
+
+
+def _last_event(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
+    """The key's last event up to ``revision``, with its value."""
+    op: dict[str, Any] = {"op": "history", "key": key, "before": revision + 1, "limit": 1, "values": True}
+    while True:
+        page = daemon.call(op)
+        if page["events"]:
+            event: dict[str, Any] = page["events"][0]
+            return event
+        if page["cursor"] is None:
+            break
+        op = {**op, "cursor": page["cursor"]}
+    if page["truncated"]:
+        raise KvError("revision_gone", f"the log no longer has {key!r} as of revision {revision}")
+    raise KvError("not_found", f"at revision {revision} there was no such key")

@@ -45,10 +45,12 @@ from kvstore_http.protocol.query_params import (
     TTL,
     WAIT,
     Query,
+    read_keyed_query,
     read_query,
 )
-from kvstore_http.resources.read_as_of import read_as_of
+from kvstore_http.resources.history import read_as_of
 from kvstore_http.resources.writes import read_then_write, write
+from kvstore_http.routes import Endpoint
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.long_poll import Unchanged, read_after_change
 
@@ -65,7 +67,7 @@ _ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
 
 class KeyResource:
-    """``/v1/kv/{key}``. The methods without ``on_`` are for ``/v1/kv?key=`` too."""
+    """``/v1/kv/{key}``, and ``/v1/kv?key=`` where ``key`` is None."""
 
     def __init__(self, daemon: DaemonClient, feed: ChangeFeed) -> None:
         self._daemon = daemon
@@ -73,10 +75,8 @@ class KeyResource:
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
-        self.get(req, resp, key, read_query(req.env, routes.GET_KEY))
-
-    def get(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
+    def on_get(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
+        key, query = read_keyed_query(req.env, key, routes.GET_KEY)
         if query is not EMPTY and WAIT in query:
             req.env[WAITS] = True
         record = self._record(key, query)
@@ -111,10 +111,8 @@ class KeyResource:
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
-    def on_put(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
-        self.put(req, resp, key, read_query(req.env, routes.PUT_KEY))
-
-    def put(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
+    def on_put(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
+        key, query = read_keyed_query(req.env, key, routes.PUT_KEY)
         environ = req.env
         op: dict[str, Any] = {"op": "put", "key": key, "content_type": value_type(environ)}
         ttl, expires_at = query.get(TTL), query.get(EXPIRES_AT)
@@ -139,19 +137,14 @@ class KeyResource:
             message = f"the {what} has {size} bytes, the limit is {limit} (--max-value-bytes)"
             raise KvError("value_too_large", message, limit=limit)
 
-    def on_delete(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
-        read_query(req.env, routes.NOTHING)
-        self.delete(req, resp, key)
-
-    def delete(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
+        key, _ = read_keyed_query(req.env, key, routes.NOTHING)
         refuse_body(req.env)
         result = write(self._daemon, req.env, {"op": "delete", "key": key})
         send_json(resp, {"key": key, **result})
 
-    def on_patch(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
-        self.patch(req, resp, key, read_query(req.env, routes.PATCH_KEY))
-
-    def patch(self, req: falcon.Request, resp: falcon.Response, key: str, query: Query) -> None:
+    def on_patch(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
+        key, query = read_keyed_query(req.env, key, routes.PATCH_KEY)
         require_type(req.env, MERGE_PATCH, header="accept_patch")
         refuse_idempotency_key(
             req.env, "a merge patch applied twice is the same as once; If-Match guards the rest"
@@ -163,6 +156,26 @@ class KeyResource:
             self._check_size("patch", size)
         patch = Patch(read_body(req.env), key, query.get(TTL))
         send_written(resp, key, read_then_write(self._daemon, key, condition_of(req.env), patch.applied_to))
+
+
+class KeyOpResource:
+    """``/v1/incr/{key}``, ``/v1/touch/{key}``, ``/v1/persist/{key}``: one op each, without a body."""
+
+    def __init__(self, daemon: DaemonClient, endpoint: Endpoint) -> None:
+        self._daemon = daemon
+        self._endpoint = endpoint
+        self._name = endpoint.path.split("/")[2]
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        query = read_query(req.env, self._endpoint.query)
+        op = {"op": self._name, "key": key}
+        for parameter in self._endpoint.query.values():
+            if parameter in query or parameter in self._endpoint.required:
+                op[parameter.name] = query.required(parameter)
+        refuse_body(req.env)
+        result = write(self._daemon, req.env, op)
+        resp.set_header("etag", etag(result["revision"]))
+        send_json(resp, reply_json(result, key=key))
 
 
 def _refuse_several_ends(op: dict[str, Any]) -> None:

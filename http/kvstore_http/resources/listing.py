@@ -22,6 +22,7 @@ from kvstore_http.protocol.problems import problem
 from kvstore_http.protocol.query_params import (
     COUNT,
     CURSOR,
+    DEFAULT_LIMIT,
     DELETED_PREFIX,
     END,
     INLINE,
@@ -38,47 +39,30 @@ from kvstore_http.resources.keys import KeyResource
 from kvstore_http.resources.writes import write_op
 from kvstore_http.settings import HttpSettings
 
-DEFAULT_LIMIT = 100
-
-_GET = {**routes.JUST_KEY, **routes.GET_KEY}
-_PUT = {**routes.JUST_KEY, **routes.PUT_KEY}
-_PATCH = {**routes.JUST_KEY, **routes.PATCH_KEY}
-
 
 class CollectionResource:
-    """``/v1/kv``."""
+    """``/v1/kv``: many keys, or ``one`` with ``?key=``, for proxies that rewrite paths."""
 
     def __init__(self, daemon: DaemonClient, one: KeyResource, settings: HttpSettings) -> None:
         self._daemon = daemon
         self._one = one
+        self.on_put, self.on_patch = one.on_put, one.on_patch
         self._page_bytes = settings.page_bytes
         self._part_bytes = settings.part_bytes
-
-    # ── ?key=: for proxies that rewrite paths ───────────────────────────────────────────────────
-
-    def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
-        query = read_query(req.env, _PUT)
-        self._one.put(req, resp, query.required(KEY), query)
-
-    def on_patch(self, req: falcon.Request, resp: falcon.Response) -> None:
-        query = read_query(req.env, _PATCH)
-        self._one.patch(req, resp, query.required(KEY), query)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
         query = read_query(req.env)
         if KEY in query:
-            self._one.delete(req, resp, query.expect(routes.JUST_KEY).required(KEY))
+            self._one.on_delete(req, resp)
         else:
             self._delete_prefix(req, resp, query.expect(routes.DELETE_PREFIX).required(DELETED_PREFIX))
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         query = read_query(req.env)
         if KEY in query:
-            self._one.get(req, resp, query.expect(_GET).required(KEY), query)
+            self._one.on_get(req, resp)
         else:
             self._list(req, resp, query.expect(routes.LIST))
-
-    # ── many keys ───────────────────────────────────────────────────────────────────────────────
 
     def _delete_prefix(self, req: falcon.Request, resp: falcon.Response, prefix: str) -> None:
         """Delete page after page, each in its own revision: it is not atomic, and an error says how much was

@@ -9,11 +9,22 @@ import falcon
 import orjson
 
 from kvstore_core.errors import ERRORS
+from kvstore_core.limits import MAX_KEY_BYTES
 from kvstore_core.media_types import JSON, PROBLEM
+from kvstore_core.operations import EVENT_OPS
 from kvstore_http import routes
 from kvstore_http.protocol.query_params import Parameter, read_query
-from kvstore_http.resources.openapi_schemas import SCHEMAS, reference
+from kvstore_http.resources.batch import OPS
+from kvstore_http.resources.health import FAILED, OK, WARNING
 from kvstore_http.routes import Endpoint
+
+_PATH_KEY = {
+    "name": "key",
+    "in": "path",
+    "required": True,
+    "description": "the key, percent-encoded; everything after the slash is part of it, also slashes",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_BYTES},
+}
 
 
 class OpenApiResource:
@@ -45,23 +56,18 @@ def document() -> dict[str, Any]:
     }
 
 
+def reference(schema: str) -> dict[str, str]:
+    """A reference to the schema in the document."""
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
 def _path(endpoints: list[Endpoint]) -> dict[str, Any]:
     item: dict[str, Any] = {endpoint.method.lower(): _operation(endpoint) for endpoint in endpoints}
     if "get" in item:
         item["head"] = _head(item["get"])
     if endpoints[0].takes_key:
-        item["parameters"] = [_path_key()]
+        item["parameters"] = [_PATH_KEY]
     return item
-
-
-def _path_key() -> dict[str, Any]:
-    return {
-        "name": "key",
-        "in": "path",
-        "required": True,
-        "description": "the key, percent-encoded; everything after the slash is part of it, also slashes",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 511},
-    }
 
 
 def _head(get: dict[str, Any]) -> dict[str, Any]:
@@ -139,3 +145,124 @@ def _errors(endpoint: Endpoint) -> dict[int, list[str]]:
     for code in (*endpoint.errors, *routes.ANYWHERE):
         by_status.setdefault(ERRORS[code].status, []).append(code)
     return dict(sorted(by_status.items()))
+
+
+# ── the schemas of bodies, by the names that the table of routes uses ────────────────────────────
+
+Schema = dict[str, Any]
+
+_TEXT: Schema = {"type": "string"}
+_FLAG: Schema = {"type": "boolean"}
+_INTEGER: Schema = {"type": "integer", "format": "int64"}
+_TIME: Schema = {"type": "string", "format": "date-time"}
+_CURSOR: Schema = {"type": ["string", "null"]}
+
+
+def _object(properties: Schema, *required: str) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def _list(schema: str) -> Schema:
+    return {"type": "array", "items": reference(schema)}
+
+
+_VALUE: Schema = {
+    "value": {"type": "string", "description": "the value, where it is UTF-8 text"},
+    "value_b64": {"type": "string", "contentEncoding": "base64", "description": "the value, where it is not"},
+}
+_WRITTEN: Schema = {
+    "key": _TEXT,
+    "revision": _INTEGER,
+    "create_revision": _INTEGER,
+    "version": _INTEGER,
+    "expires_at": _TIME,
+}
+_INLINE: Schema = {"value_json": {"description": "the value itself, where json=1 asks for it and it is JSON"}}
+_RECORD: Schema = {**_WRITTEN, **_VALUE, **_INLINE, "content_type": _TEXT, "modified_at": _TIME}
+_EVENT: Schema = {
+    **_RECORD,
+    "op": {"type": "string", "enum": list(EVENT_OPS)},
+    "index": _INTEGER,
+    "count": _INTEGER,
+    "snapshot": {"const": True, "description": "of a stream: a record that was there, and no change"},
+    "time": _TIME,
+    "previous_revision": _INTEGER,
+    "previous": reference("Record"),
+}
+_DIGITS: Schema = {
+    "type": "string",
+    "description": "the same number as text, for clients that only read 53 bits",
+}
+_BATCH_OP: Schema = {
+    **_VALUE,
+    "op": {"type": "string", "enum": list(OPS)},
+    "key": _TEXT,
+    "content_type": _TEXT,
+    "ttl": {"type": ["number", "string"], "description": "seconds, or a text such as 5m"},
+    "keep_ttl": _FLAG,
+    "expires_at": {"type": ["string", "integer"], "description": "a date, or milliseconds since 1970"},
+    "if_revision": _INTEGER,
+    "by": _INTEGER,
+    "prefix": _TEXT,
+    "limit": _INTEGER,
+}
+_PROBLEM: Schema = {
+    "type": {"type": "string", "format": "uri-reference"},
+    "title": _TEXT,
+    "status": {"type": "integer"},
+    "detail": _TEXT,
+    "code": _TEXT,
+    "retryable": _FLAG,
+    "revision": _INTEGER,
+    "outcome": {"const": "unknown"},
+    "request_id": _TEXT,
+}
+
+SCHEMAS: dict[str, Schema] = {
+    "Value": {"description": "any bytes"},
+    "Lines": {"type": "string", "description": "a line for each check, and one for all of them"},
+    "Metrics": {"type": "string", "description": "Prometheus' exposition format"},
+    "Object": {"type": "object"},
+    "Record": _object(_RECORD, "revision", "create_revision", "version", "content_type", "modified_at"),
+    "Written": _object(_WRITTEN, "key", "revision", "create_revision", "version"),
+    "Counted": _object({**_WRITTEN, "value": _INTEGER, "text": _DIGITS}, "key", "revision", "value", "text"),
+    "Deleted": _object(
+        {"key": _TEXT, "prefix": _TEXT, "deleted": _INTEGER, "revision": {"type": ["integer", "null"]}},
+        "deleted",
+        "revision",
+    ),
+    "Page": _object(
+        {"items": _list("Record"), "count": _INTEGER, "revision": _INTEGER, "cursor": _CURSOR}, "revision"
+    ),
+    "Event": _object(_EVENT, "op", "key", "revision", "index", "count", "time", "previous_revision"),
+    "History": _object(
+        {"key": _TEXT, "events": _list("Event"), "cursor": _CURSOR, "truncated": _FLAG},
+        "key",
+        "events",
+        "cursor",
+        "truncated",
+    ),
+    "Pair": _object({"key": _TEXT, "value": _TEXT}, "key", "value"),
+    "Batch": _object({"atomic": {"type": "boolean", "default": False}, "ops": _list("BatchOp")}, "ops"),
+    "BatchOp": _object(_BATCH_OP, "op"),
+    "BatchResult": _object(
+        {
+            "status": {"type": "integer"},
+            "error": reference("Problem"),
+            **_RECORD,
+            "text": _DIGITS,
+            "prefix": _TEXT,
+        },
+        "status",
+    ),
+    "BatchResults": _object({"results": _list("BatchResult")}, "results"),
+    "Status": _object({"epoch": _TEXT, "revision": _INTEGER, "floor": _INTEGER}, "epoch", "revision"),
+    "Health": _object({"status": _TEXT, "checks": _list("Check")}, "status"),
+    "Check": _object(
+        {"name": _TEXT, "status": {"type": "string", "enum": [OK, WARNING, FAILED]}, "message": _TEXT},
+        "name",
+        "status",
+        "message",
+    ),
+    "Problem": _object(_PROBLEM, "type", "title", "status", "detail", "code", "retryable"),
+}

@@ -1,11 +1,17 @@
-"""``/v1/status``: the state of the daemon."""
+"""What the service tells of itself: ``/v1/status`` of the daemon, and ``/metrics`` of workers and daemon."""
 
 from __future__ import annotations
 
-import falcon
+from typing import Any
 
+import falcon
+from prometheus_client.exposition import choose_encoder
+
+from kvstore_core.errors import KvError
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.metrics.exposition import collector
 from kvstore_http.protocol.bodies import send_fresh_json
 from kvstore_http.protocol.json_records import reply_json, timestamp
 from kvstore_http.protocol.query_params import read_query
@@ -24,3 +30,26 @@ class StatusResource:
             if status[name] is not None:
                 status[name] = timestamp(status[name])
         send_fresh_json(req, resp, status)
+
+
+class MetricsResource:
+    """``/metrics``: text, or OpenMetrics where ``Accept`` asks for it."""
+
+    def __init__(self, daemon: DaemonClient, counters: WorkerCounters) -> None:
+        self._daemon = daemon
+        self._counters = counters
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer with or without the daemon; ``kvstore_up`` says which."""
+        read_query(req.env, routes.NOTHING)
+        encode, content_type = choose_encoder(req.env.get("HTTP_ACCEPT", ""))
+        resp.data = encode(collector(self._counters, self._status()))
+        resp.content_type = content_type
+        resp.set_header("cache-control", "no-store")
+        resp.set_header("vary", "Accept")
+
+    def _status(self) -> dict[str, Any] | None:
+        try:
+            return self._daemon.call({"op": "status"})
+        except KvError:
+            return None

@@ -23,9 +23,8 @@ from waitress.parser import HTTPRequestParser, ParsingError, unquote_bytes_to_ws
 from waitress.utilities import BadRequest, Error
 
 from kvstore_core.errors import KvError
-from kvstore_http.protocol.authority import parse_authority
-from kvstore_http.server.chunked_body import ChunkedBody
-from kvstore_http.server.header_line import FIELD, trimmed
+from kvstore_http.protocol.origins import parse_authority
+from kvstore_http.server.chunked_body import FIELD, ChunkedBody
 
 # A transfer coding that is not known is a 501 in waitress; the table has no such row, and RFC 9112
 # section 6.1 only asks for it with SHOULD.
@@ -254,7 +253,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         request's headers."""
         line, crlf, block = header_plus.partition(b"\r\n")
         try:
-            super().parse_header(_with_ascii_target(line) + crlf + trimmed(block))
+            super().parse_header(_with_ascii_target(line) + crlf + _trimmed(block))
         except ValueError as error:  # urlsplit on a target such as http://[, or a number of 5,000 digits
             raise ParsingError("the request is malformed") from error
         self._check_line(line)
@@ -346,6 +345,19 @@ def _with_ascii_target(line: bytes) -> bytes:
     curl sends an address as it was typed; waitress would refuse it.
     """
     return line if line.isascii() else _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], line)
+
+
+def _trimmed(block: bytes) -> bytes:
+    """The lines of ``block`` without the blanks around their values, which mean nothing."""
+    return b"\r\n".join(map(_trimmed_line, block.split(b"\r\n")))
+
+
+def _trimmed_line(line: bytes) -> bytes:
+    if line[:1] in b" \t":
+        # empty, or a folded line, which must stay one to be refused
+        return line[:1] + line.strip(b" \t")
+    name, colon, value = line.partition(b":")
+    return name + colon + value.strip(b" \t")
 
 
 def raw_target(request_uri: str) -> tuple[str, str]:

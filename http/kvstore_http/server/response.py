@@ -21,9 +21,11 @@ from kvstore_http.protocol.environ import (
     REQUEST_ID,
     ROUTE,
     WAITS,
+    current_request_id,
+    new_id,
+    sent_id,
 )
 from kvstore_http.protocol.problems import rendered
-from kvstore_http.request_id import current_request_id, new_id, sent_id
 from kvstore_http.routes import SUBSCRIBE_PATH
 from kvstore_http.server.parser import refusal_of
 

@@ -32,8 +32,8 @@ from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_http.greenlet_pool import GreenletPool
 from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.protocol.environ import new_id
 from kvstore_http.protocol.problems import rendered
-from kvstore_http.request_id import new_id
 from kvstore_http.server.access_log import AccessLog
 from kvstore_http.server.connection import READ, Channel, LingeringClose
 from kvstore_http.server.listen import BACKLOG
