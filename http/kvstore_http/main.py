@@ -19,8 +19,6 @@ from kvstore_http.server.listen import bind, shared, url_of
 from kvstore_http.settings import HttpSettings
 from kvstore_http.workers.parent import Workers, keep_only
 
-PLACES = "%(url)s, requests %(requests)s, changes %(changes)s"
-
 
 def run(settings: HttpSettings, notifier: Notifier, inherited: Sequence[socket] = ()) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
@@ -52,7 +50,8 @@ def run(settings: HttpSettings, notifier: Notifier, inherited: Sequence[socket] 
         sockets, is_ready = keep_only(shares, number), partial(parent.ready, {})
         return _serve(settings, sockets, number, counters, parent, is_ready, lambda _: level.follow())
 
-    return Workers(settings.workers, serve, _warn, notifier, announce, level.change, counters).run()
+    warn = partial(announcer.warning, "kvstore http: %s")
+    return Workers(settings.workers, serve, warn, notifier, announce, level.change, counters).run()
 
 
 def _serve(
@@ -87,10 +86,6 @@ def _name_worker(number: int) -> None:
 
 def _announce(notifier: Notifier, where: dict[str, str]) -> None:
     """Say that requests are taken, and where."""
-    announcer.info(f"kvstore http: ready, {PLACES}", where, extra=where)
+    line = "kvstore http: ready, %(url)s, requests %(requests)s, changes %(changes)s"
+    announcer.info(line, where, extra=where)
     notifier.ready(where)
-
-
-def _warn(message: str) -> None:
-    """Say what became of a worker."""
-    announcer.warning("kvstore http: %s", message)

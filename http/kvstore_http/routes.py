@@ -2,9 +2,9 @@
 
 The query of a request is checked against it, ``/openapi.json`` and the index at ``/`` are made from it, and
 tests compare it with what :mod:`kvstore_http.app` mounts and with ``docs/http.md``. To add a route, write its
-row here, a resource, its line in :func:`kvstore_http.app.create_app`, and its section in ``docs/http.md``; a new form of body
-needs a schema in :mod:`kvstore_http.resources.openapi`. HEAD goes with every GET, OPTIONS with
-everything; ``/ui/`` also has the files of the page beside it.
+row here, a resource, its line in ``app.create_app``, and its section in ``docs/http.md``; a new form of body
+needs a schema in :mod:`kvstore_http.resources.openapi`. HEAD goes with every GET, OPTIONS with everything;
+``/ui/`` also has the files of the page beside it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ PATCH_KEY = known(q.TTL)
 LIST = known(q.PREFIX, q.START, q.END, q.LIMIT, q.CURSOR, q.KEYS, q.COUNT, q.INLINE)
 DELETE_PREFIX = known(q.DELETED_PREFIX)
 JUST_KEY = known(q.KEY)
-INCR = known(q.BY)
-TOUCH = known(q.TTL)
 HISTORY = known(q.LIMIT, q.CURSOR, q.BEFORE, q.VALUES, q.INLINE)
 BATCH = known(q.INLINE)
 READYZ = known(q.VERBOSE, q.EXCLUDE)
@@ -243,7 +241,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/v1/incr/{key}",
         "Add to a decimal integer; a missing key counts from 0",
         (_COUNTED,),
-        INCR,
+        known(q.BY),
         _WRITING,
         errors=(*_WRITE_ERRORS, "not_an_integer", "out_of_range"),
     ),
@@ -252,7 +250,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/v1/touch/{key}",
         "Give a key a new TTL, counted from now",
         (_RECORD_WRITTEN,),
-        TOUCH,
+        known(q.TTL),
         _WRITING,
         errors=_MISSING_ERRORS,
         required=(q.TTL,),

@@ -47,25 +47,19 @@ def read_value(environ: dict[str, Any]) -> bytes:
 def value_type(environ: dict[str, Any]) -> str:
     """The media type to store with the body.
 
-    ``curl -d`` calls everything a form, so a form is stored as text.
+    ``curl -d`` calls everything a form, so a form is stored as text. Raises ``bad_request`` for a media type
+    that the store does not keep.
     """
     media_type: str | None = environ.get("CONTENT_TYPE")
     if not media_type:
         return DEFAULT_CONTENT_TYPE
     if media_type[: len(FORM)].lower() == FORM:
         return TEXT_CONTENT_TYPE
-    check_media_type(media_type)
-    return media_type
-
-
-def check_media_type(media_type: str) -> None:
-    """Raise ``bad_request`` for a media type that the store does not keep."""
-    if not (
-        media_type.isascii() and media_type.isprintable() and 0 < len(media_type) <= MAX_CONTENT_TYPE_BYTES
-    ):
+    if not (media_type.isascii() and media_type.isprintable() and len(media_type) <= MAX_CONTENT_TYPE_BYTES):
         raise KvError(
             "bad_request", f"a media type is 1 to {MAX_CONTENT_TYPE_BYTES} printable ASCII characters"
         )
+    return media_type
 
 
 def require_type(environ: dict[str, Any], wanted: str, header: str = "accept") -> None:

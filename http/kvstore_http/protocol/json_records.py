@@ -6,6 +6,7 @@ import base64
 import re
 from array import array
 from datetime import UTC, datetime
+from email.utils import formatdate
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -27,9 +28,6 @@ MAX_DEPTH = 100
 """JSON that is nested deeper is not put into other JSON: some parsers give up at such a depth, and could not
 read the whole page."""
 
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
 
 def timestamp(milliseconds: int) -> str:
     """RFC 3339 in UTC with milliseconds: ``2026-01-31T12:00:00.000Z``.
@@ -50,10 +48,7 @@ def _to_the_second(seconds: int) -> str:
 def http_date(seconds: int) -> str:
     """An IMF-fixdate of RFC 9110 section 5.6.7: ``Sat, 31 Jan 2026 12:00:00 GMT``, within the
     limits of :func:`timestamp`."""
-    # strftime would take the names of day and month from the locale
-    moment = datetime.fromtimestamp(min(max(0, seconds), MAX_MOMENT // 1000), UTC)
-    day, month = _DAYS[moment.weekday()], _MONTHS[moment.month - 1]
-    return f"{day}, {moment.day:02d} {month} {moment.year:04d} {moment:%H:%M:%S} GMT"
+    return formatdate(min(max(0, seconds), MAX_MOMENT // 1000), usegmt=True)
 
 
 def value_member(value: bytes) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
@@ -179,29 +179,14 @@ def _parse_wait(text: str) -> float:
     return seconds
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 20):
-            raise ValueError(text)
-        number = int(text)
-        if not low <= number <= high:
-            raise ValueError(text)
-        return number
-
-    return parse
-
-
 def _parse_flag(text: str) -> bool:
     return text == "" or parse_flag(text)
 
 
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(text)
-        return text
-
-    return parse
+def _parse_format(text: str) -> str:
+    if text not in ("raw", "json"):
+        raise ValueError(text)
+    return text
 
 
 def _parse_key(text: str) -> str:
@@ -240,14 +225,25 @@ def _some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
 
 # ── the parameters ───────────────────────────────────────────────────────────────────────────────
 
-_FLAG = "1 or 0"
 _BOUND = f"a text of at most {MAX_KEY_BYTES} bytes without NUL"
-_FLAG_SCHEMA = {"type": "boolean"}
 _DURATION_SCHEMA = {"type": "string", "pattern": f"^{DURATION_PATTERN}$", "examples": ["30s"]}
 
 
-def _int_schema(low: int, high: int) -> dict[str, Any]:
-    return {"type": "integer", "format": "int64", "minimum": low, "maximum": high}
+def _flag(name: str, meaning: str) -> Parameter[bool]:
+    return Parameter(name, _parse_flag, "1 or 0", meaning, {"type": "boolean"})
+
+
+def _integer(name: str, low: int, high: int, must_be: str, meaning: str) -> Parameter[int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) <= 20):
+            raise ValueError(text)
+        number = int(text)
+        if not low <= number <= high:
+            raise ValueError(text)
+        return number
+
+    schema = {"type": "integer", "format": "int64", "minimum": low, "maximum": high}
+    return Parameter(name, parse, must_be, meaning, schema)
 
 
 KEY = Parameter(
@@ -263,7 +259,7 @@ TTL = Parameter(
     "after this time the key is gone; a number without a unit is seconds",
     _DURATION_SCHEMA,
 )
-KEEP_TTL = Parameter("keep_ttl", _parse_flag, _FLAG, "1: the key expires when it would have", _FLAG_SCHEMA)
+KEEP_TTL = _flag("keep_ttl", "1: the key expires when it would have")
 EXPIRES_AT = Parameter(
     "expires_at",
     parse_moment,
@@ -273,17 +269,13 @@ EXPIRES_AT = Parameter(
 )
 FORMAT = Parameter(
     "format",
-    _one_of("raw", "json"),
+    _parse_format,
     "raw or json",
     "json: the record as a JSON object; raw (the default): the value's bytes",
     {"type": "string", "enum": ["raw", "json"]},
 )
-REVISION = Parameter(
-    "revision",
-    _integer(1, MAX_REVISION),
-    "a revision",
-    "the value as it was right after this revision",
-    _int_schema(1, MAX_REVISION),
+REVISION = _integer(
+    "revision", 1, MAX_REVISION, "a revision", "the value as it was right after this revision"
 )
 WAIT = Parameter(
     "wait",
@@ -307,42 +299,22 @@ DELETED_PREFIX = Parameter(
 )
 START = Parameter("start", _parse_bound, _BOUND, "only keys from this one on, in byte order")
 END = Parameter("end", _parse_bound, _BOUND, "only keys before this one, in byte order")
-LIMIT = Parameter(
+LIMIT = _integer(
     "limit",
-    _integer(1, MAX_PAGE),
+    1,
+    MAX_PAGE,
     f"a whole number from 1 to {MAX_PAGE}",
     "the most items of a page; as NDJSON, of the whole answer",
-    _int_schema(1, MAX_PAGE),
 )
-TOTAL = Parameter(
-    "limit",
-    _integer(1, MAX_REVISION),
-    "a whole number from 1 on",
-    LIMIT.meaning,
-    _int_schema(1, MAX_REVISION),
-)
+TOTAL = _integer("limit", 1, MAX_REVISION, "a whole number from 1 on", LIMIT.meaning)
 CURSOR = Parameter("cursor", str, "a cursor", "where the page before this one ended")
-KEYS = Parameter("keys", _parse_flag, _FLAG, "1: leave the values out", _FLAG_SCHEMA)
-COUNT = Parameter("count", _parse_flag, _FLAG, "1: only count the keys", _FLAG_SCHEMA)
-VALUES = Parameter("values", _parse_flag, _FLAG, "0: leave the values out", _FLAG_SCHEMA)
-INLINE: Parameter[bool] = Parameter(
-    "json", _parse_flag, _FLAG, "1: values that are JSON are given as such, in value_json", _FLAG_SCHEMA
-)
-BEFORE = Parameter(
-    "before",
-    _integer(1, MAX_REVISION),
-    "a revision",
-    "only events with a lower revision",
-    _int_schema(1, MAX_REVISION),
-)
-BY = Parameter(
-    "by",
-    _integer(-INT64, INT64 - 1),
-    "a signed 64-bit integer",
-    "what to add; 1 by default",
-    _int_schema(-INT64, INT64 - 1),
-)
-VERBOSE = Parameter("verbose", _parse_flag, _FLAG, "also what was checked, and what was found", _FLAG_SCHEMA)
+KEYS = _flag("keys", "1: leave the values out")
+COUNT = _flag("count", "1: only count the keys")
+VALUES = _flag("values", "0: leave the values out")
+INLINE = _flag("json", "1: values that are JSON are given as such, in value_json")
+BEFORE = _integer("before", 1, MAX_REVISION, "a revision", "only events with a lower revision")
+BY = _integer("by", -INT64, INT64 - 1, "a signed 64-bit integer", "what to add; 1 by default")
+VERBOSE = _flag("verbose", "also what was checked, and what was found")
 EXCLUDE = Parameter(
     "exclude",
     _some_of(CHECKS),
@@ -353,8 +325,8 @@ EXCLUDE = Parameter(
 
 # ── those of the event stream alone ──────────────────────────────────────────────────────────────
 
-STREAM_PREFIX = Parameter("prefix", _parse_bound, _BOUND, "only keys that begin with this", many=True)
-STREAM_KEY = Parameter("key", _parse_key, KEY.must_be, "only this key", many=True)
+STREAM_PREFIX = replace(PREFIX, many=True)
+STREAM_KEY = replace(KEY, meaning="only this key", many=True)
 STREAM_SINCE = Parameter(
     "since",
     _parse_since,
@@ -365,11 +337,11 @@ LAST_EVENT_IDS: tuple[Parameter[str], ...] = tuple(
     Parameter(name, str, STREAM_SINCE.must_be, "like the header, for clients that cannot set it", many=True)
     for name in ("lastEventId", "last-event-id")
 )
-SNAPSHOT = Parameter("snapshot", _parse_flag, _FLAG, "1: start with the current records", _FLAG_SCHEMA)
+SNAPSHOT = _flag("snapshot", "1: start with the current records")
 OPS = Parameter(
     "ops",
     _some_of(EVENT_OPS),
     f"names out of {', '.join(EVENT_OPS)}, with commas",
     "only these kinds of events",
 )
-PREVIOUS = Parameter("prev", _parse_flag, _FLAG, "1: add the record that was replaced", _FLAG_SCHEMA)
+PREVIOUS = _flag("prev", "1: add the record that was replaced")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, NamedTuple
+from typing import Any
 
 import falcon
 
@@ -35,12 +35,6 @@ _PUT_FIELDS = (
 )
 
 
-class _BatchRequest(NamedTuple):
-    ops: list[dict[str, Any]]
-    values: list[bytes]
-    atomic: bool
-
-
 class BatchResource:
     """``/v1/batch``."""
 
@@ -51,15 +45,15 @@ class BatchResource:
         refuse_conditions(req.env, "give each operation its own if_revision")
         require_type(req.env, JSON)
         inline = read_query(req.env, routes.BATCH).get(INLINE) or False
-        batch = _parsed(read_json(req.env))
-        idempotency_key = idempotency_key_of(req.env)
-        results = write_batch(self._daemon, batch.ops, batch.values, idempotency_key, atomic=batch.atomic)
-        pairs = zip(batch.ops, results, strict=True)
+        ops, values, atomic = _parsed(read_json(req.env))
+        results = write_batch(self._daemon, ops, values, idempotency_key_of(req.env), atomic=atomic)
+        pairs = zip(ops, results, strict=True)
         send_json(resp, {"results": [_result(*pair, inline) for pair in pairs]})
 
 
-def _parsed(body: Any) -> _BatchRequest:
-    """The batch in ``body``, checked in full: nothing of a malformed one is applied."""
+def _parsed(body: Any) -> tuple[list[dict[str, Any]], list[bytes], bool]:
+    """The ops in ``body``, their values, and whether they are atomic; checked in full: nothing of a malformed
+    batch is applied."""
     if type(body) is not dict or type(body.get("ops")) is not list or not body["ops"]:
         raise KvError("bad_request", 'the body must be {"ops": [...]} with at least one operation')
     unknown = body.keys() - {"ops", "atomic"}
@@ -75,7 +69,7 @@ def _parsed(body: Any) -> _BatchRequest:
         ops.append(op)
         if value is not None:
             values.append(value)
-    return _BatchRequest(ops, values, atomic)
+    return ops, values, atomic
 
 
 def _plain(entry: Any) -> tuple[dict[str, Any], bytes | None] | None:

@@ -174,11 +174,10 @@ def _disk(status: Status) -> ReadinessCheck:
     low = min(LOW_DISK_BYTES, int(size * LOW_DISK_SHARE))
     figures = {"disk_free_bytes": free, "disk_bytes": size, "threshold_bytes": low}
     room = f"{_size(free)} of {_size(size)} are free"
-    if free < low:
-        return ReadinessCheck(
-            "disk", WARNING, f"{room}, less than {_size(low)}: make room before it is full", figures
-        )
-    return ReadinessCheck("disk", OK, room, figures)
+    if free >= low:
+        return ReadinessCheck("disk", OK, room, figures)
+    message = f"{room}, less than {_size(low)}: make room before it is full"
+    return ReadinessCheck("disk", WARNING, message, figures)
 
 
 def _store(status: Status) -> ReadinessCheck:
@@ -257,10 +256,11 @@ def _heard(silent_seconds: float) -> ReadinessCheck:
     figures = {"silent_seconds": round(silent_seconds, 3)}
     if silent_seconds < SILENT_SECONDS:
         return ReadinessCheck("feed", OK, "changes are received", figures)
-    message = f"no changes or heartbeats were received for {_duration(silent_seconds)}"
-    return ReadinessCheck(
-        "feed", WARNING, f"{message}, so events come late: is that the daemon's --changes?", figures
+    message = (
+        f"no changes or heartbeats were received for {_duration(silent_seconds)}, so events come late: "
+        "is that the daemon's --changes?"
     )
+    return ReadinessCheck("feed", WARNING, message, figures)
 
 
 def _streams(shared_counters: SharedCounters, *, is_away: bool) -> ReadinessCheck:

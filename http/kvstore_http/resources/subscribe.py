@@ -13,7 +13,7 @@ from kvstore_core.limits import MAX_FILTERS
 from kvstore_core.media_types import NDJSON, SSE
 from kvstore_http import routes
 from kvstore_http.protocol import query_params
-from kvstore_http.protocol.bodies import preferred
+from kvstore_http.protocol.bodies import choose_type
 from kvstore_http.protocol.environ import HAND_OVER, NO_ROOM
 from kvstore_http.protocol.query_params import Parameter, Query, read_query
 from kvstore_http.settings import HttpSettings
@@ -45,7 +45,7 @@ class SubscribeResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with the stream's headers; after them the server hands the connection over."""
         query = read_query(req.env, routes.SUBSCRIBE)
-        media_type = _media_type(req)
+        media_type = choose_type(req, SSE, NDJSON)
         spec, start = _spec(query, media_type), _start(req, query)
         is_event_source = media_type == SSE and SSE in (req.get_header("Accept") or "").lower()
         resp.content_type = media_type
@@ -128,14 +128,3 @@ def _several(query: Query, parameter: Parameter[str]) -> list[str]:
             limit=MAX_FILTERS,
         )
     return texts
-
-
-def _media_type(req: falcon.Request) -> str:
-    media_type = preferred(req, SSE, NDJSON)
-    if media_type is None:
-        raise KvError(
-            "not_acceptable",
-            f"the stream comes as {SSE} or as {NDJSON}",
-            offered=[SSE, NDJSON],
-        )
-    return media_type

@@ -3,13 +3,12 @@
 
 import { status } from "./api.js";
 import { announce, button, byId, el } from "./dom.js";
-import { clock, counted, grouped, moment } from "./format.js";
+import { DONE, clock, counted, grouped, moment } from "./format.js";
 import { hashOf, shownKey } from "./keys.js";
 import { Follower } from "./stream.js";
 
 const MOST = 500; // rows; older ones are dropped
 const RECENT = 50; // revisions that are looked back at in the beginning
-const NAMES = { put: "stored", delete: "deleted", expire: "expired" };
 
 export class ChangesView {
   /** @param {{ go: (change: Partial<import("./keys.js").Place>, how?: { replace?: boolean }) => void }} navigation */
@@ -121,7 +120,7 @@ export class ChangesView {
 
   /** @param {import("./stream.js").Change} change */
   #row({ op, key, revision, time, previous_revision: before, content_type: type, expires_at: expires }) {
-    const name = op === "put" && !before ? "created" : NAMES[op];
+    const name = op === "put" && !before ? "created" : DONE[op];
     const about = [type, expires && `expires ${moment(expires)}`].filter(Boolean).join(" · ");
     return el(
       "li",

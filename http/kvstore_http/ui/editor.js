@@ -6,7 +6,7 @@ import { sideBySide } from "./compare.js";
 import { merge } from "./diff.js";
 import { announce, button, confirmed, el, problemBox } from "./dom.js";
 import { draftOf, dropDraft, keepDraft } from "./drafts.js";
-import { clock, size, span } from "./format.js";
+import { clock, isJson, size, span } from "./format.js";
 import { faultOf, shownKey } from "./keys.js";
 
 const TEXT = "text/plain; charset=utf-8";
@@ -151,7 +151,7 @@ export class Editor {
 
   /** What is wrong with a text that is to be JSON, "" if nothing is. */
   #jsonFault() {
-    if (this.isFileWanted || !/[/+]json\b/i.test(this.type.value)) return "";
+    if (this.isFileWanted || !isJson(this.type.value)) return "";
     try {
       JSON.parse(this.area.value);
       return "";
@@ -294,7 +294,7 @@ export class Editor {
       : "It has been deleted meanwhile.";
     const canMerge = theirs && mine !== null && isEditable(theirs);
     const title = el("h3", { tabindex: -1 }, "Someone else changed this key");
-    const shown = theirs && mine !== null && isEditable(theirs)
+    const shown = canMerge
       ? sideBySide(withLineFeeds(theirs.text ?? ""), mine, el("span", {}, `Theirs, revision ${theirs.revision}`), el("span", {}, "Mine, not saved"))
       : el("p", {}, this.#summary(theirs), " Mine: ", mine === null ? `the file ${this.file?.name}` : size(bytesOf(mine).length), ".");
     return el(

@@ -9,6 +9,12 @@ export const grouped = (count) => number.format(count);
 /** `3 keys`, `1 key`. @param {number} count @param {string} word */
 export const counted = (count, word) => `${grouped(count)} ${word}${count === 1 ? "" : "s"}`;
 
+/** What an event did. */
+export const DONE = { put: "stored", delete: "deleted", expire: "expired" };
+
+/** @param {string} type a media type */
+export const isJson = (type) => /[/+]json\b/i.test(type);
+
 /** @param {number} bytes */
 export function size(bytes) {
   if (bytes < 1024) return counted(bytes, "byte");

@@ -4,11 +4,10 @@
 import { Problem, get, history, put, textOf, valueAddress, withBytes, writeNumber } from "./api.js";
 import { changesOf } from "./compare.js";
 import { announce, button, confirmed, el, problemBox } from "./dom.js";
-import { grouped, moment, size } from "./format.js";
+import { DONE, grouped, moment, size } from "./format.js";
 import { fileName, shownKey } from "./keys.js";
 
 const PAGE = 20;
-const NAMES = { put: "stored", delete: "deleted", expire: "expired" };
 
 export class HistoryView {
   /** @param {string} key @param {() => number} present the key's revision, 0 if it is gone @param {() => void} onRestored */
@@ -61,7 +60,7 @@ export class HistoryView {
 
   /** @param {any} event */
   #name(event) {
-    if (event.op !== "put") return NAMES[/** @type {"delete"} */ (event.op)];
+    if (event.op !== "put") return DONE[/** @type {"delete"} */ (event.op)];
     if (!event.previous_revision) return "created";
     return event.time === event.modified_at ? "stored" : "expiry changed";
   }

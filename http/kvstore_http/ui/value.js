@@ -4,8 +4,8 @@
 import { Problem, get, persist, remove, touch, valueAddress } from "./api.js";
 import { announce, byId, button, confirmed, el, problemBox } from "./dom.js";
 import { draftOf, dropDraft } from "./drafts.js";
-import { Editor, isEditable, left } from "./editor.js";
-import { clock, grouped, hex, moment, pictureType, prettyJson, size } from "./format.js";
+import { Editor, left } from "./editor.js";
+import { clock, grouped, hex, isJson, moment, pictureType, prettyJson, size } from "./format.js";
 import { HistoryView } from "./history.js";
 import { fileName, hashOf, shownKey } from "./keys.js";
 
@@ -252,7 +252,7 @@ export class ValueView {
 
   /** @param {import("./api.js").Value} record */
   #pretty({ text, content_type: type }) {
-    if (text === null || !(/[/+]json\b/i.test(type) || /^\s*[[{]/.test(text))) return null;
+    if (text === null || !(isJson(type) || /^\s*[[{]/.test(text))) return null;
     try {
       return prettyJson(text);
     } catch {
@@ -360,5 +360,3 @@ export class ValueView {
     else if (this.key) this.go({ key: "", tab: "value" });
   }
 }
-
-export { isEditable };
