@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from kvstore_bench.results import Sample
 from kvstore_bench.rows import command, connections, http, native, size, streams
-from kvstore_bench.samples import Sample
 from kvstore_bench.stage import Stage
 from kvstore_bench.workload import keys_label
 
@@ -28,17 +28,20 @@ class Goal(NamedTuple):
 class Row(NamedTuple):
     """One row. ``at_least`` is the goals in words."""
 
-    name: str
+    measure: Callable[[Stage], Iterator[Sample]]
     what: str
     against: str
     at_least: str
     goals: tuple[Goal, ...]
-    measure: Callable[[Stage], Iterator[Sample]]
+
+    @property
+    def name(self) -> str:
+        return self.measure.__name__
 
 
 ROWS: tuple[Row, ...] = (
     Row(
-        "http_get",
+        http.http_get,
         "HTTP GET, 32 and 128 connections, 2 workers",
         "etcd's HTTP gateway",
         "1.6 times",
@@ -46,10 +49,9 @@ ROWS: tuple[Row, ...] = (
             Goal(http.KVSTORE, http.ETCD, 1.6, label="etcd"),
             Goal(http.KVSTORE, http.WEBDIS_EVERYSEC, None, label="webdis"),
         ),
-        http.http_get,
     ),
     Row(
-        "http_put",
+        http.http_put,
         "HTTP durable PUT, 32 and 128 connections",
         "etcd's HTTP gateway",
         "1.3 times",
@@ -58,18 +60,16 @@ ROWS: tuple[Row, ...] = (
             Goal(http.KVSTORE, http.WEBDIS_ALWAYS, None, label="webdis, Redis always"),
             Goal(http.KVSTORE, http.WEBDIS_EVERYSEC, None, label="webdis, Redis everysec"),
         ),
-        http.http_put,
     ),
     Row(
-        "http_batch",
+        http.http_batch,
         "HTTP batch of 100 ops",
         "etcd transactions of 100 over its gateway",
         "3 times per op",
         (Goal(http.KVSTORE, http.ETCD, 3.0),),
-        http.http_batch,
     ),
     Row(
-        "native_puts",
+        native.native_puts,
         "native durable puts, 32 clients with one op a request",
         "etcd through its fastest Python client; Redis `appendfsync always` through redis-py",
         "ahead of both",
@@ -85,10 +85,9 @@ ROWS: tuple[Row, ...] = (
                 "bare sockets, redis-benchmark",
             ),
         ),
-        native.native_puts,
     ),
     Row(
-        "native_gets",
+        native.native_gets,
         "native gets, 1,000 at once",
         "redis-py with pipelines; redis-benchmark -P",
         "ahead of redis-py",
@@ -103,10 +102,9 @@ ROWS: tuple[Row, ...] = (
                 "bare sockets, redis-benchmark",
             ),
         ),
-        native.native_gets,
     ),
     Row(
-        "round_trip",
+        native.round_trip,
         "one native get, round trip",
         "redis-py",
         "not slower",
@@ -115,10 +113,9 @@ ROWS: tuple[Row, ...] = (
             Goal(native.KVSTORE_CLIENT, native.REDIS_PY, None, "p99", "redis-py, p99"),
             Goal(native.KVSTORE_CLIENT, native.GATEWAY, None, "p50", "etcd"),
         ),
-        native.round_trip,
     ),
     Row(
-        "sse_deliveries",
+        streams.sse_deliveries,
         "SSE deliveries a second to 1,000 and 5,000 subscribers",
         "etcd watchers over its gateway",
         "5 times, with less memory",
@@ -127,10 +124,9 @@ ROWS: tuple[Row, ...] = (
             Goal(streams.KVSTORE, streams.ETCD, 1.0, "memory with*", "memory"),
             Goal(streams.KVSTORE, streams.ETCD, None, "memory for each*"),
         ),
-        streams.sse_deliveries,
     ),
     Row(
-        "native_deliveries",
+        streams.native_deliveries,
         "deliveries to 1,000 native subscribers",
         "Redis pub/sub",
         "not slower than half",
@@ -138,10 +134,9 @@ ROWS: tuple[Row, ...] = (
             Goal(streams.KVSTORE_NATIVE, streams.REDIS, 0.5, "[0-9]*"),
             Goal(streams.KVSTORE_NATIVE, streams.REDIS, None, "memory*", "Redis pub/sub, memory"),
         ),
-        streams.native_deliveries,
     ),
     Row(
-        "event_latency",
+        streams.event_latency,
         "put-to-event latency, 1 and 1,000 subscribers, p50 and p99",
         "etcd watch over its gateway",
         "ahead",
@@ -150,10 +145,9 @@ ROWS: tuple[Row, ...] = (
             Goal(streams.KVSTORE, streams.ETCD, None, "*, the last*"),
             Goal(streams.KVSTORE_NATIVE, streams.REDIS, None, "*", "native, Redis pub/sub"),
         ),
-        streams.event_latency,
     ),
     Row(
-        "get_beside_streams",
+        connections.get_beside_streams,
         "HTTP GET while 5,000 streams are open",
         "itself without them",
         "0.9",
@@ -161,10 +155,9 @@ ROWS: tuple[Row, ...] = (
             Goal(connections.WITH_STREAMS, connections.NO_STREAMS, 0.9),
             Goal(connections.WITH_EVENTS, connections.NO_STREAMS, None),
         ),
-        connections.get_beside_streams,
     ),
     Row(
-        "get_beside_writers",
+        native.get_beside_writers,
         "get p99 while 32 clients write at full speed",
         "itself idle",
         "within 2 times",
@@ -181,10 +174,9 @@ ROWS: tuple[Row, ...] = (
             Goal(native.BESIDE_HUNDREDS, native.IDLE, None, "a get, p99", "puts by the 100"),
             Goal(native.BESIDE_BULK, native.IDLE, None, "a get, p99", "puts by the 10,000"),
         ),
-        native.get_beside_writers,
     ),
     Row(
-        "start_and_memory",
+        size.start_and_memory,
         "time to start with 10 million keys; memory with 1 million",
         "Redis with AOF; etcd",
         "ahead of both in start time",
@@ -194,10 +186,9 @@ ROWS: tuple[Row, ...] = (
             Goal(size.KVSTORE, size.REDIS, None, "memory*", "memory, Redis"),
             Goal(size.KVSTORE, size.ETCD, None, "memory*", "memory, etcd"),
         ),
-        size.start_and_memory,
     ),
     Row(
-        "scale",
+        size.scale,
         "throughput at 10^3, 10^5 and 10^7 keys",
         "itself at 10^3",
         "flat within 15%",
@@ -205,18 +196,16 @@ ROWS: tuple[Row, ...] = (
             Goal(keys_label(size.MIDDLE), keys_label(size.SMALLEST), 0.85, label="10^5"),
             Goal(keys_label(size.STARTED), keys_label(size.SMALLEST), 0.85, label="10^7"),
         ),
-        size.scale,
     ),
     Row(
-        "facade_overhead",
+        connections.facade_overhead,
         "HTTP GET through the facade",
         "the same falcon route on the same server answering a constant",
         "0.75",
         (Goal(http.KVSTORE, connections.CONSTANT, 0.75),),
-        connections.facade_overhead,
     ),
     Row(
-        "cli_get",
+        command.cli_get,
         "`kvstore get` from the shell, whole process",
         '`python -c "import click"`',
         "within 2 times",
@@ -224,15 +213,13 @@ ROWS: tuple[Row, ...] = (
             Goal(command.KVSTORE, command.CLICK, 0.5, "wall clock"),
             Goal(command.KVSTORE, command.ETCDCTL, None, "wall clock", "etcdctl"),
         ),
-        command.cli_get,
     ),
     Row(
-        "idle_connections",
+        connections.idle_connections,
         "HTTP GET beside 2,000 idle keep-alive connections",
         "itself without them",
         "0.9",
         (Goal(connections.WITH_IDLE, connections.NO_IDLE, 0.9),),
-        connections.idle_connections,
     ),
 )
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from kvstore_bench.registry import ROWS, Goal, Row
-from kvstore_bench.results import Results
-from kvstore_bench.samples import Sample
+from kvstore_bench.results import Results, Sample
 from kvstore_bench.summary import Figure, Ratio, figures, ratios, verdict
 
 NOT_RUN = "not run"

@@ -1,14 +1,65 @@
-"""A run as it is kept: ``results.json``, from which everything that is shown can be made again."""
+"""Figures, and a run as it is kept: ``results.json``, from which all that is shown can be made again."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvstore_bench.machine import Conditions
-from kvstore_bench.samples import Sample
+
+
+class Sample(NamedTuple):
+    """One figure of one contender in one round: ``value`` in ``unit``; the CPU figures are seconds per 1,000
+    operations, None where there is nothing to divide by. ``limit`` names the load generator if that was what
+    limited the figure."""
+
+    case: str
+    contender: str
+    value: float
+    unit: str
+    less_is_better: bool = False
+    server_cpu: float | None = None
+    load_cpu: float | None = None
+    limit: str = ""
+
+
+BUSY = 0.9
+"""A generator that used more of its cores than this was at its limit."""
+
+
+class Load(NamedTuple):
+    """What a load generator did in so many seconds, and the CPU seconds that it and the servers took."""
+
+    operations: float
+    seconds: float
+    server_cpu: float
+    load_cpu: float
+
+
+def rate(
+    case: str,
+    contender: str,
+    done: Load,
+    *,
+    load_cores: int = 1,
+    unit: str = "/s",
+    generator: str = "the load generator",
+) -> Sample:
+    """The sample of what was done. ``load_cores`` is how many cores the generator is able to use."""
+    if done.operations <= 0:
+        raise RuntimeError(f"{contender} did nothing within {done.seconds:g} s: {case}")
+    is_busy = done.load_cpu > BUSY * done.seconds * load_cores
+    return Sample(
+        case,
+        contender,
+        done.operations / done.seconds,
+        unit,
+        server_cpu=1000 * done.server_cpu / done.operations,
+        load_cpu=1000 * done.load_cpu / done.operations,
+        limit=generator if is_busy else "",
+    )
 
 
 @dataclass

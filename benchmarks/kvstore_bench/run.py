@@ -14,8 +14,7 @@ from pathlib import Path
 from kvstore_bench import machine, servers
 from kvstore_bench.registry import Row
 from kvstore_bench.report import number
-from kvstore_bench.results import Results
-from kvstore_bench.samples import Sample
+from kvstore_bench.results import Results, Sample
 from kvstore_bench.stage import Stage
 from kvstore_core.process.startup import raise_descriptor_limit
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,41 +48,25 @@ def kvstore_program() -> str:
     return str(Path(sysconfig.get_path("scripts")) / "kvstore")
 
 
-@contextmanager
-def kvstore(folder: Path, *arguments: str, workers: int = WORKERS) -> Iterator[Kvstore]:
+def kvstore(folder: Path, *, workers: int = WORKERS) -> AbstractContextManager[Kvstore]:
     """The whole service with its defaults, synced on every commit."""
-    port, ends = free_port(), _endpoints()
-    command = [kvstore_program(), "serve", *ends.flags(folder)]
-    command += ["--http", f"127.0.0.1:{port}", "--workers", str(workers), *arguments]
-    with running(command, folder, "kvstore") as process:
-        process.wait_until(lambda: _is_said("kvstore http: ready", process))
-        yield Kvstore(process, port, ends.requests, ends.changes)
+    port = free_port()
+    http = ["--http", f"127.0.0.1:{port}", "--workers", str(workers)]
+    return _kvstore(folder, "serve", http, "kvstore http: ready", port)
+
+
+def kvstore_daemon(folder: Path) -> AbstractContextManager[Kvstore]:
+    """The daemon alone, synced on every commit."""
+    return _kvstore(folder, "daemon", [], "kvstore daemon: ready", 0)
 
 
 @contextmanager
-def kvstore_daemon(folder: Path, *arguments: str) -> Iterator[Kvstore]:
-    """The daemon alone, synced on every commit."""
-    ends = _endpoints()
-    command = [kvstore_program(), "daemon", *ends.flags(folder), *arguments]
-    with running(command, folder, "kvstore") as process:
-        process.wait_until(lambda: _is_said("kvstore daemon: ready", process))
-        yield Kvstore(process, 0, ends.requests, ends.changes)
-
-
-class _Endpoints(NamedTuple):
-    requests: str
-    changes: str
-
-    def flags(self, folder: Path) -> list[str]:
-        return ["--data", str(folder / "data"), "--requests", self.requests, "--changes", self.changes]
-
-
-def _endpoints() -> _Endpoints:
-    return _Endpoints(f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}")
-
-
-def _is_said(words: str, process: Process) -> bool:
-    return words in process.output()
+def _kvstore(folder: Path, part: str, http: list[str], ready: str, port: int) -> Iterator[Kvstore]:
+    requests, changes = f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}"
+    command = [kvstore_program(), part, "--data", str(folder / "data"), *http]
+    with running([*command, "--requests", requests, "--changes", changes], folder, "kvstore") as process:
+        process.wait_until(lambda: ready in process.output())
+        yield Kvstore(process, port, requests, changes)
 
 
 @contextmanager
@@ -92,7 +76,7 @@ def constant(folder: Path, *, workers: int = WORKERS) -> Iterator[Peer]:
     command = ["env", f"PYTHONPATH={Path(__file__).parents[1]}", sys.executable]
     command += ["-m", "kvstore_bench.constant", str(port), str(workers)]
     with running(command, folder, "constant") as process:
-        process.wait_until(lambda: _is_said("ready", process))
+        process.wait_until(lambda: "ready" in process.output())
         yield Peer(process, port)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,11 +37,6 @@ class Stage:
             folder.mkdir()
             self._kept[name] = make(folder)
         return folder, self._kept[name]  # type: ignore[return-value]
-
-    def drop(self, name: str) -> None:
-        """Remove a kept folder."""
-        if self._kept.pop(name, None) is not None:
-            shutil.rmtree(self.folder / name)
 
     def turns(self, contenders: Sequence[T]) -> list[T]:
         """The contenders in this round's order: each round begins with another one, so that none is

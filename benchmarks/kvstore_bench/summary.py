@@ -8,7 +8,7 @@ from statistics import median
 from typing import NamedTuple
 
 from kvstore_bench.registry import Goal, Row
-from kvstore_bench.samples import Sample
+from kvstore_bench.results import Sample
 
 
 class Figure(NamedTuple):

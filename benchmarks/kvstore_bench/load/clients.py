@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from kvstore_bench.processes import Process, Usage
+from kvstore_bench.results import Load
 from kvstore_bench.workload import key
 
 START_SECONDS = 60.0
@@ -58,16 +59,11 @@ class Done(NamedTuple):
     server_cpu: float
     load_cpu: float
 
-    @property
-    def operations(self) -> int:
-        """Of all of them."""
-        return sum(each.operations for each in self.tallies)
-
-    @property
-    def seconds(self) -> float:
-        """How long they took at the rate that theirs add up to: each stops at an end of its own."""
+    def load(self) -> Load:
+        """Of all together, at the rate that theirs add up to: each stops at an end of its own."""
+        operations = sum(each.operations for each in self.tallies)
         rate = sum(each.operations / each.seconds for each in self.tallies)
-        return self.operations / rate if rate else 0.0
+        return Load(operations, operations / rate if rate else 0.0, self.server_cpu, self.load_cpu)
 
 
 _FORK = multiprocessing.get_context("fork")

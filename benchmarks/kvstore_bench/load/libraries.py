@@ -75,18 +75,12 @@ def _redis(port: int) -> Any:
 
 
 @asynccontextmanager
-async def redis_set_async(port: int, data: bytes) -> AsyncIterator[AsyncOperation]:
+async def redis_set_async(port: int, data: bytes, connections: int) -> AsyncIterator[AsyncOperation]:
+    """``connections``: the size of a pool; 0 for one connection without a pool."""
     import redis.asyncio
 
-    async with redis.asyncio.Redis(port=port, single_connection_client=True) as client:
-        yield lambda name: client.set(name, data)
-
-
-@asynccontextmanager
-async def redis_pool_set_async(port: int, data: bytes, connections: int) -> AsyncIterator[AsyncOperation]:
-    import redis.asyncio
-
-    async with redis.asyncio.Redis(port=port, max_connections=connections) as client:
+    how = {"max_connections": connections} if connections else {"single_connection_client": True}
+    async with redis.asyncio.Redis(port=port, **how) as client:
         yield lambda name: client.set(name, data)
 
 
@@ -100,31 +94,29 @@ async def aetcd_put(port: int, data: bytes) -> AsyncIterator[AsyncOperation]:
 
 @contextmanager
 def gateway_put(port: int, data: bytes) -> Iterator[Operation]:
-    """etcd over its gateway, by the HTTP client that costs the least CPU of those in Python."""
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
-
-        def put(name: str) -> None:
-            body = EtcdHttp.put(name, data).partition(b"\r\n\r\n")[2]
-            connection.request("POST", "/v3/kv/put", body)
-            response = connection.getresponse()
-            response.read()
-            assert response.status == 200, response.status
-
-        yield put
+    with _gateway(port) as post:
+        yield lambda name: post("/v3/kv/put", EtcdHttp.put(name, data))
 
 
 @contextmanager
 def gateway_get(port: int) -> Iterator[Operation]:
+    with _gateway(port) as post:
+        yield lambda name: post("/v3/kv/range", EtcdHttp.get(name))
+
+
+@contextmanager
+def _gateway(port: int) -> Iterator[Callable[[str, bytes], None]]:
+    """etcd over its gateway, by the HTTP client that costs the least CPU of those in Python: posts the body
+    of a request."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
 
-        def get(name: str) -> None:
-            body = EtcdHttp.get(name).partition(b"\r\n\r\n")[2]
-            connection.request("POST", "/v3/kv/range", body)
+        def post(path: str, request: bytes) -> None:
+            connection.request("POST", path, request.partition(b"\r\n\r\n")[2])
             response = connection.getresponse()
             response.read()
             assert response.status == 200, response.status
 
-        yield get
+        yield post
 
 
 # ── many operations a request ────────────────────────────────────────────────────────────────────
@@ -151,49 +143,38 @@ def _names() -> list[str]:
 
 def kvstore_get_many(requests: str) -> Work:
     """``Client.batch`` of gets, every record decoded."""
+    from kvstore_client import commands
 
-    @contextmanager
-    def connect() -> Iterator[Callable[[], object]]:
-        from kvstore_client import Client, commands
-
-        gets = [commands.get(name) for name in _names()]
-        with Client(requests, timeout=30) as client:
-            yield lambda: client.batch(gets)
-
-    return _repeated(connect, GETS)
+    return _batches(requests, [commands.get(name) for name in _names()])
 
 
 def kvstore_put_many(requests: str, data: bytes, size: int = PUTS) -> Work:
     """``Client.batch`` of independent puts."""
+    from kvstore_client import commands
 
+    return _batches(requests, [commands.put(key(number), data) for number in range(size)])
+
+
+def _batches(requests: str, batch: list[Any]) -> Work:
     @contextmanager
     def connect() -> Iterator[Callable[[], object]]:
-        from kvstore_client import Client, commands
+        from kvstore_client import Client
 
-        puts = [commands.put(key(number), data) for number in range(size)]
         with Client(requests, timeout=30) as client:
-            yield lambda: client.batch(puts)
+            yield lambda: client.batch(batch)
 
-    return _repeated(connect, size)
+    return _repeated(connect, len(batch))
 
 
 def redis_get_many(port: int) -> Work:
     """A pipeline of GETs."""
+    names = _names()
 
-    @contextmanager
-    def connect() -> Iterator[Callable[[], object]]:
-        names = _names()
-        with _redis(port) as client:
+    def fill(pipeline: Any) -> None:
+        for name in names:
+            pipeline.get(name)
 
-            def call() -> object:
-                pipeline = client.pipeline(transaction=False)
-                for name in names:
-                    pipeline.get(name)
-                return pipeline.execute()
-
-            yield call
-
-    return _repeated(connect, GETS)
+    return _pipelines(port, fill, GETS)
 
 
 def redis_mget(port: int) -> Work:
@@ -211,19 +192,26 @@ def redis_mget(port: int) -> Work:
 def redis_put_many(port: int, data: bytes) -> Work:
     """A pipeline of SETs."""
 
+    def fill(pipeline: Any) -> None:
+        for number in range(PUTS):
+            pipeline.set(key(number), data)
+
+    return _pipelines(port, fill, PUTS)
+
+
+def _pipelines(port: int, fill: Callable[[Any], None], size: int) -> Work:
     @contextmanager
     def connect() -> Iterator[Callable[[], object]]:
         with _redis(port) as client:
 
             def call() -> object:
                 pipeline = client.pipeline(transaction=False)
-                for number in range(PUTS):
-                    pipeline.set(key(number), data)
+                fill(pipeline)
                 return pipeline.execute()
 
             yield call
 
-    return _repeated(connect, PUTS)
+    return _repeated(connect, size)
 
 
 # ── bare ZeroMQ sockets: what the daemon can do when its clients cost next to nothing ────────────

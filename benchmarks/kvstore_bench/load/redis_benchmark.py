@@ -6,18 +6,9 @@ import csv
 import os
 import subprocess
 import time
-from typing import NamedTuple
 
 from kvstore_bench.processes import Process, Usage
-
-
-class Done(NamedTuple):
-    """What a run came to; CPU in seconds."""
-
-    operations: int
-    seconds: float
-    server_cpu: float
-    load_cpu: float
+from kvstore_bench.results import Load
 
 
 def load(
@@ -30,7 +21,7 @@ def load(
     pipeline: int,
     size: int,
     keys: int,
-) -> Done:
+) -> Load:
     """So many operations of ``command`` (get or set) on keys chosen at random out of ``keys``."""
     line = ["redis-benchmark", "-p", str(port), "-t", command, "-n", str(operations), "-c", str(clients)]
     line += ["-P", str(pipeline), "-d", str(size), "-r", str(keys), "--csv"]
@@ -43,4 +34,4 @@ def load(
     if process.returncode or len(rows) < 2:
         raise RuntimeError(f"redis-benchmark failed: {rows}")
     seconds = min(operations / float(rows[-1][1]), time.monotonic() - before)
-    return Done(operations, seconds, usage.seconds(), used.ru_utime + used.ru_stime)
+    return Load(operations, seconds, usage.seconds(), used.ru_utime + used.ru_stime)

@@ -10,23 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from kvstore_bench.processes import Process, Usage
+from kvstore_bench.results import Load
 from kvstore_bench.stage import Stage
 
 SCRIPT = Path(__file__).with_name("replay.lua")
-
-
-class Done(NamedTuple):
-    """What a run of wrk came to; latencies in microseconds, CPU in seconds."""
-
-    requests: int
-    seconds: float
-    p50: int
-    p99: int
-    server_cpu: float
-    load_cpu: float
 
 
 @contextmanager
@@ -40,7 +29,7 @@ def replay(stage: Stage, requests: Sequence[bytes]) -> Iterator[Path]:
         yield file
 
 
-def load(port: int, file: Path, connections: int, seconds: int, *servers: Process) -> Done:
+def load(port: int, file: Path, connections: int, seconds: int, *servers: Process) -> Load:
     """Send the requests of ``file`` over so many connections, each with one under way at any time.
 
     Raises RuntimeError if any was refused or failed: such a figure would mean nothing.
@@ -56,14 +45,7 @@ def load(port: int, file: Path, connections: int, seconds: int, *servers: Proces
     found = json.loads(output[output.index('{"requests"') :].splitlines()[0])
     if found["refused"] or found["failed"]:
         raise RuntimeError(f"wrk: {found['refused']} requests refused, {found['failed']} failed")
-    return Done(
-        found["requests"],
-        found["microseconds"] / 1e6,
-        found["p50"],
-        found["p99"],
-        server_cpu,
-        used.ru_utime + used.ru_stime,
-    )
+    return Load(found["requests"], found["microseconds"] / 1e6, server_cpu, used.ru_utime + used.ru_stime)
 
 
 def _command(port: int, file: Path, connections: int, seconds: int) -> list[str]:

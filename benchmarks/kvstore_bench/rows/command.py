@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from kvstore_bench import preload, servers
-from kvstore_bench.samples import Sample
+from kvstore_bench.results import Sample
 from kvstore_bench.stage import Stage
 from kvstore_bench.workload import key
 

@@ -9,8 +9,8 @@ from contextlib import ExitStack, closing, contextmanager
 
 from kvstore_bench import preload, servers, workload
 from kvstore_bench.load.streams import Streams, Writer
+from kvstore_bench.results import Sample
 from kvstore_bench.rows.http import KVSTORE, Front, front, measured
-from kvstore_bench.samples import Sample
 from kvstore_bench.stage import Stage
 from kvstore_bench.workload import KEYS, SMALL, KvstoreHttp, key, value
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from kvstore_bench import preload, servers, workload
 from kvstore_bench.load import wrk
 from kvstore_bench.processes import Process
-from kvstore_bench.samples import Sample, rate
+from kvstore_bench.results import Sample, rate
 from kvstore_bench.stage import Stage
 from kvstore_bench.workload import LARGE, LARGE_KEYS, SMALL, EtcdHttp, KvstoreHttp, WebdisHttp, key, value
 
@@ -65,16 +65,8 @@ def measured(
         wrk.warm(server.port, file, max(cases.values()), stage.warm_seconds)
         for case, connections in cases.items():
             done = wrk.load(server.port, file, connections, stage.seconds, *server.processes)
-            yield rate(
-                case,
-                contender,
-                operations=done.requests * operations,
-                seconds=done.seconds,
-                server_cpu=done.server_cpu,
-                load_cpu=done.load_cpu,
-                unit=unit,
-                generator="wrk",
-            )
+            done = done._replace(operations=done.operations * operations)
+            yield rate(case, contender, done, unit=unit, generator="wrk")
 
 
 def sizes(stage: Stage) -> tuple[int, ...]:

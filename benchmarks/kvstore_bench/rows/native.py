@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from functools import partial
 from statistics import median, quantiles
 
 from kvstore_bench import preload, servers
 from kvstore_bench.load import clients, libraries, redis_benchmark
-from kvstore_bench.load.clients import AsyncOperation, Work
-from kvstore_bench.load.redis_benchmark import Done as BenchmarkDone
+from kvstore_bench.load.clients import AsyncOperation, Operation, Work
 from kvstore_bench.processes import Process
-from kvstore_bench.samples import Sample, rate
+from kvstore_bench.results import Sample, rate
 from kvstore_bench.stage import Stage
 from kvstore_bench.workload import KEYS, LARGE, SMALL, label, value
 
 Connect = Callable[[], AbstractAsyncContextManager[AsyncOperation]]
+Family = Callable[[Stage], Iterator[Sample]]
 
 CLIENTS = 32
 PROCESSES = 2
@@ -64,17 +64,8 @@ def measured(
 ) -> Sample:
     """The rate of some clients."""
     done = clients.run(works, stage.seconds, server)
-    return rate(
-        case,
-        contender,
-        operations=done.operations,
-        seconds=done.seconds,
-        server_cpu=done.server_cpu,
-        load_cpu=done.load_cpu,
-        load_cores=min(len(works), LOAD_CORES),
-        unit=unit,
-        generator="the clients",
-    )
+    cores = min(len(works), LOAD_CORES)
+    return rate(case, contender, done.load(), load_cores=cores, unit=unit, generator="the clients")
 
 
 # ── puts ─────────────────────────────────────────────────────────────────────────────────────────
@@ -88,7 +79,9 @@ def native_puts(stage: Stage) -> Iterator[Sample]:
     of these counts.
     """
     libraries.imported("kvstore_client.client", "kvstore_client.aio", "redis", "redis.asyncio", "aetcd")
-    for family in stage.turns((_kvstore_puts, _etcd_puts, _redis_always_puts, _redis_everysec_puts)):
+    always, everysec = (partial(_redis_puts, appendfsync=how) for how in ("always", "everysec"))
+    families: tuple[Family, ...] = (_kvstore_puts, _etcd_puts, always, everysec)
+    for family in stage.turns(families):
         yield from family(stage)
 
 
@@ -97,16 +90,8 @@ def _sizes(stage: Stage) -> dict[str, bytes]:
     return {f"{CLIENTS} clients, {label(size)}": value(size) for size in sizes}
 
 
-def _own_clients(connect: Connect) -> list[Work]:
-    return [clients.concurrent(connect, CLIENTS // PROCESSES)] * PROCESSES
-
-
-def _one_client(connect: Connect) -> list[Work]:
-    return [clients.concurrent(connect, CLIENTS // PROCESSES, shared=True)] * PROCESSES
-
-
-def _in_loops(connect: Connect, own: str, shared: str) -> list[tuple[str, list[Work]]]:
-    return [(own, _own_clients(connect)), (shared, _one_client(connect))]
+def _in_loops(connect: Connect, *, shared: bool) -> list[Work]:
+    return [clients.concurrent(connect, CLIENTS // PROCESSES, shared=shared)] * PROCESSES
 
 
 BULK = f"one client, {libraries.PUTS:,} puts of 100 B a request"
@@ -120,8 +105,8 @@ def _kvstore_puts(stage: Stage) -> Iterator[Sample]:
             works = [clients.blocking(partial(put, server.requests, data))] * CLIENTS
             yield measured(stage, case, KVSTORE_CLIENT, works, server.process, PUTS)
             connect = partial(put_async, server.requests, data)
-            for name, works in _in_loops(connect, KVSTORE_ASYNC, KVSTORE_SHARED):
-                yield measured(stage, case, name, works, server.process, PUTS)
+            for name, shared in ((KVSTORE_ASYNC, False), (KVSTORE_SHARED, True)):
+                yield measured(stage, case, name, _in_loops(connect, shared=shared), server.process, PUTS)
             works = [libraries.sockets_put(server.requests, data, CLIENTS // PROCESSES)] * PROCESSES
             yield measured(stage, case, KVSTORE_SOCKETS, works, server.process, PUTS)
         works = [libraries.kvstore_put_many(server.requests, value(SMALL))]
@@ -132,18 +117,10 @@ def _etcd_puts(stage: Stage) -> Iterator[Sample]:
     with etcd(stage) as server:
         for case, data in _sizes(stage).items():
             connect = partial(libraries.aetcd_put, server.port, data)
-            for name, works in _in_loops(connect, AETCD, AETCD_SHARED):
-                yield measured(stage, case, name, works, server.process, PUTS)
+            for name, shared in ((AETCD, False), (AETCD_SHARED, True)):
+                yield measured(stage, case, name, _in_loops(connect, shared=shared), server.process, PUTS)
             works = [clients.blocking(partial(libraries.gateway_put, server.port, data))] * CLIENTS
             yield measured(stage, case, GATEWAY, works, server.process, PUTS)
-
-
-def _redis_always_puts(stage: Stage) -> Iterator[Sample]:
-    yield from _redis_puts(stage, "always")
-
-
-def _redis_everysec_puts(stage: Stage) -> Iterator[Sample]:
-    yield from _redis_puts(stage, "everysec")
 
 
 def _redis_puts(stage: Stage, appendfsync: str) -> Iterator[Sample]:
@@ -153,10 +130,11 @@ def _redis_puts(stage: Stage, appendfsync: str) -> Iterator[Sample]:
             works = [clients.blocking(partial(libraries.redis_set, server.port, data))] * CLIENTS
             yield measured(stage, case, name + REDIS_PY, works, server.process, PUTS)
             if appendfsync == "always" or not stage.quick:
-                connect = partial(libraries.redis_set_async, server.port, data)
-                yield measured(stage, case, name + REDIS_ASYNC, _own_clients(connect), server.process, PUTS)
-                pool = partial(libraries.redis_pool_set_async, server.port, data, CLIENTS // PROCESSES)
-                yield measured(stage, case, name + REDIS_SHARED, _one_client(pool), server.process, PUTS)
+                for who, shared in ((REDIS_ASYNC, False), (REDIS_SHARED, True)):
+                    size = CLIENTS // PROCESSES if shared else 0
+                    connect = partial(libraries.redis_set_async, server.port, data, size)
+                    works = _in_loops(connect, shared=shared)
+                    yield measured(stage, case, name + who, works, server.process, PUTS)
             done = redis_benchmark.load(
                 server.process,
                 server.port,
@@ -167,13 +145,9 @@ def _redis_puts(stage: Stage, appendfsync: str) -> Iterator[Sample]:
                 size=len(data),
                 keys=KEYS,
             )
-            yield _benchmarked(case, name + REDIS_BENCHMARK, done, PUTS)
+            yield rate(case, name + REDIS_BENCHMARK, done, unit=PUTS, generator=REDIS_BENCHMARK)
         works = [libraries.redis_put_many(server.port, value(SMALL))]
         yield measured(stage, BULK, name + REDIS_PY, works, server.process, PUTS)
-
-
-def _benchmarked(case: str, contender: str, done: BenchmarkDone, unit: str) -> Sample:
-    return rate(case, contender, **done._asdict(), unit=unit, generator=REDIS_BENCHMARK)
 
 
 # ── gets ─────────────────────────────────────────────────────────────────────────────────────────
@@ -219,7 +193,7 @@ def _redis_gets(stage: Stage) -> Iterator[Sample]:
                 size=SMALL,
                 keys=KEYS,
             )
-            yield _benchmarked(case, f"{REDIS_BENCHMARK} -P", done, GETS)
+            yield rate(case, f"{REDIS_BENCHMARK} -P", done, unit=GETS, generator=REDIS_BENCHMARK)
 
 
 # ── one after another ────────────────────────────────────────────────────────────────────────────
@@ -240,29 +214,27 @@ def round_trip(stage: Stage) -> Iterator[Sample]:
 
 
 def _kvstore_round_trip(stage: Stage) -> Iterator[Sample]:
+    ways = ((KVSTORE_CLIENT, libraries.kvstore_get), (KVSTORE_SOCKETS, libraries.socket_get))
     with kvstore(stage, KEYS) as server:
-        for contender, way in (
-            (KVSTORE_CLIENT, libraries.kvstore_get),
-            (KVSTORE_SOCKETS, libraries.socket_get),
-        ):
-            done = clients.run(
-                [clients.blocking(partial(way, server.requests), timed=True)], stage.seconds, server.process
-            )
-            yield from percentiles("", contender, done.tallies[0].taken)
+        for contender, way in ways:
+            yield from _timed(stage, contender, partial(way, server.requests), server.process)
 
 
 def _redis_round_trip(stage: Stage) -> Iterator[Sample]:
     with redis(stage, count=KEYS) as server:
-        work = clients.blocking(partial(libraries.redis_get, server.port), timed=True)
-        done = clients.run([work], stage.seconds, server.process)
-        yield from percentiles("", REDIS_PY, done.tallies[0].taken)
+        yield from _timed(stage, REDIS_PY, partial(libraries.redis_get, server.port), server.process)
 
 
 def _etcd_round_trip(stage: Stage) -> Iterator[Sample]:
     with etcd(stage, KEYS) as server:
-        work = clients.blocking(partial(libraries.gateway_get, server.port), timed=True)
-        done = clients.run([work], stage.seconds, server.process)
-        yield from percentiles("", GATEWAY, done.tallies[0].taken)
+        yield from _timed(stage, GATEWAY, partial(libraries.gateway_get, server.port), server.process)
+
+
+def _timed(
+    stage: Stage, contender: str, connect: Callable[[], AbstractContextManager[Operation]], server: Process
+) -> Iterator[Sample]:
+    done = clients.run([clients.blocking(connect, timed=True)], stage.seconds, server)
+    yield from percentiles("", contender, done.tallies[0].taken)
 
 
 # ── gets beside writers ──────────────────────────────────────────────────────────────────────────

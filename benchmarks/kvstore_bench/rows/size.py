@@ -6,15 +6,16 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvstore_bench import preload, servers, workload
 from kvstore_bench.load import libraries
 from kvstore_bench.processes import memory_bytes
+from kvstore_bench.results import Sample
 from kvstore_bench.rows import http, native
 from kvstore_bench.rows.http import Front
-from kvstore_bench.samples import Sample
 from kvstore_bench.stage import Stage
 from kvstore_bench.workload import SMALL, EtcdHttp, KvstoreHttp, key, keys_label, value
 
@@ -29,36 +30,17 @@ SMALLEST, MIDDLE = 1_000, 100_000
 
 
 class _Store(NamedTuple):
-    """How a contender is started on a folder, filled, and asked for a key."""
+    """How a contender is started on a folder, filled, and asked for a key; ``answer`` is in what it says."""
 
     serve: Callable[[Path], AbstractContextManager[Any]]
     fill: Callable[[Any, int], None]
-    get: Callable[[Any, str], None]
-
-
-def _fill_kvstore(server: servers.Kvstore, count: int) -> None:
-    preload.kvstore(server.requests, count)
+    get: Callable[[str], bytes]
+    answer: bytes = value(SMALL)
 
 
 def _fill_redis(server: servers.Peer, count: int) -> None:
     preload.redis(server.port, count)
     preload.redis_settled(server.port)
-
-
-def _fill_etcd(server: servers.Peer, count: int) -> None:
-    preload.etcd(server.port, count)
-
-
-def _get_kvstore(server: servers.Kvstore, name: str) -> None:
-    _ask(server.port, KvstoreHttp.get(name), workload.value(SMALL))
-
-
-def _get_redis(server: servers.Peer, name: str) -> None:
-    _ask(server.port, servers.resp("GET", name), value(SMALL))
-
-
-def _get_etcd(server: servers.Peer, name: str) -> None:
-    _ask(server.port, EtcdHttp.get(name), workload.base64(value(SMALL)).encode())
 
 
 def _ask(port: int, request: bytes, wanted: bytes) -> None:
@@ -72,9 +54,14 @@ def _ask(port: int, request: bytes, wanted: bytes) -> None:
 
 
 STORES = {
-    KVSTORE: _Store(servers.kvstore, _fill_kvstore, _get_kvstore),
-    REDIS: _Store(servers.redis, _fill_redis, _get_redis),
-    ETCD: _Store(servers.etcd, _fill_etcd, _get_etcd),
+    KVSTORE: _Store(servers.kvstore, lambda it, count: preload.kvstore(it.requests, count), KvstoreHttp.get),
+    REDIS: _Store(servers.redis, _fill_redis, partial(servers.resp, "GET")),
+    ETCD: _Store(
+        servers.etcd,
+        lambda it, count: preload.etcd(it.port, count),
+        EtcdHttp.get,
+        workload.base64(value(SMALL)).encode(),
+    ),
 }
 
 
@@ -105,7 +92,7 @@ def start_and_memory(stage: Stage) -> Iterator[Sample]:
         folder, _ = _filled(stage, contender, started)
         before = time.monotonic()
         with store.serve(folder) as server:
-            store.get(server, key(started // 2))
+            _ask(server.port, store.get(key(started // 2)), store.answer)
             taken = time.monotonic() - before
         yield Sample(f"start with {keys_label(started)}", contender, taken, "s", less_is_better=True)
 

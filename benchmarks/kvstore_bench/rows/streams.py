@@ -13,11 +13,10 @@ from statistics import median
 from typing import Any, NamedTuple, Protocol
 
 from kvstore_bench import servers
-from kvstore_bench.load import zmtp
 from kvstore_bench.load.streams import Streams, Writer
 from kvstore_bench.processes import Process, Usage, memory_bytes
+from kvstore_bench.results import Load, Sample, rate
 from kvstore_bench.rows.native import percentiles
-from kvstore_bench.samples import Sample, rate
 from kvstore_bench.servers import resp
 from kvstore_bench.stage import Stage
 from kvstore_bench.workload import SMALL, EtcdHttp, KvstoreHttp, key
@@ -61,28 +60,23 @@ class Channel(NamedTuple):
 def _sse(stage: Stage) -> Iterator[Channel]:
     with stage.scratch() as folder, servers.kvstore(folder) as server:
         put = KvstoreHttp.put(key(1), VALUE)
-        yield Channel(
-            server.process,
-            server.port,
-            KvstoreHttp.watch(PREFIX),
-            b"event: sync",
-            b"~",
-            lambda: Writer(server.port, put, b"HTTP/1.1 ", CONNECTIONS),
-        )
+        yield _over_http(server, KvstoreHttp.watch(PREFIX), b"event: sync", b"~", put)
 
 
 @contextmanager
 def _etcd(stage: Stage) -> Iterator[Channel]:
     with stage.scratch() as folder, servers.etcd(folder) as server:
         put = EtcdHttp.put(key(1), BASE64_VALUE)
-        yield Channel(
-            server.process,
-            server.port,
-            EtcdHttp.watch(PREFIX),
-            b'"created":true',
-            b"/",
-            lambda: Writer(server.port, put, b"HTTP/1.1 ", CONNECTIONS),
-        )
+        yield _over_http(server, EtcdHttp.watch(PREFIX), b'"created":true', b"/", put)
+
+
+def _over_http(
+    server: servers.Kvstore | servers.Peer, hello: bytes, opened: bytes, token: bytes, put: bytes
+) -> Channel:
+    def writer() -> Changes:
+        return Writer(server.port, put, b"HTTP/1.1 ", CONNECTIONS)
+
+    return Channel(server.process, server.port, hello, opened, token, writer)
 
 
 @contextmanager
@@ -91,11 +85,11 @@ def _native(stage: Stage) -> Iterator[Channel]:
         yield Channel(
             server.process,
             int(server.changes.rpartition(":")[2]),
-            zmtp.GREETING,
-            zmtp.OPENED,
+            GREETING,
+            b"READY",
             b"~",
             lambda: _NativeWriter(server.requests),
-            zmtp.subscription(PREFIX.encode()),
+            _subscription(PREFIX.encode()),
         )
 
 
@@ -110,6 +104,18 @@ def _redis(stage: Stage) -> Iterator[Channel]:
             b"~",
             lambda: Writer(server.port, resp("PUBLISH", key(1), VALUE), b"\n"),
         )
+
+
+GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
+"""What a SUB socket begins with (ZMTP 3.0, NULL mechanism), for reading without libzmq: a thousand sockets
+of it in one process would cost more than the publisher does."""
+
+
+def _subscription(prefix: bytes) -> bytes:
+    """What it sends once the greeting was answered, to be subscribed to ``prefix``; it is not answered."""
+    command = b"\x05READY" + b"\x0bSocket-Type" + len(b"SUB").to_bytes(4, "big") + b"SUB"
+    topic = b"\x01" + prefix
+    return b"\x04" + bytes([len(command)]) + command + b"\x00" + bytes([len(topic)]) + topic
 
 
 class _NativeWriter:
@@ -178,19 +184,11 @@ def _deliveries(stage: Stage, contender: str, channel: Channel, subscribers: int
             writer.send(burst)
             streams.read_until(streams.total + burst * subscribers)
             writer.finish()
-        yield rate(
-            f"{subscribers:,} subscribers",
-            contender,
-            operations=streams.total,
-            seconds=seconds,
-            server_cpu=usage.seconds(),
-            load_cpu=time.process_time() - load_before,
-            unit="deliveries/s",
-            generator="the reader",
-        )
+        done = Load(streams.total, seconds, usage.seconds(), time.process_time() - load_before)
+        case = f"{subscribers:,} subscribers"
+        yield rate(case, contender, done, unit="deliveries/s", generator="the reader")
         memory = memory_bytes(channel.process)
         each = (memory - empty) / subscribers
-        case = f"{subscribers:,} subscribers"
         yield Sample(f"memory with {case}", contender, memory / 1e6, "MB", less_is_better=True)
         yield Sample(f"memory for each of {case}", contender, each / 1e3, "kB", less_is_better=True)
 
