@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
@@ -21,15 +21,22 @@ from hypothesis import strategies as st
 from kvstore_client import Client
 from support.lengths import examples
 from support.servers import Daemon, Facade, Service, wait_until
-from support.session import Session, path_of
+from support.session import JSON_TYPE, PATCH_TYPE, Session, connect, path_of
 from support.streams import open_stream
+
+Start = Callable[..., tuple[Facade, Session]]
 
 
 @pytest.fixture
-def session_of() -> Iterator[Callable[[Facade], Session]]:
-    """``session_of(facade)``: a connection that is closed after the test."""
+def start(daemon: Daemon, start_facade: Callable[..., Facade]) -> Iterator[Start]:
+    """``start(**options)``: a facade, and a connection to it that is closed after the test."""
+
+    def started(**options: str) -> tuple[Facade, Session]:
+        facade = start_facade(daemon, **options)
+        return facade, stack.enter_context(closing(Session(facade.url)))
+
     with ExitStack() as stack:
-        yield lambda facade: stack.enter_context(closing(Session(facade.url)))
+        yield started
 
 
 def lines(facade: Facade, logger: str = "kvstore.access") -> list[dict[str, Any]]:
@@ -38,11 +45,8 @@ def lines(facade: Facade, logger: str = "kvstore.access") -> list[dict[str, Any]
     return [line for line in found if line["logger"] == logger]
 
 
-def test_a_line_tells_the_request_and_its_answer(
-    daemon: Daemon, start_facade: Callable[..., Facade], session_of: Callable[[Facade], Session]
-) -> None:
-    facade = start_facade(daemon, access_log="on", log_format="json", log_level="error")
-    session = session_of(facade)
+def test_a_line_tells_the_request_and_its_answer(start: Start) -> None:
+    facade, session = start(access_log="on", log_format="json", log_level="error")
     named = {
         "user_agent": "a browser",
         "x_request_id": "id-1",
@@ -72,26 +76,20 @@ def test_a_line_tells_the_request_and_its_answer(
     assert "Bearer" not in facade.stderr
 
 
-def test_in_text_a_request_is_one_readable_line(
-    daemon: Daemon, start_facade: Callable[..., Facade], session_of: Callable[[Facade], Session]
-) -> None:
-    facade = start_facade(daemon, access_log="on")
-    session_of(facade).get("/v1/kv?prefix=a&limit=5", user_agent="a\x9bb", x_request_id="id-1")
+def test_in_text_a_request_is_one_readable_line(start: Start) -> None:
+    facade, session = start(access_log="on")
+    session.get("/v1/kv?prefix=a&limit=5", user_agent="a\x9bb", x_request_id="id-1")
     line = wait_until(lambda: [each for each in facade.stderr.splitlines() if "kvstore.access" in each])[0]
     assert ' INFO kvstore.access: 127.0.0.1 "GET /v1/kv?prefix=a&limit=5" 200 ' in line
     assert line.endswith('"a\\x9bb" (request id-1)')
 
 
-def test_refused_and_unknown_requests_are_in_it(
-    daemon: Daemon, start_facade: Callable[..., Facade], session_of: Callable[[Facade], Session]
-) -> None:
-    facade = start_facade(daemon, access_log="errors", log_format="json")
-    session = session_of(facade)
+def test_refused_and_unknown_requests_are_in_it(start: Start) -> None:
+    facade, session = start(access_log="errors", log_format="json")
     session.get("/livez")
     session.get("/nowhere")
     session.get("/v1/kv?limit=x")
-    address = urlsplit(facade.url)
-    with socket.create_connection((address.hostname, address.port)) as connection:
+    with connect(facade.url) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         assert b"400" in connection.recv(65536)
     found = wait_until(lambda: len(found := lines(facade)) == 3 and found)
@@ -99,11 +97,8 @@ def test_refused_and_unknown_requests_are_in_it(
     assert answered == [(404, "other"), (400, "/v1/kv"), (400, "other")]
 
 
-def test_off_is_silent_below_debug_level(
-    daemon: Daemon, start_facade: Callable[..., Facade], session_of: Callable[[Facade], Session]
-) -> None:
-    facade = start_facade(daemon, log_format="json")
-    session = session_of(facade)
+def test_off_is_silent_below_debug_level(start: Start) -> None:
+    facade, session = start(log_format="json")
     session.get("/nowhere")
     facade.signal(signal.SIGUSR1)
     wait_until(lambda: "the log level is now debug" in facade.stderr)
@@ -113,11 +108,8 @@ def test_off_is_silent_below_debug_level(
 
 
 @pytest.mark.parametrize("how", ["client", "stop"])
-def test_a_stream_is_told_of_when_it_opens_and_when_it_ends(
-    daemon: Daemon, start_facade: Callable[..., Facade], session_of: Callable[[Facade], Session], how: str
-) -> None:
-    facade = start_facade(daemon, access_log="on", log_format="json")
-    session = session_of(facade)
+def test_a_stream_is_told_of_when_it_opens_and_when_it_ends(daemon: Daemon, start: Start, how: str) -> None:
+    facade, session = start(access_log="on", log_format="json")
     for number in range(3):
         session.put(path_of(f"before-{number}"), b"v")
     stream = open_stream(facade.url, "snapshot=1&ops=put")
@@ -144,11 +136,8 @@ def test_a_stream_is_told_of_when_it_opens_and_when_it_ends(
     assert ended["bytes"] > 0
 
 
-def test_a_slow_request_is_said_with_its_id_and_a_wait_is_not(
-    daemon: Daemon, start_facade: Callable[..., Facade], session_of: Callable[[Facade], Session]
-) -> None:
-    facade = start_facade(daemon, slow_request="300ms", log_format="json")
-    session = session_of(facade)
+def test_a_slow_request_is_said_with_its_id_and_a_wait_is_not(daemon: Daemon, start: Start) -> None:
+    facade, session = start(slow_request="300ms", log_format="json")
     assert session.get("/v1/kv/none?wait=500ms&since=0").status == 304
     assert not [line for line in lines(facade, "kvstore.http") if "took" in line["message"]]
     daemon.signal(signal.SIGSTOP)
@@ -203,8 +192,7 @@ def check_silence(said: str) -> None:
 
 def attempts(key: str, value: bytes, text: str) -> list[tuple[str, str, bytes | None, dict[str, str]]]:
     """Requests that carry a value in every place for one, right or wrong."""
-    path, json_type = path_of(key), {"Content-Type": "application/json"}
-    patch = {"Content-Type": "application/merge-patch+json"}
+    path = path_of(key)
     ops = [{"op": "put", "key": key, "value": text}, {"op": "put", "key": key, "value": text, "bad": text}]
     return [
         ("PUT", path, value, {"Content-Type": "text/plain"}),
@@ -214,17 +202,17 @@ def attempts(key: str, value: bytes, text: str) -> list[tuple[str, str, bytes | 
         ("PUT", path + f"?value={CANARY}", value, {}),
         ("PUT", path + f"?{CANARY}", value, {}),
         ("PUT", path, value * 1000, {"Idempotency-Key": "same"}),
-        ("PATCH", path, json.dumps({"a": text}).encode(), patch),
-        ("PATCH", path, value, patch),
+        ("PATCH", path, json.dumps({"a": text}).encode(), PATCH_TYPE),
+        ("PATCH", path, value, PATCH_TYPE),
         ("POST", path_of(key, "incr"), None, {}),
         ("POST", path_of(key, "incr") + f"?by={CANARY}", None, {}),
         ("POST", path_of(key, "incr"), value, {}),
-        ("POST", "/v1/batch", json.dumps({"ops": ops[:1]}).encode(), json_type),
-        ("POST", "/v1/batch", json.dumps({"ops": ops}).encode(), json_type),
-        ("POST", "/v1/batch", json.dumps({"atomic": True, "ops": ops[:1] * 2}).encode(), json_type),
-        ("POST", "/v1/batch", value, json_type),
-        ("PUT", "/", json.dumps({"key": key, "value": text}).encode(), json_type),
-        ("PUT", "/", value, json_type),
+        ("POST", "/v1/batch", json.dumps({"ops": ops[:1]}).encode(), JSON_TYPE),
+        ("POST", "/v1/batch", json.dumps({"ops": ops}).encode(), JSON_TYPE),
+        ("POST", "/v1/batch", json.dumps({"atomic": True, "ops": ops[:1] * 2}).encode(), JSON_TYPE),
+        ("POST", "/v1/batch", value, JSON_TYPE),
+        ("PUT", "/", json.dumps({"key": key, "value": text}).encode(), JSON_TYPE),
+        ("PUT", "/", value, JSON_TYPE),
         ("GET", path, None, {"Authorization": CANARY, "Cookie": CANARY}),
         ("GET", path + "?format=json", None, {}),
         ("GET", path_of(key, "history"), None, {}),
@@ -265,32 +253,26 @@ def test_no_number_that_is_stored_is_logged(talkative: Service) -> None:
     session = Session(talkative.url)
     session.request("PUT", path_of("counter"), b"%d" % stored)
     for target, body in (("/v1/batch", batch), (path_of("counter", "incr") + f"?by={by}", None)):
-        refused = session.request("POST", target, body, {"Content-Type": "application/json"} if body else {})
+        refused = session.request("POST", target, body, JSON_TYPE if body else {})
         assert str(stored + by) in refused.json["detail"]
     session.close()
     for server in talkative:
         assert not {str(stored), str(by), str(stored + by)} & set(re.findall(r"\d+", server.stderr))
 
 
-def test_clients_that_go_away_before_their_answer_leave_no_line(
-    daemon: Daemon, start_facade: Callable[..., Facade], session_of: Callable[[Facade], Session]
-) -> None:
-    facade = start_facade(daemon, log_format="json")
-    address = urlsplit(facade.url)
-    assert address.hostname is not None
-    assert address.port is not None
-
+def test_clients_that_go_away_before_their_answer_leave_no_line(start: Start) -> None:
+    facade, session = start(log_format="json")
     messages = (b"\x00\x01\r\n\r\n", b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
 
     def come_and_go(rounds: int) -> None:
         for number in range(rounds):
-            with socket.create_connection((address.hostname, address.port)) as client:
+            with connect(facade.url) as client:
                 client.sendall(messages[number % 2])
                 # the connection is reset
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     come_and_go(40)
-    session_of(facade).get("/v1/status")
+    session.get("/v1/status")
     facade.process.send_signal(signal.SIGUSR1)
     wait_until(lambda: any("debug" in line["message"] for line in lines(facade, "kvstore.announce")))
     quiet = [line for line in lines(facade, "waitress") if line["level"] != "debug"]

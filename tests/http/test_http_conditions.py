@@ -38,19 +38,13 @@ CONDITIONS = [
 WRITES = ["PUT", "DELETE", "PATCH", "incr", "touch", "persist"]
 
 
-def write(session: Session, how: str, key: str, headers: dict[str, str]) -> int:
-    """Write ``key`` in one of the ways; the status of the answer."""
+def write(session: Session, how: str, key: str, headers: dict[str, str]) -> Answer:
+    """Write ``key`` in one of the ways."""
     if how == "PATCH":
-        answer = session.patch(path_of(key), 5, **headers)
-    elif how in ("PUT", "DELETE"):
-        answer = session.request(how, path_of(key), b"5" if how == "PUT" else None, headers)
-    else:
-        answer = session.request(
-            "POST", path_of(key, how) + ("?ttl=1h" if how == "touch" else ""), None, headers
-        )
-    if answer.status == 412:
-        assert_problem(answer, "condition_failed")
-    return answer.status
+        return session.patch(path_of(key), 5, **headers)
+    if how in ("PUT", "DELETE"):
+        return session.request(how, path_of(key), b"5" if how == "PUT" else None, headers)
+    return session.request("POST", path_of(key, how) + ("?ttl=1h" if how == "touch" else ""), None, headers)
 
 
 def headers_of(match: str | None, none_match: str | None, now: int, old: int) -> dict[str, str]:
@@ -73,13 +67,12 @@ def test_a_write_happens_only_if_its_condition_holds(
     old = session.put(path_of(key), b"1").json["revision"]
     now = session.put(path_of(key) + "?ttl=1h", b"2").json["revision"]
     headers = headers_of(match, none_match, now, old)
-    status = write(session, how, key, headers)
-    assert status == (200 if on_existing else 412)
+    assert write(session, how, key, headers).status == (200 if on_existing else 412)
     after = session.get(path_of(key))
     assert (after.status == 200 and after.headers["etag"] == f'"{now}"') is not on_existing
 
     session.delete(path_of(key))
-    status = write(session, how, key, headers)
+    status = write(session, how, key, headers).status
     creates = how in ("PUT", "PATCH", "incr")
     assert status == (412 if not on_missing else {"incr": 200}.get(how, 201) if creates else 404)
     assert (session.get(path_of(key)).status == 200) is (on_missing and creates)
@@ -89,13 +82,7 @@ def test_a_write_happens_only_if_its_condition_holds(
 def test_a_failed_condition_says_the_present_revision(session: Session, key: str, how: str) -> None:
     revision = session.put(path_of(key), b"1").json["revision"]
     for headers in ({"If-Match": '"1"'}, {"If-Match": '"1", W/"2"'}, {"If-None-Match": "*"}):
-        method, target, body = {
-            "PUT": ("PUT", path_of(key), b"5"),
-            "DELETE": ("DELETE", path_of(key), None),
-            "PATCH": ("PATCH", path_of(key), b"5"),
-        }.get(how, ("POST", path_of(key, how) + ("?ttl=5" if how == "touch" else ""), None))
-        types = {"Content-Type": "application/merge-patch+json"} if how == "PATCH" else {}
-        answer = session.request(method, target, body, {**headers, **types})
+        answer = write(session, how, key, headers)
         assert assert_problem(answer, "condition_failed")["revision"] == revision
         assert answer.headers["x-kvstore-revision"] == str(revision)
 

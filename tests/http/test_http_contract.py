@@ -13,6 +13,7 @@ from kvstore_http.resources.openapi import SCHEMAS, document
 from kvstore_http.routes import ENDPOINTS, Endpoint, methods_of, paths
 from support.markdown import ROOT, table_rows
 from support.session import Session, assert_problem
+from support.surfaces import Answer
 
 PAGE = (ROOT / "docs/http.md").read_text()
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND")
@@ -92,15 +93,18 @@ def test_an_absolute_address_is_the_same(session: Session) -> None:
     assert found.json["key"] == "absolute"
 
 
+def ask(session: Session, endpoint: Endpoint, query: str) -> Answer:
+    """What the endpoint answers to a query."""
+    headers = {"Content-Type": next(iter(endpoint.body))} if endpoint.body else {}
+    target = endpoint.path.replace("{key}", "some-key") + f"?{query}"
+    return session.request(endpoint.method, target, b"" if headers else None, headers)
+
+
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
 def test_an_unknown_parameter_is_refused_and_the_known_are_named(
     session: Session, endpoint: Endpoint
 ) -> None:
-    headers = {"Content-Type": next(iter(endpoint.body))} if endpoint.body else {}
-    target = endpoint.path.replace("{key}", "some-key") + "?nonsense=1"
-    problem = assert_problem(
-        session.request(endpoint.method, target, b"" if headers else None, headers), "bad_request"
-    )
+    problem = assert_problem(ask(session, endpoint, "nonsense=1"), "bad_request")
     assert problem["parameter"] == "nonsense"
 
 
@@ -108,20 +112,15 @@ def test_an_unknown_parameter_is_refused_and_the_known_are_named(
 def test_a_parameter_is_given_once(session: Session, endpoint: Endpoint) -> None:
     for name, parameter in endpoint.query.items():
         if not parameter.many:
-            target = endpoint.path.replace("{key}", "some-key") + f"?{name}=1&{name}=1"
-            headers = {"Content-Type": next(iter(endpoint.body))} if endpoint.body else {}
-            answer = session.request(endpoint.method, target, b"" if headers else None, headers)
-            assert_problem(answer, "bad_request")
+            assert_problem(ask(session, endpoint, f"{name}=1&{name}=1"), "bad_request")
 
 
 @pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.query], ids=name_of)
 def test_what_is_not_percent_encoded_utf_8_is_refused_alike_everywhere(
     session: Session, endpoint: Endpoint
 ) -> None:
-    headers = {"Content-Type": next(iter(endpoint.body))} if endpoint.body else {}
     for name in endpoint.query:
-        target = endpoint.path.replace("{key}", "some-key") + f"?{name}=%FF"
-        answer = session.request(endpoint.method, target, b"" if headers else None, headers)
+        answer = ask(session, endpoint, f"{name}=%FF")
         assert assert_problem(answer, "invalid_key" if name == "key" else "bad_request")["parameter"] == name
 
 

@@ -28,14 +28,7 @@ def test_on_loopback_the_machine_s_own_names_are_taken(session: Session, host: s
 
 @pytest.mark.parametrize(
     "host",
-    [
-        STRANGER,
-        f"{STRANGER}:5000",
-        "127.0.0.1.example",
-        "localhost.example:1",
-        "10.0.0.1",
-        "[::2]:1",
-    ],
+    [STRANGER, f"{STRANGER}:5000", "127.0.0.1.example", "localhost.example:1", "10.0.0.1", "[::2]:1"],
 )
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
 def test_on_loopback_other_names_are_refused_whatever_is_asked(

@@ -245,36 +245,6 @@ def test_a_reader_that_goes_away_in_the_middle_disturbs_nobody(connect: Connect,
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        b"GET /\xff\r\n\r\n" * 2,
-        b"get / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"GET nowhere HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nBad Name: y\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\n folded\r\nA: b\nc\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 1\r\n\r\na",
-        b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-        b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"PUT / HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    ],
-)
-def test_a_malformed_request_gets_a_problem_and_its_connection_ends(connect: Connect, message: bytes) -> None:
-    with closing(connect()) as sock:
-        sock.sendall(message)
-        if message.startswith(b"GET /\xff"):
-            return  # HTTP/0.9: any answer will do, as long as the server lives on
-        response, body = read_response(sock)
-        assert_problem(response, body, 400, "bad_request")
-        assert response.headers["Connection"] == "close"
-        assert sock.recv(1) == b""
-
-
 def test_a_body_of_the_largest_size_is_taken_and_one_byte_more_is_not(connect: Connect) -> None:
     for size, status in ((MAX_BODY, 200), (MAX_BODY + 1, 413)):
         message = request("/", f"Content-Length: {size}", method="PUT", body=b"x" * size)

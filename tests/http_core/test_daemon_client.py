@@ -280,19 +280,6 @@ def test_reads_that_are_not_gathered_are_admitted_as_they_are_answered(
     assert len(daemon.asked) == PAGES_UNDER_WAY, "what was given up is not sent any more"
 
 
-def test_a_request_lost_with_its_connection_is_sent_to_the_daemon_that_comes_back(
-    daemon: ScriptedDaemon, client: DaemonClient
-) -> None:
-    daemon.answer = lambda _: None
-    waiting = gevent.spawn(put(client, "k"))
-    while not daemon.requests:
-        gevent.sleep(0.001)
-    daemon.stop()
-    daemon.answer = echo
-    daemon.start()
-    assert waiting.get()["key"] == "k"
-
-
 def test_while_the_daemon_is_away_calls_fail_at_once_and_say_what_is_known(
     daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:

@@ -6,7 +6,6 @@ import json
 import random
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
@@ -16,7 +15,9 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from support.servers import Daemon, Facade, Service, wait_until
+from support.session import connect
 from support.streams import Stream, StreamEvent, open_stream
+from support.surfaces import call
 
 NDJSON = {"Accept": "application/x-ndjson"}
 
@@ -36,10 +37,8 @@ def connected(url: str) -> Iterator[HTTPConnection]:
 
 def ask(url: str, method: str, target: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
     """One request; the status and the decoded JSON of the answer."""
-    with connected(url) as connection:
-        connection.request(method, target, body, {name.replace("_", "-"): v for name, v in headers.items()})
-        response = connection.getresponse()
-        return response.status, json.loads(response.read() or b"null")
+    answer = call(url, method, target, body, {name.replace("_", "-"): v for name, v in headers.items()})
+    return answer.status, json.loads(answer.body or b"null")
 
 
 def put(url: str, key: str, value: bytes = b"v", query: str = "") -> int:
@@ -310,8 +309,7 @@ def test_ndjson_has_an_object_a_line(shared_service: Service, prefix: str) -> No
 
 
 def test_an_http_1_0_client_gets_the_stream_without_chunks(shared_service: Service, prefix: str) -> None:
-    address = urlsplit(shared_service.url)
-    with socket.create_connection((address.hostname, address.port), timeout=60) as sock:
+    with connect(shared_service.url) as sock:
         sock.sendall(f"GET /v1/subscribe?prefix={prefix} HTTP/1.0\r\n\r\n".encode())
         response = HTTPResponse(sock)
         response.begin()
@@ -325,24 +323,18 @@ def test_an_http_1_0_client_gets_the_stream_without_chunks(shared_service: Servi
 
 
 def test_head_shows_the_headers_and_opens_no_stream(shared_service: Service) -> None:
-    with connected(shared_service.url) as connection:
-        connection.request("HEAD", "/v1/subscribe")
-        response = connection.getresponse()
-        assert (response.status, response.read()) == (200, b"")
-    assert response.headers["Content-Type"] == "text/event-stream"
-    assert response.headers["Cache-Control"] == "no-store, no-transform"
-    assert response.headers["X-Accel-Buffering"] == "no"
-    assert "X-Kvstore-Body-Ends" not in response.headers
+    answer = call(shared_service.url, "HEAD", "/v1/subscribe")
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.headers["cache-control"] == "no-store, no-transform"
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert "x-kvstore-body-ends" not in answer.headers
 
 
 def test_the_reconnection_time_differs_between_streams(shared_service: Service) -> None:
     def retry() -> bytes:
-        with connected(shared_service.url) as connection:
-            connection.request("GET", "/v1/subscribe")
-            response = connection.getresponse()
-            line = response.readline()
-            response.close()
-            return line
+        with closing(open_stream(shared_service.url, "")) as opened:
+            return opened.response.readline()
 
     assert len({retry() for _ in range(8)}) > 1
 
@@ -367,10 +359,8 @@ def test_the_reconnection_time_differs_between_streams(shared_service: Service) 
 def test_a_stream_that_cannot_be_is_refused_before_it_begins(
     shared_service: Service, query: str, headers: dict[str, str], status: int, code: str
 ) -> None:
-    with connected(shared_service.url) as connection:
-        connection.request("GET", f"/v1/subscribe?{query}", headers=headers)
-        response = connection.getresponse()
-        assert (response.status, json.loads(response.read())["code"]) == (status, code)
+    answer = call(shared_service.url, "GET", f"/v1/subscribe?{query}", headers=headers)
+    assert (answer.status, answer.json["code"]) == (status, code)
 
 
 # ── what it survives ─────────────────────────────────────────────────────────────────────────────
@@ -394,16 +384,13 @@ def test_a_stream_too_many_is_refused_and_room_is_made_by_one_that_ends(
 ) -> None:
     facade = start_facade(daemon, max_streams=2)
     first, second = open_stream(facade.url, ""), open_stream(facade.url, "")
-    with connected(facade.url) as connection:
-        connection.request("GET", "/v1/subscribe")
-        response = connection.getresponse()
-        assert (response.status, json.loads(response.read())["code"]) == (503, "too_busy")
-        assert response.headers["Retry-After"]
-        connection.request("GET", "/v1/subscribe", headers={"Accept": "text/event-stream"})
-        response = connection.getresponse()
-        assert response.status == 200, "an EventSource never tries again after anything else"
-        assert response.headers["Content-Type"] == "text/event-stream"
-        assert re.fullmatch(rb"retry: \d{4}\n: 2 streams are open.*\n\n", response.read())
+    refused = call(facade.url, "GET", "/v1/subscribe")
+    assert (refused.status, refused.json["code"]) == (503, "too_busy")
+    assert refused.headers["retry-after"]
+    ended = call(facade.url, "GET", "/v1/subscribe", headers={"Accept": "text/event-stream"})
+    assert ended.status == 200, "an EventSource never tries again after anything else"
+    assert ended.headers["content-type"] == "text/event-stream"
+    assert re.fullmatch(rb"retry: \d{4}\n: 2 streams are open.*\n\n", ended.body)
     first.close()
 
     def there_is_room() -> bool:
@@ -430,17 +417,14 @@ def test_an_event_source_for_whose_connection_there_is_no_room_comes_back(
             ("/v1/subscribe", "application/x-ndjson, text/event-stream;q=0.1", 503),
             ("/v1/kv/a", "text/event-stream", 503),
         ):
-            with connected(facade.url) as connection:
-                headers = {"Accept": accept, "Origin": "https://app.example"}
-                connection.request("GET", path, headers=headers)
-                response = connection.getresponse()
-                body = response.read()
-                assert (response.status, response.headers["Connection"]) == (status, "close")
-                if status == 200:
-                    assert response.headers["Access-Control-Allow-Origin"] == "https://app.example"
-                    assert re.fullmatch(rb"retry: \d{4}\n: 1 connections are open.*\n\n", body)
-                else:
-                    assert json.loads(body)["code"] == "too_busy"
+            headers = {"Accept": accept, "Origin": "https://app.example"}
+            answer = call(facade.url, "GET", path, headers=headers)
+            assert (answer.status, answer.headers["connection"]) == (status, "close")
+            if status == 200:
+                assert answer.headers["access-control-allow-origin"] == "https://app.example"
+                assert re.fullmatch(rb"retry: \d{4}\n: 1 connections are open.*\n\n", answer.body)
+            else:
+                assert answer.json["code"] == "too_busy"
 
 
 def test_a_slow_reader_is_cut_off_resumes_and_misses_nothing(
@@ -448,7 +432,7 @@ def test_a_slow_reader_is_cut_off_resumes_and_misses_nothing(
 ) -> None:
     facade = start_facade(daemon, stream_buffer_bytes="64KiB")
     value = b"x" * 100_000
-    slow = open_slowly(facade.url, "since=0")
+    slow = open_stream(facade.url, "since=0", receive_buffer=16_384)
     quick = open_stream(facade.url, "since=0")
     quick_changes = changes(iter(quick))
     next(quick_changes)
@@ -465,18 +449,6 @@ def test_a_slow_reader_is_cut_off_resumes_and_misses_nothing(
             seen += [event.json["revision"] for event in found[:-1]]
             last_id = found[-1].id
     assert seen == revisions
-
-
-def open_slowly(url: str, query: str) -> Stream:
-    """A stream whose client takes little at a time; nothing is read yet but the headers."""
-    address = urlsplit(url)
-    connection = HTTPConnection(address.netloc, timeout=60)
-    connection.sock = socket.socket()
-    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-    connection.sock.settimeout(60)
-    connection.sock.connect((address.hostname, address.port))
-    connection.request("GET", f"/v1/subscribe?{query}")
-    return Stream(connection, connection.getresponse())
 
 
 def read_until_cut(slow: Stream) -> tuple[list[int], str | None]:

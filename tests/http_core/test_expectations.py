@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from urllib.parse import urlsplit
+from contextlib import contextmanager
 
 import pytest
 
 from support.servers import Service
-from support.session import Session
+from support.session import Session, connect
 
 JSON = "Content-Type: application/json"
 PATCH = "Content-Type: application/merge-patch+json"
@@ -21,8 +20,7 @@ PATCH = "Content-Type: application/merge-patch+json"
 @contextmanager
 def asked(service: Service, line: str, *headers: str) -> Iterator[socket.socket]:
     """A connection on which a head was sent that waits to hear whether to send the body."""
-    address = urlsplit(service.url)
-    with closing(socket.create_connection((address.hostname, address.port), timeout=60)) as sock:
+    with connect(service.url) as sock:
         head = [f"{line} HTTP/1.1", "Host: localhost", "Expect: 100-continue", *headers]
         sock.sendall("\r\n".join([*head, "", ""]).encode())
         yield sock
@@ -100,8 +98,7 @@ def test_a_body_that_comes_unasked_is_taken(shared_service: Service) -> None:
 
 
 def test_an_expectation_behind_another_request_keeps_its_place(shared_service: Service) -> None:
-    address = urlsplit(shared_service.url)
-    with closing(socket.create_connection((address.hostname, address.port), timeout=60)) as sock:
+    with connect(shared_service.url) as sock:
         first = b"PUT /v1/kv/first HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\na"
         second = b"PUT /v1/kv/second HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
         sock.sendall(first + second)
@@ -115,10 +112,9 @@ def test_an_expectation_behind_another_request_keeps_its_place(shared_service: S
 
 @pytest.mark.parametrize("first", ["GET /v1/kv/none HTTP/1.1\r\nConnection: close", "GET /none HTTP/1.0"])
 def test_nothing_follows_the_last_response_of_a_connection(shared_service: Service, first: str) -> None:
-    address = urlsplit(shared_service.url)
     second = "PUT /v1/kv/{} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"
     for key in ("fine", "%ff"):
-        with closing(socket.create_connection((address.hostname, address.port), timeout=60)) as sock:
+        with connect(shared_service.url) as sock:
             sock.sendall(f"{first}\r\nHost: localhost\r\n\r\n{second.format(key)}".encode())
             received = b"".join(iter(lambda: sock.recv(65536), b""))
         assert received.startswith((b"HTTP/1.1 404 ", b"HTTP/1.0 404 "))
@@ -126,8 +122,7 @@ def test_nothing_follows_the_last_response_of_a_connection(shared_service: Servi
 
 
 def test_nothing_but_events_follows_the_head_of_a_stream(shared_service: Service) -> None:
-    address = urlsplit(shared_service.url)
-    with closing(socket.create_connection((address.hostname, address.port), timeout=60)) as sock:
+    with connect(shared_service.url) as sock:
         first = b"GET /v1/subscribe?prefix=stream/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
         second = (
             b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n"

@@ -12,6 +12,8 @@ import gevent
 import pytest
 import zmq
 
+from kvstore_cli.config.resolve import resolve
+from kvstore_cli.config.server_settings import http_settings
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import (
@@ -25,7 +27,6 @@ from kvstore_core.wire import (
 )
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
-from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming import lagging_streams
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
@@ -154,27 +155,8 @@ def store() -> Iterator[Store]:
 def broadcaster(store: Store) -> Iterator[Broadcaster]:
     """One on a feed of its own, which has subscribed."""
     context: zmq.Context[Any] = zmq.Context()
-    settings = HttpSettings(
-        http="",
-        workers=1,
-        requests=store.requests,
-        changes=store.changes,
-        daemon_timeout_ms=5_000,
-        max_body_bytes=0,
-        max_header_bytes=0,
-        max_connections=0,
-        max_streams=100,
-        stream_buffer_bytes=2**20,
-        max_held_bytes=2**28,
-        stream_heartbeat_ms=60_000,
-        cors_origins=(),
-        allowed_hosts=(),
-        allow_anonymous=True,
-        access_log="off",
-        slow_request_ms=0,
-        log_level="info",
-        log_format="text",
-    )
+    flags = {"requests": store.requests, "changes": store.changes, "stream-heartbeat": 60_000}
+    settings = http_settings(resolve(flags, "http", environ={}))
     client = DaemonClient(context, store.requests, settings.daemon_timeout_ms)
     feed = ChangeFeed(context, client, store.changes)
     made = Broadcaster(client, feed, settings, WorkerCounters.alone())

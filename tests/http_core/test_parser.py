@@ -14,29 +14,11 @@ from support.lengths import examples
 ADJUSTMENTS = make_adjustments(max_body_bytes=1000, max_header_bytes=1500, max_connections=1)
 
 OUTCOME = (
-    "body_bytes_received",
-    "chunked",
-    "command",
-    "completed",
-    "connection_close",
-    "content_length",
-    "empty",
-    "error",
-    "expect_continue",
-    "first_line",
-    "fragment",
-    "header_bytes_received",
-    "headers",
-    "headers_finished",
-    "path",
-    "proxy_netloc",
-    "proxy_scheme",
-    "query",
-    "request_uri",
-    "target",
-    "url_scheme",
-    "version",
-)
+    "body_bytes_received", "chunked", "command", "completed", "connection_close", "content_length", "empty",
+    "error", "expect_continue", "first_line", "fragment", "header_bytes_received", "headers",
+    "headers_finished", "path", "proxy_netloc", "proxy_scheme", "query", "request_uri", "target",
+    "url_scheme", "version",
+)  # fmt: skip
 """All that waitress and the server read of a parsed request, without its body."""
 
 

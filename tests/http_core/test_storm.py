@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
@@ -18,7 +17,9 @@ import pytest
 
 from support.lengths import Survived, times
 from support.servers import Daemon, Facade
+from support.session import JSON_TYPE, connect
 from support.streams import Stream, StreamEvent
+from support.surfaces import call
 
 pytestmark = pytest.mark.torture
 
@@ -39,9 +40,8 @@ def facade(daemon: Daemon, start_facade: Callable[..., Facade]) -> Facade:
 
 
 def ask(url: str, method: str, target: str, body: str | None = None) -> Any:
-    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
-        connection.request(method, target, body, {"Content-Type": "application/json"} if body else {})
-        return json.loads(connection.getresponse().read())
+    encoded = None if body is None else body.encode()
+    return call(url, method, target, encoded, JSON_TYPE if body else {}).json
 
 
 def operations(url: str) -> dict[str, int]:
@@ -56,9 +56,7 @@ def asked(url: str, before: dict[str, int], name: str) -> int:
 
 def resident_bytes(url: str) -> int:
     """The memory of the facade's one worker."""
-    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
-        connection.request("GET", "/metrics")
-        shown = connection.getresponse().read().decode()
+    shown = call(url, "GET", "/metrics").body.decode()
     found = re.search(r'^process_resident_memory_bytes\{process="worker-?0"\} (\S+)$', shown, re.MULTILINE)
     assert found is not None, shown
     return int(float(found[1]))
@@ -141,9 +139,7 @@ def test_who_reads_nothing_keeps_nobody_waiting_and_takes_bounded_memory(
     begun = resident_bytes(facade.url)
     with ExitStack() as open_ones:
         for _ in range(100):
-            silent = open_ones.enter_context(socket.socket())
-            silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            silent.connect((urlsplit(facade.url).hostname, urlsplit(facade.url).port))
+            silent = open_ones.enter_context(connect(facade.url, 4096))
             silent.sendall(b"GET /v1/subscribe?since=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for events in storm(facade.url, ["since=0"] * 5):
             assert len(events) == 21

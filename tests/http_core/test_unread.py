@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import ExitStack, closing
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from support.servers import Service, children
-from support.session import Session
+from support.session import Session, connect
 
 READERS = 24
 VALUE = b"v" * 1_000_000
@@ -50,7 +48,6 @@ def private_bytes(pid: int) -> int:
 def test_a_client_that_does_not_read_costs_no_more_than_its_buffer(
     loaded: Service, target: str, header: str
 ) -> None:
-    address = urlsplit(loaded.url)
     session = Session(loaded.url)
     with ExitStack() as stack:
         stack.callback(session.close)
@@ -59,9 +56,7 @@ def test_a_client_that_does_not_read_costs_no_more_than_its_buffer(
         before = private_bytes(worker)
         most = 0
         for _ in range(READERS):
-            sock = stack.enter_context(closing(socket.socket()))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            sock.connect((address.hostname, address.port))
+            sock = stack.enter_context(connect(loaded.url, 4096))
             head = f"GET {target} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n"
             sock.sendall((head + "\r\n" * bool(header)).encode())
             sock.recv(16)  # it is being answered

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -14,9 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,7 +21,9 @@ import pytest
 from kvstore_core.errors import KvError
 from kvstore_http.server.listen import bind
 from support.servers import Daemon, Facade, children, clean_environment, flags, kvstore_command, wait_until
+from support.session import assert_problem, connect
 from support.streams import open_stream
+from support.surfaces import Answer, call
 
 
 def is_there(pid: int) -> bool:
@@ -34,20 +33,12 @@ def is_there(pid: int) -> bool:
         return False
 
 
-def get(url: str, target: str, **headers: str) -> tuple[int, dict[str, str], Any]:
-    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
-        connection.request("GET", target, headers=headers)
-        response = connection.getresponse()
-        body = response.read()
-        is_json = "json" in (response.headers["Content-Type"] or "")
-        return response.status, dict(response.headers), json.loads(body) if is_json else body
+def get(url: str, target: str) -> Answer:
+    return call(url, "GET", target)
 
 
-def put(url: str, key: str, value: bytes = b"v") -> tuple[int, dict[str, str], Any]:
-    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
-        connection.request("PUT", f"/v1/kv/{key}", value)
-        response = connection.getresponse()
-        return response.status, dict(response.headers), json.loads(response.read())
+def put(url: str, key: str, value: bytes = b"v") -> Answer:
+    return call(url, "PUT", f"/v1/kv/{key}", value)
 
 
 def test_every_worker_accepts_connections(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
@@ -55,10 +46,9 @@ def test_every_worker_accepts_connections(daemon: Daemon, start_facade: Callable
     workers = children(facade.pid)
     assert len(workers) == 2
     kept = []
-    address = urlsplit(facade.url)
 
     def all_have_one() -> bool:
-        kept.append(socket.create_connection((address.hostname, address.port)))
+        kept.append(connect(facade.url))
         return all(has_accepted(pid, facade.url) for pid in workers)
 
     wait_until(all_have_one, what="both workers have a connection")
@@ -89,7 +79,7 @@ def test_a_worker_that_is_killed_is_started_again_and_said(
     assert other in children(facade.pid)
     assert f"(pid {victim}) was ended by SIGKILL; starting another" in facade.stderr
     for number in range(30):  # whichever worker they meet, also the one that is still starting
-        assert put(facade.url, f"k{number}")[0] == 201
+        assert put(facade.url, f"k{number}").status == 201
 
 
 def test_a_worker_that_keeps_dying_is_started_ever_more_slowly(
@@ -119,7 +109,7 @@ def test_a_request_in_flight_is_answered_before_the_facade_stops(
 ) -> None:
     facade = start_facade(daemon, workers=2)
     put(facade.url, "k")
-    answers: list[tuple[int, dict[str, str], Any]] = []
+    answers: list[Answer] = []
 
     def wait_for_change() -> None:
         answers.append(get(facade.url, "/v1/kv/k?wait=60s"))
@@ -131,8 +121,8 @@ def test_a_request_in_flight_is_answered_before_the_facade_stops(
     facade.stop()
     for thread in waiting:
         thread.join()
-    assert [status for status, _, _ in answers] == [200] * len(waiting)
-    assert all(headers["Connection"] == "close" for _, headers, _ in answers)
+    assert [answer.status for answer in answers] == [200] * len(waiting)
+    assert all(answer.headers["connection"] == "close" for answer in answers)
 
 
 def test_requests_that_arrive_with_the_signal_are_answered_before_the_facade_stops(
@@ -140,14 +130,10 @@ def test_requests_that_arrive_with_the_signal_are_answered_before_the_facade_sto
 ) -> None:
     facade = start_facade(daemon, workers=1)
     put(facade.url, "k")
-    address = urlsplit(facade.url)
     request = b"GET /v1/kv/k HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     with contextlib.ExitStack() as stack:
         # more than the loop takes in one turn, so that some are unread when it hears of the signal
-        connections = [
-            stack.enter_context(socket.create_connection((address.hostname, address.port)))
-            for _ in range(300)
-        ]
+        connections = [stack.enter_context(connect(facade.url)) for _ in range(300)]
         for connection in connections:
             connection.sendall(request)
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
@@ -165,13 +151,12 @@ def test_clients_that_stand_still_do_not_keep_the_facade_from_stopping(
     daemon: Daemon, start_facade: Callable[..., Facade]
 ) -> None:
     facade = start_facade(daemon, workers=2)
-    address = urlsplit(facade.url)
-    half = socket.create_connection((address.hostname, address.port))
+    half = connect(facade.url)
     half.sendall(b"PUT /v1/kv/k HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
-    idle = socket.create_connection((address.hostname, address.port))
+    idle = connect(facade.url)
     deaf = [open_stream(facade.url, "") for _ in range(4)]
     for number in range(60):
-        assert put(facade.url, f"k{number}", b"x" * 200_000)[0] == 201
+        assert put(facade.url, f"k{number}", b"x" * 200_000).status == 201
     facade.stop()
     for each in (half, idle, *deaf):
         each.close()
@@ -182,18 +167,16 @@ def test_ready_without_a_daemon_and_answering_503_at_once_until_it_comes(
 ) -> None:
     daemon.stop()
     facade = start_facade(daemon, daemon_timeout="300ms")
-    assert get(facade.url, "/livez")[0] == 200
+    assert get(facade.url, "/livez").status == 200
     for _ in range(50):  # only the first of them waits for the daemon
-        status, headers, problem = get(facade.url, "/v1/kv/k")
-        assert (status, problem["code"], problem["retryable"]) == (503, "unavailable", True)
-        assert headers["Retry-After"]
-    status, _, problem = put(facade.url, "k")
-    assert (status, problem.get("outcome")) == (503, None), "a write that was never sent is not in doubt"
-    assert get(facade.url, "/v1/subscribe")[0] == 503
+        assert_problem(get(facade.url, "/v1/kv/k"), "unavailable")
+    problem = assert_problem(put(facade.url, "k"), "unavailable")
+    assert "outcome" not in problem, "a write that was never sent is not in doubt"
+    assert get(facade.url, "/v1/subscribe").status == 503
     daemon.start()
-    wait_until(lambda: get(facade.url, "/v1/kv/k")[0] == 404)
+    wait_until(lambda: get(facade.url, "/v1/kv/k").status == 404)
     # a disk may take longer than the facade waits here
-    wait_until(lambda: put(facade.url, "k")[0] in (200, 201))
+    wait_until(lambda: put(facade.url, "k").status in (200, 201))
     open_stream(facade.url, "").close()
 
 
@@ -203,9 +186,9 @@ def test_the_log_says_once_that_the_daemon_went_and_once_that_it_is_back(
     daemon.stop()
     facade = start_facade(daemon, daemon_timeout="300ms")
     for _ in range(5):
-        assert get(facade.url, "/readyz")[0] == 503
+        assert get(facade.url, "/readyz").status == 503
     daemon.start()
-    wait_until(lambda: get(facade.url, "/readyz")[0] == 200)
+    wait_until(lambda: get(facade.url, "/readyz").status == 200)
     went, back = [line for line in facade.stderr.splitlines() if "WARNING" in line]
     assert f"the daemon at {daemon.requests} cannot be reached" in went
     assert f"the daemon at {daemon.requests} answers again" in back
@@ -217,13 +200,12 @@ def test_a_write_that_was_under_way_when_the_daemon_went_says_that_it_may_have_h
     daemon: Daemon, start_facade: Callable[..., Facade]
 ) -> None:
     facade = start_facade(daemon, daemon_timeout="300ms")
-    wait_until(lambda: put(facade.url, "k")[0] in (200, 201))  # a disk may take longer than that
+    wait_until(lambda: put(facade.url, "k").status in (200, 201))  # a disk may take longer than that
     daemon.signal(signal.SIGSTOP)
-    status, headers, problem = put(facade.url, "k")
+    answer = put(facade.url, "k")
     daemon.signal(signal.SIGCONT)
-    assert (status, problem["code"], problem["outcome"]) == (503, "unavailable", "unknown")
-    assert headers["Retry-After"]
-    wait_until(lambda: put(facade.url, "k")[0] == 200)
+    assert assert_problem(answer, "unavailable")["outcome"] == "unknown"
+    wait_until(lambda: put(facade.url, "k").status == 200)
 
 
 @pytest.mark.parametrize("first_has", [1, 2])
@@ -251,10 +233,9 @@ def test_a_facade_starts_again_at_once_where_connections_were_open(
     daemon: Daemon, start_facade: Callable[..., Facade], workers: int
 ) -> None:
     facade = start_facade(daemon, workers=workers)
-    address = urlsplit(facade.url)
-    open_ones = [socket.create_connection((address.hostname, address.port)) for _ in range(8)]
+    open_ones = [connect(facade.url) for _ in range(8)]
     facade.restart()
-    assert get(facade.url, "/livez")[0] == 200
+    assert get(facade.url, "/livez").status == 200
     for each in open_ones:
         each.close()
 
@@ -282,13 +263,13 @@ def test_of_facades_that_claim_an_address_at_once_one_gets_it() -> None:
 def test_port_0_gives_all_workers_one_free_port(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
     facade = start_facade(daemon, workers=2, http="127.0.0.1:0")
     assert urlsplit(facade.url).port
-    assert {get(facade.url, "/livez")[0] for _ in range(20)} == {200}
+    assert {get(facade.url, "/livez").status for _ in range(20)} == {200}
 
 
 def test_the_facade_listens_on_ipv6(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
     facade = start_facade(daemon, http="[::1]:0")
     assert facade.url.startswith("http://[::1]:")
-    assert get(facade.url, "/livez")[0] == 200
+    assert get(facade.url, "/livez").status == 200
 
 
 # ── the parent of the workers ────────────────────────────────────────────────────────────────────

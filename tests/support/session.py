@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -16,6 +17,18 @@ PATCH_TYPE = {"Content-Type": "application/merge-patch+json"}
 def path_of(key: str, group: str = "kv") -> str:
     """The path of ``key`` with everything encoded that is not a letter or a digit, dots too."""
     return f"/v1/{group}/" + quote(key, safe="").replace(".", "%2E")
+
+
+def connect(url: str, receive_buffer: int | None = None) -> socket.socket:
+    """A TCP connection to the service ``url``. A small ``receive_buffer`` (bytes) makes a client that takes
+    little at a time."""
+    sock = socket.socket()
+    sock.settimeout(60)
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    address = urlsplit(url)
+    sock.connect((address.hostname, address.port))
+    return sock
 
 
 class Session:

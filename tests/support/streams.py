@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+from support.session import connect
 
 
 class StreamEvent(NamedTuple):
@@ -69,13 +70,10 @@ def open_stream(
 
     A small ``receive_buffer`` (bytes) makes a client that takes little at a time.
     """
-    address = urlsplit(url)
-    connection = HTTPConnection(address.netloc, timeout=timeout)
+    connection = HTTPConnection(urlsplit(url).netloc, timeout=timeout)
     if receive_buffer is not None:
-        connection.sock = socket.socket()
-        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        connection.sock = connect(url, receive_buffer)
         connection.sock.settimeout(timeout)
-        connection.sock.connect((address.hostname, address.port))
     headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
     connection.request("GET", f"/v1/subscribe?{query}", headers=headers)
     response = connection.getresponse()

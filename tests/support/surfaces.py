@@ -32,7 +32,7 @@ def call(
 ) -> Answer:
     """One HTTP request over a connection of its own. ``target`` goes out as it is: no library on the way
     tidies up ``//`` or ``..`` in it. Header names of the answer are in lower case."""
-    connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
+    connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
     try:
         connection.request(method, target, body, headers or {})
         response = connection.getresponse()
