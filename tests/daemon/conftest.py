@@ -8,7 +8,7 @@ import pytest
 import zmq
 
 from support.servers import Daemon
-from support.wire import PATIENCE_MS, Peer
+from support.wire import PATIENCE_MS, Connect, Peer
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def new_socket(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Callable[[in
 
 
 @pytest.fixture
-def connect(new_socket: Callable[[int], zmq.Socket[bytes]]) -> Callable[..., Peer]:
+def connect(new_socket: Callable[[int], zmq.Socket[bytes]]) -> Connect:
     """``connect(daemon)``: a REQ socket; ``connect(daemon, zmq.DEALER)``: another kind."""
 
     def connect(daemon: Daemon, kind: int = zmq.REQ, **options: int) -> Peer:
@@ -49,7 +49,7 @@ def connect(new_socket: Callable[[int], zmq.Socket[bytes]]) -> Callable[..., Pee
 
 
 @pytest.fixture
-def subscribe(new_socket: Callable[[int], zmq.Socket[bytes]]) -> Callable[..., Peer]:
+def subscribe(new_socket: Callable[[int], zmq.Socket[bytes]]) -> Connect:
     """``subscribe(daemon, b"prefix")``: a SUB socket that receives already, shown by a heartbeat."""
 
     def subscribe(daemon: Daemon, *prefixes: bytes) -> Peer:
@@ -66,9 +66,21 @@ def subscribe(new_socket: Callable[[int], zmq.Socket[bytes]]) -> Callable[..., P
 
 
 @pytest.fixture
-def peer(shared_daemon: Daemon, connect: Callable[..., Peer]) -> Peer:
+def peer(shared_daemon: Daemon, connect: Connect) -> Peer:
     """A REQ socket connected to the shared daemon."""
     return connect(shared_daemon)
+
+
+@pytest.fixture
+def client(daemon: Daemon, connect: Connect) -> Peer:
+    """A REQ socket connected to the test's own daemon."""
+    return connect(daemon)
+
+
+@pytest.fixture
+def subscriber(daemon: Daemon, subscribe: Connect) -> Peer:
+    """A SUB socket that receives all changes of the test's own daemon."""
+    return subscribe(daemon)
 
 
 @pytest.fixture

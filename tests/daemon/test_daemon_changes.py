@@ -8,15 +8,14 @@ from itertools import pairwise
 from typing import Any
 
 import orjson
-import pytest
 import zmq
 
-from support.servers import Daemon, wait_until
-from support.wire import Peer, get, pack, put
+from support.servers import Daemon, StartDaemon, wait_until
+from support.wire import Connect, Peer, get, pack, put
 
 
 def test_a_subscriber_filters_by_key_prefix_with_nothing_but_a_sub_socket(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+    daemon: Daemon, connect: Connect, subscribe: Connect
 ) -> None:
     subscriber = subscribe(daemon, b"b/")
     connect(daemon).ask(put("a/1"), put("b/1", b"\0\1", content_type="image/png"), put("c/1"))
@@ -38,13 +37,10 @@ def test_a_subscriber_filters_by_key_prefix_with_nothing_but_a_sub_socket(
     }
 
 
-def test_prev_names_the_revision_before_for_all_events_of_a_batch(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
-) -> None:
-    subscriber, peer = subscribe(daemon), connect(daemon)
-    peer.ask(put("a"))
-    peer.ask(put("b"), put("c"), put("d"), atomic=True)
-    peer.ask({"op": "delete", "key": "a"})
+def test_prev_names_the_revision_before_for_all_events_of_a_batch(subscriber: Peer, client: Peer) -> None:
+    client.ask(put("a"))
+    client.ask(put("b"), put("c"), put("d"), atomic=True)
+    client.ask({"op": "delete", "key": "a"})
     headers = [subscriber.change()[1] for _ in range(5)]
     assert [(h["revision"], h["prev"], h["index"], h["count"]) for h in headers] == [
         (1, 0, 0, 1),
@@ -55,9 +51,7 @@ def test_prev_names_the_revision_before_for_all_events_of_a_batch(
     ]
 
 
-def test_prev_continues_over_a_restart(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
-) -> None:
+def test_prev_continues_over_a_restart(daemon: Daemon, connect: Connect, subscribe: Connect) -> None:
     connect(daemon).ask(put("a"), put("b"))
     daemon.restart()
     subscriber = subscribe(daemon)
@@ -66,61 +60,48 @@ def test_prev_continues_over_a_restart(
     assert (header["prev"], header["revision"]) == (2, 3)
 
 
-def test_a_delete_has_an_empty_value(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
-) -> None:
-    subscriber = subscribe(daemon)
-    connect(daemon).ask(put("a"), {"op": "delete", "key": "a"})
+def test_a_delete_has_an_empty_value(subscriber: Peer, client: Peer) -> None:
+    client.ask(put("a"), {"op": "delete", "key": "a"})
     subscriber.change()
     key, header, value = subscriber.change()
     assert (key, header["op"], header["previous_revision"], value) == (b"a", "delete", 1, b"")
     assert "previous" not in header
 
 
-def test_a_change_is_published_before_its_writer_gets_the_reply(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
-) -> None:
+def test_a_change_is_published_before_its_writer_gets_the_reply(subscriber: Peer, client: Peer) -> None:
     """The event is on its way when the reply arrives: no heartbeat sent later overtakes it."""
-    subscriber, peer = subscribe(daemon), connect(daemon)
     for number in range(200):
-        [result] = peer.ask(put("k", b"%d" % number))
+        [result] = client.ask(put("k", b"%d" % number))
         _, header, value = subscriber.change()
         assert (header["revision"], value) == (result["revision"], b"%d" % number)
 
 
 def test_an_event_is_never_published_before_its_change_can_be_read(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+    daemon: Daemon, connect: Connect, subscriber: Peer, client: Peer
 ) -> None:
-    subscriber, peer = subscribe(daemon), connect(daemon)
     writer = connect(daemon, zmq.DEALER).socket
     for number in range(200):
         writer.send_multipart([b"", *pack(put(f"k{number}"))])
     for _ in range(200):
         key, header, _ = subscriber.change()
-        [record] = peer.ask(get(key.decode()))
+        [record] = client.ask(get(key.decode()))
         assert record["revision"] == header["revision"]
 
 
-def test_a_refused_write_is_not_published(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
-) -> None:
-    subscriber, peer = subscribe(daemon), connect(daemon)
-    peer.ask(put("a", if_revision=7), {"op": "delete", "key": "b"})
-    peer.refusal(put("c"), put("d", if_revision=7), atomic=True)
-    peer.ask(put("e"))
+def test_a_refused_write_is_not_published(subscriber: Peer, client: Peer) -> None:
+    client.ask(put("a", if_revision=7), {"op": "delete", "key": "b"})
+    client.refusal(put("c"), put("d", if_revision=7), atomic=True)
+    client.ask(put("e"))
     assert subscriber.change()[0] == b"e"
 
 
-def test_events_on_pub_are_those_of_the_log(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
-) -> None:
-    subscriber, peer = subscribe(daemon), connect(daemon)
-    peer.ask(
+def test_events_on_pub_are_those_of_the_log(subscriber: Peer, client: Peer) -> None:
+    client.ask(
         put("a", b"1", ttl=600), put("b"), {"op": "incr", "key": "n"}, {"op": "touch", "key": "b", "ttl": 9}
     )
-    peer.ask({"op": "persist", "key": "b"}, {"op": "delete", "key": "a"})
-    peer.ask({"op": "delete_prefix", "prefix": "b"})
-    [page] = peer.ask({"op": "events", "since": 0})
+    client.ask({"op": "persist", "key": "b"}, {"op": "delete", "key": "a"})
+    client.ask({"op": "delete_prefix", "prefix": "b"})
+    [page] = client.ask({"op": "events", "since": 0})
     for event in page["events"]:
         key, header, value = subscriber.change()
         assert event.pop("value", b"") == value
@@ -128,11 +109,8 @@ def test_events_on_pub_are_those_of_the_log(
         assert header.items() >= event.items()
 
 
-def test_a_heartbeat_every_second_tells_head_and_floor(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
-) -> None:
-    subscriber, peer = subscribe(daemon), connect(daemon)
-    reply = peer.reply_to(put("a"), put("b"))
+def test_a_heartbeat_every_second_tells_head_and_floor(subscriber: Peer, client: Peer) -> None:
+    reply = client.reply_to(put("a"), put("b"))
     beat = wait_until(lambda: next(iter(b for b in [subscriber.heartbeat()] if b["revision"] == 2), None))
     later = subscriber.heartbeat()
     assert beat is not None
@@ -140,39 +118,28 @@ def test_a_heartbeat_every_second_tells_head_and_floor(
     assert later == {"v": 1, "epoch": reply["epoch"], "revision": 2, "floor": 0, "time": later["time"]}
 
 
-def test_a_key_expires_with_an_event_that_holds_its_last_value(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
-) -> None:
-    subscriber, peer = subscribe(daemon), connect(daemon)
-    peer.ask(put("k", b"last", ttl=0.05, content_type="text/plain"))
+def test_a_key_expires_with_an_event_that_holds_its_last_value(subscriber: Peer, client: Peer) -> None:
+    client.ask(put("k", b"last", ttl=0.05, content_type="text/plain"))
     subscriber.change()
     key, header, value = subscriber.change()
     assert (key, header["op"], value) == (b"k", "expire", b"last")
     assert (header["previous"]["content_type"], header["previous"]["version"]) == ("text/plain", 1)
     assert "size" not in header["previous"]
-    assert peer.ask(get("k"))[0]["error"]["code"] == "not_found"
+    assert client.ask(get("k"))[0]["error"]["code"] == "not_found"
 
 
-def test_a_ttl_that_is_shortened_is_noticed_at_once(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
-) -> None:
-    subscriber, peer = subscribe(daemon), connect(daemon)
-    peer.ask(put("k", ttl=3600), {"op": "touch", "key": "k", "ttl": 0.05})
+def test_a_ttl_that_is_shortened_is_noticed_at_once(subscriber: Peer, client: Peer) -> None:
+    client.ask(put("k", ttl=3600), {"op": "touch", "key": "k", "ttl": 0.05})
     assert [subscriber.change()[1]["op"] for _ in range(3)] == ["put", "put", "expire"]
 
 
-def test_a_key_that_was_put_again_does_not_expire(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
-) -> None:
-    subscriber, peer = subscribe(daemon), connect(daemon)
-    peer.ask(put("k", b"1", ttl=0.05), put("other", ttl=0.1), put("k", b"2"))
+def test_a_key_that_was_put_again_does_not_expire(subscriber: Peer, client: Peer) -> None:
+    client.ask(put("k", b"1", ttl=0.05), put("other", ttl=0.1), put("k", b"2"))
     assert [subscriber.change()[0] for _ in range(4)] == [b"k", b"other", b"k", b"other"]
-    assert peer.ask(get("k"))[0]["value"] == b"2"
+    assert client.ask(get("k"))[0]["value"] == b"2"
 
 
-def test_what_expired_while_no_daemon_ran_expires_at_the_start(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_what_expired_while_no_daemon_ran_expires_at_the_start(daemon: Daemon, connect: Connect) -> None:
     connect(daemon).ask(put("k", b"v", ttl=0.001))
     daemon.restart()
     peer = connect(daemon)
@@ -185,13 +152,9 @@ def test_what_expired_while_no_daemon_ran_expires_at_the_start(
     assert event["previous"]["value"] == b"v"
 
 
-@pytest.mark.parametrize("keys", [5_000])
-def test_keys_that_expire_together_are_each_published_once(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer], keys: int
-) -> None:
-    peer = connect(daemon)
-    subscriber = subscribe(daemon)
-    peer.ask(*(put(f"k{number}", ttl=0.3) for number in range(keys)))
+def test_keys_that_expire_together_are_each_published_once(client: Peer, subscriber: Peer) -> None:
+    keys = 5_000
+    client.ask(*(put(f"k{number}", ttl=0.3) for number in range(keys)))
     changes = [subscriber.change() for _ in range(2 * keys)]
     expired = [key for key, header, _ in changes if header["op"] == "expire"]
     assert len(expired) == len(set(expired)) == keys
@@ -201,7 +164,7 @@ def test_keys_that_expire_together_are_each_published_once(
 
 
 def test_a_slow_subscriber_loses_events_but_can_tell(
-    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+    start_daemon: StartDaemon, connect: Connect, subscribe: Connect
 ) -> None:
     daemon = start_daemon(subscriber_queue=10)
     subscriber, peer = subscribe(daemon), connect(daemon)
@@ -224,17 +187,16 @@ def test_a_slow_subscriber_loses_events_but_can_tell(
 
 
 def test_what_was_written_while_nobody_subscribed_shows_in_prev(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+    daemon: Daemon, subscribe: Connect, client: Peer
 ) -> None:
-    peer = connect(daemon)
-    peer.ask(put("a"), put("b"))
+    client.ask(put("a"), put("b"))
     for revision in (3, 5, 7):
         subscriber = subscribe(daemon)
-        peer.ask(put("heard"))
+        client.ask(put("heard"))
         _, header, _ = subscriber.change()
         assert (header["prev"], header["revision"]) == (revision - 1, revision)
         subscriber.socket.close(0)
-        peer.ask(put("perhaps unheard"))
+        client.ask(put("perhaps unheard"))
 
 
 def test_a_heartbeat_follows_a_subscription_before_the_next_is_due(

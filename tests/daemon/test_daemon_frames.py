@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -11,9 +10,10 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvstore_core.operations import OPERATIONS
 from support.lengths import examples
 from support.servers import Daemon
-from support.wire import Peer, get, put
+from support.wire import Connect, Peer, get, put
 
 pytestmark = pytest.mark.slow
 
@@ -139,9 +139,7 @@ def test_every_value_of_the_data_model_is_kept(peer: Peer, unique: str, value: b
     assert peer.ask(put(unique, value), get(unique))[1]["value"] == value
 
 
-def test_the_frames_before_the_delimiter_come_back_unchanged(
-    shared_daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_the_frames_before_the_delimiter_come_back_unchanged(shared_daemon: Daemon, connect: Connect) -> None:
     dealer = connect(shared_daemon, zmq.DEALER).socket
     for correlation in ([b"1"], [b"a", b"b" * 300], [], [b"c"] * 8):
         dealer.send_multipart([*correlation, b"", header(GET)])
@@ -152,7 +150,7 @@ def test_the_frames_before_the_delimiter_come_back_unchanged(
     "frames", [[b"no delimiter"], [b""], [b"id", b""], [b"a", b"b"], [b"c"] * 9 + [b"", b"{}"]]
 )
 def test_a_message_that_is_no_request_keeps_none_from_its_answer(
-    shared_daemon: Daemon, connect: Callable[..., Peer], frames: list[bytes]
+    shared_daemon: Daemon, connect: Connect, frames: list[bytes]
 ) -> None:
     dealer = connect(shared_daemon, zmq.DEALER).socket
     for _ in range(2_000):
@@ -165,7 +163,7 @@ def test_a_message_that_is_no_request_keeps_none_from_its_answer(
 
 
 def test_a_pipelining_dealer_gets_every_reply_once(
-    shared_daemon: Daemon, connect: Callable[..., Peer], unique: str
+    shared_daemon: Daemon, connect: Connect, unique: str
 ) -> None:
     dealer = connect(shared_daemon, zmq.DEALER).socket
     sent = 5_000
@@ -177,7 +175,7 @@ def test_a_pipelining_dealer_gets_every_reply_once(
 
 
 def test_a_client_that_leaves_before_its_reply_disturbs_nobody(
-    shared_daemon: Daemon, connect: Callable[..., Peer], unique: str
+    shared_daemon: Daemon, connect: Connect, unique: str
 ) -> None:
     for number in range(600):
         peer = connect(shared_daemon)
@@ -191,37 +189,8 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-field_names = st.sampled_from(
-    [
-        "key",
-        "size",
-        "ttl",
-        "if_revision",
-        "by",
-        "prefix",
-        "limit",
-        "cursor",
-        "since",
-        "prefixes",
-        "keys",
-        "ops",
-    ]
-)
-op_names = st.sampled_from(
-    [
-        "get",
-        "put",
-        "delete",
-        "delete_prefix",
-        "incr",
-        "touch",
-        "persist",
-        "list",
-        "events",
-        "history",
-        "status",
-    ]
-)
+field_names = st.sampled_from(sorted({name for row in OPERATIONS.values() for name in row.fields}))
+op_names = st.sampled_from(sorted(OPERATIONS))
 plausible = st.one_of(
     json_values,
     st.sampled_from(["k", "", "l" * 512, 0, 1, 5, 1000, "1-0123456789abcdef", ["k"], ["put"], True]),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import select
 import socket
 import struct
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 import pytest
 
 from support.disk import write_lock_held
 from support.servers import Daemon, wait_until
-from support.wire import Peer, RawPeer, frame, greeting, message, pack, put
+from support.wire import Connect, Peer, RawPeer, frame, greeting, message, pack, put
 
 MIB = 1024 * 1024
 
@@ -59,9 +58,8 @@ def is_taken(peer: RawPeer, data: bytes) -> bool:
     ],
 )
 def test_a_request_that_never_ends_ends_its_connection(
-    parts: bytes, most: int, daemon: Daemon, connect: Callable[..., Peer]
+    parts: bytes, most: int, daemon: Daemon, client: Peer
 ) -> None:
-    peer = connect(daemon)
     with RawPeer(daemon.requests, b"DEALER") as endless:
         largest = 0
         for _ in range(most // len(parts)):
@@ -71,29 +69,25 @@ def test_a_request_that_never_ends_ends_its_connection(
         assert endless.is_closed()
     assert largest < 600 * MIB
     wait_until(lambda: "incomplete requests took too much memory" in daemon.stderr)
-    wait_until(lambda: cut_off(peer))
+    wait_until(lambda: cut_off(client))
     wait_until(lambda: daemon.anonymous_memory < 100 * MIB, what="it is given back")
-    assert peer.ask(put("k"))
+    assert client.ask(put("k"))
 
 
 def test_parts_of_requests_are_bounded_for_all_together_and_whole_requests_go_on(
-    daemon: Daemon, connect: Callable[..., Peer]
+    daemon: Daemon, client: Peer
 ) -> None:
-    peer = connect(daemon)
     almost = message(b"", *pack(put("k", bytes(16 * MIB - 4096))))[: -MIB // 2]
     with ExitStack() as stack:
         for _ in range(20):
             half = stack.enter_context(RawPeer(daemon.requests, b"DEALER"))
-            assert is_taken(half, almost) or cut_off(peer)
-            assert peer.ask(put("k", bytes(MIB)))
-        wait_until(lambda: cut_off(peer), what="the incomplete requests are cut off")
+            assert is_taken(half, almost) or cut_off(client)
+            assert client.ask(put("k", bytes(MIB)))
+        wait_until(lambda: cut_off(client), what="the incomplete requests are cut off")
         wait_until(lambda: daemon.anonymous_memory < 600 * MIB)
 
 
-def test_what_peers_say_of_themselves_when_they_connect_is_bounded(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
-    peer = connect(daemon)
+def test_what_peers_say_of_themselves_when_they_connect_is_bounded(daemon: Daemon, client: Peer) -> None:
     properties = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
     properties += b"\x01X" + struct.pack(">I", 12 * MIB) + bytes(12 * MIB)
     host, _, port = daemon.requests.removeprefix("tcp://").rpartition(":")
@@ -102,14 +96,13 @@ def test_what_peers_say_of_themselves_when_they_connect_is_bounded(
             talker = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
             with suppress(OSError):
                 talker.sendall(greeting() + frame(properties, 4))
-        wait_until(lambda: cut_off(peer))
+        wait_until(lambda: cut_off(client))
         wait_until(lambda: daemon.anonymous_memory < 500 * MIB)
 
 
 def test_whole_requests_that_there_is_no_room_for_are_refused_before_they_are_too_much(
-    daemon: Daemon, connect: Callable[..., Peer]
+    daemon: Daemon, client: Peer
 ) -> None:
-    peer = connect(daemon)
     request = message(b"", *pack(*(put(f"k{number}", bytes(MIB)) for number in range(8))))
     with ExitStack() as stack:
         with write_lock_held(daemon.data):
@@ -119,9 +112,9 @@ def test_whole_requests_that_there_is_no_room_for_are_refused_before_they_are_to
                     with suppress(ConnectionError):
                         sender.socket.sendall(request)
             # a daemon that has no time to read what has come cuts its sender off
-            wait_until(lambda: any(b"too_busy" in said(sender) for sender in senders) or cut_off(peer))
+            wait_until(lambda: any(b"too_busy" in said(sender) for sender in senders) or cut_off(client))
             assert daemon.anonymous_memory < 900 * MIB
-        wait_until(lambda: "results" in peer.reply_to(put("k")))
+        wait_until(lambda: "results" in client.reply_to(put("k")))
 
 
 def said(peer: RawPeer) -> bytes:
@@ -136,9 +129,8 @@ def said(peer: RawPeer) -> bytes:
 
 
 def test_a_client_that_is_not_heard_makes_the_daemon_keep_no_more_than_others(
-    daemon: Daemon, connect: Callable[..., Peer]
+    daemon: Daemon, client: Peer
 ) -> None:
-    peer = connect(daemon)
     request = message(b"", *pack(put("k", bytes(8 * MIB))))
     with (
         RawPeer(daemon.requests, b"DEALER", b"mine") as heard,
@@ -147,32 +139,29 @@ def test_a_client_that_is_not_heard_makes_the_daemon_keep_no_more_than_others(
         heard.send(b"", *pack(put("k")))
         assert not all(is_taken(unheard, request) for _ in range(60))
         assert unheard.is_closed()
-    assert cut_off(peer)
+    assert cut_off(client)
 
 
 def test_a_subscriber_that_does_not_read_is_cut_off_and_others_are_told_everything(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+    daemon: Daemon, subscriber: Peer, client: Peer
 ) -> None:
-    peer, listener = connect(daemon), subscribe(daemon)
     values = 100
     with ExitStack() as stack:
         silent = [stack.enter_context(RawPeer(daemon.changes, b"SUB")) for _ in range(3)]
-        for subscriber in silent:
-            subscriber.send(b"\1")
-        wait_until(lambda: peer.ask({"op": "status"})[0]["connections"] == 5)
+        for each in silent:
+            each.send(b"\1")
+        wait_until(lambda: client.ask({"op": "status"})[0]["connections"] == 5)
         largest = 0
         for number in range(values):
-            peer.ask(put(f"k{number % 3}", bytes(MIB)))
-            listener.change()
+            client.ask(put(f"k{number % 3}", bytes(MIB)))
+            subscriber.change()
             largest = max(largest, daemon.anonymous_memory)
-        wait_until(lambda: cut_off(peer) == len(silent))
+        wait_until(lambda: cut_off(client) == len(silent))
     assert largest < 150 * MIB
     wait_until(lambda: "the subscriber is more than 67108864 bytes behind" in daemon.stderr)
 
 
-def test_requests_that_were_received_count_no_more(
-    shared_daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_requests_that_were_received_count_no_more(shared_daemon: Daemon, connect: Connect) -> None:
     peer = connect(shared_daemon)
     for _ in range(40):
         peer.exchange(bytes(8 * MIB))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from support.servers import Daemon, wait_until
-from support.wire import Peer, get, pack, put
+from support.servers import Daemon, StartDaemon, wait_until
+from support.wire import Connect, Peer, get, pack, put
 
 pytestmark = pytest.mark.slow
 
@@ -240,9 +239,7 @@ def test_a_revision_that_this_store_has_not_reached_belongs_to_another_history(p
     assert (code(result), result["error"]["reason"]) == ("cursor_expired", "epoch")
 
 
-def test_a_revision_below_the_floor_is_expired(
-    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
-) -> None:
+def test_a_revision_below_the_floor_is_expired(start_daemon: StartDaemon, connect: Connect) -> None:
     peer = connect(start_daemon(retain_events=3))
     peer.ask(*(put(f"k{number}") for number in range(20)))
 
@@ -280,7 +277,7 @@ def test_status_tells_where_the_store_is_and_what_it_takes(peer: Peer, shared_da
 
 
 def test_status_counts_what_was_asked_and_what_became_of_it(
-    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
+    start_daemon: StartDaemon, connect: Connect
 ) -> None:
     peer = connect(start_daemon())
     peer.ask(put("a"), put("b"), get("a"))
@@ -304,7 +301,7 @@ def test_status_counts_what_was_asked_and_what_became_of_it(
 
 
 def test_status_counts_the_topics_that_are_subscribed_to(
-    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+    start_daemon: StartDaemon, connect: Connect, subscribe: Connect
 ) -> None:
     daemon = start_daemon()
     peer = connect(daemon)
@@ -336,17 +333,13 @@ def test_ten_thousand_ops_are_one_request(peer: Peer, unique: str) -> None:
 
 
 def test_all_gets_of_one_moment_see_one_snapshot(
-    shared_daemon: Daemon, connect: Callable[..., Peer], unique: str
+    shared_daemon: Daemon, connect: Connect, unique: str
 ) -> None:
     """Two keys that always change together are never seen apart."""
     writer, reader = connect(shared_daemon), connect(shared_daemon)
     both = [unique + "a", unique + "b"]
     for number in range(200):
-        writer.socket.send_multipart(_together(both, number))
+        writer.socket.send_multipart(pack(*(put(key, b"%d" % number) for key in both), atomic=True))
         results = reader.ask(*map(get, both))
         assert results[0].get("value") == results[1].get("value")
         writer.socket.recv_multipart()
-
-
-def _together(keys: list[str], number: int) -> list[bytes]:
-    return pack(*(put(key, b"%d" % number) for key in keys), atomic=True)

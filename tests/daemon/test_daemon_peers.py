@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import orjson
 import pytest
 import zmq
 
 from support.disk import write_lock_held
-from support.servers import Daemon, wait_until
-from support.wire import Peer, RawPeer, get, message, pack, put, unpack
+from support.servers import Daemon, StartDaemon, wait_until
+from support.wire import Connect, Peer, RawPeer, get, message, pack, put, unpack
 
 UNSEEDED = 1804289383
 """The first number of glibc's ``rand`` if it is not seeded."""
@@ -23,9 +26,7 @@ def automatic_identity(number: int) -> bytes:
     return b"\0" + number.to_bytes(4, "big")
 
 
-def test_the_identities_of_the_next_peers_cannot_be_claimed(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_the_identities_of_the_next_peers_cannot_be_claimed(daemon: Daemon, connect: Connect) -> None:
     with ExitStack() as stack:
         for number in range(UNSEEDED + 1, UNSEEDED + 60):
             stack.enter_context(RawPeer(daemon.requests, b"DEALER", automatic_identity(number)))
@@ -35,7 +36,7 @@ def test_the_identities_of_the_next_peers_cannot_be_claimed(
 
 
 def test_a_peer_that_claims_anothers_identity_gets_none_of_its_replies(
-    daemon: Daemon, connect: Callable[..., Peer]
+    daemon: Daemon, connect: Connect
 ) -> None:
     owner = connect(daemon, zmq.DEALER, routing_id=b"mine").socket
     owner.send_multipart([b"", *pack(put("k"))])
@@ -47,9 +48,7 @@ def test_a_peer_that_claims_anothers_identity_gets_none_of_its_replies(
         assert unpack(owner.recv_multipart()[1:])["results"][0]["value"] == b"v"
 
 
-def test_an_identity_is_free_again_once_its_connection_is_closed(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_an_identity_is_free_again_once_its_connection_is_closed(daemon: Daemon, connect: Connect) -> None:
     def is_answered() -> bool:
         client = connect(daemon, zmq.DEALER, routing_id=b"mine", linger=0).socket
         client.send_multipart([b"", *pack({"op": "status"})])
@@ -62,9 +61,7 @@ def test_an_identity_is_free_again_once_its_connection_is_closed(
         wait_until(is_answered)
 
 
-def test_a_request_without_the_empty_frame_is_answered_and_logged(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_a_request_without_the_empty_frame_is_answered_and_logged(daemon: Daemon, connect: Connect) -> None:
     dealer = connect(daemon, zmq.DEALER).socket
     for frames in (pack({"op": "status"}), [b""], [b"id", b""], [b"i"] * 9 + [b"", *pack({"op": "status"})]):
         dealer.send_multipart(frames)
@@ -75,14 +72,38 @@ def test_a_request_without_the_empty_frame_is_answered_and_logged(
     assert daemon.stderr.count("empty frame") == 1
 
 
-def test_the_frames_before_the_empty_one_have_a_limit_together(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_the_frames_before_the_empty_one_have_a_limit_together(daemon: Daemon, connect: Connect) -> None:
     dealer = connect(daemon, zmq.DEALER).socket
     for size, is_taken in ((4096, True), (4097, False)):
         dealer.send_multipart([b"x" * (size - 7), *[b"y"] * 7, b"", *pack({"op": "status"})])
         *_, reply = dealer.recv_multipart()
         assert ("results" in unpack([reply])) == is_taken
+
+
+SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"
+REQ = b"\x03"
+
+# What peers send that speak ZMTP older than 3.0, of which libzmq reports less: the greeting of their version,
+# without an identity, and a request.
+PUT = orjson.dumps({"v": 1, "ops": [{"op": "put", "key": "by an old peer", "size": 0}]})
+ZMTP_1 = b"\x01\x00" + b"\x01\x01" + bytes((len(PUT) + 1, 0)) + PUT
+ZMTP_2 = SIGNATURE + b"\x01" + REQ + b"\x00\x00" + b"\x01\x00" + bytes((0, len(PUT))) + PUT
+
+
+@pytest.mark.parametrize("message", [ZMTP_1, ZMTP_2], ids=["1.0", "2.0"])
+def test_a_peer_of_an_older_zmtp_is_told_of_in_the_log_and_harms_nobody(
+    message: bytes, daemon: Daemon, connect: Connect
+) -> None:
+    address = urlsplit(daemon.requests)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(message)
+        wait_until(
+            lambda: "ZMTP before 3.0" in daemon.stderr or not daemon.is_running, what="a line in the log"
+        )
+        assert daemon.is_running
+        peer = connect(daemon)
+        assert "revision" in peer.ask(put("k"))[0]
+        assert peer.ask(get("by an old peer"))[0]["error"]["code"] == "not_found"
 
 
 # ── peers that do not take replies ───────────────────────────────────────────────────────────────────
@@ -93,7 +114,7 @@ WINDOW = 8 * MIB
 
 
 @pytest.fixture
-def filled(start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]) -> Callable[..., Daemon]:
+def filled(start_daemon: StartDaemon, connect: Connect) -> StartDaemon:
     """``filled()``: a daemon whose keys ``b0`` to ``b3`` have 1 MiB each."""
 
     def filled(**options: int) -> Daemon:
@@ -112,7 +133,7 @@ def status_of(peer: Peer) -> dict[str, Any]:
 
 
 def test_nothing_is_read_for_a_peer_that_does_not_take_its_replies(
-    filled: Callable[..., Daemon], connect: Callable[..., Peer]
+    filled: StartDaemon, connect: Connect
 ) -> None:
     daemon = filled()
     peer = connect(daemon)
@@ -135,7 +156,7 @@ def test_nothing_is_read_for_a_peer_that_does_not_take_its_replies(
 
 
 def test_what_a_peer_that_has_gone_wanted_to_read_is_dropped_and_its_writes_are_done(
-    filled: Callable[..., Daemon], connect: Callable[..., Peer]
+    filled: StartDaemon, connect: Connect
 ) -> None:
     daemon = filled()
     peer = connect(daemon)
@@ -151,7 +172,7 @@ def test_what_a_peer_that_has_gone_wanted_to_read_is_dropped_and_its_writes_are_
 
 
 def test_who_fills_the_room_for_requests_and_takes_nothing_stops_nobody(
-    filled: Callable[..., Daemon], connect: Callable[..., Peer]
+    filled: StartDaemon, connect: Connect
 ) -> None:
     daemon = filled(max_pending_requests=40)
     peer = connect(daemon)
@@ -164,9 +185,7 @@ def test_who_fills_the_room_for_requests_and_takes_nothing_stops_nobody(
         wait_until(lambda: status_of(peer)["counters"]["peers_cut_off"])
 
 
-def test_replies_that_nobody_takes_are_bounded_in_all(
-    filled: Callable[..., Daemon], connect: Callable[..., Peer]
-) -> None:
+def test_replies_that_nobody_takes_are_bounded_in_all(filled: StartDaemon, connect: Connect) -> None:
     daemon = filled()
     peer = connect(daemon)
     with ExitStack() as stack:
@@ -179,12 +198,9 @@ def test_replies_that_nobody_takes_are_bounded_in_all(
     assert "does not read its replies" in daemon.stderr
 
 
-def test_one_peers_reads_are_done_in_turns_with_anothers(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
-    peer = connect(daemon)
+def test_one_peers_reads_are_done_in_turns_with_anothers(daemon: Daemon, client: Peer) -> None:
     for number in range(20):
-        peer.ask(*(put(f"{number}/{index}", b"") for index in range(50)))
+        client.ask(*(put(f"{number}/{index}", b"") for index in range(50)))
     read_log = message(b"", *pack({"op": "events", "since": 0, "prefixes": ["none/"]}))
     asked, done, ahead = 0, 0, 0
     overtaken: list[float] = []
@@ -193,7 +209,7 @@ def test_one_peers_reads_are_done_in_turns_with_anothers(
             if done == asked:
                 greedy.socket.sendall(read_log * 500)
                 asked += 500
-            status = status_of(peer)
+            status = status_of(client)
             before, done = done, status["counters"]["operations_by_name"].get("events", 0)
             # of those that waited when the last status was answered, how many went before this one
             if ahead > 100:
@@ -202,9 +218,7 @@ def test_one_peers_reads_are_done_in_turns_with_anothers(
     assert min(overtaken) < 0.5
 
 
-def test_one_peers_writes_are_committed_in_turns_with_anothers(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_one_peers_writes_are_committed_in_turns_with_anothers(daemon: Daemon, connect: Connect) -> None:
     greedy, late = (connect(daemon, zmq.DEALER).socket for _ in range(2))
     peer = connect(daemon)
 
@@ -230,9 +244,7 @@ def test_one_peers_writes_are_committed_in_turns_with_anothers(
 # ── peers that subscribe to too much ─────────────────────────────────────────────────────────────────
 
 
-def test_a_topic_that_no_key_can_match_ends_its_connection(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_a_topic_that_no_key_can_match_ends_its_connection(daemon: Daemon, connect: Connect) -> None:
     with RawPeer(daemon.changes, b"SUB") as subscriber:
         with suppress(OSError):
             subscriber.send(b"\1" + bytes(2_000_000))
@@ -242,7 +254,7 @@ def test_a_topic_that_no_key_can_match_ends_its_connection(
 
 
 def test_a_flood_of_topics_ends_its_connection_and_delays_nobody_for_long(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+    daemon: Daemon, connect: Connect, subscribe: Connect
 ) -> None:
     topics = (f"{number:08}".ljust(511, "x").encode() for number in range(20_000))
     flood = b"".join(message(b"\1" + topic) for topic in topics)
@@ -259,7 +271,7 @@ def test_a_flood_of_topics_ends_its_connection_and_delays_nobody_for_long(
 
 
 def test_of_many_that_subscribe_to_much_those_with_most_are_cut_off(
-    daemon: Daemon, connect: Callable[..., Peer], subscribe: Callable[..., Peer]
+    daemon: Daemon, connect: Connect, subscribe: Connect
 ) -> None:
     listener = subscribe(daemon, b"k")
     topics = b"".join(message(b"\1" + f"{number:03}".ljust(200, "x").encode()) for number in range(500))
@@ -275,7 +287,7 @@ def test_of_many_that_subscribe_to_much_those_with_most_are_cut_off(
 
 
 def test_a_thousand_of_the_longest_topics_are_taken(
-    daemon: Daemon, connect: Callable[..., Peer], new_socket: Callable[[int], zmq.Socket[bytes]]
+    daemon: Daemon, connect: Connect, new_socket: Callable[[int], zmq.Socket[bytes]]
 ) -> None:
     subscriber = new_socket(zmq.SUB)
     subscriber.sndhwm = 0
@@ -293,11 +305,7 @@ def test_a_thousand_of_the_longest_topics_are_taken(
 
 @pytest.mark.parametrize(("address", "kind"), [("requests", b"DEALER"), ("changes", b"SUB")])
 def test_connections_leave_the_daemon_the_descriptors_it_needs(
-    address: str,
-    kind: bytes,
-    start_daemon: Callable[..., Daemon],
-    connect: Callable[..., Peer],
-    monkeypatch: pytest.MonkeyPatch,
+    address: str, kind: bytes, start_daemon: StartDaemon, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Daemon, "wrapper", ("prlimit", "--nofile=100:100"))
     daemon = start_daemon()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import orjson
 import pytest
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 
 from kvstore_core.errors import KvError
 from kvstore_core.wire import Limits, decode_request, encode_error, encode_reply, encode_request
-from support.servers import Daemon, wait_until
-from support.wire import Peer, get, put
+from support.servers import Daemon, StartDaemon, wait_until
+from support.wire import Connect, Peer, get, put
 
 IDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128)
 
@@ -36,34 +35,30 @@ def test_ids_survive_a_request_and_its_reply(ids: list[str | None]) -> None:
     "request_id", ["", "two words", "x" * 129, "é", "line\nfeed", 7, True, {}, [], ["a"], ["a", ""], ["a", 7]]
 )
 def test_what_is_no_id_is_refused_with_what_it_must_be(
-    daemon: Daemon, connect: Callable[..., Peer], request_id: object
+    daemon: Daemon, connect: Connect, request_id: object
 ) -> None:
     error = connect(daemon).refusal(get("a"), get("b"), request_id=request_id)
     assert error["code"] == "bad_request"
     assert "visible ASCII" in error["message"]
 
 
-def test_a_reply_brings_the_ids_of_its_request(daemon: Daemon, connect: Callable[..., Peer]) -> None:
-    peer = connect(daemon)
+def test_a_reply_brings_the_ids_of_its_request(client: Peer) -> None:
     for request_id in ("abc-1", ["abc-1", None]):
-        assert peer.reply_to(get("a"), get("b"), request_id=request_id)["request_id"] == request_id
-        assert peer.reply_to(get("a"), put("b", b""), request_id=request_id)["request_id"] == request_id
-    assert "request_id" not in peer.reply_to(get("a"))
+        assert client.reply_to(get("a"), get("b"), request_id=request_id)["request_id"] == request_id
+        assert client.reply_to(get("a"), put("b", b""), request_id=request_id)["request_id"] == request_id
+    assert "request_id" not in client.reply_to(get("a"))
 
 
-def test_a_repeat_under_another_id_is_the_same_request(daemon: Daemon, connect: Callable[..., Peer]) -> None:
-    peer = connect(daemon)
+def test_a_repeat_under_another_id_is_the_same_request(client: Peer) -> None:
     count = {"op": "incr", "key": "n"}
     number = {"client": "c", "seq": 1}
-    first = peer.ask(count, **number)
+    first = client.ask(count, **number)
     for request_id in ("one", "two", ["three"]):
-        assert peer.ask(count, **number, request_id=request_id) == first
-    assert peer.refusal({**count, "by": 2}, **number, request_id="one")["code"] == "sequence_reused"
+        assert client.ask(count, **number, request_id=request_id) == first
+    assert client.refusal({**count, "by": 2}, **number, request_id="one")["code"] == "sequence_reused"
 
 
-def test_debug_lines_name_the_ids_of_what_they_speak_of(
-    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
-) -> None:
+def test_debug_lines_name_the_ids_of_what_they_speak_of(start_daemon: StartDaemon, connect: Connect) -> None:
     daemon = start_daemon(log_level="debug", log_format="json")
     peer = connect(daemon)
     peer.ask(put("a", b"x"), get("b"), request_id="alone-1")

@@ -7,7 +7,7 @@ import resource
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import pytest
 import zmq
 
 from kvstore_daemon.storage.folder_lock import unusable
-from support.servers import Daemon, free_port, kvstore_command, wait_until
-from support.wire import PATIENCE_MS, Peer, get, pack, put, unpack
+from support.servers import Daemon, StartDaemon, free_port, kvstore_command, wait_until
+from support.wire import PATIENCE_MS, Connect, get, pack, put, unpack
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,7 @@ def test_a_data_folder_that_its_owner_may_not_write_to_is_not_given_to_its_owner
 
 
 def test_port_0_takes_a_free_port_and_the_ready_line_names_it(
-    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
+    start_daemon: StartDaemon, connect: Connect
 ) -> None:
     daemon = start_daemon(requests="tcp://127.0.0.1:0", changes="tcp://127.0.0.1:0")
     assert not daemon.requests.endswith(":0")
@@ -103,10 +103,7 @@ def test_port_0_takes_a_free_port_and_the_ready_line_names_it(
 
 
 def test_ipc_endpoints_work(
-    tmp_path: Path,
-    start_daemon: Callable[..., Daemon],
-    connect: Callable[..., Peer],
-    subscribe: Callable[..., Peer],
+    tmp_path: Path, start_daemon: StartDaemon, connect: Connect, subscribe: Connect
 ) -> None:
     daemon = start_daemon(requests=f"ipc://{tmp_path}/requests", changes=f"ipc://{tmp_path}/changes")
     subscriber = subscribe(daemon)
@@ -115,7 +112,7 @@ def test_ipc_endpoints_work(
 
 
 def test_more_clients_than_file_descriptors_wait_for_those_before_them(
-    tmp_path: Path, connect: Callable[..., Peer]
+    tmp_path: Path, connect: Connect
 ) -> None:
     daemon = Daemon(tmp_path, {}).start()
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (48, 48))
@@ -144,7 +141,7 @@ def test_a_limit_of_open_files_without_room_for_clients_is_named(
 
 @pytest.mark.parametrize("option", ["requests", "changes"])
 def test_the_ipc_path_of_a_living_daemon_is_left_to_it(
-    tmp_path: Path, start_daemon: Callable[..., Daemon], connect: Callable[..., Peer], option: str
+    tmp_path: Path, start_daemon: StartDaemon, connect: Connect, option: str
 ) -> None:
     first = start_daemon(requests=f"ipc://{tmp_path}/requests", changes=f"ipc://{tmp_path}/changes")
     endpoint = f"ipc://{tmp_path}/{option}"
@@ -156,7 +153,7 @@ def test_the_ipc_path_of_a_living_daemon_is_left_to_it(
 
 
 def test_ipc_sockets_that_a_crash_left_are_taken_over(
-    tmp_path: Path, start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
+    tmp_path: Path, start_daemon: StartDaemon, connect: Connect
 ) -> None:
     daemon = start_daemon(requests=f"ipc://{tmp_path}/requests", changes=f"ipc://{tmp_path}/changes")
     daemon.kill()
@@ -165,7 +162,7 @@ def test_ipc_sockets_that_a_crash_left_are_taken_over(
     assert connect(daemon).ask({"op": "status"})
 
 
-def test_ipc_sockets_are_removed_at_a_clean_stop(tmp_path: Path, start_daemon: Callable[..., Daemon]) -> None:
+def test_ipc_sockets_are_removed_at_a_clean_stop(tmp_path: Path, start_daemon: StartDaemon) -> None:
     daemon = start_daemon(requests=f"ipc://{tmp_path}/requests", changes=f"ipc://{tmp_path}/changes")
     daemon.stop()
     assert not (tmp_path / "requests").exists()
@@ -183,9 +180,7 @@ def test_a_signal_ends_the_daemon_with_status_0(ending_daemon: Daemon, number: s
     assert status_after(ending_daemon, number) == 0
 
 
-def test_what_was_accepted_is_answered_after_sigterm(
-    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
-) -> None:
+def test_what_was_accepted_is_answered_after_sigterm(start_daemon: StartDaemon, connect: Connect) -> None:
     """Every request gets a reply, and those that were acknowledged are there after a restart."""
     daemon = start_daemon()
     dealer = connect(daemon, zmq.DEALER).socket
@@ -211,9 +206,7 @@ def test_what_was_accepted_is_answered_after_sigterm(
         assert peer.ask(get(f"k{number}"))[0]["value"] == b"%d" % number
 
 
-def test_sigterm_under_load_ends_the_daemon_with_status_0(
-    ending_daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_sigterm_under_load_ends_the_daemon_with_status_0(ending_daemon: Daemon, connect: Connect) -> None:
     peers = [connect(ending_daemon) for _ in range(16)]
     for index, peer in enumerate(peers):
         peer.socket.send_multipart(pack(*(put(f"{index}/{n}", bytes(100)) for n in range(5_000))))
@@ -223,12 +216,12 @@ def test_sigterm_under_load_ends_the_daemon_with_status_0(
 
 @pytest.mark.parametrize(("sync", "warns"), [("always", False), ("interval", True), ("none", True)])
 def test_a_sync_that_may_lose_writes_is_said_at_the_start(
-    start_daemon: Callable[..., Daemon], sync: str, warns: bool
+    start_daemon: StartDaemon, sync: str, warns: bool
 ) -> None:
     assert (f"--sync {sync}: a crash of the machine may lose" in start_daemon(sync=sync).stderr) is warns
 
 
-def test_values_are_never_logged(start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]) -> None:
+def test_values_are_never_logged(start_daemon: StartDaemon, connect: Connect) -> None:
     daemon = start_daemon(log_level="debug")
     peer = connect(daemon)
     peer.ask(put("k", b"secret"), get("k"), {"op": "incr", "key": "k"})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import zmq
 
-from support.servers import Daemon
-from support.wire import Peer, get, pack, put, unpack
+from support.servers import Daemon, StartDaemon
+from support.wire import Connect, Peer, get, pack, put, unpack
 
 
 def counters(peer: Peer) -> dict[str, int]:
@@ -16,9 +15,7 @@ def counters(peer: Peer) -> dict[str, int]:
     return found
 
 
-def test_writes_that_wait_are_committed_together_and_answered_apart(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_writes_that_wait_are_committed_together_and_answered_apart(daemon: Daemon, connect: Connect) -> None:
     peer, dealer = connect(daemon), connect(daemon, zmq.DEALER).socket
     before = counters(peer)
     requests = 400
@@ -47,7 +44,7 @@ def test_writes_that_wait_are_committed_together_and_answered_apart(
     assert after["groups_committed"] - before["groups_committed"] < requests
 
 
-def test_no_revision_is_given_twice(daemon: Daemon, connect: Callable[..., Peer]) -> None:
+def test_no_revision_is_given_twice(daemon: Daemon, connect: Connect) -> None:
     dealers = [connect(daemon, zmq.DEALER).socket for _ in range(4)]
     for number in range(100):
         for index, dealer in enumerate(dealers):
@@ -60,16 +57,14 @@ def test_no_revision_is_given_twice(daemon: Daemon, connect: Callable[..., Peer]
     assert sorted(revisions) == list(range(1, len(revisions) + 1))
 
 
-def test_an_acknowledged_write_is_read_by_everybody(daemon: Daemon, connect: Callable[..., Peer]) -> None:
+def test_an_acknowledged_write_is_read_by_everybody(daemon: Daemon, connect: Connect) -> None:
     writer, reader = connect(daemon), connect(daemon)
     for number in range(300):
         writer.ask(put("k", b"%d" % number))
         assert reader.ask(get("k"))[0]["value"] == b"%d" % number
 
 
-def test_reads_are_answered_while_a_large_write_is_under_way(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_reads_are_answered_while_a_large_write_is_under_way(daemon: Daemon, connect: Connect) -> None:
     writer, reader = connect(daemon), connect(daemon)
     writer.ask(put("k"))
     reads = 0
@@ -86,9 +81,7 @@ def numbered(peer: Peer, seq: int, *ops: dict[str, Any], client: str = "c") -> d
     return peer.reply_to(*ops, client=client, seq=seq)
 
 
-def test_a_repeated_number_is_applied_once_and_gets_the_same_answer(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_a_repeated_number_is_applied_once_and_gets_the_same_answer(daemon: Daemon, connect: Connect) -> None:
     first, second = connect(daemon), connect(daemon)
     answer = numbered(first, 1, {"op": "incr", "key": "n"})
     assert numbered(second, 1, {"op": "incr", "key": "n"})["results"] == answer["results"]
@@ -96,34 +89,29 @@ def test_a_repeated_number_is_applied_once_and_gets_the_same_answer(
     assert numbered(second, 1, {"op": "incr", "key": "n"}, client="d")["results"][0]["value"] == 3
 
 
-def test_a_repeat_reads_again_what_it_reads(daemon: Daemon, connect: Callable[..., Peer]) -> None:
-    peer = connect(daemon)
+def test_a_repeat_reads_again_what_it_reads(client: Peer) -> None:
     ops = [put("k", b"1"), get("other")]
-    assert numbered(peer, 1, *ops)["results"][1]["error"]["code"] == "not_found"
-    peer.ask(put("other", b"2"))
-    assert numbered(peer, 1, *ops)["results"][1]["value"] == b"2"
+    assert numbered(client, 1, *ops)["results"][1]["error"]["code"] == "not_found"
+    client.ask(put("other", b"2"))
+    assert numbered(client, 1, *ops)["results"][1]["value"] == b"2"
 
 
-def test_a_number_belongs_to_one_request(daemon: Daemon, connect: Callable[..., Peer]) -> None:
-    peer = connect(daemon)
-    numbered(peer, 5, put("k", b"1"))
-    assert numbered(peer, 5, put("k", b"2"))["error"]["code"] == "sequence_reused"
-    assert numbered(peer, 4, put("k", b"1"))["error"]["code"] == "sequence_stale"
-    assert peer.ask(get("k"))[0]["value"] == b"1"
+def test_a_number_belongs_to_one_request(client: Peer) -> None:
+    numbered(client, 5, put("k", b"1"))
+    assert numbered(client, 5, put("k", b"2"))["error"]["code"] == "sequence_reused"
+    assert numbered(client, 4, put("k", b"1"))["error"]["code"] == "sequence_stale"
+    assert client.ask(get("k"))[0]["value"] == b"1"
 
 
-def test_an_error_is_repeated_too(daemon: Daemon, connect: Callable[..., Peer]) -> None:
-    peer = connect(daemon)
+def test_an_error_is_repeated_too(client: Peer) -> None:
     ops = [put("k", if_revision=9)]
-    failed = numbered(peer, 1, *ops)["results"]
+    failed = numbered(client, 1, *ops)["results"]
     assert failed[0]["error"]["code"] == "condition_failed"
-    peer.ask(put("k"))
-    assert numbered(peer, 1, *ops)["results"] == failed
+    client.ask(put("k"))
+    assert numbered(client, 1, *ops)["results"] == failed
 
 
-def test_sigkill_loses_nothing_acknowledged_and_repeats_apply_once(
-    daemon: Daemon, connect: Callable[..., Peer]
-) -> None:
+def test_sigkill_loses_nothing_acknowledged_and_repeats_apply_once(daemon: Daemon, connect: Connect) -> None:
     """Each client repeats its last request after every crash, as one does that got no answer."""
     applied = 0
     for crash in range(5):
@@ -143,7 +131,7 @@ def test_sigkill_loses_nothing_acknowledged_and_repeats_apply_once(
         assert peer.ask(get("n"))[0]["value"] == b"%d" % applied
 
 
-def test_sigkill_under_load_loses_nothing_acknowledged(daemon: Daemon, connect: Callable[..., Peer]) -> None:
+def test_sigkill_under_load_loses_nothing_acknowledged(daemon: Daemon, connect: Connect) -> None:
     acknowledged: dict[str, bytes] = {}
     revisions: set[int] = set()
     for crash in range(3):
@@ -164,7 +152,7 @@ def test_sigkill_under_load_loses_nothing_acknowledged(daemon: Daemon, connect: 
 
 
 def test_requests_beyond_the_limit_wait_for_those_before_them(
-    start_daemon: Callable[..., Daemon], connect: Callable[..., Peer]
+    start_daemon: StartDaemon, connect: Connect
 ) -> None:
     daemon = start_daemon(max_pending_requests=2)
     dealer = connect(daemon, zmq.DEALER).socket

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from kvstore_daemon.storage.interface import EngineSettings, Retention
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
-from support.engine_store import FakeClock, Store
+from support.engine_store import FakeClock, OpenStore, Store, opened
 
-WIDE = Retention(1_000_000, 1 << 30, 7 * 86_400_000)
 ENGINES: dict[str, Callable[..., Any]] = {"lmdb": LmdbEngine}
 
 
@@ -22,27 +20,16 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture(params=sorted(ENGINES))
-def open_store(
-    request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock
-) -> Iterator[Callable[..., Store]]:
+def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[OpenStore]:
     """Open (again) the engine on the test's data folder; each is verified when the test ends."""
-    opened: list[Store] = []
+    stores: list[Store] = []
 
-    def open_one(
-        *,
-        data: Path = tmp_path / "data",
-        sync: str = "always",
-        max_store_bytes: int = 1 << 34,
-        retention: Retention = WIDE,
-    ) -> Store:
-        settings = EngineSettings(str(data), sync, 1000, max_store_bytes, retention)
-        engine = ENGINES[request.param](settings, clock.seen())
-        engine.open()
-        opened.append(Store(engine, clock))
-        return opened[-1]
+    def open_one(*, data: Path = tmp_path / "data", **settings: Any) -> Store:
+        stores.append(opened(data, clock, engine=ENGINES[request.param], **settings))
+        return stores[-1]
 
     yield open_one
-    for store in opened:
+    for store in stores:
         if getattr(store.engine, "_open", False):
             faults = store.faults()
             store.engine.close()
@@ -50,5 +37,13 @@ def open_store(
 
 
 @pytest.fixture
-def store(open_store: Callable[..., Store]) -> Store:
+def store(open_store: OpenStore) -> Store:
     return open_store()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The folder whose files are on a disk that can fail or lose power: see ``support/disk.py``."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder.resolve()

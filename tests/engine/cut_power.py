@@ -17,11 +17,11 @@ from zlib import crc32
 from keep_writing import RETENTION
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.interface import EngineSettings
-from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
+from kvstore_daemon.storage.interface import Engine
 from kvstore_daemon.storage.offline.reader_process import open_store
 from kvstore_daemon.storage.offline.verify import verify
 from support.disk import Disk, lay_out, steps
+from support.engine_store import opened
 
 
 class Promised:
@@ -39,7 +39,7 @@ class Promised:
             self.head = max(self.head, revision)
             self._newest[key] = (revision, fingerprint)
 
-    def missing(self, engine: LmdbEngine) -> Iterator[str]:
+    def missing(self, engine: Engine) -> Iterator[str]:
         """What of it the store lacks. A write that was under way may be there as well, whole."""
         position = engine.position()
         if self.epoch is not None and position.epoch != self.epoch:
@@ -60,7 +60,7 @@ class Promised:
             elif found.revision <= self.head:
                 yield f"{key} is of revision {found.revision}; {revision} was acknowledged"
 
-    def _has_expired(self, engine: LmdbEngine, key: str) -> bool:
+    def _has_expired(self, engine: Engine, key: str) -> bool:
         due, _ = engine.due(1000)
         return key.encode() in [each for each, _ in due]
 
@@ -73,9 +73,8 @@ def faults(data: Path, promised: Promised) -> Iterator[str]:
     except KvError as error:
         if error.code != "bad_request" or promised.epoch is not None:
             yield error.message
-    engine = LmdbEngine(EngineSettings(str(data), "always", 1000, 1 << 30, RETENTION))
     try:
-        engine.open()
+        engine = opened(data, max_store_bytes=1 << 30, retention=RETENTION).engine
     except KvError as error:
         yield f"it cannot be opened: {error.message}"
         return

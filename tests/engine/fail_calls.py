@@ -21,9 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.interface import EngineSettings, Retention
-from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
-from support.engine_store import FakeClock, Store
+from kvstore_daemon.storage.interface import Retention
+from support.engine_store import Store, opened
 
 CALLS = ("open", "mkdir", "write", "pwrite", "writev", "fdatasync", "fsync", "ftruncate", "flock", "mmap")
 CALLS += ("statvfs", "rename", "unlink")
@@ -46,9 +45,7 @@ def works() -> int:
 
 
 def open_store(folder: Path) -> Store:
-    engine = LmdbEngine(EngineSettings(str(folder), "always", 1000, 1 << 30, Retention(3, 1 << 30, 10**9)))
-    engine.open()
-    return Store(engine, FakeClock())
+    return opened(folder, max_store_bytes=1 << 30, retention=Retention(3, 1 << 30, 10**9))
 
 
 def began(folder: Path) -> dict[bytes, bytes]:

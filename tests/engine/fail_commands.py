@@ -27,11 +27,10 @@ import lmdb
 
 from kvstore_cli.main import main as kvstore
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.interface import EngineSettings, Retention
-from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
+from kvstore_daemon.storage.interface import Retention
 from kvstore_daemon.storage.offline.backup import read_image, read_trailer
 from kvstore_daemon.storage.offline.verify import verify
-from support.engine_store import FakeClock, Store
+from support.engine_store import opened
 
 CALLS = ("open", "mkdir", "read", "pread", "write", "pwrite", "writev", "fdatasync", "fsync", "ftruncate")
 CALLS += ("flock", "mmap", "statvfs", "rename", "link", "unlink")
@@ -208,14 +207,11 @@ def cases(name: str, template: Path, folder: Path) -> Iterator[Case]:
 def prepare(template: Path) -> None:
     """The folder in which each case begins."""
     template.mkdir()
-    engine = LmdbEngine(
-        EngineSettings(str(template / "data"), "none", 1000, 1 << 30, Retention(50, 1 << 30, 10**9))
-    )
-    engine.open()
-    store = Store(engine, FakeClock())
+    retention = Retention(50, 1 << 30, 10**9)
+    store = opened(template / "data", sync="none", max_store_bytes=1 << 30, retention=retention)
     for number in range(40):
         store.write("put", b"key%d" % (number % 20), value=b"%d" % number * (1 + 200 * (number % 3)))
-    engine.close()
+    store.engine.close()
     for words in (["backup", "--data", "data", "old.kvb"], ["export", "old.ndjson"]):
         status, said, _ = run(words, template, None)
         assert status == 0, said

@@ -15,6 +15,7 @@ from kvstore_daemon.storage.clock import machine_clock
 from kvstore_daemon.storage.interface import EventFilter
 from kvstore_daemon.storage.lmdb_store.snapshot_reads import SnapshotReads
 from kvstore_daemon.storage.lmdb_store.tables import Tables
+from support.engine_store import flipped
 
 WRONG = 3
 
@@ -55,9 +56,7 @@ def main(data: str, count: int) -> None:
     chooser = random.Random(seed)
     for _ in range(count):
         bit = chooser.randrange(len(whole) * 8)
-        damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
-        file.write_bytes(damaged)
+        file.write_bytes(flipped(whole, bit))
         if outcome(folder) == WRONG:
             sys.exit(f"wrong data was returned after bit {bit} was flipped (seed {seed})")
 

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from zlib import crc32
 
-from kvstore_daemon.storage.interface import EngineSettings, Retention, StoredEvent, Write, WriteRequest
-from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
+from kvstore_daemon.storage.interface import Retention, StoredEvent, Write, WriteRequest
 from support.disk import note
-from support.engine_store import FakeClock, Store
+from support.engine_store import opened
 
 KEYS = [b"k%02d" % number for number in range(40)]
 RETENTION = Retention(80, 1 << 20, 86_400_000)
@@ -43,9 +42,8 @@ def request(chance: random.Random, seq: int) -> WriteRequest:
 
 def main(root: str, record: str, seed: str, rounds: str) -> None:
     chance = random.Random(int(seed))
-    engine = LmdbEngine(EngineSettings(f"{root}/above/data", "always", 1000, 1 << 30, RETENTION))
-    engine.open()
-    store = Store(engine, FakeClock())
+    store = opened(Path(root) / "above" / "data", max_store_bytes=1 << 30, retention=RETENTION)
+    engine = store.engine
     note(Path(record), json.dumps({"epoch": engine.position().epoch}).encode())
     for number in range(int(rounds)):
         store.feed.clear()

@@ -19,19 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.interface import EngineSettings, Retention, Write, WriteRequest
-from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
+from kvstore_daemon.storage.interface import Retention, Write, WriteRequest
 from kvstore_daemon.storage.lmdb_store.schema import open_tables
 from kvstore_daemon.storage.offline import no_progress, reader_client
 from kvstore_daemon.storage.offline.backup import Backup, back_up, check_backup, read_image, read_trailer
 from kvstore_daemon.storage.offline.replace_store import compact
 from kvstore_daemon.storage.offline.restore import Restored, restore
-from support.engine_store import FakeClock, Store, refused
+from support.engine_store import FakeClock, OpenStore, Store, flipped, opened, refused
 from support.lengths import examples
 
 pytestmark = pytest.mark.slow
 
-OpenStore = Callable[..., Store]
 Tables = dict[str, list[tuple[bytes, bytes]]]
 
 KEYS = st.sampled_from([b"a", b"a/b", b"b", "ü".encode(), b"z" * 511])
@@ -75,6 +73,13 @@ def restored(data: bytes, folder: Path, now: int = 1_700_000_000_000, *, replace
         return restore(file, folder, now, replace=replace, steps=silent)
 
 
+def faults_of(folder: Path) -> list[str]:
+    """What `kvstore check` says of the store."""
+    faults: list[str] = []
+    reader_client.check(folder, faults.append)
+    return faults
+
+
 def rows_of(env: lmdb.Environment) -> Tables:
     with env.begin() as txn:
         return {name: list(txn.cursor(table)) for name, table in open_tables(env, txn).items()}
@@ -112,39 +117,27 @@ def filled(open_store: OpenStore) -> Store:
 @settings(max_examples=examples(8))
 @given(requests=REQUESTS)
 def test_what_is_restored_is_what_was_there(requests: list[Any]) -> None:
-    clock, seq = FakeClock(), 0
+    clock, seq, retention = FakeClock(), 0, Retention(40, 1 << 30, 10**9)
     with tempfile.TemporaryDirectory() as name:
         data, copy = Path(name) / "data", Path(name) / "copy"
-        engine = LmdbEngine(
-            EngineSettings(str(data), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)), clock.seen()
-        )
-        engine.open()
-        store = Store(engine, clock)
+        store = opened(data, clock, sync="none", retention=retention)
         for writes, atomic, client, pause in requests:
             seq += 1
             is_atomic = atomic and all(write.op != "delete_prefix" for write in writes)
             store.submit(WriteRequest(writes, is_atomic, client, seq if client else 0))
             clock.now += pause
         image, backup = backed_up(data)
-        rows = rows_of(engine._tables.env)
-        position = engine.position()
-        engine.close()
-        assert (backup.revision, backup.epoch, backup.keys) == (
-            position.head,
-            position.epoch,
-            len(rows["data"]),
-        )
+        rows = rows_of(store.engine._tables.env)  # type: ignore[attr-defined]
+        epoch, _, head = store.engine.position()
+        store.engine.close()
+        assert (backup.revision, backup.epoch, backup.keys) == (head, epoch, len(rows["data"]))
         found = restored(image, copy)
         assert without_meta(rows_in(copy)) == without_meta(rows)
-        again = LmdbEngine(
-            EngineSettings(str(copy), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)), clock.seen()
-        )
-        again.open()
-        after = Store(again, clock)
-        assert after.write("put", b"new")["revision"] == found.head + 1
-        assert again.position().epoch != position.epoch
-        faults = after.faults()
-        again.close()
+        again = opened(copy, clock, sync="none", retention=retention)
+        assert again.write("put", b"new")["revision"] == found.head + 1
+        assert again.engine.position().epoch != epoch
+        faults = again.faults()
+        again.engine.close()
         assert not faults
 
 
@@ -217,9 +210,7 @@ def test_every_flipped_bit_of_a_backup_is_found(filled: Store, tmp_path: Path) -
     assert not is_refused(image)
     anywhere = [random.randrange(backup.bytes * 8) for _ in range(300)]
     for bit in [*anywhere, *range(backup.bytes * 8, len(image) * 8)]:
-        flipped = bytearray(image)
-        flipped[bit // 8] ^= 1 << bit % 8
-        assert is_refused(bytes(flipped)), f"bit {bit}"
+        assert is_refused(flipped(image, bit)), f"bit {bit}"
 
 
 def test_a_backup_that_is_not_all_there_is_refused(filled: Store, tmp_path: Path) -> None:
@@ -235,10 +226,8 @@ def test_a_damaged_backup_is_not_restored_and_changes_nothing(filled: Store, tmp
     image, _ = backed_up(tmp_path / "data")
     filled.engine.close()
     before = rows_in(tmp_path / "data")
-    flipped = bytearray(image)
-    flipped[len(flipped) // 2] ^= 1
     with refused("damaged"):
-        restored(bytes(flipped), tmp_path / "data", replace=True)
+        restored(flipped(image, len(image) * 4), tmp_path / "data", replace=True)
     assert rows_in(tmp_path / "data") == before
     assert sorted(path.name for path in (tmp_path / "data" / "lmdb").iterdir()) == ["data.mdb", "lock.mdb"]
 
@@ -274,11 +263,8 @@ def test_a_flipped_bit_of_a_store_is_found_or_changes_nothing_that_is_read(
     chooser, found = random.Random(), 0
     for _ in range(FLIPS):
         bit = chooser.randrange(len(whole) * 8)
-        flipped = bytearray(whole)
-        flipped[bit // 8] ^= 1 << bit % 8
-        file.write_bytes(flipped)
-        faults: list[str] = []
-        reader_client.check(data, faults.append)
+        file.write_bytes(flipped(whole, bit))
+        faults = faults_of(data)
         found += bool(faults)
         if not faults:
             read = rows_in(data)
@@ -307,8 +293,7 @@ def test_what_is_missing_from_an_index_is_found_both_ways(filled: Store, tmp_pat
         key, value = rows[table][-1]
         with lmdb.open(str(folder / "lmdb"), max_dbs=8) as env, env.begin(write=True) as txn:
             assert txn.delete(key, value, db=open_tables(env, txn)[table])
-        faults: list[str] = []
-        reader_client.check(folder, faults.append)
+        faults = faults_of(folder)
         assert any(expected in fault for fault in faults), (table, faults)
 
 
@@ -349,8 +334,7 @@ def large(open_store: OpenStore) -> None:
 def test_a_tree_that_leads_back_into_itself_is_found_by_check(tmp_path: Path) -> None:
     """LMDB calls that a full cursor, which a reader cannot take for damage; a check has to say."""
     lead_astray(tmp_path / "data", None)
-    faults: list[str] = []
-    reader_client.check(tmp_path / "data", faults.append)
+    faults = faults_of(tmp_path / "data")
     assert any("MDB_CURSOR_FULL" in fault for fault in faults), faults
 
 
@@ -374,9 +358,7 @@ def test_a_file_whose_end_is_missing_is_damage_and_no_crash(filled: Store, tmp_p
     filled.engine.close()
     file = tmp_path / "data" / "lmdb" / "data.mdb"
     os.truncate(file, file.stat().st_size // 2)
-    faults: list[str] = []
-    reader_client.check(tmp_path / "data", faults.append)
-    assert faults
+    assert faults_of(tmp_path / "data")
     with refused("damaged"):
         backed_up(tmp_path / "data")
 
@@ -464,13 +446,8 @@ def test_what_a_killed_reader_held_is_used_again(filled: Store, tmp_path: Path) 
     """A reader keeps the pages of its revision; one that was killed must not do so for ever."""
     env = filled.engine._tables.env  # type: ignore[attr-defined]
     filled.write("put", b"large", value=b"x" * 1_000_000)
-    command = [
-        sys.executable,
-        "-m",
-        "kvstore_daemon.storage.offline.reader_process",
-        "copy",
-        str(tmp_path / "data"),
-    ]
+    module = "kvstore_daemon.storage.offline.reader_process"
+    command = [sys.executable, "-m", module, "copy", str(tmp_path / "data")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
         assert reader.stdout is not None
         reader.stdout.readline()
@@ -517,9 +494,7 @@ def ends_of(program: str, backup: Path, data: Path) -> Iterator[Tables]:
     for line in range(random.randint(1, STEPS_BETWEEN_KILLS), 2000, STEPS_BETWEEN_KILLS):
         command = [sys.executable, "-c", KILLED_AT + program, str(backup), str(data), str(line)]
         done = subprocess.run(command, check=False)
-        faults: list[str] = []
-        reader_client.check(data, faults.append)
-        assert not faults
+        assert not faults_of(data)
         yield rows_in(data)
         if done.returncode == 0:
             return

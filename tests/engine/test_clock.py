@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from zlib import crc32
@@ -14,7 +13,7 @@ import pytest
 from kvstore_daemon.storage.clock import StoreClock
 from kvstore_daemon.storage.interface import Retention, Write, WriteRequest
 from kvstore_daemon.storage.lmdb_store.write_transaction import WriteTransaction
-from support.engine_store import Store, refused
+from support.engine_store import OpenStore, Store, refused
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -50,7 +49,7 @@ def test_a_step_of_the_clock_changes_no_time_to_live(store: Store, step: int) ->
 
 
 def test_what_a_write_finds_alive_no_read_has_shown_as_gone(
-    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
     store.write("put", ttl_ms=100)
@@ -119,9 +118,7 @@ def test_a_pause_between_two_looks_at_the_clocks_is_no_step() -> None:
 
 
 @STEPS
-def test_a_step_is_remembered_when_the_store_is_opened_again(
-    open_store: Callable[..., Store], step: int
-) -> None:
+def test_a_step_is_remembered_when_the_store_is_opened_again(open_store: OpenStore, step: int) -> None:
     store = open_store()
     store.write("put", ttl_ms=5_000)
     store.clock.step(step)
@@ -137,7 +134,7 @@ def test_a_step_is_remembered_when_the_store_is_opened_again(
 
 @STEPS
 def test_a_step_while_the_store_is_closed_is_noticed(
-    open_store: Callable[..., Store], step: int, caplog: pytest.LogCaptureFixture
+    open_store: OpenStore, step: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = open_store()
     store.write("put", ttl_ms=5_000)
@@ -153,7 +150,7 @@ def test_a_step_while_the_store_is_closed_is_noticed(
 
 
 def test_a_clock_that_was_ahead_before_a_start_of_the_machine_makes_no_key_live_longer(
-    open_store: Callable[..., Store],
+    open_store: OpenStore,
 ) -> None:
     store = open_store()
     store.clock.step(HOUR)
@@ -169,7 +166,7 @@ def test_a_clock_that_was_ahead_before_a_start_of_the_machine_makes_no_key_live_
 
 
 def test_no_expired_key_comes_back_to_life_with_a_clock_that_is_behind(
-    open_store: Callable[..., Store],
+    open_store: OpenStore,
 ) -> None:
     store = open_store()
     store.write("put", b"short", ttl_ms=1_000)
@@ -180,7 +177,7 @@ def test_no_expired_key_comes_back_to_life_with_a_clock_that_is_behind(
     assert open_store().keys() == [b"tick"]
 
 
-def test_time_that_went_by_while_the_machine_was_off_counts(open_store: Callable[..., Store]) -> None:
+def test_time_that_went_by_while_the_machine_was_off_counts(open_store: OpenStore) -> None:
     store = open_store()
     store.write("put", ttl_ms=5_000)
     store.engine.close()
@@ -192,7 +189,7 @@ def test_time_that_went_by_while_the_machine_was_off_counts(open_store: Callable
     assert open_store().get() is None
 
 
-def test_a_wrong_date_trims_nothing(open_store: Callable[..., Store]) -> None:
+def test_a_wrong_date_trims_nothing(open_store: OpenStore) -> None:
     store = open_store(retention=Retention(10**6, 1 << 30, DAY))
     store.write("put")
     for _ in range(2):
@@ -212,7 +209,7 @@ def test_a_wrong_date_trims_nothing(open_store: Callable[..., Store]) -> None:
 
 @pytest.mark.parametrize("restarts", [False, True])
 def test_after_a_start_of_the_machine_a_date_is_believed_once_it_has_stood_for_an_hour(
-    open_store: Callable[..., Store], restarts: bool
+    open_store: OpenStore, restarts: bool
 ) -> None:
     retention = Retention(10**6, 1 << 30, DAY)
     store = open_store(retention=retention)
@@ -237,9 +234,7 @@ def test_after_a_start_of_the_machine_a_date_is_believed_once_it_has_stood_for_a
 
 @pytest.mark.parametrize("restart", [False, True])
 @STEPS
-def test_a_step_does_not_make_a_repeat_a_new_request(
-    open_store: Callable[..., Store], step: int, restart: bool
-) -> None:
+def test_a_step_does_not_make_a_repeat_a_new_request(open_store: OpenStore, step: int, restart: bool) -> None:
     store = open_store()
     request = WriteRequest([Write("incr", b"n")], client="c", seq=1)
     (first,) = store.submit(request)
@@ -262,7 +257,7 @@ def test_a_step_does_not_make_a_repeat_a_new_request(
     assert third.results != first.results
 
 
-def test_more_steps_than_are_kept(open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_steps_than_are_kept(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvstore_daemon.storage.clock._MANY_STEPS", 4)
     store = open_store()
     store.write("put", b"old", ttl_ms=30_000)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,23 +13,15 @@ import pytest
 from kvstore_client import Client
 from kvstore_client.commands import put
 from kvstore_core.errors import KvError
-from support.disk import preloaded
+from support.disk import preloaded, run_script
 from support.lengths import SHARE, Survived, times
-from support.servers import Daemon, Serve, clean_environment, kvstore_command, wait_until
+from support.servers import Serve, StartDaemon, clean_environment, kvstore_command, wait_until
 from support.surfaces import call
 
 pytestmark = pytest.mark.slow
 
 TRIED = max(0.03, SHARE)
 """Of the engine's calls, the share that is let fail."""
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The folder whose files are on the disk that fails."""
-    folder = tmp_path / "root"
-    folder.mkdir()
-    return folder.resolve()
 
 
 @pytest.mark.torture
@@ -40,17 +31,8 @@ def test_whichever_call_fails_the_error_says_what_to_do_and_nothing_is_lost(
 ) -> None:
     """Each call of a first start, of a later one and of writes, once or from then on, with each error that a
     disk gives: none of them is reported as damage, reads go on, and after a restart all is there."""
-    seed = random.randrange(2**32)
-    script = Path(__file__).with_name("fail_calls.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(root), str(seed), str(TRIED)],
-        env={**os.environ, **preloaded(root), "PYTHONPATH": str(script.parent.parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"seed {seed}\n{done.stderr}"
-    tried = int(done.stdout)
+    environment = {**os.environ, **preloaded(root)}
+    tried = int(run_script("fail_calls.py", root, random.randrange(2**32), TRIED, environment=environment))
     assert tried > 10
     survived(failed_calls=tried)
 
@@ -65,23 +47,15 @@ def test_whichever_call_of_a_command_fails_its_files_are_whole_and_a_second_try_
     url = start_serve(workers=1).url
     for number in range(10):
         assert call(url, "PUT", f"/v1/kv/key{number}", b"value").status == 201
-    seed, script = random.randrange(2**32), Path(__file__).with_name("fail_commands.py")
-    chosen = map(str, (tmp_path, url, seed, times(2, full=9), times(3, full=400)))
-    done = subprocess.run(
-        [sys.executable, str(script), *chosen],
-        env=clean_environment(tmp_path, **preloaded(disk), PYTHONPATH=str(script.parent.parent)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"seed {seed}\n{done.stderr}"
-    survived(failed_calls_of_commands=int(done.stdout))
+    chosen = tmp_path, url, random.randrange(2**32), times(2, full=9), times(3, full=400)
+    environment = clean_environment(tmp_path, **preloaded(disk))
+    tried = int(run_script("fail_commands.py", *chosen, environment=environment))
+    survived(failed_calls_of_commands=tried)
 
 
 def test_after_a_failed_meta_page_reads_go_on_and_a_restart_cures_it(
-    start_daemon: Callable[..., Daemon], root: Path
+    start_daemon: StartDaemon, root: Path
 ) -> None:
-    # the first few are the start's own
     broken = preloaded(root, fail="pwrite:5:10:1000000:data.mdb")
     daemon = start_daemon(data=root / "data", environment=broken)
     written, failure = [], None
@@ -119,7 +93,7 @@ def test_after_a_failed_meta_page_reads_go_on_and_a_restart_cures_it(
 
 
 def test_a_disk_that_does_not_say_how_much_room_it_has_stops_nothing(
-    start_daemon: Callable[..., Daemon], root: Path
+    start_daemon: StartDaemon, root: Path
 ) -> None:
     environment = preloaded(root, fail="statvfs:5:1:1000000")
     daemon = start_daemon(data=root / "data", environment=environment)

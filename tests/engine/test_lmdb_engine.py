@@ -20,21 +20,13 @@ from kvstore_daemon.storage.interface import EventFilter, Write, WriteRequest
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.lmdb_store.free_space import BALLAST_BYTES
 from kvstore_daemon.storage.lmdb_store.write_transaction import WriteTransaction
-from support.engine_store import Store, refused
+from support.disk import run_script
+from support.engine_store import OpenStore, Store, refused
 from support.lengths import examples
 from support.servers import wait_until
 
 MIB = 1024 * 1024
-
-OpenStore = Callable[..., Store]
-
-
-@pytest.mark.slow
-def test_a_second_daemon_on_the_same_folder_is_told_who_has_it(open_store: OpenStore) -> None:
-    open_store()
-    with refused("not_allowed") as caught:
-        open_store()
-    assert f"pid {os.getpid()} " in caught.value.message
+FILE = "data/lmdb/data.mdb"
 
 
 def test_the_folder_is_free_again_after_closing(open_store: OpenStore) -> None:
@@ -49,27 +41,21 @@ def test_a_folder_that_cannot_be_used_is_named(open_store: OpenStore, tmp_path: 
     assert str(tmp_path / "file") in caught.value.message
 
 
-def test_a_store_of_a_newer_format_is_refused(open_store: OpenStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "said"), [(b"999", "newer"), (b"1", "format 1")])
+def test_a_store_of_another_format_is_refused(
+    open_store: OpenStore, tmp_path: Path, number: bytes, said: str
+) -> None:
     open_store().engine.close()
     with lmdb.open(str(tmp_path / "data" / "lmdb"), max_dbs=8) as env, env.begin(write=True) as txn:
-        txn.put(b"format", b"999", db=env.open_db(b"meta", txn))
+        txn.put(b"format", number, db=env.open_db(b"meta", txn))
     with refused("unsupported_version") as caught:
         open_store()
-    assert "newer" in caught.value.message
-
-
-def test_a_store_of_a_format_that_was_given_up_is_refused(open_store: OpenStore, tmp_path: Path) -> None:
-    open_store().engine.close()
-    with lmdb.open(str(tmp_path / "data" / "lmdb"), max_dbs=8) as env, env.begin(write=True) as txn:
-        txn.put(b"format", b"1", db=env.open_db(b"meta", txn))
-    with refused("unsupported_version") as caught:
-        open_store()
-    assert "format 1" in caught.value.message
+    assert said in caught.value.message
 
 
 def test_a_file_that_is_no_store_is_refused(open_store: OpenStore, tmp_path: Path) -> None:
     (tmp_path / "data" / "lmdb").mkdir(parents=True)
-    (tmp_path / "data" / "lmdb" / "data.mdb").write_bytes(b"\xff" * 100_000)
+    (tmp_path / FILE).write_bytes(b"\xff" * 100_000)
     with refused("damaged"):
         open_store()
 
@@ -80,7 +66,7 @@ def test_a_file_whose_end_is_missing_is_refused(open_store: OpenStore, tmp_path:
     for number in range(200):
         store.write("put", b"%d" % number, value=b"x" * 10_000)
     store.engine.close()
-    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    file = tmp_path / FILE
     os.truncate(file, int(file.stat().st_size * kept))
     with refused("damaged") as caught:
         open_store()
@@ -93,7 +79,7 @@ def test_a_file_that_lacks_only_pages_without_content_is_opened(
     store = open_store()
     store.write("put", b"k", value=b"v")
     store.engine.close()
-    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    file = tmp_path / FILE
     with lmdb.open(str(file.parent), max_dbs=8) as environment:
         with environment.begin(write=True) as txn:
             for number in range(3000):
@@ -110,7 +96,7 @@ def test_a_file_that_lacks_only_pages_without_content_is_opened(
 
 def test_an_empty_file_is_not_taken_for_a_new_store(open_store: OpenStore, tmp_path: Path) -> None:
     open_store().engine.close()
-    os.truncate(tmp_path / "data" / "lmdb" / "data.mdb", 0)
+    os.truncate(tmp_path / FILE, 0)
     with refused("damaged") as caught:
         open_store()
     assert "is empty" in caught.value.message
@@ -136,7 +122,7 @@ def damaged_store(open_store: OpenStore, tmp_path: Path) -> Store:
     store.write("put", b"bad", value=b"the value that will be damaged", ttl_ms=1000)
     store.write("put", b"good")
     store.engine.close()
-    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    file = tmp_path / FILE
     data = bytearray(file.read_bytes())
     for found in re.finditer(b"value that will be damaged", bytes(data)):
         data[found.start()] ^= 1
@@ -217,7 +203,7 @@ def test_a_file_that_says_it_is_of_another_version_of_lmdb_is_damage(
     open_store: OpenStore, tmp_path: Path
 ) -> None:
     open_store().engine.close()
-    file = tmp_path / "data" / "lmdb" / "data.mdb"
+    file = tmp_path / FILE
     whole = bytearray(file.read_bytes())
     with lmdb.open(str(file.parent), readonly=True) as env:
         size = env.stat()["psize"]
@@ -236,31 +222,30 @@ def test_every_flipped_bit_of_the_file_is_harmless_or_reported(open_store: OpenS
     for n in range(40):
         store.write("put", b"k%02d" % n, value=b"value %02d" % n * 20)
     store.engine.close()
-    script = Path(__file__).with_name("flip_bits.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "data"), str(examples(60))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_script("flip_bits.py", tmp_path / "data", examples(60))
+
+
+def fill(store: Store) -> list[bytes]:
+    """Put until the store refuses it; the keys."""
+    written: list[bytes] = []
+    with refused("store_full"):
+        while True:
+            store.write("put", key := b"k%03d" % len(written), value=os.urandom(100_000))
+            written.append(key)
+    return written
 
 
 def test_a_full_store_refuses_writes_and_takes_deletes(open_store: OpenStore) -> None:
     store = open_store(max_store_bytes=4 * MIB)
-    written = []
-    with refused("store_full") as caught:
-        for n in range(100):
-            store.write("put", b"k%03d" % n, value=os.urandom(100_000))
-            written.append(b"k%03d" % n)
-    assert "--max-store-bytes" in caught.value.message
+    written = fill(store)
     assert len(written) > 10
     refusal = store.engine.statistics().writes_refused
     assert refusal is not None
-    assert (refusal.code, refusal.message) == ("store_full", caught.value.message)
     for op in ("put", "incr"):
-        with refused("store_full"):
+        with refused("store_full") as caught:
             store.write(op, b"x")
+        assert "--max-store-bytes" in caught.value.message
+        assert (refusal.code, refusal.message) == ("store_full", caught.value.message)
     with refused("store_full"):
         store.atomic(Write("delete", written[0]), Write("put", b"x", b"", "t"))
     assert store.get(written[0]) is not None
@@ -273,9 +258,7 @@ def test_a_full_store_refuses_writes_and_takes_deletes(open_store: OpenStore) ->
 
 def test_a_full_store_takes_writes_again_once_its_log_is_short(open_store: OpenStore) -> None:
     store = open_store(max_store_bytes=4 * MIB)
-    with refused("store_full"):
-        for n in range(100):
-            store.write("put", b"k%03d" % n, value=os.urandom(100_000))
+    fill(store)
     store.write("delete_prefix", b"k", limit=1000)
     store.clock.now += 8 * 86_400_000
     store.submit(WriteRequest([Write("delete", b"none")]))
@@ -375,12 +358,7 @@ def test_numbered_requests_of_a_commit_that_was_undone_are_applied_once(
 
 def test_deletes_alone_bring_writes_back_on_a_full_disk(open_store: OpenStore, small_disk: Path) -> None:
     store = open_store(data=small_disk / "data")
-    keys: list[bytes] = []
-    with refused("store_full"):
-        while True:
-            key = b"k%03d" % len(keys)
-            store.write("put", key, value=os.urandom(100_000))
-            keys.append(key)
+    keys = fill(store)
     assert len(keys) > 100
     for key in keys:
         store.write("delete", key)
@@ -393,9 +371,7 @@ def test_a_late_copy_of_a_request_that_was_refused_for_want_of_room_is_not_appli
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(max_store_bytes=4 * MIB)
-    with refused("store_full"):
-        for n in range(100):
-            store.write("put", b"k%03d" % n, value=os.urandom(100_000))
+    fill(store)
     request = WriteRequest([Write("put", b"late", b"v", "text/plain")], client="c", seq=1)
     (answer,) = store.submit(request)
     assert answer.results is not None

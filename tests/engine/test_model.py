@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.interface import EngineSettings, EventFilter, Retention, Write, WriteRequest
-from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
-from support.engine_store import FakeClock, Store, refused
+from kvstore_daemon.storage.interface import EventFilter, Retention, Write, WriteRequest
+from support.engine_store import FakeClock, Store, opened, refused
 from support.lengths import examples
 
 pytestmark = pytest.mark.slow
@@ -46,12 +45,8 @@ class EngineModel(RuleBasedStateMachine):
         self.store = self._open()
 
     def _open(self) -> Store:
-        config = EngineSettings(
-            str(Path(self.folder.name) / "data"), "none", 1000, 1 << 34, Retention(40, 1 << 30, 10**9)
-        )
-        engine = LmdbEngine(config, self.clock.seen())
-        engine.open()
-        return Store(engine, self.clock)
+        data = Path(self.folder.name) / "data"
+        return opened(data, self.clock, sync="none", retention=Retention(40, 1 << 30, 10**9))
 
     def teardown(self) -> None:
         if hasattr(self, "store"):

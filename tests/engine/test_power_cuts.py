@@ -11,8 +11,7 @@ import os
 import random
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +19,10 @@ import pytest
 from kvstore_client import Client
 from kvstore_daemon.storage.offline import reader_process
 from kvstore_daemon.storage.offline.verify import verify
-from support.disk import Disk, lay_out, preloaded, steps
+from support.disk import Disk, lay_out, preloaded, run_script, steps
 from support.lengths import SHARE, Survived, times
-from support.servers import Daemon, clean_environment, kvstore_command, wait_until
+from support.servers import StartDaemon, clean_environment, kvstore_command, wait_until
 
-HERE = Path(__file__).parent
 SEEDS = times(1, full=40)
 ROUNDS = times(10, full=150)
 SAMPLES = times(1, full=4)
@@ -32,14 +30,6 @@ KINDS = "SFRLUD" if SHARE else "FRLU"
 """Before which steps of a command the power is cut: those that change names, or all that count."""
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The folder whose files are on the disk."""
-    folder = tmp_path / "root"
-    folder.mkdir()
-    return folder.resolve()
 
 
 @pytest.fixture
@@ -54,18 +44,6 @@ def fast_folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_script(name: str, *arguments: object, environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        [sys.executable, str(HERE / name), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(HERE.parent), **(environment or {})},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{name} {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
 @pytest.mark.torture
 @pytest.mark.timeout(120 + 120 * SEEDS)
 def test_a_power_cut_at_any_moment_takes_nothing_that_was_acknowledged(
@@ -78,14 +56,21 @@ def test_a_power_cut_at_any_moment_takes_nothing_that_was_acknowledged(
         shutil.rmtree(root)
         root.mkdir()
         record.unlink(missing_ok=True)
-        run_script("keep_writing.py", root, record, seed, ROUNDS, environment=preloaded(root, record))
+        run_script(
+            "keep_writing.py",
+            root,
+            record,
+            seed,
+            ROUNDS,
+            environment={**os.environ, **preloaded(root, record)},
+        )
         cuts = int(run_script("cut_power.py", root, record, fast_folder, seed, SAMPLES))
         assert cuts > 50
         survived(power_cuts=cuts)
 
 
 def test_every_write_is_synced_before_its_acknowledgement_is_sent(
-    start_daemon: Callable[..., Daemon], root: Path, tmp_path: Path
+    start_daemon: StartDaemon, root: Path, tmp_path: Path
 ) -> None:
     record = tmp_path / "record"
     daemon = start_daemon(data=root / "data", environment=preloaded(root, record))
@@ -112,7 +97,7 @@ def writes_and_syncs(record: Path, file: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("mode", ["interval", "none"])
 def test_the_weaker_modes_sync_on_a_timer_or_at_the_end(
-    start_daemon: Callable[..., Daemon], root: Path, tmp_path: Path, mode: str
+    start_daemon: StartDaemon, root: Path, tmp_path: Path, mode: str
 ) -> None:
     record, data = tmp_path / "record", root / "data"
     daemon = start_daemon(data=data, sync=mode, sync_interval="200ms", environment=preloaded(root, record))
@@ -186,7 +171,7 @@ def facts(folder: Path) -> tuple[str, int]:
 def store(root: Path, tmp_path: Path) -> Path:
     """A store on the disk, stopped, with its whole history in the record."""
     record = tmp_path / "record"
-    run_script("keep_writing.py", root, record, 1, 5, environment=preloaded(root, record))
+    run_script("keep_writing.py", root, record, 1, 5, environment={**os.environ, **preloaded(root, record)})
     return root / "above" / "data"
 
 

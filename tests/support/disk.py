@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,20 @@ SOURCE = Path(__file__).with_name("disk.c")
 SECTOR_BYTES = 512
 
 _HEAD = struct.Struct("=IIQQQ")
+
+
+def run_script(name: str, *arguments: object, environment: Mapping[str, str] = os.environ) -> str:
+    """What the program ``name`` of the engine's tests writes; fails with all it said if it fails."""
+    script = Path(__file__).parents[1] / "engine" / name
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        env={**environment, "PYTHONPATH": str(script.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{name} {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,17 +13,22 @@ from kvstore_core.errors import KvError
 from kvstore_daemon.storage.clock import StoreClock
 from kvstore_daemon.storage.interface import (
     Engine,
+    EngineSettings,
     EventFilter,
     EventPage,
+    KeyHistory,
+    Retention,
     StoredEvent,
     StoredRecord,
     Write,
     WriteAnswer,
     WriteRequest,
 )
+from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 from kvstore_daemon.storage.offline.verify import verify
 
 MIB = 1024 * 1024
+WIDE = Retention(1_000_000, 1 << 30, 7 * 86_400_000)
 
 
 def refused(code: str) -> Any:
@@ -125,8 +132,40 @@ class Store:
         assert isinstance(page, EventPage)
         return page
 
+    def history(
+        self, key: bytes = b"k", before: int | None = None, limit: int = 10, **more: Any
+    ) -> KeyHistory:
+        return self.engine.history(key, before, more.get("cursor"), limit, values=True, max_bytes=MIB)
+
     def expire_due(self) -> None:
         """Do what the daemon's timer does."""
         due, _ = self.engine.due(1000)
         if due:
             self.submit(WriteRequest([Write("expire", key, if_revision=revision) for key, revision in due]))
+
+
+OpenStore = Callable[..., Store]
+"""The fixture ``open_store``."""
+
+
+def opened(
+    data: Path,
+    clock: FakeClock | None = None,
+    *,
+    engine: Callable[..., Engine] = LmdbEngine,
+    sync: str = "always",
+    max_store_bytes: int = 1 << 34,
+    retention: Retention = WIDE,
+) -> Store:
+    """The store in the folder ``data``, by the machine's clock unless another is given."""
+    settings = EngineSettings(str(data), sync, 1000, max_store_bytes, retention)
+    store = Store(engine(settings, clock and clock.seen()), clock or FakeClock())
+    store.engine.open()
+    return store
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    """The same with one bit changed."""
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)

@@ -294,6 +294,9 @@ class Daemon(Server):
         self.data = Path(addresses["data"])
 
 
+StartDaemon = Callable[..., Daemon]
+
+
 class Facade(Server):
     """``kvstore http`` in front of a daemon."""
 

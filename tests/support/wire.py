@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import orjson
@@ -58,6 +58,10 @@ class Peer:
                 assert topic == b"\0heartbeat"
                 beat: dict[str, Any] = orjson.loads(header)
                 return beat
+
+
+Connect = Callable[..., Peer]
+"""What the fixtures ``connect`` and ``subscribe`` are: they make a peer of the daemon they are given."""
 
 
 def pack(*ops: dict[str, Any], **header: Any) -> list[bytes]:
