@@ -106,16 +106,12 @@ def _check_socket_file(endpoint: str, option: str) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise _cannot_listen(endpoint, "there is a file that is not a socket", option)
-        is_in_use = _accepts_connections(path)
+        if _accepts_connections(path):
+            raise OSError(errno.EADDRINUSE, "address in use, perhaps by another daemon: stop that one")
     except FileNotFoundError:
         return
     except OSError as error:
         raise _cannot_listen(endpoint, str(error.strerror).lower(), option) from error
-    if is_in_use:
-        in_use = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        raise _cannot_listen(
-            endpoint, "address in use, perhaps by another daemon: stop that one", option
-        ) from in_use
 
 
 def _accepts_connections(path: str) -> bool:

@@ -55,20 +55,15 @@ class Loop:
     def turn(self, *, wait: bool) -> None:
         """Run what is ready. With ``wait``, sleep until something is or a timer is due."""
         for fd, _ in self._epoll.poll(self._patience() if wait else 0):
-            callback = self._callbacks.get(fd)
-            if callback is not None:
-                callback()
-        self._fire_timers()
-
-    def _patience(self) -> float:
-        due = [timer.at for timer in self._timers if timer.at is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else -1
-
-    def _fire_timers(self) -> None:
+            self._callbacks[fd]()
         now = time.monotonic()
         for timer in self._timers:
             if timer.at is not None and timer.at <= now:
                 timer.fire()
+
+    def _patience(self) -> float:
+        due = [timer.at for timer in self._timers if timer.at is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else -1
 
     def close(self) -> None:
         """Let go of the epoll descriptor. What was watched stays open."""

@@ -36,12 +36,7 @@ class Publisher:
     """
 
     def __init__(
-        self,
-        context: Context,
-        endpoint: str,
-        queue: int,
-        max_value_bytes: int,
-        limit: ConnectionLimit,
+        self, context: Context, endpoint: str, queue: int, max_value_bytes: int, limit: ConnectionLimit
     ) -> None:
         """Bind; ``queue`` is how many events may wait for one subscriber.
 

@@ -45,15 +45,12 @@ class Counters:
         if len(ops) == 1:
             self.operations_by_name[ops[0]["op"]] += 1
         else:
-            self.operations_by_name.update(map(_NAME, ops))
+            self.operations_by_name.update(map(itemgetter("op"), ops))
 
     def as_json(self) -> dict[str, Any]:
         """The counts by their names."""
         by_name = dict(self.operations_by_name)
         return {**{name: getattr(self, name) for name in self.__slots__}, "operations_by_name": by_name}
-
-
-_NAME = itemgetter("op")
 
 
 def limits_of(settings: DaemonSettings) -> Limits:
@@ -103,32 +100,24 @@ class Status:
             "writes_refused": None if refusal is None else refusal.as_json(),
             "commits": statistics.commits.as_json(),
             "clock": statistics.clock._asdict(),
-            "retention": self._retention(),
+            "retention": {
+                "events": settings.retain_events,
+                "bytes": settings.retain_bytes,
+                "age": settings.retain_age_ms,
+            },
             **self._present(),
             "started_at": self._started_at,
             "uptime": round(time.monotonic() - self._started, 3),
             "pid": os.getpid(),
             "process": self._usage.fields(),
-            "limits": self._limits(),
+            "limits": {
+                "key_bytes": MAX_KEY_BYTES,
+                "value_bytes": settings.max_value_bytes,
+                "batch_ops": settings.max_batch_ops,
+                "batch_bytes": settings.max_batch_bytes,
+                "atomic_ops": settings.max_atomic_ops,
+                "atomic_bytes": settings.max_atomic_bytes,
+                "page": MAX_PAGE,
+            },
             "counters": self._counters.as_json(),
-        }
-
-    def _retention(self) -> dict[str, int]:
-        settings = self._settings
-        return {
-            "events": settings.retain_events,
-            "bytes": settings.retain_bytes,
-            "age": settings.retain_age_ms,
-        }
-
-    def _limits(self) -> dict[str, int]:
-        settings = self._settings
-        return {
-            "key_bytes": MAX_KEY_BYTES,
-            "value_bytes": settings.max_value_bytes,
-            "batch_ops": settings.max_batch_ops,
-            "batch_bytes": settings.max_batch_bytes,
-            "atomic_ops": settings.max_atomic_ops,
-            "atomic_bytes": settings.max_atomic_bytes,
-            "page": MAX_PAGE,
         }

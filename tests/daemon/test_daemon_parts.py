@@ -1,28 +1,37 @@
-"""The parts of the daemon that need no process: grouping, ranges, cursors, timers."""
+"""The parts of the daemon that need no process: grouping, ranges, cursors, timers, beats."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore_core.errors import KvError
 from kvstore_core.operations import OPERATIONS
+from kvstore_core.process.sd_notify import NoticeSocket, Notifier
 from kvstore_core.wire import Limits, Request, decode_request
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GROUP_BYTES, GROUP_OPS, GroupCommitter
 from kvstore_daemon.peer_limits.connections import ConnectionWatcher
 from kvstore_daemon.requests.reads import READS, _bounds, _cursor, _parse_cursor, prefix_end
 from kvstore_daemon.requests.writes import WRITES, write_request
+from kvstore_daemon.server import PATIENCE_TICKS, Beats
 from kvstore_daemon.status import Counters
 from kvstore_daemon.storage.interface import Engine, Write, WriteRequest
+from kvstore_daemon.storage.write_rules import _PLANS
+from support.disk import write_lock_held
+from support.engine_store import opened
+from support.manager import notifier_on
 from support.wire import pack, put
 
 keys = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -30,7 +39,8 @@ keys = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 def test_every_operation_is_either_read_or_written_as_its_row_says() -> None:
     answered_together, about_the_daemon = {"get"}, {"status"}
-    assert WRITES.keys() == {row.name for row in OPERATIONS.values() if row.writes}
+    by_the_engine, by_the_daemon = {"delete_prefix"}, {"expire"}
+    assert _PLANS.keys() - by_the_daemon | by_the_engine == WRITES
     reads = READS.keys() | answered_together | about_the_daemon
     assert reads == {row.name for row in OPERATIONS.values() if not row.writes}
 
@@ -172,3 +182,81 @@ def test_a_connection_is_looked_at_though_all_that_came_was_read_before() -> Non
         arrivals.watch(ours.fileno())
         arrivals.start()
         assert is_seen.wait(30)
+
+
+class Writing:
+    """A real engine with the daemon's way of handing groups to it, and what its parent hears."""
+
+    def __init__(self, engine: Engine, notices: NoticeSocket, notifier: Notifier) -> None:
+        self._engine = engine
+        self._committer = GroupCommitter(engine, Counters())
+        self._notices = notices
+        self._beats = Beats(notifier, self._committer)
+        self.beats = 0
+        self.lines: list[str] = []
+
+    def begin(self) -> None:
+        """Hand a write over, if none is under way."""
+        self._committer.add(WriteRequest([Write("put", b"k", b"v")]), 2)
+        self._committer.flush()
+
+    def end(self) -> None:
+        """Wait until what is under way is answered."""
+        readable, _, _ = select.select([self._engine.fileno()], [], [], 30)
+        assert readable, "the engine never answered"
+        for _ in self._engine.poll()[1]:
+            self._committer.answered()
+
+    def tick(self, times: int) -> None:
+        for _ in range(times):
+            self._beats.tick()
+            for notice in self._notices.read(()):
+                if notice.status is None:
+                    self.beats += 1
+                else:
+                    self.lines.append(notice.status)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def writing(store: Path) -> Iterator[Writing]:
+    with (
+        closing(opened(store).engine) as engine,
+        closing(NoticeSocket()) as notices,
+        notifier_on(notices) as notifier,
+    ):
+        yield Writing(engine, notices, notifier)
+
+
+def test_an_idle_daemon_beats_on_every_tick(writing: Writing) -> None:
+    writing.tick(1000)
+    assert writing.beats == 1000
+
+
+def test_a_daemon_that_writes_beats_on_every_tick(writing: Writing) -> None:
+    for _ in range(2 * PATIENCE_TICKS):
+        writing.begin()
+        writing.tick(1)
+        writing.end()
+    assert writing.beats == 2 * PATIENCE_TICKS
+
+
+def test_a_commit_that_does_not_end_silences_the_daemon_after_its_patience(
+    writing: Writing, store: Path
+) -> None:
+    with write_lock_held(store):
+        writing.begin()
+        writing.tick(PATIENCE_TICKS)
+        assert writing.beats == PATIENCE_TICKS
+        assert not writing.lines
+        writing.tick(50)
+        assert writing.beats == PATIENCE_TICKS
+        assert len(writing.lines) == 1
+        assert "a commit" in writing.lines[0]
+    writing.end()
+    writing.tick(5)
+    assert writing.beats == PATIENCE_TICKS + 5, "it ended after all"

@@ -85,8 +85,6 @@ class RequestHandler:
         """The bytes of memory that requests and replies may take; any thread may call this."""
         return PENDING_FACTOR * self.pending.bytes + self._socket.untaken + self.queue.making
 
-    # ── receive ──────────────────────────────────────────────────────────────────────────────────
-
     def _note_readable(self) -> None:
         self._is_empty = False
 
@@ -128,15 +126,15 @@ class RequestHandler:
         self._counters.requests += 1
         self._counters.bytes_received += size
         if not has_room:
-            self._refuse(message, _no_room())
+            busy = "too many requests are in progress or waiting; try again"
+            self._refuse(message, KvError("too_busy", busy))
         elif self.queue.is_open_to(peer) and time.monotonic() < deadline:
             self._begin(message)
         elif self.queue.is_full_for(peer):
-            self._refuse(message, _read_first())
+            busy = "too many requests wait behind unread replies; read those, then try again"
+            self._refuse(message, KvError("too_busy", busy))
         else:
             self.queue.add(message)
-
-    # ── begin ────────────────────────────────────────────────────────────────────────────────────
 
     def _begin(self, message: RequestMessage) -> None:
         """Check a request, and hand over its writes or do its reads."""
@@ -178,8 +176,6 @@ class RequestHandler:
         self._malformed.warning("refused a message to the requests address: %s", message)
         return KvError("bad_request", message)
 
-    # ── commit, read ─────────────────────────────────────────────────────────────────────────────
-
     def proceed(self, request: PendingRequest, answer: WriteAnswer | None = None) -> None:
         """Take the engine's answer to the writes, if there were any; do the reads, or a slice of them; and
         reply if all is done."""
@@ -196,8 +192,6 @@ class RequestHandler:
                 self.queue.add_reading(request)
         except Exception as error:  # every request gets one reply
             self._refuse(request, error, request.request_id)
-
-    # ── reply ────────────────────────────────────────────────────────────────────────────────────
 
     def _answer(self, request: PendingRequest) -> None:
         if log.isEnabledFor(logging.DEBUG):
@@ -231,14 +225,3 @@ class RequestHandler:
 def _status_page(status: Status) -> Page:
     fields = status.fields()
     return Page(fields, (), fields["revision"])
-
-
-def _no_room() -> KvError:
-    return KvError("too_busy", "too many requests are in progress or waiting; try again")
-
-
-def _read_first() -> KvError:
-    return KvError(
-        "too_busy",
-        "too many requests wait behind unread replies; read those, then try again",
-    )

@@ -98,7 +98,10 @@ class PendingRequest:
         """Take the results of the writes; raises the error if the engine refused all of them."""
         if answer.error is not None:
             raise _at_op(answer.error, self._write_indexes())
-        results = [_result(result, self.request_id) for result in answer.results or ()]
+        results = [
+            _failure(result, self.request_id) if isinstance(result, KvError) else result
+            for result in answer.results or ()
+        ]
         if self.has_writes_only():
             self._results = results
             return
@@ -130,7 +133,7 @@ class PendingRequest:
         """Do the gets that follow one another here."""
         start = self._next
         gets = self._ops[start : start + GETS_AT_ONCE]
-        keys = [op["key"].encode() for op in takewhile(_is_get, gets)]
+        keys = [op["key"].encode() for op in takewhile(lambda op: op["op"] == "get", gets)]
         records, revision = engine.read(keys)
         self._note_revision(revision)
         self._next = start + len(records)
@@ -186,14 +189,6 @@ class PendingRequest:
         """The frames of the finished reply; its revision is ``head`` if nothing was read."""
         revision = head if self._revision is None else self._revision
         return encode_reply(epoch, revision, self._results, self._values, self.request_id)
-
-
-def _is_get(op: dict[str, Any]) -> bool:
-    return op["op"] == "get"  # type: ignore[no-any-return]
-
-
-def _result(result: Fields | KvError, request_id: RequestId | None) -> Fields:
-    return _failure(result, request_id) if isinstance(result, KvError) else result
 
 
 def _failure(error: KvError, request_id: RequestId | None) -> Fields:

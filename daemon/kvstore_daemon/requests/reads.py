@@ -1,8 +1,5 @@
 """How each operation that reads is done: a function and its row in ``READS``, by the operation's name.
 
-A new operation is a row of ``kvstore_core.operations.OPERATIONS`` and a row here if it reads, or in
-:mod:`kvstore_daemon.requests.writes` if it writes.
-
 A read returns a :class:`Page`: the result's fields, the values that travel beside them in the order of
 their ``size``, and the revision of the snapshot it was read from. It looks at a bounded number of records or
 events; a cursor continues after them.
@@ -20,13 +17,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_KEY_BYTES, MAX_PAGE, MAX_PAGE_BYTES
 from kvstore_core.model import Cursor
 from kvstore_daemon.record_fields import Fields, event_fields, record_fields
-from kvstore_daemon.storage.interface import (
-    Engine,
-    EventFilter,
-    LogPosition,
-    StoredEvent,
-    StoredRecord,
-)
+from kvstore_daemon.storage.interface import Engine, EventFilter, LogPosition, StoredEvent
 
 Op = dict[str, Any]
 
@@ -47,29 +38,21 @@ class Page(NamedTuple):
 
 Read = Callable[[Engine, Op], Page]
 
-# ── records ──────────────────────────────────────────────────────────────────────────────────────
-
 
 def _list(engine: Engine, op: Op) -> Page:
     start, end = _bounds(op)
+    counts = op.get("count", False)
     if end is not None and start >= end:
-        return _empty_list(engine, op)
-    if op.get("count", False):
+        found: Fields = {"count": 0} if counts else {"items": []}
+        return Page({**found, "cursor": None}, (), engine.position().head)
+    if counts:
         counted = engine.count(start, end)
         return Page({"count": counted.total, "cursor": _cursor(counted.next_key)}, (), counted.revision)
     values = not op.get("keys_only", False)
     page = engine.range(start, end, op.get("limit", MAX_PAGE), values=values, max_bytes=_max_bytes(op))
-    fields = {"items": [_item(key, record) for key, record in page.items], "cursor": _cursor(page.next_key)}
+    items = [{"key": key.decode(), **record_fields(record)} for key, record in page.items]
+    fields = {"items": items, "cursor": _cursor(page.next_key)}
     return Page(fields, [r.value for _, r in page.items if r.value is not None], page.revision)
-
-
-def _item(key: bytes, record: StoredRecord) -> Fields:
-    return {"key": key.decode(), **record_fields(record)}
-
-
-def _empty_list(engine: Engine, op: Op) -> Page:
-    found: Fields = {"count": 0} if op.get("count", False) else {"items": []}
-    return Page({**found, "cursor": None}, (), engine.position().head)
 
 
 def _bounds(op: Op) -> tuple[bytes, bytes | None]:
@@ -117,39 +100,25 @@ def _not_a_cursor() -> KvError:
     return KvError("invalid_cursor", "pass a list's cursor back exactly as the reply gave it")
 
 
-# ── events ───────────────────────────────────────────────────────────────────────────────────────
-
-
 def _events(engine: Engine, op: Op) -> Page:
-    values, previous = op.get("values", True), op.get("previous", False)
+    since, position = op["since"], engine.position()
+    cursor = Cursor(since, position.epoch) if isinstance(since, int) else Cursor.parse(since)
+    if cursor.epoch != position.epoch:
+        raise _expired(cursor, position)
     page = engine.log(
-        _since(engine, op["since"]),
+        cursor.revision,
         _filter(op),
         op.get("limit", MAX_PAGE),
-        values=values,
-        previous=previous,
+        values=op.get("values", True),
+        previous=op.get("previous", False),
         max_bytes=_max_bytes(op),
     )
     if isinstance(page, LogPosition):
-        raise _expired(_cursor_of(op["since"], page), page)
+        raise _expired(cursor, page)
     events, blobs = _event_list(page.events)
     position = page.position
     fields = {"events": events, "next": page.next_revision, "floor": position.floor, "head": position.head}
     return Page(fields, blobs, position.head)
-
-
-def _cursor_of(since: str | int, position: LogPosition) -> Cursor:
-    return Cursor(since, position.epoch) if isinstance(since, int) else Cursor.parse(since)
-
-
-def _since(engine: Engine, since: str | int) -> int:
-    """The revision to continue after; raises ``cursor_expired`` for one of another history."""
-    if isinstance(since, int):
-        return since
-    cursor, position = Cursor.parse(since), engine.position()
-    if cursor.epoch != position.epoch:
-        raise _expired(cursor, position)
-    return cursor.revision
 
 
 def _expired(cursor: Cursor, position: LogPosition) -> KvError:
@@ -198,10 +167,6 @@ def _history(engine: Engine, op: Op) -> Page:
     return Page({"events": events, "cursor": page.cursor, "truncated": page.truncated}, blobs, head)
 
 
-READS: dict[str, Read] = {
-    "list": _list,
-    "events": _events,
-    "history": _history,
-}
+READS: dict[str, Read] = {"list": _list, "events": _events, "history": _history}
 """Two are done elsewhere: consecutive gets share a snapshot (``PendingRequest.read``), and ``status`` reads
 the daemon's state beside the engine's (``RequestHandler``)."""

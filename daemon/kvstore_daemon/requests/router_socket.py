@@ -68,13 +68,7 @@ class RouterSocket:
     about to sleep.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        endpoint: str,
-        max_frame_bytes: int,
-        limit: ConnectionLimit,
-    ) -> None:
+    def __init__(self, context: Context, endpoint: str, max_frame_bytes: int, limit: ConnectionLimit) -> None:
         """Bind; raises ``unavailable`` as :func:`bind` does."""
         socket = context.socket(zmq.ROUTER)
         # a larger frame ends its sender's connection
@@ -206,7 +200,7 @@ class RouterSocket:
 
     def most_stuck(self) -> Peer | None:
         """Of the peers that have something to take, the one that has taken nothing for the longest."""
-        return min(self._owed, key=_stuck_since, default=None)
+        return min(self._owed, key=attrgetter("stuck_since"), default=None)
 
     def reply(self, peer: Peer, envelope: Frames, frames: Frames) -> int:
         """Send a reply along ``envelope``; returns its size in bytes. Never waits; what cannot be sent at
@@ -239,6 +233,3 @@ class RouterSocket:
         self._socket.close()
         self._connections.close()
         remove_socket_file(self.endpoint)
-
-
-_stuck_since = attrgetter("stuck_since")

@@ -73,6 +73,9 @@ class _Line(NamedTuple):
     def shift_of(self, revision: int) -> int:
         return self.shifts[bisect_left(self.after, revision) - 1]
 
+    def steady_of(self, stamp: int, revision: int) -> int:
+        return max(0, stamp - self.shift_of(revision))
+
 
 class StoreClock:
     """The clock of one open store. Any thread may read it; only the writer's thread calls :meth:`notice`.
@@ -122,7 +125,7 @@ class StoreClock:
         said = _decoded(kept)
         if said is None:
             return False
-        self._line = _Line(tuple(said["after"]), tuple(said["shifts"]))
+        self._line = _line_of(said)
         self._idle = said["idle"]
         if said["boot"] != self._boot:
             return False
@@ -233,7 +236,7 @@ class StoreClock:
     def steady_of(self, stamp: int, revision: int) -> int:
         """The steady time of ``stamp``, a moment in the record or event at ``revision``. 0 for moments before
         steady time began, such as one in 1970 after the wall clock stepped forward."""
-        return max(0, stamp - self._line.shift_of(revision))
+        return self._line.steady_of(stamp, revision)
 
     def present_of(self, stamp: int, revision: int) -> int:
         """``stamp``, a moment in the record or event at ``revision``, as the wall clock shows it now."""
@@ -258,6 +261,10 @@ def _decoded(row: bytes | None) -> dict[str, Any] | None:
     return said
 
 
+def _line_of(said: dict[str, Any]) -> _Line:
+    return _Line(tuple(said["after"]), tuple(said["shifts"]))
+
+
 def is_whole(row: bytes) -> bool:
     """Whether a row is what :meth:`StoreClock.row` returned."""
     return len(row) > _CRC.size and _CRC.unpack_from(row)[0] == crc32(row[_CRC.size :])
@@ -266,8 +273,7 @@ def is_whole(row: bytes) -> bool:
 def steady_stamps(row: bytes | None) -> Callable[[int, int], int]:
     """:meth:`StoreClock.steady_of`, from the ``row`` of a store that is not open."""
     said = _decoded(row)
-    line = _Line() if said is None else _Line(tuple(said["after"]), tuple(said["shifts"]))
-    return lambda stamp, revision: max(0, stamp - line.shift_of(revision))
+    return (_Line() if said is None else _line_of(said)).steady_of
 
 
 def machine_clock() -> StoreClock:

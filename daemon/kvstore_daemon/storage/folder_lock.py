@@ -38,7 +38,6 @@ class FolderLock:
     def __init__(self, folder: Path, who: str = "the kvstore daemon") -> None:
         self._folder = folder
         self._who = who
-        self._fd = -1
 
     def acquire(self) -> None:
         """Take the lock; raises ``not_allowed`` naming the process that has it."""
@@ -62,12 +61,9 @@ class FolderLock:
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
             os.write(
-                fd,
-                f"{self._who} with pid {os.getpid()} on {socket.gethostname()}, since {since}\n".encode(),
+                fd, f"{self._who} with pid {os.getpid()} on {socket.gethostname()}, since {since}\n".encode()
             )
 
     def release(self) -> None:
-        """Give the lock back."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Give the lock back, which was taken."""
+        os.close(self._fd)

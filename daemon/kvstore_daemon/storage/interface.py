@@ -261,14 +261,7 @@ class Engine(Protocol):
         number of events. Without ``previous`` only an expire has its previous record."""
 
     def history(
-        self,
-        key: bytes,
-        before: int | None,
-        cursor: str | None,
-        limit: int,
-        *,
-        values: bool,
-        max_bytes: int,
+        self, key: bytes, before: int | None, cursor: str | None, limit: int, *, values: bool, max_bytes: int
     ) -> KeyHistory:
         """The key's events below revision ``before``, newest first. A call looks at a bounded number of
         events. Raises ``not_found`` if there is neither the key nor an event of it."""

@@ -53,7 +53,7 @@ class Applier:
         current, before = self._current(write)
         revision = self._transaction.head + 1
         if current is _DAMAGED:
-            self._delete_damaged(write.key, revision)
+            self._apply("delete", write.key, None, None, before, revision, 0, 1)
             return {"revision": revision, "deleted": 1}
         op, record, result = plan(write, current, revision, self._now)
         if op is not None:
@@ -131,10 +131,6 @@ class Applier:
         previous_revision = 0 if current is None else current.revision
         event = StoredEvent(op, key, revision, index, count, self._now, record, previous, previous_revision)
         self._transaction.apply(event, current, before)
-
-    def _delete_damaged(self, key: bytes, revision: int) -> None:
-        event = StoredEvent("delete", key, revision, 0, 1, self._now, None, None, 0)
-        self._transaction.apply(event, None, NO_EVENT_ROW)
 
     def _delete_prefix(self, write: Write) -> dict[str, Any]:
         """Delete the first keys with the prefix. Those found expired get an expire event and do not count."""

@@ -71,11 +71,10 @@ class LmdbEngine(SnapshotReads):
             raise KvError("not_allowed", unusable(self._folder, error)) from error
         try:
             self._open_store()
-        except OSError as error:
+        except BaseException as error:
             self._lock.release()
-            raise file_error(self._folder, error) from error
-        except BaseException:
-            self._lock.release()
+            if isinstance(error, OSError):
+                raise file_error(self._folder, error) from error
             raise
 
     def _open_store(self) -> None:
@@ -114,15 +113,12 @@ class LmdbEngine(SnapshotReads):
         self._lock.release()
 
     def fileno(self) -> int:
-        """The reading end of the pipe that the writer wakes the loop with."""
         return self._wake_reader
 
     def commit(self, group: Sequence[WriteRequest]) -> None:
-        """See :meth:`kvstore_daemon.storage.interface.Engine.commit`."""
         self._inbox.put(group)
 
     def trim(self) -> None:
-        """See :meth:`kvstore_daemon.storage.interface.Engine.trim`."""
         # whatever waits already trims too: on a disk that hangs, steps must not pile up before the next group
         if self._inbox.empty():
             self._inbox.put(())
@@ -135,7 +131,6 @@ class LmdbEngine(SnapshotReads):
             os.write(self._wake_writer, b"\0")
 
     def poll(self) -> Committed:
-        """See :meth:`kvstore_daemon.storage.interface.Engine.poll`."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_reader, 4096)
         events: list[StoredEvent] = []
@@ -147,20 +142,28 @@ class LmdbEngine(SnapshotReads):
         return events, answers
 
     def statistics(self) -> Statistics:
-        """See :meth:`kvstore_daemon.storage.interface.Engine.statistics`."""
-        tables = self._tables.statistics()
-        disk = self._space.disk()
-        return Statistics(
-            **tables._asdict(),
-            max_store_bytes=self._settings.max_store_bytes,
-            disk_bytes=disk.size,
-            disk_free_bytes=disk.free,
-            writes_refused=self._writer.broken
-            or self._space.shortage(tables.file_bytes, lambda: tables.store_bytes),
-            commits=self._writer.commits,
-            clock=self._clock.state(),
-        )
+        tables, disk = self._tables, self._space.disk()
+        with tables.snapshot() as txn:
+            counters, used_bytes = tables.counters(txn), tables.used_bytes(txn)
+            file_bytes = tables.file_bytes()
+            oldest, newest = tables.event_times(txn)
+            return Statistics(
+                keys=txn.stat(tables.data)["entries"],
+                expiring_keys=txn.stat(tables.expiry)["entries"],
+                log_events=counters.events,
+                log_bytes=counters.size,
+                oldest_event_at=oldest,
+                newest_event_at=newest,
+                data_bytes=tables.bytes_of(txn, tables.data),
+                store_bytes=used_bytes,
+                file_bytes=file_bytes,
+                max_store_bytes=self._settings.max_store_bytes,
+                disk_bytes=disk.size,
+                disk_free_bytes=disk.free,
+                writes_refused=self._writer.broken or self._space.shortage(file_bytes, lambda: used_bytes),
+                commits=self._writer.commits,
+                clock=self._clock.state(),
+            )
 
     def now(self) -> int:
-        """See :meth:`kvstore_daemon.storage.interface.Engine.now`."""
         return self._clock.present()

@@ -30,10 +30,7 @@ MDB_CURSOR_FULL, MDB_PAGE_FULL, MDB_PROBLEM and MDB_BAD_TXN are not among them: 
 but also a fault of the program. Limits are not damage, nor is anything that LMDB or py-lmdb may add.
 """
 
-_UNCLEAR = (
-    "internal",
-    "restart the daemon; if it happens again, check the store with 'kvstore check'",
-)
+_UNCLEAR = ("internal", "restart the daemon; if it happens again, check the store with 'kvstore check'")
 _NO_SPACE = ("store_full", "raise --max-store-bytes")
 _CODES = {
     **dict.fromkeys(NO_ROOM, "store_full"),

@@ -60,9 +60,9 @@ class EventId(NamedTuple):
 
 NO_EVENT = EventId(0, 0)
 NO_EVENT_ROW = NO_EVENT.encode()
+"""Where an event is meant to be named and there is none."""
 
 EXPIRY_TIME = struct.Struct(">Q")
-"""Where an event is meant to be named and there is none."""
 
 encode_event_id = _EVENT_ID.pack
 """The bytes of ``EventId(revision, index).encode()``, without making the tuple."""
@@ -91,19 +91,19 @@ class LogCounters(NamedTuple):
     """The log's counters, in one row that every commit rewrites. ``head`` and ``floor`` are those of
     :class:`kvstore_daemon.storage.interface.LogPosition`, ``size`` is in bytes."""
 
-    head: int
-    floor: int
-    events: int
-    size: int
+    head: int = 0
+    floor: int = 0
+    events: int = 0
+    size: int = 0
 
     def encode(self) -> bytes:
         """The row's bytes."""
         return _COUNTERS.pack(*self)
 
     @classmethod
-    def decode(cls, data: Buffer) -> LogCounters:
-        """The counters that :meth:`encode` wrote."""
-        return cls(*_COUNTERS.unpack(data))
+    def decode(cls, data: Buffer | None) -> LogCounters:
+        """The counters that :meth:`encode` wrote; all 0 in a new store, which has no row of them."""
+        return cls() if data is None else cls(*_COUNTERS.unpack(data))
 
 
 def record_body(stored: StoredRecord, index: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,12 +32,14 @@ from kvstore_daemon.storage.lmdb_store.row_format import (
     damaged_event,
     damaged_record,
 )
-from kvstore_daemon.storage.lmdb_store.tables import Tables, forward, seek
+from kvstore_daemon.storage.lmdb_store.tables import Tables, forward, keys_from
 
 # how many rows one call looks at before it hands back a cursor, so that no call holds up the loop
 _SCAN_LIMIT = 10_000
 _COUNT_LIMIT = 20_000
 _READ_BYTES = 4 * 1024 * 1024
+
+_CURSOR = re.compile(r"([0-9]{1,19})\.([0-9]{1,9})")
 
 
 class SnapshotReads:
@@ -52,7 +55,6 @@ class SnapshotReads:
         self._tables = tables
 
     def position(self) -> LogPosition:
-        """See :meth:`kvstore_daemon.storage.interface.Engine.position`."""
         with self._tables.snapshot() as txn:
             return self._position(txn)
 
@@ -65,7 +67,6 @@ class SnapshotReads:
     def read(
         self, keys: Sequence[bytes], max_bytes: int = _READ_BYTES
     ) -> tuple[list[StoredRecord | KvError | None], int]:
-        """See :meth:`kvstore_daemon.storage.interface.Engine.read`."""
         tables = self._tables
         now, shown = tables.clock.visible(), tables.shown
         found: list[StoredRecord | KvError | None] = []
@@ -121,7 +122,6 @@ class SnapshotReads:
         return RangePage(items, None, head)
 
     def count(self, start: bytes, end: bytes | None) -> KeyCount:
-        """See :meth:`kvstore_daemon.storage.interface.Engine.count`."""
         tables = self._tables
         with tables.snapshot() as txn:
             head = tables.counters(txn).head
@@ -129,17 +129,15 @@ class SnapshotReads:
                 total, stop = int(txn.stat(tables.data)["entries"]), None
             else:
                 total, stop = self._count_keys(txn, start, end)
-            expired = sum(1 for key in self._expired(txn) if key >= start and not _beyond(key, end, stop))
+            bound = end if stop is None else stop
+            expired = sum(key >= start and (bound is None or key < bound) for key in self._expired(txn))
             return KeyCount(total - expired, stop, head)
 
     def _count_keys(
         self, txn: lmdb.Transaction[Any], start: bytes, end: bytes | None
     ) -> tuple[int, bytes | None]:
         total = 0
-        cursor = txn.cursor(self._tables.data)
-        if not seek(cursor, start):
-            return 0, None
-        for raw_key in cursor.iternext(keys=True, values=False):
+        for raw_key in keys_from(txn.cursor(self._tables.data), start):
             key = bytes(raw_key)
             if end is not None and key >= end:
                 break
@@ -250,16 +248,8 @@ class SnapshotReads:
         return previous and self._tables.restamped(previous)
 
     def history(
-        self,
-        key: bytes,
-        before: int | None,
-        cursor: str | None,
-        limit: int,
-        *,
-        values: bool,
-        max_bytes: int,
+        self, key: bytes, before: int | None, cursor: str | None, limit: int, *, values: bool, max_bytes: int
     ) -> KeyHistory:
-        """See :meth:`kvstore_daemon.storage.interface.Engine.history`."""
         events: list[StoredEvent] = []
         size = steps = 0
         with self._tables.snapshot() as txn:
@@ -298,10 +288,6 @@ def _size(stored: StoredRecord | None) -> int:
     return len(stored.value) if stored is not None and stored.value is not None else 0
 
 
-def _beyond(key: bytes, end: bytes | None, stop: bytes | None) -> bool:
-    return (end is not None and key >= end) or (stop is not None and key >= stop)
-
-
 def _decode_event(event_id: EventId, row: Any) -> LogRow:
     try:
         return row_format.decode_event(event_id, row)
@@ -310,9 +296,7 @@ def _decode_event(event_id: EventId, row: Any) -> LogRow:
 
 
 def _parse_cursor(cursor: str) -> EventId:
-    revision, _, index = cursor.partition(".")
-    if not (revision.isascii() and revision.isdigit() and index.isascii() and index.isdigit()):
+    found = _CURSOR.fullmatch(cursor)
+    if found is None:
         raise KvError("invalid_cursor", "pass a cursor back exactly as the reply gave it")
-    if len(revision) > 19 or len(index) > 9:
-        raise KvError("invalid_cursor", "pass a cursor back exactly as the reply gave it")
-    return EventId(int(revision), int(index))
+    return EventId(int(found[1]), int(found[2]))

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lmdb
 
@@ -27,22 +27,6 @@ from kvstore_daemon.storage.lmdb_store.schema import FORMAT, TABLES
 from kvstore_daemon.storage.lmdb_store.store_file import ensure_store, new_epoch, refuse_truncated
 
 _GIVE_UP_SECONDS = 10.0
-
-_NO_COUNTERS = LogCounters(0, 0, 0, 0)
-
-
-class TableStatistics(NamedTuple):
-    """The part of :class:`kvstore_daemon.storage.interface.Statistics` that the tables know."""
-
-    keys: int
-    expiring_keys: int
-    log_events: int
-    log_bytes: int
-    oldest_event_at: int | None
-    newest_event_at: int | None
-    data_bytes: int
-    store_bytes: int
-    file_bytes: int
 
 
 class Tables:
@@ -112,16 +96,13 @@ class Tables:
         txn.put(b"format", b"%d" % FORMAT, db=meta)
 
     def _open_tables(self, *, create: bool) -> None:
-        def table(name: str) -> Any:
-            return self.env.open_db(name.encode(), dupsort=TABLES[name], create=create)
-
-        self.data = table("data")
-        self.log_rows = table("log")
-        self.expiry = table("expiry")
-        self.tombstones = table("graves")
-        self.meta = table("meta")
-        self.clients = table("clients")
-        self.client_ages = table("client_ages")
+        tables = {
+            name: self.env.open_db(name.encode(), dupsort=dupsort, create=create)
+            for name, dupsort in TABLES.items()
+        }
+        self.data, self.log_rows, self.expiry = tables["data"], tables["log"], tables["expiry"]
+        self.tombstones, self.meta = tables["graves"], tables["meta"]
+        self.clients, self.client_ages = tables["clients"], tables["client_ages"]
 
     def _begin_time(self, txn: lmdb.Transaction[Any]) -> ClockStep | None:
         kept, newest = txn.get(b"clock", db=self.meta), None
@@ -156,8 +137,6 @@ class Tables:
     def close(self) -> None:
         """Let go of the files. Write transactions must have ended."""
         self.env.close()
-
-    # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[lmdb.Transaction[memoryview]]:
@@ -198,8 +177,7 @@ class Tables:
 
     def counters(self, txn: lmdb.Transaction[Any]) -> LogCounters:
         """The log's counters as ``txn`` sees them."""
-        row = txn.get(b"position", db=self.meta)
-        return _NO_COUNTERS if row is None else LogCounters.decode(row)
+        return LogCounters.decode(txn.get(b"position", db=self.meta))
 
     def shown(self, stored: StoredRecord, now: int) -> StoredRecord | None:
         """A record as it is given out; None if its time to live is over at steady time ``now``."""
@@ -214,25 +192,11 @@ class Tables:
         present = self.clock.present_of(stored.expires_at, stored.revision)
         return stored if present == stored.expires_at else stored._replace(expires_at=present)
 
-    # ── sizes ────────────────────────────────────────────────────────────────────────────────────
-
-    def statistics(self) -> TableStatistics:
-        """What the tables hold, as of the last commit."""
-        with self.snapshot() as txn:
-            counters = self.counters(txn)
-            data = txn.stat(self.data)
-            log = txn.cursor(self.log_rows)
-            return TableStatistics(
-                keys=data["entries"],
-                expiring_keys=txn.stat(self.expiry)["entries"],
-                log_events=counters.events,
-                log_bytes=counters.size,
-                oldest_event_at=self._event_time(log) if log.first() else None,
-                newest_event_at=self._event_time(log) if log.last() else None,
-                data_bytes=_pages(data) * self.page_size,
-                store_bytes=self.used_bytes(txn),
-                file_bytes=self.file_bytes(),
-            )
+    def event_times(self, txn: lmdb.Transaction[Any]) -> tuple[int | None, int | None]:
+        """When the oldest and the newest event of the log happened, as the wall clock shows it now."""
+        log = txn.cursor(self.log_rows)
+        oldest = self._event_time(log) if log.first() else None
+        return oldest, self._event_time(log) if log.last() else None
 
     def _event_time(self, log: lmdb.Cursor[Any]) -> int:
         revision = EventId.decode(log.key()).revision
@@ -242,7 +206,12 @@ class Tables:
         """The bytes of all pages of records, log and what belongs to them; free pages inside the file do
         not count. :meth:`file_bytes` is cheaper, and never less."""
         tables = (self.data, self.log_rows, self.expiry, self.tombstones, self.meta)
-        return sum(_pages(txn.stat(table)) for table in tables) * self.page_size
+        return sum(self.bytes_of(txn, table) for table in tables)
+
+    def bytes_of(self, txn: lmdb.Transaction[Any], table: Any) -> int:
+        """The bytes of all pages of one table."""
+        stat = txn.stat(table)
+        return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]) * self.page_size
 
     def file_bytes(self) -> int:
         """The bytes of all pages up to the last one in use, as of the last commit."""
@@ -251,19 +220,20 @@ class Tables:
 
 def forward(cursor: lmdb.Cursor[Any], start: bytes) -> Iterator[tuple[Any, Any]]:
     """The rows from ``start`` on, in order."""
-    return cursor.iternext() if seek(cursor, start) else iter(())
+    return cursor.iternext() if _seek(cursor, start) else iter(())
 
 
-def seek(cursor: lmdb.Cursor[Any], start: bytes) -> bool:
+def keys_from(cursor: lmdb.Cursor[Any], start: bytes) -> Iterator[Any]:
+    """The keys from ``start`` on, in order."""
+    return cursor.iternext(keys=True, values=False) if _seek(cursor, start) else iter(())
+
+
+def _seek(cursor: lmdb.Cursor[Any], start: bytes) -> bool:
     """Move to the first row at or after ``start``; whether there is one."""
     # LMDB takes no empty key, and none longer than any that can be stored
     if not start:
         return cursor.first()
     return len(start) <= MAX_KEY_BYTES and cursor.set_range(start)
-
-
-def _pages(stat: Mapping[str, Any]) -> int:
-    return int(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
 
 
 def _open_environment(

@@ -17,7 +17,7 @@ from kvstore_daemon.storage.lmdb_store.row_format import (
     EventId,
     LogCounters,
 )
-from kvstore_daemon.storage.lmdb_store.tables import Tables, forward
+from kvstore_daemon.storage.lmdb_store.tables import Tables, keys_from
 
 _PAGE_BYTES = 4096
 _PAGE_HEAD = 16
@@ -64,7 +64,7 @@ class WriteTransaction:
     def keys(self, prefix: bytes, limit: int) -> list[bytes]:
         """Up to ``limit`` keys that begin with ``prefix``, in order."""
         found: list[bytes] = []
-        for key, _ in forward(self._txn.cursor(self._tables.data), prefix):
+        for key in keys_from(self._txn.cursor(self._tables.data), prefix):
             if len(found) == limit or not key.startswith(prefix):
                 break
             found.append(key)

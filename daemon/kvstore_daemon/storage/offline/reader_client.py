@@ -8,9 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, cast
 
 import orjson
 
@@ -25,31 +26,43 @@ _DAMAGE_SIGNALS = frozenset((signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, sign
 """The signals that end a process which follows a damaged page. Others come from outside, as from a system
 that is out of memory."""
 _Process = subprocess.Popen[bytes]
+Given = ParamSpec("Given")
 
 
+def _retried(read: Callable[Given, dict[str, Any]]) -> Callable[Given, dict[str, Any]]:
+    """Let ``read`` be done by another process if the first one's reader slot is taken.
+
+    LMDB knows its readers by their process ids, and two containers on one volume may have a process of the
+    same number. It fails at once then, before anything was read.
+    """
+
+    @wraps(read)
+    def retried(*args: Given.args, **kwargs: Given.kwargs) -> dict[str, Any]:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return read(*args, **kwargs)
+            except KvError as error:
+                if error.code != "too_busy":
+                    raise
+        return read(*args, **kwargs)
+
+    return retried
+
+
+@_retried
 def facts(path: Path) -> dict[str, Any]:
     """The facts of the store in the data folder, or in the LMDB file, ``path``: see
     :func:`kvstore_daemon.storage.offline.reader_process.facts`. Raises KvError."""
-    return _retried(lambda: _facts(path))
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
     with _reader("facts", path) as process:
-        for event, value in _events(process):
-            if event == "facts":
-                found = value
+        found = _first(process)
         _expect_success(process, path)
     return found
 
 
+@_retried
 def check(path: Path, on_fault: Callable[[str], None], progress: Progress = no_progress) -> dict[str, Any]:
     """Call ``on_fault`` with each fault of the store at ``path``; returns its facts, if it could be read to
     the end. ``progress`` counts rows. Raises KvError if it cannot be opened."""
-    return _retried(lambda: _check(path, on_fault, progress))
-
-
-def _check(path: Path, on_fault: Callable[[str], None], progress: Progress) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with _reader("check", path) as process:
         for event, value in _events(process):
@@ -68,37 +81,19 @@ def _check(path: Path, on_fault: Callable[[str], None], progress: Progress) -> d
     return found
 
 
+@_retried
 def copy(path: Path, write: Callable[[bytes], Any], progress: Progress = no_progress) -> dict[str, Any]:
     """Pass the image of the store in the data folder ``path`` to ``write``, as of one revision and without
     free pages; returns the facts of that revision. ``progress`` counts bytes.
 
     Raises KvError, maybe after a part was passed on, which is then of no use.
     """
-    return _retried(lambda: _copy(path, write, progress))
-
-
-def _copy(path: Path, write: Callable[[bytes], Any], progress: Progress) -> dict[str, Any]:
     with _reader("copy", path) as process:
-        found: dict[str, Any] = next((value for _, value in _events(process)), {})
+        found = _first(process)
         if found:
             _pass_on(process, found["bytes"], write, progress)
         _expect_success(process, path)
     return found
-
-
-def _retried(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``read`` returns; from another process if the first one's reader slot is taken.
-
-    LMDB knows its readers by their process ids, and two containers on one volume may have a process of the
-    same number. It fails at once then, before anything was read.
-    """
-    for _ in range(_ATTEMPTS - 1):
-        try:
-            return read()
-        except KvError as error:
-            if error.code != "too_busy":
-                raise
-    return read()
 
 
 def _pass_on(process: _Process, total: int, write: Callable[[bytes], Any], progress: Progress) -> None:
@@ -115,14 +110,8 @@ def _pass_on(process: _Process, total: int, write: Callable[[bytes], Any], progr
 @contextmanager
 def _reader(task: str, path: Path) -> Iterator[_Process]:
     # -P: nothing is imported from the current folder, which may be the data folder
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "kvstore_daemon.storage.offline.reader_process",
-        task,
-        os.fspath(path),
-    ]
+    module = "kvstore_daemon.storage.offline.reader_process"
+    command = [sys.executable, "-P", "-m", module, task, os.fspath(path)]
     with as_root():
         started = subprocess.Popen(  # noqa: S603 - our own command
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -139,6 +128,11 @@ def _events(process: _Process) -> Iterator[tuple[str, Any]]:
     for line in cast(BufferedReader, process.stdout):
         event, value = orjson.loads(line)
         yield event, value
+
+
+def _first(process: _Process) -> dict[str, Any]:
+    """The facts, which it writes first; none if it ended before."""
+    return next((value for _, value in _events(process)), {})
 
 
 def _expect_success(process: _Process, path: Path) -> None:

@@ -156,7 +156,7 @@ def facts(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> dict[str, Any]
         raise KvError("unsupported_version", f"the store has format {found}; this kvstore reads {FORMAT}")
     stats = [env.stat(), *(txn.stat(table) for table in tables.values())]
     pages = sum(stat[kind] for stat in stats for kind in ("branch_pages", "leaf_pages", "overflow_pages"))
-    position = LogCounters.decode(txn.get(b"position", bytes(32), db=tables["meta"]))
+    position = LogCounters.decode(txn.get(b"position", db=tables["meta"]))
     page_bytes = stats[0]["psize"]
     return {
         "store_format": found,

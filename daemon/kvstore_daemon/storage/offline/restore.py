@@ -113,7 +113,7 @@ def _begin_epoch(file: Path, backup: Backup, now: int) -> int:
     with lmdb.open(os.fspath(file), subdir=False, lock=False, max_dbs=8, map_size=map_size) as env:
         meta = env.open_db(b"meta", create=False)
         with env.begin(db=meta, write=True) as txn:
-            counters = LogCounters.decode(txn.get(b"position", bytes(32)))
+            counters = LogCounters.decode(txn.get(b"position"))
             txn.put(b"epoch", new_epoch().encode())
             txn.put(b"restored", b"%d" % head)
             txn.put(b"position", counters._replace(head=head).encode())

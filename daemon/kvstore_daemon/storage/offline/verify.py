@@ -58,10 +58,10 @@ class _Walk:
 
     def faults(self) -> Iterator[str]:
         position = self._get("meta", b"position")
-        if position is not None and len(position) != len(LogCounters(0, 0, 0, 0).encode()):
+        if position is not None and len(position) != len(LogCounters().encode()):
             yield f"the log's counters have {len(position)} bytes"
             return
-        self._counters = LogCounters(0, 0, 0, 0) if position is None else LogCounters.decode(position)
+        self._counters = LogCounters.decode(position)
         yield from self._meta()
         yield from self._each("data", self._record)
         yield from self._events()
