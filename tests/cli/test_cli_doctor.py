@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_cli.doctor.check_list import CHECKS
 from kvstore_cli.doctor.checks_connectivity import compared
 from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING
 from kvstore_cli.doctor.probe import SCRATCH
 from kvstore_cli.doctor.remedies import CAUSES
+from kvstore_cli.doctor.runner import CHECKS
 from kvstore_core.errors import ERRORS
 from support.servers import Daemon, Facade, Service, wait_until
 from support.surfaces import SPEED

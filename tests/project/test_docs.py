@@ -10,8 +10,8 @@ import click
 import pytest
 
 from kvstore_cli.config.options import OPTIONS
-from kvstore_cli.doctor.check_list import CHECKS
 from kvstore_cli.doctor.remedies import CAUSES
+from kvstore_cli.doctor.runner import CHECKS
 from kvstore_cli.main import cli
 from support.markdown import ROOT, anchors, blocks, links, steps, table_rows
 

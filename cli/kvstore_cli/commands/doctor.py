@@ -41,9 +41,8 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
       kvstore doctor --url https://kv.example.org --quick
       kvstore doctor --idle 10m --json
     """
-    from kvstore_cli.doctor.findings import Finding
+    from kvstore_cli.doctor.findings import Finding, lines
     from kvstore_cli.doctor.probe import Probe
-    from kvstore_cli.doctor.report import lines
     from kvstore_cli.doctor.runner import longest_seconds, run_checks
     from kvstore_cli.terminal.signals import exit_on_signals
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from time import monotonic
 
 from kvstore_cli.doctor.findings import Finding, failed, ok, skipped, warning
-from kvstore_cli.doctor.probe import PROMPT_SECONDS, Probe, by_query, percentiles
-from kvstore_cli.doctor.timed_stream import TimedStream
+from kvstore_cli.doctor.probe import PROMPT_SECONDS, Probe, TimedStream, by_query, percentiles
 from kvstore_cli.http_client.client import encode_query
 from kvstore_core.media_types import NDJSON, SSE
 
@@ -28,14 +27,12 @@ def opening(probe: Probe) -> Iterator[Finding]:
             if not stream.wait_for(lambda: b"sync" in stream.text, PROMPT_SECONDS):
                 yield _not_begun(probe, stream, media_type)
                 return
-            seconds = stream.arrived - begin
+            seconds = stream.arrivals[-1] - begin
             problems = list(_changes(stream, media_type))
             yield from problems
         if not problems:
-            yield ok(
-                f"{media_type}: the first event arrived after {seconds * 1000:.1f} ms",
-                first_ms=round(seconds * 1000, 2),
-            )
+            message = f"{media_type}: the first event arrived after {seconds * 1000:.1f} ms"
+            yield ok(message, first_ms=round(seconds * 1000, 2))
 
 
 def _open(probe: Probe, name: str, media_type: str) -> TimedStream:
@@ -49,25 +46,18 @@ def _not_begun(probe: Probe, stream: TimedStream, media_type: str) -> Finding:
     if stream.status not in (0, 200):
         return failed("no_answer", f"{media_type}: the stream was answered {stream.status}")
     if stream.ended is not None:
-        return failed(
-            "idle_cut",
-            f"{media_type}: the stream ended after {stream.ended_after:.1f} s, before its first event",
-        )
-    return failed(
-        "buffered",
-        f"{media_type}: nothing arrived on an open stream within {PROMPT_SECONDS:g} s; a proxy buffers it",
-    )
+        ended = f"the stream ended after {stream.ended_after:.1f} s, before its first event"
+        return failed("idle_cut", f"{media_type}: {ended}")
+    silent = f"nothing arrived on an open stream within {PROMPT_SECONDS:g} s; a proxy buffers it"
+    return failed("buffered", f"{media_type}: {silent}")
 
 
 def _changes(stream: TimedStream, media_type: str) -> Iterator[Finding]:
     """What a proxy changed in the headers of a stream."""
     encoding = stream.headers.get("Content-Encoding")
     if encoding is not None:
-        yield warning(
-            "stream_compressed",
-            f"{media_type}: the stream is compressed ({encoding}) despite no-transform",
-            encoding=encoding,
-        )
+        message = f"{media_type}: the stream is compressed ({encoding}) despite no-transform"
+        yield warning("stream_compressed", message, encoding=encoding)
     if media_type == SSE and "X-Kvstore-Body-Ends" in stream.headers:  # the same for all streams
         yield warning(
             "http_1_0",
@@ -101,7 +91,7 @@ def _delivered(probe: Probe, stream: TimedStream, name: str, media_type: str) ->
         probe.store(probe.key(name), mark)
         if not stream.wait_for(lambda mark=mark: mark in stream.text, PROMPT_SECONDS):  # type: ignore[misc]
             return _held_back(probe, stream, name, media_type)
-        latencies.append(stream.arrived - begin)
+        latencies.append(stream.arrivals[-1] - begin)
     median, p99 = percentiles(latencies)
     message = (
         f"{media_type}: {EVENTS} puts arrived one by one, p50 {median} ms, p99 {p99} ms "
@@ -118,18 +108,14 @@ def _held_back(probe: Probe, stream: TimedStream, name: str, media_type: str) ->
     probe.are_streams_live = False
     if stream.ended is not None:
         return failed("idle_cut", f"{media_type}: the stream ended after {stream.ended_after:.1f} s")
-    written = 0
     known = stream.received_bytes
     for _ in range(_LUMP_STEPS):
         probe.store(probe.key(name), b"." * _LUMP_STEP_BYTES)
-        written += _LUMP_STEP_BYTES
         if stream.wait_for(lambda: stream.received_bytes > known, 0.05):
             lump = stream.received_bytes - known
-            return failed(
-                "buffered",
-                f"{media_type}: events arrive late and in chunks, here of {lump} bytes",
-                lump_bytes=lump,
-            )
+            message = f"{media_type}: events arrive late and in chunks, here of {lump} bytes"
+            return failed("buffered", message, lump_bytes=lump)
+    written = _LUMP_STEPS * _LUMP_STEP_BYTES
     return failed("buffered", f"{media_type}: {written} bytes of events were written and nothing arrived")
 
 
@@ -160,11 +146,8 @@ def _idle_stream(stream: TimedStream, idle_seconds: float) -> Finding:
         who = f"the connection broke ({ended}), so a proxy or the network cut it"
         if ended == "":
             who = "it ended properly, as when the service stops"
-        return failed(
-            "idle_cut",
-            f"a stream without changes was cut after {seconds:.1f} s, {heartbeats} heartbeats; {who}",
-            **figures,
-        )
+        cut = f"a stream without changes was cut after {seconds:.1f} s, {heartbeats} heartbeats"
+        return failed("idle_cut", f"{cut}; {who}", **figures)
     if gap > _LONGEST_GAP_SECONDS:
         return warning("idle_cut", f"nothing arrived on an idle stream for {gap:.1f} s", **figures)
     return ok(

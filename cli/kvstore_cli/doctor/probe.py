@@ -1,17 +1,22 @@
-"""The doctor's own HTTP client: every response is data, also one from a proxy."""
+"""The doctor's own HTTP client: every response is data, also one from a proxy, and so is when it arrives."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import socket
+import threading
+import zlib
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from kvstore_cli.doctor.timed_stream import TimedStream
 from kvstore_cli.http_client.client import encode_query, key_path
 from kvstore_cli.http_client.connection import connect, http_client, reason
 from kvstore_core.errors import KvError
@@ -25,6 +30,7 @@ PROMPT_SECONDS = 3.0
 
 _TTL_SECONDS = 900
 _LARGEST_HEAD_BYTES = 64 * 1024
+_READ_BYTES = 64 * 1024
 
 
 class ProbeResponse(NamedTuple):
@@ -55,14 +61,6 @@ class ProbeResponse(NamedTuple):
     def shown(self) -> str:
         """The response in a few words."""
         return f"{self.status} {self.code}" if self.code else f"{self.status}"
-
-
-class ExpectResponse(NamedTuple):
-    """The response to ``Expect: 100-continue``: status 100 if the body may be sent, 0 if there was none.
-    ``is_ours``: it is an error of kvstore, not of a proxy."""
-
-    status: int
-    is_ours: bool
 
 
 class NotStoredError(Exception):
@@ -110,27 +108,21 @@ class Probe:
         return connect(self.host, self.port, seconds=seconds, secure=self.secure, ca_file=self.ca_file)
 
     def ask(
-        self,
-        method: str,
-        target: str,
-        body: bytes | None = None,
-        headers: dict[str, str] | None = None,
-        *,
-        timeout: float | None = None,
+        self, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> ProbeResponse:
-        """The response, within ``timeout`` seconds if given. The connection is kept, and replaced if the
-        other side closed it. Raises ``unavailable`` and ``timed_out``."""
+        """The response. The connection is kept, and replaced if the other side closed it. Raises
+        ``unavailable`` and ``timed_out``."""
         kept, self._connection = self._connection, None
         if kept is not None:
             try:
-                return self._exchange(kept, method, target, body, headers, timeout)
+                return self._exchange(kept, method, target, body, headers)
             except (ConnectionError, http_client.BadStatusLine):
                 kept.close()
             except (OSError, http_client.HTTPException) as error:
                 kept.close()
                 raise _no_answer(method, error) from error
         try:
-            return self._exchange(self.connect(), method, target, body, headers, timeout)
+            return self._exchange(self.connect(), method, target, body, headers)
         except (OSError, http_client.HTTPException) as error:
             raise _no_answer(method, error) from error
 
@@ -141,9 +133,8 @@ class Probe:
         target: str,
         body: bytes | None,
         headers: dict[str, str] | None,
-        timeout: float | None,
     ) -> ProbeResponse:
-        connection.sock.settimeout(self._left(timeout or self.timeout))
+        connection.sock.settimeout(self._left(self.timeout))
         begin = monotonic()
         try:
             connection.request(method, self.base + target, body, headers or {})
@@ -167,24 +158,16 @@ class Probe:
             raise _no_answer("GET", error) from error
         return TimedStream(connection, sock)
 
-    def expect_continue(self, method: str, target: str, size: int) -> ExpectResponse:
-        """The response to a request with ``Expect: 100-continue`` and a body of ``size`` bytes, which is
-        never sent. Raises like :meth:`ask`."""
+    def expect_continue(self, method: str, target: str, size: int) -> int:
+        """The status of the response to a request with ``Expect: 100-continue`` and a body of ``size``
+        bytes, which is never sent: 100 if it may be, or if the request has reached kvstore and was refused
+        there; 0 if there was no response. Raises like :meth:`ask`."""
+        headers = {"Content-Length": str(size), "Content-Type": JSON, "Expect": "100-continue"}
         try:
-            connection = self.connect()
-            try:
-                connection.putrequest(method, self.base + target)
-                for name, value in (
-                    ("Content-Length", str(size)),
-                    ("Content-Type", JSON),
-                    ("Expect", "100-continue"),
-                ):
-                    connection.putheader(name, value)
-                connection.endheaders()
+            with closing(self.connect()) as connection:
+                connection.request(method, self.base + target, headers=headers)
                 connection.sock.settimeout(PROMPT_SECONDS)
-                return _read_response(connection)
-            finally:
-                connection.close()
+                return _interim_status(connection.sock)
         except (OSError, http_client.HTTPException) as error:
             raise _no_answer(method, error) from error
 
@@ -228,6 +211,75 @@ class Probe:
             self.has_written = False
 
 
+class TimedStream:
+    """Reads a response in a thread, and records when data arrives. Use it in a ``with``.
+
+    ``ended`` is None until it ends, and then why: empty if the body ended properly, which only its sender can
+    do. ``arrivals`` begins with the time of opening. ``_changed`` guards everything that the thread writes.
+    """
+
+    def __init__(self, connection: http_client.HTTPConnection, sock: socket.socket) -> None:
+        self._connection = connection
+        self._socket = sock
+        self._changed = threading.Condition()
+        self._opened = monotonic()
+        self.status = 0
+        self.headers = http_client.HTTPMessage()
+        self.text = b""
+        self.received_bytes = 0
+        self.arrivals = [self._opened]
+        self.ended: str | None = None
+        self.ended_after = 0.0
+        sock.settimeout(None)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Whether ``condition`` became true within ``seconds``. Returns at once if the stream has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: condition() or self.ended is not None, seconds)
+            return condition()
+
+    def longest_gap(self) -> float:
+        """The longest silence so far, in seconds."""
+        end = self._opened + self.ended_after if self.ended is not None else monotonic()
+        return max(later - earlier for earlier, later in pairwise([*self.arrivals, end]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._connection.close()
+        self._socket.close()  # http.client does not after Connection: close
+
+    def _read(self) -> None:
+        """Run in the thread."""
+        why = ""
+        try:
+            response = self._connection.getresponse()
+            with self._changed:
+                self.status, self.headers = response.status, response.headers
+                self._changed.notify_all()
+            decode = _decoder(response.headers.get("Content-Encoding", ""))
+            while data := response.read1(_READ_BYTES):
+                now = monotonic()
+                with self._changed:
+                    self.received_bytes += len(data)
+                    self.text += decode(data)
+                    self.arrivals.append(now)
+                    self._changed.notify_all()
+            if getattr(response, "length", None):
+                why = "it was cut off in the middle"
+        except (OSError, http_client.HTTPException, ValueError, zlib.error) as error:
+            why = reason(error)
+        with self._changed:
+            self.ended, self.ended_after = why, monotonic() - self._opened
+            self._changed.notify_all()
+
+
 def by_query(key: str, **parameters: str) -> str:
     """The target of ``key``, as a query parameter."""
     return f"/v1/kv{encode_query([('key', key), *parameters.items()])}"
@@ -245,22 +297,27 @@ def percentiles(seconds: list[float]) -> tuple[float, float]:
     return round(ordered[last // 2] * 1000, 2), round(ordered[round(last * 0.99)] * 1000, 2)
 
 
-def _read_response(connection: http_client.HTTPConnection) -> ExpectResponse:
+def _interim_status(sock: socket.socket) -> int:
+    # http.client skips a 100
     head = b""
     try:
-        while b"\r\n\r\n" not in head and len(head) < _LARGEST_HEAD_BYTES:
-            read = connection.sock.recv(4096)
-            if not read:
-                break
+        while b"\r\n\r\n" not in head and len(head) < _LARGEST_HEAD_BYTES and (read := sock.recv(4096)):
             head += read
     except TimeoutError:
-        return ExpectResponse(0, is_ours=False)
+        return 0
+    if PROBLEM.encode() in head.lower():
+        return 100
     found = re.match(rb"HTTP/1\.[01] (\d{3})", head)
-    is_ours = PROBLEM.encode() in head.lower()
-    return ExpectResponse(int(found[1]) if found else 0, is_ours)
+    return int(found[1]) if found else 0
 
 
 def _no_answer(method: str, error: Exception) -> KvError:
     if isinstance(error, TimeoutError):
         return KvError("timed_out", f"{method} was not answered in time")
     return KvError("unavailable", f"{method} was not answered: {reason(error)}")
+
+
+def _decoder(encoding: str) -> Callable[[bytes], bytes]:
+    if encoding in ("gzip", "deflate"):
+        return zlib.decompressobj(wbits=47).decompress  # either format
+    return lambda data: data

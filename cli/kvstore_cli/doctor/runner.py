@@ -1,4 +1,4 @@
-"""Runs the checks of the table one by one, and sums them up."""
+"""The table of checks, in the order in which they are run one by one, and the sum of what they find."""
 
 from __future__ import annotations
 
@@ -6,11 +6,42 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, NamedTuple
 
-from kvstore_cli.doctor.check_list import CHECKS, DoctorCheck
+from kvstore_cli.doctor import checks_connectivity, checks_passthrough, checks_streams
 from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING, Finding, failed, skipped
 from kvstore_cli.doctor.probe import NotStoredError, Probe
 from kvstore_cli.http_client.connection import reason
 from kvstore_core.errors import ERRORS, EXIT_DONE, EXIT_ERROR, KvError
+
+
+class DoctorCheck(NamedTuple):
+    """One check. ``seconds`` is about the most that it takes through a slow or broken proxy, 0 if it takes as
+    long as ``--idle``."""
+
+    name: str
+    run: Callable[[Probe], Iterator[Finding]]
+    does_write: bool
+    seconds: int
+
+
+CHECKS = (
+    DoctorCheck("reachable", checks_connectivity.reachable, False, 5),
+    DoctorCheck("daemon", checks_connectivity.daemon, False, 5),
+    DoctorCheck("protocol", checks_connectivity.protocol, False, 5),
+    DoctorCheck("clock", checks_connectivity.clock, False, 1),
+    DoctorCheck("daemon clock", checks_connectivity.daemon_clock, True, 1),
+    DoctorCheck("durable writes", checks_connectivity.durable_writes, True, 10),
+    DoctorCheck("fresh reads", checks_passthrough.fresh_reads, True, 2),
+    DoctorCheck("conditions", checks_passthrough.conditions, True, 2),
+    DoctorCheck("request headers", checks_passthrough.request_headers, True, 5),
+    DoctorCheck("response headers", checks_passthrough.response_headers, True, 1),
+    DoctorCheck("compression", checks_passthrough.compression, True, 1),
+    DoctorCheck("methods", checks_passthrough.methods, True, 1),
+    DoctorCheck("keys", checks_passthrough.keys, True, 3),
+    DoctorCheck("bodies", checks_passthrough.bodies, True, 10),
+    DoctorCheck("streams", checks_streams.opening, False, 6),
+    DoctorCheck("events", checks_streams.events, True, 10),
+    DoctorCheck("idle", checks_streams.idle, False, 0),
+)
 
 # if these fail, the others cannot run, and the exit status is that of any other command
 _FIRST = ("reachable", "daemon")
@@ -89,9 +120,10 @@ def _findings_of(check: DoctorCheck, probe: Probe) -> Iterator[Finding]:
     try:
         yield from check.run(probe)
     except NotStoredError as refused:
-        is_limit = refused.reply.status == 413 and refused.reply.code is None
-        cause = "body_limit" if is_limit else "no_answer"
-        yield failed(cause, f"a value of {refused.size} bytes was refused with {refused.reply.shown}")
+        is_ours = refused.reply.code is not None
+        cause = "body_limit" if refused.reply.status == 413 and not is_ours else "no_answer"
+        who = "kvstore" if is_ours else "a proxy"
+        yield failed(cause, f"{who} refuses a value of {refused.size} bytes with {refused.reply.shown}")
     except KvError as error:
         cause = "unreachable" if check.name == "reachable" else "no_answer"
         yield failed(cause, error.message, code=error.code)
