@@ -30,22 +30,6 @@ _EXIT_MEANINGS = {
     130: "interrupted with Ctrl-C",
 }
 
-_VARIABLE_MEANINGS = {
-    "op": "`put`, `delete` or `expire`",
-    "key": "the key",
-    "revision": "the revision of the change",
-    "index": "the index of the event among those of its revision, from 0",
-    "count": "how many events share the revision",
-    "time": "when it happened, as RFC 3339 in UTC",
-    "content_type": "the value's media type (put)",
-    "version": "how often the key was put since it was created (put)",
-    "create_revision": "the revision that created the key (put)",
-    "modified_at": "when the value was put (put)",
-    "expires_at": "when the key will expire (put with a TTL)",
-    "previous_revision": "the revision that the key had before, 0 if there was no such key",
-    "cursor": "the position after the event (last event of a revision)",
-}
-
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
@@ -81,7 +65,7 @@ def _exit_statuses() -> str:
 
 
 def _event_variables() -> str:
-    rows = [(f"`KVSTORE_EVENT_{name.upper()}`", _VARIABLE_MEANINGS[name]) for name in VARIABLES]
+    rows = [(f"`KVSTORE_EVENT_{name.upper()}`", meaning) for name, meaning in VARIABLES.items()]
     return _table(("Variable", "What it holds"), rows)
 
 

@@ -11,7 +11,7 @@ import click
 from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.context import configuration_of, long_retry_ms, new_client
 from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.http_client.client import ServiceClient
+from kvstore_cli.http_client.client import RetryLimit, ServiceClient
 from kvstore_cli.terminal import output
 
 if TYPE_CHECKING:
@@ -75,7 +75,6 @@ def _export(service: ServiceClient, scope: Scope, file: str, *, stall_ms: int, r
     from kvstore_cli.files.output_file import output_file
     from kvstore_cli.terminal.progress import bar, is_seen
     from kvstore_cli.transfer.exporter import RecordSpool
-    from kvstore_cli.transfer.retry import RetryLimit
 
     folder = None if file == "-" else str(Path(file).parent)
     with RecordSpool(scope, folder) as spool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,12 +13,13 @@ from kvstore_cli.command_line.context import configuration_of, long_retry_ms, ne
 from kvstore_cli.command_line.flags import with_options
 from kvstore_cli.command_line.parameters import TEXT, Subcommand, complete_file, file_argument
 from kvstore_cli.files.input_file import shown_name
+from kvstore_cli.http_client.client import RetryLimit
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
 
 if TYPE_CHECKING:
-    from kvstore_cli.transfer.import_file import ImportFile
     from kvstore_cli.transfer.importer import ImportCounts, Importer, ImportState, Policy, StateFile
+    from kvstore_cli.transfer.ndjson_format import ImportFile
 
 
 @click.command(cls=Subcommand)
@@ -78,9 +78,8 @@ def command(
       jq -c '.[] | {key: .id, value: .name, ttl: "1h"}' users.json | kvstore import - --if-absent
     """
     from kvstore_cli.terminal.signals import exit_on_signals
-    from kvstore_cli.transfer.import_file import opened_import
     from kvstore_cli.transfer.importer import Importer, Policy
-    from kvstore_cli.transfer.retry import RetryLimit
+    from kvstore_cli.transfer.ndjson_format import opened_import
 
     exit_on_signals()
     policy = Policy(if_absent, prefix_strip, prefix_add, keep_going)
@@ -124,8 +123,7 @@ def _state_file(source: ImportFile, path: str | None) -> StateFile | None:
         if path is not None:
             raise click.UsageError("--state needs a FILE on disk: a pipe cannot be read again")
         return None
-    chosen = Path(path) if path is not None else Path(source.name + ".import-state")
-    return StateFile(chosen)
+    return StateFile(path if path is not None else f"{source.name}.import-state")
 
 
 def _begin(
@@ -137,11 +135,11 @@ def _begin(
     new = ImportState(source.sha256, epoch, policy._asdict())
     if kept is None or restart:
         return new
-    state = kept.read()
+    state = kept.load()
     if state is None:
         return new
-    state.refuse_other(new, kept.path)
-    output.talk(f"resuming after line {state.line}, from {output.readable(str(kept.path))}")
+    state.refuse_other(new, kept.name)
+    output.talk(f"resuming after line {state.line}, from {kept.name}")
     return state
 
 
@@ -154,19 +152,19 @@ def _imported(
     is_checked = kept is not None
     reader = source.after(state.offset, state.line) if is_checked else source.whole()
     if kept is not None:
-        kept.write(state)  # fail before the first batch if it cannot be written
+        kept.save(state)  # fail before the first batch if it cannot be written
     with bar("importing", source.size, is_bytes=True) as advance, _reporting_progress(source, kept, state):
         try:
             for _ in importer.send(source.entries(reader), state, were_checked=is_checked):
                 if kept is not None:
-                    kept.write(state)
+                    kept.save(state)
                 advance(source.done)
         except KvError:
             if kept is not None:
-                kept.write(state)  # with the Idempotency-Keys to go on with
+                kept.save(state)  # with the Idempotency-Keys to go on with
             raise
     if kept is not None:
-        kept.remove()
+        kept.discard()
         state.counts.failed += source.export_faults  # which only the first reading counts
     return state.counts
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, closing, nullcontext
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +14,12 @@ from kvstore_cli.command_line.context import configuration_of, new_client
 from kvstore_cli.command_line.flags import with_options
 from kvstore_cli.http_client import change_stream
 from kvstore_cli.http_client.client import Query
-from kvstore_cli.subscribe.sinks import CursorFile, ExecSink, JsonSink, Sink, TextSink, is_position
+from kvstore_cli.subscribe.sinks import ExecSink, JsonSink, Sink, TextSink
 from kvstore_cli.terminal import output
 from kvstore_cli.terminal.signals import exit_on_signals
+
+if TYPE_CHECKING:
+    from kvstore_cli.files.position_file import PositionFile
 
 
 @click.command(cls=parameters.Subcommand)
@@ -82,14 +87,14 @@ def command(
     """
     if fail_fast and shell_command is None:
         raise click.UsageError("--fail-fast needs --exec")
-    if since is not None and not is_position(since):
+    if since is not None and not _is_position(since):
         raise click.UsageError(f"--since {output.readable(since)} is neither a cursor nor a revision")
     configuration = configuration_of(context, "stream")
     sink = _sink(shell_command, fail_fast=fail_fast, as_json=as_json, with_sync=snapshot)
     if shell_command is not None:
         exit_on_signals()
     with new_client(configuration) as service, _kept(cursor_file) as kept:
-        start = (kept.read() if kept else None) or since
+        start = _cursor_in(kept) or since
         updates = change_stream.follow(
             service,
             _wanted(keys, prefixes, ops, values=not no_values),
@@ -104,8 +109,25 @@ def command(
     return sink.status
 
 
-def _kept(path: str | None) -> AbstractContextManager[CursorFile | None]:
-    return nullcontext() if path is None else CursorFile(path)
+def _kept(path: str | None) -> AbstractContextManager[PositionFile | None]:
+    if path is None:
+        return nullcontext()
+    from kvstore_cli.files.position_file import PositionFile
+
+    return closing(PositionFile(path, "the cursor"))
+
+
+def _cursor_in(kept: PositionFile | None) -> str | None:
+    """The cursor that was kept, if there is one; a usage error if the file holds anything else."""
+    cursor = kept.read() if kept else None
+    if kept and cursor and not _is_position(cursor):
+        raise click.UsageError(f"{kept.name} does not contain a cursor; remove it to start over")
+    return cursor
+
+
+def _is_position(text: str) -> bool:
+    """Whether ``text`` looks like a cursor or a revision."""
+    return re.fullmatch(r"[0-9]{1,19}(?:-[0-9a-f]+)?", text) is not None
 
 
 def _wanted(keys: Iterable[str], prefixes: Iterable[str], ops: Iterable[str], *, values: bool) -> Query:
@@ -124,7 +146,7 @@ def _sink(shell_command: str | None, *, fail_fast: bool, as_json: bool, with_syn
 
 
 def _deliver(
-    updates: Iterable[change_stream.StreamUpdate], sink: Sink, count: int | None, kept: CursorFile | None
+    updates: Iterable[change_stream.StreamUpdate], sink: Sink, count: int | None, kept: PositionFile | None
 ) -> None:
     """Deliver ``count`` events, or all, and keep the position after them."""
     following = False

@@ -12,12 +12,15 @@ import errno
 import fcntl
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 
+import click
+
 from kvstore_cli.terminal.output import readable, talk
-from kvstore_core.process.files import sync_folder
+from kvstore_core.process.files import reason, sync_folder
 
 _SECTOR_BYTES = 512
 _SHORTEST_BYTES = 64
@@ -26,17 +29,31 @@ _LOOK_SECONDS = 0.1
 
 
 class PositionFile:
-    """A file of one line, locked for this process and the children that inherit it."""
+    """A file of one line, locked for this process and the children that inherit it.
 
-    def __init__(self, path: str) -> None:
-        """Create the file if it does not exist. Raises OSError if it cannot be written, is not a regular
-        file, or is locked by another process for 10 s."""
-        self._path = path
+    Messages say ``what`` is kept in it, and end with ``advice`` if it cannot be written. ``name`` is the
+    path as they show it.
+    """
+
+    def __init__(self, path: str, what: str = "the position", advice: str = "") -> None:
+        """Create the file if it does not exist. Raises a usage error if it cannot be written, is not a
+        regular file, or is locked by another process for 10 s."""
+        self.name = readable(path)
+        self._path, self._what, self._advice = path, what, advice
         self._deadline = monotonic() + _LOCK_SECONDS
         self._has_said = False
-        while not self._open_and_lock():
-            if monotonic() >= self._deadline:
-                raise OSError(errno.EBUSY, "it keeps being replaced", path)
+        with self._writing(click.UsageError):
+            while not self._open_and_lock():
+                if monotonic() >= self._deadline:
+                    raise OSError(errno.EBUSY, "it keeps being replaced", path)
+
+    @contextmanager
+    def _writing(self, kind: type[click.ClickException]) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            message = f"cannot write {self._what} to {self.name}: {reason(error)}{self._advice}"
+            raise kind(message) from error
 
     def _open_and_lock(self) -> bool:
         """Open and lock the file; whether the name still leads to it then."""
@@ -84,7 +101,7 @@ class PositionFile:
                 if monotonic() >= self._deadline:
                     raise OSError(errno.EBUSY, "another kvstore is using it", self._path) from None
                 if not self._has_said:
-                    talk(f"another kvstore is using {readable(self._path)}; waiting for it to finish")
+                    talk(f"another kvstore is using {self.name}; waiting for it to finish")
                 self._has_said = True
                 sleep(_LOOK_SECONDS)
             except OSError:  # a file system without locks
@@ -98,16 +115,23 @@ class PositionFile:
         if data:
             os.pwrite(self._descriptor, data, 0)
         else:
-            self.write("")
+            self._write("")
 
     def read(self) -> str:
-        """The line, empty if none was written yet. Raises OSError, and UnicodeDecodeError if it is not
-        text."""
-        size = os.fstat(self._descriptor).st_size
-        return os.pread(self._descriptor, size, 0).decode().partition("\n")[0].strip()
+        """The line, empty if none was written yet; bytes that are not text are escaped. Raises a usage
+        error if it cannot be read."""
+        try:
+            data = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+        except OSError as error:
+            raise click.UsageError(f"cannot read {self._what} in {self.name}: {reason(error)}") from error
+        return data.decode(errors="backslashreplace").partition("\n")[0].strip()
 
     def write(self, line: str) -> None:
-        """Write ``line``. After a crash of the machine an older one may be there. Raises OSError."""
+        """Write ``line``. After a crash of the machine an older one may be there. Raises ClickException."""
+        with self._writing(click.ClickException):
+            self._write(line)
+
+    def _write(self, line: str) -> None:
         data = line.encode()
         unit = _SHORTEST_BYTES if len(data) < _SHORTEST_BYTES else _SECTOR_BYTES
         size = (len(data) // unit + 1) * unit
@@ -139,7 +163,7 @@ class PositionFile:
     def close(self) -> None:
         """Close the file; remove it if this created it and nothing was written."""
         if self._was_made:
-            with suppress(OSError, UnicodeDecodeError):
+            with suppress(OSError, click.UsageError):
                 if not self.read():
                     self._unlink()
         os.close(self._descriptor)

@@ -202,6 +202,36 @@ class ServiceClient:
         return KvError("unavailable", message, **outcome)
 
 
+class RetryLimit:
+    """Allows retries until nothing has succeeded for ``limit_ms``. ``notice`` is called once for each time
+    that the service is unavailable."""
+
+    def __init__(self, limit_ms: int, notice: Callable[[str], None]) -> None:
+        self._limit_seconds = limit_ms / 1000
+        self._notice = notice
+        self._backoff = new_backoff()
+        self._since: float | None = None
+
+    def progress(self) -> None:
+        """Something succeeded: the limit starts over."""
+        if self._since is not None:
+            self._since = None
+            self._backoff.reset()
+
+    def wait_after(self, error: KvError) -> None:
+        """Sleep before the next attempt; raises ``error`` if it is not transient or the limit is reached."""
+        if not error.row.is_temporary:
+            raise error
+        now = monotonic()
+        if self._since is None:
+            self._since = now
+            self._notice(f"{error.message}; retrying for {self._limit_seconds:g} s")
+        pause = self._backoff.next()
+        if now + pause >= self._since + self._limit_seconds:
+            raise error
+        sleep(pause)
+
+
 def key_path(route: str, key: str) -> str:
     """The path of ``key`` under ``/v1/ROUTE/``, percent-encoded.
 

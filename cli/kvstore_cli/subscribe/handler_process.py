@@ -30,14 +30,15 @@ def run(command: str, value: bytes, environment: Mapping[bytes, bytes]) -> int:
     """
     source = os.memfd_create("value")
     report, said = os.pipe()
-    _write_all(source, value)
+    with open(source, "wb", closefd=False) as file:
+        file.write(value)
     os.lseek(source, 0, os.SEEK_SET)
     # block signals until the minder has its own handlers
     held = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     us = os.getpid()
     minder = os.fork()
     if minder == 0:
-        _mind(["/bin/sh", "-c", command], source, environment, said, us, held)
+        _mind(command, source, environment, said, us, held)
     os.close(source)
     os.close(said)
     leader = status = b""
@@ -75,7 +76,7 @@ def _end_minder(minder: int) -> None:
 
 
 def _mind(
-    program: list[str],
+    command: str,
     source: int,
     environment: Mapping[bytes, bytes],
     said: int,
@@ -91,7 +92,7 @@ def _mind(
         adopt_orphans()
         child = os.fork()
         if child == 0:
-            _become(program, source, environment, held, ignores_hangup=ignores_hangup)
+            _become(command, source, environment, held, ignores_hangup=ignores_hangup)
         with suppress(OSError):  # both do it, since either may be first
             os.setpgid(child, child)
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGALRM):
@@ -132,7 +133,7 @@ def _await_group(group: int) -> None:
 
 
 def _become(
-    program: list[str],
+    command: str,
     source: int,
     environment: Mapping[bytes, bytes],
     held: set[signal.Signals | int],
@@ -148,12 +149,6 @@ def _become(
         if not ignores_hangup:
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        os.execve(program[0], program, environment)  # noqa: S606 - it is the shell
+        os.execve("/bin/sh", ["/bin/sh", "-c", command], environment)  # noqa: S606 - it is the shell
     finally:
         os._exit(127)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]

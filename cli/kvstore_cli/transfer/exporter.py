@@ -17,10 +17,9 @@ from typing import IO, Any, NamedTuple, Self
 import click
 import orjson
 
-from kvstore_cli.http_client.client import Query, ServiceClient
+from kvstore_cli.http_client.client import Query, RetryLimit, ServiceClient
 from kvstore_cli.http_client.errors import AttemptError
 from kvstore_cli.transfer.ndjson_format import line_of
-from kvstore_cli.transfer.retry import RetryLimit
 from kvstore_core.errors import KvError
 from kvstore_core.filters import disjoint
 from kvstore_core.process.files import reason

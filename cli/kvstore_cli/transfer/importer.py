@@ -14,23 +14,20 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import orjson
 
 from kvstore_cli.files.position_file import PositionFile
-from kvstore_cli.http_client.client import ServiceClient
+from kvstore_cli.http_client.client import RetryLimit, ServiceClient
 from kvstore_cli.http_client.errors import problem_error
 from kvstore_cli.terminal.output import counted
 from kvstore_cli.transfer.ndjson_format import Entry, Put
-from kvstore_cli.transfer.retry import RetryLimit
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_TTL_SECONDS
 from kvstore_core.media_types import JSON, TEXT_CONTENT_TYPE
 from kvstore_core.model import check_key
-from kvstore_core.process.files import reason
 
 _MOST_OPS = 1000
 # Proxies commonly take 1 MiB and no more, and larger requests are no faster.
@@ -102,8 +99,8 @@ class ImportState:
     line: int = 0
     counts: ImportCounts = field(default_factory=ImportCounts)
 
-    def refuse_other(self, now: ImportState, path: Path) -> None:
-        """Raise a usage error if this, read from ``path``, is not of the import ``now``."""
+    def refuse_other(self, now: ImportState, name: str) -> None:
+        """Raise a usage error if this, from the file ``name``, is not of the import ``now``."""
         differences = {
             "the file has changed since": self.sha256 != now.sha256,
             "it went to another store, or the store was restored since": self.epoch != now.epoch,
@@ -112,58 +109,38 @@ class ImportState:
         for difference, is_there in differences.items():
             if is_there:
                 raise click.UsageError(
-                    f"cannot resume the import in {path}: {difference}. --restart starts over, and puts "
+                    f"cannot resume the import in {name}: {difference}. --restart starts over, and puts "
                     "again what was already put"
                 )
 
 
-class StateFile:
+class StateFile(PositionFile):
     """The file that keeps the state of an import."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises a usage error for a file that cannot be written."""
-        self.path = path
-        try:
-            self._file = PositionFile(str(path))
-        except OSError as error:
-            raise click.UsageError(
-                f"cannot write the state of the import to {path}: {reason(error)}; name another file "
-                "with --state"
-            ) from error
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "the state of the import", "; name another file with --state")
 
-    def read(self) -> ImportState | None:
+    def load(self) -> ImportState | None:
         """The state in the file, None if it is empty; a usage error if it cannot be used."""
+        line = self.read()
+        if not line:
+            return None
         try:
-            line = self._file.read()
-            if not line:
-                return None
             fields = json.loads(line)
             if fields.pop("kvstore_import") != _STATE_FORMAT:
                 raise ValueError("it is of another version of kvstore")
             fields["counts"] = ImportCounts(**fields.pop("tally"))
             return ImportState(**fields)
-        except OSError as error:
-            raise click.UsageError(f"cannot read {self.path}: {reason(error)}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise click.UsageError(
-                f"{self.path} is not the state of an import; remove it, or name another file with --state"
+                f"{self.name} is not the state of an import; remove it, or name another file with --state"
             ) from error
 
-    def write(self, state: ImportState) -> None:
+    def save(self, state: ImportState) -> None:
         """Write ``state``. After a crash of the machine an older one may be there, and batches repeat."""
         fields = {"kvstore_import": _STATE_FORMAT, **asdict(state)}
         fields["tally"] = fields.pop("counts")  # its name in the file
-        try:
-            self._file.write(json.dumps(fields))
-        except OSError as error:
-            raise click.ClickException(
-                f"cannot write the state of the import to {self.path}: {reason(error)}; name another file "
-                "with --state"
-            ) from error
-
-    def remove(self) -> None:
-        """Remove the file: the import is complete."""
-        self._file.discard()
+        self.write(json.dumps(fields))
 
 
 @dataclass
@@ -187,10 +164,6 @@ class _ImportBatch:
         self.ops.append(op)
         self.entries.append(entry)
         self.size += len(op) + 1
-
-    def body(self) -> bytes:
-        """The body of the request."""
-        return b'{"ops":[%b]}' % b",".join(self.ops)
 
 
 class Importer:
@@ -234,7 +207,8 @@ class Importer:
         or refuses.
         """
         batch = _ImportBatch()
-        say = _silent if were_checked else self._say
+        # what was checked was said then
+        say = (lambda _: None) if were_checked else self._say
         try:
             for entry in entries:
                 op = self._prepared(entry, batch.counts, say)
@@ -288,7 +262,7 @@ class Importer:
 
     def _sent(self, batch: _ImportBatch, state: ImportState) -> ImportState:
         if batch.ops:
-            body = batch.body()
+            body = b'{"ops":[%b]}' % b",".join(batch.ops)
             idempotency_key = hashlib.sha256(f"{state.run} {state.offset} ".encode() + body).hexdigest()
             try:
                 self._account(batch, self._results(body, idempotency_key, batch))
@@ -350,7 +324,3 @@ def _naming_line(error: KvError, batch: _ImportBatch) -> KvError:
     if not isinstance(index, int) or not 0 <= index < len(batch.entries):
         return error
     return KvError(error.code, f"line {batch.entries[index].number}: {error.message}", **error.details)
-
-
-def _silent(_message: str) -> None:
-    """For messages that were printed before."""

@@ -10,20 +10,29 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import os
+import stat
+import zlib
 from base64 import b64decode
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from gzip import BadGzipFile, GzipFile
+from typing import Any, BinaryIO, NamedTuple
 
+import click
 import orjson
 
+from kvstore_cli.files.input_file import opened, unreadable
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_CONTENT_TYPE_BYTES, MAX_TTL_SECONDS
 from kvstore_core.model import check_key
 from kvstore_core.operations import is_media_type
+from kvstore_core.process.files import reason
 
 FORMAT = 1
 HEAD, END = "kvstore_export", "kvstore_export_end"
+_GZIP_MAGIC = b"\x1f\x8b"
 
 MEMBERS = (
     "key",
@@ -55,16 +64,6 @@ _IGNORED = frozenset(
     ]
 )
 _KNOWN = frozenset((*MEMBERS, *_IGNORED))
-
-
-class LineSource(Protocol):
-    """What lines are read from."""
-
-    def readline(self, size: int, /) -> bytes:
-        """The next line with its end, or the first ``size`` bytes of it; empty at the end."""
-
-    def seek(self, offset: int, /) -> int:
-        """Read on from ``offset``."""
 
 
 class Put(NamedTuple):
@@ -121,6 +120,9 @@ class ExportWriter:
         return line
 
 
+Lines = BinaryIO | GzipFile
+
+
 class Reader:
     """The lines of a file as entries.
 
@@ -129,13 +131,14 @@ class Reader:
     """
 
     def __init__(
-        self, file: LineSource, *, value_bytes: int, is_export: bool = True, offset: int = 0, number: int = 0
+        self, file: Lines, *, value_bytes: int, is_export: bool = True, offset: int = 0, number: int = 0
     ) -> None:
         self._file = file
         self._value_bytes = value_bytes
         # a character takes up to six bytes in JSON; the rest is key and times
         self._line_bytes = 6 * value_bytes + 64 * 1024
-        self._check: _ExportCheck | None = _ExportCheck() if is_export else None
+        self._is_export = is_export
+        self._check = _ExportCheck()
         self.offset = offset
         self.number = number
         self.export_faults = 0
@@ -166,7 +169,7 @@ class Reader:
                 entry = self._fault(str(error))
             if entry is not None:
                 yield entry
-        if self._check is not None and self._check.is_open:
+        if self._check.is_open:
             self.export_faults += 1
             yield self._fault("the export is truncated here: its last line is missing")
 
@@ -177,15 +180,13 @@ class Reader:
         try:
             fields = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            if self._check is not None:
-                self._check.record(line)
+            self._check.record(line)
             raise ValueError(_not_json(line, error)) from error
         if type(fields) is dict and (HEAD in fields or END in fields) and "key" not in fields:
-            if self._check is not None:
+            if self._is_export:
                 self._check.mark(fields, line)
             return None
-        if self._check is not None:
-            self._check.record(line)
+        self._check.record(line)
         return Entry(self.number, self.offset, put_of(fields, self._value_bytes))
 
 
@@ -247,6 +248,78 @@ class _ExportCheck:
                 "the export is damaged or was changed: its checksum does not match. To import it as it is, "
                 "remove its first and its last line"
             )
+
+
+class ImportFile:
+    """An open file of lines, plain or compressed with gzip.
+
+    ``can_rewind``: it is a file on disk, which can be read more than once. ``size`` is its size there, None
+    for a pipe. Set ``value_bytes``, the limit for a value, before reading, and ``sha256`` and
+    ``export_faults`` of the reader after the first reading.
+    """
+
+    value_bytes = 0
+    sha256 = ""
+    export_faults = 0
+
+    def __init__(self, name: str, raw: BinaryIO) -> None:
+        self.name = name
+        self._raw = raw
+        about = os.fstat(raw.fileno())
+        self.can_rewind = stat.S_ISREG(about.st_mode) and name != "-"
+        self.size = about.st_size if self.can_rewind else None
+        self._is_compressed = raw.peek(2)[:2] == _GZIP_MAGIC  # type: ignore[attr-defined]
+
+    def whole(self) -> Reader:
+        """All of it; the first and last line of an export are checked."""
+        if self.can_rewind:
+            self._raw.seek(0)
+        return Reader(self._lines(), value_bytes=self.value_bytes)
+
+    def after(self, offset: int, line: int) -> Reader:
+        """What follows line ``line``, which ends at ``offset``. Only if it ``can_rewind``."""
+        self._raw.seek(0)
+        lines = self._lines()
+        lines.seek(offset)
+        return Reader(lines, value_bytes=self.value_bytes, is_export=False, offset=offset, number=line)
+
+    def _lines(self) -> Lines:
+        return _GzipLines(fileobj=self._raw) if self._is_compressed else self._raw
+
+    @property
+    def done(self) -> int:
+        """How much of ``size`` has been read."""
+        return self._raw.tell() if self.can_rewind else 0
+
+    def entries(self, reader: Reader) -> Iterator[Entry]:
+        """The entries of one of its readers; raises ClickException if the file cannot be read."""
+        try:
+            yield from reader.entries()
+        except OSError as error:
+            raise click.ClickException(f"it cannot be read any further: {reason(error)}") from error
+
+
+class _GzipLines(GzipFile):
+    """A compressed file; a damaged one is a ClickException."""
+
+    def readline(self, size: int | None = -1) -> bytes:
+        try:
+            return super().readline(size)
+        except EOFError as error:
+            raise click.ClickException("the file is truncated: its compressed data has no end") from error
+        except (BadGzipFile, zlib.error) as error:
+            raise click.ClickException(f"the file is damaged: {error}") from error
+
+
+@contextmanager
+def opened_import(name: str) -> Iterator[ImportFile]:
+    """The file ``name``, ``-`` for standard input; a usage error if it cannot be read."""
+    with opened(name) as file:
+        try:
+            source = ImportFile(name, file)
+        except OSError as error:
+            raise unreadable(name, error) from error
+        yield source
 
 
 def put_of(fields: Any, value_bytes: int) -> Put:
