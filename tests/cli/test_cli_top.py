@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import io
-import json
 import re
 import signal
 import threading
@@ -18,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from kvstore_cli.commands.top import plain_line
 from kvstore_cli.terminal import humanize
 from kvstore_cli.top import screen
-from kvstore_cli.top.overview import overview
+from kvstore_cli.top.overview import Sampler, overview
 from kvstore_cli.top.prometheus_text import Interval, Reading
-from kvstore_cli.top.sampling import Sampler
 from kvstore_cli.top.screen import Screen
+from support.scripted import problem
 from support.servers import Service, kvstore_command, wait_until
 from support.terminal import Terminal
 
@@ -108,16 +108,7 @@ def test_what_cannot_be_asked_for(kvstore: Kvstore, offline: Kvstore, script: An
     failed = offline("top", "--url", "http://127.0.0.1:1")
     assert failed.returncode == 6
     assert b"cannot reach the service" in failed.stderr
-
-    def not_found(handler: Any) -> None:
-        body = json.dumps({"code": "no_such_route", "status": 404, "detail": "nothing here"}).encode()
-        handler.send_response(404)
-        handler.send_header("Content-Type", "application/problem+json")
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    script.plays = [not_found]
+    script.plays = [problem("no_such_route")]
     failed = offline("top", "--url", script.url)
     assert failed.returncode == 1
     assert b"older version" in failed.stderr
@@ -304,7 +295,7 @@ def test_without_any_metric_nothing_is_known_and_nothing_fails() -> None:
     shown = overview(nothing, Reading("", 1), nothing)
     assert shown["http"]["requests"] is None
     assert shown["http"]["p99"] is None
-    assert screen.plain_line(shown).count(" - ") > 5
+    assert plain_line(shown).count(" - ") > 5
 
 
 numbers = st.one_of(st.none(), st.floats(0, 1e18), st.integers(0, 10**6))

@@ -6,7 +6,7 @@ import itertools
 import ssl  # noqa: F401 - before http.client, which prometheus_client needs whole: see kvstore_cli.http_client.connection
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,14 +16,19 @@ from kvstore_cli.command_line.parameters import TIME, Subcommand, WholeNumber, j
 from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.config.resolve import Configuration
 from kvstore_cli.terminal import output
+from kvstore_cli.terminal.humanize import count, duration, percent, rate
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import TEXT
 
 if TYPE_CHECKING:
-    from kvstore_cli.top.sampling import Sample, Sampler
+    from kvstore_cli.top.overview import Sample, Sampler
 
 _SHORTEST_MS = 100
 _HEAD_EVERY = 20
+_PLAIN_HEAD = (
+    f"{'TIME':8} {'REQ/S':>8} {'5XX/S':>6} {'P99':>8} {'OPS/S':>8} {'COMMITS/S':>9} {'SYNC P99':>8} "
+    f"{'STREAMS':>7} {'EVENTS/S':>9} {'LAG P99':>8} {'KEYS':>10} {'REVISION':>11} {'DAEMON':>6}"
+)
 
 
 @click.command(cls=Subcommand)
@@ -52,7 +57,7 @@ def command(context: click.Context, interval: int, count: int | None, plain: boo
         raise click.UsageError("--plain and --json exclude each other")
     if interval < _SHORTEST_MS:
         raise click.UsageError(f"--interval is at least {show_duration(_SHORTEST_MS)}")
-    from kvstore_cli.top.sampling import Sampler
+    from kvstore_cli.top.overview import Sampler
 
     configuration = configuration_of(context)
     sampler = Sampler(lambda: _metrics(configuration), interval / 1000)
@@ -61,7 +66,7 @@ def command(context: click.Context, interval: int, count: int | None, plain: boo
         with suppress(KeyboardInterrupt):
             _print(sampler, count, as_json=as_json)
         return
-    from kvstore_cli.top.terminal import show
+    from kvstore_cli.top.screen import show
 
     show(sampler, configuration["url"], interval, count)
 
@@ -103,14 +108,25 @@ def _write_json(_number: int, sample: Sample) -> None:
 
 
 def _write_plain(number: int, sample: Sample) -> None:
-    from kvstore_cli.top.screen import PLAIN_HEAD, plain_line
-
     if number % _HEAD_EVERY == 0:
-        output.write_line(PLAIN_HEAD)
+        output.write_line(_PLAIN_HEAD)
     if sample.shown is not None:
         output.write_line(plain_line(sample.shown))
     elif sample.error is not None:
         output.write_line(f"{_now()[11:19]} no figures from the service: {sample.error.message}")
+
+
+def plain_line(shown: dict[str, Any]) -> str:
+    """One interval under ``_PLAIN_HEAD``."""
+    http, daemon, commits, streams = (shown[name] for name in ("http", "daemon", "commits", "streams"))
+    cpu = shown["processes"].get("daemon", {}).get("cpu")
+    return (
+        f"{shown['time'][11:19]} {rate(http['requests']):>8} {rate(http['failed']):>6} "
+        f"{duration(http['p99']):>8} {rate(daemon['operations']):>8} {rate(commits['commits']):>9} "
+        f"{duration(commits['sync_p99']):>8} {count(streams['open']):>7} {rate(streams['events']):>9} "
+        f"{duration(streams['lag_p99']):>8} {count(shown['keys']):>10} {count(shown['revision']):>11} "
+        f"{percent(cpu) if shown['daemon_up'] else 'away':>6}"
+    )
 
 
 def _now() -> str:

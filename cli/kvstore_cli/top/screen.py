@@ -1,19 +1,33 @@
-"""The display of ``kvstore top``: lines, and a screen."""
+"""``kvstore top`` on a terminal: what the screen shows, and the keys; the terminal is restored at the end."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
 from rich.text import Text
 
+from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.terminal.humanize import NOTHING, age, count, duration, percent, rate, size
-from kvstore_cli.top.overview import Figures
+from kvstore_cli.terminal.signals import exit_on_signals
+from kvstore_cli.top.overview import Figures, Sampler
 
 _BARS = "▁▂▃▄▅▆▇█"
 _HISTORY = 240
+_PROCESSES = "PROCESSES"
+_TICK_SECONDS = 0.25
+_SHORTEST_SILENCE = 3.0
 _ROUTE_HEAD = ("METHOD", "ROUTE", "/S", "p50", "p99", "ANSWERS")
 
 
@@ -22,30 +36,6 @@ def sparkline(values: Sequence[float], width: int) -> str:
     shown = values[-width:]
     most = max(shown, default=0)
     return "".join(_BARS[round(value / most * (len(_BARS) - 1))] if most else _BARS[0] for value in shown)
-
-
-# ── lines, where there is no screen ──────────────────────────────────────────────────────────────
-
-PLAIN_HEAD = (
-    f"{'TIME':8} {'REQ/S':>8} {'5XX/S':>6} {'P99':>8} {'OPS/S':>8} {'COMMITS/S':>9} {'SYNC P99':>8} "
-    f"{'STREAMS':>7} {'EVENTS/S':>9} {'LAG P99':>8} {'KEYS':>10} {'REVISION':>11} {'DAEMON':>6}"
-)
-
-
-def plain_line(shown: Figures) -> str:
-    """One interval under ``PLAIN_HEAD``."""
-    http, daemon, commits, streams = (shown[name] for name in ("http", "daemon", "commits", "streams"))
-    cpu = shown["processes"].get("daemon", {}).get("cpu")
-    return (
-        f"{shown['time'][11:19]} {rate(http['requests']):>8} {rate(http['failed']):>6} "
-        f"{duration(http['p99']):>8} {rate(daemon['operations']):>8} {rate(commits['commits']):>9} "
-        f"{duration(commits['sync_p99']):>8} {count(streams['open']):>7} {rate(streams['events']):>9} "
-        f"{duration(streams['lag_p99']):>8} {count(shown['keys']):>10} {count(shown['revision']):>11} "
-        f"{percent(cpu) if shown['daemon_up'] else 'away':>6}"
-    )
-
-
-# ── the screen ───────────────────────────────────────────────────────────────────────────────────
 
 
 class Cell(NamedTuple):
@@ -68,9 +58,7 @@ class Screen:
         self._every = every
         self.shown: Figures | None = None
         self.trouble: str | None = None
-        self._history: dict[str, deque[float]] = {
-            name: deque(maxlen=_HISTORY) for name in ("requests/s", "events/s", "commits/s")
-        }
+        self._history: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_HISTORY))
 
     def note(self, shown: Figures) -> None:
         """Show this overview now."""
@@ -84,14 +72,18 @@ class Screen:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = options.max_width, options.height or console.height
-        lines = [self._title(width), *self._state(width)]
+        rows = {} if self.shown is None else _rows(self.shown)
+        drawn = {label: _drawn(label, cells, width) for label, cells in rows.items()}
+        up, requests = drawn.pop("UP", []), drawn.pop("REQUESTS", [])
+        bad = self._bad_news()
+        lines = [self._title(width), *([bad] if bad else up)]
         footer = Text(" q quits", style="dim")
         if self.shown is not None:
-            upper, lower = self._requests(width), self._rest(width)
+            lower = [line for row in drawn.values() for line in row]
             history = self._drawn_history(width) if height >= 30 else []
-            room = height - len(lines) - len(upper) - len(lower) - len(history) - 3
+            room = height - len(lines) - len(requests) - len(lower) - len(history) - 4
             routes = _routes(self.shown["http"]["routes"], room)
-            lines += [*upper, *routes, Text(), *lower]
+            lines += [Text(), *requests, *routes, Text(), *lower]
             if history:
                 lines += [Text(), *history]
         lines = lines[: height - 1]
@@ -112,60 +104,18 @@ class Screen:
             right = ""
         return Text(left.ljust(width - len(right)) + right, style="reverse")
 
-    def _state(self, width: int) -> list[Text]:
+    def _bad_news(self) -> Text | None:
+        """What takes the place of the first figures."""
+        alarm = "bold white on red"
         if self.trouble:
-            return [Text(f" {self.trouble}", style="bold white on red")]
-        shown = self.shown
-        if shown is None:
-            return [Text(" waiting for the first figures", style="dim")]
-        if not shown["daemon_up"]:
-            return [
-                Text(" the daemon does not answer: keys cannot be read or written", style="bold white on red")
-            ]
-        if shown["writes_refused"]:
-            return [Text(f" writes are refused: {shown['writes_refused']}", style="bold white on red")]
-        return [
-            _line(
-                "UP",
-                width,
-                Cell("for", age(shown["uptime"])),
-                Cell("keys", count(shown["keys"])),
-                Cell("data", size(shown["data_bytes"])),
-                Cell("revision", count(shown["revision"])),
-                Cell("sync", shown["sync"] or NOTHING),
-                Cell("expiring", count(shown["expiring_keys"])),
-            )
-        ]
-
-    def _requests(self, width: int) -> list[Text]:
-        assert self.shown is not None  # noqa: S101 - for the type checker
-        http = self.shown["http"]
-        return [
-            Text(),
-            _line(
-                "REQUESTS",
-                width,
-                Cell("/s", rate(http["requests"])),
-                Cell("p50", duration(http["p50"])),
-                Cell("p99", duration(http["p99"])),
-                Cell("4xx/s", rate(http["refused"]), _alarm(http["refused"], "bold yellow")),
-                Cell("5xx/s", rate(http["failed"]), _alarm(http["failed"], "bold red")),
-                Cell("connections", count(http["connections"])),
-                Cell("running", count(http["in_progress"])),
-                Cell("workers", count(http["workers"])),
-            ),
-        ]
-
-    def _rest(self, width: int) -> list[Text]:
-        assert self.shown is not None  # noqa: S101 - for the type checker
-        shown = self.shown
-        return [
-            *_streams(shown["streams"], width),
-            *_daemon(shown["daemon"], width),
-            *_commits(shown["commits"], shown["daemon"], width),
-            *_storage(shown["log"], shown["store"], width),
-            *_processes(shown["processes"], width),
-        ]
+            return Text(f" {self.trouble}", style=alarm)
+        if self.shown is None:
+            return Text(" waiting for the first figures", style="dim")
+        if not self.shown["daemon_up"]:
+            return Text(" the daemon does not answer: keys cannot be read or written", style=alarm)
+        if self.shown["writes_refused"]:
+            return Text(f" writes are refused: {self.shown['writes_refused']}", style=alarm)
+        return None
 
     def _drawn_history(self, width: int) -> list[Text]:
         lines = []
@@ -176,25 +126,101 @@ class Screen:
         return lines
 
 
-def _line(label: str, width: int, *cells: Cell) -> Text:
-    """As many of ``cells`` as fit, the first ones first."""
-    line = Text.assemble((f" {label:<11}", "bold cyan"))
+def _rows(shown: Figures) -> dict[str, list[Cell]]:
+    """The label of each row, and its figures, the first ones first where the terminal is narrow."""
+    http, streams, daemon, commits = (shown[part] for part in ("http", "streams", "daemon", "commits"))
+    log, store = shown["log"], shown["store"]
+    dropped_for = [f"{reason} {rate(number)}/s" for reason, number in streams["dropped_for"].items()]
+    used, most = store["store_used_bytes"], store["store_max_bytes"]
+    return {
+        "UP": [
+            Cell("for", age(shown["uptime"])),
+            Cell("keys", count(shown["keys"])),
+            Cell("data", size(shown["data_bytes"])),
+            Cell("revision", count(shown["revision"])),
+            Cell("sync", shown["sync"] or NOTHING),
+            Cell("expiring", count(shown["expiring_keys"])),
+        ],
+        "REQUESTS": [
+            Cell("/s", rate(http["requests"])),
+            Cell("p50", duration(http["p50"])),
+            Cell("p99", duration(http["p99"])),
+            Cell("4xx/s", rate(http["refused"]), _alarm(http["refused"], "bold yellow")),
+            Cell("5xx/s", rate(http["failed"]), _alarm(http["failed"], "bold red")),
+            Cell("connections", count(http["connections"])),
+            Cell("running", count(http["in_progress"])),
+            Cell("workers", count(http["workers"])),
+        ],
+        "STREAMS": [
+            Cell("open", count(streams["open"])),
+            Cell("events/s", rate(streams["events"])),
+            Cell("lag p50", duration(streams["lag_p50"])),
+            Cell("p99", duration(streams["lag_p99"])),
+            Cell("dropped/s", rate(streams["dropped"]), _alarm(streams["dropped"], "bold red")),
+            Cell("resumed/s", rate(streams["resumed"])),
+            Cell("opened/s", rate(streams["opened"])),
+            Cell("resets/s", rate(streams["resets"]), _alarm(streams["resets"], "bold yellow")),
+            Cell("backlog", size(streams["backlog_bytes"])),
+            *([Cell("because", ", ".join(dropped_for), "bold red")] if dropped_for else []),
+        ],
+        "DAEMON": [
+            Cell("ops/s", rate(daemon["operations"])),
+            Cell("requests/s", rate(daemon["requests"])),
+            Cell("ops each", rate(daemon["facade_ops_per_request"])),
+            Cell("p50", duration(daemon["facade_p50"])),
+            Cell("p99", duration(daemon["facade_p99"])),
+            Cell("pending", count(daemon["pending"])),
+            Cell("subscriptions", count(daemon["subscriptions"])),
+        ],
+        "": [Cell(op, f"{rate(number)}/s") for op, number in daemon["operations_by_name"].items()],
+        "COMMITS": [
+            Cell("/s", rate(commits["commits"])),
+            Cell("writes each", rate(commits["writes_per_commit"])),
+            Cell("p50", duration(commits["p50"])),
+            Cell("p99", duration(commits["p99"])),
+            Cell("sync p99", duration(commits["sync_p99"])),
+            Cell("sync p50", duration(commits["sync_p50"])),
+            Cell("events/s", rate(daemon["published"])),
+            Cell("expired/s", rate(daemon["expired"])),
+        ],
+        "LOG": [
+            Cell("events", count(log["events"])),
+            Cell("size", size(log["bytes"])),
+            Cell("reaches back", age(log["reaches_back"])),
+            Cell("to revision", count(log["floor_revision"])),
+        ],
+        "STORE": [
+            Cell("used", size(used), _alarm(used and most and used > 0.9 * most, "bold red")),
+            Cell("of", size(most)),
+            Cell("file", size(store["store_file_bytes"])),
+            Cell("disk free", size(store["disk_free_bytes"])),
+        ],
+        _PROCESSES: [
+            Cell(name, f"{percent(fields['cpu'])} {size(fields['memory_bytes'])}")
+            for name, fields in shown["processes"].items()
+        ],
+    }
+
+
+def _drawn(label: str, cells: list[Cell], width: int) -> list[Text]:
+    """A row in one line, with as many of its cells as fit; that of the processes in up to three."""
+    lines = [Text.assemble((f" {label:<11}", "bold cyan"))]
     for cell in cells:
         # a unit follows its figure
         words = [(cell.value, cell.style), (cell.name, "dim")]
-        if cell.name.startswith("/"):
-            part = Text.assemble(words[0], words[1])
-        else:
-            part = Text.assemble(words[1], " ", words[0])
-        if len(line) + len(part) > width:
-            break
-        line.append_text(part).append("  ")
-    line.rstrip()
-    return line
+        part = Text.assemble(*words) if cell.name.startswith("/") else Text.assemble(words[1], " ", words[0])
+        if len(lines[-1]) + len(part) > width:
+            if label != _PROCESSES or len(lines) == 3:
+                break
+            lines.append(Text(" " * 12))
+        lines[-1].append_text(part).append("  ")
+    for line in lines:
+        line.rstrip()
+    return lines
 
 
-def _alarm(value: float | None, style: str) -> str:
-    return style if value else "bold"
+def _alarm(is_bad: object, style: str) -> str:
+    return style if is_bad else "bold"
 
 
 def _routes(routes: list[Figures], room: int) -> list[Text]:
@@ -223,103 +249,66 @@ def _route_line(cells: Sequence[str], wide: int, style: str) -> Text:
     return Text(f"   {method:<8}{route:<{wide}}{per_second:>9}{p50:>9}{p99:>9}   {answers}", style=style)
 
 
-def _streams(streams: Figures, width: int) -> list[Text]:
-    reasons = ", ".join(f"{reason} {rate(number)}/s" for reason, number in streams["dropped_for"].items())
-    return [
-        _line(
-            "STREAMS",
-            width,
-            Cell("open", count(streams["open"])),
-            Cell("events/s", rate(streams["events"])),
-            Cell("lag p50", duration(streams["lag_p50"])),
-            Cell("p99", duration(streams["lag_p99"])),
-            Cell("dropped/s", rate(streams["dropped"]), _alarm(streams["dropped"], "bold red")),
-            Cell("resumed/s", rate(streams["resumed"])),
-            Cell("opened/s", rate(streams["opened"])),
-            Cell("resets/s", rate(streams["resets"]), _alarm(streams["resets"], "bold yellow")),
-            Cell("backlog", size(streams["backlog_bytes"])),
-            *([Cell("because", reasons, "bold red")] if reasons else []),
-        )
-    ]
+def show(sampler: Sampler, url: str, interval_ms: int, count: int | None) -> None:
+    """Draw what ``sampler`` sees until q or Ctrl-C is pressed, or ``count`` intervals are over."""
+    screen = Screen(url, show_duration(interval_ms))
+    silence = max(_SHORTEST_SILENCE, 3 * interval_ms / 1000)
+    for variable in ("COLUMNS", "LINES"):  # they do not follow the size of the terminal
+        os.environ.pop(variable, None)
+    live = Live(screen, console=Console(), screen=True, auto_refresh=False)
+    exit_on_signals()
+    # a stopped process could not restore the screen
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+    with suppress(KeyboardInterrupt), _keys_at_once(), live:
+        _follow(sampler, screen, live, silence, count)
 
 
-def _daemon(daemon: Figures, width: int) -> list[Text]:
-    by_name = [Cell(op, f"{rate(number)}/s") for op, number in daemon["operations_by_name"].items()]
-    return [
-        _line(
-            "DAEMON",
-            width,
-            Cell("ops/s", rate(daemon["operations"])),
-            Cell("requests/s", rate(daemon["requests"])),
-            Cell("ops each", rate(daemon["facade_ops_per_request"])),
-            Cell("p50", duration(daemon["facade_p50"])),
-            Cell("p99", duration(daemon["facade_p99"])),
-            Cell("pending", count(daemon["pending"])),
-            Cell("subscriptions", count(daemon["subscriptions"])),
-        ),
-        _line("", width, *by_name),
-    ]
+def _follow(sampler: Sampler, screen: Screen, live: Live, silence: float, count: int | None) -> None:
+    heard = time.monotonic()
+    drawn: object = None
+    while count is None or count > 0:
+        if _is_end(_pressed(sampler.wakeup)):
+            return
+        while not sampler.samples.empty():
+            sample = sampler.samples.get()
+            heard = time.monotonic()
+            if sample.shown is not None:
+                screen.note(sample.shown)
+            elif sample.error is not None:
+                screen.trouble = f"no figures from the service: {sample.error.message}"
+            drawn = None
+            count = None if count is None else count - 1
+        quiet = int(time.monotonic() - heard)
+        if quiet >= silence:
+            screen.trouble = f"the service has not answered for {quiet} s"
+        if drawn != (now := (live.console.size, screen.trouble)):
+            drawn = now
+            live.refresh()
 
 
-def _commits(commits: Figures, daemon: Figures, width: int) -> list[Text]:
-    return [
-        _line(
-            "COMMITS",
-            width,
-            Cell("/s", rate(commits["commits"])),
-            Cell("writes each", rate(commits["writes_per_commit"])),
-            Cell("p50", duration(commits["p50"])),
-            Cell("p99", duration(commits["p99"])),
-            Cell("sync p99", duration(commits["sync_p99"])),
-            Cell("sync p50", duration(commits["sync_p50"])),
-            Cell("events/s", rate(daemon["published"])),
-            Cell("expired/s", rate(daemon["expired"])),
-        )
-    ]
+def _pressed(wakeup: int) -> bytes:
+    """The keys that were pressed; returns after a tick at most, or at a wake-up."""
+    keys = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+    ready, _, _ = select.select([wakeup] if keys is None else [wakeup, keys], [], [], _TICK_SECONDS)
+    if wakeup in ready:
+        os.read(wakeup, 1024)
+    return os.read(keys, 1024) if keys is not None and keys in ready else b""
 
 
-def _storage(log: Figures, store: Figures, width: int) -> list[Text]:
-    used, most = store["store_used_bytes"], store["store_max_bytes"]
-    is_short = bool(used and most and used > 0.9 * most)
-    return [
-        _line(
-            "LOG",
-            width,
-            Cell("events", count(log["events"])),
-            Cell("size", size(log["bytes"])),
-            Cell("reaches back", age(log["reaches_back"])),
-            Cell("to revision", count(log["floor_revision"])),
-        ),
-        _line(
-            "STORE",
-            width,
-            Cell("used", size(used), "bold red" if is_short else "bold"),
-            Cell("of", size(most)),
-            Cell("file", size(store["store_file_bytes"])),
-            Cell("disk free", size(store["disk_free_bytes"])),
-        ),
-    ]
+def _is_end(keys: bytes) -> bool:
+    return any(key in keys for key in (b"q", b"Q"))
 
 
-def _processes(processes: dict[str, Figures], width: int) -> list[Text]:
-    """Up to three lines."""
-    lines: list[Text] = []
-    left = [
-        Cell(name, f"{percent(fields['cpu'])} {size(fields['memory_bytes'])}")
-        for name, fields in processes.items()
-    ]
-    while left and len(lines) < 3:
-        fitting = _fitting(left, width)
-        lines.append(_line("" if lines else "PROCESSES", width, *left[:fitting]))
-        left = left[fitting:]
-    return lines
-
-
-def _fitting(cells: Iterable[Cell], width: int) -> int:
-    used, fitting = 12, 0
-    for cell in cells:
-        used += len(cell.name) + len(cell.value) + 3
-        if used - 2 > width:
-            break
-        fitting += 1
-    return max(1, fitting)
+@contextmanager
+def _keys_at_once() -> Iterator[None]:
+    """Read keys one by one and without echo, until this ends."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        yield
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
