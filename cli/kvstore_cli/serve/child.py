@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
 
+from kvstore_cli.serve.logging_setup import set_up
 from kvstore_core.process.linux import end_with_parent
 from kvstore_core.process.sd_notify import Notifier
 
@@ -22,13 +22,8 @@ def main(arguments: list[str]) -> int:
     if not end_with_parent(int(parent)):
         sys.exit(f"kvstore {name}: the process that started it is gone")
     os.set_inheritable(int(notices), False)
-    return run(name, json.loads(settings), Notifier(descriptor=int(notices), is_watched=True))
-
-
-def run(name: str, fields: dict[str, Any], notifier: Notifier) -> int:
-    """Run the part called ``name`` with the settings in ``fields``; returns its exit status."""
-    from kvstore_cli.serve.logging_setup import set_up
-
+    notifier = Notifier(descriptor=int(notices), is_watched=True)
+    fields = json.loads(settings)
     set_up(name, fields["log_level"], fields["log_format"])
     if name == "daemon":
         from kvstore_daemon.main import run as run_daemon
