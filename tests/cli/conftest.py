@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import http.server
 import json
 import os
 import socketserver
@@ -12,12 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.scripted import Script, scripted
 from support.servers import Service, clean_environment, kvstore_command
 from support.warm import warm_command
 
@@ -178,62 +177,8 @@ def completing(kvstore: CommandLine, tmp_path_factory: pytest.TempPathFactory) -
         yield kvstore
 
 
-@dataclass
-class Seen:
-    """A request as it arrived."""
-
-    method: str
-    target: str
-    headers: dict[str, str]
-    body: bytes
-
-
-Play = Callable[[http.server.BaseHTTPRequestHandler], None]
-
-
-@dataclass
-class Script:
-    """A service that answers the first request as the first entry says, and so on; the last entry
-    answers all that follow."""
-
-    url: str
-    plays: list[Play] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
-
-    def on_request(self, handler: http.server.BaseHTTPRequestHandler) -> None:
-        """Note the request and play the next entry. Each connection has a thread of its own."""
-        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        self.seen.append(Seen(handler.command, handler.path, dict(handler.headers), body))
-        self.plays[min(len(self.seen), len(self.plays)) - 1](handler)
-
-
 @pytest.fixture
 def script() -> Iterator[Script]:
     """A service that behaves as the test says."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_one_request(self) -> None:
-            try:
-                super().handle_one_request()
-            except ConnectionError:
-                self.close_connection = True
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            playing.on_request(self)
-
-        do_PUT = do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    playing = Script(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield playing
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with scripted() as script:
+        yield script

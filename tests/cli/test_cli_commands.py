@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvstore_cli.terminal import humanize
+from support.scripted import answer
 from support.servers import Daemon, Facade, free_port, kvstore_command
 
 pytestmark = pytest.mark.slow
@@ -480,12 +481,7 @@ def test_a_facade_without_its_daemon_is_exit_6(
 
 
 def test_what_is_not_allowed_is_exit_5(offline: Kvstore, script: Any) -> None:
-    def forbid(handler: Any) -> None:
-        handler.send_response(403)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    script.plays = [forbid]
+    script.plays = [answer(b"", 403)]
     assert offline("get", "k", "--url", script.url).returncode == 5
 
 

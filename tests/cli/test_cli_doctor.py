@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import signal
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from kvstore_cli.doctor.probe import SCRATCH
 from kvstore_cli.doctor.remedies import CAUSES
 from kvstore_cli.doctor.runner import CHECKS
 from kvstore_core.errors import ERRORS
+from support.scripted import answer
 from support.servers import Daemon, Facade, Service, wait_until
 from support.surfaces import SPEED
 
@@ -122,13 +122,7 @@ def test_a_daemon_that_is_away_is_told_apart_from_a_service_that_is(
 
 
 def test_something_else_at_the_address_is_not_taken_for_kvstore(offline: Kvstore, script: Any) -> None:
-    def page(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", "5")
-        handler.end_headers()
-        handler.wfile.write(b"hello")
-
-    script.plays = [page]
+    script.plays = [answer(b"hello")]
     exit_status, outcome = examined(offline, "--url", script.url)
     assert (exit_status, causes(outcome)) == (1, {"not_kvstore"})
     assert {seen.method for seen in script.seen} == {"GET"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from kvstore_cli.http_client.change_stream import (
 )
 from kvstore_cli.http_client.client import ServiceClient
 from kvstore_core.errors import KvError
+from support.scripted import Play, chunks, problem
 
 EPOCH = "0123456789abcdef"
 Line = dict[str, Any]
@@ -200,41 +200,16 @@ def test_what_a_newer_service_adds_is_passed_over() -> None:
 # ── over HTTP ────────────────────────────────────────────────────────────────────────────────────
 
 
-def send(*lines: Line | bytes) -> Any:
+def send(*lines: Line | bytes) -> Play:
     """Send these lines and cut the connection off."""
-
-    def play(handler: http.server.BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        for line in lines:
-            raw = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(raw), raw))
-        handler.close_connection = True
-
-    return play
-
-
-def refuse(status: int, code: str, **headers: str) -> Any:
-    """Answer with a problem."""
-
-    def play(handler: http.server.BaseHTTPRequestHandler) -> None:
-        body = json.dumps({"code": code, "detail": code}).encode()
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return play
+    return chunks(*(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
 
 
 def test_a_broken_stream_is_opened_again_where_it_stood(script: Any) -> None:
     script.plays = [
         send(sync(1), put(2), put(3, 0, 2)),
-        refuse(503, "unavailable"),
-        refuse(503, "too_busy", Retry_After="0"),
+        problem("unavailable"),
+        problem("too_busy", {"Retry-After": "0"}),
         send(put(3, 0, 2), put(3, 1, 2), sync(3)),
         send(put(4)),
     ]
@@ -255,7 +230,7 @@ def test_a_broken_stream_is_opened_again_where_it_stood(script: Any) -> None:
 
 
 def test_a_refusal_that_time_does_not_cure_ends_it(script: Any) -> None:
-    script.plays = [send(sync(1)), refuse(403, "not_allowed")]
+    script.plays = [send(sync(1)), problem("not_allowed")]
     with ServiceClient(script.url, timeout_ms=20_000) as service:
         updates = follow(service, [], StreamPosition(None, False), stall_ms=20_000)
         assert next(updates).kind == SYNC
@@ -273,7 +248,7 @@ def test_a_stream_of_something_else_is_an_error(script: Any) -> None:
 
 
 def test_a_first_connection_that_fails_is_told(script: Any) -> None:
-    script.plays = [refuse(410, "cursor_expired")]
+    script.plays = [problem("cursor_expired")]
     with ServiceClient(script.url, timeout_ms=20_000) as service:
         updates = follow(service, [], StreamPosition(None, False), stall_ms=20_000)
         with pytest.raises(KvError) as caught:

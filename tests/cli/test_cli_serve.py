@@ -7,7 +7,6 @@ import re
 import resource
 import signal
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,9 +64,13 @@ def works(offline: Kvstore, url: str, value: str) -> None:
     assert offline.out("get", "k", "--raw", "--url", url) == value.encode()
 
 
-def nothing_left(folder: Path) -> None:
-    """Wait until no process of the service is there."""
-    wait_until(lambda: not processes_of(folder), what="all processes are gone", every=0.1)
+def ended(serve: Serve, seconds: int = 20) -> int:
+    """Its exit status, once it and all that it has started are gone."""
+    assert serve.process is not None
+    status = serve.process.wait(seconds)
+    serve.kill()
+    wait_until(lambda: not processes_of(serve.folder), what="all processes are gone", every=0.1)
+    return status
 
 
 @pytest.fixture(autouse=True)
@@ -121,9 +124,7 @@ def test_the_facade_is_stopped_before_the_daemon(start_serve: Callable[..., Serv
     wait_until(lambda: "kvstore serve: stopping" in serve.stderr, what="it stops")
     assert daemon in processes_of(serve.folder)
     os.kill(facade, signal.SIGCONT)
-    assert serve.process is not None
-    assert serve.process.wait(20) == 0
-    serve.kill()
+    assert ended(serve) == 0
 
 
 def test_a_second_signal_does_not_wait(start_serve: Callable[..., Serve]) -> None:
@@ -132,11 +133,8 @@ def test_a_second_signal_does_not_wait(start_serve: Callable[..., Serve]) -> Non
     serve.signal(signal.SIGINT)
     wait_until(lambda: "kvstore serve: stopping" in serve.stderr, what="it stops")
     serve.signal(signal.SIGINT)
-    assert serve.process is not None
-    assert serve.process.wait(20) == 0
+    assert ended(serve) == 0
     assert "a second signal came" in serve.stderr
-    nothing_left(serve.folder)
-    serve.kill()
 
 
 @pytest.mark.parametrize(("name", "label"), [("daemon", "the daemon"), ("http", "the HTTP facade")])
@@ -184,11 +182,9 @@ def test_a_data_file_that_cannot_be_read_is_named_with_advice_and_not_tried_for_
     assert "kvstore check" in serve.stderr
     assert "Fatal Python error: Bus error" in serve.stderr
     assert "/lmdb_store/" in serve.stderr, "it says where in the engine that was"
-    assert serve.process is not None
-    assert serve.process.wait(60) == 1
+    assert ended(serve, 60) == 1
     assert "restore a backup" in serve.stderr
     assert "5 times in a row; stopping" in serve.stderr
-    serve.kill()
 
 
 def test_a_killed_worker_does_not_end_the_service(
@@ -208,62 +204,35 @@ def test_a_killed_parent_leaves_no_orphan(start_serve: Callable[..., Serve], als
     victims = [serve.pid, *(leader(serve, name) for name in also)]
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    serve.kill()
-    nothing_left(serve.folder)
+    assert ended(serve) == -signal.SIGKILL
 
 
-def test_what_was_acknowledged_before_the_parent_was_killed_is_there_afterwards(
-    start_serve: Callable[..., Serve], offline: Kvstore
-) -> None:
-    serve = start_serve(workers=1)
-    works(offline, serve.url, "kept")
-    serve.kill()
-    nothing_left(serve.folder)
-    serve.start()
-    assert offline.out("get", "k", "--raw", "--url", serve.url) == b"kept"
-
-
-def test_what_is_killed_can_be_started_again_at_once(
+def test_what_is_killed_can_be_started_again_at_once_and_has_what_it_acknowledged(
     start_serve: Callable[..., Serve], offline: Kvstore
 ) -> None:
     serve = start_serve(workers=2)
     for round_ in range(3):
+        works(offline, serve.url, f"{round_}")
         # what was made from it is still there, with its lock and its addresses
         serve.kill()
         serve.start()
-        works(offline, serve.url, f"{round_}")
+        assert offline.out("get", "k", "--raw", "--url", serve.url) == b"%d" % round_
 
 
-def serve_once(offline: Kvstore, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run ``serve`` where it cannot run."""
-    done: subprocess.CompletedProcess[bytes] = offline(
-        "serve", "--requests", "tcp://127.0.0.1:0", "--changes", "tcp://127.0.0.1:0", *arguments
-    )
-    return done
-
-
-def test_a_port_that_is_in_use_ends_it_with_the_reason(
-    start_serve: Callable[..., Serve], offline: Kvstore
-) -> None:
-    address = start_serve(workers=1).url.removeprefix("http://")
-    done = serve_once(offline, "--http", address, "--data", str(offline.folder / "d"))
-    assert done.returncode == 1
-    said = done.stderr.decode()
-    assert address in said
-    assert "the HTTP facade did not start, the reason is above" in said
-    assert "Traceback" not in said
-
-
-def test_a_store_that_is_in_use_ends_it_with_the_reason(
+def test_a_port_or_a_store_that_is_in_use_ends_it_with_the_reason(
     start_serve: Callable[..., Serve], offline: Kvstore
 ) -> None:
     serve = start_serve(workers=1)
-    done = serve_once(offline, "--http", f"127.0.0.1:{free_port()}", "--data", str(serve.data))
-    assert done.returncode == 1
-    said = done.stderr.decode()
-    assert str(serve.data) in said
-    assert "the daemon did not start, the reason is above" in said
-    assert "Traceback" not in said
+    address, free = serve.url.removeprefix("http://"), f"127.0.0.1:{free_port()}"
+    for http, data, taken, label in (
+        (address, str(offline.folder / "d"), address, "the HTTP facade"),
+        (free, str(serve.data), str(serve.data), "the daemon"),
+    ):
+        ends = ("--requests", "tcp://127.0.0.1:0", "--changes", "tcp://127.0.0.1:0")
+        done = offline("serve", *ends, "--http", http, "--data", data)
+        said = done.stderr.decode()
+        assert (done.returncode, taken in said, "Traceback" in said) == (1, True, False), said
+        assert f"{label} did not start, the reason is above" in said
 
 
 def test_a_restarted_child_keeps_its_settings_whatever_happened_to_the_file(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from support.load import HttpWriter, Ledger
 from support.servers import Daemon, Facade, Service, kvstore_command, wait_until
 
 Kvstore = Any
@@ -197,32 +197,6 @@ def test_with_fail_fast_the_failed_event_comes_again_next_time(kvstore: Kvstore,
 # ── over restarts ────────────────────────────────────────────────────────────────────────────────
 
 
-class Writer:
-    """Puts keys one after another, each until it is acknowledged, until it is told to stop."""
-
-    def __init__(self, kvstore: Kvstore, url: str) -> None:
-        self.acknowledged: list[int] = []
-        self._kvstore = kvstore
-        self._url = url
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._write)
-        self._thread.start()
-
-    def _write(self) -> None:
-        number = 0
-        while not self._stop.is_set():
-            done = self._kvstore("put", f"w/{number % 7}", str(number), "--url", self._url)
-            if done.returncode == 0:
-                self.acknowledged.append(int(done.stdout))
-                number += 1
-
-    def finish(self) -> list[int]:
-        """The revisions of the acknowledged puts."""
-        self._stop.set()
-        self._thread.join()
-        return self.acknowledged
-
-
 @pytest.mark.parametrize("victim", ["facade", "daemon"])
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_subscription_survives_a_restart_with_nothing_lost_and_nothing_twice(
@@ -230,22 +204,26 @@ def test_a_subscription_survives_a_restart_with_nothing_lost_and_nothing_twice(
 ) -> None:
     offline.environment["KVSTORE_URL"] = service.url
     running = following(start, offline, "--prefix", "w/", "--json")
-    writer = Writer(offline, service.url)
+    ledger = Ledger()
+    writer = HttpWriter("w", ledger, service.url)
+    writer.start()
     try:
         server: Daemon | Facade = getattr(service, victim)
         for _ in range(2):
-            count = len(writer.acknowledged)
-            wait_until(lambda: len(writer.acknowledged) > count + 3, what="writes")  # noqa: B023
+            count = len(ledger)
+            wait_until(lambda: len(ledger) > count + 3, what="writes")  # noqa: B023
             getattr(server, how)()
             server.start()
-        count = len(writer.acknowledged)
-        wait_until(lambda: len(writer.acknowledged) > count + 3, what="writes after the restarts")
+        count = len(ledger)
+        wait_until(lambda: len(ledger) > count + 3, what="writes after the restarts")
     finally:
-        acknowledged = writer.finish()
-    wait_until(lambda: running.lines()[-1]["revision"] >= acknowledged[-1], what="the last event")
-    seen = [line["revision"] for line in running.lines() if line["event"] == "put"]
+        writer.finish()
+    acknowledged = [(write.revision, write.op, write.key) for write in ledger.writes]
+    wait_until(lambda: running.lines()[-1]["revision"] >= acknowledged[-1][0], what="the last event")
+    events = [line for line in running.lines() if "index" in line]
+    seen = [(line["revision"], line["index"]) for line in events]
     assert seen == sorted(set(seen))
-    assert set(acknowledged) <= set(seen)
+    assert set(acknowledged) <= {(line["revision"], line["op"], line["key"]) for line in events}
 
 
 def test_a_log_that_does_not_reach_back_leads_to_a_reset_and_the_present(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import collections
-import http.server
 import json
 import socket
 import ssl
-import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +19,19 @@ from kvstore_cli.http_client.client import ATTEMPTS, ServiceClient, encode_query
 from kvstore_cli.http_client.connection import http_client
 from kvstore_cli.http_client.errors import AttemptError
 from kvstore_core.errors import ERRORS, KvError
-from support.servers import free_port
+from support.programs import make_certificate
+from support.scripted import Play, answer, chunks, problem, scripted
+from support.servers import Daemon, Facade, Service, free_port
 
-Handler = http.server.BaseHTTPRequestHandler
-Play = Callable[[Handler], None]
-
-
-def answer(body: bytes = b"{}", status: int = 200, **headers: str) -> Play:
-    """A complete answer."""
-
-    def play(handler: Handler) -> None:
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return play
+Kvstore = Any
 
 
-def problem(code: str, **members: Any) -> Play:
-    """An error as the service reports it."""
-    row = ERRORS[code]
-    document = {"type": f"urn:kvstore:error:{code}", "title": row.title, "status": row.status, "code": code}
-    return answer(json.dumps({**document, **members}).encode(), row.status)
-
-
-def drop(handler: Handler) -> None:
+def drop(handler: BaseHTTPRequestHandler) -> None:
     """Close the connection without an answer."""
     handler.close_connection = True
 
 
-def cut_off(handler: Handler) -> None:
+def cut_off(handler: BaseHTTPRequestHandler) -> None:
     """Close the connection in the middle of the answer."""
     handler.send_response(200)
     handler.send_header("Content-Length", "100")
@@ -105,8 +84,7 @@ def test_an_answer_that_time_does_not_change_is_not_asked_for_again(script: Any,
 
 
 def test_retry_after_is_honoured(script: Any) -> None:
-    busy = answer(json.dumps({"code": "too_busy"}).encode(), 503, Retry_After="1")
-    script.plays = [busy, answer()]
+    script.plays = [problem("too_busy", {"Retry-After": "1"}), answer()]
     started = time.monotonic()
     with service(script.url) as kv:
         kv.request("GET", "/")
@@ -114,7 +92,7 @@ def test_retry_after_is_honoured(script: Any) -> None:
 
 
 def test_a_retry_after_beyond_the_time_for_an_answer_ends_the_attempts(script: Any) -> None:
-    script.plays = [answer(json.dumps({"code": "too_busy"}).encode(), 503, Retry_After="3600")]
+    script.plays = [problem("too_busy", {"Retry-After": "3600"})]
     with service(script.url) as kv, pytest.raises(KvError) as caught:
         kv.request("GET", "/")
     assert caught.value.code == "too_busy"
@@ -323,20 +301,6 @@ def test_pauses_grow_and_differ() -> None:
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def chunks(*parts: bytes, end: bool = False) -> Play:
-    """A chunked answer, cut off unless ``end``."""
-
-    def play(handler: Handler) -> None:
-        handler.send_response(200)
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        for part in [*parts, b""] if end else parts:
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
-        handler.close_connection = True
-
-    return play
-
-
 def test_lines_are_whole_however_they_were_cut_on_the_way(script: Any) -> None:
     script.plays = [chunks(b'{"a', b'":1}\n{"b":2}\n\n', b"{", b'"c":3}', b"\n", b'{"cut')]
     got: list[bytes] = []
@@ -357,7 +321,7 @@ def test_a_stream_that_ends_is_as_broken_as_one_that_is_cut_off(script: Any) -> 
 def test_a_stream_that_is_silent_for_too_long_is_broken(script: Any) -> None:
     over = threading.Event()
 
-    def stall(handler: Handler) -> None:
+    def stall(handler: BaseHTTPRequestHandler) -> None:
         chunks(b"x\n")(handler)
         over.wait()
 
@@ -371,7 +335,7 @@ def test_a_stream_that_is_silent_for_too_long_is_broken(script: Any) -> None:
 
 
 def test_a_deadline_ends_a_stream_that_is_not_silent(script: Any) -> None:
-    def beat(handler: Handler) -> None:
+    def beat(handler: BaseHTTPRequestHandler) -> None:
         chunks()(handler)
         while True:
             handler.wfile.write(b"2\r\nx\n\r\n")
@@ -390,60 +354,20 @@ def test_a_deadline_ends_a_stream_that_is_not_silent(script: Any) -> None:
 # ── https ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for localhost with its key, in one file."""
-    path = tmp_path / "cert.pem"
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-days",
-            "2",
-            "-keyout",
-            str(path),
-            "-out",
-            str(tmp_path / "only.pem"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    path.write_bytes(path.read_bytes() + (tmp_path / "only.pem").read_bytes())
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
-def secure_url(certificate: Path) -> Any:
+def secure_url(certificate: Path) -> Iterator[str]:
     """A service behind TLS."""
-
-    class Greeter(Handler):
-        def do_GET(self) -> None:  # noqa: N802 - http.server looks for this name
-            answer(b'{"secure": true}')(self)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    server = http.server.HTTPServer(("127.0.0.1", 0), Greeter)
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"https://localhost:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with scripted(context) as script:
+        script.plays = [answer(b'{"secure": true}')]
+        yield script.url
 
 
 def test_https_is_spoken_to_a_service_whose_certificate_is_trusted(
@@ -511,3 +435,44 @@ def test_what_speaks_no_http_is_recognised() -> None:
         with service(url) as kv, pytest.raises(KvError, match="does not speak HTTP"):
             kv.request("GET", "/")
         thread.join()
+
+
+# ── kvstore ping ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_service_that_answers_is_ready(kvstore: Kvstore, service: Service) -> None:
+    assert kvstore.out("ping", "--url", service.url) == f"{service.url} is ready\n".encode()
+
+
+def test_the_facade_is_not_ready_without_the_daemon(kvstore: Kvstore, service: Service) -> None:
+    service.daemon.stop()
+    done = kvstore("ping", "--url", service.url)
+    # unavailable, or still waiting for the daemon when the time is over
+    assert done.returncode in (6, 124)
+    assert done.stdout == b""
+
+
+def test_where_nobody_listens_nothing_is_ready(kvstore: Kvstore) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    done = kvstore("ping", "--url", url)
+    assert (done.returncode, done.stdout) == (6, b"")
+    assert f"cannot reach the service at {url}" in done.stderr.decode()
+
+
+def test_the_daemon_answers_for_itself(kvstore: Kvstore, daemon: Daemon) -> None:
+    done = kvstore("ping", "--daemon", env={"KVSTORE_REQUESTS": daemon.requests})
+    assert done.stdout.decode() == f"{daemon.requests} is ready\n", done.stderr
+
+
+@pytest.mark.parametrize("anywhere", ["0.0.0.0", "*"])
+def test_a_daemon_that_listens_everywhere_is_asked_on_this_machine(
+    kvstore: Kvstore, daemon: Daemon, anywhere: str
+) -> None:
+    everywhere = daemon.requests.replace("127.0.0.1", anywhere)
+    assert kvstore("ping", "--daemon", env={"KVSTORE_REQUESTS": everywhere}).returncode == 0
+
+
+def test_a_facade_is_no_daemon(kvstore: Kvstore, facade: Facade) -> None:
+    requests = facade.url.replace("http", "tcp")
+    done = kvstore("ping", "--daemon", "--request-timeout", "500ms", env={"KVSTORE_REQUESTS": requests})
+    assert (done.returncode, done.stdout) == (6, b"")

@@ -64,7 +64,7 @@ def volume(engine: str) -> Iterator[str]:
 
 @pytest.fixture
 def start(volume: str) -> Iterator[Callable[..., Container]]:
-    """``start(image, "--read-only", command=["daemon"])``: a container with a free port of this
+    """``start(image, "--read-only", command=["daemon"])``: a healthy container with a free port of this
     machine in front of its port 5000. It is gone before the volume is."""
     names: list[str] = []
 
@@ -73,7 +73,9 @@ def start(volume: str) -> Iterator[Callable[..., Container]]:
         address = f"127.0.0.1:{free_port()}"
         names.append(name)
         run("run", "--detach", "--name", name, "--publish", f"{address}:5000", *options, image, *command)
-        return Container(name, f"http://{address}")
+        container = Container(name, f"http://{address}")
+        container.wait_healthy()
+        return container
 
     yield start_one
     for name in names:

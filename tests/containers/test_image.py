@@ -73,14 +73,12 @@ def test_the_size_of_it_is_shown(image: str) -> None:
 
 def test_one_command_gives_a_working_service(image: str, start: Start) -> None:
     container = start(image)
-    container.wait_healthy()
     put(container.url, "greeting", "hello")
     assert get(container.url, "greeting") == "hello"
 
 
 def test_the_command_works_inside_for_every_user_and_shell(image: str, start: Start) -> None:
     container = start(image)
-    container.wait_healthy()
     put(container.url, "greeting", "hello")
     for user in ("5000", "0", "1234:1234"):
         told = container.exec("kvstore", "get", "greeting", options=("--user", user))
@@ -95,7 +93,6 @@ def test_the_command_works_inside_for_every_user_and_shell(image: str, start: St
 def test_it_needs_no_right_and_no_place_but_its_volume(image: str, start: Start) -> None:
     hardened = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--tmpfs=/tmp")
     container = start(image, *hardened)
-    container.wait_healthy()
     # larger than what the server keeps of a body in memory
     large = "x" * 900_000
     put(container.url, "large", large)
@@ -105,13 +102,11 @@ def test_it_needs_no_right_and_no_place_but_its_volume(image: str, start: Start)
 
 def test_stopping_is_clean_and_soon(image: str, start: Start) -> None:
     container = start(image)
-    container.wait_healthy()
     assert container.stop() == 0
 
 
 def test_a_single_part_stops_cleanly_too(image: str, start: Start) -> None:
     container = start(image, "--health-cmd=kvstore ping --daemon", command=("daemon",))
-    container.wait_healthy()
     assert container.stop() == 0
 
 
@@ -121,7 +116,6 @@ def test_a_folder_of_the_machine_is_used_as_the_user_that_owns_it(
     tmp_path.chmod(0o700)
     user = f"{os.getuid()}:{os.getgid()}"
     container = start(image, f"--user={user}", f"--volume={tmp_path}:/data")
-    container.wait_healthy()
     put(container.url, "k", "v")
     assert container.exec("kvstore", "get", "k") == "v\n"
     assert (tmp_path / "lmdb" / "data.mdb").stat().st_uid == os.getuid()
@@ -145,7 +139,6 @@ def test_a_killed_container_comes_back_with_its_data_and_its_streams_go_on(
     image: str, start: Start, volume: str
 ) -> None:
     container = start(image, "--restart=unless-stopped", f"--volume={volume}:/data")
-    container.wait_healthy()
     put(container.url, "before", "kept")
     watcher = SseWatcher("stream", container.url)
     watcher.start()
@@ -168,12 +161,10 @@ def test_the_next_image_goes_on_with_the_volume(
     image: str, newer_image: str, start: Start, volume: str
 ) -> None:
     old = start(image, f"--volume={volume}:/data")
-    old.wait_healthy()
     assert put(old.url, "k", "of the old one") == 1
     assert old.stop() == 0
 
     new = start(newer_image, f"--volume={volume}:/data")
-    new.wait_healthy()
     assert new.inspect('{{index .Config.Labels "org.opencontainers.image.version"}}') == "2.0.0-test"
     assert get(new.url, "k") == "of the old one"
     assert put(new.url, "k", "of the new one") == 2
@@ -183,7 +174,6 @@ def test_a_backup_leaves_one_container_and_fills_the_volume_of_another(
     image: str, start: Start, volume: str, tmp_path: Path
 ) -> None:
     source = start(image)
-    source.wait_healthy()
     put(source.url, "k", "v")
     backup = tmp_path / "store.kvb"
     with backup.open("wb") as file:
@@ -192,12 +182,11 @@ def test_a_backup_leaves_one_container_and_fills_the_volume_of_another(
     with backup.open("rb") as file:
         subprocess.run(restore, stdin=file, check=True)
     copy = start(image, f"--volume={volume}:/data")
-    copy.wait_healthy()
     assert get(copy.url, "k") == "v"
 
 
 def test_two_containers_never_share_a_volume(image: str, start: Start, volume: str) -> None:
-    start(image, f"--volume={volume}:/data").wait_healthy()
+    start(image, f"--volume={volume}:/data")
     second = run("run", "--rm", f"--volume={volume}:/data", image, check=False)
     assert second.returncode == 1
     assert "/data is in use by the kvstore daemon" in second.stderr

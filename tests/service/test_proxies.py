@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from kvstore_cli.doctor.probe import Probe
 from support.markdown import ROOT, blocks
-from support.programs import PLAIN, HaProxy, Nginx, require_program
+from support.programs import PLAIN, HaProxy, Nginx, make_certificate
 from support.servers import Service, wait_until
 from support.surfaces import call, examine
 
@@ -78,20 +77,10 @@ def test_metrics_are_for_this_machine_only(front: Callable[[str], str]) -> None:
         connection.close()
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1 with its key, in one file."""
-    file, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    options = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", file]
-    subprocess.run([require_program("openssl"), *options, *names], capture_output=True, check=True)
-    file.write_text(file.read_text() + key.read_text())
-    return file
-
-
 def test_with_tls_as_the_shipped_configuration_has_it_browsers_get_http2(
-    front: Callable[[str], str], certificate: Path, tmp_path: Path
+    front: Callable[[str], str], tmp_path: Path
 ) -> None:
+    certificate = make_certificate(tmp_path)
     text = shipped("{service}").replace("    listen 127.0.0.1:{port};\n", "")
     text = text.replace("# listen 443 ssl", "listen 127.0.0.1:{port} ssl").replace("# ssl_", "ssl_")
     for suffix in ("pem", "key"):

@@ -143,3 +143,13 @@ class HaProxy(Front):
 
     def arguments(self) -> list[str]:
         return ["-db", "-f", str(self.file)]
+
+
+def make_certificate(folder: Path) -> Path:
+    """A certificate for localhost and 127.0.0.1 with its key, in one file."""
+    file, key = folder / "certificate.pem", folder / "key.pem"
+    options = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", file]
+    subprocess.run([require_program("openssl"), *options, *names], capture_output=True, check=True)
+    file.write_text(file.read_text() + key.read_text())
+    return file
