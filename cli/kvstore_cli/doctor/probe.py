@@ -113,15 +113,10 @@ class Probe:
         """The response. The connection is kept, and replaced if the other side closed it. Raises
         ``unavailable`` and ``timed_out``."""
         kept, self._connection = self._connection, None
-        if kept is not None:
-            try:
-                return self._exchange(kept, method, target, body, headers)
-            except (ConnectionError, http_client.BadStatusLine):
-                kept.close()
-            except (OSError, http_client.HTTPException) as error:
-                kept.close()
-                raise _no_answer(method, error) from error
         try:
+            if kept is not None:
+                with suppress(ConnectionError, http_client.BadStatusLine):
+                    return self._exchange(kept, method, target, body, headers)
             return self._exchange(self.connect(), method, target, body, headers)
         except (OSError, http_client.HTTPException) as error:
             raise _no_answer(method, error) from error
@@ -134,16 +129,17 @@ class Probe:
         body: bytes | None,
         headers: dict[str, str] | None,
     ) -> ProbeResponse:
-        connection.sock.settimeout(self._left(self.timeout))
-        begin = monotonic()
         try:
-            connection.request(method, self.base + target, body, headers or {})
-        except ConnectionError:
+            connection.sock.settimeout(self._left(self.timeout))
+            begin = monotonic()
             # a large body may be refused, and the connection closed, before it was read: read the response
-            if body is None:
-                raise
-        response = connection.getresponse()
-        reply = ProbeResponse(response.status, response.headers, response.read(), monotonic() - begin)
+            with suppress(ConnectionError):
+                connection.request(method, self.base + target, body, headers or {})
+            response = connection.getresponse()
+            reply = ProbeResponse(response.status, response.headers, response.read(), monotonic() - begin)
+        except BaseException:
+            connection.close()
+            raise
         if connection.sock is not None:  # None after Connection: close
             self._connection = connection
         return reply

@@ -240,10 +240,8 @@ class Stderr:
         poll.register(self._descriptor, select.POLLOUT)
         if not poll.poll(0):
             return False
-        return size <= _WHOLE_BYTES or not self._is_pipe() or self._pipe_takes(size)
-
-    def _is_pipe(self) -> bool:
-        return stat.S_ISFIFO(os.fstat(self._descriptor).st_mode)
+        is_pipe = stat.S_ISFIFO(os.fstat(self._descriptor).st_mode)
+        return size <= _WHOLE_BYTES or not is_pipe or self._pipe_takes(size)
 
     def _pipe_takes(self, size: int) -> bool:
         # Pages of a pipe are at least half full, but for the last.

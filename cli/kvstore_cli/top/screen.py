@@ -267,7 +267,7 @@ def _follow(sampler: Sampler, screen: Screen, live: Live, silence: float, count:
     heard = time.monotonic()
     drawn: object = None
     while count is None or count > 0:
-        if _is_end(_pressed(sampler.wakeup)):
+        if b"q" in _pressed(sampler.wakeup).lower():
             return
         while not sampler.samples.empty():
             sample = sampler.samples.get()
@@ -293,10 +293,6 @@ def _pressed(wakeup: int) -> bytes:
     if wakeup in ready:
         os.read(wakeup, 1024)
     return os.read(keys, 1024) if keys is not None and keys in ready else b""
-
-
-def _is_end(keys: bytes) -> bool:
-    return any(key in keys for key in (b"q", b"Q"))
 
 
 @contextmanager

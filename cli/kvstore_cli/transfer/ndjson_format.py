@@ -47,23 +47,9 @@ MEMBERS = (
 )
 """The members of a record's line, in this order; a record may lack some."""
 
-# members of an event of a stream, or of an op of a batch
-_IGNORED = frozenset(
-    [
-        "event",
-        "op",
-        "ttl",
-        "index",
-        "count",
-        "time",
-        "snapshot",
-        "previous",
-        "previous_revision",
-        "cursor",
-        "size",
-    ]
-)
-_KNOWN = frozenset((*MEMBERS, *_IGNORED))
+# of an event of a stream, without those of its record
+_OF_EVENTS = ("event", "op", "index", "count", "time", "snapshot", "previous", "previous_revision", "cursor")
+_KNOWN = frozenset((*MEMBERS, *_OF_EVENTS, "ttl", "size"))
 
 
 class Put(NamedTuple):
