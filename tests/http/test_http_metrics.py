@@ -18,7 +18,7 @@ from kvstore_http.metrics.exposition import CATALOGUE, HISTOGRAM
 from support.markdown import ROOT, table_rows
 from support.metrics import Scrape, let_things_happen, scrape
 from support.programs import require_program
-from support.servers import Daemon, Facade, Service, wait_until
+from support.servers import Daemon, Facade, Service, children, wait_until
 from support.session import Session
 from support.streams import open_stream
 
@@ -229,11 +229,6 @@ def gets(found: Scrape) -> float:
     return found.value("kvstore_http_requests_total", method="GET", route="/livez", status="200")
 
 
-def pid_of_a_worker(facade: Facade) -> int:
-    children = subprocess.run(["pgrep", "-P", str(facade.pid)], capture_output=True, text=True, check=True)
-    return int(children.stdout.split()[0])
-
-
 def test_any_worker_answers_for_all(two_workers: Facade) -> None:
     for _ in range(40):  # each on a connection of its own, which the kernel gives to one of the two
         urlopen(f"{two_workers.url}/livez", timeout=30).close()  # noqa: S310
@@ -265,7 +260,7 @@ def test_a_worker_that_is_started_again_goes_on_counting(two_workers: Facade) ->
     for _ in range(20):
         urlopen(f"{two_workers.url}/livez", timeout=30).close()  # noqa: S310
     assert scrape(two_workers.url).value("kvstore_http_streams") == 10
-    os.kill(pid_of_a_worker(two_workers), signal.SIGKILL)
+    os.kill(children(two_workers.pid)[0], signal.SIGKILL)
     wait_until(lambda: scrape_if_any(two_workers.url, "kvstore_http_worker_restarts_total") == 1)
     wait_until(lambda: scrape_if_any(two_workers.url, "kvstore_http_workers") == 2)
     found = scrape(two_workers.url)
@@ -299,18 +294,3 @@ def test_metrics_are_there_while_the_daemon_is_away(
     assert found.value("kvstore_http_workers") == 1
     daemon.start()
     wait_until(lambda: scrape(facade.url).value("kvstore_up") == 1)
-
-
-def test_a_full_store_is_told_with_its_reason(
-    start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade]
-) -> None:
-    facade = start_facade(start_daemon(max_store_bytes="8MiB", sync="none"))
-    session = Session(facade.url)
-    number = 0
-    while session.put(f"/v1/kv/{number}", os.urandom(500_000)).status == 201:
-        number += 1
-    session.close()
-    found = scrape(facade.url)
-    assert found.value("kvstore_writes_refused", reason="store_full") == 1
-    assert found.value("kvstore_writes_refused", reason="internal") == 0
-    assert found.value("kvstore_store_used_bytes") >= found.value("kvstore_store_max_bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +26,11 @@ from support.session import Session, assert_problem, path_of
 from support.surfaces import Answer
 
 KEYS = ["a", "a/", "a//b", "..", "%2F", "b c", "ключ", "\U0001f600", "~" * 511]
-TYPES = ["text/plain", "application/json", "image/x"]
 FAR = "1h"
 
 keys = st.sampled_from(KEYS)
 values = st.binary(max_size=8) | st.integers(-5, 10**6).map(lambda n: str(n).encode())
+types = st.sampled_from(["text/plain", "application/json", "image/x"])
 prefixes = st.sampled_from(["a", "a/", "%", ".", "кл", "x"])
 
 
@@ -90,13 +91,7 @@ class ServiceModel(RuleBasedStateMachine):
 
     # ── writes ──────────────────────────────────────────────────────────────────────────────────
 
-    @rule(
-        key=keys,
-        value=values,
-        content_type=st.sampled_from(TYPES),
-        expires=st.booleans(),
-        choice=st.integers(0, 3),
-    )
+    @rule(key=keys, value=values, content_type=types, expires=st.booleans(), choice=st.integers(0, 3))
     def put(self, key: str, value: bytes, content_type: str, expires: bool, choice: int) -> None:
         if_revision = self.some_revision(choice, key)
         target = path_of(key) + (f"?ttl={FAR}" if expires else "")
@@ -154,8 +149,6 @@ class ServiceModel(RuleBasedStateMachine):
 
     @rule(key=keys, member=st.sampled_from(["m", "n"]), number=st.none() | st.integers(0, 9))
     def patch(self, key: str, member: str, number: int | None) -> None:
-        import json
-
         answer = self.session.patch(path_of(key), {member: number})
         old = self.model.get(key)
         try:
@@ -164,11 +157,11 @@ class ServiceModel(RuleBasedStateMachine):
             assert_problem(answer, "not_json")
             return
         target = target if isinstance(target, dict) else {}
-        target = (
-            {**target, member: number}
-            if number is not None
-            else {n: v for n, v in target.items() if n != member}
-        )
+        target = {
+            name: value
+            for name, value in {**target, member: number}.items()
+            if name != member or value is not None
+        }
         # what was not named keeps its spelling, and what was named has the patch's
         value = self.session.get(path_of(key)).body
         assert json.loads(value) == target

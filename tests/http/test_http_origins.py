@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -15,15 +16,10 @@ FRIEND, STRANGER = "https://friend.example", "https://stranger.example"
 @pytest.fixture
 def open_to(daemon: Daemon, start_facade: Callable[..., Facade]) -> Iterator[Callable[[str], Session]]:
     """A connection to a facade whose --cors-origins are given."""
-    sessions: list[Session] = []
-
-    def start(origins: str) -> Session:
-        sessions.append(Session(start_facade(daemon, cors_origins=origins).url))
-        return sessions[-1]
-
-    yield start
-    for session in sessions:
-        session.close()
+    with ExitStack() as stack:
+        yield lambda origins: stack.enter_context(
+            closing(Session(start_facade(daemon, cors_origins=origins).url))
+        )
 
 
 def preflight(session: Session, origin: str, target: str = "/v1/kv/a") -> dict[str, str]:
@@ -53,6 +49,8 @@ def test_without_a_list_no_page_is_let_in(session: Session) -> None:
 
 def test_listed_origins_are_let_in_and_others_are_not(open_to: Callable[[str], Session]) -> None:
     session = open_to(FRIEND)
+    assert session.post("/v1/incr/n", origin=FRIEND).json["value"] == 1
+    assert_problem(session.post("/v1/incr/n", origin=STRANGER), "not_allowed")
     for target in ("/v1/kv/a", "/v1/kv", "/v1/status", "/nowhere"):
         friend, stranger = session.get(target, origin=FRIEND), session.get(target, origin=STRANGER)
         assert friend.headers["access-control-allow-origin"] == FRIEND
@@ -100,23 +98,6 @@ def test_a_page_of_the_own_origin_can_post(session: Session, key: str) -> None:
 
 def test_a_page_whose_browser_calls_it_the_same_origin_can_post(session: Session, key: str) -> None:
     # behind a proxy that changes Host, Origin names an address that the service never hears of
-    for site, is_taken in (
-        ("same-origin", True),
-        ("same-site", False),
-        ("cross-site", False),
-        ("none", False),
-    ):
+    for site in ("same-origin", "same-site", "cross-site", "none"):
         answer = session.post(path_of(key, "incr"), origin="https://kv.example.org", sec_fetch_site=site)
-        assert (answer.status == 200) is is_taken
-
-
-def test_a_page_of_a_listed_origin_can_post(open_to: Callable[[str], Session]) -> None:
-    session = open_to(FRIEND)
-    assert session.post("/v1/incr/n", origin=FRIEND).json["value"] == 1
-    assert_problem(session.post("/v1/incr/n", origin=STRANGER), "not_allowed")
-
-
-@pytest.mark.parametrize("request_id", ["abc-123", "x" * 128])
-def test_a_request_id_comes_back(session: Session, request_id: str) -> None:
-    for target in ("/v1/status", "/v1/kv/never-stored", "/nowhere"):
-        assert session.get(target, x_request_id=request_id).headers["x-request-id"] == request_id
+        assert (answer.status == 200) is (site == "same-origin")

@@ -100,14 +100,7 @@ def test_the_page_has_nothing_inline() -> None:
 
 
 def test_other_files_are_no_route(session: Session) -> None:
-    for target in (
-        "/ui/index.html",
-        "/ui/nothing.js",
-        "/ui/../app.py",
-        "/ui/%2e%2e/app.py",
-        "/ui//",
-        "/UI/",
-    ):
+    for target in ("/ui/index.html", "/ui/nothing.js", "/ui/../app.py", "/ui/%2e%2e/app.py", "/ui//", "/UI/"):
         assert_problem(session.get(target), "no_such_route")
 
 

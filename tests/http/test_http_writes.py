@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -36,10 +37,6 @@ def test_a_key_starts_over_after_its_deletion(session: Session, key: str) -> Non
     assert again.json["create_revision"] == again.json["revision"] > deleted.json["revision"]
 
 
-def test_deleting_a_missing_key_is_not_found(session: Session, key: str) -> None:
-    assert_problem(session.delete(path_of(key)), "not_found")
-
-
 def test_the_headers_say_what_the_record_says(session: Session, key: str) -> None:
     session.put(path_of(key), b"1")
     session.put(path_of(key) + "?ttl=1h", b"2")
@@ -67,8 +64,6 @@ def test_a_ttl_is_a_number_with_or_without_a_unit(session: Session, key: str, tt
     "ttl", ["", "0", "-1", "5x", "5 y", "1e3", "inf", "nan", "0.0001", "101y", "3162240001", "٣", "1h30m"]
 )
 def test_what_is_no_time_is_refused(session: Session, key: str, ttl: str) -> None:
-    from urllib.parse import quote
-
     for answer in (
         session.put(path_of(key) + f"?ttl={quote(ttl)}", b"x"),
         session.post(path_of(key, "touch") + f"?ttl={quote(ttl)}"),
@@ -86,11 +81,6 @@ def test_a_key_is_gone_when_its_time_is_up(session: Session, key: str) -> None:
     )
 
 
-def test_a_plain_put_clears_the_ttl(session: Session, key: str) -> None:
-    session.put(path_of(key) + "?ttl=1h", b"x")
-    assert "expires_at" not in session.put(path_of(key), b"y").json
-
-
 def test_touch_and_persist_change_the_lifetime_and_nothing_else(session: Session, key: str) -> None:
     session.put(path_of(key), b"x")
     before = session.get(path_of(key) + "?format=json").json
@@ -104,12 +94,6 @@ def test_touch_and_persist_change_the_lifetime_and_nothing_else(session: Session
     assert persisted["revision"] > after["revision"] > before["revision"]
     for name in ("value", "version", "modified_at", "create_revision"):
         assert persisted[name] == after[name] == before[name]
-
-
-@pytest.mark.parametrize("target", ["touch", "persist"])
-def test_the_lifetime_of_a_missing_key_is_not_found(session: Session, key: str, target: str) -> None:
-    query = "?ttl=5" if target == "touch" else ""
-    assert_problem(session.post(path_of(key, target) + query), "not_found")
 
 
 def test_touch_needs_a_ttl(session: Session, key: str) -> None:
@@ -389,7 +373,7 @@ def test_two_ends_exclude_each_other(session: Session, key: str, query: str) -> 
     op = {"op": "put", "key": key, "value": "4"} | dict(pair.split("=") for pair in query.split("&"))
     if "keep_ttl" in op:
         op["keep_ttl"] = True  # type: ignore[assignment]
-    (problem,) = [assert_problem(session.post("/v1/batch", {"ops": [op]}), "bad_request")]
+    problem = assert_problem(session.post("/v1/batch", {"ops": [op]}), "bad_request")
     assert "exclude each other" in problem["detail"]
 
 

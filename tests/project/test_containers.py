@@ -38,12 +38,8 @@ def test_workflows_are_what_their_schema_says_and_every_job_has_an_end(workflow:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda file: file.name)
-def test_workflows_may_read_unless_a_job_says_more(workflow: Path) -> None:
+def test_workflows_may_read_unless_a_job_says_more_and_name_the_version_of_actions(workflow: Path) -> None:
     assert parsed(workflow)["permissions"] == {"contents": "read"}
-
-
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda file: file.name)
-def test_actions_are_named_with_their_major_version(workflow: Path) -> None:
     for action in re.findall(r"uses: (\S+)", workflow.read_text()):
         assert re.fullmatch(r"[a-z-]+/[a-z-]+@v\d+|\./\.github/workflows/[a-z]+\.yaml", action)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,20 +20,14 @@ MODULES = [
 ]
 
 
-def texts(file: Path) -> Iterator[str]:
-    """The string literals of a module."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-
-
 @pytest.fixture(scope="module")
 def written() -> dict[str, list[str]]:
     """Each string literal with the modules that have it, as often as they do."""
     found: dict[str, list[str]] = {}
     for file in MODULES:
-        for text in texts(file):
-            found.setdefault(text, []).append(str(file.relative_to(ROOT)))
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.setdefault(node.value, []).append(str(file.relative_to(ROOT)))
     return found
 
 

@@ -35,10 +35,7 @@ def test_both_forms_take_the_same_arguments(asynchronous: type, blocking: type) 
     names = [name for name in vars(asynchronous) if not name.startswith("_")]
     assert names == [name for name in vars(blocking) if not name.startswith("_")]
     for name in names:
-        ours, theirs = (
-            inspect.signature(getattr(asynchronous, name)),
-            inspect.signature(getattr(blocking, name)),
-        )
+        ours, theirs = (inspect.signature(getattr(form, name)) for form in (asynchronous, blocking))
         assert ours.parameters == theirs.parameters, name
 
 

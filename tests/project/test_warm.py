@@ -31,10 +31,7 @@ def described(server: Server) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", ["daemon", "http"])
 def test_it_has_what_others_have_and_ends_as_they_do(
-    kind: str,
-    daemon: Daemon,
-    start_daemon: Callable[..., Daemon],
-    start_facade: Callable[..., Facade],
+    kind: str, daemon: Daemon, start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade]
 ) -> None:
     def start(environment: dict[str, str] | None) -> Server:
         if kind == "daemon":

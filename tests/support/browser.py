@@ -237,10 +237,11 @@ class Page:
         if not text:
             self.browser.press("Delete")
 
-    def choose(self, selector: str, value: str) -> None:
-        """Choose an option of a select."""
-        field = f"document.querySelector({json.dumps(selector)})"
-        self.ask(f"{field}.value = {json.dumps(value)}; {field}.dispatchEvent(new Event('change'))")
+    def edit(self, value: str) -> None:
+        """Write over the value that is shown, and save."""
+        self.click("Edit")
+        self.fill("#edit-value", value)
+        self.click("Save")
 
     def rows(self) -> list[str]:
         """The names in the list of keys."""
