@@ -259,7 +259,8 @@ class DaemonClient:
         self._probe_socket.take_overdue(now)
         if now >= self._next_probe:
             self._next_probe = now + PROBE_SECONDS
-            self._probe_socket.send([{"op": "status"}], (), _ignore, now + PROBE_SECONDS)
+            # the reply has done its work by arriving
+            self._probe_socket.send([{"op": "status"}], (), lambda _: None, now + PROBE_SECONDS)
 
     def close(self) -> None:
         """Close the sockets. Requests that still wait fail with ``unavailable``."""
@@ -280,7 +281,3 @@ def _reply(outcome: Outcome) -> Reply:
     if isinstance(outcome, KvError):
         raise outcome
     return outcome
-
-
-def _ignore(_outcome: Outcome) -> None:
-    """A probe's reply has done its work by arriving."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from time import monotonic, perf_counter_ns
 from typing import Any
 
@@ -38,6 +39,7 @@ sent again in a tight loop."""
 Outcome = Reply | KvError
 
 
+@dataclass(slots=True, eq=False)
 class SentRequest:
     """A request of ``count`` ops that has no reply yet. ``deadline`` is a time of ``monotonic()``, and
     ``begun_at`` one of ``perf_counter_ns()``.
@@ -45,16 +47,11 @@ class SentRequest:
     ``done`` is called once, in the hub, with the reply or with the error that refused the request.
     """
 
-    __slots__ = ("begun_at", "count", "deadline", "done", "frames")
-
-    def __init__(
-        self, frames: Sequence[bytes], count: int, done: Callable[[Outcome], None], deadline: float
-    ) -> None:
-        self.begun_at = perf_counter_ns()
-        self.frames = frames
-        self.count = count
-        self.done = done
-        self.deadline = deadline
+    frames: Sequence[bytes]
+    count: int
+    done: Callable[[Outcome], None]
+    deadline: float
+    begun_at: int = field(default_factory=perf_counter_ns)
 
     def outcome_of(self, frames: Sequence[bytes]) -> Outcome:
         """What the frames of its reply say."""
@@ -116,8 +113,6 @@ class DealerSocket:
         self._monitor.close()
         self._socket.close()
 
-    # ── the connection ──────────────────────────────────────────────────────────────────────────
-
     def _note_connection(self) -> None:
         """Take in what the monitor reports."""
         if self._monitor.take() and not self._immediate:
@@ -148,8 +143,6 @@ class DealerSocket:
         self._open()
         for correlation, request in list(self._unanswered.items()):
             self._transmit(correlation, request)
-
-    # ── requests ────────────────────────────────────────────────────────────────────────────────
 
     def send(
         self,

@@ -27,9 +27,6 @@ GAUGES = 8
 PID = 0
 _RESTARTS = 0
 
-Row = memoryview
-"""The cells of a row, signed integers."""
-
 OTHER = "other"
 """The label of unknown routes, methods and statuses: what clients make up must not make new series."""
 
@@ -94,8 +91,9 @@ DAEMON_SECONDS = _layout.histogram(REQUEST_SECONDS, NANOSECONDS)
 FIXED_CELLS = _layout.size
 """Of a row: all but those of requests."""
 
-_REQUEST_LIMITS = [round(bound * NANOSECONDS) for bound in REQUEST_SECONDS]
-_REQUEST_SUM = len(_REQUEST_LIMITS) + 1
+_LAG_LIMITS = STREAM_LAG.limits
+_SECONDS_LIMITS = DAEMON_SECONDS.limits
+_SECONDS_SUM = len(_SECONDS_LIMITS) + 1
 
 
 class SharedCounters:
@@ -107,8 +105,8 @@ class SharedCounters:
         self._parent = self.row(workers)
         self.workers = [self.row(number) for number in range(workers)]
 
-    def row(self, number: int) -> Row:
-        """The row of worker ``number``, which only that worker may write while it runs."""
+    def row(self, number: int) -> memoryview:
+        """The cells (signed integers) of worker ``number``: only that worker may write them while it runs."""
         return self._cells[number * CELLS_PER_WORKER : (number + 1) * CELLS_PER_WORKER]
 
     def note_start(self, number: int, pid: int) -> None:
@@ -193,9 +191,7 @@ class WorkerCounters:
     ) -> None:
         self.shared_counters = shared_counters
         self.request_cells = RequestCells({}, ()) if request_cells is None else request_cells
-        self._cells: Row = shared_counters.row(number)
-        self._lag_limits = STREAM_LAG.limits
-        self._seconds_limits = DAEMON_SECONDS.limits
+        self._cells = shared_counters.row(number)
 
     @classmethod
     def alone(cls) -> WorkerCounters:
@@ -203,8 +199,6 @@ class WorkerCounters:
         shared_counters = SharedCounters(1)
         shared_counters.note_start(0, os.getpid())
         return cls(shared_counters, 0)
-
-    # ── requests ────────────────────────────────────────────────────────────────────────────────
 
     def request_begun(self) -> None:
         """A request is about to be answered."""
@@ -217,8 +211,8 @@ class WorkerCounters:
         at, seconds = self.request_cells[route, method, status]
         cells[at] += 1
         if took is not None:
-            cells[seconds + bisect_left(_REQUEST_LIMITS, took)] += 1
-            cells[seconds + _REQUEST_SUM] += took
+            cells[seconds + bisect_left(_SECONDS_LIMITS, took)] += 1
+            cells[seconds + _SECONDS_SUM] += took
 
     def connection_rejected(self, status: str) -> None:
         """A connection was answered with this status line before it sent a request."""
@@ -228,17 +222,13 @@ class WorkerCounters:
         """``by`` more connections are open."""
         self._cells[CONNECTIONS] += by
 
-    # ── the daemon ──────────────────────────────────────────────────────────────────────────────
-
     def daemon_answered(self, ops: int, took: int) -> None:
         """The daemon answered a request of so many ops after ``took`` nanoseconds."""
         cells = self._cells
         cells[DAEMON_OPS.at + bisect_left(REQUEST_OPS, ops)] += 1
         cells[DAEMON_OPS.sum_at] += ops
-        cells[DAEMON_SECONDS.at + bisect_left(self._seconds_limits, took)] += 1
+        cells[DAEMON_SECONDS.at + bisect_left(_SECONDS_LIMITS, took)] += 1
         cells[DAEMON_SECONDS.sum_at] += took
-
-    # ── streams ─────────────────────────────────────────────────────────────────────────────────
 
     def stream_opened(self, *, is_resumed: bool) -> None:
         """A stream began, if ``is_resumed`` where another one had ended."""
@@ -278,5 +268,5 @@ class WorkerCounters:
     def changes_sent(self, lag_ms: int) -> None:
         """Changes were sent to all streams that want them, so long after they were committed."""
         lag_ms = max(0, lag_ms)
-        self._cells[STREAM_LAG.at + bisect_left(self._lag_limits, lag_ms)] += 1
+        self._cells[STREAM_LAG.at + bisect_left(_LAG_LIMITS, lag_ms)] += 1
         self._cells[STREAM_LAG.sum_at] += lag_ms

@@ -11,7 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import reduce
+from functools import partial, reduce
 from itertools import accumulate
 from operator import getitem
 from typing import Any, NamedTuple
@@ -34,8 +34,8 @@ class MetricInfo(NamedTuple):
     """One metric; a counter's name ends in ``_total``, as it is exposed. ``read`` gives the values with their
     labels: of the facade, of the daemon's status, or of all processes."""
 
-    name: str
     kind: str
+    name: str
     meaning: str
     read: Callable[[Any], Samples]
     labels: tuple[str, ...] = ()
@@ -136,6 +136,7 @@ def _operations(status: Status) -> Samples:
 # ── values of processes ──────────────────────────────────────────────────────────────────────────
 
 Processes = Mapping[str, Mapping[str, float]]
+OF_PROCESS = ("process",)
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -179,34 +180,23 @@ def _usage_of(pid: int) -> Iterator[tuple[str, float]]:
 # ── the metrics ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _counter(name: str, meaning: str, read: Callable[[Any], Samples], *labels: str) -> MetricInfo:
-    return MetricInfo(name, COUNTER, meaning, read, labels)
-
-
-def _gauge(name: str, meaning: str, read: Callable[[Any], Samples], *labels: str) -> MetricInfo:
-    return MetricInfo(name, GAUGE, meaning, read, labels)
-
-
-def _histogram(name: str, meaning: str, read: Callable[[Any], Samples], *labels: str) -> MetricInfo:
-    return MetricInfo(name, HISTOGRAM, meaning, read, labels)
-
+_counter = partial(MetricInfo, COUNTER)
+_gauge = partial(MetricInfo, GAUGE)
+_histogram = partial(MetricInfo, HISTOGRAM)
 
 _FACADE = (
     _counter(
         "kvstore_http_requests_total",
         "Requests that were answered, refused ones too.",
         _request_counts,
-        "method",
-        "route",
-        "status",
+        ("method", "route", "status"),
     ),
     _histogram(
         "kvstore_http_request_duration_seconds",
         "Time from a request's arrival until its answer was given to the network. Not for event "
         "streams, answers sent as they are read, and requests that ask to wait.",
         _request_seconds,
-        "method",
-        "route",
+        ("method", "route"),
     ),
     _gauge("kvstore_http_requests_in_progress", "Requests that are being answered.", _cell(c.IN_PROGRESS)),
     _gauge("kvstore_http_connections", "Open connections, without event streams.", _cell(c.CONNECTIONS)),
@@ -227,7 +217,7 @@ _FACADE = (
         "Event streams that were cut off because their reader was slow or stalled or something "
         "failed, or refused for want of room.",
         _streams_dropped,
-        "reason",
+        ("reason",),
     ),
     _counter(
         "kvstore_http_stream_resets_total",
@@ -279,10 +269,7 @@ _DAEMON = (
         "kvstore_build_info",
         "Always 1; the labels say what runs.",
         _build,
-        "version",
-        "protocol",
-        "engine",
-        "sync",
+        ("version", "protocol", "engine", "sync"),
     ),
     _gauge("kvstore_start_time_seconds", "When the daemon was started.", _time("started_at")),
     _gauge("kvstore_keys", "Keys.", _status("keys")),
@@ -312,7 +299,7 @@ _DAEMON = (
     ),
     _gauge("kvstore_disk_bytes", "The size of the file system that the store is on.", _status("disk_bytes")),
     _gauge("kvstore_disk_free_bytes", "What is free there.", _status("disk_free_bytes")),
-    _gauge("kvstore_writes_refused", "1 if writes are refused, 0 if not.", _refusals, "reason"),
+    _gauge("kvstore_writes_refused", "1 if writes are refused, 0 if not.", _refusals, ("reason",)),
     _counter("kvstore_requests_total", "Requests that the daemon received.", _status("counters", "requests")),
     _counter(
         "kvstore_requests_refused_total",
@@ -335,7 +322,7 @@ _DAEMON = (
         "Connections closed because they took too much memory.",
         _status("counters", "peers_cut_off"),
     ),
-    _counter("kvstore_operations_total", "Operations that it was asked for.", _operations, "op"),
+    _counter("kvstore_operations_total", "Operations that it was asked for.", _operations, ("op",)),
     _counter("kvstore_commits_total", "Commits that changed something.", _status("commits", "count")),
     _counter(
         "kvstore_commit_requests_total", "Requests that took part in them.", _status("commits", "requests")
@@ -379,17 +366,17 @@ _DAEMON = (
 )
 
 _PROCESSES = (
-    _counter("process_cpu_seconds_total", "CPU time.", _process("cpu_seconds"), "process"),
+    _counter("process_cpu_seconds_total", "CPU time.", _process("cpu_seconds"), OF_PROCESS),
     _gauge(
         "process_resident_memory_bytes",
         "Memory, mapped pages of the store included.",
         _process("resident_bytes"),
-        "process",
+        OF_PROCESS,
     ),
-    _gauge("process_virtual_memory_bytes", "Address space.", _process("virtual_bytes"), "process"),
-    _gauge("process_start_time_seconds", "When the process was started.", _process("started_at"), "process"),
-    _gauge("process_open_fds", "Open file descriptors.", _process("open_files"), "process"),
-    _gauge("process_max_fds", "How many may be open.", _process("max_files"), "process"),
+    _gauge("process_virtual_memory_bytes", "Address space.", _process("virtual_bytes"), OF_PROCESS),
+    _gauge("process_start_time_seconds", "When the process was started.", _process("started_at"), OF_PROCESS),
+    _gauge("process_open_fds", "Open file descriptors.", _process("open_files"), OF_PROCESS),
+    _gauge("process_max_fds", "How many may be open.", _process("max_files"), OF_PROCESS),
 )
 
 CATALOGUE: dict[str, MetricInfo] = {row.name: row for row in (*_FACADE, _UP, *_DAEMON, *_PROCESSES)}

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import gevent
@@ -41,20 +42,18 @@ all come back at once."""
 log = logging.getLogger("kvstore.http")
 
 
+@dataclass(slots=True, eq=False)
 class StreamGroup:
     """The streams of one spec. Those that are ``caught_up`` get every delivery; those that are
     ``ahead_of_feed`` already have everything up to a revision that the feed has not reached. ``events``
     counts what the group was sent; what a stream had of it is worked out when it enters and leaves."""
 
-    __slots__ = ("ahead_of_feed", "caught_up", "events", "size", "spec")
-
-    def __init__(self, spec: StreamSpec) -> None:
-        self.spec = spec
-        self.size = 0
-        """How many streams there are of the spec, with those that are being caught up."""
-        self.caught_up: set[Stream] = set()
-        self.ahead_of_feed: dict[Stream, int] = {}
-        self.events = 0
+    spec: StreamSpec
+    size: int = 0
+    """How many streams there are of the spec, with those that are being caught up."""
+    caught_up: set[Stream] = field(default_factory=set)
+    ahead_of_feed: dict[Stream, int] = field(default_factory=dict)
+    events: int = 0
 
     def enter(self, stream: Stream) -> None:
         """Let ``stream`` have what the group gets."""
@@ -94,7 +93,7 @@ class Broadcaster:
         interval = settings.stream_heartbeat_ms / 1000 / BEATS
         self._ticker = self._loop.timer(interval, interval)
         self._ticker.start(self._tick)
-        feed.deliver_to(self)
+        feed.listener = self
 
     def __len__(self) -> int:
         return len(self._sockets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import gevent
 from kvstore_core.errors import KvError
 from kvstore_core.follower import Batch, Follower, LogPage
 from kvstore_core.limits import MAX_PAGE
-from kvstore_core.model import Cursor
+from kvstore_core.model import Cursor, Event
 from kvstore_core.wire import Heartbeat, PublishedEvent
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool
@@ -99,8 +99,6 @@ class ChangeCursor:
         self._follower = None
         self._recent.clear()
 
-    # ── the last changes ────────────────────────────────────────────────────────────────────────
-
     def remembers(self, revision: int) -> bool:
         """Whether all changes after ``revision`` are remembered."""
         return revision >= self.recent_floor
@@ -122,19 +120,17 @@ class ChangeCursor:
         recent.extend(batches)
         for batch in batches:
             self._recent_events += len(batch)
-            self._recent_bytes += _size(batch)
+            self._recent_bytes += value_bytes(batch)
         while recent and (self._recent_events > RECENT_EVENTS or self._recent_bytes > RECENT_BYTES):
             oldest = recent.popleft()
             self._recent_events -= len(oldest)
-            self._recent_bytes -= _size(oldest)
+            self._recent_bytes -= value_bytes(oldest)
             self.recent_floor = oldest[0].revision
 
     def _forget_recent(self, floor: int) -> None:
         self._recent.clear()
         self._recent_events = self._recent_bytes = 0
         self.recent_floor = floor
-
-    # ── the log ─────────────────────────────────────────────────────────────────────────────────
 
     def _read_log_soon(self) -> None:
         if self._follower is not None and self._follower.is_behind and not self.is_reading:
@@ -181,7 +177,7 @@ class ChangeCursor:
         self._listener.reset(self, lost.reset_reason(start.epoch, floor), floor)
 
 
-def _size(batch: Batch) -> int:
-    return sum(
-        len(record.value or b"") for event in batch for record in (event.record, event.previous) if record
-    )
+def value_bytes(events: Iterable[Event]) -> int:
+    """The bytes of all values in ``events``, of those that they replaced too."""
+    records = (record for event in events for record in (event.record, event.previous) if record is not None)
+    return sum(len(record.value or b"") for record in records)

@@ -26,11 +26,10 @@ from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, decode_change
 from kvstore_http.backend.daemon_client import DaemonClient
-from kvstore_http.backend.dealer_socket import RECONNECT_MAX_MS, RECONNECT_MS
+from kvstore_http.backend.dealer_socket import READ, RECONNECT_MAX_MS, RECONNECT_MS
 from kvstore_http.greenlet_pool import GreenletPool
 from kvstore_http.streaming.change_cursor import RETRY_SECONDS, ChangeCursor, ChangeListener
 
-READ = 1
 MESSAGES_PER_TURN = 500
 """How many messages are received before the loop serves everything else."""
 
@@ -63,7 +62,8 @@ class ChangeFeed:
         self._loop = self._hub.loop
         self._daemon = daemon
         self._pool = GreenletPool(self._hub)
-        self._listener: FeedListener | None = None
+        self.listener: FeedListener | None = None
+        """Whom all changes are delivered to."""
         self._is_awake = False
         self._is_idle = False
         self._started = Signal()  # awake, and the cursor has the store's present position
@@ -90,10 +90,6 @@ class ChangeFeed:
         self._reader.start(self._receive)
         # ZMQ_FD, which is edge-triggered, reports only what comes after the socket was found empty
         self._loop.run_callback(self._receive)
-
-    def deliver_to(self, listener: FeedListener) -> None:
-        """Deliver all changes to ``listener`` from now on."""
-        self._listener = listener
 
     # ── awake and asleep ────────────────────────────────────────────────────────────────────────
 
@@ -157,7 +153,7 @@ class ChangeFeed:
             return
         if monotonic() - self._heard_at >= SILENCE_SECONDS:
             self._doubt()
-        has_listeners = self._waiting or self._listener or self._cursor.is_reading
+        has_listeners = self._waiting or self.listener or self._cursor.is_reading
         if self._is_idle and not has_listeners:
             self._fall_asleep()
         self._is_idle = not has_listeners
@@ -189,8 +185,8 @@ class ChangeFeed:
 
     def deliver(self, cursor: ChangeCursor, batches: list[Batch]) -> None:
         """Pass the changes on, and wake the long polls that wait for one of them. (ChangeListener)"""
-        if self._listener is not None:
-            self._listener.deliver(cursor, batches)
+        if self.listener is not None:
+            self.listener.deliver(cursor, batches)
         if self._waiting and cursor is self._cursor:
             for batch in batches:
                 for event in batch:
@@ -198,8 +194,8 @@ class ChangeFeed:
 
     def reset(self, cursor: ChangeCursor, reason: str, floor: int) -> None:
         """Pass the reset on, and wake all long polls: every key may have changed. (ChangeListener)"""
-        if self._listener is not None:
-            self._listener.reset(cursor, reason, floor)
+        if self.listener is not None:
+            self.listener.reset(cursor, reason, floor)
         if cursor is self._cursor:
             for key in list(self._waiting):
                 self._wake(key, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -39,9 +40,12 @@ Audience: TypeAlias = tuple[StreamSpec, SnapshotMerge | None]
 """What streams that are sent the same have in common: their spec, and the snapshot that what follows is
 compared with."""
 
+UNKNOWN = Cursor(0, "")
+
 log = logging.getLogger("kvstore.http")
 
 
+@dataclass(slots=True, eq=False)
 class LaggingStream:
     """A stream that has everything up to ``position``.
 
@@ -51,30 +55,16 @@ class LaggingStream:
     message ``next_message`` on. ``unsent`` and ``progress_at`` tell whether a blocked one still reads.
     """
 
-    __slots__ = (
-        "is_confirmed",
-        "merge",
-        "next_message",
-        "page",
-        "position",
-        "progress_at",
-        "spec",
-        "start",
-        "stream",
-        "unsent",
-    )
-
-    def __init__(self, stream: Stream, spec: StreamSpec, start: StreamStart) -> None:
-        self.stream = stream
-        self.spec = spec
-        self.start = start
-        self.position = Cursor(0, "")
-        self.is_confirmed = True
-        self.merge: SnapshotMerge | None = None
-        self.page: Messages = NOTHING
-        self.next_message = 0
-        self.unsent = 0
-        self.progress_at = 0.0
+    stream: Stream
+    spec: StreamSpec
+    start: StreamStart
+    position: Cursor = UNKNOWN
+    is_confirmed: bool = True
+    merge: SnapshotMerge | None = None
+    page: Messages = NOTHING
+    next_message: int = 0
+    unsent: int = 0
+    progress_at: float = 0.0
 
     @property
     def audience(self) -> Audience:

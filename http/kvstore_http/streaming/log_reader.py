@@ -12,9 +12,9 @@ from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.follower import LogPage, by_revision
 from kvstore_core.limits import MAX_PAGE
-from kvstore_core.model import Cursor, Event
+from kvstore_core.model import Cursor
 from kvstore_http.backend.daemon_client import DaemonClient
-from kvstore_http.streaming.change_cursor import ChangeCursor
+from kvstore_http.streaming.change_cursor import ChangeCursor, value_bytes
 from kvstore_http.streaming.event_format import NOTHING, Encoder, Messages, messages_of
 from kvstore_http.streaming.filter_index import FilterIndex, covers, only, union
 from kvstore_http.streaming.lagging_streams import Audience, LaggingStream, LaggingStreams
@@ -29,6 +29,9 @@ SPECS_AT_ONCE = 64
 KEPT_PAGES = 4
 KEPT_BYTES = 8 * 1024 * 1024
 KEEP_SECONDS = 2.0
+EVENT_BYTES = 400
+"""About what an event without its values takes in memory and as a message."""
+
 WRITTEN_BYTES = 8 * 1024 * 1024
 """What is kept of the messages of one page, for all audiences together."""
 
@@ -41,7 +44,7 @@ class SharedPage:
         self.next, self.head, self.epoch = page.next, page.head, page.epoch
         self.read_at = now
         self.batches = by_revision(page.events)
-        self.size = sum(map(weight, page.events))
+        self.size = EVENT_BYTES * len(page.events) + value_bytes(page.events)
         self.messages: dict[Audience, Messages] = {}
         self._encoder = Encoder(page.epoch)
         self._asked = asked
@@ -70,12 +73,6 @@ class SharedPage:
         for spec, merge in missing:
             batches = found.get(spec, ())
             self.messages[spec, merge] = messages_of(batches, self._encoder, spec.form, merge)
-
-
-def weight(event: Event) -> int:
-    """About what the event takes in memory and as a message."""
-    values = sum(len(record.value or b"") for record in (event.record, event.previous) if record is not None)
-    return 400 + values
 
 
 class LogReader:

@@ -43,7 +43,8 @@ class SnapshotReader:
                     streams += self._gather(first)
                     self._begin(streams)
                 else:
-                    self._read_page(streams, self._separate(streams, first.merge))
+                    self._separate(streams, first.merge)
+                    self._read_page(streams, first.merge)
             except KvError as error:
                 if error.code != "cursor_expired":
                     raise
@@ -96,15 +97,14 @@ class SnapshotReader:
                 lagging.merge, lagging.start = None, lagging.start._replace(snapshot=False)
         self._send_page(streams, page)
 
-    def _separate(self, streams: list[LaggingStream], merge: SnapshotMerge) -> SnapshotMerge:
-        """The merge, now of ``streams`` alone: the others that share it go on later, from a copy."""
+    def _separate(self, streams: list[LaggingStream], merge: SnapshotMerge) -> None:
+        """Let ``streams`` alone have the merge: the others that share it go on later, from a copy."""
         served = set(streams)
         others = [lagging for lagging in self._streams if lagging.merge is merge and lagging not in served]
         if others:
             left = copy.deepcopy(merge)
             for lagging in others:
                 lagging.merge = left
-        return merge
 
     def _read_page(self, streams: list[LaggingStream], merge: SnapshotMerge) -> None:
         reply = self._streams.read(merge.next_ops(), streams)

@@ -11,6 +11,7 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kvstore_core.filters import Filter
@@ -55,6 +56,7 @@ class StreamStart(NamedTuple):
     floor: int = 0
 
 
+@dataclass(slots=True, eq=False)
 class Stream:
     """One open stream. ``is_blocked`` says that the socket takes no more for now; ``pending`` is what
     waits for it then, else what is sent in this turn, and None when there is nothing.
@@ -63,32 +65,17 @@ class Stream:
     stream has ended, ``on_end`` is called with the reason and both counts.
     """
 
-    __slots__ = (
-        "events",
-        "fd",
-        "form",
-        "group",
-        "is_blocked",
-        "is_ending",
-        "is_gone",
-        "on_end",
-        "pending",
-        "sent",
-        "unsent",
-    )
-
-    def __init__(self, fd: int, form: Format) -> None:
-        self.fd = fd
-        self.form = form
-        self.group: Any = None
-        self.pending: list[bytes | memoryview] | None = None
-        self.unsent = 0
-        self.sent = 0
-        self.events = 0
-        self.on_end: Callable[[str, int, int], None] | None = None
-        self.is_blocked = False
-        self.is_ending = False
-        self.is_gone = False
+    fd: int
+    form: Format
+    group: Any = None
+    pending: list[bytes | memoryview] | None = None
+    unsent: int = 0
+    sent: int = 0
+    events: int = 0
+    on_end: Callable[[str, int, int], None] | None = None
+    is_blocked: bool = False
+    is_ending: bool = False
+    is_gone: bool = False
 
 
 class StreamSockets:

@@ -41,7 +41,6 @@ class Worker(Child):
         self._workers = workers
 
     def spawn(self, notices: int) -> int:
-        """Fork."""
         parent = os.getpid()
         pid = self._workers.signals.fork()
         if not pid:
@@ -63,7 +62,6 @@ class Worker(Child):
             os._exit(status)
 
     def clear_away(self) -> int:
-        """Kill the process if it has not ended; returns how it ended, as ``Popen.returncode``."""
         self._workers.shared_counters.note_end(self._number)
         return super().clear_away()
 
@@ -95,7 +93,6 @@ class Workers(Supervisor[Worker]):
         super().__init__(workers, (signal.SIGTERM, signal.SIGINT), notifier)
 
     def report(self, news: str) -> None:
-        """Say it."""
         self._report(news)
 
     def change_level(self, number: int) -> None:

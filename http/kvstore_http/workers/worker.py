@@ -53,9 +53,8 @@ def serve(
     stop = Event()
     hub = gevent.get_hub()
     hub.print_exception = _log_failure
-    watchers = [hub.loop.signal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    for watcher in watchers:
-        watcher.start(stop.set)
+    # never closed: a second signal must not end the process while it stops
+    _ending = _watch((signal.SIGTERM, signal.SIGINT), lambda _: stop.set())
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     daemon = DaemonClient(context, settings.requests, settings.daemon_timeout_ms, counters)
     feed = ChangeFeed(context, daemon, settings.changes)
@@ -63,7 +62,12 @@ def serve(
     app = create_app(daemon, feed, broadcaster, settings, counters)
     access_log = AccessLog(settings.access_log, settings.slow_request_ms)
     servers = [_server(app, sock, counters, access_log, settings) for sock in sockets]
-    level_watchers = _watch_level(on_level, access_log)
+
+    def change_level(number: int) -> None:
+        on_level(number)
+        access_log.refresh()
+
+    level_watchers = _watch(LEVEL_SIGNALS, change_level)
     relax_garbage_collector()
     on_ready()
     beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
@@ -71,15 +75,9 @@ def serve(
     stop.wait()
     notifier.stopping()
     _drain(servers, feed, broadcaster)
-    for server in servers:
-        server.close()
-    broadcaster.close()
-    feed.close()
-    daemon.close()
+    for each in (*servers, broadcaster, feed, daemon, beats, *level_watchers):
+        each.close()
     context.term()
-    beats.close()
-    for watcher in level_watchers:
-        watcher.close()
     return EXIT_DONE
 
 
@@ -88,16 +86,11 @@ def _log_failure(context: object, kind: type[BaseException], error: BaseExceptio
     log.error("%s failed", context, exc_info=(kind, error, trace))
 
 
-def _watch_level(on_level: Callable[[int], None], access_log: AccessLog) -> list[Any]:
-    """Have the signals for it change the log level."""
-
-    def change(number: int) -> None:
-        on_level(number)
-        access_log.refresh()
-
-    watchers = [gevent.get_hub().loop.signal(number) for number in LEVEL_SIGNALS]
-    for watcher, number in zip(watchers, LEVEL_SIGNALS, strict=True):
-        watcher.start(change, number)
+def _watch(numbers: Sequence[int], act: Callable[[int], object]) -> list[Any]:
+    """Have the hub call ``act`` with each of these signals that comes, until its watcher is closed."""
+    watchers = [gevent.get_hub().loop.signal(number) for number in numbers]
+    for watcher, number in zip(watchers, numbers, strict=True):
+        watcher.start(act, number)
     return watchers
 
 
