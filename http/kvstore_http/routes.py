@@ -97,11 +97,6 @@ class Endpoint(NamedTuple):
     link: tuple[str, str] | None = None
     deprecated: bool = False
 
-    @property
-    def takes_key(self) -> bool:
-        """Whether the path ends in a key."""
-        return self.path.endswith("{key}")
-
 
 ANYWHERE = (
     "bad_request",

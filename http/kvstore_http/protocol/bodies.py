@@ -70,11 +70,8 @@ def require_type(environ: dict[str, Any], wanted: str, header: str = "accept") -
     """
     media_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if media_type != wanted:
-        raise KvError(
-            "unsupported_media_type",
-            f"the body must have Content-Type: {wanted}",
-            **{header: wanted},
-        )
+        message = f"the body must have Content-Type: {wanted}"
+        raise KvError("unsupported_media_type", message, **{header: wanted})
 
 
 def refuse_body(environ: dict[str, Any]) -> None:
@@ -137,11 +134,8 @@ def choose_type(req: falcon.Request, *offered: str) -> str:
         return offered[0]
     chosen = preferred(req, *offered)
     if chosen is None:
-        raise KvError(
-            "not_acceptable",
-            f"this comes as {' or '.join(offered)}; Accept asks for neither",
-            offered=offered,
-        )
+        message = f"this comes as {' or '.join(offered)}; Accept asks for neither"
+        raise KvError("not_acceptable", message, offered=offered)
     return chosen
 
 
@@ -149,10 +143,6 @@ def preferred(req: falcon.Request, *offered: str) -> str | None:
     """The offered media type that the client prefers, None if it takes none of them; raises
     ``headers_too_large`` for an ``Accept`` that is too long to be looked at."""
     if len(req.env.get("HTTP_ACCEPT", "")) > MAX_ACCEPT:
-        raise KvError(
-            "headers_too_large",
-            f"Accept exceeds {MAX_ACCEPT} characters; name only the media types that you need",
-            header="Accept",
-            limit=MAX_ACCEPT,
-        )
+        message = f"Accept exceeds {MAX_ACCEPT} characters; name only the media types that you need"
+        raise KvError("headers_too_large", message, header="Accept", limit=MAX_ACCEPT)
     return req.client_prefers(offered)

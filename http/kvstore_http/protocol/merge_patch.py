@@ -48,7 +48,7 @@ class Patch:
         Raises ``not_json`` for a stored value that is not JSON.
         """
         size = 0 if record is None else len(record["value"])
-        value = _maybe_in_thread(size, lambda: _merged(self._target(record), self._patch))
+        value = _maybe_in_thread(size, lambda: str(_merge(self._target(record), self._patch)))
         op: dict[str, Any] = {
             "op": "put",
             "key": self._key,
@@ -118,10 +118,6 @@ class _Object(NamedTuple):
 
 _Value = str | _Object
 """The text of a value; an object is parsed where a patch changes it."""
-
-
-def _merged(target: _Value | None, patch: _Value) -> str:
-    return str(_merge(target, patch))
 
 
 def _merge(target: _Value | None, patch: _Value) -> _Value:

@@ -138,15 +138,12 @@ class Cors:
             resp.set_header("access-control-allow-origin", origin)
         resp.set_header("access-control-expose-headers", EXPOSED)
         if req.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in req.env:
-            self._allow(req, resp)
-
-    def _allow(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer the preflight: all methods of the path are allowed, with any headers."""
-        resp.set_header("access-control-allow-methods", resp.get_header("allow") or "")
-        asked = req.env.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS")
-        if asked:
-            resp.set_header("access-control-allow-headers", asked)
-        resp.set_header("access-control-max-age", str(PREFLIGHT_SECONDS))
+            # the preflight: all methods of the path are allowed, with any headers
+            resp.set_header("access-control-allow-methods", resp.get_header("allow") or "")
+            asked = req.env.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS")
+            if asked:
+                resp.set_header("access-control-allow-headers", asked)
+            resp.set_header("access-control-max-age", str(PREFLIGHT_SECONDS))
 
 
 def guarded(responder: Responder, origins: tuple[str, ...]) -> Responder:

@@ -69,16 +69,12 @@ class Condition(NamedTuple):
             return 0
         return None
 
-    def holds(self, revision: int) -> bool:
-        """Whether a key at ``revision`` fulfils the condition."""
-        # If-Match compares strongly, If-None-Match weakly (RFC 9110 section 8.8.3.2)
-        if self.match is not None and not (revision in self.match.strong or (self.match.any and revision)):
-            return False
-        return self.none_match is None or not is_listed(revision, self.none_match)
-
     def check(self, revision: int) -> None:
         """Raise ``condition_failed`` unless a key at ``revision`` fulfils the condition."""
-        if not self.holds(revision):
+        match, none_match = self
+        # If-Match compares strongly, If-None-Match weakly (RFC 9110 section 8.8.3.2)
+        fails = match is not None and not (revision in match.strong or (match.any and revision))
+        if fails or (none_match is not None and is_listed(revision, none_match)):
             state = f"the key has revision {revision}" if revision else "the key is missing"
             raise KvError("condition_failed", state, revision=revision)
 

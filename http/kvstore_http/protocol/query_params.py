@@ -46,11 +46,8 @@ class Parameter(Generic[T]):
         try:
             return self.parse(text)
         except ValueError as error:
-            raise KvError(
-                "bad_request",
-                f"{self.name} must be {self.must_be}, not {text[:64]!r}",
-                parameter=self.name,
-            ) from error
+            message = f"{self.name} must be {self.must_be}, not {text[:64]!r}"
+            raise KvError("bad_request", message, parameter=self.name) from error
 
 
 Known = Mapping[str, Parameter[Any]]
@@ -84,11 +81,8 @@ class Query:
     def required(self, parameter: Parameter[T]) -> T:
         """The parameter's value; raises ``bad_request`` where the request does not carry it."""
         if parameter.name not in self._texts:
-            raise KvError(
-                "bad_request",
-                f"the parameter {parameter.name} is missing; it is {parameter.must_be}",
-                parameter=parameter.name,
-            )
+            message = f"the parameter {parameter.name} is missing; it is {parameter.must_be}"
+            raise KvError("bad_request", message, parameter=parameter.name)
         return parameter.read(self._texts[parameter.name][0])
 
     def expect(self, parameters: Known) -> Query:

@@ -22,17 +22,7 @@ from kvstore_http.protocol.query_params import EXPIRES_AT, INLINE, TTL, read_que
 from kvstore_http.resources.writes import write_batch
 
 OPS = ("get", *(row.name for row in OPERATIONS.values() if row.writes))
-_PUT_FIELDS = (
-    "op",
-    "key",
-    "value",
-    "value_b64",
-    "content_type",
-    "ttl",
-    "keep_ttl",
-    "expires_at",
-    "if_revision",
-)
+_PUT_TAKES = (*(name for name in OPERATIONS["put"].fields if name != "size"), "value", "value_b64")
 
 
 class BatchResource:
@@ -110,8 +100,8 @@ def _parsed_op(entry: Any, index: int) -> tuple[dict[str, Any], bytes | None]:
 def _put(entry: dict[str, Any], index: int) -> tuple[dict[str, Any], bytes]:
     """The put as the daemon takes it, with its ``size``, and the value beside it."""
     for name in entry:
-        if name not in _PUT_FIELDS:
-            takes = ", ".join(_PUT_FIELDS[1:])
+        if name != "op" and name not in _PUT_TAKES:
+            takes = ", ".join(_PUT_TAKES)
             raise KvError("bad_request", f"ops[{index}]: put has no member {name!r}; it takes: {takes}")
     op = {name: member for name, member in entry.items() if not name.startswith("value")}
     value = _value(entry, index)

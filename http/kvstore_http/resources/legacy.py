@@ -46,11 +46,13 @@ class RootResource:
             if _prefers_html(req):
                 ui_files.redirect_to_page(resp)
                 return
-            resp.data = orjson.dumps(_index(req), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+            here = f"{req.scheme}://{req.netloc}"
+            index = {"service": "kvstore", "links": _LINKS, "try": [line.format(here=here) for line in _TRY]}
+            resp.data = orjson.dumps(index, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
             resp.content_type = JSON
             return
         resp.data = self._daemon.call({"op": "get", "key": key})["value"]
-        resp.content_type = TEXT_CONTENT_TYPE if _is_text(resp.data) else DEFAULT_CONTENT_TYPE
+        resp.content_type = TEXT_CONTENT_TYPE if "value" in value_member(resp.data) else DEFAULT_CONTENT_TYPE
         resp.set_header("x-content-type-options", "nosniff")
 
     def on_put(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -97,11 +99,6 @@ def _prefers_html(req: falcon.Request) -> bool:
     return HTML in req.env.get("HTTP_ACCEPT", "") and preferred(req, JSON, HTML) == HTML
 
 
-def _index(req: falcon.Request) -> dict[str, Any]:
-    here = f"{req.scheme}://{req.netloc}"
-    return {"service": "kvstore", "links": _LINKS, "try": [line.format(here=here) for line in _TRY]}
-
-
 def _pair(body: Any) -> tuple[str, bytes]:
     if type(body) is not dict or body.keys() != {"key", "value"}:
         raise KvError("bad_request", 'the body must be {"key": …, "value": …}')
@@ -122,7 +119,3 @@ def _member(item: dict[str, Any]) -> bytes:
 def _separated(member: bytes, separator: bytes) -> bytes:
     # in this order: map reads its first argument first, so no separator is lost at the end of a page
     return separator + member
-
-
-def _is_text(value: bytes) -> bool:
-    return "value" in value_member(value)

@@ -87,7 +87,7 @@ class CollectionResource:
         media_type = choose_type(req, JSON, NDJSON)
         resp.set_header("cache-control", "no-store")
         resp.set_header("vary", "accept")
-        op = _list_op(query)
+        op, inline = _list_op(query), query.get(INLINE) or False
         if query.get(COUNT):
             send_json(resp, self._count(op))
         elif media_type == NDJSON:
@@ -95,16 +95,13 @@ class CollectionResource:
             op["max_bytes"] = self._part_bytes
             first = self._daemon.call({**op, "limit": _page_limit(limit)})
             resp.content_type = NDJSON
-            resp.stream = self._lines(op, first, limit, inline=query.get(INLINE) or False)
+            resp.stream = self._lines(op, first, limit, inline=inline)
         else:
             limit = query.get(LIMIT) or DEFAULT_LIMIT
             op |= {"limit": limit, "max_bytes": self._page_bytes}
-            send_json(resp, self._page(op, inline=query.get(INLINE) or False))
-
-    def _page(self, op: dict[str, Any], *, inline: bool) -> dict[str, Any]:
-        page, revision = self._daemon.read(op)
-        items = [reply_json(item, inline=inline) for item in page["items"]]
-        return {"items": items, "revision": revision, "cursor": page["cursor"]}
+            page, revision = self._daemon.read(op)
+            items = [reply_json(item, inline=inline) for item in page["items"]]
+            send_json(resp, {"items": items, "revision": revision, "cursor": page["cursor"]})
 
     def _count(self, op: dict[str, Any]) -> dict[str, Any]:
         """The count of all pages; each has its own snapshot, ``revision`` is that of the first."""

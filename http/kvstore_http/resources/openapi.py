@@ -65,7 +65,7 @@ def _path(endpoints: list[Endpoint]) -> dict[str, Any]:
     item: dict[str, Any] = {endpoint.method.lower(): _operation(endpoint) for endpoint in endpoints}
     if "get" in item:
         item["head"] = _head(item["get"])
-    if endpoints[0].takes_key:
+    if endpoints[0].path.endswith("{key}"):
         item["parameters"] = [_PATH_KEY]
     return item
 

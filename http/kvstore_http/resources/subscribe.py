@@ -121,10 +121,6 @@ def _spec(query: Query, media_type: str) -> StreamSpec:
 def _several(query: Query, parameter: Parameter[str]) -> list[str]:
     texts = query.all(parameter)
     if len(texts) > MAX_FILTERS:
-        raise KvError(
-            "bad_request",
-            f"{parameter.name} is given {len(texts)} times; the limit is {MAX_FILTERS}",
-            parameter=parameter.name,
-            limit=MAX_FILTERS,
-        )
+        message = f"{parameter.name} is given {len(texts)} times; the limit is {MAX_FILTERS}"
+        raise KvError("bad_request", message, parameter=parameter.name, limit=MAX_FILTERS)
     return texts

@@ -253,7 +253,9 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         request's headers."""
         line, crlf, block = header_plus.partition(b"\r\n")
         try:
-            super().parse_header(_with_ascii_target(line) + crlf + _trimmed(block))
+            # the same, percent-encoded: curl sends an address as it was typed; waitress would refuse it
+            in_ascii = _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], line)
+            super().parse_header(in_ascii + crlf + _trimmed(block))
         except ValueError as error:  # urlsplit on a target such as http://[, or a number of 5,000 digits
             raise ParsingError("the request is malformed") from error
         self._check_line(line)
@@ -337,14 +339,6 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
             raise ParsingError(
                 KvError("expectation_failed", "the only supported expectation is 100-continue")
             )
-
-
-def _with_ascii_target(line: bytes) -> bytes:
-    """The request line with its bytes beyond ASCII percent-encoded, which means the same.
-
-    curl sends an address as it was typed; waitress would refuse it.
-    """
-    return line if line.isascii() else _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], line)
 
 
 def _trimmed(block: bytes) -> bytes:

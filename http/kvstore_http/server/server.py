@@ -102,11 +102,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
             sockinfo=(sock.family, sock.type, sock.proto, sock.getsockname()),
             bind_socket=False,
         )
-        self.environ = self._environ()
-
-    def _environ(self) -> dict[str, Any]:
-        """The part of the environ that all requests share."""
-        return {
+        self.environ: dict[str, Any] = {
             "SERVER_NAME": self.server_name,
             "SERVER_PORT": str(self.effective_port),
             "SERVER_SOFTWARE": self.adj.ident,
@@ -119,6 +115,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
             "wsgi.run_once": False,
             "wsgi.input_terminated": True,
         }
+        """The part of the environ that all requests share."""
 
     def getsockname(self) -> tuple[str, int]:
         host, port, *_ = self.socket.getsockname()
