@@ -55,7 +55,8 @@ def _draw_ratios(results: Results) -> Any:
         color, least = MET if ratio.is_met else MISSED, ratio.goal.at_least or 0.0
         axes.barh(place, ratio.value - 1, left=1, color=color, height=0.7)
         axes.plot([least, least], [place - 0.45, place + 0.45], color=GOAL, linewidth=2)
-        axes.annotate(f" {ratio.value:.2f} ", (ratio.value, place), va="center", ha=_side(ratio.value))
+        side = "left" if ratio.value >= 1 else "right"
+        axes.annotate(f" {ratio.value:.2f} ", (ratio.value, place), va="center", ha=side)
     axes.set_yticks(range(len(judged)), [f"{row.name}: {_case(ratio)}" for row, ratio in judged])
     axes.set_xscale("log")
     axes.margins(x=0.12)
@@ -64,10 +65,6 @@ def _draw_ratios(results: Results) -> Any:
     axes.set_xlabel("times as good as the other (log scale); the dark mark is the least it has to be")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _side(value: float) -> str:
-    return "left" if value >= 1 else "right"
 
 
 def _case(ratio: Ratio) -> str:
@@ -81,10 +78,10 @@ def _draw_rates(results: Results) -> Any:
     panels = _panels(results)
     if not panels:
         return None
-    lines = -(-len(panels) // COLUMNS)
-    heights = [0.9 + 0.24 * max(len(bars) for _, bars in panels[at : at + COLUMNS]) for at in _starts(panels)]
+    lines = [panels[at : at + COLUMNS] for at in range(0, len(panels), COLUMNS)]
+    heights = [0.9 + 0.24 * max(len(bars) for _, bars in line) for line in lines]
     figure, grid = pyplot.subplots(
-        lines, COLUMNS, figsize=(11, sum(heights)), squeeze=False, height_ratios=heights
+        len(lines), COLUMNS, figsize=(11, sum(heights)), squeeze=False, height_ratios=heights
     )
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw_panel(axes, *panel)
@@ -92,11 +89,6 @@ def _draw_rates(results: Results) -> Any:
         axes.set_visible(False)
     figure.tight_layout()
     return figure
-
-
-def _starts(panels: Sequence[object]) -> range:
-    """Where each line of panels begins."""
-    return range(0, len(panels), COLUMNS)
 
 
 def _panels(results: Results) -> list[tuple[str, list[Figure]]]:

@@ -120,18 +120,17 @@ def redis(folder: Path, appendfsync: str = "everysec") -> Iterator[Peer]:
     command += ["--appendonly", "yes", "--appendfsync", appendfsync, "--save", ""]
     command += ["--enable-debug-command", "no", "--maxclients", "15000"]
     with running(command, folder, "redis") as process:
-        process.wait_until(lambda: redis_says(port, "PING") == b"+PONG")
+        process.wait_until(lambda: _is_redis_ready(port))
         yield Peer(process, port)
 
 
-def redis_says(port: int, *words: str) -> bytes:
-    """The first line of a Redis server's answer; empty where there is none."""
+def _is_redis_ready(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(resp(*words))
-            return connection.recv(65536).partition(b"\r\n")[0]
+            connection.sendall(resp("PING"))
+            return connection.recv(65536).startswith(b"+PONG")
     except OSError:
-        return b""
+        return False
 
 
 def resp(*words: str | bytes) -> bytes:

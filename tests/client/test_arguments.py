@@ -12,15 +12,7 @@ from typing import Any
 
 import pytest
 
-from kvstore_client import (
-    AsyncClient,
-    AsyncSubscription,
-    Client,
-    Cursor,
-    KvError,
-    Subscription,
-    commands,
-)
+from kvstore_client import AsyncClient, AsyncSubscription, Client, Cursor, KvError, Subscription, commands
 from kvstore_client.arguments import address_of
 from kvstore_client.commands import Command
 from kvstore_client.transport.connection import RequestBody, SocketWait

@@ -71,10 +71,10 @@ def test_what_time_alone_cures_is_the_service_that_is_away_or_has_much_to_do() -
     assert all(row.retryable for row in ERRORS.values() if row.is_temporary)
 
 
-def test_an_error_of_a_newer_daemon_is_an_internal_one() -> None:
+def test_an_error_of_a_newer_daemon_is_an_internal_one_that_names_it() -> None:
     error = KvError.from_json({"code": "new", "message": "m", "self": 1, "cls": 2})
     assert isinstance(error, kvstore_client.Internal)
-    assert error.details == {"self": 1, "cls": 2}
+    assert (error.message, error.details) == ("new: m", {"self": 1, "cls": 2})
 
 
 @pytest.mark.parametrize(

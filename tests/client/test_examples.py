@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,12 +14,11 @@ from typing import Any
 import pytest
 
 from kvstore_client import Client, commands
-from support.programs import require_program
+from support.programs import install_examples
 from support.proxy import CuttingProxy
 from support.servers import Daemon, wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-INSTALL_SECONDS = 300
 STOP_SECONDS = 20
 
 Command = list[str]
@@ -29,13 +27,8 @@ Command = list[str]
 @pytest.fixture(scope="module")
 def node_command(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """The Node example with the package that it needs, installed in a copy of the folder."""
-    node, npm = require_program("node"), require_program("npm")
-    folder = tmp_path_factory.mktemp("node") / "examples"
-    shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("node_modules"))
-    # the package brings its binaries along, no script has to build any
-    install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    subprocess.run(install, cwd=folder, check=True, capture_output=True, timeout=INSTALL_SECONDS)
-    return [node, str(folder / "subscriber.mjs")]
+    folder = tmp_path_factory.mktemp("node")
+    return [install_examples(folder), str(folder / "subscriber.mjs")]
 
 
 @pytest.fixture(params=["python", "node"])

@@ -22,7 +22,7 @@ def modules_after(statement: str) -> set[str]:
 def test_the_error_table_brings_no_library_with_it() -> None:
     loaded = modules_after("import kvstore_core.errors")
     assert "kvstore_core.errors" in loaded
-    assert not loaded & {"zmq", "orjson", "asyncio", "kvstore_core.wire"}
+    assert not loaded & {"zmq", "orjson", "click", "asyncio", "kvstore_core.wire"}
 
 
 def test_the_blocking_client_does_not_load_asyncio_sockets() -> None:

@@ -192,11 +192,6 @@ def test_every_error_survives_a_reply(code: str) -> None:
     assert (caught.value.code, caught.value.message, caught.value.details) == (code, "why", {"limit": 3})
 
 
-def test_an_error_code_from_the_future_is_an_internal_error_that_names_it() -> None:
-    error = KvError.from_json({"code": "too_purple", "message": "no"})
-    assert (error.code, error.message) == ("internal", "too_purple: no")
-
-
 @given(revision=st.integers(0, MAX_REVISION), epoch=st.text("0123456789abcdef", min_size=16, max_size=16))
 def test_a_cursor_is_read_as_it_was_written(revision: int, epoch: str) -> None:
     assert Cursor.parse(str(Cursor(revision, epoch))) == Cursor(revision, epoch)

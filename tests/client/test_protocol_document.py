@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,10 @@ from kvstore_core.operations import OPERATIONS, Operation
 from kvstore_core.wire import HEARTBEAT_TOPIC, VERSION, Heartbeat, Limits
 from support.markdown import table_rows
 from support.servers import Daemon
+from support.wire import ANYTHING, is_as_shown
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()
-ANYTHING = "…"
 PATIENCE_MS = 20_000
 
 
@@ -99,16 +100,8 @@ def test_the_limits_and_the_status_are_those_of_a_daemon(daemon: Daemon) -> None
     assert all(plain(code) in ERRORS for _, _, code in rows)
     assert described["key_bytes"] == MAX_KEY_BYTES
     assert described["page"] == MAX_PAGE
-    assert (
-        Limits(
-            described["batch_ops"],
-            described["batch_bytes"],
-            described["atomic_ops"],
-            described["atomic_bytes"],
-            described["value_bytes"],
-        )
-        == Limits()
-    )
+    of_requests = ("batch_ops", "batch_bytes", "atomic_ops", "atomic_bytes", "value_bytes")
+    assert Limits(*(described[name] for name in of_requests)) == Limits()
     assert f"a text of 1 to {MAX_CLIENT_BYTES} bytes that names the client" in TEXT
 
 
@@ -176,17 +169,6 @@ def parsed(text: str) -> Any:
     return json.loads(re.sub(rf'(?<!"){ANYTHING}', f'"{ANYTHING}"', text))
 
 
-def is_as_shown(shown: Any, real: Any) -> bool:
-    """Whether the JSON is the same, where the ellipsis stands for anything."""
-    if shown == ANYTHING:
-        return True
-    if isinstance(shown, dict) and isinstance(real, dict):
-        return shown.keys() == real.keys() and all(is_as_shown(shown[key], real[key]) for key in shown)
-    if isinstance(shown, list) and isinstance(real, list):
-        return len(shown) == len(real) and all(map(is_as_shown, shown, real))
-    return bool(shown == real)
-
-
 def assert_as_shown(shown: list[str], real: list[bytes]) -> None:
     assert len(shown) == len(real), f"{real} instead of {shown}"
     for text, frame in zip(shown, real, strict=True):
@@ -236,10 +218,6 @@ class Replay:
 def test_the_worked_examples_happen_as_they_are_printed(daemon: Daemon) -> None:
     script = list(messages())
     assert {message.sender for message in script} == {"C", "S", "P"}
-    with zmq.Context() as context:
-        replay = Replay(context, daemon)
-        try:
-            for message in script:
-                replay.play(message)
-        finally:
-            replay.close()
+    with zmq.Context() as context, closing(Replay(context, daemon)) as replay:
+        for message in script:
+            replay.play(message)

@@ -1,4 +1,5 @@
-"""One request's course: it ends in time, tells what may have become of it, and takes no stranger's reply."""
+"""Pauses; and one request's course: it ends in time, tells what may have become of it, and takes no
+stranger's reply."""
 
 from __future__ import annotations
 
@@ -9,8 +10,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore_client.transport.retry import LONGEST_ATTEMPT_SECONDS, LONGEST_PAUSE_SECONDS, RetryState
+from kvstore_core.backoff import Backoff
 from kvstore_core.errors import KvError
 from kvstore_core.wire import encode_error, encode_reply, encode_request
+
+
+def test_pauses_grow_up_to_the_longest_and_begin_anew() -> None:
+    backoff = Backoff(0.25, 1.5)
+    assert [backoff.next() for _ in range(5)] == [0.25, 0.5, 1.0, 1.5, 1.5]
+    backoff.reset()
+    assert backoff.next() == 0.25
+
+
+def test_the_growth_can_be_chosen() -> None:
+    backoff = Backoff(4, 10, growth=1.5)
+    assert [backoff.next() for _ in range(4)] == [4, 6, 9, 10]
+
+
+def test_jitter_spreads_pauses_to_both_sides_and_does_not_add_up() -> None:
+    pauses = [Backoff(1.0, 8.0, jitter=0.25).next() for _ in range(200)]
+    assert 0.75 <= min(pauses) < 0.9
+    assert 1.1 < max(pauses) <= 1.25
+    backoff = Backoff(1.0, 8.0, jitter=0.25)
+    for middle in (1, 2, 4, 8, 8):
+        assert backoff.next() == pytest.approx(middle, rel=0.25)
+
+
+def test_what_a_server_asks_for_is_waited_and_a_little_more() -> None:
+    backoff = Backoff(1.0, 8.0)
+    assert backoff.next(3.0) == 3.25
+    assert backoff.next(3.0) == 3.5
+
 
 REQUEST = encode_request([{"op": "get", "key": "k"}])
 REPLY = encode_reply("e" * 16, 1, [{}])
@@ -18,6 +48,13 @@ REPLY = encode_reply("e" * 16, 1, [{}])
 
 def begin(seconds: float = 5, writes: bool = True) -> RetryState:
     return RetryState(REQUEST, writes=writes, endpoint="tcp://nowhere", seconds=seconds, now=0)
+
+
+def sent() -> RetryState:
+    """A write that was handed to a connection."""
+    retry = begin()
+    retry.sent()
+    return retry
 
 
 def answer(retry: RetryState, frames: list[bytes], now: float = 0) -> Any:
@@ -94,8 +131,7 @@ def test_where_no_connection_comes_another_is_asked_for() -> None:
 
 
 def test_what_a_lost_connection_took_with_it_is_sent_again_after_a_pause_on_a_fresh_socket() -> None:
-    retry = begin()
-    retry.sent()
+    retry = sent()
     retry.lost(0)
     pause = retry.next(0)
     assert not pause.is_sending
@@ -126,23 +162,20 @@ def test_a_socket_that_lost_its_connection_while_idle_is_replaced_at_once_and_th
 
 
 def test_a_reply_to_another_request_is_not_taken() -> None:
-    retry = begin()
-    retry.sent()
+    retry = sent()
     assert retry.receive([b"stranger", b"", *REPLY], 0) is None
     assert retry.receive(REPLY, 0) is None
     assert answer(retry, REPLY).revision == 1
 
 
 def test_a_refusal_for_good_is_raised_at_once() -> None:
-    retry = begin()
-    retry.sent()
+    retry = sent()
     with pytest.raises(KvError, match="not now, not ever"):
         answer(retry, encode_error(KvError("bad_request", "not now, not ever")))
 
 
 def test_a_busy_daemon_is_asked_again_after_a_pause_on_the_same_socket() -> None:
-    retry = begin()
-    retry.sent()
+    retry = sent()
     assert answer(retry, encode_error(KvError("too_busy", "full"))) is None
     pause = retry.next(0)
     assert not pause.is_sending
@@ -158,8 +191,7 @@ def test_a_daemon_that_stays_busy_is_reported_as_such_and_nothing_was_applied() 
 
 
 def test_an_unanswered_attempt_leaves_the_outcome_open_even_if_a_refusal_came_before_it() -> None:
-    retry = begin()
-    retry.sent()
+    retry = sent()
     answer(retry, encode_error(KvError("too_busy", "full")))
     retry.next(retry.next(0).until)
     retry.sent()
@@ -169,8 +201,7 @@ def test_an_unanswered_attempt_leaves_the_outcome_open_even_if_a_refusal_came_be
 
 
 def test_a_lost_attempt_leaves_the_outcome_open_even_if_a_refusal_comes_after_it() -> None:
-    retry = begin()
-    retry.sent()
+    retry = sent()
     retry.lost(0)
     error = keep_busy(retry)
     assert error.code == "too_busy"
@@ -178,8 +209,7 @@ def test_a_lost_attempt_leaves_the_outcome_open_even_if_a_refusal_comes_after_it
 
 
 def test_an_outcome_that_the_daemon_itself_does_not_know_stays_unknown() -> None:
-    retry = begin()
-    retry.sent()
+    retry = sent()
     answer(retry, encode_error(KvError("unavailable", "no quorum", outcome="unknown")))
     with pytest.raises(KvError) as caught:
         retry.next(5)

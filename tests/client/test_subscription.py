@@ -61,6 +61,13 @@ def until_sync(subscription: Subscription) -> tuple[list[Event], Sync]:
     return events, item
 
 
+def reset_of(subscription: Subscription) -> Reset:
+    """The next item, which has to be a Reset."""
+    reset = subscription.next(PATIENCE_SECONDS)
+    assert isinstance(reset, Reset)
+    return reset
+
+
 def names(events: list[Event]) -> list[tuple[str, str]]:
     return [(event.op, event.key) for event in events]
 
@@ -85,9 +92,7 @@ def test_an_expiry_is_told_with_the_old_value(daemon: Daemon, client: Client) ->
         until_sync(subscription)
         client.put("k", b"old", ttl=0.001)
         (event,) = take(subscription, 1)
-        assert event.op == "expire"
-        assert event.previous is not None
-        assert event.previous.value == b"old"
+        assert (event.op, event.previous and event.previous.value) == ("expire", b"old")
 
 
 def test_a_snapshot_comes_first_and_sync_ends_it(daemon: Daemon, client: Client) -> None:
@@ -187,12 +192,8 @@ def test_previous_records_come_where_they_are_asked_for(daemon: Daemon, client: 
         client.put("k", b"1")
         client.put("k", b"2")
         client.delete("k")
-        first, second, third = take(subscription, 3)
-        assert first.previous is None
-        assert second.previous is not None
-        assert second.previous.value == b"1"
-        assert third.previous is not None
-        assert third.previous.value == b"2"
+        previous = [event.previous and event.previous.value for event in take(subscription, 3)]
+        assert previous == [None, b"1", b"2"]
 
 
 def test_heartbeats_come_with_the_position_and_move_the_cursor_of_a_quiet_subscription(
@@ -245,8 +246,7 @@ def test_a_cursor_that_left_the_log_is_reset_and_a_snapshot_follows(
         while client.status()["floor"] < 50:
             client.put("k0", b"v")
         with subscribe(daemon, since=1) as subscription:
-            reset = subscription.next(PATIENCE_SECONDS)
-            assert isinstance(reset, Reset)
+            reset = reset_of(subscription)
             assert (reset.reason, reset.floor >= 50) == ("expired", True)
             assert subscription.cursor is None
             assert sorted(event.key for event in until_sync(subscription)[0]) == ["k0", "k1", "k2"]
@@ -257,9 +257,7 @@ def test_a_cursor_of_another_history_is_reset(daemon: Daemon, client: Client) ->
     client.put("k", b"v")
     for since in (Cursor(1, "0" * 16), 1000):
         with subscribe(daemon, since=since) as subscription:
-            reset = subscription.next(PATIENCE_SECONDS)
-            assert isinstance(reset, Reset)
-            assert reset.reason == "epoch"
+            assert reset_of(subscription).reason == "epoch"
             assert names(until_sync(subscription)[0]) == [("put", "k")]
 
 
@@ -271,10 +269,8 @@ def test_a_store_that_is_replaced_under_a_subscription_resets_it(start_daemon: C
         take(subscription, 1)
         daemon.restart(data=daemon.folder / "another")
         client.put("new", b"v")
-        reset = subscription.next(PATIENCE_SECONDS)
-        assert isinstance(reset, Reset)
-        assert reset.reason == "epoch"
-        assert ("put", "new") in names(until_sync(subscription)[0] + [])
+        assert reset_of(subscription).reason == "epoch"
+        assert ("put", "new") in names(until_sync(subscription)[0])
 
 
 @pytest.mark.parametrize("text", ["", "x", "1", "-1-" + "0" * 16, "1-" + "0" * 15])
@@ -285,10 +281,9 @@ def test_what_is_no_cursor_is_refused(text: str) -> None:
 
 
 def test_a_filter_is_checked_before_anything_is_sent() -> None:
-    with pytest.raises(KvError):
-        Subscription(keys=[""])
-    with pytest.raises(KvError):
-        Subscription(ops=["get"])
+    for wrong in ({"keys": [""]}, {"ops": ["get"]}):
+        with pytest.raises(KvError):
+            Subscription(**wrong)
     with pytest.raises(TypeError):
         Subscription(prefixes="k")
 
@@ -324,9 +319,9 @@ def writing(client: Client, written: list[int]) -> Iterator[None]:
         writer.join()
 
 
-def collect(subscription: Subscription, revisions: list[int], is_enough: Callable[[int], bool]) -> None:
-    """Take whole revisions until one is enough."""
-    while not revisions or not is_enough(revisions[-1]):
+def collect(subscription: Subscription, revisions: list[int], last: int) -> None:
+    """Take whole revisions until ``last`` or a later one."""
+    while not revisions or revisions[-1] < last:
         batch = subscription.next_batch(PATIENCE_SECONDS)
         assert batch is not None
         assert not isinstance(batch, Reset)
@@ -343,11 +338,10 @@ def test_a_subscription_misses_nothing_while_the_daemon_is_killed_again_and_agai
     with subscribe(daemon, since=0, **options) as subscription:
         with writing(client, written):
             for _ in range(3):
-                reached = revisions[-1] if revisions else 0
-                collect(subscription, revisions, lambda last, reached=reached: last > reached + 30)  # type: ignore[misc]
+                collect(subscription, revisions, max(revisions, default=0) + 30)
                 daemon.kill()
                 daemon.start()
-        collect(subscription, revisions, lambda last: last >= written[-1])
+        collect(subscription, revisions, written[-1])
     assert revisions == sorted(set(revisions))
     assert set(written) <= set(revisions)
 
@@ -412,10 +406,9 @@ def test_a_subscription_misses_nothing_over_connections_that_break(daemon: Daemo
     ):
         with writing(client, written):
             while changes.connections < 10:
-                reached = revisions[-1] if revisions else 0
-                collect(subscription, revisions, lambda last, reached=reached: last > reached + 30)  # type: ignore[misc]
+                collect(subscription, revisions, max(revisions, default=0) + 30)
                 requests.cut()
-        collect(subscription, revisions, lambda last: last >= written[-1])
+        collect(subscription, revisions, written[-1])
     assert revisions == list(range(1, revisions[-1] + 1))
 
 

@@ -14,13 +14,7 @@ from kvstore_client.subscription_state import Item, Reset, SubscriptionState, Sy
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor, Event, Record
-from kvstore_core.wire import (
-    Heartbeat,
-    PublishedEvent,
-    Reply,
-    encode_change,
-    encode_heartbeat,
-)
+from kvstore_core.wire import Heartbeat, PublishedEvent, Reply, encode_change, encode_heartbeat
 from support.lengths import examples
 from support.model_store import KEYS, Store, serve
 

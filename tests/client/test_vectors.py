@@ -16,30 +16,20 @@ from kvstore_client.subscription_state import Reset, SubscriptionState
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import decode_reply
-from support.programs import require_program
+from support.programs import install_examples
 from support.servers import Daemon
+from support.wire import is_as_shown
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "docs" / "vectors"
 CONVERSATIONS = json.loads((VECTORS / "requests.json").read_text())["conversations"]
 SCENARIOS = json.loads((VECTORS / "subscriptions.json").read_text())["scenarios"]
-INSTALL_SECONDS = 300
 
 
 def frame_of(shown: dict[str, Any]) -> bytes:
     if "json" in shown:
         return json.dumps(shown["json"]).encode()
     return shown["text"].encode() if "text" in shown else bytes.fromhex(shown["hex"])
-
-
-def is_as_shown(shown: Any, real: Any) -> bool:
-    if shown == "…":
-        return True
-    if isinstance(shown, dict) and isinstance(real, dict):
-        return shown.keys() == real.keys() and all(is_as_shown(shown[name], real[name]) for name in shown)
-    if isinstance(shown, list) and isinstance(real, list):
-        return len(shown) == len(real) and all(map(is_as_shown, shown, real))
-    return bool(shown == real)
 
 
 def values_in(results: list[Any]) -> list[bytes]:
@@ -106,15 +96,9 @@ def test_our_subscriber_does_so(scenario: dict[str, Any]) -> None:
 
 
 def test_a_client_in_another_language_passes_them(daemon: Daemon, tmp_path: Path) -> None:
-    node, npm = require_program("node"), require_program("npm")
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(ROOT / "examples" / name, tmp_path)
-    shutil.copy(Path(__file__).with_name("vectors.mjs"), tmp_path)
-    install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    subprocess.run(install, cwd=tmp_path, check=True, capture_output=True, timeout=INSTALL_SECONDS)
-    done = subprocess.run(
-        [node, str(tmp_path / "vectors.mjs"), str(VECTORS), daemon.requests], capture_output=True, text=True
-    )
+    node = install_examples(tmp_path)
+    script = shutil.copy(Path(__file__).with_name("vectors.mjs"), tmp_path)
+    done = subprocess.run([node, script, str(VECTORS), daemon.requests], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = done.stdout.splitlines()
     assert passed == [f"subscription: {scenario['name']}" for scenario in SCENARIOS] + [

@@ -299,12 +299,6 @@ def test_a_command_for_keys_loads_nothing_slow_of_python(command: str, loaded: d
     assert not loaded[command] & {"pathlib", "ssl"}
 
 
-def test_reading_the_error_table_loads_neither_zmq_nor_orjson() -> None:
-    program = "import sys, kvstore_core.errors; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not {"zmq", "orjson", "click"} & set(map(top, done.stdout.split()))
-
-
 def test_the_folder_http_does_not_shadow_pythons_http() -> None:
     assert not list(ROOT.glob("*/__init__.py")), "the folders at the top are no packages"
     program = "import http.client; print(http.__file__)"

@@ -153,3 +153,15 @@ def make_certificate(folder: Path) -> Path:
     subprocess.run([require_program("openssl"), *options, *names], capture_output=True, check=True)
     file.write_text(file.read_text() + key.read_text())
     return file
+
+
+def install_examples(folder: Path) -> str:
+    """Copy the examples into the empty ``folder``, install the package that those for Node need there, and
+    return the path of node."""
+    node, npm = require_program("node"), require_program("npm")
+    examples = Path(__file__).parents[2] / "examples"
+    shutil.copytree(examples, folder, ignore=shutil.ignore_patterns("node_modules"), dirs_exist_ok=True)
+    # the package brings its binaries along, no script has to build any
+    install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    subprocess.run(install, cwd=folder, check=True, capture_output=True, timeout=300)
+    return node
