@@ -13,8 +13,8 @@ from kvstore_core.errors import EXIT_ERROR, EXIT_USAGE, KvError
 
 EXIT_INTERRUPTED = 130
 
-# The table of commands, by section of the help text. A command's module is only imported to run it, to keep
-# the start-up short.
+# The table of commands, by section of the help text. Their modules are only imported to run one, to keep the
+# start-up short.
 SECTIONS = {
     "Keys and values": {
         "get": "Print the value of a key, or of many with their keys",
@@ -80,6 +80,17 @@ _MEANT = {
     }.items()
     for meant in words.split()
 }
+# the commands that share a module, each under its name there; any other is ``command`` in a module of its own
+SHARED_MODULES = {
+    command: module
+    for module, commands in {
+        "updates": "patch incr touch persist",
+        "offline": "backup restore check compact",
+        "servers": "serve daemon http",
+        "status": "status ping",
+    }.items()
+    for command in commands.split()
+}
 COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
 
 
@@ -87,14 +98,13 @@ class LazyGroup(click.Group):
     """The commands of the table, imported on demand and shown by section."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """All names, in the table's order."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """The command of that name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"kvstore_cli.commands.{cmd_name}").command
+        module = import_module(f"kvstore_cli.commands.{SHARED_MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, cmd_name if cmd_name in SHARED_MODULES else "command")
         command.name, command.short_help = cmd_name, COMMANDS[cmd_name]
         return command
 
@@ -125,7 +135,6 @@ class LazyGroup(click.Group):
         raise click.UsageError(f"there is no command '{args[0]}'{hint}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """The commands with a summary of each, by section."""
         for section, commands in SECTIONS.items():
             with formatter.section(section):
                 formatter.write_dl(list(commands.items()))
@@ -158,7 +167,7 @@ def main() -> int:
     from kvstore_cli.config.resolve import ConfigurationError
 
     if output.COMPLETE_VARIABLE in os.environ:
-        import_module("kvstore_cli.command_line.shells")
+        import_module("kvstore_cli.commands.completion")
     try:
         return int(
             cli.main(prog_name="kvstore", standalone_mode=False, complete_var=output.COMPLETE_VARIABLE) or 0

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from kvstore_cli.config import option_values
 from kvstore_cli.config.options import CONFIG, OPTIONS, options_of
-from kvstore_cli.config.resolve import ConfigurationError, resolve
-from kvstore_cli.config.server_settings import daemon_settings, http_settings
+from kvstore_cli.config.resolve import Configuration, ConfigurationError, resolve
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_http.settings import HttpSettings
 
@@ -197,7 +196,7 @@ def test_a_file_that_is_not_toml_is_an_error_with_the_line(tmp_path: Path) -> No
     [("http", "0.0.0.0:5000"), ("requests", "tcp://*:5555"), ("changes", "tcp://[::]:5556")],
 )
 def test_listening_beyond_loopback_needs_allow_anonymous(name: str, address: str) -> None:
-    build = http_settings if name == "http" else daemon_settings
+    build = Configuration.http_settings if name == "http" else Configuration.daemon_settings
     with pytest.raises(ConfigurationError, match=rf"--{name} .*--allow-anonymous"):
         build(resolve({name: address}, "daemon", "http", environ={}))
     build(resolve({name: address}, "daemon", "http", environ={"KVSTORE_ALLOW_ANONYMOUS": "yes"}))
@@ -205,7 +204,7 @@ def test_listening_beyond_loopback_needs_allow_anonymous(name: str, address: str
 
 def test_the_facade_may_connect_to_a_daemon_elsewhere() -> None:
     configuration = resolve({"requests": "tcp://db.example:5555"}, "http", environ={})
-    assert http_settings(configuration).requests == "tcp://db.example:5555"
+    assert configuration.http_settings().requests == "tcp://db.example:5555"
 
 
 def test_config_cannot_stand_in_the_file(tmp_path: Path) -> None:
@@ -219,7 +218,7 @@ def test_config_cannot_stand_in_the_file(tmp_path: Path) -> None:
 )
 def test_a_limit_that_another_one_hides_is_refused(part: str, whole: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"--{part} is larger than --{whole}"):
-        daemon_settings(resolve({part: 5000, whole: 4000}, "daemon", environ={}))
+        resolve({part: 5000, whole: 4000}, "daemon", environ={}).daemon_settings()
 
 
 # ── values, as people write them ─────────────────────────────────────────────────────────────────

@@ -49,7 +49,7 @@ def test_nothing_that_builds_or_installs_is_left(image: str) -> None:
 def test_what_the_service_imports_is_compiled(image: str) -> None:
     look = """
 import os, sys
-import kvstore_cli.main, kvstore_cli.commands.serve, kvstore_daemon.main, kvstore_http.main, kvstore_client
+import kvstore_cli.main, kvstore_cli.commands.servers, kvstore_daemon.main, kvstore_http.main, kvstore_client
 for module in list(sys.modules.values()):
     source, compiled = getattr(module, "__file__", None), getattr(module, "__cached__", None)
     if source and source.endswith(".py") and compiled and not os.path.exists(compiled):

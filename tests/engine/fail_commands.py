@@ -220,7 +220,7 @@ def prepare(template: Path) -> None:
 
 def main(root: str, url: str, seed: str, commands: str, count: str) -> None:
     os.environ["KVSTORE_URL"] = url
-    for name in ("backup", "restore", "compact", "check", "export", "import", "subscribe"):
+    for name in ("offline", "export", "import", "subscribe"):
         import_module(f"kvstore_cli.commands.{name}")
     template, folder = Path(root) / "disk" / "template", Path(root) / "disk" / "case"
     chance = random.Random(int(seed))

@@ -15,7 +15,6 @@ from typing import Any, cast
 import pytest
 
 from kvstore_cli.config.resolve import resolve
-from kvstore_cli.config.server_settings import http_settings
 from kvstore_core.errors import ERRORS, KvError
 from kvstore_http.app import create_app
 from kvstore_http.metrics.counters import WorkerCounters
@@ -52,7 +51,7 @@ def through_the_application(error: Exception, method: str = "GET") -> Answer:
         cast(Any, FailingDaemon(error)),
         cast(ChangeFeed, None),
         cast(Broadcaster, None),
-        http_settings(resolve({}, "http", environ={"HOME": "/nowhere"})),
+        resolve({}, "http", environ={"HOME": "/nowhere"}).http_settings(),
         WorkerCounters.alone(),
     )
     environ = {

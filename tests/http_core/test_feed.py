@@ -13,7 +13,6 @@ import pytest
 import zmq
 
 from kvstore_cli.config.resolve import resolve
-from kvstore_cli.config.server_settings import http_settings
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import (
@@ -156,7 +155,7 @@ def broadcaster(store: Store) -> Iterator[Broadcaster]:
     """One on a feed of its own, which has subscribed."""
     context: zmq.Context[Any] = zmq.Context()
     flags = {"requests": store.requests, "changes": store.changes, "stream-heartbeat": 60_000}
-    settings = http_settings(resolve(flags, "http", environ={}))
+    settings = resolve(flags, "http", environ={}).http_settings()
     client = DaemonClient(context, store.requests, settings.daemon_timeout_ms)
     feed = ChangeFeed(context, client, store.changes)
     made = Broadcaster(client, feed, settings, WorkerCounters.alone())

@@ -31,7 +31,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kvstore_cli.main import COMMANDS, main
+from kvstore_cli.main import COMMANDS, SHARED_MODULES, main
 from kvstore_cli.terminal.output import COMPLETE_VARIABLE
 from kvstore_core.process.linux import end_with_parent
 
@@ -49,8 +49,8 @@ _PARTS = (
     "encodings.idna",
 )
 _SERVERS = {
-    "daemon": ("kvstore_cli.commands.daemon", "kvstore_daemon.main", *_PARTS),
-    "http": ("kvstore_cli.commands.http", "kvstore_http.main", "kvstore_http.workers.worker", *_PARTS),
+    "daemon": ("kvstore_cli.commands.servers", "kvstore_daemon.main", *_PARTS),
+    "http": ("kvstore_cli.commands.servers", "kvstore_http.main", "kvstore_http.workers.worker", *_PARTS),
 }
 """What the servers load until they are ready. None of it makes a thread, a socket, a hub of gevent or a
 context of ZeroMQ, which would not outlive the fork."""
@@ -89,7 +89,7 @@ class WarmCommand(Warm):
 
     def __init__(self, program: str) -> None:
         super().__init__(
-            program, ["kvstore_cli.command_line.shells", *(f"kvstore_cli.commands.{name}" for name in LOADED)]
+            program, sorted({f"kvstore_cli.commands.{SHARED_MODULES.get(name, name)}" for name in LOADED})
         )
 
     def run(

@@ -1,1 +1,1 @@
-"""What the commands share: their flags and arguments, completion, and how they reach the service."""
+"""What the commands share: their flags and arguments, and how they reach the service."""

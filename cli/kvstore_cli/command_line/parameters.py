@@ -2,81 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kvstore_cli.command_line.flags import KindType
+from kvstore_cli.command_line.subcommand import KindType, configuration_of, new_client
 from kvstore_cli.config.options import DURATION
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-_NEGATIVE = r"(?s)-\.?[0-9].*"
 _MOST_COMPLETIONS = 50
 _COMPLETION_TIMEOUT_MS = 1000
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-class Subcommand(click.Command):
-    """A command that takes negative numbers as arguments, and refuses an option that is given twice, of which
-    click would take the last."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The remaining arguments; a usage error for what cannot be parsed."""
-        args = self._with_numbers_apart(ctx, args)
-        if not ctx.resilient_parsing:
-            try:
-                _, _, order = self.make_parser(ctx).parse_args(list(args))
-            except click.NoSuchOption as error:
-                raise self._hinting_at_dashes(error, ctx) from error
-            for parameter in order:
-                if _takes_one(parameter) and order.count(parameter) > 1:
-                    raise click.UsageError(f"{parameter.opts[0]} is given more than once", ctx)
-        return super().parse_args(ctx, args)
-
-    def _with_numbers_apart(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """``args``; if an argument is a negative number, with all arguments after a ``--``."""
-        takes_value = {
-            name: _takes_value(parameter) for parameter in self.get_params(ctx) for name in parameter.opts
-        }
-        options: list[str] = []
-        arguments: list[str] = []
-        left = iter(args)
-        for arg in left:
-            if arg == "--":
-                arguments += left
-            elif arg[:1] != "-" or arg == "-" or (re.fullmatch(_NEGATIVE, arg) and arg not in takes_value):
-                arguments.append(arg)
-            else:
-                options.append(arg)
-                if takes_value.get(arg):
-                    options += itertools.islice(left, 1)
-        if any(re.fullmatch(_NEGATIVE, argument) for argument in arguments):
-            return [*options, "--", *arguments]
-        return args
-
-    def _hinting_at_dashes(self, error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:
-        arguments = [param for param in self.params if isinstance(param, click.Argument)]
-        if not arguments or error.possibilities:
-            return error
-        name = arguments[-1].make_metavar(ctx).strip("[].")
-        return click.UsageError(
-            f"there is no option {error.option_name}; write -- before a {name} that begins with a dash", ctx
-        )
-
-
-def _takes_value(parameter: click.Parameter) -> bool:
-    return isinstance(parameter, click.Option) and not parameter.is_flag
-
-
-def _takes_one(parameter: click.Parameter) -> bool:
-    return _takes_value(parameter) and not parameter.multiple
 
 
 def complete_key(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -84,11 +25,9 @@ def complete_key(context: click.Context, _parameter: click.Parameter, incomplete
 
     Errors are swallowed: what is printed here would land in the line that is being typed.
     """
-    from kvstore_cli.command_line.context import configuration_of, new_client
-
     query = [("prefix", incomplete), ("keys", "1"), ("limit", str(_MOST_COMPLETIONS))]
     try:
-        with new_client(configuration_of(context), at_most_ms=_COMPLETION_TIMEOUT_MS) as service:
+        with new_client(configuration_of(context, "client"), at_most_ms=_COMPLETION_TIMEOUT_MS) as service:
             items = service.request("GET", "/v1/kv", query).json()["items"]
     except Exception:
         return []

@@ -1,1 +1,1 @@
-"""One module for each command; ``kvstore_cli.main`` imports a command's module only to run it."""
+"""The commands, one or several alike in a module, which ``kvstore_cli.main`` imports only to run one."""

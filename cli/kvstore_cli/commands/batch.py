@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from kvstore_cli.command_line.context import client_of
-from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import Subcommand, file_argument
+from kvstore_cli.command_line.parameters import file_argument
+from kvstore_cli.command_line.subcommand import client_of, subcommand
 from kvstore_cli.files.input_file import read_batch
 from kvstore_cli.http_client.batch import run_ops
 from kvstore_cli.http_client.errors import problem_error
@@ -18,11 +17,9 @@ from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE
 
 
-@click.command(cls=Subcommand)
+@subcommand("client")
 @file_argument
 @click.option("--atomic", is_flag=True, help="All or nothing, in one revision; each key at most once.")
-@with_options("client")
-@click.pass_context
 def command(context: click.Context, file: str, atomic: bool) -> int:
     """Run the operations in FILE (- is standard input), and print the result of each as JSON, one a
     line, in the same order.

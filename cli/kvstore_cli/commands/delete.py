@@ -7,15 +7,14 @@ from collections.abc import Sequence
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.context import client_of
-from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.subcommand import client_of, subcommand
 from kvstore_cli.command_line.writes import condition_headers, print_revision
 from kvstore_cli.http_client.client import ServiceClient, key_path
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
 
 
-@click.command(cls=parameters.Subcommand)
+@subcommand("client")
 @parameters.keys_argument
 @parameters.prefix_option("Every key that begins with P; P may not be empty.")
 @click.option(
@@ -26,8 +25,6 @@ from kvstore_core.errors import EXIT_DONE, KvError
 )
 @click.option("--atomic", is_flag=True, help="All KEYs or none, in one revision; 100 at most.")
 @parameters.json_option("Print the result as JSON.")
-@with_options("client")
-@click.pass_context
 def command(
     context: click.Context,
     keys: tuple[str, ...],

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import click
 
-from kvstore_cli.command_line.context import configuration_of
-from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import TIME, Subcommand, json_option
+from kvstore_cli.command_line.parameters import TIME, json_option
+from kvstore_cli.command_line.subcommand import configuration_of, exit_on_signals, subcommand
 from kvstore_cli.terminal import output
 
 
-@click.command(cls=Subcommand)
+@subcommand("client")
 @click.option("--quick", is_flag=True, help="Skip the check of idle connections, which takes --idle.")
 @click.option("--read-only", is_flag=True, help="Skip the checks that write.")
 @click.option(
@@ -22,8 +21,6 @@ from kvstore_cli.terminal import output
     help="How long to keep a connection idle: by default just past the 60 s that many proxies allow.",
 )
 @json_option("As one JSON object, at the end.")
-@with_options("client")
-@click.pass_context
 def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_json: bool) -> int:
     """Check the service through any proxy in front of it, and say what to change.
 
@@ -44,9 +41,8 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
     from kvstore_cli.doctor.findings import Finding, lines
     from kvstore_cli.doctor.probe import Probe
     from kvstore_cli.doctor.runner import longest_seconds, run_checks
-    from kvstore_cli.terminal.signals import exit_on_signals
 
-    configuration = configuration_of(context)
+    configuration = configuration_of(context, "client")
     url = configuration["url"]
     probe = Probe(url, configuration["request-timeout"] / 1000, idle / 1000, configuration["ca-file"])
 

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.context import configuration_of, long_retry_ms, new_client
-from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.subcommand import (
+    configuration_of,
+    exit_on_signals,
+    long_retry_ms,
+    new_client,
+    subcommand,
+)
 from kvstore_cli.http_client.client import RetryLimit, ServiceClient
 from kvstore_cli.terminal import output
 
@@ -23,14 +28,12 @@ if TYPE_CHECKING:
 _REPORT_EVERY = 500
 
 
-@click.command(cls=parameters.Subcommand)
+@subcommand("client", "stream")
 @click.argument("file", default="-", shell_complete=parameters.complete_file)
 @parameters.prefixes_option("Only keys that begin with P")
 @parameters.start_option
 @parameters.end_option
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
-@with_options("client", "stream")
-@click.pass_context
 def command(
     context: click.Context,
     file: str,
@@ -58,14 +61,13 @@ def command(
       kvstore export --prefix app/ | kvstore import - --url http://other:5000
     """
     from kvstore_cli.files.output_file import refuse_unwritable
-    from kvstore_cli.terminal.signals import exit_on_signals
     from kvstore_cli.transfer.exporter import Scope
 
     exit_on_signals()
     if file != "-":
         refuse_unwritable(Path(file), force=force)
     scope = Scope(tuple(dict.fromkeys(prefixes)), start or None, end or None)
-    configuration = configuration_of(context, "stream")
+    configuration = configuration_of(context, "client", "stream")
     retry_ms = long_retry_ms(configuration)
     with new_client(configuration, retries=False) as service:
         _export(service, scope, file, stall_ms=configuration["stall-timeout"], retry_ms=retry_ms)

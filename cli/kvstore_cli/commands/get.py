@@ -8,14 +8,13 @@ from typing import Any
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.context import client_of
-from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.subcommand import client_of, subcommand
 from kvstore_cli.http_client.client import Query, ServiceClient, key_path
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
 
 
-@click.command(cls=parameters.Subcommand)
+@subcommand("client")
 @parameters.keys_argument
 @click.option("--all", "everything", is_flag=True, help="All keys with their values.")
 @parameters.prefix_option("All keys that begin with P, with their values.")
@@ -29,8 +28,6 @@ from kvstore_core.errors import EXIT_DONE, KvError
     help="If there is no such key, print VALUE and succeed.",
 )
 @click.option("--revision", type=parameters.WholeNumber(1), metavar="REV", help="The value as it was at REV.")
-@with_options("client")
-@click.pass_context
 def command(
     context: click.Context,
     keys: tuple[str, ...],
@@ -74,9 +71,7 @@ def command(
             found = _Records(service, keys, query, default)
             _print_many(found.records(), raw=raw, null=null, as_json=as_json)
             return found.status
-        from kvstore_cli.http_client.pagination import items
-
-        _print_many(items(service, "/v1/kv", [("prefix", prefix or "")]), raw=raw, null=null, as_json=as_json)
+        _print_many(service.items("/v1/kv", [("prefix", prefix or "")]), raw=raw, null=null, as_json=as_json)
         return EXIT_DONE
 
 

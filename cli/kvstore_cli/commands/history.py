@@ -6,20 +6,17 @@ from typing import Any
 
 import click
 
-from kvstore_cli.command_line.context import client_of
-from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import Subcommand, WholeNumber, json_option, key_argument
+from kvstore_cli.command_line.parameters import WholeNumber, json_option, key_argument
+from kvstore_cli.command_line.subcommand import client_of, subcommand
 from kvstore_cli.http_client.client import key_path
 from kvstore_cli.terminal import output
 
 
-@click.command(cls=Subcommand)
+@subcommand("client")
 @key_argument
 @click.option("--limit", type=WholeNumber(1), metavar="N", help="At most N events.  [default: all]")
 @click.option("--before", type=WholeNumber(1), metavar="REV", help="Only events before revision REV.")
 @json_option("One JSON object a line, with the values.")
-@with_options("client")
-@click.pass_context
 def command(context: click.Context, key: str, limit: int | None, before: int | None, as_json: bool) -> None:
     """Show what happened to KEY, newest first, as far back as the log goes.
 
@@ -33,11 +30,9 @@ def command(context: click.Context, key: str, limit: int | None, before: int | N
       kvstore history config/port --limit 1 --json
       kvstore history config/port --before 1042
     """
-    from kvstore_cli.http_client.pagination import items
-
     query = [] if before is None else [("before", str(before))]
     with client_of(context) as service:
-        events = items(service, key_path("history", key), query, limit, "events")
+        events = service.items(key_path("history", key), query, limit, "events")
         if not as_json:
             output.write_table(("REVISION", "TIME", "OP", "VALUE"), [_row(event) for event in events])
             return

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli.command_line.context import configuration_of, long_retry_ms, new_client
-from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import TEXT, Subcommand, complete_file, file_argument
+from kvstore_cli.command_line.parameters import TEXT, complete_file, file_argument
+from kvstore_cli.command_line.subcommand import (
+    configuration_of,
+    exit_on_signals,
+    long_retry_ms,
+    new_client,
+    subcommand,
+)
 from kvstore_cli.files.input_file import shown_name
 from kvstore_cli.http_client.client import RetryLimit
 from kvstore_cli.terminal import output
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
     from kvstore_cli.transfer.ndjson_format import ImportFile
 
 
-@click.command(cls=Subcommand)
+@subcommand("client")
 @file_argument
 @click.option("--if-absent", is_flag=True, help="Do not overwrite keys that exist.  [default: overwrite]")
 @click.option(
@@ -41,8 +46,6 @@ if TYPE_CHECKING:
     help="Where to keep the position.  [default: FILE.import-state]",
 )
 @click.option("--restart", is_flag=True, help="Start over instead of resuming an interrupted import.")
-@with_options("client")
-@click.pass_context
 def command(
     context: click.Context,
     file: str,
@@ -77,13 +80,12 @@ def command(
       kvstore import users.ndjson --prefix-strip user: --prefix-add customer: --dry-run
       jq -c '.[] | {key: .id, value: .name, ttl: "1h"}' users.json | kvstore import - --if-absent
     """
-    from kvstore_cli.terminal.signals import exit_on_signals
     from kvstore_cli.transfer.importer import Importer, Policy
     from kvstore_cli.transfer.ndjson_format import opened_import
 
     exit_on_signals()
     policy = Policy(if_absent, prefix_strip, prefix_add, keep_going)
-    configuration = configuration_of(context)
+    configuration = configuration_of(context, "client")
     retry = RetryLimit(long_retry_ms(configuration), output.talk)
     with opened_import(file) as source, new_client(configuration, retries=False) as service:
         status = service.request("GET", "/v1/status").json()

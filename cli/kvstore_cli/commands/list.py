@@ -7,13 +7,11 @@ from typing import Any
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.context import client_of
-from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.http_client.pagination import items
+from kvstore_cli.command_line.subcommand import client_of, subcommand
 from kvstore_cli.terminal import output
 
 
-@click.command(cls=parameters.Subcommand)
+@subcommand("client")
 @click.argument(
     "start_of_keys",
     metavar="[PREFIX]",
@@ -29,8 +27,6 @@ from kvstore_cli.terminal import output
 @click.option("--long", "-l", "long", is_flag=True, help="With revision, version, times and media type.")
 @click.option("--null", "-0", "null", is_flag=True, help="End each key with a NUL, as xargs -0 takes them.")
 @parameters.json_option("One JSON object a line, without the value.")
-@with_options("client")
-@click.pass_context
 def command(
     context: click.Context,
     start_of_keys: str | None,
@@ -69,7 +65,7 @@ def command(
             total = service.request("GET", "/v1/kv", [*query, ("count", "1")]).json()
             output.write_json(total) if as_json else output.write_line(str(total["count"]))
             return
-        records = items(service, "/v1/kv", [*query, ("keys", "1")], limit)
+        records = service.items("/v1/kv", [*query, ("keys", "1")], limit)
         if long and not as_json:
             output.write_table(_HEAD, [_row(record) for record in records])
             return

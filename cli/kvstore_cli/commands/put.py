@@ -7,14 +7,13 @@ import os
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.context import client_of
-from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.subcommand import client_of, subcommand
 from kvstore_cli.command_line.writes import condition_headers, print_revision, read_value, ttl_parameter
 from kvstore_cli.http_client.client import key_path
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 
 
-@click.command(cls=parameters.Subcommand)
+@subcommand("client")
 @parameters.key_argument
 @click.argument("value", shell_complete=parameters.complete_value)
 @parameters.ttl_option("The key expires after TIME: 30, 30s, 5m, 2h, 7d, 500ms.")
@@ -29,8 +28,6 @@ from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 )
 @click.option("--literal", is_flag=True, help="Store VALUE as it is, even if it is - or begins with @.")
 @parameters.json_option("Print key, revision and version as JSON.")
-@with_options("client")
-@click.pass_context
 def command(
     context: click.Context,
     key: str,

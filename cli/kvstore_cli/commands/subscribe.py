@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.context import configuration_of, new_client
-from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.subcommand import configuration_of, exit_on_signals, new_client, subcommand
 from kvstore_cli.http_client import change_stream
 from kvstore_cli.http_client.client import Query
 from kvstore_cli.subscribe.sinks import ExecSink, JsonSink, Sink, TextSink
 from kvstore_cli.terminal import output
-from kvstore_cli.terminal.signals import exit_on_signals
 
 if TYPE_CHECKING:
     from kvstore_cli.files.position_file import PositionFile
 
 
-@click.command(cls=parameters.Subcommand)
+@subcommand("client", "stream")
 @parameters.keys_argument
 @parameters.prefixes_option("Keys that begin with P")
 @click.option(
@@ -45,8 +43,6 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Keep the position in FILE, and resume there next time.",
 )
-@with_options("client", "stream")
-@click.pass_context
 def command(
     context: click.Context,
     keys: tuple[str, ...],
@@ -89,7 +85,7 @@ def command(
         raise click.UsageError("--fail-fast needs --exec")
     if since is not None and not _is_position(since):
         raise click.UsageError(f"--since {output.readable(since)} is neither a cursor nor a revision")
-    configuration = configuration_of(context, "stream")
+    configuration = configuration_of(context, "client", "stream")
     sink = _sink(shell_command, fail_fast=fail_fast, as_json=as_json, with_sync=snapshot)
     if shell_command is not None:
         exit_on_signals()

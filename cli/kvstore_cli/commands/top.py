@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvstore_cli.command_line.context import configuration_of, new_client
-from kvstore_cli.command_line.flags import with_options
-from kvstore_cli.command_line.parameters import TIME, Subcommand, WholeNumber, json_option
+from kvstore_cli.command_line.parameters import TIME, WholeNumber, json_option
+from kvstore_cli.command_line.subcommand import configuration_of, new_client, subcommand
 from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.config.resolve import Configuration
 from kvstore_cli.terminal import output
@@ -31,15 +30,13 @@ _PLAIN_HEAD = (
 )
 
 
-@click.command(cls=Subcommand)
+@subcommand("client")
 @click.option(
     "--interval", type=TIME, default="1s", show_default=True, metavar="TIME", help="How often to refresh."
 )
 @click.option("--count", type=WholeNumber(1), metavar="N", help="Stop after N intervals.")
 @click.option("--plain", is_flag=True, help="A line for each interval, as in a pipe.")
 @json_option("All figures of each interval as a JSON object.")
-@with_options("client")
-@click.pass_context
 def command(context: click.Context, interval: int, count: int | None, plain: bool, as_json: bool) -> None:
     """Show what the service is doing, as it happens: requests, streams, commits, sizes, processes.
 
@@ -59,7 +56,7 @@ def command(context: click.Context, interval: int, count: int | None, plain: boo
         raise click.UsageError(f"--interval is at least {show_duration(_SHORTEST_MS)}")
     from kvstore_cli.top.overview import Sampler
 
-    configuration = configuration_of(context)
+    configuration = configuration_of(context, "client")
     sampler = Sampler(lambda: _metrics(configuration), interval / 1000)
     sampler.begin()
     if plain or as_json or not _has_screen():

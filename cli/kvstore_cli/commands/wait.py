@@ -11,8 +11,7 @@ from typing import Any
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.context import configuration_of, new_client
-from kvstore_cli.command_line.flags import with_options
+from kvstore_cli.command_line.subcommand import configuration_of, new_client, subcommand
 from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.http_client import change_stream
 from kvstore_cli.terminal import output
@@ -21,7 +20,7 @@ from kvstore_core.errors import KvError
 Record = dict[str, Any] | None
 
 
-@click.command(cls=parameters.Subcommand)
+@subcommand("client", "stream")
 @parameters.key_argument
 @click.option("--exists", is_flag=True, help="Until the key exists.")
 @click.option("--gone", is_flag=True, help="Until the key does not exist.")
@@ -42,8 +41,6 @@ Record = dict[str, Any] | None
 @click.option("--raw", is_flag=True, help="Print only the bytes of the value, without a newline.")
 @parameters.json_option("Print the record as JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing.")
-@with_options("client", "stream")
-@click.pass_context
 def command(
     context: click.Context,
     key: str,
@@ -120,7 +117,7 @@ def _wait(
     timeout: int | None,
     shortfall: str,
 ) -> Record:
-    configuration = configuration_of(context, "stream")
+    configuration = configuration_of(context, "client", "stream")
     deadline = None if timeout is None else monotonic() + timeout / 1000
     with new_client(configuration, at_most_ms=timeout) as service:
         updates = change_stream.follow(

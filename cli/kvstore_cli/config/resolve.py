@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvstore_cli.config.option_values import connectable
+from kvstore_cli.config.option_values import connectable, is_local
 from kvstore_cli.config.options import CONFIG, OPTIONS, PREFIX, Option, options_of
+
+if TYPE_CHECKING:
+    from kvstore_daemon.settings import DaemonSettings
+    from kvstore_http.settings import HttpSettings
 
 _ADDRESS = r"(?:tcp|udp|sctp)://.+"
 _OF_OTHERS = {
@@ -65,9 +69,43 @@ class Configuration:
             raise ConfigurationError("there is no home folder to keep data in; name a folder with --data")
         return str(self["data"])
 
-    def fields(self, part: str) -> dict[str, Any]:
-        """The values for the settings class of ``part``, by field name."""
+    def daemon_settings(self) -> DaemonSettings:
+        """The daemon's settings; raises ConfigurationError if it would listen where it may not."""
+        from kvstore_daemon.settings import DaemonSettings
+
+        self.data_folder()
+        self._refuse_public_addresses("requests", "changes")
+        requests = self["requests"]
+        if requests == self["changes"] and not requests.endswith(":0"):
+            raise ConfigurationError(f"--requests and --changes are both {requests}; they must differ")
+        self._refuse_more("max-value-bytes", "max-batch-bytes")
+        self._refuse_more("max-atomic-bytes", "max-batch-bytes")
+        self._refuse_more("max-atomic-ops", "max-batch-ops")
+        return DaemonSettings(**self._fields("daemon"))
+
+    def http_settings(self) -> HttpSettings:
+        """The facade's settings; raises ConfigurationError if it would listen where it may not."""
+        from kvstore_http.settings import HttpSettings
+
+        self._refuse_public_addresses("http")
+        return HttpSettings(**self._fields("http"))
+
+    def _fields(self, part: str) -> dict[str, Any]:
         return {row.field: self[row.name] for row in options_of(part)}
+
+    def _refuse_more(self, part: str, whole: str) -> None:
+        if self[part] > self[whole]:
+            raise ConfigurationError(f"--{part} is larger than --{whole}; it must not be")
+
+    def _refuse_public_addresses(self, *names: str) -> None:
+        """Refuse addresses that can be reached from other machines, unless that is allowed."""
+        for name in names:
+            if not self["allow-anonymous"] and not is_local(self[name]):
+                raise ConfigurationError(
+                    f"--{name} {self[name]} can be reached from other machines, and the service has no "
+                    "authentication: anyone there could read, change and delete everything. If the network "
+                    "keeps others out, allow it with --allow-anonymous (or KVSTORE_ALLOW_ANONYMOUS=1)"
+                )
 
 
 def resolve(flags: Mapping[str, Any], *parts: str, environ: Mapping[str, str] | None = None) -> Configuration:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import click
 
@@ -27,7 +27,7 @@ def refuse_unwritable(path: Path, *, force: bool) -> None:
         raise _unwritable(path, "it is not a regular file; - is standard output")
     refuse_mounted(path)
     if path.exists() and not force:
-        raise click.UsageError(f"{output.readable(str(path))} already exists; --force replaces it")
+        raise _existing(path)
 
 
 def refuse_mounted(path: Path) -> None:
@@ -51,6 +51,23 @@ def _unwritable(path: Path, why: str) -> click.UsageError:
     return click.UsageError(f"cannot write {output.readable(str(path))}: {why}")
 
 
+def _existing(path: Path) -> click.UsageError:
+    return click.UsageError(f"{output.readable(str(path))} already exists; --force replaces it")
+
+
+@contextmanager
+def written_whole(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
+    """:func:`whole_file`; a usage error for a file that must not be replaced, and click's own for one that
+    cannot be written."""
+    try:
+        with whole_file(path, replace=replace) as file:
+            yield file
+    except FileExistsError as error:
+        raise _existing(path) from error
+    except OSError as error:
+        raise click.ClickException(f"cannot write {output.readable(str(path))}: {reason(error)}") from error
+
+
 @contextmanager
 def output_file(name: str) -> Iterator[Write]:
     """A function that writes a line to the file ``name``, ``-`` for standard output.
@@ -64,11 +81,8 @@ def output_file(name: str) -> Iterator[Write]:
         lines.flush()
         return
     path = Path(name)
-    try:
-        with whole_file(path, replace=True) as file, _compressed(file, path) as write:
-            yield write
-    except OSError as error:
-        raise click.ClickException(f"cannot write {output.readable(name)}: {reason(error)}") from error
+    with written_whole(path, replace=True) as file, _compressed(file, path) as write:
+        yield write
 
 
 class _StdoutLines:
@@ -94,7 +108,7 @@ class _StdoutLines:
 
 
 @contextmanager
-def _compressed(file: IO[bytes], path: Path) -> Iterator[Write]:
+def _compressed(file: BinaryIO, path: Path) -> Iterator[Write]:
     if path.suffix != ".gz":
         yield file.write
         return

@@ -7,11 +7,11 @@ HTTP clients take longer to import than the service takes to answer.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 from kvstore_cli.http_client.connection import connect, http_client, reason, speaks_tls
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kvstore_cli.http_client.line_stream import LineStream
 
 ATTEMPTS = 4
+_PAGE_ITEMS = 1000
 # For a service that was there before: the attempts then last longer than a restart takes.
 _RESTART_PAUSE_SECONDS = 1.0
 
@@ -76,6 +77,21 @@ class ServiceClient:
             sent.setdefault("Idempotency-Key", os.urandom(16).hex())
         target = self._base + path + encode_query(query)
         return self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds), attempts)
+
+    def items(self, path: str, query: Query, limit: int | None = None, name: str = "items") -> Iterator[Any]:
+        """The items of all pages of a list, ``limit`` at most. Each page is a snapshot of its own."""
+        cursor: str | None = None
+        while limit is None or limit > 0:
+            wanted = [*query, ("limit", str(_PAGE_ITEMS if limit is None else min(_PAGE_ITEMS, limit)))]
+            if cursor is not None:
+                wanted.append(("cursor", cursor))
+            page = self.request("GET", path, wanted).json()
+            yield from page[name]
+            cursor = page["cursor"]
+            if cursor is None:
+                return
+            if limit is not None:
+                limit -= len(page[name])
 
     def open_stream(self, path: str, query: Query, *, stall_seconds: float) -> LineStream:
         """A response whose lines come over time. Raises like :meth:`request`."""

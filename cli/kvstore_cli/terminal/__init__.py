@@ -1,1 +1,1 @@
-"""Output to terminals and pipes, and the signals that end a command."""
+"""Output to terminals and pipes."""

@@ -18,9 +18,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from kvstore_cli.command_line.subcommand import exit_on_signals
 from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.terminal.humanize import NOTHING, age, count, duration, percent, rate, size
-from kvstore_cli.terminal.signals import exit_on_signals
 from kvstore_cli.top.overview import Figures, Sampler
 
 _BARS = "▁▂▃▄▅▆▇█"
