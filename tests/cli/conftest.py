@@ -18,6 +18,7 @@ import pytest
 
 from support.scripted import Script, scripted
 from support.servers import Service, clean_environment, kvstore_command
+from support.terminal import Terminal
 from support.warm import warm_command
 
 RUN_SECONDS = 45
@@ -56,6 +57,12 @@ class CommandLine:
     def lines(self, *arguments: str, stdin: bytes = b"") -> list[Any]:
         """The JSON lines that it prints; it has to succeed."""
         return [json.loads(line) for line in self.out(*arguments, stdin=stdin).splitlines()]
+
+    def on_terminal(self, *arguments: str) -> str:
+        """What it shows on a terminal; it has to succeed."""
+        with Terminal(kvstore_command(*arguments), (80, 24), self.environment, self.folder) as terminal:
+            assert terminal.wait() == 0, terminal.output
+        return terminal.output.replace("\r\n", "\n")
 
     def start(self, *arguments: str, env: dict[str, str] | None = None) -> Running:
         """Start it and leave it running."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -25,25 +23,8 @@ pytestmark = pytest.mark.slow
 
 Kvstore = Any
 
-KEYS = [
-    "//",
-    ".",
-    "..",
-    "%2F",
-    "%25",
-    "?",
-    "#",
-    "+",
-    " ",
-    "a/../b",
-    "-dash",
-    "@at",
-    "\n",
-    "\t",
-    "\x7f",
-    "\u00e9",
-]
-KEYS += ["e\u0301", "\u4e2d\u6587", "\U0001f511", "\U0010fffd", "\ufdd0", "'\"", "\\", "&=;", "x" * 511]
+KEYS = ["//", ".", "..", "%2F", "%25", "?", "#", "+", " ", "a/../b", "-dash", "@at", "\n", "\t", "\x7f", "\\"]
+KEYS += ["\u00e9", "e\u0301", "\u4e2d\u6587", "\U0001f511", "\U0010fffd", "\ufdd0", "'\"", "&=;", "x" * 511]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -75,12 +56,10 @@ def test_keys_and_values_round_trip(kvstore: Kvstore, key: str, value: bytes) ->
 def test_a_value_of_the_largest_size_passes_and_one_more_byte_does_not(kvstore: Kvstore) -> None:
     kvstore.out("put", "large", "-", stdin=b"\xff" * 2**20)
     assert kvstore.out("get", "--raw", "large") == b"\xff" * 2**20
-    refused = kvstore("put", "large", "-", stdin=b"x" * (2**20 + 1))
-    assert refused.returncode == 1
-    assert b"1048576" in refused.stderr
-    beyond = kvstore("put", "large", "-", stdin=b"x" * 40_000_000)
-    assert beyond.returncode == 1
-    assert b"1048576" in beyond.stderr
+    for size in (2**20 + 1, 40_000_000):
+        refused = kvstore("put", "large", "-", stdin=b"x" * size)
+        assert refused.returncode == 1
+        assert b"1048576" in refused.stderr
 
 
 def test_a_value_can_come_from_a_file_an_argument_or_standard_input(kvstore: Kvstore) -> None:
@@ -136,8 +115,8 @@ def test_a_ttl_can_be_given_changed_and_taken_away(kvstore: Kvstore) -> None:
     kvstore.out("put", "ttl", "v", "--ttl", "1h")
     first = kvstore.lines("get", "--json", "ttl")[0]["expires_at"]
     kvstore.out("touch", "ttl", "--ttl", "2d")
-    assert kvstore.lines("get", "--json", "ttl")[0]["expires_at"] > first
     moment = kvstore.lines("get", "--json", "ttl")[0]["expires_at"]
+    assert moment > first
     kvstore.out("put", "ttl", "w", "--keep-ttl")
     assert kvstore.lines("get", "--json", "ttl")[0]["expires_at"] == moment
     kvstore.out("persist", "ttl")
@@ -180,11 +159,9 @@ def test_patch_changes_members_and_leaves_the_rest(kvstore: Kvstore) -> None:
     kvstore.out("patch", "patch/k", "@patch.json")
     revision = kvstore.out("patch", "patch/k", "-", stdin=b'{"e": "x"}').decode().strip()
     assert json.loads(kvstore.out("get", "patch/k")) == {"a": 1, "b": {"d": 3}, "e": "x"}
-    made = kvstore.lines("patch", "patch/k", '{"a": 5}', "--if-revision", revision, "--ttl", "1h", "--json")[
-        0
-    ]
-    assert made["expires_at"]
-    assert kvstore("patch", "patch/k", '{"a": 6}', "--if-revision", revision).returncode == 4
+    conditional = ("patch", "patch/k", '{"a": 5}', "--if-revision", revision)
+    assert kvstore.lines(*conditional, "--ttl", "1h", "--json")[0]["expires_at"]
+    assert kvstore(*conditional).returncode == 4
     assert json.loads(kvstore.out("get", "patch/k"))["a"] == 5
     kvstore.out("patch", "patch/new", "-5", "--if-revision", "0")
     assert kvstore.lines("get", "patch/new", "--json")[0]["content_type"] == "application/json"
@@ -249,13 +226,8 @@ def test_keys_with_newlines_go_through_a_pipe_behind_nuls(kvstore: Kvstore) -> N
         kvstore.out("put", f"nul/{name}", "")
     listed = kvstore.out("list", "nul/", "-0")
     assert listed.split(b"\0") == [b"nul/ c ", b"nul/'\"", b"nul/a\nb", b""]
-    subprocess.run(
-        ["xargs", "-0", *kvstore_command("delete")],
-        input=listed,
-        env=kvstore.environment,
-        capture_output=True,
-        check=True,
-    )
+    delete = ["xargs", "-0", *kvstore_command("delete")]
+    subprocess.run(delete, input=listed, env=kvstore.environment, capture_output=True, check=True)
     assert kvstore.out("list", "nul/", "--count") == b"0\n"
 
 
@@ -279,12 +251,8 @@ def test_many_keys_come_as_lines_in_key_order(kvstore: Kvstore) -> None:
     lines = b"many/a\t1\nmany/b\t2\nmany/bin\t\xff\n\0\nmany/\xc3\xa9\t\xc3\xbc\n"
     assert kvstore.out("get", "--prefix", "many/") == lines
     assert kvstore.out("get", "--prefix", "many/", "--raw") == b"12\xff\n\0\xc3\xbc"
-    assert [record["key"] for record in kvstore.lines("get", "--prefix", "many/", "--json")] == [
-        "many/a",
-        "many/b",
-        "many/bin",
-        "many/\u00e9",
-    ]
+    keys = [record["key"] for record in kvstore.lines("get", "--prefix", "many/", "--json")]
+    assert keys == ["many/a", "many/b", "many/bin", "many/\u00e9"]
     assert lines in kvstore.out("get", "--all")
 
 
@@ -322,37 +290,26 @@ def test_history_shows_the_newest_first(kvstore: Kvstore) -> None:
     assert len(kvstore.lines("history", "past/h", "--limit", "2", "--json")) == 2
 
 
-def test_status_says_what_the_daemon_says(kvstore: Kvstore) -> None:
+def test_status_has_every_figure_and_a_histogram_in_a_few_words(kvstore: Kvstore) -> None:
+    kvstore.out("put", "counted", "x")
     status = kvstore.lines("status", "--json")[0]
     assert status["limits"]["key_bytes"] == 511
-    assert b"limits.key_bytes\t511\n" in kvstore.out("status")
-
-
-def test_status_tells_a_histogram_in_a_few_words(kvstore: Kvstore) -> None:
-    kvstore.out("put", "counted", "x")
-    assert sum(kvstore.lines("status", "--json")[0]["commits"]["ops"]["counts"]) > 0
-    assert re.search(
-        rb"^commits\.ops\tmean [0-9.]+, 99% at most [0-9]+$", kvstore.out("status"), re.MULTILINE
-    )
+    assert sum(status["commits"]["ops"]["counts"]) > 0
+    lines = kvstore.out("status").decode()
+    assert "limits.key_bytes\t511\n" in lines
+    assert re.search(r"^commits\.ops\tmean [0-9.]+, 99% at most [0-9]+$", lines, re.MULTILINE)
 
 
 # ── batch ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("form", ["lines", "list", "document", "one"])
-def test_batch_reads_lines_lists_and_documents(kvstore: Kvstore, form: str) -> None:
-    ops = [{"op": "put", "key": f"form/{form}", "value": "\u00e9"}, {"op": "get", "key": f"form/{form}"}]
-    if form == "one":
-        ops = ops[:1]
-    text = {
-        "lines": "\n\n".join(map(json.dumps, ops)),
-        "list": json.dumps(ops, indent=2),
-        "document": json.dumps({"ops": ops}),
-        "one": json.dumps(ops[0]),
-    }[form]
-    results = kvstore.lines("batch", "-", stdin=text.encode())
-    assert len(results) == len(ops)
-    assert results[-1]["key"] == f"form/{form}"
+def test_batch_reads_lines_lists_and_documents(kvstore: Kvstore) -> None:
+    ops = [{"op": "put", "key": "form", "value": "\u00e9"}, {"op": "get", "key": "form"}]
+    forms = ["\n\n".join(map(json.dumps, ops)), json.dumps(ops, indent=2), json.dumps({"ops": ops})]
+    for text in forms:
+        _, got = kvstore.lines("batch", "-", stdin=text.encode())
+        assert (got["key"], got["value"]) == ("form", "\u00e9"), text
+    assert len(kvstore.lines("batch", "-", stdin=json.dumps(ops[0]).encode())) == 1
 
 
 def test_batch_goes_on_after_a_failure_and_tells_it_with_its_status(kvstore: Kvstore) -> None:
@@ -498,12 +455,8 @@ def test_a_reader_that_goes_away_ends_a_command_silently(kvstore: Kvstore) -> No
     ops = [{"op": "put", "key": f"pipe/{number}", "value": "x" * 500} for number in range(1000)]
     kvstore.out("batch", "-", stdin=json.dumps(ops).encode())
     command = " ".join(kvstore_command("get", "--prefix", "pipe/", "--json"))
-    done = subprocess.run(
-        ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"],
-        env=kvstore.environment,
-        capture_output=True,
-        check=True,
-    )
+    line = f"{command} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], env=kvstore.environment, capture_output=True, check=True)
     assert done.stderr == b""
     assert done.stdout.splitlines()[-1] == b"1"
 
@@ -511,40 +464,22 @@ def test_a_reader_that_goes_away_ends_a_command_silently(kvstore: Kvstore) -> No
 # ── for people ───────────────────────────────────────────────────────────────────────────────────
 
 
-def on_terminal(kvstore: Kvstore, *arguments: str) -> str:
-    """What a command shows on a terminal."""
-    master, slave = pty.openpty()
-    environment = {**kvstore.environment, "TERM": "xterm"}
-    process = subprocess.Popen(kvstore_command(*arguments), stdout=slave, env=environment)
-    os.close(slave)
-    shown = b""
-    while select.select([master], [], [], 30)[0]:
-        try:
-            read = os.read(master, 65536)
-        except OSError:  # the terminal is gone
-            break
-        shown += read
-    os.close(master)
-    assert process.wait() == 0
-    return shown.decode()
-
-
 def test_a_terminal_gets_a_table_without_control_characters(kvstore: Kvstore) -> None:
     kvstore.out("put", "tty/\x1b[2J", "\x1b]0;owned\x07")
     kvstore.out("put", "tty/bin", "-", stdin=b"\xff\xfe")
-    shown = on_terminal(kvstore, "get", "--prefix", "tty/")
+    shown = kvstore.on_terminal("get", "--prefix", "tty/")
     assert "\x1b[2J" not in shown
     assert "\x1b]0;" not in shown
     assert "tty/\\x1b[2J" in shown
     assert "(2 bytes, application/octet-stream)" in shown
     assert shown.startswith("\x1b[1mKEY")
-    assert "\\x1b[2J" in on_terminal(kvstore, "list", "--prefix", "tty/")
+    assert "\\x1b[2J" in kvstore.on_terminal("list", "--prefix", "tty/")
 
 
 def test_a_terminal_gets_what_matters_of_the_status_in_units(kvstore: Kvstore) -> None:
     kvstore.out("put", "seen", "x")
     status = kvstore.lines("status", "--json")[0]
-    shown = re.sub(r"\x1b\[\d+m", "", on_terminal(kvstore, "status"))
+    shown = re.sub(r"\x1b\[\d+m", "", kvstore.on_terminal("status"))
     rows = dict(line.split(maxsplit=1) for line in shown.splitlines())
     assert rows["kvstore"].startswith(f"{status['version']}, up ")
     assert rows["writes"] == "taken"
@@ -559,14 +494,6 @@ def test_a_pipe_gets_neither_colours_nor_heads(kvstore: Kvstore) -> None:
         out = kvstore.out(*command)
         assert b"\x1b[1m" not in out
         assert b"REVISION" not in out
-
-
-# ── completion ───────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_get_a_script_too(offline: Kvstore, shell: str) -> None:
-    assert b"_KVSTORE_COMPLETE" in offline.out("completion", shell)
 
 
 # ── configuration ────────────────────────────────────────────────────────────────────────────────

@@ -164,15 +164,10 @@ def listening(kvstore: Kvstore, start: Start) -> Any:
     return running
 
 
-def test_an_interrupted_run_leaves_nothing(listening: Any, kvstore: Kvstore) -> None:
-    listening.process.send_signal(signal.SIGINT)
-    assert listening.wait() == 130
-    assert scratch_keys(kvstore) == []
-
-
-def test_a_terminated_run_leaves_nothing(listening: Any, kvstore: Kvstore) -> None:
-    listening.process.send_signal(signal.SIGTERM)
-    assert listening.wait() == 128 + signal.SIGTERM
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_leaves_nothing(listening: Any, kvstore: Kvstore, how: int) -> None:
+    listening.process.send_signal(how)
+    assert listening.wait() == 128 + how
     assert scratch_keys(kvstore) == []
 
 

@@ -55,8 +55,11 @@ SERVICES = ["kvstore", *(f"kvstore-{name}" for name in ("http", "requests", "url
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_what_kubernetes_and_docker_set_is_let_be(service: str, capfd: pytest.CaptureFixture[str]) -> None:
-    resolve({}, "client", environ={**of_kubernetes(service), **of_docker(service)})
+def test_what_kubernetes_docker_and_exec_set_is_let_be(
+    service: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    of_exec = {"KVSTORE_EVENT_KEY": "k"}
+    resolve({}, "client", environ={**of_kubernetes(service), **of_docker(service), **of_exec})
     assert capfd.readouterr().err == ""
 
 
@@ -72,6 +75,9 @@ def test_no_option_has_a_name_that_they_could_set() -> None:
         ("KVSTORE_HTTP_PORT", "8080", "KVSTORE_HTTP"),
         ("KVSTORE_REQUESTS_PORT", "5555", "KVSTORE_REQUESTS"),
         ("KVSTORE_ULR", "http://127.0.0.1:1", "KVSTORE_URL"),
+        ("KVSTORE_CONFIGURATION", "x.toml", "KVSTORE_CONFIG"),
+        ("KVSTORE_RETAIN_EVENT", "1", "KVSTORE_RETAIN_EVENTS"),
+        ("KVSTORE_SYNC_INTERVAL_MS", "1", "KVSTORE_SYNC_INTERVAL"),
         ("KVSTORE_DATA_NAME", "mine", "KVSTORE_DATA"),
         ("KVSTORE_MAX_VALUE", "5", "KVSTORE_MAX_VALUE_BYTES"),
     ],
@@ -214,13 +220,8 @@ def test_a_working_folder_that_is_gone_is_not_needed(kvstore: Kvstore, tmp_path:
     gone = tmp_path / "gone"
     gone.mkdir()
     script = 'rmdir "$PWD"; "$0" get adrift && "$0" get adrift --config kvstore.toml'
-    done = subprocess.run(
-        ["sh", "-c", script, *kvstore_command()],
-        cwd=gone,
-        env=kvstore.environment,
-        capture_output=True,
-        check=False,
-    )
+    command = ["sh", "-c", script, *kvstore_command()]
+    done = subprocess.run(command, cwd=gone, env=kvstore.environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (2, b"1\n")
     assert "the working folder is gone" in done.stderr.decode()
 

@@ -37,14 +37,8 @@ def cursor(revision: int) -> str:
 
 def put(revision: int, index: int = 0, count: int = 1) -> Line:
     """An event line; the last of its revision carries the cursor."""
-    line = {
-        "event": "put",
-        "op": "put",
-        "key": f"k{index}",
-        "revision": revision,
-        "index": index,
-        "value": "v",
-    }
+    place = {"revision": revision, "index": index}
+    line = {"event": "put", "op": "put", "key": f"k{index}", "value": "v", **place}
     return line | ({"cursor": cursor(revision)} if index == count - 1 else {})
 
 
@@ -83,12 +77,8 @@ class ModelService:
         if "since" in query:
             since = int(query["since"].partition("-")[0])
             if since < self.floor:
-                yield {
-                    "event": "reset",
-                    "reason": "expired",
-                    "floor": self.floor,
-                    "cursor": cursor(self.head),
-                }
+                reset = {"event": "reset", "reason": "expired", "floor": self.floor}
+                yield reset | {"cursor": cursor(self.head)}
                 yield from self.snapshot()
                 return
             yield from self.events(since)
@@ -140,15 +130,9 @@ def test_every_event_after_the_cursor_comes_once_and_in_order(
 @given(_SIZES, _CUTS)
 def test_all_events_of_a_revision_come_in_one_step(sizes: list[int], cuts: list[int]) -> None:
     service = ModelService(sizes)
-    updates = [
-        update
-        for update in run(StreamPosition(cursor(0), snapshot=False), service, cuts)
-        if update.kind == EVENTS
-    ]
-    assert [len(update.lines) for update in updates] == sizes
-    assert [update.cursor for update in updates] == [
-        cursor(revision) for revision in range(1, len(sizes) + 1)
-    ]
+    updates = run(StreamPosition(cursor(0), snapshot=False), service, cuts)
+    steps = [(len(update.lines), update.cursor) for update in updates if update.kind == EVENTS]
+    assert steps == [(size, cursor(revision)) for revision, size in enumerate(sizes, 1)]
 
 
 def view(updates: list[StreamUpdate]) -> dict[str, int]:
@@ -169,11 +153,7 @@ def test_a_snapshot_or_a_reset_leads_to_the_present_state_wherever_it_is_cut(
     sizes: list[int], cuts: list[int], starts_with_snapshot: bool, floor: int
 ) -> None:
     service = ModelService(sizes, floor=min(floor, len(sizes)))
-    start = (
-        StreamPosition(None, snapshot=True)
-        if starts_with_snapshot
-        else StreamPosition(cursor(0), snapshot=False)
-    )
+    start = StreamPosition(None if starts_with_snapshot else cursor(0), snapshot=starts_with_snapshot)
     updates = run(start, service, cuts)
     assert view(updates) == {line["key"]: line["revision"] for line in service.events(0)}
     assert [update.kind for update in updates].count(SYNC) >= 1
@@ -229,28 +209,22 @@ def test_a_broken_stream_is_opened_again_where_it_stood(script: Any) -> None:
     assert "reconnected" in said[1]
 
 
-def test_a_refusal_that_time_does_not_cure_ends_it(script: Any) -> None:
-    script.plays = [send(sync(1)), problem("not_allowed")]
+@pytest.mark.parametrize(
+    ("plays", "told", "error"),
+    [
+        ([send(sync(1)), problem("not_allowed")], [SYNC], "not_allowed: "),
+        ([problem("cursor_expired")], [], "cursor_expired: "),
+        ([send(b"<h1>hello</h1>\n")], [], "internal: the stream holds a line that is not a JSON object"),
+    ],
+    ids=["a refusal that time does not cure", "a first connection that fails", "a stream of something else"],
+)
+def test_what_cannot_go_on_ends_with_its_error(
+    script: Any, plays: list[Any], told: list[str], error: str
+) -> None:
+    script.plays = plays
     with ServiceClient(script.url, timeout_ms=20_000) as service:
         updates = follow(service, [], StreamPosition(None, False), stall_ms=20_000)
-        assert next(updates).kind == SYNC
+        assert [update.kind for update in islice(updates, len(told))] == told
         with pytest.raises(KvError) as caught:
             next(updates)
-    assert caught.value.code == "not_allowed"
-
-
-def test_a_stream_of_something_else_is_an_error(script: Any) -> None:
-    script.plays = [send(b"<h1>hello</h1>\n")]
-    with ServiceClient(script.url, timeout_ms=20_000) as service:
-        updates = follow(service, [], StreamPosition(None, False), stall_ms=20_000)
-        with pytest.raises(KvError, match="not a JSON object"):
-            next(updates)
-
-
-def test_a_first_connection_that_fails_is_told(script: Any) -> None:
-    script.plays = [problem("cursor_expired")]
-    with ServiceClient(script.url, timeout_ms=20_000) as service:
-        updates = follow(service, [], StreamPosition(None, False), stall_ms=20_000)
-        with pytest.raises(KvError) as caught:
-            next(updates)
-    assert caught.value.code == "cursor_expired"
+    assert f"{caught.value.code}: {caught.value.message}".startswith(error)

@@ -31,6 +31,7 @@ trap 'echo cleaned >> log' TERM
 echo "$KVSTORE_EVENT_REVISION" >> log; sleep 1000 & wait) &
 wait; wait
 """
+FIRST = ("subscribe", "--since", "0", "--count", "1")
 STUBBORN = "trap '' TERM HUP INT; echo started >> log; while :; do sleep 1000 & wait; done"
 
 
@@ -67,20 +68,14 @@ def handling(start: Start, kvstore: Kvstore, key: str, handler: str, *arguments:
 
 
 @pytest.mark.parametrize(
-    ("how", "status"),
-    [
-        (signal.SIGTERM, 143),
-        (signal.SIGHUP, 129),
-        (signal.SIGINT, 130),
-        (signal.SIGKILL, -9),
-        (signal.SIGABRT, -6),
-    ],
+    "how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGABRT]
 )
-def test_however_it_ends_its_handler_ends_with_it(own: Kvstore, start: Start, how: int, status: int) -> None:
+def test_however_it_ends_its_handler_ends_with_it(own: Kvstore, start: Start, how: int) -> None:
+    cleans_up = how not in (signal.SIGKILL, signal.SIGABRT)
     running = handling(start, own, f"ends/{how}", SLOW)
     running.process.send_signal(how)
-    assert running.wait() == status
-    if status > 0:
+    assert running.wait() == (128 + how if cleans_up else -how)
+    if cleans_up:
         assert processes_in(own.folder) == []
     wait_until(lambda: not processes_in(own.folder), what="nothing is left")
     assert sorted(log_of(own)[1:]) == ["child cleaned", "cleaned"]
@@ -96,20 +91,22 @@ def test_a_signal_for_the_whole_process_group_does_not_separate_them(own: Kvstor
     wait_until(lambda: not processes_in(own.folder), what="nothing is left")
 
 
-def test_a_handler_that_does_not_listen_is_killed(own: Kvstore, start: Start) -> None:
-    running = handling(start, own, "deaf/k", STUBBORN)
+@pytest.mark.parametrize(
+    ("name", "handler"),
+    [("deaf", STUBBORN), ("stopped", "echo on >> log; kill -STOP $$; echo never >> log")],
+)
+def test_a_handler_that_does_not_listen_is_killed(
+    own: Kvstore, start: Start, name: str, handler: str
+) -> None:
+    running = handling(start, own, f"{name}/k", handler)
     running.process.send_signal(signal.SIGTERM)
     assert running.wait() == 143
     assert processes_in(own.folder) == []
 
 
 def test_a_second_interrupt_does_not_wait_for_it(own: Kvstore, start: Start) -> None:
-    running = handling(
-        start,
-        own,
-        "twice/k",
-        "trap 'echo asked >> log' TERM; echo on >> log; while :; do sleep 1000 & wait; done",
-    )
+    handler = "trap 'echo asked >> log' TERM; echo on >> log; while :; do sleep 1000 & wait; done"
+    running = handling(start, own, "twice/k", handler)
     running.process.send_signal(signal.SIGINT)
     wait_until(lambda: "asked" in log_of(own), what="the handler was asked to end")
     running.process.send_signal(signal.SIGINT)
@@ -117,26 +114,9 @@ def test_a_second_interrupt_does_not_wait_for_it(own: Kvstore, start: Start) -> 
     wait_until(lambda: not processes_in(own.folder), what="nothing is left")
 
 
-def test_a_handler_that_is_stopped_ends_too(own: Kvstore, start: Start) -> None:
-    running = handling(start, own, "stopped/k", "echo on >> log; kill -STOP $$; echo never >> log")
-    running.process.send_signal(signal.SIGTERM)
-    assert running.wait() == 143
-    assert processes_in(own.folder) == []
-
-
 def test_what_a_handler_left_behind_on_purpose_is_let_be(own: Kvstore, start: Start) -> None:
     own.out("put", "behind/k", "v")
-    done = own(
-        "subscribe",
-        "behind/k",
-        "--since",
-        "0",
-        "--count",
-        "1",
-        "--exec",
-        "sleep 1000 >/dev/null 2>&1 & echo $! >> log",
-    )
-    assert done.returncode == 0
+    own.out(*FIRST, "behind/k", "--exec", "sleep 1000 >/dev/null 2>&1 & echo $! >> log")
     (pid,) = map(int, log_of(own))
     os.kill(pid, signal.SIGKILL)
 
@@ -194,16 +174,7 @@ def test_a_minder_that_is_killed_takes_the_handler_with_it(own: Kvstore, start: 
 
 def test_a_handler_gets_signals_as_a_shell_would_give_them(own: Kvstore) -> None:
     own.out("put", "signals/k", "v")
-    shown = own.out(
-        "subscribe",
-        "signals/k",
-        "--since",
-        "0",
-        "--count",
-        "1",
-        "--exec",
-        "grep -E 'Sig(Blk|Ign)' /proc/self/status",
-    )
+    shown = own.out(*FIRST, "signals/k", "--exec", "grep -E 'Sig(Blk|Ign)' /proc/self/status")
     # those up to 31: what is behind them belongs to the C library, and comes from whatever started us
     standard = 2**31 - 1
     assert [int(line.split()[1], 16) & standard for line in shown.splitlines()] == [0, 0]
@@ -240,25 +211,20 @@ def test_a_position_is_kept_where_no_file_can_take_the_place_of_another(own: Kvs
 def test_a_position_is_kept_in_a_file_that_is_mounted(own: Kvstore) -> None:
     (own.folder / "outside").touch()
     (own.folder / "mounted").touch()
-    script = (
-        'mount --bind outside mounted && "$0" subscribe mount/k --since 0 --cursor mounted --count 1'
-        ' && "$0" subscribe mount/k --since 0 --cursor mounted --count 1'
-    )
+
+    def with_mount(script: str) -> subprocess.CompletedProcess[bytes]:
+        line = f"mount --bind outside mounted && {script}"
+        unshared = ["unshare", "--mount", "sh", "-c", line, *kvstore_command()]
+        return subprocess.run(unshared, env=own.environment, cwd=own.folder, capture_output=True, check=False)
+
     own.out("put", "mount/k", "1")
     own.out("put", "mount/k", "2")
-    unshared = ["unshare", "--mount", "sh", "-c", script, *kvstore_command()]
-    done = subprocess.run(unshared, env=own.environment, cwd=own.folder, capture_output=True, check=False)
+    follow = '"$0" subscribe mount/k --since 0 --cursor mounted --count 1'
+    done = with_mount(f"{follow} && {follow}")
     if b"unshare" in done.stderr or b"mount:" in done.stderr:
         pytest.skip(f"nothing can be mounted here: {done.stderr.decode()}")
     assert [line.split(b"\t")[-1] for line in done.stdout.splitlines()] == [b"1", b"2"], done.stderr.decode()
-    script = """mount --bind outside mounted && "$0" export mounted --force"""
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, *kvstore_command()],
-        env=own.environment,
-        cwd=own.folder,
-        capture_output=True,
-        check=False,
-    )
+    done = with_mount('"$0" export mounted --force')
     assert done.returncode == 2
     assert b"it is a mount point" in done.stderr
 
@@ -282,7 +248,7 @@ def test_what_cannot_keep_a_position_is_told_before_the_first_event(
     (own.folder / "loop").symlink_to("loop")
     os.mkfifo(own.folder / "fifo")
     own.out("put", "before/k", "1")
-    done = own("subscribe", "before/k", "--since", "0", "--cursor", path, "--count", "1")
+    done = own(*FIRST, "before/k", "--cursor", path)
     assert (done.returncode, done.stdout) == (2, b"")
     assert "cannot write the cursor to" in done.stderr.decode()
     assert said in done.stderr.decode()
@@ -301,12 +267,8 @@ def test_whose_the_folder_is_does_not_matter_for_a_file_that_can_be_written(own:
     setpriv = [shutil.which("setpriv"), "--reuid=3141592", "--clear-groups"]
 
     def follow(path: Path) -> subprocess.CompletedProcess[bytes]:
-        program = kvstore_command(
-            "subscribe", "whose/k", "--since", "0", "--cursor", str(path), "--count", "1"
-        )
-        return subprocess.run(
-            [*setpriv, *program], env=own.environment, cwd="/", capture_output=True, check=False
-        )
+        program = [*setpriv, *kvstore_command(*FIRST, "whose/k", "--cursor", str(path))]
+        return subprocess.run(program, env=own.environment, cwd="/", capture_output=True, check=False)
 
     done = follow(position)
     assert (done.returncode, done.stdout[:3]) == (0, b"put"), done.stderr.decode()

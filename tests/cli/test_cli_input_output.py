@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import select
 import socket
 import subprocess
 import threading
@@ -21,24 +18,6 @@ pytestmark = pytest.mark.slow
 
 Kvstore = Any
 LIMIT = 2**20
-
-
-def on_terminal(kvstore: Kvstore, *arguments: str) -> str:
-    """What a command shows on a terminal."""
-    master, slave = pty.openpty()
-    environment = {**kvstore.environment, "TERM": "xterm"}
-    process = subprocess.Popen(kvstore_command(*arguments), stdout=slave, env=environment)
-    os.close(slave)
-    shown = b""
-    while select.select([master], [], [], 30)[0]:
-        try:
-            read = os.read(master, 65536)
-        except OSError:  # the terminal is gone
-            break
-        shown += read
-    os.close(master)
-    assert process.wait() == 0
-    return shown.decode().replace("\r\n", "\n")
 
 
 # ── input ────────────────────────────────────────────────────────────────────────────────────────
@@ -103,31 +82,24 @@ def test_a_value_ends_with_one_newline_and_raw_adds_none(kvstore: Kvstore) -> No
 
 
 def test_keys_that_look_alike_are_told_apart_on_a_terminal(kvstore: Kvstore) -> None:
-    for key in (
-        "alike/a",
-        "alike/a ",
-        " alike/a",
-        "alike/a\u00a0",
-        "alike/a\u3164",
-        "alike/a\ufe0f",
-        "alike/a\u200b",
-    ):
-        kvstore.out("put", key, "x")
-    names = on_terminal(kvstore, "list", "alike/").splitlines()
+    kvstore.out("put", " alike/a", "x")
+    for end in ("", " ", "\u00a0", "\u3164", "\ufe0f", "\u200b"):
+        kvstore.out("put", f"alike/a{end}", "x")
+    names = kvstore.on_terminal("list", "alike/").splitlines()
     escaped = ["\\x20", "\\xa0", "\\u200b", "\\u3164", "\\ufe0f"]
     assert names == ["alike/a", *(f"alike/a{end}" for end in escaped)]
-    assert on_terminal(kvstore, "list", " ").splitlines() == ["\\x20alike/a"]
-    assert "\\x20alike/a" in on_terminal(kvstore, "list", " ", "--long")
+    assert kvstore.on_terminal("list", " ").splitlines() == ["\\x20alike/a"]
+    assert "\\x20alike/a" in kvstore.on_terminal("list", " ", "--long")
 
 
 def test_a_terminal_gets_no_control_characters_unless_they_are_asked_for(kvstore: Kvstore) -> None:
     kvstore.out("put", "tty/one", "a\tb\n\x1b]0;owned\x07")
     for command in (["get", "tty/one"], ["wait", "tty/one", "--exists"]):
-        assert on_terminal(kvstore, *command).split() == ["a", "b", "\\x1b]0;owned\\x07"]
-    assert "\x1b]0;owned\x07" in on_terminal(kvstore, "get", "tty/one", "--raw")
+        assert kvstore.on_terminal(*command).split() == ["a", "b", "\\x1b]0;owned\\x07"]
+    assert "\x1b]0;owned\x07" in kvstore.on_terminal("get", "tty/one", "--raw")
     kvstore.out("put", "tty/bytes", "-", stdin=b"\xff\x1b")
     assert (
-        on_terminal(kvstore, "get", "tty/bytes") == "(2 bytes, application/octet-stream; --raw prints them)\n"
+        kvstore.on_terminal("get", "tty/bytes") == "(2 bytes, application/octet-stream; --raw prints them)\n"
     )
 
 

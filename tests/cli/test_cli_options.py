@@ -128,41 +128,12 @@ def test_the_data_folder_is_the_xdg_one(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("variable", "meant"),
-    [
-        ("KVSTORE_RETAIN_EVENT", "KVSTORE_RETAIN_EVENTS"),
-        ("KVSTORE_ULR", "KVSTORE_URL"),
-        ("KVSTORE_CONFIGURATION", "KVSTORE_CONFIG"),
-        ("KVSTORE_SYNC_INTERVAL_MS", "KVSTORE_SYNC_INTERVAL"),
-    ],
-)
-def test_an_unknown_variable_is_refused_with_the_nearest_name(variable: str, meant: str) -> None:
-    with pytest.raises(ConfigurationError, match=rf"{variable} is not an option; did you mean {meant}\?"):
-        resolve({}, "client", environ={variable: "1"})
-
-
-@pytest.mark.parametrize(
     ("text", "meant"),
     [("max_value_bytes = 5", "max-value-bytes"), ("htpp = ':1'", "http"), ("[sync]\nx = 1", "is a section")],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path, text: str, meant: str) -> None:
     with pytest.raises(ConfigurationError, match=meant or "sync"):
         resolve({}, *PARTS, environ={"KVSTORE_CONFIG": toml_file(tmp_path, text)})
-
-
-@pytest.mark.parametrize(
-    "variable",
-    [
-        "KVSTORE_EVENT_KEY",
-        "KVSTORE_SERVICE_HOST",
-        "KVSTORE_SERVICE_PORT",
-        "KVSTORE_SERVICE_PORT_HTTP",
-        "KVSTORE_PORT",
-        "KVSTORE_PORT_5000_TCP_ADDR",
-    ],
-)
-def test_variables_that_others_set_are_let_be(variable: str) -> None:
-    resolve({}, *PARTS, environ={variable: "tcp://10.0.0.1:5000"})
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,25 @@
-"""Interactive shells on a terminal, in which somebody types and presses TAB.
-
-What they find as ``kvstore`` is the stand-in, which prints the words of a line that is run, as the shell
-passed them.
-"""
+"""What shells offer for a line that is being typed, and what they would run."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.servers import wait_until
+from support.servers import free_port, wait_until
 from support.terminal import Terminal
 
 Kvstore = Any
 TAB = "\t"
 BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
 FILE = "valfile, with: odd & chars.txt"
+
+BREAKS = " \t\n\"'@><=;|&(:"
 
 # The key, and what a person types of it: as much as tells it from the others, and a TAB.
 KEYS = {
@@ -45,11 +44,71 @@ KEYS = {
     "comma,a": "comma",
     "ключ/ё": "ключ",
     "minus/-x": "minus/",
+    "paren/$(touch owned)": "paren/",
+    "tilde/~": "tilde/",
 }
 
 
+# ── what bash is offered ─────────────────────────────────────────────────────────────────────────
+
+
+def completed(kvstore: Kvstore, line: str, breaks: str = BREAKS) -> list[str]:
+    """What bash would put in place of the last piece of ``line``."""
+    script = """
+        source <(kvstore completion bash) || exit 1
+        COMP_LINE=$1 COMP_POINT=${#1} COMP_WORDBREAKS=$2
+        _kvstore_completion kvstore
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    environment = {**kvstore.environment, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", line, breaks],
+        env=environment,
+        cwd=kvstore.folder,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr == b""
+    return [word for word in done.stdout.decode().split("\n") if word]
+
+
+def test_bash_completes_commands_options_and_words(offline: Kvstore) -> None:
+    assert completed(offline, "kvstore sub") == ["subscribe"]
+    assert set(completed(offline, "kvstore wait --e")) == {"--exists", "--equals"}
+    assert completed(offline, "kvstore serve --sync i") == ["interval"]
+    assert completed(offline, "kvstore serve --sync=i") == ["interval"]
+
+
+def test_keys_are_completed_as_arguments_and_as_prefixes(completing: Kvstore) -> None:
+    for key in ("complete/one", "complete/two"):
+        completing.out("put", key, "")
+    for command in ("get", "get --prefix", "delete --prefix", "list --prefix", "subscribe --prefix"):
+        assert completed(completing, f"kvstore {command} complete/") == ["complete/one", "complete/two"]
+
+
+def test_files_are_completed_where_files_are_read(completing: Kvstore) -> None:
+    (completing.folder / "changes.ndjson").touch()
+    for command in ("batch", "export", "import", "import --state"):
+        assert completed(completing, f"kvstore {command} cha") == ["changes.ndjson"]
+    assert completed(completing, "kvstore put k @cha") == ["@changes.ndjson"]
+    assert completed(completing, "kvstore put k @cha", " \t\n") == ["@changes.ndjson"]
+    assert completed(completing, "kvstore put k cha") == []
+
+
+def test_completion_of_keys_is_silent_without_a_service(offline: Kvstore) -> None:
+    offline.environment["KVSTORE_URL"] = f"http://127.0.0.1:{free_port()}"
+    assert completed(offline, "kvstore get a") == []
+
+
+# ── interactive shells ───────────────────────────────────────────────────────────────────────────
+
+
 class Shell:
-    """An interactive shell. Each line that is typed ends with what says that it is done."""
+    """An interactive shell on a terminal. Each line that is typed ends with what says that it is done.
+
+    What it finds as ``kvstore`` is the stand-in, which prints the words of a line that is run, as the shell
+    passed them.
+    """
 
     def __init__(self, kvstore: Kvstore, folder: Path, program: list[str], setup: str) -> None:
         environment = {

@@ -60,7 +60,6 @@ class TextType(click.ParamType[str]):
         self._may_be_empty = may_be_empty
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text as it is."""
         text = str(value)
         if not text and not self._may_be_empty:
             self.fail("the key is empty; a key has 1 to 511 bytes of UTF-8", param, ctx)
@@ -84,7 +83,6 @@ class WholeNumber(click.ParamType[int]):
         self._low, self._high = low, high
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number."""
         try:
             number = int(value)
         except ValueError:
@@ -107,38 +105,29 @@ if_revision_option = click.option(
     metavar="REV",
     help="Only if the key still has revision REV; 0: only if there is no such key.",
 )
-start_option = click.option(
-    "--start",
-    type=TEXT,
-    metavar="KEY",
-    shell_complete=complete_key,
-    help="Only keys from KEY on, in byte order.",
-)
-end_option = click.option(
-    "--end",
-    type=TEXT,
-    metavar="KEY",
-    shell_complete=complete_key,
-    help="Only keys before KEY, in byte order.",
-)
+
+
+def _key_option(
+    *names: str, metavar: str, help_text: str, multiple: bool = False
+) -> Callable[[_Function], _Function]:
+    return click.option(
+        *names, type=TEXT, metavar=metavar, shell_complete=complete_key, help=help_text, multiple=multiple
+    )
+
+
+start_option = _key_option("--start", metavar="KEY", help_text="Only keys from KEY on, in byte order.")
+end_option = _key_option("--end", metavar="KEY", help_text="Only keys before KEY, in byte order.")
 
 
 def prefix_option(help_text: str) -> Callable[[_Function], _Function]:
     """``--prefix P``, once."""
-    return click.option("--prefix", type=TEXT, metavar="P", shell_complete=complete_key, help=help_text)
+    return _key_option("--prefix", metavar="P", help_text=help_text)
 
 
 def prefixes_option(help_text: str) -> Callable[[_Function], _Function]:
     """``--prefix P`` as often as wanted, passed as ``prefixes``."""
-    return click.option(
-        "--prefix",
-        "prefixes",
-        multiple=True,
-        type=TEXT,
-        metavar="P",
-        shell_complete=complete_key,
-        help=f"{help_text}; may be repeated.",
-    )
+    help_text = f"{help_text}; may be repeated."
+    return _key_option("--prefix", "prefixes", metavar="P", help_text=help_text, multiple=True)
 
 
 def ttl_option(help_text: str, *, required: bool = False) -> Callable[[_Function], _Function]:

@@ -68,9 +68,10 @@ def command(
             _print_one(service, keys[0], query, raw=raw, as_json=as_json, default=default)
             return EXIT_DONE
         if keys:
-            found = _Records(service, keys, query, default)
-            _print_many(found.records(), raw=raw, null=null, as_json=as_json)
-            return found.status
+            failed: list[KvError] = []
+            records = _records(service, keys, query, default, failed)
+            _print_many(records, raw=raw, null=null, as_json=as_json)
+            return failed[0].row.exit if failed else EXIT_DONE
         _print_many(service.items("/v1/kv", [("prefix", prefix or "")]), raw=raw, null=null, as_json=as_json)
         return EXIT_DONE
 
@@ -95,55 +96,45 @@ def _print_one(
     output.write_value(value, content_type, raw=raw)
 
 
-class _Records:
-    """The records of ``keys``. ``status`` is the exit status for the first that cannot be read."""
+def _records(
+    service: ServiceClient, keys: Sequence[str], query: Query, default: str | None, failed: list[KvError]
+) -> Iterator[dict[str, Any]]:
+    """The records of ``keys``, in order. The errors of those that cannot be read are printed, and added to
+    ``failed``."""
+    for key, result in zip(keys, _results(service, keys, query), strict=True):
+        if not isinstance(result, KvError):
+            yield result
+        elif result.code == "not_found" and default is not None:
+            yield {"key": key, "value": default}
+        else:
+            failed.append(result)
+            output.talk(result.message)
 
-    def __init__(
-        self, service: ServiceClient, keys: Sequence[str], query: Query, default: str | None
-    ) -> None:
-        self.status = EXIT_DONE
-        self._service = service
-        self._keys = keys
-        self._query = query
-        self._default = default
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """The records, in order; errors of others are printed."""
-        for key, result in zip(self._keys, self._results(), strict=True):
-            error = result if isinstance(result, KvError) else None
-            if error is None:
-                yield result
-            elif error.code == "not_found" and self._default is not None:
-                yield {"key": key, "value": self._default}
-            else:
-                self.status = self.status or error.row.exit
-                output.talk(error.message)
+def _results(service: ServiceClient, keys: Sequence[str], query: Query) -> Iterator[Any]:
+    """For each key its record, or the KvError."""
+    if query:  # these are one snapshot, too
+        yield from (_alone(service, key, query) for key in keys)
+        return
+    from kvstore_cli.http_client.batch import run_ops
+    from kvstore_cli.http_client.errors import problem_error
 
-    def _results(self) -> Iterator[Any]:
-        if self._query:  # these are one snapshot, too
-            yield from map(self._alone, self._keys)
-            return
-        from kvstore_cli.http_client.batch import run_ops
-        from kvstore_cli.http_client.errors import problem_error
+    results = run_ops(service, [{"op": "get", "key": key} for key in keys])
+    for key, result in zip(keys, results, strict=True):
+        del result["status"]
+        error = problem_error(result["error"]) if "error" in result else None
+        # a value that does not fit into the reply with the others is read alone
+        is_too_large = error is not None and error.code == "reply_too_large"
+        yield _alone(service, key, query) if is_too_large else error or result
 
-        results = run_ops(self._service, [{"op": "get", "key": key} for key in self._keys])
-        for key, result in zip(self._keys, results, strict=True):
-            del result["status"]
-            error = problem_error(result["error"]) if "error" in result else None
-            # a value that does not fit into the reply with the others is read alone
-            yield (
-                self._alone(key) if error is not None and error.code == "reply_too_large" else error or result
-            )
 
-    def _alone(self, key: str) -> Any:
-        try:
-            return self._service.request(
-                "GET", key_path("kv", key), [*self._query, ("format", "json")]
-            ).json()
-        except KvError as error:
-            if error.code not in ("not_found", "revision_gone"):
-                raise
-            return error
+def _alone(service: ServiceClient, key: str, query: Query) -> Any:
+    try:
+        return service.request("GET", key_path("kv", key), [*query, ("format", "json")]).json()
+    except KvError as error:
+        if error.code not in ("not_found", "revision_gone"):
+            raise
+        return error
 
 
 def _print_many(records: Iterable[dict[str, Any]], *, raw: bool, null: bool, as_json: bool) -> None:

@@ -91,9 +91,7 @@ def _has_screen() -> bool:
 def _print(sampler: Sampler, count: int | None, *, as_json: bool) -> None:
     """A line for each interval."""
     write = _write_json if as_json else _write_plain
-    for number in itertools.count():
-        if number == count:
-            return
+    for number in itertools.count() if count is None else range(count):
         write(number, sampler.samples.get())
 
 

@@ -89,25 +89,21 @@ _SHORTFALLS = {
 
 def _conditions(equals: str | None, since: int | None) -> dict[str, Callable[[Record], bool]]:
     wanted = os.fsencode(equals or "")
+    known = since
+
+    def has_changed(record: Record) -> bool:
+        nonlocal known
+        revision = 0 if record is None else record["revision"]
+        if known is None:
+            known = revision
+        return bool(revision != known)
+
     return {
         "--exists": lambda record: record is not None,
         "--gone": lambda record: record is None,
         "--equals": lambda record: record is not None and output.value_of(record) == wanted,
-        "--changed": _Changed(since),
+        "--changed": has_changed,
     }
-
-
-class _Changed:
-    """Whether the revision differs from the one first seen, or given."""
-
-    def __init__(self, since: int | None) -> None:
-        self._known = since
-
-    def __call__(self, record: Record) -> bool:
-        revision = 0 if record is None else record["revision"]
-        if self._known is None:
-            self._known = revision
-        return bool(revision != self._known)
 
 
 def _wait(

@@ -1,4 +1,4 @@
-"""Sizes, durations and addresses as people write them: text to base units and back.
+"""Sizes, durations, addresses and paths as people write them: text to base units and back.
 
 Every ``parse_*`` takes what a flag or a variable holds (text) or what a TOML file holds (text, number,
 truth value or list) and raises ValueError with a sentence that says what was expected.
@@ -114,12 +114,49 @@ def parse_url(given: Any) -> str:
 
 def parse_origins(given: Any) -> tuple[str, ...]:
     """Origins for CORS: a TOML list, or text with commas between them; ``*`` is any origin."""
-    origins = given if isinstance(given, list) else str(given).split(",")
-    cleaned = tuple(_text(origin).strip().rstrip("/") for origin in origins if origin)
-    for origin in cleaned:
-        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise ValueError(f"{origin!r} is not an origin; write for example https://app.example.org")
-    return cleaned
+    origins = tuple(origin.rstrip("/") for origin in _listed(given))
+    return _each_like(r"https?://[^/\s]+", origins, "an origin; write for example https://app.example.org")
+
+
+def parse_hosts(given: Any) -> tuple[str, ...]:
+    """Host names: a TOML list, or text with commas between them; ``*`` is any name."""
+    names = tuple(name.strip("[]").rstrip(".").lower() for name in _listed(given))
+    what = "a host's name; write for example kv.example.org, without a port"
+    return _each_like(r"[a-z0-9._-]+|[0-9a-f:.]+", names, what)
+
+
+def _listed(given: Any) -> list[str]:
+    parts = given if isinstance(given, list) else _text(given).split(",")
+    return [_text(part).strip() for part in parts if part]
+
+
+def _each_like(pattern: str, parts: tuple[str, ...], what: str) -> tuple[str, ...]:
+    for part in parts:
+        if part != "*" and not re.fullmatch(pattern, part):
+            raise ValueError(f"{part!r} is not {what}")
+    return parts
+
+
+def parse_path(given: Any) -> str:
+    """An absolute path, of one that may begin with ``~``."""
+    # Absolute at once: the processes that serve starts must not depend on where they were started.
+    # pathlib is not needed to run `kvstore get`, whose time is spent on imports.
+    from pathlib import Path
+
+    path = Path(_text(given))
+    try:
+        return str(path.expanduser().absolute())
+    except (RuntimeError, OSError) as error:
+        why = "you have no home folder" if isinstance(error, RuntimeError) else "the working folder is gone"
+        raise ValueError(f"{given!r} leads nowhere, since {why}; write a path that begins with /") from error
+
+
+def parse_engine(given: Any) -> str:
+    """A storage engine's address, which begins with a scheme."""
+    text = _text(given)
+    if ":" not in text:
+        raise ValueError(f"{text!r} is not an engine's address; write for example lmdb:")
+    return text
 
 
 def is_local(address: str) -> bool:

@@ -65,46 +65,6 @@ class Option(NamedTuple):
         return self.default_text or self.kind.show(self.default_value())
 
 
-def _parse_text(given: Any) -> str:
-    if not isinstance(given, str):
-        raise ValueError(f"{given!r} is not text; put it in quotes")
-    return given
-
-
-def _parse_path(given: Any) -> str:
-    # Absolute at once: the processes that serve starts must not depend on where they were started.
-    # pathlib is not needed to run `kvstore get`, whose time is spent on imports.
-    from pathlib import Path
-
-    path = Path(_parse_text(given))
-    try:
-        return str(path.expanduser().absolute())
-    except (RuntimeError, OSError) as error:
-        why = "you have no home folder" if isinstance(error, RuntimeError) else "the working folder is gone"
-        raise ValueError(f"{given!r} leads nowhere, since {why}; write a path that begins with /") from error
-
-
-def _parse_engine(given: Any) -> str:
-    text = _parse_text(given)
-    if ":" not in text:
-        raise ValueError(f"{text!r} is not an engine's address; write for example lmdb:")
-    return text
-
-
-def _parse_hosts(given: Any) -> tuple[str, ...]:
-    """Host names: a TOML list, or text with commas between them; ``*`` is any name."""
-    import re
-
-    names = given if isinstance(given, list) else _parse_text(given).split(",")
-    cleaned = tuple(_parse_text(name).strip().strip("[]").rstrip(".").lower() for name in names if name)
-    for name in cleaned:
-        if name != "*" and not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", name):
-            raise ValueError(
-                f"{name!r} is not a host's name; write for example kv.example.org, without a port"
-            )
-    return cleaned
-
-
 def _count(low: int, high: int = 2**31 - 1) -> Kind:
     def parse(given: Any) -> int:
         text = "" if isinstance(given, bool) else str(given).replace("_", "").strip()
@@ -149,11 +109,11 @@ FLAG = Kind("", "flag", option_values.parse_flag, lambda value: "yes" if value e
 _ADDRESS = Kind("HOST:PORT", "address", option_values.parse_address)
 _ENDPOINT = Kind("ENDPOINT", "ZeroMQ address", option_values.parse_endpoint)
 _URL = Kind("URL", "http(s) address", option_values.parse_url)
-_FOLDER = Kind("DIR", "folder", _parse_path)
-_FILE = Kind("FILE", "file", _parse_path)
-_ENGINE = Kind("URL", "address", _parse_engine)
+_FOLDER = Kind("DIR", "folder", option_values.parse_path)
+_FILE = Kind("FILE", "file", option_values.parse_path)
+_ENGINE = Kind("URL", "address", option_values.parse_engine)
 _ORIGINS = Kind("LIST", "origins", option_values.parse_origins, lambda value: ",".join(value) or "none")
-_HOSTS = Kind("LIST", "host names", _parse_hosts, lambda value: ",".join(value) or "none")
+_HOSTS = Kind("LIST", "host names", option_values.parse_hosts, lambda value: ",".join(value) or "none")
 
 
 def _xdg(variable: str, fallback: str) -> str | None:
@@ -212,13 +172,7 @@ OPTIONS: dict[str, Option] = {
             _STORE,
             "$XDG_DATA_HOME/kvstore, else ~/.local/share/kvstore",
         ),
-        Option(
-            "engine",
-            _ENGINE,
-            "lmdb:",
-            "The storage engine.",
-            _DAEMON,
-        ),
+        Option("engine", _ENGINE, "lmdb:", "The storage engine.", _DAEMON),
         Option(
             "sync",
             _choice("always", "interval", "none"),
@@ -318,20 +272,8 @@ OPTIONS: dict[str, Option] = {
             "that was away for longer starts over with a snapshot.",
             _DAEMON,
         ),
-        Option(
-            "retain-bytes",
-            _size(1024),
-            2**30,
-            "How many bytes of events the log keeps.",
-            _DAEMON,
-        ),
-        Option(
-            "retain-age",
-            DURATION,
-            7 * 86_400_000,
-            "How long the log keeps an event.",
-            _DAEMON,
-        ),
+        Option("retain-bytes", _size(1024), 2**30, "How many bytes of events the log keeps.", _DAEMON),
+        Option("retain-age", DURATION, 7 * 86_400_000, "How long the log keeps an event.", _DAEMON),
         Option(
             "max-pending-requests",
             _count(1, 100_000),

@@ -191,15 +191,11 @@ class ServiceClient:
         if self._secure or self._was_reached or not isinstance(error, (OSError, http_client.BadStatusLine)):
             return
         if not isinstance(error, TimeoutError) and speaks_tls(self._host, self._port):
-            raise KvError(
-                "unavailable",
-                f"{self.url} speaks TLS; write https:{self.url.partition(':')[2]}",
-            ) from error
+            secure_url = f"https:{self.url.partition(':')[2]}"
+            raise KvError("unavailable", f"{self.url} speaks TLS; write {secure_url}") from error
         if isinstance(error, http_client.BadStatusLine) and not isinstance(error, ConnectionError):
-            raise KvError(
-                "unavailable",
-                f"{self.url} does not speak HTTP; give the address of kvstore's HTTP facade",
-            ) from error
+            advice = "give the address of kvstore's HTTP facade"
+            raise KvError("unavailable", f"{self.url} does not speak HTTP; {advice}") from error
 
     def _cannot_reach(self, why: str) -> KvError:
         return KvError(
