@@ -1,4 +1,7 @@
-"""``kvstore serve``, ``daemon`` and ``http``, which run the service or one of its two parts."""
+"""``kvstore serve``, ``daemon`` and ``http``, which run the service or one of its two parts.
+
+What needs Linux is imported after the settings, whose import says so elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ import click
 from kvstore_cli.command_line.subcommand import configuration_of, given_flags, subcommand
 from kvstore_cli.config.option_values import connectable
 from kvstore_cli.config.options import OPTIONS
-from kvstore_cli.serve.logging_setup import chosen_format, set_up, write_through
-from kvstore_core.process.sd_notify import Notifier
 
 
 @subcommand("daemon", "http")
@@ -33,7 +34,9 @@ def serve(context: click.Context) -> int:
     """
     configuration = configuration_of(context, "daemon", "http")
     daemon, http = configuration.daemon_settings(), configuration.http_settings()
+    from kvstore_cli.serve.logging_setup import chosen_format, set_up, write_through
     from kvstore_cli.serve.supervisor import ServiceSupervisor, announce
+    from kvstore_core.process.sd_notify import Notifier
 
     # The children's standard error is a pipe: what reads ours decides how they write.
     log_format = chosen_format(daemon.log_format)
@@ -82,6 +85,8 @@ def daemon(context: click.Context) -> int:
       kvstore daemon --requests tcp://127.0.0.1:0 --changes tcp://127.0.0.1:0
     """
     settings = configuration_of(context, "daemon").daemon_settings()
+    from kvstore_cli.serve.logging_setup import chosen_format, set_up
+    from kvstore_core.process.sd_notify import Notifier
     from kvstore_daemon.main import run
 
     set_up("daemon", settings.log_level, chosen_format(settings.log_format))
@@ -107,6 +112,8 @@ def http(context: click.Context) -> int:
     if inherited:
         given_flags(context)["http"] = address_of(inherited)
     settings = configuration_of(context, "http").http_settings()
+    from kvstore_cli.serve.logging_setup import chosen_format, set_up
+    from kvstore_core.process.sd_notify import Notifier
     from kvstore_http.main import run
 
     set_up("http", settings.log_level, chosen_format(settings.log_format))
