@@ -81,6 +81,8 @@ with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
     assert (done.stdout, done.stderr) == ("Sync\nSync\n", "")
     got = kvstore_elsewhere(system, tmp_path, "get", "--url", shared_service.url, "k")
     assert (got.stdout.strip(), got.stderr) == ("v", "")
+    exported = kvstore_elsewhere(system, tmp_path, "export", "--url", shared_service.url)
+    assert '"key":"k"' in exported.stdout, exported.stderr
 
 
 def test_the_package_says_that_it_is_for_linux() -> None:

@@ -180,7 +180,8 @@ def exit_on_signals() -> None:
     cleanup. A signal that is ignored from the start, as under nohup, stays ignored."""
     import signal  # needed by few commands
 
-    ending = (signal.SIGTERM, signal.SIGHUP)
+    # Windows has no SIGHUP
+    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
     def end(number: int, _frame: Any) -> None:
         for other in ending:
