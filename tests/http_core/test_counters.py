@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kvstore_http.app import request_cells
 from kvstore_http.metrics.counters import OTHER, REQUEST_SECONDS, SharedCounters, WorkerCounters
-from kvstore_http.metrics.exposition import collector
+from kvstore_http.metrics.exposition import MetricsCollector
 
 WORKERS = 3
 NANOSECONDS = 1_000_000_000
@@ -86,7 +86,7 @@ def test_what_is_the_case_now_ends_with_the_worker_and_what_happened_stays() -> 
     shared_counters.note_end(1)
     shown = {
         sample.name: sample.value
-        for family in collector(first, None).collect()
+        for family in MetricsCollector(first, None).collect()
         for sample in family.samples
         if not sample.labels
     }

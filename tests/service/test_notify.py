@@ -288,14 +288,12 @@ def test_beats_are_for_the_process_that_is_watched(
     assert len(one_manager.listen()) == beats
 
 
-@pytest.mark.parametrize("say", [Notifier.beat, Notifier.stopping, lambda notifier: notifier.status("well")])
+@pytest.mark.parametrize("said", [["beat"], ["stopping"], ["status", "well"]], ids="-".join)
 @pytest.mark.parametrize("listener", ["manager", "parent"])
-def test_only_ready_waits_for_one_who_is_busy(
-    one_manager: Manager, say: Callable[[Notifier], None], listener: str
-) -> None:
+def test_only_ready_waits_for_one_who_is_busy(one_manager: Manager, said: list[str], listener: str) -> None:
     with closing(NoticeSocket()) as notices, notifier_on(notices) as child:
         notifier = child if listener == "parent" else Notifier(one_manager.address, is_watched=True)
         for _ in range(10_000):  # more than any queue of datagrams holds
-            say(notifier)
+            getattr(notifier, said[0])(*said[1:])
         heard = list(notices.read(())) if listener == "parent" else one_manager.listen()
         assert 0 < len(heard) < 10_000

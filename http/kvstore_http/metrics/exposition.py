@@ -382,29 +382,23 @@ _PROCESSES = (
 CATALOGUE: dict[str, MetricInfo] = {row.name: row for row in (*_FACADE, _UP, *_DAEMON, *_PROCESSES)}
 
 
-class FixedCollector:
-    """A collector of prometheus_client for families that have been made."""
+class MetricsCollector:
+    """A collector of prometheus_client; ``status`` is the daemon's, None if it does not answer."""
 
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = list(families)
+    def __init__(self, worker: WorkerCounters, status: Status | None) -> None:
+        self._worker = worker
+        self._status = status
 
     def collect(self) -> list[Metric]:
-        """The families."""
-        return self._families
-
-
-def collector(worker: WorkerCounters, status: Status | None) -> FixedCollector:
-    """A collector of all families, of all workers; ``status`` is the daemon's, None if it does not answer."""
-    processes = _processes(worker.shared_counters, status)
-    facade = _Facade(worker)
-    return FixedCollector(
-        [
+        """All families, of all workers, as of now."""
+        facade, status = _Facade(self._worker), self._status
+        processes = _processes(facade.shared, status)
+        return [
             *(_family(row, facade) for row in _FACADE),
             _family(_UP, status),
             *(_family(row, status) for row in _DAEMON if status is not None),
             *(_family(row, processes) for row in _PROCESSES),
         ]
-    )
 
 
 _FAMILIES: dict[str, Callable[..., Any]] = {

@@ -11,7 +11,7 @@ from kvstore_core.errors import KvError
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
-from kvstore_http.metrics.exposition import collector
+from kvstore_http.metrics.exposition import MetricsCollector
 from kvstore_http.protocol.bodies import send_fresh_json
 from kvstore_http.protocol.json_records import reply_json, timestamp
 from kvstore_http.protocol.query_params import read_query
@@ -43,7 +43,7 @@ class MetricsResource:
         """Answer with or without the daemon; ``kvstore_up`` says which."""
         read_query(req.env, routes.NOTHING)
         encode, content_type = choose_encoder(req.env.get("HTTP_ACCEPT", ""))
-        resp.data = encode(collector(self._counters, self._status()))
+        resp.data = encode(MetricsCollector(self._counters, self._status()))
         resp.content_type = content_type
         resp.set_header("cache-control", "no-store")
         resp.set_header("vary", "Accept")
