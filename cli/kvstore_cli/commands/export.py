@@ -95,13 +95,12 @@ def _write(write: Write, spool: RecordSpool, scope: Scope, advance: Advance) -> 
     from kvstore_cli.transfer.ndjson_format import ExportWriter
 
     export = ExportWriter()
-    bounds = {name: text for name, text in (("start", scope.start), ("end", scope.end)) if text}
     write(
         export.first(
             epoch=spool.epoch,
             revision=spool.revision,
             prefixes=scope.prefixes,
-            **bounds,
+            **scope.bounds(),
             created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         )
     )

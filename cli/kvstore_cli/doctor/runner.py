@@ -54,9 +54,6 @@ _CODES = {
 _SPARE_SECONDS = 10
 _BY_WEIGHT = (OK, SKIPPED, NOTE, WARNING, FAILED)
 
-Tell = Callable[[str, Finding], None]
-"""Called with the name of the check and each finding, as it is made."""
-
 
 class Results(NamedTuple):
     """All findings, each with the name of its check, and the exit status."""
@@ -64,15 +61,10 @@ class Results(NamedTuple):
     findings: list[tuple[str, Finding]]
     exit: int
 
-    @property
-    def status(self) -> str:
-        """The worst status of all."""
-        return max((finding.status for _, finding in self.findings), key=_BY_WEIGHT.index)
-
     def as_json(self) -> dict[str, Any]:
-        """The results as JSON."""
+        """The results as JSON, with the worst status of all."""
         return {
-            "status": self.status,
+            "status": max((finding.status for _, finding in self.findings), key=_BY_WEIGHT.index),
             "checks": [{"check": name, **finding.as_json()} for name, finding in self.findings],
         }
 
@@ -83,11 +75,13 @@ def longest_seconds(idle: float, *, is_quick: bool, is_read_only: bool) -> int:
     return sum(check.seconds for check in chosen) + _SPARE_SECONDS + (0 if is_quick else round(idle))
 
 
-def run_checks(probe: Probe, tell: Tell, *, is_quick: bool, is_read_only: bool) -> Results:
+def run_checks(
+    probe: Probe, tell: Callable[[str, Finding], None], *, is_quick: bool, is_read_only: bool
+) -> Results:
     """Run the checks and clean up after them, also when interrupted.
 
-    ``is_quick`` skips those that take long, ``is_read_only`` those that write. This takes
-    :func:`longest_seconds` at most.
+    ``tell`` is called with the name of the check and each finding, as it is made. ``is_quick`` skips those
+    that take long, ``is_read_only`` those that write. This takes :func:`longest_seconds` at most.
     """
     probe.deadline = monotonic() + longest_seconds(0, is_quick=True, is_read_only=is_read_only)
     findings: list[tuple[str, Finding]] = []

@@ -50,9 +50,13 @@ class Scope(NamedTuple):
             prefixes = (common,) if common else ()
         return [("snapshot", "1"), *(("prefix", prefix) for prefix in prefixes)]
 
+    def bounds(self) -> dict[str, str]:
+        """``start`` and ``end``, those that there are."""
+        return {name: text for name, text in (("start", self.start), ("end", self.end)) if text}
+
     def count(self, service: ServiceClient) -> int:
         """How many records there are now."""
-        bounds = [(name, text) for name, text in (("start", self.start), ("end", self.end)) if text]
+        bounds = self.bounds().items()
         queries = [
             [("count", "1"), ("prefix", prefix), *bounds] for prefix in disjoint(self.prefixes or ("",))
         ]

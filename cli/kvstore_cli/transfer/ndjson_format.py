@@ -8,7 +8,6 @@ changed. Files without these two lines are read as well: any objects with a key 
 
 from __future__ import annotations
 
-import binascii
 import hashlib
 import os
 import stat
@@ -343,7 +342,7 @@ def _value(fields: dict[str, Any]) -> str | bytes:
         return text
     try:
         return b64decode(encoded, validate=True)  # type: ignore[arg-type]
-    except (binascii.Error, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"value_b64 is not base64: {error}") from error
 
 
