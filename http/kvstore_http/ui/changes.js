@@ -2,7 +2,7 @@
 // Changes as they happen, newest first, in bounded number.
 
 import { status } from "./api.js";
-import { announce, button, byId, el } from "./dom.js";
+import { VERBATIM, announce, button, byId, el } from "./dom.js";
 import { DONE, clock, counted, grouped, moment } from "./format.js";
 import { hashOf, shownKey } from "./keys.js";
 import { Follower } from "./stream.js";
@@ -30,7 +30,7 @@ export class ChangesView {
   }
 
   #build() {
-    this.input = el("input", { id: "tail-prefix", type: "search", placeholder: "Keys that begin with …", autocomplete: "off", autocapitalize: "off", spellcheck: "false", oninput: () => this.#filter() });
+    this.input = el("input", { id: "tail-prefix", type: "search", placeholder: "Keys that begin with …", ...VERBATIM, oninput: () => this.#filter() });
     this.pauseButton = button("Pause", () => this.pause(), { title: "p" });
     this.state = el("p", { class: "state", role: "status" });
     this.rows = el("ol", { class: "tail", "aria-label": "Changes, newest first" });

@@ -18,6 +18,9 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+/** Attributes of a field whose text the browser must not change. */
+export const VERBATIM = { autocomplete: "off", autocapitalize: "off", spellcheck: "false" };
+
 /** @param {string} id @returns {any} */
 export const byId = (id) => document.getElementById(id);
 

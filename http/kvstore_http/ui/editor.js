@@ -4,7 +4,7 @@
 import { Problem, bytesOf, get, put, serviceNow, writeNumber } from "./api.js";
 import { sideBySide } from "./compare.js";
 import { merge } from "./diff.js";
-import { announce, button, confirmed, el, problemBox } from "./dom.js";
+import { VERBATIM, announce, button, confirmed, el, problemBox } from "./dom.js";
 import { draftOf, dropDraft, keepDraft } from "./drafts.js";
 import { clock, isJson, size, span } from "./format.js";
 import { faultOf, shownKey } from "./keys.js";
@@ -45,7 +45,7 @@ const newDraft = (prefix) => ({ key: prefix, isNew: true, text: "", contentType:
 /** A form for one key. `root` is its element. */
 export class Editor {
   /**
-   * @param {{ record?: import("./api.js").Value, prefix?: string, onSaved: (key: string, revision: number, editor: Editor) => void, onClosed: () => void }} what
+   * @param {{ record?: import("./api.js").Value, prefix?: string, onSaved: (key: string) => void, onClosed: () => void }} what
    */
   constructor({ record, prefix = "", onSaved, onClosed }) {
     this.record = record;
@@ -69,10 +69,10 @@ export class Editor {
     const { draft } = this;
     const keep = () => this.#keep();
     this.notice = el("div", { class: "notice" });
-    this.keyInput = el("input", { id: "edit-key", value: draft.key, autocomplete: "off", autocapitalize: "off", spellcheck: "false", oninput: keep });
-    this.area = el("textarea", { id: "edit-value", spellcheck: "false", autocapitalize: "off", rows: 14, value: draft.text, oninput: keep });
+    this.keyInput = el("input", { id: "edit-key", value: draft.key, ...VERBATIM, oninput: keep });
+    this.area = el("textarea", { id: "edit-value", ...VERBATIM, rows: 14, value: draft.text, oninput: keep });
     this.chooser = el("input", { id: "edit-file", type: "file", onchange: () => this.#choose() });
-    this.type = el("input", { id: "edit-type", value: draft.contentType, list: "types", autocomplete: "off", autocapitalize: "off", spellcheck: "false", oninput: keep });
+    this.type = el("input", { id: "edit-type", value: draft.contentType, list: "types", ...VERBATIM, oninput: keep });
     this.expiry = el("select", { id: "edit-expiry", onchange: keep }, ...this.#expiries());
     this.expiry.value = draft.expiry;
     this.ttl = el("input", { id: "edit-ttl", value: draft.ttl, placeholder: "30s, 5m, 2h, 7d", "aria-label": "Time to live", autocomplete: "off", oninput: keep });
@@ -207,7 +207,7 @@ export class Editor {
       const written = await put(key, bytes, this.#how(key));
       dropDraft(this.draft.key, this.isNew);
       announce(`Saved at revision ${written.revision}.`);
-      this.onSaved(key, written.revision, this);
+      this.onSaved(key);
     } catch (problem) {
       this.#failed(key, /** @type {Problem} */ (problem));
     } finally {

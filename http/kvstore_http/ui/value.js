@@ -60,9 +60,9 @@ export class ValueView {
   }
 
   #showNew() {
-    this.#edit(new Editor({
+    const editor = new Editor({
       prefix: this.place.prefix,
-      onSaved: (key, _revision, editor) => {
+      onSaved: (key) => {
         if (this.editor !== editor) return; // the reader has gone elsewhere meanwhile
         this.editor = null;
         this.go({ key, isNew: false });
@@ -71,14 +71,10 @@ export class ValueView {
         this.editor = null;
         this.go({ isNew: false });
       },
-    }));
-    this.root.replaceChildren(el("div", { class: "head" }, this.#back(), el("h2", {}, "New key")), /** @type {any} */ (this.editor).root);
-    /** @type {any} */ (this.editor).focus();
-  }
-
-  /** @param {Editor} editor */
-  #edit(editor) {
+    });
     this.editor = editor;
+    this.root.replaceChildren(el("div", { class: "head" }, this.#back(), el("h2", {}, "New key")), editor.root);
+    editor.focus();
   }
 
   #back() {
@@ -262,18 +258,21 @@ export class ValueView {
 
   /** @param {string} text */
   #text(text) {
-    if (!text) return el("p", { class: "quiet" }, "The value is empty.");
-    const pre = el("pre", { tabindex: 0, "aria-label": "The value" }, text.slice(0, SHOWN_CHARACTERS));
-    if (text.length <= SHOWN_CHARACTERS) return pre;
-    return el("div", {}, pre, button(`Show all ${grouped(text.length)} characters`, () => pre.replaceChildren(text)));
+    return this.#beginning({ "aria-label": "The value" }, text.length, SHOWN_CHARACTERS, "characters", (end) => text.slice(0, end));
   }
 
   /** @param {Uint8Array} bytes */
   #hex(bytes) {
-    if (!bytes.length) return el("p", { class: "quiet" }, "The value is empty.");
-    const pre = el("pre", { class: "hex", tabindex: 0, "aria-label": "The bytes" }, hex(bytes, SHOWN_BYTES));
-    if (bytes.length <= SHOWN_BYTES) return pre;
-    return el("div", {}, pre, button(`Show all ${grouped(bytes.length)} bytes`, () => pre.replaceChildren(hex(bytes))));
+    return this.#beginning({ class: "hex", "aria-label": "The bytes" }, bytes.length, SHOWN_BYTES, "bytes", (end) => hex(bytes, end));
+  }
+
+  /** As much as is shown at first, and a button for all of it. @param {Record<string, string>} attributes
+   * @param {number} length @param {number} most @param {string} unit @param {(end: number) => string} upTo */
+  #beginning(attributes, length, most, unit, upTo) {
+    if (!length) return el("p", { class: "quiet" }, "The value is empty.");
+    const pre = el("pre", { ...attributes, tabindex: 0 }, upTo(most));
+    if (length <= most) return pre;
+    return el("div", {}, pre, button(`Show all ${grouped(length)} ${unit}`, () => pre.replaceChildren(upTo(length))));
   }
 
   /** @param {import("./api.js").Value} record @param {string} type */
@@ -310,14 +309,15 @@ export class ValueView {
       this.refresh();
       this.editButton.focus();
     };
-    const saved = (/** @type {string} */ _key, /** @type {number} */ _revision, /** @type {Editor} */ editor) => {
+    const saved = () => {
       if (this.editor === editor) close(); // else the reader has gone elsewhere meanwhile
     };
-    this.editor = new Editor({ record: this.record, onSaved: saved, onClosed: close });
+    const editor = new Editor({ record: this.record, onSaved: saved, onClosed: close });
+    this.editor = editor;
     for (const node of [this.actions, this.facts, this.tabs]) node.hidden = true;
     this.notice.replaceChildren();
-    this.body.replaceChildren(this.editor.root);
-    this.editor.focus();
+    this.body.replaceChildren(editor.root);
+    editor.focus();
   }
 
   /** Delete the key if it still is as it is shown here. */
