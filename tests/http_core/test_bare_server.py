@@ -16,8 +16,11 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
+from kvstore_http.routes import SUBSCRIBE_PATH
+from kvstore_http.server import server
 from support.servers import wait_until
 
 pytestmark = pytest.mark.slow
@@ -240,6 +243,32 @@ def test_a_reader_that_goes_away_in_the_middle_disturbs_nobody(connect: Connect,
             sock.sendall(request(target))
             assert sock.recv(1000)
     assert seen(connect, request("/still-here"))["path"] == "/still-here"
+
+
+def test_requests_are_served_before_the_streams_that_came_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STREAMS_TURN_SECONDS", 0)
+    streams = 20
+    served: list[str] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        served.append(environ["kvstore.raw_path"])
+        start_response("200 OK", [("Content-Length", "0")])
+        return []
+
+    limits = {"max_body_bytes": 1000, "max_header_bytes": 1000, "max_connections": 50}
+    listening = socket.create_server(("127.0.0.1", 0))
+    with ExitStack() as open_ones:
+        open_ones.enter_context(closing(server.HttpServer(application, listening, **limits)))
+        # the loop, which is this thread's, has not seen any of them before all are there
+        for path in ["/first", *[SUBSCRIBE_PATH] * streams, "/last"]:
+            client = socket.create_connection(listening.getsockname())
+            open_ones.enter_context(closing(client))
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        with gevent.Timeout(30):
+            while len(served) < streams + 2:
+                gevent.sleep(0.001)
+        assert served.count(SUBSCRIBE_PATH) == streams
+        assert {"/first", "/last"} <= set(served[: streams // 4]), "they waited for the streams"
 
 
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────
