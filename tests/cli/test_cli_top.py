@@ -153,17 +153,8 @@ def test_the_screen_fits_the_terminal_and_follows_its_size(kvstore: Kvstore) -> 
         lines = terminal.wait_for("PROCESSES")
         assert len(lines) == 24
         assert max(map(len, lines)) <= 80
-        for label in (
-            "UP",
-            "REQUESTS",
-            "STREAMS",
-            "DAEMON",
-            "COMMITS",
-            "LOG",
-            "STORE",
-            "PROCESSES",
-            "q quits",
-        ):
+        labels = ("UP", "REQUESTS", "STREAMS", "DAEMON", "COMMITS", "LOG", "STORE", "PROCESSES", "q quits")
+        for label in labels:
             assert any(line.startswith(f" {label}") for line in lines), label
         terminal.resize(120, 40)
         terminal.wait_for_height(40)
@@ -274,10 +265,8 @@ def counter(*samples: tuple[str, float]) -> str:
 
 
 def test_rates_of_counters_that_begin_anew_or_were_not_there() -> None:
-    before, after = (
-        Reading(counter(("a", 10), ("b", 5)), 0),
-        Reading(counter(("a", 14), ("b", 2), ("c", 6)), 2),
-    )
+    before = Reading(counter(("a", 10), ("b", 5)), 0)
+    after = Reading(counter(("a", 14), ("b", 2), ("c", 6)), 2)
     interval = Interval(before, after)
     # one that is smaller than before was begun anew; one that is new began at 0
     assert interval.rates("c_total", "of") == {("a",): 2.0, ("b",): 1.0, ("c",): 3.0}

@@ -102,10 +102,8 @@ def test_a_retry_after_beyond_the_time_for_an_answer_ends_the_attempts(script: A
 def test_silence_is_a_time_out_and_of_a_write_the_outcome_is_unknown(script: Any) -> None:
     over = threading.Event()
     script.plays = [lambda _handler: bool(over.wait())]
-    with (
-        service(script.url, timeout_ms=200) as kv,
-        pytest.raises(KvError, match="may have been made") as caught,
-    ):
+    doubt = "may have been made"
+    with service(script.url, timeout_ms=200) as kv, pytest.raises(KvError, match=doubt) as caught:
         kv.request("PUT", "/v1/kv/a", body=b"v")
     over.set()
     assert caught.value.code == "timed_out"
@@ -334,10 +332,8 @@ def test_a_deadline_ends_a_stream_that_is_not_silent(script: Any) -> None:
             time.sleep(0.01)
 
     script.plays = [beat]
-    with (
-        service(script.url).open_stream("/s", [], stall_seconds=20) as stream,
-        pytest.raises(KvError) as caught,
-    ):
+    stream = service(script.url).open_stream("/s", [], stall_seconds=20)
+    with stream, pytest.raises(KvError) as caught:
         for _ in stream.lines(time.monotonic() + 0.3):
             pass
     assert caught.value.code == "timed_out"
