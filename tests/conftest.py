@@ -50,7 +50,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if seed is None else f"to search the same examples again: --hypothesis-seed={seed}"
 
 
-SERVERS = {"_starter", "shared_service"}
+SERVERS = {"_starter", "shared_daemon"}
 """Fixtures that every fixture which starts a server of ours asks for."""
 
 
@@ -119,6 +119,11 @@ class _Starter:
         self._folder = folder
         self._number = itertools.count()
 
+    def start_facade(self, daemon: Any, environment: dict[str, str] | None = None, **options: Any) -> Facade:
+        endpoints = {"requests": daemon.requests, "changes": daemon.changes, "workers": 1}
+        facade: Facade = self.start(Facade, {**endpoints, **options}, environment)
+        return facade
+
     def start(self, kind: type[Any], options: dict[str, Any], environment: dict[str, str] | None) -> Any:
         folder = self._folder / f"{kind.name}{next(self._number)}"
         folder.mkdir()
@@ -154,13 +159,7 @@ def start_daemon(_starter: _Starter) -> Callable[..., Daemon]:
 def start_facade(_starter: _Starter) -> Callable[..., Facade]:
     """``start_facade(daemon, workers=2)``: a ready facade in front of ``daemon`` (or of whatever has
     ``requests`` and ``changes``)."""
-
-    def start(daemon: Any, environment: dict[str, str] | None = None, **options: Any) -> Facade:
-        endpoints = {"requests": daemon.requests, "changes": daemon.changes, "workers": 1}
-        facade: Facade = _starter.start(Facade, {**endpoints, **options}, environment)
-        return facade
-
-    return start
+    return _starter.start_facade
 
 
 @pytest.fixture
@@ -188,22 +187,22 @@ def service(daemon: Daemon, facade: Facade) -> Service:
 
 
 @pytest.fixture(scope="module")
-def shared_daemon(
+def _shared_starter(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Daemon]:
-    """A daemon for all tests of a module that keep to keys of their own and stop nothing."""
-    starter = _Starter(request.node, tmp_path_factory.mktemp("daemon"))
-    yield starter.start(Daemon, {}, None)
+) -> Iterator[_Starter]:
+    starter = _Starter(request.node, tmp_path_factory.mktemp("shared"))
+    yield starter
     starter.stop_all()
 
 
 @pytest.fixture(scope="module")
-def shared_service(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    """A daemon and a facade for all tests of a module that keep to keys of their own and stop nothing."""
-    starter = _Starter(request.node, tmp_path_factory.mktemp("shared"))
-    daemon: Daemon = starter.start(Daemon, {}, None)
-    endpoints = {"requests": daemon.requests, "changes": daemon.changes, "workers": 1}
-    yield Service(daemon, starter.start(Facade, endpoints, None))
-    starter.stop_all()
+def shared_daemon(_shared_starter: _Starter) -> Daemon:
+    """A daemon for all tests of a module that keep to keys of their own and stop nothing."""
+    daemon: Daemon = _shared_starter.start(Daemon, {}, None)
+    return daemon
+
+
+@pytest.fixture(scope="module")
+def shared_service(shared_daemon: Daemon, _shared_starter: _Starter) -> Service:
+    """The shared daemon and a facade, for tests that do the same."""
+    return Service(shared_daemon, _shared_starter.start_facade(shared_daemon))

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from support.scripted import Script, scripted
-from support.servers import Service, clean_environment, kvstore_command
+from support.servers import Service, clean_environment, kvstore_command, run_kvstore
 from support.terminal import Terminal
-from support.warm import warm_command
 
 RUN_SECONDS = 45
 
@@ -36,11 +35,11 @@ class CommandLine:
         self, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         """Run it to its end."""
-        return warm_command(*kvstore_command()).run(
-            arguments,
+        return run_kvstore(
+            *arguments,
             stdin=stdin,
-            cwd=self.folder,
             env={**self.environment, **(env or {})},
+            cwd=self.folder,
             timeout=RUN_SECONDS,
         )
 
@@ -156,7 +155,7 @@ class _Answer(socketserver.StreamRequestHandler):
         words, environment, folder = ast.literal_eval(self.rfile.read().decode())
         # for the shell; the command takes its words for UTF-8 under any
         del environment["LC_ALL"]
-        done = warm_command(*kvstore_command()).run(words, stdin=b"", env=environment, cwd=folder, timeout=60)
+        done = run_kvstore(*words, env=environment, cwd=folder)
         self.wfile.write(done.stdout)
 
 

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from kvstore_cli.transfer.ndjson_format import ExportWriter, Reader, line_of
 from support.load import HttpWriter, Ledger
 from support.proxy import CuttingProxy
-from support.servers import Service, kvstore_command, wait_until
+from support.servers import Daemon, Service, kvstore_command, wait_until
 from support.terminal import Terminal
 
 pytestmark = pytest.mark.slow
@@ -45,16 +45,10 @@ PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @pytest.fixture(scope="module")
-def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def other(_shared_starter: Any) -> str:
     """The address of a second service, with a store of its own."""
-    from conftest import _Starter
-    from support.servers import Daemon, Facade
-
-    starter = _Starter(request.node, tmp_path_factory.mktemp("other"))
-    daemon = starter.start(Daemon, {}, None)
-    endpoints = {"requests": daemon.requests, "changes": daemon.changes, "workers": 1}
-    yield starter.start(Facade, endpoints, None).url
-    starter.stop_all()
+    daemon = _shared_starter.start(Daemon, {}, None)
+    return str(_shared_starter.start_facade(daemon).url)
 
 
 def records(url: str, prefix: str = "") -> dict[str, Record]:

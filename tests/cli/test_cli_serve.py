@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from support.servers import Serve, free_port, wait_until
-from support.surfaces import call
+from support.session import call
 
 pytestmark = pytest.mark.slow
 

@@ -113,7 +113,8 @@ def test_a_killed_daemon_comes_back_and_the_streams_go_on(project: Project, imag
 
     assert get(project.url, "before") == "kept"
     put(project.url, LAST_KEY, "")
-    assert [(seen.revision, seen.key) for seen in watcher.finish()] == [(1, "before"), (2, LAST_KEY)]
+    watcher.finish()
+    assert [(seen.revision, seen.key) for seen in watcher.seen] == [(1, "before"), (2, LAST_KEY)]
     assert project.container("http").inspect("{{.RestartCount}}") == "0"
 
 

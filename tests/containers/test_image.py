@@ -150,7 +150,8 @@ def test_a_killed_container_comes_back_with_its_data_and_its_streams_go_on(
     assert container.exec("kvstore", "get", "before") == "kept\n"
     put(container.url, "after", "new")
     put(container.url, LAST_KEY, "")
-    assert [(seen.revision, seen.key) for seen in watcher.finish()] == [
+    watcher.finish()
+    assert [(seen.revision, seen.key) for seen in watcher.seen] == [
         (1, "before"),
         (2, "after"),
         (3, LAST_KEY),

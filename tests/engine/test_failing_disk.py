@@ -16,7 +16,7 @@ from kvstore_core.errors import KvError
 from support.disk import preloaded, run_script
 from support.lengths import SHARE, Survived, times
 from support.servers import Serve, StartDaemon, clean_environment, kvstore_command, wait_until
-from support.surfaces import call
+from support.session import call
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from support.session import Session, assert_problem, path_of
-from support.surfaces import Answer
+from support.session import Answer, Session, assert_problem, path_of
 
 # (If-Match, If-None-Match) with {now} for the present revision, {old} for the one before, and
 # whether a write under them happens to an existing and to a missing key

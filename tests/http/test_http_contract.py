@@ -12,8 +12,7 @@ from kvstore_core.errors import ERRORS
 from kvstore_http.resources.openapi import SCHEMAS, document
 from kvstore_http.routes import ENDPOINTS, Endpoint, methods_of, paths
 from support.markdown import ROOT, table_rows
-from support.session import Session, assert_problem
-from support.surfaces import Answer
+from support.session import Answer, Session, assert_problem
 
 PAGE = (ROOT / "docs/http.md").read_text()
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND")

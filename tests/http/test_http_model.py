@@ -22,8 +22,7 @@ from hypothesis.stateful import (
 
 from support.lengths import examples
 from support.servers import Service
-from support.session import Session, assert_problem, path_of
-from support.surfaces import Answer
+from support.session import Answer, Session, assert_problem, path_of
 
 KEYS = ["a", "a/", "a//b", "..", "%2F", "b c", "ключ", "\U0001f600", "~" * 511]
 FAR = "1h"

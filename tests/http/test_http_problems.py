@@ -23,8 +23,7 @@ from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from support.metrics import scrape
 from support.servers import Daemon, Facade, wait_until
-from support.session import Session, assert_problem, path_of
-from support.surfaces import Answer
+from support.session import Answer, Session, assert_problem, path_of
 
 MIB = 1024 * 1024
 

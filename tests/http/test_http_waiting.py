@@ -9,8 +9,7 @@ from contextlib import closing
 import pytest
 
 from support.servers import Service, wait_until
-from support.session import Session, assert_problem, path_of
-from support.surfaces import Answer
+from support.session import Answer, Session, assert_problem, path_of
 
 Poll = Callable[[str], "Future[Answer]"]
 

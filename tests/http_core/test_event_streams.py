@@ -15,9 +15,8 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from support.servers import Daemon, Facade, Service, wait_until
-from support.session import connect
+from support.session import call, connect
 from support.streams import Stream, StreamEvent, open_stream
-from support.surfaces import call
 
 NDJSON = {"Accept": "application/x-ndjson"}
 

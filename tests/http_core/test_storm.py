@@ -17,9 +17,8 @@ import pytest
 
 from support.lengths import Survived, times
 from support.servers import Daemon, Facade
-from support.session import JSON_TYPE, connect
+from support.session import JSON_TYPE, call, connect
 from support.streams import Stream, StreamEvent
-from support.surfaces import call
 
 pytestmark = pytest.mark.torture
 

@@ -21,9 +21,8 @@ import pytest
 from kvstore_core.errors import KvError
 from kvstore_http.server.listen import bind
 from support.servers import Daemon, Facade, children, clean_environment, flags, kvstore_command, wait_until
-from support.session import assert_problem, connect
+from support.session import Answer, assert_problem, call, connect
 from support.streams import open_stream
-from support.surfaces import Answer, call
 
 
 def is_there(pid: int) -> bool:

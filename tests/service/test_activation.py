@@ -8,8 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from http.client import HTTPConnection
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +24,7 @@ from support.servers import (
     kvstore_command,
     wait_until,
 )
+from support.session import call
 
 pytestmark = pytest.mark.slow
 
@@ -79,12 +79,6 @@ def answer(connection: socket.socket) -> bytes:
         return stream.readline().strip()
 
 
-def status_of(url: str) -> int:
-    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_connections_that_come_while_the_facade_is_down_are_served_when_it_is_up(
     listening: socket.socket, start_on: Callable[..., Facade], workers: int
@@ -127,7 +121,7 @@ def test_sockets_for_another_process_are_left_alone(
 ) -> None:
     facade = start_on([listening], pid="1")
     assert urlsplit(facade.url).port != listening.getsockname()[1]
-    assert status_of(facade.url) == 200
+    assert call(facade.url, "GET", "/readyz").status == 200
 
 
 @pytest.mark.parametrize(
@@ -173,7 +167,7 @@ def test_systemd_hands_its_socket_over_with_the_first_connection(daemon: Daemon,
     ):
         try:
             wait_until(lambda: b"Listening on" in (tmp_path / "log").read_bytes())
-            assert status_of(f"http://127.0.0.1:{port}") == 200
+            assert call(f"http://127.0.0.1:{port}", "GET", "/readyz").status == 200
         finally:
             server.terminate()
     assert server.returncode == 0, (tmp_path / "log").read_text()

@@ -26,11 +26,10 @@ from kvstore_client import (
     Sync,
 )
 from kvstore_daemon.storage.lmdb_store import row_format
-from support.load import HttpWriter, Ledger, NativeWriter, Writer
-from support.servers import Daemon, Facade, Service, clean_environment, kvstore_command, wait_until
+from support.load import HttpWriter, Ledger, NativeWriter, Writer, wait_for_more, whole_log
+from support.servers import Daemon, Facade, Service, clean_environment, run_kvstore, wait_until
+from support.session import call
 from support.streams import open_stream
-from support.surfaces import call
-from support.warm import warm_command
 
 BACKUPS = int(os.environ.get("BACKUPS", "3"))
 
@@ -52,9 +51,7 @@ class TtlWriter(NativeWriter):
 
 
 def kvstore(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    done = warm_command(*kvstore_command()).run(
-        arguments, stdin=b"", env=clean_environment(folder), cwd=folder, timeout=60
-    )
+    done = run_kvstore(*arguments, env=clean_environment(folder), cwd=folder)
     assert done.returncode == 0, done.stderr.decode()
     return done
 
@@ -62,16 +59,6 @@ def kvstore(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]
 async def first_of_async(daemon: Daemon, since: int) -> object:
     async with AsyncSubscription(daemon.requests, daemon.changes, since=since) as subscription:
         return await subscription.next(30)
-
-
-def whole_log(client: Client) -> list[Event]:
-    found: list[Event] = []
-    page = client.events(0)
-    while True:
-        found += page.events
-        if page.next >= page.head:
-            return found
-        page = client.events(page.next)
 
 
 def state_at(log: list[Event], revision: int) -> State:
@@ -117,8 +104,7 @@ def test_a_backup_under_load_is_the_store_at_its_revision(
         writer.start()
     backups: list[tuple[Path, int, str]] = []
     for number in range(BACKUPS):
-        written = len(ledger)
-        wait_until(lambda enough=written + 150: len(ledger) >= enough, timeout=60)  # type: ignore[misc]
+        wait_for_more(ledger, 150, writers)
         file = tmp_path / f"{number}.kvb"
         done = kvstore(tmp_path, "backup", str(file), "--json", "--data", str(service.daemon.data))
         said = json.loads(done.stdout)

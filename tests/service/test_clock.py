@@ -16,7 +16,7 @@ import pytest
 
 from support.programs import require_program
 from support.servers import Serve, wait_until
-from support.surfaces import call
+from support.session import call
 
 HOUR = 3600
 MINUTE = 60

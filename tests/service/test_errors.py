@@ -16,12 +16,11 @@ from kvstore_client import Client
 from kvstore_core.errors import ERRORS, KvError
 from kvstore_core.wire import decode_reply, encode_request
 from support.servers import Daemon, Facade, Service, free_port, wait_until
-from support.surfaces import Answer, Command, call
+from support.session import JSON_TYPE, PATCH_TYPE, Answer, assert_problem, call
+from support.surfaces import kvstore
 
 MIB = 1024 * 1024
 LONG_KEY = "k" * 512
-JSON_TYPE = {"Content-Type": "application/json"}
-MERGE_TYPE = {"Content-Type": "application/merge-patch+json"}
 
 
 class Http(NamedTuple):
@@ -119,7 +118,7 @@ CASES = [
         Http("POST", "/v1/incr/most"),
         Shell(["incr", "most"]),
     ),
-    Case("not_json", None, Http("PATCH", "/v1/kv/text", b"{}", MERGE_TYPE), None),
+    Case("not_json", None, Http("PATCH", "/v1/kv/text", b"{}", PATCH_TYPE), None),
 ]
 
 # What needs more than one request, and is provoked by a test of its own below.
@@ -187,20 +186,9 @@ def native_error(endpoint: str, frames: Sequence[bytes]) -> str:
     return refused.value.code
 
 
-def check_problem(answer: Answer, code: str) -> None:
-    """The answer is the problem document of ``code``, with the status of the table."""
-    row = ERRORS[code]
-    assert answer.status == row.status, answer
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json
-    assert (problem["code"], problem["status"], problem["title"]) == (code, row.status, row.title)
-    assert problem["retryable"] == row.retryable
-    assert problem["detail"], "an error says what to do"
-
-
 def check_exit(url: str, folder: Path, code: str, shell: Shell) -> None:
     """The command ends with the table's exit status, says why, and shows no traceback."""
-    done = Command(url, folder).run(*shell.arguments, stdin=shell.stdin)
+    done = kvstore(url, folder, *shell.arguments, stdin=shell.stdin)
     assert done.returncode == ERRORS[code].exit, done
     assert done.stderr.startswith(b"kvstore: ") or b'"error"' in done.stdout, done
     assert b"Traceback" not in done.stderr
@@ -213,7 +201,7 @@ def test_over_zeromq(case: Case, stocked: Service) -> None:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.http], ids=lambda case: case.code)
 def test_over_http(case: Case, stocked: Service) -> None:
-    check_problem(call(stocked.url, *case.http or ()), case.code)
+    assert_problem(call(stocked.url, *case.http or ()), case.code)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.shell], ids=lambda case: case.code)
@@ -247,7 +235,7 @@ def test_sequence_reused_and_stale(stocked: Service) -> None:
     assert native_error(stocked.requests, numbered(1, b"first")) == "sequence_stale"
     header = {"Idempotency-Key": "mine"}
     assert call(stocked.url, "PUT", "/v1/kv/numbered", b"1", header).status in (200, 201)
-    check_problem(call(stocked.url, "PUT", "/v1/kv/numbered", b"2", header), "sequence_reused")
+    assert_problem(call(stocked.url, "PUT", "/v1/kv/numbered", b"2", header), "sequence_reused")
     call(stocked.url, "DELETE", "/v1/kv/numbered")
 
 
@@ -260,7 +248,7 @@ def test_cursor_expired_and_revision_gone(
         for number in range(50):
             client.put("k", str(number).encode())
     assert native_error(daemon.requests, ops({"op": "events", "since": 1})) == "cursor_expired"
-    check_problem(call(facade.url, "GET", "/v1/kv/k?revision=1"), "revision_gone")
+    assert_problem(call(facade.url, "GET", "/v1/kv/k?revision=1"), "revision_gone")
     check_exit(facade.url, tmp_path, "revision_gone", Shell(["get", "k", "--revision", "1"]))
 
 
@@ -272,9 +260,7 @@ def test_reply_too_large(daemon: Daemon) -> None:
 
 def test_too_busy_for_another_stream(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
     facade = start_facade(daemon, max_streams=0)
-    answer = call(facade.url, "GET", "/v1/subscribe")
-    check_problem(answer, "too_busy")
-    assert "retry-after" in answer.headers
+    assert_problem(call(facade.url, "GET", "/v1/subscribe"), "too_busy")
 
 
 def test_unavailable_when_the_daemon_is_away(
@@ -288,8 +274,7 @@ def test_unavailable_when_the_daemon_is_away(
 
     # the first requests may still wait for an answer that does not come
     wait_until(lambda: answer().status != ERRORS["timed_out"].status, what="the daemon counts as away")
-    check_problem(answer(), "unavailable")
-    assert "retry-after" in answer().headers
+    assert_problem(answer(), "unavailable")
     check_exit(facade.url, tmp_path, "unavailable", Shell(["get", "k", "--request-timeout", "1s"]))
     nowhere = f"http://127.0.0.1:{free_port()}"
     check_exit(nowhere, tmp_path, "unavailable", Shell(["get", "k", "--request-timeout", "1s"]))
@@ -317,7 +302,7 @@ def test_timed_out_when_the_daemon_hangs(
     # which of the two depends on how long ago the daemon was last heard
     for code in (answer.json["code"], refused.value.code):
         assert code in ("timed_out", "unavailable")
-    check_problem(answer, answer.json["code"])
+    assert_problem(answer, answer.json["code"])
     assert answer.json["outcome"] == "unknown"
     assert refused.value.details["outcome"] == "unknown"
 
@@ -330,7 +315,7 @@ def test_store_full(
     value = b"v" * 100_000
     with Client(daemon.requests) as client:
         stored = fill(client, value)
-        check_problem(call(facade.url, "PUT", "/v1/kv/more", value), "store_full")
+        assert_problem(call(facade.url, "PUT", "/v1/kv/more", value), "store_full")
         check_exit(facade.url, tmp_path, "store_full", Shell(["put", "more", "v"]))
         assert client.get("k0").value == value, "reads go on"
         for number in range(stored):

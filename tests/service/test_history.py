@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event as Flag
-from threading import Thread
 
 import pytest
 
@@ -22,7 +21,7 @@ from kvstore_client import Client, Event
 from support.contenders import Contender, HttpContender, NativeContender, Poller, WireContender
 from support.history import Effect, Found, History, check_keys, check_witness, end
 from support.lengths import SHARE, Survived, times
-from support.load import LAST_KEY
+from support.load import LAST_KEY, Party, PlainSubscriber, wait_for_more
 from support.mirrors import (
     CommandMirror,
     ForgetfulNativeMirror,
@@ -30,7 +29,6 @@ from support.mirrors import (
     Mirror,
     NativeMirror,
     NdjsonMirror,
-    PlainSubscriber,
     SseMirror,
     Truth,
     check_messages,
@@ -49,31 +47,30 @@ well below what is retained."""
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(300)]
 
 
-class Recorder(Thread):
+class Recorder(Party):
     """Keeps the whole log, of which the daemon retains only the end. Writers wait for it (:meth:`turn`)."""
 
+    patience = 120
+
     def __init__(self, requests: str) -> None:
-        super().__init__(name="recorder", daemon=True)
+        super().__init__("recorder")
         self.log: list[Event] = []
         self.floor = 0
-        self.failure: BaseException | None = None
         self.has_ended = Flag()
         self._next = 0
         self._client = Client(requests, timeout=60)
 
-    def run(self) -> None:
-        try:
-            with self._client:
-                while not self.has_ended.wait(0.005):
-                    page = self._client.events(self._next)
-                    self.log += page.events
-                    self._next, self.floor = page.next, page.floor
-                    if any(event.key == LAST_KEY for event in page.events):
-                        return
-        except BaseException as failure:
-            self.failure = failure
-        finally:
-            self.has_ended.set()
+    def work(self) -> None:
+        while not self.has_ended.wait(0.005):
+            page = self._client.events(self._next)
+            self.log += page.events
+            self._next, self.floor = page.next, page.floor
+            if any(event.key == LAST_KEY for event in page.events):
+                return
+
+    def close(self) -> None:
+        self.has_ended.set()
+        self._client.close()
 
     def turn(self, revision: int) -> None:
         """Return once the store is not too far ahead for someone who knows of ``revision``."""
@@ -209,12 +206,9 @@ class _Story:
             wait_until(lambda: not client.status()["expiring_keys"], what="all keys with a TTL are gone")
             last = self._history.begin("last", [Effect("put", LAST_KEY, 0)])
             end(last, "ok", [Found(client.put(LAST_KEY, b"0").revision)])
-            self._recorder.join()
-            for mirror in self._mirrors:
-                mirror.finish()
-            self._plain.finish()
+            for party in (self._recorder, *self._mirrors, self._plain):
+                party.finish()
             self._present = {r.key: (r.revision, (r.value or b"").decode()) for r in client.list()}
-        assert self._recorder.failure is None, self._recorder.failure
         survived(
             histories=1,
             operations=len(self._history),
@@ -231,15 +225,8 @@ class _Story:
             self._wait_for_operations()
 
     def _wait_for_operations(self) -> None:
-        target = len(self._history) + OPERATIONS_BETWEEN
-        threads: list[Contender | Mirror | Recorder] = [*self._contenders, *self._mirrors, self._recorder]
-
-        def enough() -> bool:
-            for thread in threads:
-                assert thread.failure is None, f"{thread.name}: {thread.failure!r}"
-            return len(self._history) >= target
-
-        wait_until(enough, timeout=120, what=f"{OPERATIONS_BETWEEN} more operations")
+        parties = [*self._contenders, *self._mirrors, self._recorder]
+        wait_for_more(self._history, OPERATIONS_BETWEEN, parties)
 
     def check(self) -> None:
         """Hold what everybody was told against what happened, and against what everybody else was told."""

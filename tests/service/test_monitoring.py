@@ -156,7 +156,7 @@ def facade(daemon: Daemon, start_facade: Callable[..., Facade]) -> Facade:
 
 @pytest.fixture
 def prometheus(tmp_path: Path, rules: Path, facade: Facade) -> Iterator[Prometheus]:
-    with Prometheus(tmp_path, urlsplit(facade.url).netloc, rules) as running:
+    with Prometheus(tmp_path / "prometheus", urlsplit(facade.url).netloc, rules) as running:
         yield running
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from kvstore_client import Client
 from kvstore_core.process.sd_notify import NoticeSocket, Notifier
 from support.manager import Manager, notifier_on
 from support.servers import Daemon, Facade, Serve, children, clean_environment, kvstore_command, wait_until
+from support.session import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -35,12 +35,6 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
 def one_manager(tmp_path: Path) -> Iterator[Manager]:
     with closing(Manager.at_path(tmp_path)) as manager:
         yield manager
-
-
-def status_of(url: str, target: str) -> int:
-    with closing(HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
-        connection.request("GET", target)
-        return connection.getresponse().status
 
 
 def descendants(pid: int) -> list[int]:
@@ -93,7 +87,7 @@ def test_the_facade_beats_while_the_daemon_is_away(
 ) -> None:
     facade = start_facade(daemon, environment=one_manager.environment, daemon_timeout="300ms")
     daemon.stop()
-    assert status_of(facade.url, "/readyz") == 503
+    assert call(facade.url, "GET", "/readyz").status == 503
     one_manager.wait_for("WATCHDOG=1", times=one_manager.count("WATCHDOG=1") + 3)
 
 
@@ -107,7 +101,7 @@ def test_serve_is_ready_when_both_parts_are_and_again_when_one_came_back(
     os.kill(children(serve.pid)[0], signal.SIGKILL)
     assert "the daemon was ended by SIGKILL" in one_manager.wait_for("STATUS=")
     one_manager.wait_for("READY=1", times=2)
-    assert status_of(serve.url, "/readyz") == 200
+    assert call(serve.url, "GET", "/readyz").status == 200
     one_manager.wait_for("WATCHDOG=1", times=3)
     serve.stop()
     assert one_manager.listen()[-1] == "STOPPING=1\nSTATUS=stopping"
@@ -125,7 +119,7 @@ def test_ready_means_that_the_address_answers(
         # READY may come before `start` has seen the line on stderr, never after
         facade.start()
         one_manager.wait_for("READY=1", times=seen + 1)
-        assert status_of(facade.url, "/readyz") == 200
+        assert call(facade.url, "GET", "/readyz").status == 200
 
 
 def test_a_daemon_that_cannot_start_is_never_ready(
@@ -160,7 +154,7 @@ def test_a_worker_that_hangs_silences_the_facade_and_is_replaced(
     assert steady in children(facade.pid)
     assert stuck not in children(facade.pid)
     assert one_manager.count("READY=1") == 1
-    assert {status_of(facade.url, "/readyz") for _ in range(20)} == {200}
+    assert {call(facade.url, "GET", "/readyz").status for _ in range(20)} == {200}
 
 
 def test_a_facade_that_was_held_up_with_its_workers_takes_none_for_stuck(
@@ -202,7 +196,7 @@ def test_serve_names_ends_and_replaces_parts_that_hang(
     ended = max(place for place, message in enumerate(said) if "was ended by SIG" in message)
     # from then on it has nobody who hangs, however long they take to start
     assert "WATCHDOG=1" not in said[late:ended]
-    assert status_of(serve.url, "/readyz") == 200
+    assert call(serve.url, "GET", "/readyz").status == 200
     assert not set(hung) & set(children(serve.pid))
     one_manager.wait_for("WATCHDOG=1", times=one_manager.count("WATCHDOG=1") + 2)
 
@@ -251,7 +245,7 @@ def test_a_manager_that_is_not_there_is_no_failure(
     nobody = {"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "30000000"}
     daemon = start_daemon(environment=nobody)
     facade = start_facade(daemon, environment=nobody)
-    assert status_of(facade.url, "/readyz") == 200
+    assert call(facade.url, "GET", "/readyz").status == 200
     facade.stop()
     daemon.stop()
 

@@ -13,7 +13,8 @@ from kvstore_cli.doctor.probe import Probe
 from support.markdown import ROOT, blocks
 from support.programs import PLAIN, HaProxy, Nginx, make_certificate
 from support.servers import Service, wait_until
-from support.surfaces import call, examine
+from support.session import call
+from support.surfaces import examine
 
 SHIPPED = (ROOT / "deploy/nginx/kvstore.conf").read_text()
 PAGE = (ROOT / "docs/proxies.md").read_text()

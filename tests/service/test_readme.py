@@ -15,7 +15,7 @@ import pytest
 from support.browser import open_browser
 from support.markdown import ROOT, Block, blocks, looks_like, steps, table_rows
 from support.servers import Serve, wait_until
-from support.surfaces import call, kv_path
+from support.session import call, kv_path
 
 README = (ROOT / "README.md").read_text()
 SESSION = [block for block in blocks(README) if "A session" in block.headings]

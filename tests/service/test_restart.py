@@ -8,7 +8,7 @@ import pytest
 
 from kvstore_client import Client, Event
 from support.servers import Serve, Service, wait_until
-from support.surfaces import call, kv_path
+from support.session import call, kv_path
 
 
 def contents(url: str) -> dict[str, object]:

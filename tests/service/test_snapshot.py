@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from kvstore_client import AsyncSubscription, Client, Cursor, Event, Subscription, Sync, commands
-from support.load import Seen, seen_event, seen_json, whole_log
+from support.load import LAST_KEY, Seen, seen_event, seen_json, whole_log
 from support.servers import Service, clean_environment, kvstore_command
 from support.streams import open_stream
 
@@ -24,8 +24,6 @@ LARGE_KEYS = 48
 LARGE_BYTES = 512 * 1024
 """A page holds some 4 MiB of values, so that there are several pages, with few keys in each: many of the
 keys that are put meanwhile lie right between two of them."""
-
-LAST_KEY = "~last"
 
 State = dict[str, bytes | None]
 Changes = Callable[[Service], Generator[tuple[str, str, bytes | None], None, None]]
@@ -162,7 +160,7 @@ def begin_json(lines: Iterator[tuple[str, str | None, dict[str, Any]]]) -> Begin
             assert cursor is not None
             news = (seen_json(data, name) for name, _, data in lines if name != "heartbeat")
             return Beginning(before, Cursor.parse(cursor), list(itertools.islice(news, AFTERWARDS)))
-        before.append(seen_json({"index": 0, **data}, name))
+        before.append(seen_json(data, name))
     raise AssertionError("the stream ended before its sync")
 
 
@@ -226,7 +224,8 @@ def test_beside_writers_at_full_speed_a_sync_is_the_state_of_its_cursor(
     ways = [begin_native] * 12 + [begin_async] * 12 + [begin_sse] * 4 + [begin_command] * 2
     with full_speed(service.requests):
         begun = [(way.__name__, way(service, tmp_path)) for way in ways]
-    log = whole_log(service.requests)
+    with Client(service.requests) as client:
+        log = list(map(seen_event, whole_log(client)))
     for name, (before, cursor, after) in begun:
         assert max((event.revision for event in before), default=0) <= cursor.revision, name
         assert state_after(before) == state_after([e for e in log if e.revision <= cursor.revision]), name

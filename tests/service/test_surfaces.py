@@ -12,8 +12,9 @@ import pytest
 from kvstore_core.errors import ERRORS, EXIT_USAGE, KvError
 from kvstore_core.limits import MAX_KEY_BYTES
 from support.servers import Service
+from support.session import call, kv_path
 from support.streams import open_stream
-from support.surfaces import Command, CommandSurface, HttpSurface, NativeSurface, Surface, call, kv_path
+from support.surfaces import CommandSurface, HttpSurface, NativeSurface, Surface, kvstore
 
 MIB = 1024 * 1024
 
@@ -77,7 +78,7 @@ def test_a_key_out_of_bounds_is_refused_alike(key: str, shared_service: Service,
     assert refused.value.code == row.code
     answer = call(shared_service.url, "PUT", kv_path(key), b"v")
     assert (answer.status, answer.json["code"]) == (row.status, row.code)
-    done = Command(shared_service.url, tmp_path).run("put", "--", key, "v")
+    done = kvstore(shared_service.url, tmp_path, "put", "--", key, "v")
     # an empty key is wrong usage to the command; how long one may be is the service's to say
     assert done.returncode == (row.exit if key else EXIT_USAGE), done
 
@@ -87,7 +88,7 @@ def test_a_key_that_is_no_text_is_refused_and_harms_nothing(shared_service: Serv
     for path in ("/v1/kv/%FF", "/v1/kv/a%00b", "/v1/kv/%ED%A0%80"):
         answer = call(shared_service.url, "PUT", path, b"v")
         assert (answer.status, answer.json["code"]) == (row.status, row.code), path
-    done = Command(shared_service.url, tmp_path).run("put", "--", b"\xff", "v")
+    done = kvstore(shared_service.url, tmp_path, "put", "--", b"\xff", "v")
     assert done.returncode != 0
     assert b"Traceback" not in done.stderr
 
@@ -119,6 +120,6 @@ def test_a_value_of_one_byte_more_is_refused_alike(shared_service: Service, tmp_
     assert refused.value.code == row.code
     answer = call(shared_service.url, "PUT", kv_path("too large"), value)
     assert (answer.status, answer.json["code"]) == (row.status, row.code)
-    done = Command(shared_service.url, tmp_path).run("put", "too large", "-", stdin=value)
+    done = kvstore(shared_service.url, tmp_path, "put", "too large", "-", stdin=value)
     assert done.returncode == row.exit, done
     assert call(shared_service.url, "GET", kv_path("too large")).status == 404

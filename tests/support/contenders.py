@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -21,6 +20,7 @@ import zmq
 
 from kvstore_client import Client, KvError, commands
 from support.history import Effect, Found, History, Operation, end
+from support.load import Party
 from support.wire import pack, unpack
 
 PREFIX = "key/"
@@ -42,37 +42,23 @@ class NoAnswerError(Exception):
         self.may_be_done = may_be_done
 
 
-class Contender(threading.Thread):
+class Contender(Party):
     """Does random operations until it is told to stop. A subclass says how one reaches the service.
 
     ``turn`` is called before each operation and may make it wait.
     """
 
     def __init__(self, name: str, history: History, seed: int, turn: Turn) -> None:
-        super().__init__(name=name, daemon=True)
+        super().__init__(name)
         self.random = random.Random(f"{seed} {name}")
-        self.failure: BaseException | None = None
         self._history = history
         self._turn = turn
-        self._stopping = threading.Event()
         self._known = dict.fromkeys(KEYS, 0)
 
-    def run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                self._turn(max(self._known.values()))
-                self._contend(self._effects())
-        except BaseException as failure:
-            self.failure = failure
-        finally:
-            self.close()
-
-    def finish(self) -> None:
-        """Stop after the operation that is under way, and raise what went wrong."""
-        self._stopping.set()
-        self.join()
-        if self.failure is not None:
-            raise AssertionError(f"the client {self.name} failed") from self.failure
+    def work(self) -> None:
+        while not self.stopping.is_set():
+            self._turn(max(self._known.values()))
+            self._contend(self._effects())
 
     # ── what to do ───────────────────────────────────────────────────────────────────────────────
 
@@ -152,9 +138,6 @@ class Contender(threading.Thread):
     def listed(self) -> list[Found]:
         """What a list says of all keys."""
         raise NotImplementedError
-
-    def close(self) -> None:
-        """Close what was opened."""
 
 
 def found_in(fields: dict[str, Any]) -> Found:

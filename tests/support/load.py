@@ -8,7 +8,8 @@ import json
 import random
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -20,7 +21,7 @@ import zmq
 
 from kvstore_client import Client, Event, Subscription, commands
 from kvstore_core.wire import PublishedEvent, decode_change
-from support.servers import clean_environment, kvstore_command
+from support.servers import clean_environment, kvstore_command, wait_until
 from support.streams import StreamEvent, open_stream
 
 COUNTER = "counter"
@@ -57,40 +58,78 @@ class Ledger:
         return len(self.writes)
 
 
-class Writer(threading.Thread):
+class Party(threading.Thread):
+    """Does its ``work`` until it is told to stop; with ``patience``, until it has come to its end by itself,
+    for which it is given so many seconds."""
+
+    patience: float | None = None
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.stopping = threading.Event()
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except BaseException as failure:
+            self.failure = failure
+        finally:
+            self.close()
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close what was opened."""
+
+    def so_far(self) -> str:
+        """How far it came."""
+        return "it works on"
+
+    def finish(self) -> None:
+        """Wait for the end, and raise what went wrong."""
+        if self.patience is None:
+            self.stopping.set()
+        self.join(self.patience)
+        if self.failure is not None:
+            raise AssertionError(f"{self.name} failed") from self.failure
+        assert not self.is_alive(), f"{self.name} has not come to its end: {self.so_far()}"
+
+
+def wait_for_more(counted: Sized, number: int, parties: Iterable[Party]) -> None:
+    """Wait until there are ``number`` more; fails at once where one of the parties failed."""
+    target, parties = len(counted) + number, list(parties)
+
+    def enough() -> bool:
+        for party in parties:
+            assert party.failure is None, f"{party.name}: {party.failure!r}"
+        return len(counted) >= target
+
+    wait_until(enough, timeout=120, what=f"{number} more than {target - number}")
+
+
+class Writer(Party):
     """Writes until it is told to stop, each write again and again until it is acknowledged.
 
     Every value is written once in the whole test, so that an event says which write made it. A subclass
-    says how a write reaches the service; what it raises fails the test when the writer is joined.
+    says how a write reaches the service.
     """
 
     def __init__(self, name: str, ledger: Ledger) -> None:
-        super().__init__(name=name)
+        super().__init__(name)
         self._ledger = ledger
-        self._stopping = threading.Event()
-        self.failure: BaseException | None = None
 
-    def finish(self) -> None:
-        """Stop after the write that is under way, and raise what went wrong."""
-        self._stopping.set()
-        self.join()
-        if self.failure is not None:
-            raise AssertionError(f"the writer {self.name} failed") from self.failure
-
-    def run(self) -> None:
-        number = 0
-        try:
-            while not self._stopping.is_set():
-                self._write(number)
-                number += 1
-        except BaseException as failure:
-            self.failure = failure
+    def work(self) -> None:
+        for number in itertools.takewhile(lambda _: not self.stopping.is_set(), itertools.count()):
+            self._write(number)
 
     def _write(self, number: int) -> None:
         """A little of everything: mostly puts, now and then what else changes the store."""
         key, value = f"{self.name}/{number % 50}", f"{self.name} wrote {number}"
         if number % 10 == 7:
-            self._increment()
+            self.increment()
+            self._ledger.note_increment()
         elif number % 10 == 8:
             pairs = [(f"{self.name}/batch/{part}", f"{value}.{part}") for part in range(3)]
             revision = self.put_together(pairs)
@@ -102,10 +141,6 @@ class Writer(threading.Thread):
             ttl = 0.5 if number % 10 == 3 else None
             revision = self.put(key, value, ttl)
             self._ledger.note(Acknowledged(revision, "put", key, value))
-
-    def _increment(self) -> None:
-        self.increment()
-        self._ledger.note_increment()
 
     def put(self, key: str, value: str, ttl: float | None) -> int:
         raise NotImplementedError
@@ -125,12 +160,10 @@ class HttpWriter(Writer):
 
     def __init__(self, name: str, ledger: Ledger, url: str) -> None:
         super().__init__(name, ledger)
-        self._address = urlsplit(url).netloc
-        self._connection = HTTPConnection(self._address, timeout=PATIENCE_SECONDS)
+        self._connection = HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_SECONDS)
 
-    def run(self) -> None:
-        with closing(self._connection):
-            super().run()
+    def close(self) -> None:
+        self._connection.close()
 
     def put(self, key: str, value: str, ttl: float | None) -> int:
         query = "" if ttl is None else f"?ttl={int(ttl * 1000)}ms"
@@ -158,7 +191,7 @@ class HttpWriter(Writer):
             if status in (200, 201):
                 return answer
             assert status in (0, 503, 504), (method, path, status, answer)
-            threading.Event().wait(RETRY_SECONDS)
+            time.sleep(RETRY_SECONDS)
         raise AssertionError(f"{method} {path} was never answered: {status} {answer}")
 
     def _attempt(
@@ -180,9 +213,8 @@ class NativeWriter(Writer):
         super().__init__(name, ledger)
         self._client = Client(requests, timeout=PATIENCE_SECONDS)
 
-    def run(self) -> None:
-        with self._client:
-            super().run()
+    def close(self) -> None:
+        self._client.close()
 
     def put(self, key: str, value: str, ttl: float | None) -> int:
         return self._client.put(key, value.encode(), ttl=ttl).revision
@@ -227,48 +259,32 @@ def seen_json(data: dict[str, Any], op: str) -> Seen:
     """What an event in JSON says."""
     record = data["previous"] if op == "expire" else data
     value = None if op == "delete" else record["value"]
-    return Seen(data["revision"], data["index"], op, data["key"], value)
+    return Seen(data["revision"], data.get("index", 0), op, data["key"], value)
 
 
-def whole_log(requests: str) -> list[Seen]:
+def whole_log(client: Client) -> list[Event]:
     """Everything that the daemon's log holds."""
-    found: list[Seen] = []
-    with Client(requests) as client:
-        page = client.events(0)
-        while True:
-            found += map(seen_event, page.events)
-            if page.next >= page.head:
-                return found
-            page = client.events(page.next)
+    found: list[Event] = []
+    page = client.events(0)
+    while True:
+        found += page.events
+        if page.next >= page.head:
+            return found
+        page = client.events(page.next)
 
 
-class Watcher(threading.Thread):
+class Watcher(Party):
     """Follows the store from its beginning until :data:`LAST_KEY` is put."""
 
+    patience = 50
+
     def __init__(self, name: str) -> None:
-        super().__init__(name=name, daemon=True)
+        super().__init__(name)
         self.seen: list[Seen] = []
         self.reconnections = 0
-        self.failure: BaseException | None = None
 
-    def run(self) -> None:
-        try:
-            self.watch()
-        except BaseException as failure:
-            self.failure = failure
-
-    def watch(self) -> None:
-        raise NotImplementedError
-
-    def finish(self, timeout: float = 50) -> list[Seen]:
-        """Wait for the end and give what was seen; raises what went wrong."""
-        self.join(timeout)
-        if self.failure is not None:
-            raise AssertionError(f"the watcher {self.name} failed") from self.failure
-        assert not self.is_alive(), (
-            f"the watcher {self.name} has seen {len(self.seen)} events and not the last"
-        )
-        return self.seen
+    def so_far(self) -> str:
+        return f"it has seen {len(self.seen)} events and not the last"
 
     def is_complete(self) -> bool:
         """Whether the last event was seen."""
@@ -289,7 +305,7 @@ class SseWatcher(Watcher):
         self._hangs_up = hangs_up
         self._last_id: str | None = None
 
-    def watch(self) -> None:
+    def work(self) -> None:
         for attempt in itertools.count():
             self.reconnections = attempt
             try:
@@ -299,7 +315,7 @@ class SseWatcher(Watcher):
                 pass
             if self.is_complete():
                 return
-            threading.Event().wait(0.02)
+            time.sleep(RETRY_SECONDS)
 
     def _take(self, events: Iterator[StreamEvent]) -> None:
         patience = random.randrange(1, 400) if self._hangs_up else None
@@ -324,7 +340,7 @@ class NativeWatcher(Watcher):
         super().__init__(name)
         self._endpoints = {"requests": requests, "changes": changes}
 
-    def watch(self) -> None:
+    def work(self) -> None:
         with Subscription(**self._endpoints, since=0) as subscription:
             for item in subscription:
                 if isinstance(item, Event):
@@ -333,14 +349,16 @@ class NativeWatcher(Watcher):
                     return
 
 
-class PlainWatcher(Watcher):
-    """A SUB socket and nothing else: it may miss events, but none may be false."""
+class PlainSubscriber(Party):
+    """A SUB socket and nothing else, with each message the ``prev`` that it came with: it may miss events,
+    but none may be false. It stops once nothing more comes."""
 
-    def __init__(self, name: str, changes: str) -> None:
-        super().__init__(name)
+    def __init__(self, changes: str) -> None:
+        super().__init__("plain")
         self._changes = changes
+        self.messages: list[tuple[Seen, int]] = []
 
-    def watch(self) -> None:
+    def work(self) -> None:
         context = zmq.Context()
         socket = context.socket(zmq.SUB)
         with context, socket:
@@ -348,10 +366,12 @@ class PlainWatcher(Watcher):
             socket.linger = 0
             socket.connect(self._changes)
             socket.subscribe(b"")
-            while not self.is_complete():
-                change = decode_change(socket.recv_multipart())
+            while socket.poll(100) or not self.stopping.is_set():
+                change = decode_change(socket.recv_multipart()) if socket.poll(0) else None
                 if isinstance(change, PublishedEvent):
-                    self.seen.append(seen_event(change.event))
+                    self.messages.append((seen_event(change.event), change.prev))
+                elif self.stopping.is_set():
+                    return  # a heartbeat: what was published before it has come
 
 
 class CommandWatcher(Watcher):
@@ -362,7 +382,7 @@ class CommandWatcher(Watcher):
         self._log = folder / f"{name}.stderr"
         self._environment = clean_environment(folder, KVSTORE_URL=url)
 
-    def watch(self) -> None:
+    def work(self) -> None:
         command = kvstore_command("subscribe", "--json", "--since", "0")
         with (
             self._log.open("wb") as log,

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.programs import require_program
-from support.servers import free_port, wait_until
-from support.session import Session
+from support.programs import Program
+from support.session import Answer, Session
 from support.streams import open_stream
-from support.surfaces import Answer
 
 
 class Scrape:
@@ -80,59 +76,43 @@ def assert_put(answer: Answer) -> None:
     assert answer.status in (200, 201), answer
 
 
-STOP_SECONDS = 20
-
 CONFIG = """
-global: {{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}}
-rule_files: [{rules}]
+global: {scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}
+rule_files: [RULES]
 scrape_configs:
   - job_name: kvstore
-    scrape_timeout: {timeout}
-    scrape_interval: {timeout}
-    static_configs: [{{targets: ["{target}"]}}]
+    scrape_timeout: 500ms
+    scrape_interval: 500ms
+    static_configs: [{targets: ["TARGET"]}]
 """
 
 
-class Prometheus:
+class Prometheus(Program):
     """Prometheus with the given ``rules``, asking ``target`` (host and port) twice a second."""
 
+    name = "prometheus"
+
     def __init__(self, folder: Path, target: str, rules: Path) -> None:
-        self._folder = folder
-        self._program = require_program("prometheus")
-        self._address = f"127.0.0.1:{free_port()}"
-        config = folder / "prometheus.yaml"
-        config.write_text(CONFIG.format(target=target, rules=rules, timeout="500ms"))
-        self._config = config
+        super().__init__(folder, CONFIG.replace("TARGET", target).replace("RULES", str(rules)))
 
-    def __enter__(self) -> Self:
-        with (self._folder / "prometheus.stderr").open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    self._program,
-                    f"--config.file={self._config}",
-                    f"--storage.tsdb.path={self._folder / 'tsdb'}",
-                    f"--web.listen-address={self._address}",
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        wait_until(self._is_ready, what="Prometheus is ready")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(STOP_SECONDS) == 0
+    def arguments(self) -> list[str]:
+        return [
+            f"--config.file={self.file}",
+            f"--storage.tsdb.path={self.folder / 'tsdb'}",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+        ]
 
     def _is_ready(self) -> bool:
-        assert self._process.poll() is None, (self._folder / "prometheus.stderr").read_text()
+        if not super()._is_ready():
+            return False
         try:
-            with urlopen(f"http://{self._address}/-/ready", timeout=10) as answer:
-                return bool(answer.status == 200)
+            with urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=10):
+                return True
         except OSError:
             return False
 
     def _ask(self, path: str, **query: str) -> Any:
-        with urlopen(f"http://{self._address}/api/v1/{path}?{urlencode(query)}", timeout=30) as answer:
+        with urlopen(f"http://127.0.0.1:{self.port}/api/v1/{path}?{urlencode(query)}", timeout=30) as answer:
             body = json.load(answer)
         assert body["status"] == "success"
         return body["data"]

@@ -11,7 +11,7 @@ import json
 import random
 import signal
 import subprocess
-import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -21,11 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import zmq
-
 from kvstore_client import Event, Reset, Subscription, Sync
-from kvstore_core.wire import PublishedEvent, decode_change
-from support.load import LAST_KEY, Seen, seen_event
+from support.load import LAST_KEY, Party, Seen, seen_event, seen_json
 from support.servers import clean_environment, dies_with_us, kvstore_command
 from support.streams import open_stream
 
@@ -45,8 +42,10 @@ class Told(NamedTuple):
     cursor: int | None = None
 
 
-class Mirror(threading.Thread):
+class Mirror(Party):
     """Follows the store until :data:`LAST_KEY` is put, and keeps all that it was told."""
+
+    patience = 120
 
     repeats = False
     """Whether what was delivered last may come once more after a restart."""
@@ -55,9 +54,8 @@ class Mirror(threading.Thread):
     """Whether it begins with a snapshot each time, instead of where it was."""
 
     def __init__(self, name: str, seed: int, outlast: Outlast) -> None:
-        super().__init__(name=name, daemon=True)
+        super().__init__(name)
         self.told: list[Told] = []
-        self.failure: BaseException | None = None
         self.breaks = 0
         self._random = random.Random(f"{seed} {name}")
         self._outlast = outlast
@@ -75,20 +73,15 @@ class Mirror(threading.Thread):
         """Whether there is no more to come."""
         return self._has_last and self._is_following
 
-    def run(self) -> None:
-        try:
-            while not self.is_complete:
-                self._begin()
-                self.follow(
-                    self._random.randrange(10, 20) if self.forgets else self._random.randrange(50, 600)
-                )
-                self.breaks += 1
-                if self.forgets:
-                    self._cursor = None
-                if self.breaks % 3 == 0 and not self.is_complete and self._cursor is not None:
-                    self._outlast(_revision(self._cursor))
-        except BaseException as failure:
-            self.failure = failure
+    def work(self) -> None:
+        while not self.is_complete:
+            self._begin()
+            self.follow(self._random.randrange(10, 20) if self.forgets else self._random.randrange(50, 600))
+            self.breaks += 1
+            if self.forgets:
+                self._cursor = None
+            if self.breaks % 3 == 0 and not self.is_complete and self._cursor is not None:
+                self._outlast(_revision(self._cursor))
 
     def _begin(self) -> None:
         if self._cursor is not None:
@@ -97,13 +90,8 @@ class Mirror(threading.Thread):
         elif self.told:  # a snapshot that was cut off begins anew
             self.take(Told("reset"), None)
 
-    def finish(self, timeout: float = 120) -> None:
-        """Wait for the end; raises what went wrong."""
-        self.join(timeout)
-        if self.failure is not None:
-            raise AssertionError(f"the mirror {self.name} failed") from self.failure
-        last = f"the last of the {len(self.told)} things that the mirror {self.name} was told"
-        assert not self.is_alive(), f"{last} is {self.told[-1:]}"
+    def so_far(self) -> str:
+        return f"the last of the {len(self.told)} things that it was told is {self.told[-1:]}"
 
     def follow(self, patience: int) -> None:
         """Take about ``patience`` things from a new connection, from ``_cursor`` on, or until it breaks."""
@@ -144,7 +132,7 @@ class StreamMirror(Mirror):
                 for number, (name, cursor, data) in enumerate(lines):
                     place = None if cursor is None else _revision(cursor)
                     if name in ("put", "delete", "expire"):
-                        pending.append(Told("event", _seen(data, name), place))
+                        pending.append(Told("event", seen_json(data, name), place))
                     elif name != "heartbeat":
                         pending.append(Told(name, None, place))
                     # of a revision that was cut off everything comes again
@@ -155,7 +143,7 @@ class StreamMirror(Mirror):
                     if self.may_hang_up(number, patience):
                         return
         except (OSError, HTTPException):
-            threading.Event().wait(0.02)
+            time.sleep(0.02)
 
 
 class SseMirror(StreamMirror):
@@ -261,47 +249,11 @@ class CommandMirror(Mirror):
             name, cursor = data["event"], None if data["event"] == "reset" else data.get("cursor")
             place = None if cursor is None else _revision(cursor)
             if name in ("put", "delete", "expire"):
-                self.take(Told("event", _seen(data, name), place), cursor)
+                self.take(Told("event", seen_json(data, name), place), cursor)
             else:
                 self.take(Told(name, None, place), cursor)
             if self.may_hang_up(number, patience):
                 return
-
-
-class PlainSubscriber(threading.Thread):
-    """A SUB socket and nothing else: each message with the ``prev`` that it came with."""
-
-    def __init__(self, changes: str) -> None:
-        super().__init__(name="plain", daemon=True)
-        self._changes = changes
-        self._stopping = threading.Event()
-        self.messages: list[tuple[Seen, int]] = []
-
-    def run(self) -> None:
-        context = zmq.Context()
-        socket = context.socket(zmq.SUB)
-        with context, socket:
-            socket.rcvhwm = 0
-            socket.linger = 0
-            socket.connect(self._changes)
-            socket.subscribe(b"")
-            while socket.poll(100) or not self._stopping.is_set():
-                change = decode_change(socket.recv_multipart()) if socket.poll(0) else None
-                if isinstance(change, PublishedEvent):
-                    self.messages.append((seen_event(change.event), change.prev))
-                elif self._stopping.is_set():
-                    return  # a heartbeat: what was published before it has come
-
-    def finish(self) -> None:
-        """Stop once nothing more comes."""
-        self._stopping.set()
-        self.join()
-
-
-def _seen(data: dict[str, Any], op: str) -> Seen:
-    record = data["previous"] if op == "expire" else data
-    value = None if op == "delete" else record["value"]
-    return Seen(data["revision"], data.get("index", 0), op, data["key"], value)
 
 
 def _revision(cursor: str) -> int:

@@ -1,5 +1,4 @@
-"""Programs of the distribution that some tests run (``tools/needs`` installs them), and of these the
-proxies in front of a service."""
+"""Programs of the distribution that some tests run; ``tools/needs`` installs them."""
 
 from __future__ import annotations
 
@@ -35,8 +34,8 @@ def require_program(*names: str) -> str:
 STOP_SECONDS = 20
 
 
-class Front:
-    """A proxy in the foreground with a configuration in which ``{folder}`` is a folder to write to and
+class Program:
+    """A server in the foreground with a configuration in which ``{folder}`` is a folder to write to and
     ``{port}`` the port to listen on. It is stopped by SIGTERM."""
 
     name: str
@@ -48,7 +47,7 @@ class Front:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._program = require_program(self.name)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes]
         self.file = folder / f"{self.name}.conf"
         self.file.write_text(configuration.replace("{folder}", str(folder)).replace("{port}", str(self.port)))
 
@@ -66,7 +65,7 @@ class Front:
                 stderr=stderr,
             )
         try:
-            wait_until(self._is_listening, what=f"{self.name} listens")
+            wait_until(self._is_ready, what=f"{self.name} is ready")
         except BaseException:
             self._process.kill()
             self._process.wait()
@@ -74,7 +73,6 @@ class Front:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         assert self._process.wait(STOP_SECONDS) in self.stopped_statuses, self.said
 
@@ -83,8 +81,7 @@ class Front:
         """What it wrote on stderr."""
         return (self.folder / "stderr").read_text()
 
-    def _is_listening(self) -> bool:
-        assert self._process is not None
+    def _is_ready(self) -> bool:
         assert self._process.poll() is None, self.said
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
@@ -114,7 +111,7 @@ PLAIN = "server { listen 127.0.0.1:{port}; location / { proxy_pass http://{servi
 """nginx with what it needs to pass requests on, and nothing more."""
 
 
-class Nginx(Front):
+class Nginx(Program):
     """nginx, with the given text in its ``http`` block."""
 
     name = "nginx"
@@ -135,7 +132,7 @@ class Nginx(Front):
         return done.stderr
 
 
-class HaProxy(Front):
+class HaProxy(Program):
     """HAProxy, with the given text as its whole configuration."""
 
     name = "haproxy"

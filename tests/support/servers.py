@@ -18,12 +18,12 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-from support.warm import WarmProcess, start_server
+from support.warm import WarmProcess, start_server, warm_run
 
 Answer = TypeVar("Answer")
 
@@ -107,6 +107,17 @@ def kvstore_command(*arguments: str) -> list[str]:
     return [str(Path(sysconfig.get_path("scripts")) / "kvstore"), *arguments]
 
 
+def run_kvstore(
+    *arguments: str | bytes,
+    env: Mapping[str, str],
+    cwd: Path | None = None,
+    stdin: bytes = b"",
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command to its end; raises nothing for an exit status other than 0."""
+    return warm_run(kvstore_command()[0], arguments, stdin=stdin, env=env, cwd=cwd, timeout=timeout)
+
+
 def clean_environment(home: Path, **changes: str) -> dict[str, str]:
     """The environment without any ``KVSTORE_*`` variable and with ``home`` in place of the user's
     own folders, so that no configuration of the machine reaches a test."""
@@ -128,23 +139,20 @@ def flags(options: dict[str, Any]) -> list[str]:
 
 def messages(said: str) -> str:
     """What a log says: its lines as they are, and of those in JSON the message."""
-    lines = [json.loads(line)["message"] if line.startswith("{") else line for line in whole_lines(said)]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def whole_lines(said: str) -> list[str]:
-    """The lines that are complete."""
-    return said.split("\n")[:-1]
+    whole = said.split("\n")[:-1]
+    return "".join((json.loads(line)["message"] if line.startswith("{") else line) + "\n" for line in whole)
 
 
 class Server:
     """One ``kvstore`` server process, with its stderr in a file.
 
     ``options`` are the command's flags by name. A class of its own for each command says what the
-    ready line looks like; the addresses in it are the attributes of the handle.
+    ready line looks like; the addresses in it, and the data folder, are attributes of the handle.
     """
 
     name: str
+    places: dict[str, str]
+    """Options of each server's own, where ``{folder}`` is its folder and ``{port}`` a free port."""
     ready_line: re.Pattern[str]
     wrapper: Sequence[str] = ()
     """A program that does something and then becomes the server."""
@@ -152,7 +160,8 @@ class Server:
     """What it inherits besides the standard streams."""
 
     def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
-        self.options = options
+        own = {name: place.format(folder=folder, port=free_port()) for name, place in self.places.items()}
+        self.options = {**own, **options}
         self.folder = folder
         self.log = folder / f"{self.name}.stderr"
         # what a person would see on a terminal, unless the test asks for something else
@@ -193,10 +202,8 @@ class Server:
             return self.ready_line.search(messages(self._read(offset)))
 
         found = wait_until(ready, timeout=READY_SECONDS, what=f"{self.name} says that it is ready")
-        self._note_addresses(found.groupdict())
-
-    def _note_addresses(self, addresses: dict[str, str]) -> None:
-        raise NotImplementedError
+        for name, place in found.groupdict().items():
+            setattr(self, name, Path(place) if name == "data" else place)
 
     @property
     def is_running(self) -> bool:
@@ -274,24 +281,17 @@ class Daemon(Server):
     """``kvstore daemon`` with a store of its own."""
 
     name = "daemon"
+    places: ClassVar = {
+        "data": "{folder}/data",
+        "requests": "tcp://127.0.0.1:{port}",
+        "changes": "tcp://127.0.0.1:{port}",
+    }
     ready_line = re.compile(
         r"kvstore daemon: ready, requests (?P<requests>\S+), changes (?P<changes>\S+), data (?P<data>.+)"
     )
     requests: str
     changes: str
     data: Path
-
-    def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
-        chosen = {
-            "data": folder / "data",
-            "requests": f"tcp://127.0.0.1:{free_port()}",
-            "changes": f"tcp://127.0.0.1:{free_port()}",
-        }
-        super().__init__(folder, {**chosen, **options}, environment)
-
-    def _note_addresses(self, addresses: dict[str, str]) -> None:
-        self.requests, self.changes = addresses["requests"], addresses["changes"]
-        self.data = Path(addresses["data"])
 
 
 StartDaemon = Callable[..., Daemon]
@@ -301,43 +301,17 @@ class Facade(Server):
     """``kvstore http`` in front of a daemon."""
 
     name = "http"
+    places: ClassVar = {"http": "127.0.0.1:{port}"}
     ready_line = re.compile(r"kvstore http: ready, (?P<url>http://[^\s,]+)")
     url: str
 
-    def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
-        chosen = {"http": f"127.0.0.1:{free_port()}"}
-        super().__init__(folder, {**chosen, **options}, environment)
 
-    def _note_addresses(self, addresses: dict[str, str]) -> None:
-        self.url = addresses["url"]
-
-
-class Serve(Server):
+class Serve(Daemon, Facade):
     """``kvstore serve``: daemon and facade under one parent, as a user starts them."""
 
     name = "serve"
-    ready_line = re.compile(
-        r"(?=[\s\S]*kvstore daemon: ready, requests (?P<requests>\S+), "
-        r"changes (?P<changes>\S+), data (?P<data>.+))"
-        r"(?=[\s\S]*kvstore http: ready, (?P<url>http://[^\s,]+))"
-    )
-    url: str
-    requests: str
-    changes: str
-    data: Path
-
-    def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
-        chosen = {
-            "data": folder / "data",
-            "http": f"127.0.0.1:{free_port()}",
-            "requests": f"tcp://127.0.0.1:{free_port()}",
-            "changes": f"tcp://127.0.0.1:{free_port()}",
-        }
-        super().__init__(folder, {**chosen, **options}, environment)
-
-    def _note_addresses(self, addresses: dict[str, str]) -> None:
-        self.url, self.data = addresses["url"], Path(addresses["data"])
-        self.requests, self.changes = addresses["requests"], addresses["changes"]
+    places: ClassVar = {**Daemon.places, **Facade.places}
+    ready_line = re.compile(rf"(?=[\s\S]*{Daemon.ready_line.pattern})(?=[\s\S]*{Facade.ready_line.pattern})")
 
 
 class Service(NamedTuple):

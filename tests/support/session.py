@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import closing
 from http.client import HTTPConnection
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
-
-from support.surfaces import Answer
 
 JSON_TYPE = {"Content-Type": "application/json"}
 PATCH_TYPE = {"Content-Type": "application/merge-patch+json"}
+
+
+def kv_path(key: str) -> str:
+    """The address of ``key`` as a person would write it, with its slashes."""
+    return "/v1/kv/" + quote(key, safe="/")
 
 
 def path_of(key: str, group: str = "kv") -> str:
@@ -31,11 +35,24 @@ def connect(url: str, receive_buffer: int | None = None) -> socket.socket:
     return sock
 
 
+class Answer(NamedTuple):
+    """An HTTP response, read to its end."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body, decoded."""
+        return json.loads(self.body)
+
+
 class Session:
     """One keep-alive connection to the service. Not for several threads."""
 
     def __init__(self, url: str) -> None:
-        self._connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
+        self._connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
 
     def request(
         self, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
@@ -82,6 +99,15 @@ class Session:
     def close(self) -> None:
         """Close the connection; the next request opens another."""
         self._connection.close()
+
+
+def call(
+    url: str, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> Answer:
+    """One request over a connection of its own. ``target`` goes out as it is: no library on the way tidies
+    up ``//`` or ``..`` in it."""
+    with closing(Session(url)) as session:
+        return session.request(method, target, body, headers)
 
 
 def _headers(named: dict[str, str]) -> dict[str, str]:

@@ -48,12 +48,13 @@ _PARTS = (
     "kvstore_core.process.sd_notify",
     "encodings.idna",
 )
-_SERVERS = {
+_MODULES = {
+    "command": sorted({f"kvstore_cli.commands.{SHARED_MODULES.get(name, name)}" for name in LOADED}),
     "daemon": ("kvstore_cli.commands.servers", "kvstore_daemon.main", *_PARTS),
     "http": ("kvstore_cli.commands.servers", "kvstore_http.main", "kvstore_http.workers.worker", *_PARTS),
 }
-"""What the servers load until they are ready. None of it makes a thread, a socket, a hub of gevent or a
-context of ZeroMQ, which would not outlive the fork."""
+"""What each kind loads, the servers until they are ready. None of it makes a thread, a socket, a hub of
+gevent or a context of ZeroMQ, which would not outlive the fork."""
 
 
 class Warm:
@@ -84,41 +85,34 @@ class Warm:
         return json.dumps([words, dict(env), str(cwd or Path.cwd())]).encode()
 
 
-class WarmCommand(Warm):
-    """The process that has the command loaded."""
-
-    def __init__(self, program: str) -> None:
-        super().__init__(
-            program, sorted({f"kvstore_cli.commands.{SHARED_MODULES.get(name, name)}" for name in LOADED})
+def warm_run(
+    program: str,
+    arguments: Sequence[str | bytes],
+    *,
+    stdin: bytes,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    timeout: float,
+) -> subprocess.CompletedProcess[bytes]:
+    """As :func:`subprocess.run` with its output captured."""
+    warm = _warm(program, "command")
+    words = [os.fsdecode(word) for word in (program, *arguments)]
+    call = warm.encoded(arguments, env, cwd)
+    is_loaded = COMPLETE_VARIABLE in env or not LOADED.isdisjoint(words[1:2])
+    if not is_loaded or len(call) > _MOST_BYTES or _starts_otherwise(env):
+        return subprocess.run(
+            words, input=stdin, capture_output=True, cwd=cwd, env=env, timeout=timeout, check=False
         )
-
-    def run(
-        self,
-        arguments: Sequence[str | bytes],
-        *,
-        stdin: bytes,
-        env: Mapping[str, str],
-        cwd: Path | None,
-        timeout: float,
-    ) -> subprocess.CompletedProcess[bytes]:
-        """As :func:`subprocess.run` with its output captured."""
-        words = [os.fsdecode(word) for word in (self._program, *arguments)]
-        call = self.encoded(arguments, env, cwd)
-        is_loaded = COMPLETE_VARIABLE in env or not LOADED.isdisjoint(words[1:2])
-        if not is_loaded or len(call) > _MOST_BYTES or _starts_otherwise(env):
-            return subprocess.run(
-                words, input=stdin, capture_output=True, cwd=cwd, env=env, timeout=timeout, check=False
-            )
-        pipes = [os.pipe() for _ in range(3)]
-        theirs = [pipes[0][0], *(writing for _, writing in pipes[1:])]
-        ours = [pipes[0][1], *(reading for reading, _ in pipes[1:])]
-        try:
-            ours.append(self.call(call, theirs))
-        finally:
-            for descriptor in theirs:
-                os.close(descriptor)
-        out, err, told = _communicate(ours, stdin, timeout, words)
-        return subprocess.CompletedProcess(words, int(told.split()[1]), out, err)
+    pipes = [os.pipe() for _ in range(3)]
+    theirs = [pipes[0][0], *(writing for _, writing in pipes[1:])]
+    ours = [pipes[0][1], *(reading for reading, _ in pipes[1:])]
+    try:
+        ours.append(warm.call(call, theirs))
+    finally:
+        for descriptor in theirs:
+            os.close(descriptor)
+    out, err, told = _communicate(ours, stdin, timeout, words)
+    return subprocess.CompletedProcess(words, int(told.split()[1]), out, err)
 
 
 class WarmProcess:
@@ -177,9 +171,9 @@ def start_server(
     """Begin a server by its whole command line, with its output in the descriptor ``output``; None where it
     has to be started as usual."""
     program, *arguments = command
-    if arguments[0] not in _SERVERS or _starts_otherwise(env):
+    if arguments[0] not in ("daemon", "http") or _starts_otherwise(env):
         return None
-    warm = warm_server(program, arguments[0])
+    warm = _warm(program, arguments[0])
     null = os.open(os.devnull, os.O_RDONLY)
     try:
         return WarmProcess(warm.call(warm.encoded(arguments, env, cwd), [null, output, output]))
@@ -230,15 +224,9 @@ def _communicate(
 
 
 @functools.cache
-def warm_command(program: str) -> WarmCommand:
-    """The one of this process."""
-    return WarmCommand(program)
-
-
-@functools.cache
-def warm_server(program: str, name: str) -> Warm:
-    """The one of this process for the server ``name``."""
-    return Warm(program, _SERVERS[name])
+def _warm(program: str, kind: str) -> Warm:
+    """The one of this process for the servers of a kind, or for the other commands."""
+    return Warm(program, _MODULES[kind])
 
 
 # ── the process that forks ──────────────────────────────────────────────────────────────────────────
@@ -333,7 +321,7 @@ if __name__ == "__main__":
         import_module(name)
     gc.freeze()  # for the same reason
     _serve(socket.socket(fileno=int(sys.argv[1])))
-    if _SERVERS.keys() & sys.argv[1:2]:
+    if sys.argv[1:2] in (["daemon"], ["http"]):
         # taken apart, as always: this is where a thread or a socket too many shows
         sys.exit(main())
     _end(main)
