@@ -11,14 +11,13 @@ import os
 import shlex
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from support.containers import DOCKER, Container, run
+from support.markdown import ROOT
 from support.servers import free_port
 
-ROOT = Path(__file__).parents[2]
 BUILD_ARGS = shlex.split(os.environ.get("CONTAINERS_BUILD_ARGS", ""))
 
 

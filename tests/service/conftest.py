@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the whole service: nginx in front of it."""
+"""Fixtures of the tests of the whole service: two workers, and nginx in front of it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from pathlib import Path
 import pytest
 
 from support.programs import Nginx
-from support.servers import Service
+from support.servers import Daemon, Facade, Service
 
 
 @pytest.fixture(scope="module")
 def url(shared_service: Service) -> str:
     """The service without anything in front."""
     return shared_service.url
+
+
+@pytest.fixture
+def two_workers(daemon: Daemon, start_facade: Callable[..., Facade]) -> Service:
+    """A daemon, and a facade with two workers."""
+    return Service(daemon, start_facade(daemon, workers=2))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -16,7 +16,7 @@ import zmq
 
 from kvstore_client import Client
 from support.lengths import Survived, times
-from support.servers import Daemon, Facade, Service, children
+from support.servers import Service, children
 from support.wire import pack, put, unpack
 
 INPUTS = times(300, full=30_000)
@@ -94,11 +94,6 @@ def unharmed(service: Service) -> Iterator[None]:
     assert service.daemon.is_running
     said = service.daemon.stderr + service.facade.stderr
     assert "Traceback" not in said, said
-
-
-@pytest.fixture
-def two_workers(daemon: Daemon, start_facade: Callable[..., Facade]) -> Service:
-    return Service(daemon, start_facade(daemon, workers=2))
 
 
 def test_whatever_is_sent_gets_its_answer_and_harms_nothing(two_workers: Service, survived: Survived) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -31,11 +32,11 @@ class Story:
 
     def failed(self, began: int, ended: int, effect: Effect, revision: int) -> Story:
         """One whose condition did not hold."""
-        return self._add(began, ended, "failed", (effect,), (Found(revision),), "condition_failed")
+        return self._add(began, ended, "failed", (effect,), (Found(revision),), code="condition_failed")
 
     def unknown(self, began: int, *effects: Effect) -> Story:
         """One of which nothing was heard."""
-        return self._add(began, None, "unknown", effects, ())
+        return self._add(began, None, "unknown", effects)
 
     def _add(
         self,
@@ -43,26 +44,13 @@ class Story:
         ended: int | None,
         outcome: str,
         effects: Sequence[Effect],
-        found: Sequence[Found],
-        code: str | None = None,
-        as_of: int = -1,
+        found: Sequence[Found] = (),
+        **more: Any,
     ) -> Story:
-        returned = None if ended is None else ended * 1_000_000
+        number, returned = len(self.operations), None if ended is None else ended * 1_000_000
+        times = began * 1_000_000, began, returned, ended
         self.operations.append(
-            Operation(
-                "c",
-                len(self.operations),
-                tuple(effects),
-                began * 1_000_000,
-                began,
-                returned,
-                ended,
-                outcome,
-                code,
-                0,
-                tuple(found),
-                as_of,
-            )
+            Operation("c", number, tuple(effects), *times, outcome, found=tuple(found), **more)
         )
         return self
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,17 +30,11 @@ from support.load import (
     wait_for_more,
     whole_log,
 )
-from support.servers import Daemon, Facade, Service, wait_until
+from support.servers import Service, wait_until
 
 KILLS = times(4, full=50)
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(120 + 20 * KILLS)]
-
-
-@pytest.fixture
-def two_workers(daemon: Daemon, start_facade: Callable[..., Facade]) -> Service:
-    """A daemon, and a facade with two workers."""
-    return Service(daemon, start_facade(daemon, workers=2))
 
 
 def test_kill_9_loses_nothing_repeats_nothing_and_reorders_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,18 +23,17 @@ from support.session import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-NAMES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
-    with closing(Manager.at_path(tmp_path) if request.param == "path" else Manager.abstract()) as manager:
+    at_path, abstract = str(tmp_path / "notify"), f"@kvstore-test-{secrets.token_hex(8)}"
+    with closing(Manager(at_path if request.param == "path" else abstract)) as manager:
         yield manager
 
 
 @pytest.fixture
 def one_manager(tmp_path: Path) -> Iterator[Manager]:
-    with closing(Manager.at_path(tmp_path)) as manager:
+    with closing(Manager(str(tmp_path / "notify"))) as manager:
         yield manager
 
 
@@ -236,7 +236,7 @@ def test_no_child_inherits_the_managers_variables(
     family = descendants(serve.pid)
     assert len(family) == 4  # daemon, facade, two workers
     for pid in family:
-        assert not environment_of(pid) & set(NAMES)
+        assert not environment_of(pid) & {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
 
 
 def test_a_manager_that_is_not_there_is_no_failure(

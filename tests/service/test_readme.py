@@ -32,19 +32,13 @@ def serve(start_serve: Callable[..., Serve]) -> Serve:
     return start_serve(workers=1)
 
 
-def addresses(serve: Serve) -> dict[str, str]:
-    """The addresses that the README names, and those that they are in this test."""
-    return {
-        "http://127.0.0.1:5000": serve.url,
-        "tcp://127.0.0.1:5555": serve.requests,
-        "tcp://127.0.0.1:5556": serve.changes,
-    }
-
-
 def translated(text: str, serve: Serve) -> str:
-    for named, real in addresses(serve).items():
-        text = text.replace(named, real)
-    return text
+    """``text`` with the addresses that it has in this test, in place of those that the README names."""
+    return (
+        text.replace("http://127.0.0.1:5000", serve.url)
+        .replace("tcp://127.0.0.1:5555", serve.requests)
+        .replace("tcp://127.0.0.1:5556", serve.changes)
+    )
 
 
 def run_in_shell(command: str, serve: Serve, folder: Path) -> str:
@@ -67,15 +61,12 @@ def run_in_shell(command: str, serve: Serve, folder: Path) -> str:
     return done.stdout
 
 
-def as_typed(command: str) -> str:
-    # a progress meter is for a person at a terminal
-    return command.replace("curl ", "curl --silent ", 1)
-
-
 def test_the_shell_session_gives_what_it_shows(serve: Serve, tmp_path: Path) -> None:
     for block in shown("console"):
         for step in steps(block):
-            real = run_in_shell(as_typed(step.command), serve, tmp_path)
+            # a progress meter is for a person at a terminal
+            command = step.command.replace("curl ", "curl --silent ", 1)
+            real = run_in_shell(command, serve, tmp_path)
             assert looks_like(step.output, real), f"$ {step.command}\nshown:\n{step.output}\nreal:\n{real}"
 
 

@@ -39,8 +39,8 @@ def test_it_is_all_there_after_stop_and_start(service: Service) -> None:
     assert contents(service.url) == before
 
 
-@pytest.mark.parametrize("mode", ["interval", "none"])
-def test_a_clean_stop_loses_nothing_in_the_weaker_modes(mode: str, start_serve: Callable[..., Serve]) -> None:
+@pytest.mark.parametrize("mode", ["always", "interval", "none"])
+def test_a_clean_stop_loses_nothing_in_any_mode(mode: str, start_serve: Callable[..., Serve]) -> None:
     serve = start_serve(sync=mode, workers=1)
     fill(serve.url)
     before = contents(serve.url)
@@ -81,11 +81,3 @@ def expiry_of(client: Client, key: str) -> Event | None:
     """The key's newest event if that is its expiry."""
     newest = client.history(key, limit=1).events[0]
     return newest if newest.op == "expire" else None
-
-
-def test_serve_brings_everything_back_on_the_same_data(start_serve: Callable[..., Serve]) -> None:
-    serve = start_serve(workers=1)
-    fill(serve.url)
-    before = contents(serve.url)
-    serve.restart()
-    assert contents(serve.url) == before

@@ -71,16 +71,23 @@ def test_every_key_is_the_same_in_lists_and_streams(shared_service: Service, sur
     "key", ["k" * (MAX_KEY_BYTES + 1), "😀" * 128, ""], ids=["512", "512 of emoji", "empty"]
 )
 def test_a_key_out_of_bounds_is_refused_alike(key: str, shared_service: Service, tmp_path: Path) -> None:
-    row = ERRORS["invalid_key"]
-    native = NativeSurface(shared_service.requests)
-    with native.client, pytest.raises(KvError) as refused:
-        native.get(key)
-    assert refused.value.code == row.code
-    answer = call(shared_service.url, "PUT", kv_path(key), b"v")
-    assert (answer.status, answer.json["code"]) == (row.status, row.code)
-    done = kvstore(shared_service.url, tmp_path, "put", "--", key, "v")
     # an empty key is wrong usage to the command; how long one may be is the service's to say
-    assert done.returncode == (row.exit if key else EXIT_USAGE), done
+    check_refused(shared_service, tmp_path, key, b"v", "invalid_key", None if key else EXIT_USAGE)
+
+
+def check_refused(
+    service: Service, folder: Path, key: str, value: bytes, code: str, status: int | None = None
+) -> None:
+    """A put is refused with the same error everywhere; ``status`` is the command's if not the table's."""
+    row = ERRORS[code]
+    native = NativeSurface(service.requests)
+    with native.client, pytest.raises(KvError) as refused:
+        native.put(key, value)
+    assert refused.value.code == row.code
+    answer = call(service.url, "PUT", kv_path(key), value)
+    assert (answer.status, answer.json["code"]) == (row.status, row.code)
+    done = kvstore(service.url, folder, "put", "--", key, "-", stdin=value)
+    assert done.returncode == (status or row.exit), done
 
 
 def test_a_key_that_is_no_text_is_refused_and_harms_nothing(shared_service: Service, tmp_path: Path) -> None:
@@ -113,13 +120,5 @@ def test_every_value_is_the_same_on_every_surface(value: bytes, surfaces: list[S
 
 
 def test_a_value_of_one_byte_more_is_refused_alike(shared_service: Service, tmp_path: Path) -> None:
-    row, value = ERRORS["value_too_large"], b"x" * (MIB + 1)
-    native = NativeSurface(shared_service.requests)
-    with native.client, pytest.raises(KvError) as refused:
-        native.put("too large", value)
-    assert refused.value.code == row.code
-    answer = call(shared_service.url, "PUT", kv_path("too large"), value)
-    assert (answer.status, answer.json["code"]) == (row.status, row.code)
-    done = kvstore(shared_service.url, tmp_path, "put", "too large", "-", stdin=value)
-    assert done.returncode == row.exit, done
+    check_refused(shared_service, tmp_path, "too large", b"x" * (MIB + 1), "value_too_large")
     assert call(shared_service.url, "GET", kv_path("too large")).status == 404

@@ -333,28 +333,21 @@ class _Witness:
 
     def _check_effect(self, effect: Effect, event: Event, found: Found | None, operation: Operation) -> None:
         """The event is what the effect makes of the key's state before it, and what was told of it."""
-        before = self._before[event.revision, effect.key]
-        _demand((event.op == "delete") == (effect.op == "delete"), f"{event} by {operation}")
+        before, by = self._before[event.revision, effect.key], f"{event} by {operation}"
+        _demand((event.op == "delete") == (effect.op == "delete"), by)
         if effect.if_revision is not None:
-            _demand(
-                _revision(before) == effect.if_revision,
-                f"at revision {_revision(before)} was applied {operation}",
-            )
+            at = _revision(before)
+            _demand(at == effect.if_revision, f"at revision {at} was applied {operation}")
         record = event.record
         if record is None:
             return
         old = None if before is None else before.record
-        _demand(
-            int(record.value or b"0") == _number_after(effect, old and int(old.value or b"0")),
-            f"{event} by {operation}",
-        )
-        _demand(
-            effect.op in ("put", "incr") or (old is not None and old.version == record.version),
-            f"{event} by {operation}",
-        )
-        _demand(
-            effect.op not in ("put", "incr") or record.modified_at == event.time, f"{event} by {operation}"
-        )
+        number = _number_after(effect, old and int(old.value or b"0"))
+        _demand(int(record.value or b"0") == number, by)
+        if effect.op in ("put", "incr"):
+            _demand(record.modified_at == event.time, by)
+        else:
+            _demand(old is not None and old.version == record.version, by)
         self._check_expiry(effect, event, operation)
         if found is not None:
             _demand(_agrees(found, record), f"{record} is not what was answered to {operation}")

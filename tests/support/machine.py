@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from support.markdown import ROOT
 from support.programs import require_program
 from support.servers import wait_until
 
-ROOT = Path(__file__).parents[2]
 BOOT = Path(__file__).with_name("boot_systemd")
 NAMESPACES = ["--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup", "--net", "--kill-child"]
 
@@ -44,15 +44,17 @@ class Machine:
             raise
         return self
 
-    def _first_process(self) -> str:
+    def _skip_if_ended(self) -> None:
         if self._process.poll() is not None:
             pytest.skip(f"no machine can be made here: {self._log.read_text()[-500:]}")
+
+    def _first_process(self) -> str:
+        self._skip_if_ended()
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         return children.read_text().strip() if children.exists() else ""
 
     def _is_up(self) -> bool:
-        if self._process.poll() is not None:
-            pytest.skip(f"no machine can be made here: {self._log.read_text()[-500:]}")
+        self._skip_if_ended()
         return self.call("systemctl", "is-active", "test.target", check=False) == "active"
 
     def __exit__(self, *_: object) -> None:

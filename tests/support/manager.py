@@ -4,12 +4,9 @@ parent hears it."""
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Self
 
 from kvstore_core.process.sd_notify import NoticeSocket, Notifier
 from support.servers import wait_until
@@ -30,14 +27,6 @@ class Manager:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(address.replace("@", "\0", 1))
         self._socket.setblocking(False)
-
-    @classmethod
-    def at_path(cls, folder: Path) -> Self:
-        return cls(str(folder / "notify"))
-
-    @classmethod
-    def abstract(cls) -> Self:
-        return cls(f"@kvstore-test-{secrets.token_hex(8)}")
 
     @property
     def environment(self) -> dict[str, str]:

@@ -79,11 +79,8 @@ class Store:
         return LogPage(events, max(reached, since.revision), self.floor, self.head, self.epoch)
 
 
-def fields_of(record: Record, values: bool = True) -> dict[str, Any]:
-    fields = {name: value for name, value in record._asdict().items() if value is not None}
-    if not values:
-        del fields["value"]
-    return fields
+def fields_of(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in record._asdict().items() if value is not None}
 
 
 def serve(

@@ -96,6 +96,11 @@ class Examined(NamedTuple):
                 found.add(check["cause"] + (f" {detail}" if detail else ""))
         return found
 
+    def figures(self, name: str) -> list[Any]:
+        """What the checks that measured it say of one figure."""
+        measured = [check.get("figures", {}) for check in self.checks]
+        return [figures[name] for figures in measured if name in figures]
+
 
 def examine(url: str, folder: Path, *flags: str) -> Examined:
     """Run ``kvstore doctor --json``, without the listening to silence unless flags are given."""
