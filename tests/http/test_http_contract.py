@@ -157,6 +157,22 @@ def test_the_description_names_every_parameter(endpoint: Endpoint) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    # the one does not end, the other takes one of two
+    [e for e in ENDPOINTS if name_of(e) not in ("GET /v1/subscribe", "DELETE /v1/kv")],
+    ids=name_of,
+)
+def test_the_description_says_which_parameter_a_request_must_have(
+    session: Session, endpoint: Endpoint
+) -> None:
+    operation = document()["paths"][endpoint.path][endpoint.method.lower()]
+    required = [each["name"] for each in operation["parameters"] if each.get("required")]
+    answer = ask(session, endpoint, "")
+    missing = answer.json.get("parameter") if answer.status == 400 else None
+    assert required == [name for name in [missing] if name]
+
+
 def test_operation_ids_are_unique() -> None:
     ids = [
         operation["operationId"]

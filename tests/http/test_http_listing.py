@@ -233,11 +233,3 @@ def test_a_prefix_has_no_revision_to_be_conditional_on(session: Session, key: st
     session.put(path_of(key), b"x")
     assert_problem(session.delete(f"/v1/kv?prefix={key}", if_match="*"), "bad_request")
     assert session.get(path_of(key)).status == 200
-
-
-@pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_one_key_is_needed_to_write_one(session: Session, method: str) -> None:
-    headers = {"Content-Type": "application/merge-patch+json"}
-    assert (
-        assert_problem(session.request(method, "/v1/kv", b"{}", headers), "bad_request")["parameter"] == "key"
-    )
