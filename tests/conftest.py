@@ -50,7 +50,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if seed is None else f"to search the same examples again: --hypothesis-seed={seed}"
 
 
-SERVERS = {"_starter", "shared_daemon"}
+SERVERS = {"_starter", "_shared_starter"}
 """Fixtures that every fixture which starts a server of ours asks for."""
 
 

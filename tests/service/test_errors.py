@@ -220,13 +220,10 @@ def test_nothing_else_happened(stocked: Service) -> None:
 # ── staged ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def put_op(key: str, value: bytes) -> dict[str, Any]:
-    return {"op": "put", "key": key, "size": len(value)}
-
-
 def test_sequence_reused_and_stale(stocked: Service) -> None:
     def numbered(seq: int, value: bytes) -> list[bytes]:
-        return ops(put_op("numbered", value), values=[value], client="me", seq=seq)
+        op = {"op": "put", "key": "numbered", "size": len(value)}
+        return ops(op, values=[value], client="me", seq=seq)
 
     with dealer(stocked.requests) as ask:
         ask(numbered(2, b"first"))

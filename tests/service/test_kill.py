@@ -65,7 +65,7 @@ def test_kill_9_loses_nothing_repeats_nothing_and_reorders_nothing(
     for writer in writers:
         writer.finish()
     with Client(service.requests) as client:
-        wait_for_expiries(client)
+        wait_until(lambda: not client.status()["expiring_keys"], what="all keys with a TTL are gone")
         client.put(LAST_KEY, b"")
         log = list(map(seen_event, whole_log(client)))
         check_log(log, ledger)
@@ -95,17 +95,6 @@ def check_log(log: list[Seen], ledger: Ledger) -> None:
     )
     repeated = [value for value, times in written.items() if times > 1]
     assert not repeated, f"applied more than once: {repeated[:5]}"
-
-
-def wait_for_expiries(client: Client) -> None:
-    """Wait until every key with a TTL has expired and its event is in the log."""
-
-    def settled() -> bool:
-        records = list(client.list())
-        lasting = [record for record in records if record.expires_at is None]
-        return len(lasting) == len(records) == client.status()["keys"]
-
-    wait_until(settled, what="all keys with a TTL are gone")
 
 
 def check_state(client: Client, log: list[Seen], ledger: Ledger) -> None:

@@ -151,15 +151,10 @@ def test_keys_that_climb_above_the_root_are_refused_by_nginx_and_go_as_a_paramet
 # ── HAProxy ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def haproxy_example() -> str:
-    """The configuration that the page shows."""
-    (example,) = [block.text for block in blocks(PAGE) if block.language == "haproxy"]
-    return example
-
-
 def haproxy_of(url: str, folder: Path, extra: str = "") -> HaProxy:
     """An HAProxy with the page's configuration in front of the service, and ``extra`` in its backend."""
-    example = haproxy_example().replace("bind :80", "bind 127.0.0.1:{port}")
+    (example,) = [block.text for block in blocks(PAGE) if block.language == "haproxy"]
+    example = example.replace("bind :80", "bind 127.0.0.1:{port}")
     assert "server kvstore 127.0.0.1:5000" in example
     return HaProxy(folder, example.replace("127.0.0.1:5000", url.removeprefix("http://")) + extra)
 

@@ -8,7 +8,7 @@ import json
 import random
 import subprocess
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import pytest
 
 from kvstore_client import AsyncSubscription, Client, Cursor, Event, Subscription, Sync, commands
 from support.load import LAST_KEY, Seen, seen_event, seen_json, whole_log
+from support.mirrors import State, apply
 from support.servers import Service, clean_environment, kvstore_command
 from support.streams import open_stream
 
@@ -25,8 +26,8 @@ LARGE_BYTES = 512 * 1024
 """A page holds some 4 MiB of values, so that there are several pages, with few keys in each: many of the
 keys that are put meanwhile lie right between two of them."""
 
-State = dict[str, bytes | None]
-Changes = Callable[[Service], Generator[tuple[str, str, bytes | None], None, None]]
+Changes = Generator[Seen | None, None, None]
+"""Each event that is told, and None for the sync."""
 
 
 def prepare(client: Client) -> None:
@@ -60,56 +61,37 @@ def churn(requests: str) -> Iterator[None]:
         worker.join()
 
 
-def everything(requests: str) -> State:
-    with Client(requests) as client:
-        return {record.key: record.value for record in client.list()}
-
-
-def native_changes(service: Service) -> Generator[tuple[str, str, bytes | None], None, None]:
-    """What a native subscription tells: op, key and value; ``sync`` has neither."""
+def native_changes(service: Service) -> Changes:
     with Subscription(service.requests, service.changes, snapshot=True) as subscription:
         for item in subscription:
-            if isinstance(item, Event):
-                yield item.op, item.key, None if item.record is None else item.record.value
-            elif isinstance(item, Sync):
-                yield "sync", "", None
+            if isinstance(item, Event | Sync):
+                yield seen_event(item) if isinstance(item, Event) else None
 
 
-def streamed_changes(service: Service) -> Generator[tuple[str, str, bytes | None], None, None]:
-    """What an event stream tells, in the same form."""
+def streamed_changes(service: Service) -> Changes:
     with closing(open_stream(service.url, "snapshot=1")) as stream:
         for event in stream:
-            data = event.json
-            value = data["value"].encode() if event.name == "put" else None
-            yield event.name, data.get("key", ""), value
+            if event.name != "heartbeat":
+                yield seen_json(event.json, event.name) if event.name != "sync" else None
 
 
 @pytest.mark.parametrize("changes_of", [native_changes, streamed_changes])
 @pytest.mark.parametrize("attempt", range(3))
 def test_a_snapshot_under_change_ends_in_the_state_of_the_store(
-    changes_of: Changes, service: Service, attempt: int
+    changes_of: Callable[[Service], Changes], service: Service, attempt: int
 ) -> None:
     with Client(service.requests) as client:
         prepare(client)
-    state: State = {}
-    is_complete = False
+    told: list[Seen | None] = []
     with closing(changes_of(service)) as changes:
         with churn(service.requests):
-            while not is_complete:
-                is_complete = apply(next(changes), state)
-        while LAST_KEY not in state:
-            apply(next(changes), state)
-    assert state == everything(service.requests)
-
-
-def apply(change: tuple[str, str, bytes | None], state: State) -> bool:
-    """Do to ``state`` what was told; whether that was that the snapshot is complete."""
-    op, key, value = change
-    if op == "put":
-        state[key] = value
-    elif op == "delete":
-        state.pop(key, None)
-    return op == "sync"
+            while not told or told[-1] is not None:
+                told.append(next(changes))
+        while told[-1] is None or told[-1].key != LAST_KEY:
+            told.append(next(changes))
+    with Client(service.requests) as client:
+        present = {record.key: (record.value or b"").decode() for record in client.list()}
+    assert state_after(seen for seen in told if seen is not None) == present
 
 
 # ── writers at full speed from the first moment ──────────────────────────────────────────────────
@@ -208,14 +190,11 @@ def full_speed(requests: str) -> Iterator[None]:
             writer.join()
 
 
-def state_after(events: Iterator[Seen] | list[Seen]) -> State:
-    state: dict[str, str | None] = {}
+def state_after(events: Iterable[Seen]) -> dict[str, str | None]:
+    state: State = {}
     for event in events:
-        if event.op == "put":
-            state[event.key] = event.value
-        else:
-            state.pop(event.key, None)
-    return {key: None if value is None else value.encode() for key, value in state.items()}
+        apply(state, event)
+    return {key: seen.value for key, seen in state.items()}
 
 
 def test_beside_writers_at_full_speed_a_sync_is_the_state_of_its_cursor(

@@ -92,18 +92,17 @@ class Store:
         """One independent write; raises the KvError with which it failed."""
         if op == "put":
             fields = {"value": b"v", "content_type": "text/plain", **fields}
-        (answer,) = self.submit(WriteRequest([Write(op, key, **fields)]))
-        if answer.error is not None:
-            raise answer.error
-        assert answer.results is not None
-        (result,) = answer.results
+        (result,) = self._results(WriteRequest([Write(op, key, **fields)]))
         if isinstance(result, KvError):
             raise result
         return result
 
     def atomic(self, *writes: Write) -> list[Any]:
         """An atomic batch; raises the KvError with which it was refused."""
-        (answer,) = self.submit(WriteRequest(writes, atomic=True))
+        return self._results(WriteRequest(writes, atomic=True))
+
+    def _results(self, request: WriteRequest) -> list[Any]:
+        (answer,) = self.submit(request)
         if answer.error is not None:
             raise answer.error
         assert answer.results is not None

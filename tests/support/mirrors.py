@@ -130,11 +130,8 @@ class StreamMirror(Mirror):
         try:
             with closing(self.lines()) as lines:
                 for number, (name, cursor, data) in enumerate(lines):
-                    place = None if cursor is None else _revision(cursor)
-                    if name in ("put", "delete", "expire"):
-                        pending.append(Told("event", seen_json(data, name), place))
-                    elif name != "heartbeat":
-                        pending.append(Told(name, None, place))
+                    if name != "heartbeat":
+                        pending.append(_told_in_json(name, cursor, data))
                     # of a revision that was cut off everything comes again
                     if cursor is not None or name == "reset" or not self._is_following:
                         for told in pending:
@@ -247,13 +244,16 @@ class CommandMirror(Mirror):
                 return
             data = json.loads(line)
             name, cursor = data["event"], None if data["event"] == "reset" else data.get("cursor")
-            place = None if cursor is None else _revision(cursor)
-            if name in ("put", "delete", "expire"):
-                self.take(Told("event", seen_json(data, name), place), cursor)
-            else:
-                self.take(Told(name, None, place), cursor)
+            self.take(_told_in_json(name, cursor, data), cursor)
             if self.may_hang_up(number, patience):
                 return
+
+
+def _told_in_json(name: str, cursor: str | None, data: dict[str, Any]) -> Told:
+    place = None if cursor is None else _revision(cursor)
+    if name in ("put", "delete", "expire"):
+        return Told("event", seen_json(data, name), place)
+    return Told(name, None, place)
 
 
 def _revision(cursor: str) -> int:
