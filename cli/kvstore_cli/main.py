@@ -52,10 +52,16 @@ SECTIONS = {
         "completion": "Print the completion script for a shell",
     },
 }
+
+
+def _by_word(table: dict[str, str]) -> dict[str, str]:
+    """Each word of the values with its key."""
+    return {word: name for name, words in table.items() for word in words.split()}
+
+
 # what users of other tools type
-_MEANT = {
-    meant: command
-    for command, words in {
+_MEANT = _by_word(
+    {
         "get": "cat read show fetch mget hget getall hgetall exists ttl lookup",
         "put": "set write store add create update insert save mset hset setex setnx echo",
         "delete": "rm del remove unset unlink hdel erase clear",
@@ -77,20 +83,17 @@ _MEANT = {
         "top": "stat",
         "--help": "help",
         "--version": "version",
-    }.items()
-    for meant in words.split()
-}
+    }
+)
 # the commands that share a module, each under its name there; any other is ``command`` in a module of its own
-SHARED_MODULES = {
-    command: module
-    for module, commands in {
+SHARED_MODULES = _by_word(
+    {
         "updates": "patch incr touch persist",
         "offline": "backup restore check compact",
         "servers": "serve daemon http",
         "status": "status ping",
-    }.items()
-    for command in commands.split()
-}
+    }
+)
 COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
 
 

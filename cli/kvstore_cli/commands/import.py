@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -152,18 +152,16 @@ def _imported(
     from kvstore_cli.terminal.progress import bar
 
     is_checked = kept is not None
+    keep: Callable[[ImportState], None] = kept.save if kept is not None else lambda _: None
     reader = source.after(state.offset, state.line) if is_checked else source.whole()
-    if kept is not None:
-        kept.save(state)  # fail before the first batch if it cannot be written
+    keep(state)  # fail before the first batch if it cannot be written
     with bar("importing", source.size, is_bytes=True) as advance, _reporting_progress(source, kept, state):
         try:
             for _ in importer.send(source.entries(reader), state, were_checked=is_checked):
-                if kept is not None:
-                    kept.save(state)
+                keep(state)
                 advance(source.done)
         except KvError:
-            if kept is not None:
-                kept.save(state)  # with the Idempotency-Keys to go on with
+            keep(state)  # with the Idempotency-Keys to go on with
             raise
     if kept is not None:
         kept.discard()

@@ -38,10 +38,7 @@ if TYPE_CHECKING:
 @click.option("--exec", "shell_command", metavar="CMD", help="Run the shell command CMD for each event.")
 @click.option("--fail-fast", is_flag=True, help="Stop with status 1 as soon as a command of --exec fails.")
 @click.option(
-    "--cursor",
-    "cursor_file",
-    metavar="FILE",
-    help="Keep the position in FILE, and resume there next time.",
+    "--cursor", "cursor_file", metavar="FILE", help="Keep the position in FILE, and resume there next time."
 )
 def command(
     context: click.Context,

@@ -417,11 +417,7 @@ OPTIONS: dict[str, Option] = {
             _SERVERS,
         ),
         Option(
-            "url",
-            _URL,
-            "http://127.0.0.1:5000",
-            "The address of the service, for the commands.",
-            _CLIENT,
+            "url", _URL, "http://127.0.0.1:5000", "The address of the service, for the commands.", _CLIENT
         ),
         Option(
             "ca-file",

@@ -211,22 +211,14 @@ def _read_file(path: str, must_exist: bool) -> dict[str, Any]:
         with open(path, "rb") as file:  # noqa: PTH123 - pathlib adds nothing here
             text = file.read()
     except OSError as error:
-        if not must_exist and not _is_there(path):
+        # nor need it be visible: in a container that runs as another user, HOME is often a folder that this
+        # user may not enter
+        if not must_exist and not os.path.exists(path):  # noqa: PTH110
             return {}
         if isinstance(error, FileNotFoundError):
             raise ConfigurationError(f"there is no configuration file {path}") from None
         raise ConfigurationError(f"the configuration file {path} cannot be read: {error.strerror}") from error
     return _parse_file(path, text)
-
-
-def _is_there(path: str) -> bool:
-    """Whether the file exists and is visible. In a container that runs as another user, HOME is often a
-    folder that this user may not enter."""
-    try:
-        os.stat(path)  # noqa: PTH116
-    except OSError:
-        return False
-    return True
 
 
 def _parse_file(path: str, text: bytes) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import select
 from collections.abc import Iterator
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
@@ -18,21 +19,15 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 64 * 1024
 
 
+@dataclass
 class LineStream:
     """A response without end: whole lines as they come. Close it, or use it in a ``with``."""
 
-    def __init__(
-        self,
-        connection: http_client.HTTPConnection,
-        opened: socket.socket,
-        response: http_client.HTTPResponse,
-        stall_seconds: float,
-    ) -> None:
-        self._connection = connection
-        self._socket = opened
-        self._response = response
-        self._stall_seconds = stall_seconds
-        self._rest = b""
+    _connection: http_client.HTTPConnection
+    _socket: socket.socket
+    _response: http_client.HTTPResponse
+    _stall_seconds: float
+    _rest: bytes = b""
 
     def lines(self, deadline: float | None = None, output: int | None = None) -> Iterator[bytes]:
         """The lines, without their ends.
