@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -31,9 +30,9 @@ from support.servers import Daemon, Facade, Service, clean_environment, run_kvst
 from support.session import call
 from support.streams import open_stream
 
-BACKUPS = int(os.environ.get("BACKUPS", "3"))
+BACKUPS = 3
 
-pytestmark = pytest.mark.timeout(120 + 20 * BACKUPS)
+pytestmark = pytest.mark.timeout(180)
 
 State = dict[str, Record]
 

@@ -17,7 +17,7 @@ import zmq
 from kvstore_client import Client
 from support.lengths import Survived, times
 from support.servers import Service, children
-from support.wire import pack, put, unpack
+from support.wire import frame, greeting, message, pack, put, unpack
 
 INPUTS = times(300, full=30_000)
 
@@ -142,11 +142,10 @@ def send_native(requests: str, frames: list[bytes]) -> None:
 def send_garbage(endpoint: str, chance: random.Random) -> None:
     """Send what is no ZMTP, or breaks it off, and leave."""
     address = urlsplit(endpoint)
-    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
-    ready = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03REQ"
+    ready = frame(b"\x05READY\x0bSocket-Type\x00\x00\x00\x03REQ", 4)
+    said = greeting() + ready + message(b"", b"hello")
     with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
-        message = greeting + ready + b"\x01\x00\x00\x05hello"
         try:
-            connection.sendall(spoiled(message, chance))
+            connection.sendall(spoiled(said, chance))
         except ConnectionError:
             return

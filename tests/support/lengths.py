@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from hypothesis import settings
 
@@ -26,10 +26,8 @@ def times(short: int, *, full: int) -> int:
     return max(short, round(full * SHARE))
 
 
-class Survived(Protocol):
-    """``survived(kills=1, writes=200)`` adds to what the summary says; ``_`` stands for a space."""
-
-    def __call__(self, **counts: int) -> None: ...
+Survived = Callable[..., None]
+"""``survived(kills=1, writes=200)`` adds to what the summary says; ``_`` stands for a space."""
 
 
 def summary(properties: Iterable[tuple[str, Any]]) -> str:

@@ -27,11 +27,9 @@ from support.warm import WarmProcess, start_server, warm_run
 
 Answer = TypeVar("Answer")
 
-POLL_SECONDS = 0.01
-
 
 def wait_until(
-    condition: Callable[[], Answer], *, timeout: float = 20, what: str = "", every: float = POLL_SECONDS
+    condition: Callable[[], Answer], *, timeout: float = 20, what: str = "", every: float = 0.01
 ) -> Answer:
     """Call ``condition`` until it is true and return what it gave.
 

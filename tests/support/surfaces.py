@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from kvstore_client import Client
 from support.servers import clean_environment, run_kvstore
@@ -18,14 +18,6 @@ def kvstore(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the command against a service; raises nothing for an exit status other than 0."""
     return run_kvstore(*arguments, env=clean_environment(folder, KVSTORE_URL=url), cwd=folder, stdin=stdin)
-
-
-class Surface(Protocol):
-    """What every way in can do."""
-
-    def put(self, key: str, value: bytes) -> None: ...
-
-    def get(self, key: str) -> bytes: ...
 
 
 class NativeSurface:
@@ -73,6 +65,9 @@ class CommandSurface:
         done = kvstore(*self._place, "get", "--raw", "--", key)
         assert done.returncode == 0, done
         return done.stdout
+
+
+Surface = NativeSurface | HttpSurface | CommandSurface
 
 
 # How fast things are depends on what else runs on the machine, and is nothing that these tests promise.
