@@ -56,7 +56,7 @@ def create_app(
         "/v1/kv/{key}": one,
         "/v1/kv": CollectionResource(daemon, one, settings),
         "/v1/batch": BatchResource(daemon),
-        **{path: KeyOpResource(daemon, table[path][0]) for path in routes.KEY_OPS},
+        **{path: KeyOpResource(daemon, op, table[path][0]) for path, op in routes.KEY_OPS.items()},
         "/v1/history/{key}": history,
         "/v1/history": history,
         routes.SUBSCRIBE_PATH: SubscribeResource(feed, broadcaster, settings),

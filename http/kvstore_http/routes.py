@@ -18,8 +18,8 @@ from kvstore_http.protocol.query_params import Known, Parameter, known
 ANYTHING = "*/*"
 SUBSCRIBE_PATH = "/v1/subscribe"
 OPENMETRICS = "application/openmetrics-text"
-KEY_OPS = ("/v1/incr/{key}", "/v1/touch/{key}", "/v1/persist/{key}")
-"""Each is the op of its name, on one key."""
+KEY_OPS = {"/v1/incr/{key}": "incr", "/v1/touch/{key}": "touch", "/v1/persist/{key}": "persist"}
+"""The op that each is, on one key. The parameters of these routes are called as the fields of their ops."""
 
 # ── what a query may carry ───────────────────────────────────────────────────────────────────────
 

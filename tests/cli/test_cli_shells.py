@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from support.programs import require_program
 from support.servers import free_port, wait_until
 from support.terminal import Terminal
 
@@ -190,10 +190,9 @@ def shell(
     request: pytest.FixtureRequest, filled: Kvstore, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shell]:
     """A shell in a folder of its own."""
-    if shutil.which(request.param.partition("-")[0]) is None:
-        pytest.skip(f"{request.param} is not here")
+    require_program(request.param.partition("-")[0])
     if request.param == "bash-completion" and not BASH_COMPLETION.exists():
-        pytest.skip("bash-completion is not here")
+        require_program(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     (folder / FILE).touch()
     (folder / "sub").mkdir()

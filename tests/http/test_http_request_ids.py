@@ -122,6 +122,8 @@ def test_a_retry_under_one_idempotency_key_may_have_another_id(session: Session,
     for named in ({"x_request_id": "a"}, {"x_request_id": "b"}, {}):
         answer = session.post(path_of(key, "incr"), idempotency_key=f"once-{key}", **named)
         assert answer.json["value"] == 1
+    spelled_out = session.post(path_of(key, "incr") + "?by=1", idempotency_key=f"once-{key}")
+    assert spelled_out.json["value"] == 1
 
 
 def test_a_command_that_fails_for_the_services_sake_names_the_request(

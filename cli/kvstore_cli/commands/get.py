@@ -100,7 +100,7 @@ def _records(
     service: ServiceClient, keys: Sequence[str], query: Query, default: str | None, failed: list[KvError]
 ) -> Iterator[dict[str, Any]]:
     """The records of ``keys``, in order. The errors of those that cannot be read are printed, and added to
-    ``failed``."""
+    ``failed``, which is complete once all records were taken."""
     for key, result in zip(keys, _results(service, keys, query), strict=True):
         if not isinstance(result, KvError):
             yield result

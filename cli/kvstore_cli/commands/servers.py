@@ -5,7 +5,6 @@ What needs Linux is imported after the settings, whose import says so elsewhere.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import asdict
 
@@ -55,7 +54,9 @@ def serve(context: click.Context) -> int:
 
 def _guide(addresses: dict[str, str]) -> str:
     url = connectable(addresses["url"])
-    program = "kvstore" if shutil.which("kvstore") else sys.argv[0]
+    from shutil import which
+
+    program = "kvstore" if which("kvstore") else sys.argv[0]
     client = program if url == OPTIONS["url"].default else f"KVSTORE_URL={url} {program}"
     return f"""
 kvstore is ready. Its data is in {addresses["data"]}; Ctrl-C stops it.

@@ -14,7 +14,7 @@ from kvstore_core.media_types import JSON, MERGE_PATCH, NDJSON, SSE, TEXT
 _COMPRESSIBLE = (TEXT, JSON)
 _COMPRESSIBLE_BYTES = 4096
 _KEPT_TYPE = 'application/x-kvstore-doctor; note="as it is"'
-_METADATA_HEADERS = (
+_OTHER_HEADERS = (
     "Last-Modified",
     "X-Content-Type-Options",
     "Content-Security-Policy",
@@ -122,7 +122,7 @@ def response_headers(probe: Probe) -> Iterator[Finding]:
     revision = _revision(probe.store(key, b"1", {"Content-Type": _KEPT_TYPE}))
     headers = probe.ask("GET", by_query(key)).headers
     kept = {"ETag": f'"{revision}"', "Content-Type": _KEPT_TYPE}
-    wanted = (*kept, "Cache-Control", *_METADATA_HEADERS)
+    wanted = (*kept, "Cache-Control", *_OTHER_HEADERS)
     lost = [name for name in wanted if not (got := headers.get(name)) or got != kept.get(name, got)]
     if "no-cache" not in headers.get("Cache-Control", "no-cache"):
         lost.append("Cache-Control")

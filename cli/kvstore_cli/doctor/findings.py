@@ -11,6 +11,7 @@ from kvstore_cli.doctor.remedies import CAUSES
 from kvstore_cli.terminal import output
 
 OK, NOTE, WARNING, FAILED, SKIPPED = "ok", "note", "warning", "failed", "skipped"
+"""Fine; worth knowing; works, but not well; does not work; was not checked."""
 
 _STATUS_WIDTH = 9
 _NAME_WIDTH = 18

@@ -116,7 +116,7 @@ def _findings_of(check: DoctorCheck, probe: Probe) -> Iterator[Finding]:
     except NotStoredError as refused:
         is_ours = refused.reply.code is not None
         cause = "body_limit" if refused.reply.status == 413 and not is_ours else "no_answer"
-        who = "kvstore" if is_ours else "a proxy"
+        who = "kvstore" if is_ours else "something in front of it"
         yield failed(cause, f"{who} refuses a value of {refused.size} bytes with {refused.reply.shown}")
     except KvError as error:
         cause = "unreachable" if check.name == "reachable" else "no_answer"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 64 * 1024
 
 
-@dataclass
+@dataclass(eq=False)
 class LineStream:
     """A response without end: whole lines as they come. Close it, or use it in a ``with``."""
 

@@ -204,6 +204,8 @@ def _rows(shown: Figures) -> dict[str, list[Cell]]:
 
 def _drawn(label: str, cells: list[Cell], width: int) -> list[Text]:
     """A row in one line, with as many of its cells as fit; that of the processes in up to three."""
+    if label and not cells:
+        return []
     lines = [Text.assemble((f" {label:<11}", "bold cyan"))]
     for cell in cells:
         # a unit follows its figure

@@ -101,9 +101,9 @@ def _not_a_cursor() -> KvError:
 
 
 def _events(engine: Engine, op: Op) -> Page:
-    since, position = op["since"], engine.position()
-    cursor = Cursor(since, position.epoch) if isinstance(since, int) else Cursor.parse(since)
-    if cursor.epoch != position.epoch:
+    since = op["since"]
+    cursor = Cursor(since, "") if isinstance(since, int) else Cursor.parse(since)
+    if cursor.epoch and cursor.epoch != (position := engine.position()).epoch:
         raise _expired(cursor, position)
     page = engine.log(
         cursor.revision,
@@ -114,7 +114,7 @@ def _events(engine: Engine, op: Op) -> Page:
         max_bytes=_max_bytes(op),
     )
     if isinstance(page, LogPosition):
-        raise _expired(cursor, page)
+        raise _expired(cursor._replace(epoch=page.epoch), page)
     events, blobs = _event_list(page.events)
     position = page.position
     fields = {"events": events, "next": page.next_revision, "floor": position.floor, "head": position.head}

@@ -25,13 +25,13 @@ def _write(op: dict[str, Any], value: bytes | None) -> Write:
         name,
         op["prefix" if name == "delete_prefix" else "key"].encode(),
         value or b"",
-        get("content_type", DEFAULT_CONTENT_TYPE),
-        None if ttl is None else max(1, round(ttl * 1000)),
-        get("if_revision"),
-        get("by", 1),
-        get("limit", MAX_PAGE),
-        get("keep_ttl", False),
-        get("expires_at"),
+        content_type=get("content_type", DEFAULT_CONTENT_TYPE),
+        ttl_ms=None if ttl is None else max(1, round(ttl * 1000)),
+        if_revision=get("if_revision"),
+        by=get("by", 1),
+        limit=get("limit", MAX_PAGE),
+        keep_ttl=get("keep_ttl", False),
+        expires_at=get("expires_at"),
     )
 
 

@@ -65,5 +65,5 @@ class FolderLock:
             )
 
     def release(self) -> None:
-        """Give the lock back, which was taken."""
+        """Give the lock back: once, and only after :meth:`acquire`."""
         os.close(self._fd)

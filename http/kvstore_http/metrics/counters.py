@@ -92,7 +92,7 @@ FIXED_CELLS = _layout.size
 """Of a row: all but those of requests."""
 
 _LAG_LIMITS = STREAM_LAG.limits
-_SECONDS_LIMITS = DAEMON_SECONDS.limits
+_SECONDS_LIMITS = DAEMON_SECONDS.limits  # requests have the buckets of REQUEST_SECONDS, too
 _SECONDS_SUM = len(_SECONDS_LIMITS) + 1
 
 

@@ -161,17 +161,19 @@ class KeyResource:
 class KeyOpResource:
     """``/v1/incr/{key}``, ``/v1/touch/{key}``, ``/v1/persist/{key}``: one op each, without a body."""
 
-    def __init__(self, daemon: DaemonClient, endpoint: Endpoint) -> None:
+    def __init__(self, daemon: DaemonClient, name: str, endpoint: Endpoint) -> None:
         self._daemon = daemon
         self._endpoint = endpoint
-        self._name = endpoint.path.split("/")[2]
+        self._name = name
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
         query = read_query(req.env, self._endpoint.query)
-        op = {"op": self._name, "key": key}
+        op: dict[str, Any] = {"op": self._name, "key": key}
         for parameter in self._endpoint.query.values():
             if parameter in query or parameter in self._endpoint.required:
                 op[parameter.name] = query.required(parameter)
+        if self._name == "incr":  # under an idempotency key, ?by=1 is the same request as none
+            op.setdefault("by", 1)
         refuse_body(req.env)
         result = write(self._daemon, req.env, op)
         resp.set_header("etag", etag(result["revision"]))

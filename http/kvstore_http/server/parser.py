@@ -253,8 +253,10 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         request's headers."""
         line, crlf, block = header_plus.partition(b"\r\n")
         try:
-            # the same, percent-encoded: curl sends an address as it was typed; waitress would refuse it
-            in_ascii = _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], line)
+            # curl sends a target as it was typed, which waitress would refuse; percent-encoded it is the same
+            in_ascii = line
+            if not line.isascii():
+                in_ascii = _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], line)
             super().parse_header(in_ascii + crlf + _trimmed(block))
         except ValueError as error:  # urlsplit on a target such as http://[, or a number of 5,000 digits
             raise ParsingError("the request is malformed") from error

@@ -93,7 +93,8 @@ class LaggingStream:
 
 
 class Queue(dict[LaggingStream, None]):
-    """Streams that wait for the same; the first is the one that was served least recently."""
+    """Streams that wait for the same; the first is the one that was served least recently. Only :meth:`add`
+    wakes who waits for one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,8 +138,9 @@ class LaggingStreams:
         counters: WorkerCounters,
         on_caught_up: OnCaughtUp,
     ) -> None:
-        self._queues = [Queue() for _ in range(5)]
-        self._unstarted, self.for_snapshot, self.for_log, self._ahead_of_feed, self._blocked = self._queues
+        self.for_snapshot, self.for_log = Queue(), Queue()
+        self._unstarted, self._ahead_of_feed, self._blocked = Queue(), Queue(), Queue()
+        self._queues = (self._unstarted, self.for_snapshot, self.for_log, self._ahead_of_feed, self._blocked)
         self._streams: dict[Stream, LaggingStream] = {}
         self._daemon = daemon
         self._feed = feed

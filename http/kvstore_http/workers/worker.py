@@ -75,9 +75,11 @@ def serve(
     stop.wait()
     notifier.stopping()
     _drain(servers, feed, broadcaster)
-    for each in (*servers, broadcaster, feed, daemon, beats, *level_watchers):
+    for each in (*servers, broadcaster, feed, daemon, beats):
         each.close()
     context.term()
+    for watcher in level_watchers:  # at the end: without them such a signal would end the process
+        watcher.close()
     return EXIT_DONE
 
 

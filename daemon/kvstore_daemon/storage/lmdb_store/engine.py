@@ -71,10 +71,11 @@ class LmdbEngine(SnapshotReads):
             raise KvError("not_allowed", unusable(self._folder, error)) from error
         try:
             self._open_store()
-        except BaseException as error:
+        except OSError as error:
             self._lock.release()
-            if isinstance(error, OSError):
-                raise file_error(self._folder, error) from error
+            raise file_error(self._folder, error) from error
+        except BaseException:
+            self._lock.release()
             raise
 
     def _open_store(self) -> None:
