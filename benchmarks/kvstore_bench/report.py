@@ -190,7 +190,8 @@ def readme_part(results: Results | None) -> str:
     one."""
     if results is None:
         return summary_table(None)
-    machine = ", ".join(str(value) for value in results.machine.values())
+    named = {**results.machine, "Python": f"Python {results.machine['Python']}"}
+    machine = ", ".join(map(str, named.values()))
     lines = [
         f"Ratios of medians, above 1 where kvstore is better; {results.settings['began']}, on {machine}.",
         "All figures: [benchmarks/results/report.md](benchmarks/results/report.md).",
