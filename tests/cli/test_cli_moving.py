@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from kvstore_cli.transfer.ndjson_format import ExportWriter, Reader, line_of
 from support.load import HttpWriter, Ledger
 from support.proxy import CuttingProxy
-from support.servers import Daemon, Service, kvstore_command, wait_until
+from support.servers import Daemon, Service, is_stopped, kvstore_command, wait_until
 from support.terminal import Terminal
 
 pytestmark = pytest.mark.slow
@@ -359,7 +359,11 @@ def test_an_import_goes_on_where_it_was_killed(
             what="it gets on",
             timeout=60,
         )
-        running.process.send_signal(number)
+        running.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: running.process.poll() is not None or is_stopped(running.process.pid))  # noqa: B023
+        if state.exists():  # else it is through, and on its way out
+            running.process.send_signal(number)
+        running.process.send_signal(signal.SIGCONT)
         status = running.wait()
         assert ("resuming after line" in running.stderr) == is_begun
         if status == 0:

@@ -18,7 +18,16 @@ import pytest
 from kvstore_client import Client
 from kvstore_core.process.sd_notify import NoticeSocket, Notifier
 from support.manager import Manager, notifier_on
-from support.servers import Daemon, Facade, Serve, children, clean_environment, kvstore_command, wait_until
+from support.servers import (
+    Daemon,
+    Facade,
+    Serve,
+    children,
+    clean_environment,
+    is_stopped,
+    kvstore_command,
+    wait_until,
+)
 from support.session import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -171,10 +180,6 @@ def test_a_facade_that_was_held_up_with_its_workers_takes_none_for_stuck(
         os.kill(pid, signal.SIGCONT)
     one_manager.wait_for("WATCHDOG=1", times=beats + 3)
     assert children(facade.pid) == workers
-
-
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def test_serve_names_ends_and_replaces_parts_that_hang(

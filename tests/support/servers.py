@@ -45,6 +45,15 @@ def wait_until(
     return answer
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped by SIGSTOP; False for one that has ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] == "T"
+
+
 def children(pid: int) -> list[int]:
     """The process ids of a process's children."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
