@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from support.metrics import scrape
 from support.servers import Daemon, Facade, wait_until
-from support.session import Answer, Session, assert_problem, path_of
+from support.session import Answer, Session, assert_problem, connect, path_of
 
 MIB = 1024 * 1024
 
@@ -204,14 +204,13 @@ def test_a_pause_of_the_whole_machine_fails_no_request(
 ) -> None:
     """As when a laptop sleeps, or a virtual machine is moved."""
     facade = start_facade(daemon, daemon_timeout="3s")
-    session = Session(facade.url)
-    with ThreadPoolExecutor() as pool, daemon.paused():
-        put = pool.submit(session.put, "/v1/kv/a", b"x")
-        time.sleep(0.3)  # it is on its way to the daemon
-        with facade.paused():
-            time.sleep(4)
-    assert put.result().status == 201
-    session.close()
+    with connect(facade.url) as put, closing(Session(facade.url)) as session:
+        with daemon.paused():
+            put.sendall(b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
+            assert session.get("/livez").status == 200  # and the put is on its way to the daemon
+            with facade.paused():
+                time.sleep(4)
+        assert put.recv(4096).startswith(b"HTTP/1.1 201 ")
 
 
 def test_a_full_store_refuses_writes_and_goes_on_with_the_rest(

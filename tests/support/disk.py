@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
+from support.programs import require_program
 
 SOURCE = Path(__file__).with_name("disk.c")
 SECTOR_BYTES = 512
@@ -47,12 +47,8 @@ def run_script(name: str, *arguments: object, environment: Mapping[str, str] = o
 
 @functools.cache
 def library() -> Path:
-    """The compiled ``disk.c``; skips the test where there is no C compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        if os.environ.get("CI"):
-            pytest.fail("there is no cc; tools/needs should have installed it")
-        pytest.skip("needs a C compiler")
+    """The compiled ``disk.c``."""
+    compiler = require_program("cc")
     folder = Path(tempfile.mkdtemp(prefix="kvstore-disk-"))
     built = folder / "disk.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(built), str(SOURCE), "-ldl"], check=True)

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 import pytest
 
@@ -21,11 +21,14 @@ _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", 
 def require_program(*names: str) -> str:
     """The path of the first of ``names`` that is installed. Where none is, the test is skipped, but
     under CI (``CI=true``) it fails: there the programs have to be."""
-    for name in names:
-        path = shutil.which(name, path=_PATH)
-        if path is not None:
-            return path
-    missing = f"{names[0]} is not installed; 'make test' installs it, or: tools/needs {names[0]}"
+    found = [path for name in names if (path := shutil.which(name, path=_PATH))]
+    if not found:
+        skip_but_in_ci(f"{names[0]} is not installed; 'make test' installs it, or: tools/needs {names[0]}")
+    return found[0]
+
+
+def skip_but_in_ci(missing: str) -> NoReturn:
+    """Skip the test for what is ``missing`` on this machine; under CI (``CI=true``) fail."""
     if os.environ.get("CI") == "true":
         pytest.fail(missing)
     pytest.skip(missing)

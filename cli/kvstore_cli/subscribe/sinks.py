@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from typing import Any
 
 import click
@@ -29,14 +30,14 @@ VARIABLES = {
 """The members of an event that a command gets as ``KVSTORE_EVENT_*``, and what each holds."""
 
 
-class Sink:
+class Sink(ABC):
     """Where the lines of a stream go. ``status`` is the exit status."""
 
     status = EXIT_DONE
 
+    @abstractmethod
     def event(self, line: dict[str, Any]) -> None:
         """Deliver a put, a delete or an expire."""
-        raise NotImplementedError
 
     def mark(self, line: dict[str, Any]) -> None:
         """Handle a sync or a reset: report a reset on standard error."""
