@@ -92,20 +92,18 @@ def _mind(
         adopt_orphans()
         child = os.fork()
         if child == 0:
-            _become(command, source, environment, held, ignores_hangup=ignores_hangup)
+            _become(command, source, environment, said, held, ignores_hangup=ignores_hangup)
         with suppress(OSError):  # both do it, since either may be first
             os.setpgid(child, child)
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGALRM):
             signal.signal(number, lambda number, _: _end(child, number))
         if not end_with_parent(parent):
             _end(child, signal.SIGQUIT)
-        with suppress(OSError):  # the parent may be gone
-            os.write(said, b"%d\n" % child)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         _, status = os.waitpid(child, 0)
         if _ending:
             _await_group(child)
-        with suppress(OSError):
+        with suppress(OSError):  # the parent may be gone
             os.write(said, b"%d\n" % os.waitstatus_to_exitcode(status))
     finally:
         os._exit(0)
@@ -136,12 +134,16 @@ def _become(
     command: str,
     source: int,
     environment: Mapping[bytes, bytes],
+    said: int,
     held: set[signal.Signals | int],
     *,
     ignores_hangup: bool,
 ) -> NoReturn:
     try:
         os.setpgid(0, 0)
+        # here, and not in the minder: if that is killed, the parent must know the group of a command that runs
+        with suppress(OSError):  # the parent may be gone
+            os.write(said, b"%d\n" % os.getpid())
         os.dup2(source, 0)
         os.set_inheritable(0, True)  # it may have been 0 already
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
