@@ -74,6 +74,7 @@ __all__ = [
     "Sync",
     "TimedOut",
     "TooBusy",
+    "Unauthenticated",
     "Unavailable",
     "UnknownOperation",
     "UnsupportedMediaType",

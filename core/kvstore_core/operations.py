@@ -7,9 +7,10 @@ lists what an operation needs besides its row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from kvstore_core.access.grants import KeyRange, Need
 from kvstore_core.errors import KvError
 from kvstore_core.limits import (
     INT64,
@@ -40,10 +41,11 @@ class Field(NamedTuple):
 
 class Operation(NamedTuple):
     """One row. ``has_value`` says that the op's ``size`` bytes of the value frame belong to it; of the
-    ``exclusive`` fields an op may have at most one."""
+    ``exclusive`` fields an op may have at most one. ``needs`` gives what an op, checked, must be granted."""
 
     name: str
     writes: bool
+    needs: Callable[[dict[str, Any]], Iterable[Need]]
     fields: dict[str, Field]
     meaning: str
     has_value: bool = False
@@ -104,6 +106,36 @@ def _is_event_ops(value: Any) -> bool:
     return type(value) is list and 0 < len(value) <= 3 and all(op in EVENT_OPS for op in value)
 
 
+# ── what each must be granted ────────────────────────────────────────────────────────────────────
+
+
+def _on_key(*verbs: str) -> Callable[[dict[str, Any]], Iterable[Need]]:
+    return lambda op: [Need(verb, op["key"]) for verb in verbs]
+
+
+def _of_put(op: dict[str, Any]) -> Iterable[Need]:
+    yield Need("write", op["key"])
+    if op.get("ttl") is not None or op.get("expires_at") is not None:
+        yield Need("delete", op["key"])  # who may say when a key ends can end it
+
+
+def _of_list(op: dict[str, Any]) -> Iterable[Need]:
+    # not from the cursor on: that is inside, and each page of a list needs what the first did
+    wanted = KeyRange.common(op.get("prefix", ""), op.get("start", ""), op.get("end", ""))
+    yield Need("list", wanted)
+    if not (op.get("keys_only") or op.get("count")):
+        yield Need("read", wanted)
+
+
+def _of_events(op: dict[str, Any]) -> Iterable[Need]:
+    prefixes, keys = op.get("prefixes") or (), op.get("keys") or ()
+    wanted = [*map(KeyRange.of_prefix, prefixes), *keys]
+    for each in wanted or [KeyRange.of_prefix("")]:
+        yield Need("watch", each)
+        if op.get("values", True) or op.get("previous"):
+            yield Need("read", each)
+
+
 _KEY = Field(_is_a(str), "a text of 1 to 511 bytes of UTF-8 without NUL", required=True)
 _IF_REVISION = Field(_is_int(0, MAX_REVISION), "a revision, or 0 for 'must not exist'")
 _TTL = Field(_is_ttl, "a number of seconds from 0.001 to 100 years")
@@ -116,10 +148,11 @@ _CURSOR = Field(_is_a(str), "a cursor exactly as an earlier reply gave it")
 OPERATIONS: dict[str, Operation] = {
     row.name: row
     for row in (
-        Operation("get", False, {"key": _KEY}, "one record"),
+        Operation("get", False, _on_key("read"), {"key": _KEY}, "one record"),
         Operation(
             "put",
             True,
+            _of_put,
             {
                 "key": _KEY,
                 "size": Field(_is_int(0, 2**40), "the number of the value's bytes", required=True),
@@ -137,10 +170,17 @@ OPERATIONS: dict[str, Operation] = {
             has_value=True,
             exclusive=("ttl", "keep_ttl", "expires_at"),
         ),
-        Operation("delete", True, {"key": _KEY, "if_revision": _IF_REVISION}, "remove one key"),
+        Operation(
+            "delete",
+            True,
+            _on_key("delete"),
+            {"key": _KEY, "if_revision": _IF_REVISION},
+            "remove one key",
+        ),
         Operation(
             "delete_prefix",
             True,
+            lambda op: [Need("delete", KeyRange.of_prefix(op["prefix"]))],
             {
                 "prefix": Field(
                     lambda value: _is_bound(value) and value != "",
@@ -154,6 +194,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             "incr",
             True,
+            _on_key("read", "write"),
             {
                 "key": _KEY,
                 "by": Field(_is_int(-INT64, INT64 - 1), "a signed 64-bit integer"),
@@ -164,13 +205,21 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             "touch",
             True,
+            _on_key("write", "delete"),
             {"key": _KEY, "ttl": _TTL._replace(required=True), "if_revision": _IF_REVISION},
             "give the key a new TTL, counted from now",
         ),
-        Operation("persist", True, {"key": _KEY, "if_revision": _IF_REVISION}, "take the key's TTL away"),
+        Operation(
+            "persist",
+            True,
+            _on_key("write"),
+            {"key": _KEY, "if_revision": _IF_REVISION},
+            "take the key's TTL away",
+        ),
         Operation(
             "list",
             False,
+            _of_list,
             {
                 "prefix": _BOUND,
                 "start": _BOUND,
@@ -186,6 +235,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             "events",
             False,
+            _of_events,
             {
                 "since": Field(_is_since, "a cursor, or a revision of this epoch", required=True),
                 "prefixes": Field(_is_filters, f"a list of up to {MAX_FILTERS} prefixes"),
@@ -201,6 +251,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             "history",
             False,
+            _on_key("read"),
             {
                 "key": _KEY,
                 "before": Field(_is_int(1, MAX_REVISION), "a revision"),
@@ -211,7 +262,13 @@ OPERATIONS: dict[str, Operation] = {
             },
             "a page of one key's events, newest first",
         ),
-        Operation("status", False, {}, "the daemon's version, position, counts and limits"),
+        Operation(
+            "status",
+            False,
+            lambda _op: [Need("known")],
+            {},
+            "the daemon's version, position, counts and limits",
+        ),
     )
 }
 

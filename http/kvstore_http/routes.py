@@ -9,7 +9,7 @@ needs a schema in :mod:`kvstore_http.resources.openapi`. HEAD goes with every GE
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from kvstore_core.media_types import HTML, JSON, MERGE_PATCH, NDJSON, SSE, TEXT
 from kvstore_http.protocol import query_params as q
@@ -77,6 +77,11 @@ class ResponseSpec(NamedTuple):
     content: dict[str, str] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
 
 
+Needs = Literal["public", "known", "by_ops", "monitor", "admin"]
+"""What an endpoint asks of its caller, before anything else is looked at: nothing; a credential, or any grant
+as anonymous; what its ops need (``kvstore_core.operations``), which is asked where they are sent; a verb."""
+
+
 class Endpoint(NamedTuple):
     """One method at one path.
 
@@ -87,6 +92,7 @@ class Endpoint(NamedTuple):
 
     method: str
     path: str
+    needs: Needs
     summary: str
     responses: tuple[ResponseSpec, ...]
     query: Known = NOTHING
@@ -135,6 +141,7 @@ def _in_query(endpoint: Endpoint, summary: str) -> Endpoint:
 _PUT = Endpoint(
     "PUT",
     "/v1/kv/{key}",
+    "by_ops",
     "Store the body under a key, with its Content-Type",
     _STORED,
     PUT_KEY,
@@ -145,6 +152,7 @@ _PUT = Endpoint(
 _PATCH = Endpoint(
     "PATCH",
     "/v1/kv/{key}",
+    "by_ops",
     "Merge a patch into a JSON value",
     _STORED,
     PATCH_KEY,
@@ -155,6 +163,7 @@ _PATCH = Endpoint(
 _HISTORY = Endpoint(
     "GET",
     "/v1/history/{key}",
+    "by_ops",
     "A key's events, newest first, as far as the log goes",
     (ResponseSpec(200, "a page of events", {JSON: "History"}),),
     HISTORY,
@@ -165,6 +174,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/v1/kv/{key}",
+        "by_ops",
         "Read a key, now, as of a revision, or once it changes",
         (_VALUE, _PART, _UNCHANGED),
         GET_KEY,
@@ -177,6 +187,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "DELETE",
         "/v1/kv/{key}",
+        "by_ops",
         "Delete a key",
         (ResponseSpec(200, "deleted", {JSON: "Deleted"}),),
         NOTHING,
@@ -186,6 +197,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/v1/kv",
+        "by_ops",
         "List keys by prefix or range; or, with key, read that one",
         (
             ResponseSpec(
@@ -206,6 +218,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "DELETE",
         "/v1/kv",
+        "by_ops",
         "Delete everything that begins with prefix; or, with key, that one",
         (ResponseSpec(200, "deleted", {JSON: "Deleted"}),),
         {**DELETE_PREFIX, **JUST_KEY},
@@ -215,6 +228,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "POST",
         "/v1/batch",
+        "by_ops",
         "Many operations in one request, each on its own or all or none",
         (ResponseSpec(200, "a result for each operation, in order", {JSON: "BatchResults"}),),
         BATCH,
@@ -234,6 +248,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "POST",
         "/v1/incr/{key}",
+        "by_ops",
         "Add to a decimal integer; a missing key counts from 0",
         (_COUNTED,),
         known(q.BY),
@@ -243,6 +258,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "POST",
         "/v1/touch/{key}",
+        "by_ops",
         "Give a key a new TTL, counted from now",
         (_RECORD_WRITTEN,),
         known(q.TTL),
@@ -253,6 +269,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "POST",
         "/v1/persist/{key}",
+        "by_ops",
         "Take a key's TTL away",
         (_RECORD_WRITTEN,),
         NOTHING,
@@ -264,6 +281,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         SUBSCRIBE_PATH,
+        "by_ops",
         "Every change as it happens",
         (ResponseSpec(200, "a stream that does not end", {SSE: "Event", NDJSON: "Event"}),),
         SUBSCRIBE,
@@ -274,14 +292,22 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/v1/status",
+        "known",
         "The state of the daemon",
         (ResponseSpec(200, "its state", {JSON: "Status"}),),
         link=("status", ""),
     ),
-    Endpoint("GET", "/livez", "Whether the facade runs", (ResponseSpec(200, "it does", {JSON: "Health"}),)),
+    Endpoint(
+        "GET",
+        "/livez",
+        "public",
+        "Whether the facade runs",
+        (ResponseSpec(200, "it does", {JSON: "Health"}),),
+    ),
     Endpoint(
         "GET",
         "/readyz",
+        "public",
         "Whether the service can do its work",
         (ResponseSpec(200, "it can", {JSON: "Health", TEXT: "Lines"}),),
         READYZ,
@@ -289,6 +315,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/metrics",
+        "monitor",
         "What all workers and the daemon count, for Prometheus",
         (
             ResponseSpec(
@@ -299,6 +326,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/openapi.json",
+        "public",
         "This description",
         (ResponseSpec(200, "an OpenAPI 3.1 document", {JSON: "Object"}),),
         link=("description", ""),
@@ -306,6 +334,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/ui/",
+        "public",
         "A page for browsers, to look at the store and change it",
         (ResponseSpec(200, "the page", {HTML: "Value"}), _UNCHANGED),
         NOTHING,
@@ -315,6 +344,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/",
+        "by_ops",
         "Where to go from here; with key, its value as text",
         (
             ResponseSpec(200, "links, or the value", {JSON: "Object", TEXT: "Value"}),
@@ -326,6 +356,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "PUT",
         "/",
+        "by_ops",
         "Store a text: the body is {key, value}",
         (ResponseSpec(200, "a line of text", {TEXT: "Value"}),),
         NOTHING,
@@ -337,6 +368,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/all",
+        "by_ops",
         "All pairs as one JSON object",
         (ResponseSpec(200, "values by key", {JSON: "Object"}),),
         deprecated=True,

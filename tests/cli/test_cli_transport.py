@@ -146,7 +146,7 @@ def test_a_connection_is_kept_for_the_next_request_and_replaced_when_it_was_clos
 @pytest.mark.parametrize(
     ("status", "code"),
     [
-        (401, "not_allowed"),
+        (401, "unauthenticated"),
         (403, "not_allowed"),
         (404, "bad_request"),
         (302, "bad_request"),

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvstore_core.access.grants import prefix_end
 from kvstore_core.errors import KvError
 from kvstore_core.operations import OPERATIONS
 from kvstore_core.process.sd_notify import NoticeSocket, Notifier
@@ -23,7 +24,7 @@ from kvstore_core.wire import Limits, Request, decode_request
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GROUP_BYTES, GROUP_OPS, GroupCommitter
 from kvstore_daemon.peer_limits.connections import ConnectionWatcher
-from kvstore_daemon.requests.reads import READS, _bounds, _cursor, _parse_cursor, prefix_end
+from kvstore_daemon.requests.reads import READS, _bounds, _cursor, _parse_cursor
 from kvstore_daemon.requests.writes import WRITES, write_request
 from kvstore_daemon.server import PATIENCE_TICKS, Beats
 from kvstore_daemon.status import Counters

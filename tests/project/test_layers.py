@@ -52,6 +52,7 @@ ROOMS = {
         "follower snapshot_merge",
         "wire filters",
         "operations",
+        "access",
         "model",
         "connection_monitor process backoff",
         "errors",

@@ -137,6 +137,7 @@ STAGED = {
 # What no request from outside can provoke at will; where it is tested instead.
 ELSEWHERE = {
     "not_allowed": "tests/engine: a second daemon on the same folder",
+    "unauthenticated": "tests/access: a service with access on",
     "internal": "tests/daemon",
     "damaged": "tests/engine: a flipped bit",
     "request_timeout": "tests/http_core: a request that stalls",

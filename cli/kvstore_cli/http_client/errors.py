@@ -80,8 +80,7 @@ def _foreign_error(response: HttpResponse) -> KvError:
     # what nginx, Apache and Go's server say, each in its own words
     if status == 400 and re.search(rb"(?i)https port|https server|ssl-enabled", response.body):
         return KvError("unavailable", "that port speaks TLS; write the address with https://")
-    codes = {401: "not_allowed", 403: "not_allowed", 502: "unavailable", 503: "unavailable", 504: "timed_out"}
-    code = codes.get(status) or ("internal" if status >= 500 else "bad_request")
+    code = _CODES.get(status) or ("internal" if status >= 500 else "bad_request")
     return KvError(code, f"got status {status} from something that is not kvstore; check the address")
 
 
@@ -89,3 +88,13 @@ def _retry_after(headers: http_client.HTTPMessage) -> float | None:
     """The seconds of a Retry-After; the service does not send its other form, a date."""
     given = headers.get("Retry-After", "")
     return float(given) if given.isascii() and given.isdigit() else None
+
+
+_CODES = {
+    401: "unauthenticated",
+    403: "not_allowed",
+    502: "unavailable",
+    503: "unavailable",
+    504: "timed_out",
+}
+"""What a proxy, or something else, may have meant."""

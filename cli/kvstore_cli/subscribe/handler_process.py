@@ -141,7 +141,7 @@ def _become(
 ) -> NoReturn:
     try:
         os.setpgid(0, 0)
-        # here, and not in the minder: if that is killed, the parent must know the group of a command that runs
+        # not the minder: if it is killed, the parent must know the group of a command that runs
         with suppress(OSError):  # the parent may be gone
             os.write(said, b"%d\n" % os.getpid())
         os.dup2(source, 0)

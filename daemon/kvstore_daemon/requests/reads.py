@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from kvstore_core.access.grants import KeyRange
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_KEY_BYTES, MAX_PAGE, MAX_PAGE_BYTES
 from kvstore_core.model import Cursor
@@ -57,20 +58,10 @@ def _list(engine: Engine, op: Op) -> Page:
 
 def _bounds(op: Op) -> tuple[bytes, bytes | None]:
     """The range that prefix, start, end and cursor have in common: start <= key < end."""
-    prefix = op.get("prefix", "").encode()
-    start = max(prefix, op.get("start", "").encode())
-    end = prefix_end(prefix)
-    if op.get("end"):
-        end = min(end or b"\xff", op["end"].encode())
+    start, end = KeyRange.common(op.get("prefix", ""), op.get("start", ""), op.get("end", ""))
     if "cursor" in op:
         start = max(start, _parse_cursor(op["cursor"]))
     return start, end
-
-
-def prefix_end(prefix: bytes) -> bytes | None:
-    """The smallest bytes above all that begin with ``prefix``; None if there are none."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
 
 
 def _cursor(key: bytes | None) -> str | None:

@@ -1,0 +1,71 @@
+"""The form of tokens: ``kv_ID_SECRETCHECK``.
+
+The id, 8 characters, is public: lists and logs show it. The secret is 32 random bytes, so a plain SHA-256 of
+the token is all that has to be kept of it: there is nothing that a slow hash could make harder to guess. The
+check, a CRC-32, finds mistyped tokens before anybody is asked. Only letters, digits and ``_``, so that a
+double click selects all of it and no shell or URL needs quotes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from typing import NamedTuple
+from zlib import crc32
+
+TOKEN_PATTERN = re.compile(r"kv_([0-9a-hjkmnp-tv-z]{8})_([0-9A-Za-z]{43})([0-9A-Za-z]{6})", re.ASCII)
+
+_ID_CHARACTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+"""Crockford's base 32: no letters that look like others."""
+
+_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+class NewToken(NamedTuple):
+    """A token just made. Only ``id`` and ``digest`` may be kept."""
+
+    text: str
+    id: str
+    digest: str
+
+
+def new_token() -> NewToken:
+    """A token that nobody has."""
+    token_id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(8))
+    stem = f"kv_{token_id}_{_base62(secrets.randbits(256), 43)}"
+    text = stem + _check_of(stem)
+    return NewToken(text, token_id, digest_of(text))
+
+
+def digest_of(text: str) -> str:
+    """What is kept of a token: its SHA-256 in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def token_id(text: str) -> str | None:
+    """The id of a token; None for a text that is none, or was mistyped."""
+    match = TOKEN_PATTERN.fullmatch(text)
+    return match[1] if match is not None and _check_of(text[:-6]) == match[3] else None
+
+
+def is_token_id(value: object) -> bool:
+    """Whether ``value`` may be a token's id."""
+    return type(value) is str and len(value) == 8 and all(letter in _ID_CHARACTERS for letter in value)
+
+
+def is_digest(value: object) -> bool:
+    """Whether ``value`` may be a token's digest."""
+    return type(value) is str and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _check_of(stem: str) -> str:
+    return _base62(crc32(stem.encode()), 6)
+
+
+def _base62(number: int, width: int) -> str:
+    digits = []
+    for _ in range(width):
+        number, digit = divmod(number, 62)
+        digits.append(_BASE62[digit])
+    return "".join(reversed(digits))
