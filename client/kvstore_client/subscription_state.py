@@ -250,4 +250,5 @@ class SubscriptionState:
 
 def _shown(record: Record) -> Event:
     """A snapshot's record as the put that wrote it."""
-    return Event("put", record.key, record.revision, 0, 1, record.modified_at, record, None, 0)
+    said = record.author, record.message
+    return Event("put", record.key, record.revision, 0, 1, record.modified_at, record, None, 0, *said)

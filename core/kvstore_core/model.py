@@ -16,7 +16,11 @@ SHOWN_BYTES = 64
 
 
 class Record(NamedTuple):
-    """A key's present state. ``value`` is None where only metadata was asked for."""
+    """A key's present state. ``value`` is None where only metadata was asked for.
+
+    ``author`` and ``message`` say who made the last change, and why; None where that is not known. They are
+    those of the change that made ``revision``, which need not be the one that wrote the value.
+    """
 
     key: str
     value: bytes | None
@@ -26,6 +30,8 @@ class Record(NamedTuple):
     version: int
     modified_at: int
     expires_at: int | None = None
+    author: str | None = None
+    message: str | None = None
 
     @property
     def text(self) -> str:
@@ -53,7 +59,8 @@ class Event:
     ``index`` counts from 0 within the ``count`` events that share ``revision``. ``record`` is the
     new record of a put and None otherwise. ``previous`` is the record that the change replaced or
     removed: always there on an ``expire``, on request on the others, and None where there was none
-    or the log no longer holds it (``previous_revision`` is then not 0).
+    or the log no longer holds it (``previous_revision`` is then not 0). ``author`` and ``message`` say who
+    made the change, and why; None where that is not known, and on every ``expire``.
     """
 
     op: str
@@ -65,6 +72,8 @@ class Event:
     record: Record | None
     previous: Record | None
     previous_revision: int
+    author: str | None = None
+    message: str | None = None
 
 
 ResetReason = Literal["expired", "epoch"]

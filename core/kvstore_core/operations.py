@@ -7,6 +7,7 @@ lists what an operation needs besides its row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ from kvstore_core.access.grants import KeyRange, Need
 from kvstore_core.errors import KvError
 from kvstore_core.limits import (
     INT64,
+    MAX_AUTHOR_BYTES,
     MAX_CONTENT_TYPE_BYTES,
     MAX_FILTERS,
     MAX_KEY_BYTES,
+    MAX_MESSAGE_BYTES,
     MAX_MOMENT,
     MAX_PAGE,
     MAX_PAGE_BYTES,
@@ -86,6 +89,31 @@ def is_request_id(value: Any) -> bool:
     )
 
 
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What would end a line, or change how a terminal or a page shows the rest of it: controls, the separators of
+lines and paragraphs, and what sets the direction of text. Lone surrogates are no UTF-8."""
+
+
+def _is_line(value: Any, max_bytes: int) -> bool:
+    if type(value) is not str or _CONTROL.search(value):
+        return False
+    return 0 < len(value.encode()) <= max_bytes
+
+
+def is_author(value: Any) -> bool:
+    """Whether ``value`` may name who made a change."""
+    return _is_line(value, MAX_AUTHOR_BYTES)
+
+
+def is_message(value: Any) -> bool:
+    """Whether ``value`` may say why a change was made."""
+    return _is_line(value, MAX_MESSAGE_BYTES)
+
+
+MESSAGE = f"a text of 1 to {MAX_MESSAGE_BYTES} bytes of UTF-8 in one line, without control characters"
+"""What a message must be, in the words of every error about one."""
+
+
 def _is_bound(value: Any) -> bool:
     return (
         type(value) is str
@@ -142,6 +170,7 @@ _TTL = Field(_is_ttl, "a number of seconds from 0.001 to 100 years")
 _LIMIT = Field(_is_int(1, MAX_PAGE), f"a whole number from 1 to {MAX_PAGE}")
 _PAGE_BYTES = Field(_is_int(1, MAX_PAGE_BYTES), f"a whole number from 1 to {MAX_PAGE_BYTES}")
 _FLAG = Field(_is_a(bool), "true or false")
+_MESSAGE = Field(is_message, MESSAGE)
 _BOUND = Field(_is_bound, "a text of at most 511 bytes without NUL")
 _CURSOR = Field(_is_a(str), "a cursor exactly as an earlier reply gave it")
 
@@ -165,6 +194,7 @@ OPERATIONS: dict[str, Operation] = {
                     f"at most {MAX_MOMENT}, the end of the year 9999",
                 ),
                 "if_revision": _IF_REVISION,
+                "message": _MESSAGE,
             },
             "store a value; a put without ttl, keep_ttl or expires_at clears the key's TTL",
             has_value=True,
@@ -174,7 +204,7 @@ OPERATIONS: dict[str, Operation] = {
             "delete",
             True,
             _on_key("delete"),
-            {"key": _KEY, "if_revision": _IF_REVISION},
+            {"key": _KEY, "if_revision": _IF_REVISION, "message": _MESSAGE},
             "remove one key",
         ),
         Operation(
@@ -188,6 +218,7 @@ OPERATIONS: dict[str, Operation] = {
                     required=True,
                 ),
                 "limit": _LIMIT,
+                "message": _MESSAGE,
             },
             "remove up to limit keys that begin with prefix, in one revision; more: whether some are left",
         ),
@@ -199,6 +230,7 @@ OPERATIONS: dict[str, Operation] = {
                 "key": _KEY,
                 "by": Field(_is_int(-INT64, INT64 - 1), "a signed 64-bit integer"),
                 "if_revision": _IF_REVISION,
+                "message": _MESSAGE,
             },
             "add to a decimal integer; a missing key counts from 0; TTL and media type stay",
         ),
@@ -206,14 +238,19 @@ OPERATIONS: dict[str, Operation] = {
             "touch",
             True,
             _on_key("write", "delete"),
-            {"key": _KEY, "ttl": _TTL._replace(required=True), "if_revision": _IF_REVISION},
+            {
+                "key": _KEY,
+                "ttl": _TTL._replace(required=True),
+                "if_revision": _IF_REVISION,
+                "message": _MESSAGE,
+            },
             "give the key a new TTL, counted from now",
         ),
         Operation(
             "persist",
             True,
             _on_key("write"),
-            {"key": _KEY, "if_revision": _IF_REVISION},
+            {"key": _KEY, "if_revision": _IF_REVISION, "message": _MESSAGE},
             "take the key's TTL away",
         ),
         Operation(

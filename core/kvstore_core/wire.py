@@ -16,7 +16,7 @@ values is two frames instead of 1,001.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -25,6 +25,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.limits import (
     MAX_ATOMIC_BYTES,
     MAX_ATOMIC_OPS,
+    MAX_AUTHOR_BYTES,
     MAX_CLIENT_BYTES,
     MAX_OPS,
     MAX_REQUEST_BYTES,
@@ -33,7 +34,7 @@ from kvstore_core.limits import (
     MAX_VALUE_BYTES,
 )
 from kvstore_core.model import Event, Record, is_plain_key
-from kvstore_core.operations import OPERATIONS, check_operation, is_media_type, is_request_id
+from kvstore_core.operations import OPERATIONS, check_operation, is_author, is_media_type, is_request_id
 
 VERSION = 1
 
@@ -42,6 +43,12 @@ HEARTBEAT_TOPIC = b"\0heartbeat"
 
 RequestId = str | Sequence[str | None]
 """The id of a request in the logs; or the id of each op, where the ops are of several callers."""
+
+Authors = str | Sequence[str | None]
+"""Who makes the changes that a request asks for; or who makes that of each op, None where nobody is named."""
+
+_REQUEST_ID = f"'request_id' must be 1 to {MAX_REQUEST_ID} visible ASCII characters"
+_AUTHOR = f"'author' must be 1 to {MAX_AUTHOR_BYTES} bytes of UTF-8 without control characters"
 
 _REQUEST_FIELDS = frozenset(("v", "ops", "atomic", "client", "seq"))
 
@@ -60,8 +67,9 @@ class Request(NamedTuple):
     """A checked request. ``values[i]`` is the value of ``ops[i]``, None where it has none.
 
     ``writes`` counts the ops that can change the store; ``client`` and ``seq`` number a request with
-    any, so that it is applied once (section 6). ``header`` is frame 1 without the request ids: what a
-    repeat is compared by.
+    any, so that it is applied once (section 6). ``author`` is for whom the sender says that it acts; whether
+    it may is not checked here. ``header`` is frame 1 without the request ids and the authors: what a repeat
+    is compared by.
     """
 
     ops: list[dict[str, Any]]
@@ -72,6 +80,7 @@ class Request(NamedTuple):
     seq: int = 0
     request_id: RequestId | None = None
     header: bytes = b""
+    author: Authors | None = None
 
 
 class Reply(NamedTuple):
@@ -113,6 +122,7 @@ def encode_request(
     client: str | None = None,
     seq: int = 0,
     request_id: RequestId | None = None,
+    author: Authors | None = None,
 ) -> list[bytes]:
     """The frames of a request. ``values`` are those of the ops that have one, in their order;
     each such op must already say its ``size``."""
@@ -124,6 +134,8 @@ def encode_request(
         header["seq"] = seq
     if request_id is not None:
         header["request_id"] = request_id
+    if author is not None:
+        header["author"] = author
     try:
         encoded = orjson.dumps(header)
     except TypeError as error:  # a lone surrogate, an integer over 64 bits
@@ -154,7 +166,7 @@ class WriteSequence:
 def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:
     """The request in ``frames``, checked in full; raises KvError and keeps nothing otherwise."""
     header = _decode_header(frames)
-    request_id = header.pop("request_id", None)
+    request_id, author = header.pop("request_id", None), header.pop("author", None)
     _refuse_unknown_fields(header)
     ops = header.get("ops")
     if type(ops) is not list or not ops:
@@ -175,24 +187,23 @@ def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:
         _check_atomic(ops, blob, limits)
     if client is not None and not writes:
         raise KvError("bad_request", "only a request that writes is numbered; leave out 'client' and 'seq'")
-    plain = frames[0]
-    if request_id is not None:
-        _check_request_id(request_id, len(ops))
-        plain = orjson.dumps(header)
-    return Request(ops, values, writes, atomic, client, seq, request_id, plain)
+    _check_for_each(request_id, is_request_id, len(ops), _REQUEST_ID)
+    _check_for_each(author, is_author, len(ops), _AUTHOR)
+    plain = frames[0] if request_id is author is None else orjson.dumps(header)
+    return Request(ops, values, writes, atomic, client, seq, request_id, plain, author)
 
 
-def _check_request_id(request_id: Any, count: int) -> None:
-    if type(request_id) is list and len(request_id) == count:
-        is_good = all(each is None or is_request_id(each) for each in request_id)
+def _check_for_each(given: Any, is_one: Callable[[Any], bool], count: int, must_be: str) -> None:
+    """Check a field that says something of all ops, or, in a list, of each of them."""
+    if given is None:
+        return
+    if type(given) is list and len(given) == count:
+        is_good = all(each is None or is_one(each) for each in given)
     else:
-        is_good = is_request_id(request_id)
+        is_good = is_one(given)
     if not is_good:
-        raise KvError(
-            "bad_request",
-            f"'request_id' must be 1 to {MAX_REQUEST_ID} visible ASCII characters, "
-            "or a list with one such text, or null, for each op",
-        )
+        message = f"{must_be}, or a list with one such text, or null, for each op"
+        raise KvError("bad_request", message)
 
 
 def _decode_header(frames: Sequence[bytes]) -> dict[str, Any]:
@@ -403,6 +414,8 @@ def record_from(fields: dict[str, Any], key: str | None = None) -> Record:
             fields["version"],
             fields["modified_at"],
             fields.get("expires_at"),
+            fields.get("author"),
+            fields.get("message"),
         ),
     )
 
@@ -420,6 +433,8 @@ def event_from(fields: dict[str, Any]) -> Event:
         record_from(fields) if fields["op"] == "put" else None,
         record_from(previous, key) if previous is not None else None,
         fields["previous_revision"],
+        fields.get("author"),
+        fields.get("message"),
     )
 
 

@@ -14,7 +14,7 @@ Fields = dict[str, Any]
 
 def record_fields(record: StoredRecord) -> Fields:
     """The record's metadata; ``size`` too if its value is at hand."""
-    value, content_type, revision, create_revision, version, modified_at, expires_at = record
+    value, content_type, revision, create_revision, version, modified_at, expires_at, author, message = record
     fields: Fields = {
         "revision": revision,
         "create_revision": create_revision,
@@ -24,6 +24,10 @@ def record_fields(record: StoredRecord) -> Fields:
     }
     if expires_at is not None:
         fields["expires_at"] = expires_at
+    if author:
+        fields["author"] = author
+    if message:
+        fields["message"] = message
     if value is not None:
         fields["size"] = len(value)
     return fields
@@ -47,4 +51,8 @@ def event_fields(event: StoredEvent) -> Fields:
         fields["modified_at"] = record.modified_at
         if record.expires_at is not None:
             fields["expires_at"] = record.expires_at
+    if event.author:
+        fields["author"] = event.author
+    if event.message:
+        fields["message"] = event.message
     return fields

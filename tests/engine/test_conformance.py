@@ -256,6 +256,59 @@ def test_the_feed_is_the_log(store: Store) -> None:
     ]
 
 
+BY = {"author": "ann", "message": "tidy up"}
+
+
+@pytest.mark.parametrize("op", ["put", "incr", "touch", "persist"])
+def test_a_record_keeps_who_made_its_last_change_and_why(open_store: OpenStore, op: str) -> None:
+    store = open_store()
+    store.write("put", value=b"1", ttl_ms=5000, author="bob", message="first")
+    store.write(op, **({"ttl_ms": 9000} if op == "touch" else {}), **BY)
+    store.engine.close()
+    store = open_store()
+    found, event = store.get(), store.log().events[-1]
+    assert found is not None
+    assert event.record is not None
+    assert event.previous is not None
+    for said in (found, event, event.record, store.history().events[0]):
+        assert (said.author, said.message) == ("ann", "tidy up")
+    assert (event.previous.author, event.previous.message) == ("bob", "first")
+    store.write("put", value=b"2")
+    found = store.get()
+    assert found is not None
+    assert (found.author, found.message) == ("", "")
+
+
+@pytest.mark.parametrize("said", [BY, {"author": "ann"}, {"message": "tidy up"}, {}])
+@pytest.mark.parametrize("op", ["delete", "delete_prefix"])
+def test_the_log_keeps_who_deleted_and_why(open_store: OpenStore, op: str, said: dict[str, str]) -> None:
+    store = open_store(retention=Retention(10, 1 << 30, 10**9))
+    for number in range(9):  # what is deleted is in the oldest eighth of the log, so the row has it too
+        store.write("put", b"k" if number == 0 else b"other", value=b"old", message="first")
+    store.write(op, **said)
+    event = store.log().events[-1]
+    assert event.previous is not None
+    assert (event.op, event.previous.value, event.previous.message) == ("delete", b"old", "first")
+    for known in (event, store.feed[-1], store.history().events[0]):
+        assert (known.author, known.message) == (said.get("author", ""), said.get("message", ""))
+    for _ in range(20):  # the event, and its tombstone, are trimmed
+        store.write("put", b"other")
+    assert not store.faults()
+
+
+def test_an_expiry_is_nobodys(store: Store) -> None:
+    store.write("put", b"a", ttl_ms=5, **BY)
+    store.write("put", b"b", ttl_ms=5, **BY)
+    store.clock.now += 10
+    store.expire_due()
+    store.write("put", b"c", ttl_ms=5, **BY)
+    store.clock.now += 10
+    store.write("put", b"c", **BY)
+    expired = [event for event in store.log().events if event.op == "expire"]
+    assert [(event.author, event.message) for event in expired] == [("", "")] * 3
+    assert all(event.previous is not None and event.previous.author == "ann" for event in expired)
+
+
 def test_delete_prefix_removes_a_bounded_number_in_one_revision(store: Store) -> None:
     for key in (b"a/1", b"a/2", b"a/3", b"a0", b"b"):
         store.write("put", key)

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 KEYS = st.sampled_from([b"a", b"a/", b"a/b", b"a/c", b"b", "ü".encode(), b"z" * 511])
 VALUES = st.one_of(st.binary(max_size=40), st.integers(-(10**6), 10**6).map(lambda n: b"%d" % n))
+AUTHORS, MESSAGES = st.sampled_from(["", "ann", "zoë"]), st.sampled_from(["", "why not", "ü" * 100])
 TTLS = st.none() | st.integers(1, 5000)
 
 
@@ -29,6 +30,8 @@ class Entry(NamedTuple):
     create_revision: int
     version: int
     expires_at: int | None
+    author: str
+    message: str
 
 
 class EngineModel(RuleBasedStateMachine):
@@ -72,7 +75,7 @@ class EngineModel(RuleBasedStateMachine):
             return "condition_failed"
         if write.op == "put":
             expires_at = None if write.ttl_ms is None else self.clock.now + write.ttl_ms
-            return self._next(write.value, old, expires_at)
+            return self._next(write, write.value, old, expires_at)
         if write.op == "incr":
             return self._expect_incr(write, old)
         if old is None:
@@ -80,20 +83,23 @@ class EngineModel(RuleBasedStateMachine):
         if write.op == "delete":
             return None
         if write.op == "touch":
-            return old._replace(revision=-1, expires_at=self.clock.now + (write.ttl_ms or 0))
-        return old if old.expires_at is None else old._replace(revision=-1, expires_at=None)
+            return self._again(write, old, self.clock.now + (write.ttl_ms or 0))
+        return old if old.expires_at is None else self._again(write, old, None)
 
-    def _next(self, value: bytes, old: Entry | None, expires_at: int | None) -> Entry:
-        version = old.version + 1 if old else 1
-        return Entry(value, -1, old.create_revision if old else -1, version, expires_at)
+    def _next(self, write: Write, value: bytes, old: Entry | None, expires_at: int | None) -> Entry:
+        version, created = (old.version + 1, old.create_revision) if old else (1, -1)
+        return Entry(value, -1, created, version, expires_at, write.author, write.message)
+
+    def _again(self, write: Write, old: Entry, expires_at: int | None) -> Entry:
+        return old._replace(revision=-1, expires_at=expires_at, author=write.author, message=write.message)
 
     def _expect_incr(self, write: Write, old: Entry | None) -> Entry | str:
         if old is None:
-            return self._next(b"%d" % write.by, None, None)
+            return self._next(write, b"%d" % write.by, None, None)
         digits = old.value.removeprefix(b"-")
         if not digits.isdigit() or len(digits) > 19:
             return "not_an_integer"
-        return self._next(b"%d" % (int(old.value) + write.by), old, old.expires_at)
+        return self._next(write, b"%d" % (int(old.value) + write.by), old, old.expires_at)
 
     def _take(self, key: bytes, entry: Entry | None, revision: int) -> None:
         if entry is None:
@@ -111,7 +117,8 @@ class EngineModel(RuleBasedStateMachine):
         op = draw(st.sampled_from(["put", "put", "put", "delete", "incr", "touch", "persist"]))
         ttl = draw(st.integers(1, 5000)) if op == "touch" else draw(TTLS) if op == "put" else None
         condition = draw(st.none() | st.integers(0, 8) | st.just(-1))
-        return Write(op, draw(KEYS), draw(VALUES), "t/t", ttl, condition, draw(st.integers(-9, 9)))
+        write = Write(op, draw(KEYS), draw(VALUES), "t/t", ttl, condition, draw(st.integers(-9, 9)))
+        return write._replace(author=draw(AUTHORS), message=draw(MESSAGES))
 
     def _aim(self, write: Write) -> Write:
         """Turn the condition -1 into "as it is now", so that conditions often hold."""
@@ -202,7 +209,9 @@ class EngineModel(RuleBasedStateMachine):
         self._bury()
         page = self.store.engine.range(b"", None, 1000, values=True, max_bytes=1 << 20)
         found: dict[bytes, Any] = {
-            key: Entry(s.value or b"", s.revision, s.create_revision, s.version, s.expires_at)
+            key: Entry(
+                s.value or b"", s.revision, s.create_revision, s.version, s.expires_at, s.author, s.message
+            )
             for key, s in page.items
         }
         assert found == self.model
@@ -223,6 +232,7 @@ class EngineModel(RuleBasedStateMachine):
             if change.record is None:
                 self.replica.pop(change.key)
             else:
+                assert (change.author, change.message) == (change.record.author, change.record.message)
                 self.replica[change.key] = change.record.value or b""
         assert expected_index == 0
         self.store.feed = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from support.engine_store import flipped
 
 U63 = st.integers(0, 2**63 - 1)
 KEYS = st.binary(min_size=1, max_size=511)
+LINES = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 RECORDS = st.builds(
     StoredRecord,
     st.binary(max_size=300),
@@ -22,6 +25,8 @@ RECORDS = st.builds(
     U63,
     U63,
     st.none() | st.integers(1, 2**63 - 1),
+    LINES,
+    LINES,
 )
 EVENT_IDS = st.builds(EventId, U63, st.integers(0, 10_000))
 
@@ -59,13 +64,31 @@ def test_an_event_comes_back_as_it_was(
     has_record: bool,
     has_inline: bool,
 ) -> None:
-    change = StoredEvent(op, key, event_id.revision, event_id.index, 7, time, None, None, 0)
+    change = StoredEvent(
+        op, key, event_id.revision, event_id.index, 7, time, None, None, 0, stored.author, stored.message
+    )
     record = row_format.record_body(stored, 1) if has_record else b""
     inline = row_format.record_body(old, 2) if has_inline else b""
     event = row_format.decode_event(event_id, _event_row(change, before, record, inline))
     assert event[:6] == (op, key, event_id, 7, time, before)
     assert event.stored() == (stored if has_record else None)
     assert event.inline_previous() == (old if has_inline else None)
+    assert (event.author, event.message) == (("", "") if has_record else (stored.author, stored.message))
+
+
+@given(KEYS, RECORDS, st.integers(0, 10_000))
+def test_rows_without_author_and_message_are_those_of_format_2(
+    key: bytes, stored: StoredRecord, index: int
+) -> None:
+    plain = stored._replace(author="", message="")
+    kind, expires_at = plain.content_type.encode(), plain.expires_at or 0
+    numbers = (plain.revision, index, plain.create_revision, plain.version)
+    head = struct.pack(">QIQQBQQB", *numbers, 1, plain.modified_at, expires_at, len(kind))
+    body = row_format.record_body(plain, index)
+    assert body == head + kind + (plain.value or b"")
+    change = StoredEvent("delete", key, plain.revision, index, 1, 5, None, None, 0)
+    row = _event_row(change, EventId(3, 1), b"", body)
+    assert row[4:] == struct.pack(">BIQQIHI", 1, 1, 5, 3, 1, len(key), 0) + key + body
 
 
 @given(KEYS, RECORDS, st.data())
@@ -86,7 +109,9 @@ def test_a_flipped_bit_of_an_event_is_noticed(
     has_inline: bool,
     data: st.DataObject,
 ) -> None:
-    change = StoredEvent(op, key, event_id.revision, event_id.index, 1, 0, None, None, 0)
+    change = StoredEvent(
+        op, key, event_id.revision, event_id.index, 1, 0, None, None, 0, stored.author, stored.message
+    )
     body = row_format.record_body(stored, 0)
     row = _event_row(change, event_id, body if has_record else b"", body if has_inline else b"")
     bit = data.draw(st.integers(0, len(row) * 8 - 1))

@@ -36,7 +36,10 @@ filters = st.tuples(
 @st.composite
 def records(draw: st.DrawFn, key: str, revision: int = 1) -> Record:
     expires_at = draw(st.none() | st.integers(1, 2**41))
-    return Record(key, draw(values), "text/plain", revision, 1, 2, draw(st.integers(0, 2**41)), expires_at)
+    said = draw(st.none() | st.text(min_size=1, max_size=9)), draw(st.none() | st.just("why"))
+    return Record(
+        key, draw(values), "text/plain", revision, 1, 2, draw(st.integers(0, 2**41)), expires_at, *said
+    )
 
 
 @st.composite
@@ -48,7 +51,8 @@ def batches(draw: st.DrawFn) -> list[Batch]:
             key, op = draw(keys), draw(ops)
             record = draw(records(key, number + 1)) if op == "put" else None
             previous = draw(records(key)) if op == "expire" else draw(st.none() | records(key))
-            batch.append(Event(op, key, number + 1, index, size, 5, record, previous, number))
+            said = (record.author, record.message) if record else (draw(st.sampled_from(["ann", None])), None)
+            batch.append(Event(op, key, number + 1, index, size, 5, record, previous, number, *said))
         found.append(batch)
     return found
 

@@ -14,6 +14,7 @@ from kvstore_core.wire import Request, RequestId, decode_request, encode_error
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.peer_limits.peer import UNKNOWN
+from kvstore_daemon.requests.authors import authors_of
 from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, FairQueue, PendingLimit
 from kvstore_daemon.requests.pending_request import PendingRequest
 from kvstore_daemon.requests.reads import READS, Page
@@ -143,10 +144,11 @@ class RequestHandler:
             if message.peer.is_gone and not request.writes:
                 self._drop(message)
                 return
+            authors = authors_of(message.peer, request)
             self._counters.count_operations(request.ops)
             pending = PendingRequest(message, request)
             if request.writes:
-                self._committer.add(write_request(request, message.frames, pending), message.size)
+                self._committer.add(write_request(request, message.frames, pending, authors), message.size)
             else:
                 self.proceed(pending)
         except Exception as error:  # every request gets one reply

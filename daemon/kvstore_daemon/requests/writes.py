@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 from zlib import crc32
 
 from kvstore_core.limits import MAX_PAGE
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE
 from kvstore_core.operations import OPERATIONS
-from kvstore_core.wire import Request
+from kvstore_core.wire import Authors, Request
 from kvstore_daemon.storage.interface import Write, WriteRequest
 
 WRITES = frozenset(row.name for row in OPERATIONS.values() if row.writes)
 """The names of the operations that write."""
 
 
-def _write(op: dict[str, Any], value: bytes | None) -> Write:
+def _write(op: dict[str, Any], value: bytes | None, author: str) -> Write:
     """The write that an op asks for. Fields that its operation does not have are not there, and what stands
     for them is not looked at."""
     name, get = op["op"], op.get
@@ -32,17 +33,24 @@ def _write(op: dict[str, Any], value: bytes | None) -> Write:
         limit=get("limit", MAX_PAGE),
         keep_ttl=get("keep_ttl", False),
         expires_at=get("expires_at"),
+        author=author,
+        message=get("message", ""),
     )
 
 
-def write_request(request: Request, frames: Sequence[bytes], ticket: Any) -> WriteRequest:
-    """The writes of ``request`` in its order, without its reads.
+def write_request(
+    request: Request, frames: Sequence[bytes], ticket: Any, authors: Authors = ""
+) -> WriteRequest:
+    """The writes of ``request`` in its order, without its reads; ``authors`` are those of its ops.
 
     ``frames`` are those it was decoded from. The fingerprint of a numbered request is a checksum of them, so
-    a repeat must be the same byte for byte, except for the request ids.
+    a repeat must be the same byte for byte, except for the request ids and the authors.
     """
+    by = repeat(authors) if isinstance(authors, str) else authors
     writes = [
-        _write(op, value) for op, value in zip(request.ops, request.values, strict=True) if op["op"] in WRITES
+        _write(op, value, author or "")
+        for op, value, author in zip(request.ops, request.values, by, strict=False)
+        if op["op"] in WRITES
     ]
     fingerprint = _fingerprint([request.header, *frames[1:]]) if request.client is not None else 0
     return WriteRequest(writes, request.atomic, request.client, request.seq, fingerprint, ticket)

@@ -22,7 +22,8 @@ from kvstore_daemon.storage.commit_stats import CommitStats
 
 
 class StoredRecord(NamedTuple):
-    """A key's record. ``value`` is None where only metadata was asked for."""
+    """A key's record. ``value`` is None where only metadata was asked for. ``author`` and ``message`` are
+    those of the change that made it; empty where there are none, here and below."""
 
     value: bytes | None
     content_type: str
@@ -31,6 +32,8 @@ class StoredRecord(NamedTuple):
     version: int
     modified_at: int
     expires_at: int | None
+    author: str = ""
+    message: str = ""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,8 @@ class StoredEvent:
     record: StoredRecord | None
     previous: StoredRecord | None
     previous_revision: int
+    author: str = ""
+    message: str = ""
 
 
 class Write(NamedTuple):
@@ -67,6 +72,8 @@ class Write(NamedTuple):
     limit: int = 1000
     keep_ttl: bool = False
     expires_at: int | None = None
+    author: str = ""
+    message: str = ""
 
 
 class WriteRequest(NamedTuple):

@@ -59,7 +59,7 @@ def _put(write: Write, current: StoredRecord | None, revision: int, now: int) ->
         expires_at = None if current is None else current.expires_at
     else:
         expires_at = write.expires_at
-    return _store(write.value, write.content_type, current, revision, now, expires_at)
+    return _store(write, write.value, write.content_type, current, revision, now, expires_at)
 
 
 def _end(now: int, ttl_ms: int) -> int:
@@ -71,6 +71,7 @@ def _end(now: int, ttl_ms: int) -> int:
 
 
 def _store(
+    write: Write,
     value: bytes,
     content_type: str,
     current: StoredRecord | None,
@@ -79,12 +80,14 @@ def _store(
     expires_at: int | None,
 ) -> PlannedWrite:
     created, version = (revision, 1) if current is None else (current.create_revision, current.version + 1)
-    record = StoredRecord(value, content_type, revision, created, version, now, expires_at)
+    record = StoredRecord(
+        value, content_type, revision, created, version, now, expires_at, write.author, write.message
+    )
     return "put", record, _result(record)
 
 
 def _result(record: StoredRecord) -> dict[str, Any]:
-    _, _, revision, created, version, _, expires_at = record
+    _, _, revision, created, version, _, expires_at, _, _ = record
     result: dict[str, Any] = {"revision": revision, "create_revision": created, "version": version}
     if expires_at is not None:
         result["expires_at"] = expires_at
@@ -93,37 +96,39 @@ def _result(record: StoredRecord) -> dict[str, Any]:
 
 def _incr(write: Write, current: StoredRecord | None, revision: int, now: int) -> PlannedWrite:
     if current is None:
-        return _count(write.by, TEXT_CONTENT_TYPE, current, revision, now)
+        return _count(write, write.by, TEXT_CONTENT_TYPE, current, revision, now)
     value = current.value or b""
     if _INTEGER.fullmatch(value) is None:
         raise KvError("not_an_integer", "the value is not a decimal integer, which incr needs")
-    return _count(int(value) + write.by, current.content_type, current, revision, now)
+    return _count(write, int(value) + write.by, current.content_type, current, revision, now)
 
 
 def _count(
-    total: int, content_type: str, current: StoredRecord | None, revision: int, now: int
+    write: Write, total: int, content_type: str, current: StoredRecord | None, revision: int, now: int
 ) -> PlannedWrite:
     if not -_INT64 <= total < _INT64:
         raise KvError("out_of_range", f"the result {total} does not fit a signed 64-bit integer")
     expires_at = None if current is None else current.expires_at
-    op, record, result = _store(b"%d" % total, content_type, current, revision, now, expires_at)
+    op, record, result = _store(write, b"%d" % total, content_type, current, revision, now, expires_at)
     return op, record, {"value": total, **result}
 
 
 def _touch(write: Write, current: StoredRecord | None, revision: int, now: int) -> PlannedWrite:
-    return _set_expiry(_existing(write, current), revision, _end(now, write.ttl_ms or 0))
+    return _set_expiry(write, _existing(write, current), revision, _end(now, write.ttl_ms or 0))
 
 
 def _persist(write: Write, current: StoredRecord | None, revision: int, _now: int) -> PlannedWrite:
     found = _existing(write, current)
     if found.expires_at is None:
         return None, None, _result(found)
-    return _set_expiry(found, revision, None)
+    return _set_expiry(write, found, revision, None)
 
 
-def _set_expiry(found: StoredRecord, revision: int, expires_at: int | None) -> PlannedWrite:
+def _set_expiry(write: Write, found: StoredRecord, revision: int, expires_at: int | None) -> PlannedWrite:
     # version and modified_at are those of the value, which does not change
-    record = found._replace(revision=revision, expires_at=expires_at)
+    record = found._replace(
+        revision=revision, expires_at=expires_at, author=write.author, message=write.message
+    )
     return "put", record, _result(record)
 
 

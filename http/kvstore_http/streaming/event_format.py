@@ -197,6 +197,8 @@ def event_json(event: Event, *, has_value: bool, inline: bool = False) -> dict[s
     }
     if event.record is not None:
         body |= _record_json(event.record, has_value, inline)
+    else:
+        body |= _byline(event)
     if event.previous is not None:
         body["previous"] = _record_json(event.previous, has_value, inline)
     return body
@@ -218,6 +220,12 @@ def _record_event(record: Record, form: Format) -> dict[str, Any]:
     }
 
 
+def _byline(change: Event | Record) -> dict[str, str]:
+    """Who made a change and why, as far as that is known."""
+    known = {"author": change.author, "message": change.message}
+    return {name: text for name, text in known.items() if text is not None}
+
+
 def _record_json(record: Record, has_value: bool, inline: bool) -> dict[str, Any]:
     body: dict[str, Any] = {
         "content_type": record.content_type,
@@ -228,6 +236,7 @@ def _record_json(record: Record, has_value: bool, inline: bool) -> dict[str, Any
     }
     if record.expires_at is not None:
         body["expires_at"] = timestamp(record.expires_at)
+    body |= _byline(record)
     if has_value and record.value is not None:
         body |= inline_member(record.value, record.content_type) if inline else value_member(record.value)
     return body

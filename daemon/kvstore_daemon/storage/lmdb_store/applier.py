@@ -53,11 +53,11 @@ class Applier:
         current, before = self._current(write)
         revision = self._transaction.head + 1
         if current is _DAMAGED:
-            self._apply("delete", write.key, None, None, before, revision, 0, 1)
+            self._apply("delete", write, None, None, before, revision, 0, 1)
             return {"revision": revision, "deleted": 1}
         op, record, result = plan(write, current, revision, self._now)
         if op is not None:
-            self._apply(op, write.key, record, current, before, revision, 0, 1)
+            self._apply(op, write, record, current, before, revision, 0, 1)
         return result
 
     def _all(self, writes: Sequence[Write]) -> list[dict[str, Any] | KvError]:
@@ -78,7 +78,7 @@ class Applier:
         for index, at in enumerate(changing):
             op, record, _ = planned[at]
             current, before = found[at]
-            self._apply(op or "", writes[at].key, record, current, before, revision, index, len(changing))
+            self._apply(op or "", writes[at], record, current, before, revision, index, len(changing))
         return [result for _, _, result in planned]
 
     def _found(self, write: Write) -> tuple[StoredRecord | None, bytes]:
@@ -112,13 +112,14 @@ class Applier:
             return current, before
         current, _ = self._transaction.current(write.key, value=True)
         revision = self._transaction.head + 1
-        self._apply("expire", write.key, None, current, before, revision, 0, 1)
+        # nobody's: whoever writes here did not ask for it
+        self._apply("expire", Write("expire", write.key), None, current, before, revision, 0, 1)
         return None, encode_event_id(revision, 0)
 
     def _apply(
         self,
         op: str,
-        key: bytes,
+        write: Write,
         record: StoredRecord | None,
         current: StoredRecord | None,
         before: bytes,
@@ -126,10 +127,22 @@ class Applier:
         index: int,
         count: int,
     ) -> None:
-        """Store an event; on an expire ``current`` has its value."""
+        """Store an event of ``write``; on an expire ``current`` has its value."""
         previous = current if op == "expire" else None
         previous_revision = 0 if current is None else current.revision
-        event = StoredEvent(op, key, revision, index, count, self._now, record, previous, previous_revision)
+        event = StoredEvent(
+            op,
+            write.key,
+            revision,
+            index,
+            count,
+            self._now,
+            record,
+            previous,
+            previous_revision,
+            write.author,
+            write.message,
+        )
         self._transaction.apply(event, current, before)
 
     def _delete_prefix(self, write: Write) -> dict[str, Any]:
@@ -143,6 +156,6 @@ class Applier:
         revision = self._transaction.head + 1
         for index, (key, current, before) in enumerate(found):
             live = None if current is _DAMAGED else current
-            self._apply("delete", key, None, live, before, revision, index, len(found))
+            self._apply("delete", write._replace(key=key), None, live, before, revision, index, len(found))
         result = {"deleted": len(found), "more": len(keys) > write.limit}
         return {"revision": revision, **result} if found else result

@@ -27,15 +27,21 @@ _CRC = struct.Struct(">I")
 # the media type u8; then the media type (ASCII) and the value. Revisions are not part of it, since a
 # distributed engine learns them only when a commit is done
 _VALUE_FORMAT = 1
+# the same with a byline between media type and value: the lengths u8 of author and message, then both (UTF-8)
+_BYLINE_FORMAT = 2
 _VALUE_HEAD = "BQQB"
 # revision u64, index u32, create_revision u64, version u64; then the value's head
 _RECORD = struct.Struct(">QIQQ" + _VALUE_HEAD)
 _SEALED_RECORD = struct.Struct(">IQIQQ" + _VALUE_HEAD)
 # op u8, count u32, time u64, id of the key's event before, key length u16, record length u32;
-# then the key, the record without its checksum (puts), the previous record without its (if inline)
+# then the key, the record without its checksum (puts), a byline (where _HAS_BYLINE is set in the op; that of
+# a put is in its record), the previous record without its checksum (if inline)
 _EVENT = struct.Struct(">BIQ12sHI")
 _EVENT_ID = struct.Struct(">QI")
 _COUNTERS = struct.Struct(">QQQQ")
+
+
+_HAS_BYLINE = 0x80
 
 
 class DamageError(ValueError):
@@ -108,13 +114,29 @@ class LogCounters(NamedTuple):
 
 def record_body(stored: StoredRecord, index: int) -> bytes:
     """A record without its checksum; ``index`` is its event's index within the revision."""
-    value, content_type, revision, create_revision, version, modified_at, expires_at = stored
+    value, content_type, revision, create_revision, version, modified_at, expires_at, author, message = stored
     kind = content_type.encode("ascii")
+    form, byline = (_BYLINE_FORMAT, _byline(author, message)) if author or message else (_VALUE_FORMAT, b"")
     # one pack for the heads of row and value, since this is done with every put
     head = _RECORD.pack(
-        revision, index, create_revision, version, _VALUE_FORMAT, modified_at, expires_at or 0, len(kind)
+        revision, index, create_revision, version, form, modified_at, expires_at or 0, len(kind)
     )
-    return head + kind + (value or b"")
+    return head + kind + byline + (value or b"")
+
+
+def _byline(author: str, message: str) -> bytes:
+    by, why = author.encode(), message.encode()
+    return bytes((len(by), len(why))) + by + why
+
+
+def _read_byline(data: Buffer, at: int) -> tuple[str, str, int]:
+    """The author and the message of the byline at ``at``, and where it ends."""
+    try:
+        why_at = at + 2 + data[at]
+        end = why_at + data[at + 1]
+        return str(data[at + 2 : why_at], "utf-8"), str(data[why_at:end], "utf-8"), end
+    except (IndexError, UnicodeDecodeError) as error:
+        raise DamageError("author and message cannot be read") from error
 
 
 def checksum(key: Buffer, body: Buffer) -> int:
@@ -148,8 +170,10 @@ def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> StoredRec
         )
     except struct.error as error:
         raise DamageError("the row is too short") from error
-    if crc != crc32(data[_CRC.size :], crc32(key)) or form != _VALUE_FORMAT:
+    if crc != crc32(data[_CRC.size :], crc32(key)):
         raise DamageError("the checksum does not match")
+    if form != _VALUE_FORMAT:
+        return _decode_body(data[_CRC.size :], value=value)
     value_at = _SEALED_RECORD.size + kind_length
     return _new_tuple(
         StoredRecord,
@@ -161,29 +185,36 @@ def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> StoredRec
             version,
             modified_at,
             expires_at or None,
+            "",
+            "",
         ),
     )
 
 
 def _decode_body(body: Buffer, *, value: bool) -> StoredRecord:
-    """A record that is part of a log row, whose checksum was verified."""
+    """A record whose checksum was verified: one that is part of a log row, or has a byline."""
     try:
         revision, _, create_revision, version, form, modified_at, expires_at, kind_length = (
             _RECORD.unpack_from(body)
         )
     except struct.error as error:
         raise DamageError(str(error)) from error
-    if form != _VALUE_FORMAT:
+    value_at = kind_end = _RECORD.size + kind_length
+    author = message = ""
+    if form == _BYLINE_FORMAT:
+        author, message, value_at = _read_byline(body, kind_end)
+    elif form != _VALUE_FORMAT:
         raise DamageError(f"the value has the unknown format {form}")
-    value_at = _RECORD.size + kind_length
     return StoredRecord(
         bytes(body[value_at:]) if value else None,
-        str(body[_RECORD.size : value_at], "ascii"),
+        str(body[_RECORD.size : kind_end], "ascii"),
         revision,
         create_revision,
         version,
         modified_at,
         expires_at or None,
+        author,
+        message,
     )
 
 
@@ -196,8 +227,11 @@ def encode_event(
     there is none, and ``record_sum`` its checksum. ``inline`` is the body of the record it replaced, if that
     is to be kept in this row instead of being looked up at ``before``.
     """
-    key = event.key
-    head = _EVENT.pack(_OP_CODES[event.op], event.count, event.time, before, len(key), len(record))
+    key, code = event.key, _OP_CODES[event.op]
+    if not record and (event.author or event.message):
+        code |= _HAS_BYLINE
+        inline = _byline(event.author, event.message) + bytes(inline)
+    head = _EVENT.pack(code, event.count, event.time, before, len(key), len(record))
     return b"".join((_CRC.pack(_event_sum(record_sum, event_id, head, inline)), head, key, record, inline))
 
 
@@ -229,7 +263,8 @@ class LogRow(NamedTuple):
     """A log row, its checksum verified and its records still encoded.
 
     ``before`` is the id of the key's event before; where the record it left is kept in this row, ``inline``
-    is that record. ``count`` is how many events share the revision.
+    is that record. ``count`` is how many events share the revision. ``author`` and ``message`` are those of
+    an event that stored no record; the record has its own.
     """
 
     op: str
@@ -240,6 +275,8 @@ class LogRow(NamedTuple):
     before: EventId
     record: Buffer
     inline: Buffer
+    author: str = ""
+    message: str = ""
 
     def stored(self, *, value: bool = True) -> StoredRecord | None:
         """The record that a put stored, None on other ops."""
@@ -263,8 +300,12 @@ def decode_event(event_id: EventId, data: Buffer) -> LogRow:
     key, record, inline = bytes(data[key_at:record_at]), data[record_at:inline_at], data[inline_at:]
     if crc != _event_sum(checksum(key, record), event_id.encode(), data[_CRC.size : key_at], inline):
         raise DamageError("the checksum does not match")
+    author = message = ""
+    if code & _HAS_BYLINE:
+        author, message, byline_end = _read_byline(inline, 0)
+        code, inline = code ^ _HAS_BYLINE, inline[byline_end:]
     try:
         op = OPS[code]
     except IndexError as error:
         raise DamageError(f"there is no event with the code {code}") from error
-    return LogRow(op, key, event_id, count, time, EventId.decode(before), record, inline)
+    return LogRow(op, key, event_id, count, time, EventId.decode(before), record, inline, author, message)

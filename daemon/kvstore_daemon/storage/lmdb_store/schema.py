@@ -23,7 +23,11 @@ import lmdb
 from kvstore_daemon.storage.lmdb_store.file_errors import is_damage
 from kvstore_daemon.storage.lmdb_store.row_format import DamageError
 
-FORMAT = 2
+FORMAT = 3
+"""2 had no bylines (author and message); rows without one are the same in both."""
+
+OLDEST_FORMAT = 2
+"""The oldest that can be read as it is, and that a daemon takes over."""
 
 TABLES = {
     "data": False,

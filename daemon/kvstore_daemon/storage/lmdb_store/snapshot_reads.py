@@ -233,6 +233,8 @@ class SnapshotReads:
             record if record is None else self._tables.restamped(record),
             self._previous(txn, row, floor, values=values) if wants_previous else None,
             before.revision,
+            row.author if record is None else record.author,
+            row.message if record is None else record.message,
         )
 
     def _previous(

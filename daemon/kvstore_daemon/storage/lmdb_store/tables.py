@@ -8,6 +8,7 @@ reads are those of :mod:`kvstore_daemon.storage.lmdb_store.snapshot_reads`, and 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -23,8 +24,10 @@ from kvstore_daemon.storage.interface import StoredRecord
 from kvstore_daemon.storage.lmdb_store import row_format
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.lmdb_store.row_format import EventId, LogCounters
-from kvstore_daemon.storage.lmdb_store.schema import FORMAT, TABLES
+from kvstore_daemon.storage.lmdb_store.schema import FORMAT, OLDEST_FORMAT, TABLES
 from kvstore_daemon.storage.lmdb_store.store_file import ensure_store, new_epoch, refuse_truncated
+
+log = logging.getLogger("kvstore.daemon")
 
 _GIVE_UP_SECONDS = 10.0
 
@@ -67,7 +70,13 @@ class Tables:
     def _begin(self) -> None:
         refuse_truncated(self._folder, self.env)
         with self.env.begin(write=True) as txn:
-            self._check_format(txn)
+            found = self._check_format(txn)
+        if found != FORMAT:
+            log.warning(
+                "took over a store of format %d, which is now of format %d: an older kvstore refuses it",
+                found,
+                FORMAT,
+            )
         self._open_tables(create=True)
         self.page_size = self.env.stat()["psize"]
         with self.env.begin(write=True) as txn:
@@ -75,15 +84,16 @@ class Tables:
             self.epoch = self.begin_epoch(txn) if epoch is None else bytes(epoch).decode()
             self.step_at_start = self._begin_time(txn)
 
-    def _check_format(self, txn: lmdb.Transaction[Any]) -> None:
+    def _check_format(self, txn: lmdb.Transaction[Any]) -> int:
+        """Make the store one of the present format; returns which one it had."""
         meta = self.env.open_db(b"meta", txn)
         found = int(txn.get(b"format", b"%d" % FORMAT, db=meta))
-        if found < FORMAT:
+        if found < OLDEST_FORMAT:
             raise KvError(
                 "unsupported_version",
                 f"the store in {self._folder} has format {found}, which no release wrote; this kvstore reads "
-                f"format {FORMAT}: copy the keys over with the version that wrote it, or start with an "
-                "empty store",
+                f"formats {OLDEST_FORMAT} to {FORMAT}: copy the keys over with the version that wrote it, or "
+                "start with an empty store",
             )
         if found > FORMAT:
             raise KvError(
@@ -91,9 +101,10 @@ class Tables:
                 f"the store in {self._folder} has format {found}; this kvstore reads up to {FORMAT}: "
                 "install the newer version that wrote it",
             )
-        # written even if it is there: this commit also puts on disk what the last run wrote and perhaps
-        # could not sync
+        # An older format is taken over by this alone: its rows stay as they are. Written even if it is there:
+        # this commit also puts on disk what the last run wrote and perhaps could not sync
         txn.put(b"format", b"%d" % FORMAT, db=meta)
+        return found
 
     def _open_tables(self, *, create: bool) -> None:
         tables = {

@@ -27,7 +27,7 @@ from lmdb import verify as lmdb_verify
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.lmdb_store.file_errors import errno_of, file_error
 from kvstore_daemon.storage.lmdb_store.row_format import DamageError, LogCounters
-from kvstore_daemon.storage.lmdb_store.schema import FORMAT, open_tables
+from kvstore_daemon.storage.lmdb_store.schema import FORMAT, OLDEST_FORMAT, open_tables
 from kvstore_daemon.storage.offline.run_as_owner import become_owner
 from kvstore_daemon.storage.offline.verify import verify
 
@@ -152,8 +152,11 @@ def facts(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> dict[str, Any]
     except DamageError as damage:
         raise KvError("damaged", str(damage)) from damage
     found = int(txn.get(b"format", b"0", db=tables["meta"]))
-    if found != FORMAT:
-        raise KvError("unsupported_version", f"the store has format {found}; this kvstore reads {FORMAT}")
+    if not OLDEST_FORMAT <= found <= FORMAT:
+        raise KvError(
+            "unsupported_version",
+            f"the store has format {found}; this kvstore reads formats {OLDEST_FORMAT} to {FORMAT}",
+        )
     stats = [env.stat(), *(txn.stat(table) for table in tables.values())]
     pages = sum(stat[kind] for stat in stats for kind in ("branch_pages", "leaf_pages", "overflow_pages"))
     position = LogCounters.decode(txn.get(b"position", db=tables["meta"]))
