@@ -71,9 +71,9 @@ def _event_variables() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "daemon-options": lambda: _options(("daemon",), ("daemon", "store")),
-    "http-options": lambda: _options(("http",)),
+    "http-options": lambda: _options(("http",), ("http", "client")),
     "shared-options": lambda: _options(("daemon", "http")),
-    "client-options": lambda: _options(("client",), ("stream",)),
+    "client-options": lambda: _options(("client",), ("http", "client"), ("stream",)),
     "config-option": _config_option,
     "commands": _commands,
     "exit-statuses": _exit_statuses,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DaemonSettings:
-    """The daemon's options, checked and in base units."""
+    """The daemon's options, checked and in base units. ``access`` is decided: ``required`` or ``off``."""
 
     data: str
     requests: str
@@ -27,6 +27,9 @@ class DaemonSettings:
     retain_age_ms: int
     max_pending_requests: int
     subscriber_queue: int
+    access: str
+    access_file: str | None
+    admin_token_file: str | None
     allow_anonymous: bool
     slow_commit_ms: int
     log_level: str

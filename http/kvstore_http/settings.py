@@ -14,7 +14,8 @@ class HttpSettings:
 
     ``cors_origins`` is empty for "CORS is off", ``allowed_hosts`` for the names that loopback has (for any
     name beyond it). ``daemon_timeout_ms`` bounds how long one HTTP
-    request waits for the daemon.
+    request waits for the daemon. ``access`` is decided: ``required``, and there is a ``facade_key_file``, or
+    ``off``, and there is none.
     """
 
     http: str
@@ -31,6 +32,9 @@ class HttpSettings:
     stream_heartbeat_ms: int
     cors_origins: tuple[str, ...]
     allowed_hosts: tuple[str, ...]
+    access: str
+    facade_key_file: str | None
+    plain_http: bool
     allow_anonymous: bool
     access_log: str
     slow_request_ms: int

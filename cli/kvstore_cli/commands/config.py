@@ -44,9 +44,7 @@ def check(context: click.Context) -> None:
     Example:
       kvstore config check --config /etc/kvstore/config.toml
     """
-    configuration = configuration_of(context, *PARTS)
-    configuration.daemon_settings()
-    configuration.http_settings()
+    configuration_of(context, *PARTS).service_settings()
     output.talk("the configuration is valid")
 
 

@@ -29,10 +29,10 @@ def serve(context: click.Context) -> int:
     Examples:
       kvstore serve
       kvstore serve --data ./data --http 127.0.0.1:8080 --workers 2
+      kvstore serve --access required
       kvstore serve --http 0.0.0.0:5000 --allow-anonymous
     """
-    configuration = configuration_of(context, "daemon", "http")
-    daemon, http = configuration.daemon_settings(), configuration.http_settings()
+    daemon, http = configuration_of(context, "daemon", "http").service_settings()
     from kvstore_cli.serve.logging_setup import chosen_format, set_up, write_through
     from kvstore_cli.serve.supervisor import ServiceSupervisor, announce
     from kvstore_core.process.sd_notify import Notifier

@@ -151,6 +151,11 @@ def parse_path(given: Any) -> str:
         raise ValueError(f"{given!r} leads nowhere, since {why}; write a path that begins with /") from error
 
 
+def parse_path_or_stdin(given: Any) -> str:
+    """A path as :func:`parse_path` makes it, or ``-`` as it is."""
+    return "-" if given == "-" else parse_path(given)
+
+
 def parse_engine(given: Any) -> str:
     """A storage engine's address, which begins with a scheme."""
     text = _text(given)

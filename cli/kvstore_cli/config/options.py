@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from kvstore_cli.config import option_values
 from kvstore_core import limits
+from kvstore_core.access.login_file import VARIABLE as LOGIN_FILE_VARIABLE
 from kvstore_core.addresses import DEFAULT_CHANGES, DEFAULT_REQUESTS
 
 PREFIX = "KVSTORE_"
@@ -111,6 +112,7 @@ _ENDPOINT = Kind("ENDPOINT", "ZeroMQ address", option_values.parse_endpoint)
 _URL = Kind("URL", "http(s) address", option_values.parse_url)
 _FOLDER = Kind("DIR", "folder", option_values.parse_path)
 _FILE = Kind("FILE", "file", option_values.parse_path)
+_FILE_OR_STDIN = Kind("FILE", "file", option_values.parse_path_or_stdin)
 _ENGINE = Kind("URL", "address", option_values.parse_engine)
 _ORIGINS = Kind("LIST", "origins", option_values.parse_origins, lambda value: ",".join(value) or "none")
 _HOSTS = Kind("LIST", "host names", option_values.parse_hosts, lambda value: ",".join(value) or "none")
@@ -369,11 +371,57 @@ OPTIONS: dict[str, Option] = {
             "none on loopback, any beyond",
         ),
         Option(
+            "access",
+            _choice("auto", "required", "off"),
+            "auto",
+            "Whether everybody has to prove who they are, over HTTP by a token and over ZeroMQ by a key. "
+            "auto: required once there is access.json in the data folder, --access-file or "
+            "--admin-token-file (for a facade on its own: --facade-key-file), off until then. The first "
+            "start with required makes an admin, whose token is in admin.token in the data folder.",
+            _SERVERS,
+        ),
+        Option(
+            "access-file",
+            _FILE,
+            None,
+            "The file of identities, if it is not access.json in the data folder. The daemon only reads it, "
+            "and takes each change of it within a second.",
+            _DAEMON,
+            "access.json in --data",
+        ),
+        Option(
+            "admin-token-file",
+            _FILE,
+            None,
+            "A file with a token of an admin, for as long as it is named here: a secret of systemd, Docker "
+            "or Kubernetes. Nothing of it is written anywhere.",
+            _DAEMON,
+            "none",
+        ),
+        Option(
+            "facade-key-file",
+            _FILE,
+            None,
+            "The keys with which the facade proves to the daemon that it may ask for others: facade.key in "
+            "the daemon's data folder, or a copy.",
+            _HTTP,
+            "with kvstore serve facade.key in --data, else none",
+        ),
+        Option(
+            "plain-http",
+            FLAG,
+            False,
+            "Let tokens cross a network over plain HTTP, where it can be trusted. The facade then listens "
+            "beyond this machine without TLS of its own, since TLS ends in front of it; a command sends its "
+            "token to an http:// address that is not of this machine.",
+            ("http", "client"),
+        ),
+        Option(
             "allow-anonymous",
             FLAG,
             False,
-            "Allow listening beyond this machine. The service has no authentication: anyone who reaches an "
-            "address can read, change and delete everything.",
+            "Allow listening beyond this machine while access is off: anyone who reaches an address can "
+            "read, change and delete everything. With access it changes nothing.",
             _SERVERS,
         ),
         Option(
@@ -428,6 +476,14 @@ OPTIONS: dict[str, Option] = {
             "those of the system",
         ),
         Option(
+            "token-file",
+            _FILE_OR_STDIN,
+            None,
+            "The file with the token to send; - is standard input.",
+            _CLIENT,
+            "KVSTORE_TOKEN, else the login file",
+        ),
+        Option(
             "request-timeout",
             DURATION,
             10_000,
@@ -453,6 +509,10 @@ OPTIONS: dict[str, Option] = {
         ),
     )
 }
+
+SECRET_VARIABLES = (TOKEN_VARIABLE := "KVSTORE_TOKEN", LOGIN_FILE_VARIABLE)
+"""Variables that are no options: a token has no place in a command line or a file of options, and the native
+client reads the login file too."""
 
 # not in the table: the file cannot name itself, so there is no key
 CONFIG = Option(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvstore_cli.config.option_values import connectable, is_local
-from kvstore_cli.config.options import CONFIG, OPTIONS, PREFIX, Option, options_of
+from kvstore_cli.config.options import CONFIG, OPTIONS, PREFIX, SECRET_VARIABLES, Option, options_of
 
 if TYPE_CHECKING:
     from kvstore_daemon.settings import DaemonSettings
@@ -70,25 +70,57 @@ class Configuration:
         return str(self["data"])
 
     def daemon_settings(self) -> DaemonSettings:
-        """The daemon's settings; raises ConfigurationError if it would listen where it may not."""
+        """The daemon's settings, with ``access`` decided; raises ConfigurationError if it would listen where
+        it may not."""
         from kvstore_daemon.settings import DaemonSettings
 
-        self.data_folder()
-        self._refuse_public_addresses("requests", "changes")
+        access = self._access_of_daemon()
+        self._refuse_public_addresses(access, "requests", "changes")
         requests = self["requests"]
         if requests == self["changes"] and not requests.endswith(":0"):
             raise ConfigurationError(f"--requests and --changes are both {requests}; they must differ")
         self._refuse_more("max-value-bytes", "max-batch-bytes")
         self._refuse_more("max-atomic-bytes", "max-batch-bytes")
         self._refuse_more("max-atomic-ops", "max-batch-ops")
-        return DaemonSettings(**self._fields("daemon"))
+        return DaemonSettings(**{**self._fields("daemon"), "access": access})
 
     def http_settings(self) -> HttpSettings:
-        """The facade's settings; raises ConfigurationError if it would listen where it may not."""
+        """The settings of a facade on its own, with ``access`` decided; raises ConfigurationError if it
+        would listen where it may not, or lacks its key."""
+        key_file = self["facade-key-file"]
+        if self["access"] == "required" and key_file is None:
+            raise ConfigurationError(
+                "with --access required the facade needs its key: name facade.key of the daemon's data "
+                "folder, or a copy of it, with --facade-key-file"
+            )
+        return self._http_settings(None if self["access"] == "off" else key_file)
+
+    def service_settings(self) -> tuple[DaemonSettings, HttpSettings]:
+        """The settings of a daemon and of the facade beside it, which takes its key from the data folder."""
+        daemon = self.daemon_settings()
+        key_file = self["facade-key-file"] or f"{daemon.data}/facade.key"
+        return daemon, self._http_settings(None if daemon.access == "off" else key_file)
+
+    def _http_settings(self, key_file: str | None) -> HttpSettings:
         from kvstore_http.settings import HttpSettings
 
-        self._refuse_public_addresses("http")
-        return HttpSettings(**self._fields("http"))
+        access = "off" if key_file is None else "required"
+        self._refuse_public_addresses(access, "http")
+        if access == "required" and not self["plain-http"] and not is_local(self["http"]):
+            raise ConfigurationError(
+                f"--http {self['http']} can be reached from other machines, and tokens would cross the "
+                "network for anyone on the way to read. Let a proxy in front end TLS, and say so with "
+                "--plain-http (or KVSTORE_PLAIN_HTTP=1)"
+            )
+        return HttpSettings(**{**self._fields("http"), "access": access, "facade_key_file": key_file})
+
+    def _access_of_daemon(self) -> str:
+        """``--access``, decided: ``auto`` is required once anything says who may come in."""
+        table = f"{self.data_folder()}/access.json"
+        if self["access"] != "auto":
+            return str(self["access"])
+        is_on = self["access-file"] or self["admin-token-file"] or os.path.lexists(table)
+        return "required" if is_on else "off"
 
     def _fields(self, part: str) -> dict[str, Any]:
         return {row.field: self[row.name] for row in options_of(part)}
@@ -97,14 +129,17 @@ class Configuration:
         if self[part] > self[whole]:
             raise ConfigurationError(f"--{part} is larger than --{whole}; it must not be")
 
-    def _refuse_public_addresses(self, *names: str) -> None:
-        """Refuse addresses that can be reached from other machines, unless that is allowed."""
+    def _refuse_public_addresses(self, access: str, *names: str) -> None:
+        """Refuse addresses that can be reached from other machines while access is off, unless that is
+        allowed."""
         for name in names:
-            if not self["allow-anonymous"] and not is_local(self[name]):
+            if access == "off" and not self["allow-anonymous"] and not is_local(self[name]):
+                key = ", and its key with --facade-key-file" if "data" not in self._settings else ""
                 raise ConfigurationError(
-                    f"--{name} {self[name]} can be reached from other machines, and the service has no "
-                    "authentication: anyone there could read, change and delete everything. If the network "
-                    "keeps others out, allow it with --allow-anonymous (or KVSTORE_ALLOW_ANONYMOUS=1)"
+                    f"--{name} {self[name]} can be reached from other machines, and access is off: anyone "
+                    "there could read, change and delete everything. Turn it on with --access required"
+                    f"{key}, or, if the network keeps others out, allow this with --allow-anonymous (or "
+                    "KVSTORE_ALLOW_ANONYMOUS=1)"
                 )
 
 
@@ -127,7 +162,7 @@ def resolve(flags: Mapping[str, Any], *parts: str, environ: Mapping[str, str] | 
 def check_variables(variables: Mapping[str, str]) -> None:
     """Report ``KVSTORE_*`` variables that are not options and so have no effect: raise ConfigurationError for
     one that looks like a misspelt option, and print a warning for others, except :data:`_OF_OTHERS`."""
-    known = [row.variable for row in (*OPTIONS.values(), CONFIG)]
+    known = [*(row.variable for row in (*OPTIONS.values(), CONFIG)), *SECRET_VARIABLES]
     for name, value in variables.items():
         if not name.startswith(PREFIX) or not value or name in known or _is_of_others(name, value):
             continue

@@ -7,11 +7,9 @@ address of that kind. Only its owner may read it.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -36,19 +34,19 @@ class Login(NamedTuple):
     keys: CurveKeys | None = None
 
 
-def default_path() -> Path | None:
+def default_path() -> str | None:
     """Where the file is: at ``KVSTORE_LOGIN_FILE``, or ``kvstore/login.json`` in the user's folder of
     configurations; None for a user without a home."""
     if given := os.environ.get(VARIABLE):
-        return Path(given)
+        return given
     folder = os.environ.get("XDG_CONFIG_HOME", "")
     if folder.startswith("/"):
-        return Path(folder, "kvstore/login.json")
+        return f"{folder}/kvstore/login.json"
     home = os.environ.get("HOME")
-    return Path(home, ".config/kvstore/login.json") if home else None
+    return f"{home}/.config/kvstore/login.json" if home else None
 
 
-def login_for(path: Path | None, address: str) -> Login:
+def login_for(path: str | os.PathLike[str] | None, address: str) -> Login:
     """What the file at ``path`` has for exactly this scheme, host and port, or for any; nothing where there
     is no file. Raises ``not_allowed`` for one that others may read, ``bad_request`` for no login file.
     """
@@ -60,10 +58,12 @@ def login_for(path: Path | None, address: str) -> Login:
     return Login(entry.get("token"), CurveKeys(*keys) if all(keys) else None)
 
 
-def read_entries(path: Path) -> dict[str, dict[str, str]]:
+def read_entries(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
     """The whole file; empty where there is none. Raises as :func:`login_for` does."""
+    import json  # most commands find no file
+
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123 - pathlib is slow to import, and `kvstore get` reads this
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISREG(mode) and mode & 0o077:
                 raise KvError("not_allowed", f"others can read {path}, which holds secrets: chmod 600 {path}")
@@ -81,6 +81,8 @@ def read_entries(path: Path) -> dict[str, dict[str, str]]:
 
 def encode_entries(entries: Mapping[str, Mapping[str, str]]) -> bytes:
     """The text of a login file."""
+    import json
+
     return json.dumps(entries, indent=2).encode() + b"\n"
 
 
