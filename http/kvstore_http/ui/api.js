@@ -47,6 +47,9 @@ export function address(path, query = {}) {
 /** Where the value of `key` lies, for links and pictures. @param {string} key @param {number} [revision] */
 export const valueAddress = (key, revision) => address("v1/kv", { key, revision });
 
+/** A request, without patience: whoever makes it ends it. @param {string} url @param {RequestInit} init */
+const send = (url, init) => fetch(url, { cache: "no-store", ...init });
+
 /** @param {"yes" | "daemon" | "service"} detail */
 const tellReach = (detail) => reach.dispatchEvent(new CustomEvent("reached", { detail }));
 
@@ -60,7 +63,7 @@ async function ask(method, path, query = {}, { headers = {}, body } = {}) {
   let response;
   let answer;
   try {
-    response = await fetch(url, { method, headers: { Accept: "application/json", ...headers }, body, signal, cache: "no-store" });
+    response = await send(url, { method, headers: { Accept: "application/json", ...headers }, body, signal });
     answer = await response.json();
   } catch (error) {
     tellReach("service");
@@ -144,6 +147,14 @@ export const persist = (key, revision) => operate({ op: "persist", key, if_revis
 export const history = (key, cursor, limit) => ask("GET", "v1/history", { key, limit, cursor: cursor ?? undefined });
 
 export const status = () => ask("GET", "v1/status");
+
+/** A stream of changes; raises whatever keeps it from beginning. @param {[string, string][]} query @param {AbortSignal} signal */
+export async function subscribe(query, signal) {
+  const text = query.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
+  const response = await send(`${address("v1/subscribe")}?${text}`, { headers: { Accept: "text/event-stream" }, signal });
+  if (!response.ok) throw new Problem(await response.json());
+  return response;
+}
 
 /** A number that no other write uses. Not randomUUID: browsers have it on https and localhost only. */
 export function writeNumber() {

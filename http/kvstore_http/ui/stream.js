@@ -1,7 +1,8 @@
 // @ts-check
 // Following changes: one event stream, kept open, resumed where it stopped.
 
-import { address } from "./api.js";
+import { subscribe } from "./api.js";
+import { eventsOf } from "./events.js";
 
 const SILENCE_MS = 60_000; // heartbeats come every 15 s unless the operator chose otherwise
 const RETRY_MS = 1_000;
@@ -13,6 +14,9 @@ const MAX_RETRY_MS = 10_000;
  *   modified_at?: string, expires_at?: string }} Change
  * @typedef {{ prefixes?: string[], keys?: string[], since?: string | number }} Wish
  */
+
+/** @param {string} name @param {string[]} texts @returns {[string, string][]} */
+const named = (name, texts) => texts.filter(Boolean).map((text) => [name, text]);
 
 /**
  * Calls `onChange` with each change, once and in order; `onState` with "live", "connecting" or "lost";
@@ -29,8 +33,9 @@ export class Follower {
     this.listeners = { onChange, onState, onSync, onReset };
     /** @type {Wish | null} */
     this.wish = null;
-    /** @type {EventSource | null} */
-    this.source = null;
+    /** @type {AbortController | null} the connection that is open or being opened */
+    this.connection = null;
+    this.isSnapshot = false;
     this.cursor = "";
     this.retry = RETRY_MS;
     this.timer = 0;
@@ -59,60 +64,71 @@ export class Follower {
 
   #close() {
     clearTimeout(this.timer);
-    this.source?.close();
-    this.source = null;
+    this.connection?.abort();
+    this.connection = null;
   }
 
   #open() {
-    if (!this.wish || this.source || document.hidden) return;
-    const { prefixes = [], keys = [], since } = this.wish;
-    const filters = [...prefixes.filter(Boolean).map((text) => ["prefix", text]), ...keys.map((text) => ["key", text])];
-    const pairs = prefixes.includes("") ? [] : filters;
-    const from = this.cursor || since;
-    if (from !== undefined && from !== "") pairs.push(["since", String(from)]);
-    const query = ["values=0", ...pairs.map(([name, text]) => `${name}=${encodeURIComponent(text)}`)].join("&");
-    const source = new EventSource(address("v1/subscribe") + `?${query}`);
-    this.source = source;
+    if (!this.wish || this.connection || document.hidden) return;
+    clearTimeout(this.timer);
+    this.connection = new AbortController();
     this.listeners.onState("connecting");
-    this.#listen(source);
+    this.#read(this.connection.signal);
   }
 
-  /** @param {EventSource} source */
-  #listen(source) {
-    let isSnapshot = false;
-    /** @param {string} name @param {(data: any) => void} react */
-    const on = (name, react) =>
-      source.addEventListener(name, (event) => {
-        if (source !== this.source) return;
-        if (event.lastEventId) this.cursor = event.lastEventId;
-        this.#watch();
-        react(JSON.parse(event.data));
-      });
-    for (const op of ["put", "delete", "expire"]) on(op, (change) => isSnapshot || this.listeners.onChange(change));
-    on("heartbeat", () => {});
-    on("reset", ({ reason }) => {
-      isSnapshot = true;
-      this.listeners.onReset(reason);
-    });
-    on("sync", ({ revision }) => {
-      isSnapshot = false;
-      this.listeners.onSync(revision);
-    });
-    source.addEventListener("open", () => {
+  /** @returns {[string, string][]} */
+  #query() {
+    const { prefixes = [], keys = [], since } = /** @type {Wish} */ (this.wish);
+    /** @type {[string, string][]} */
+    const pairs = [["values", "0"]];
+    if (!prefixes.includes("")) pairs.push(...named("prefix", prefixes), ...named("key", keys));
+    const from = this.cursor || since;
+    if (from !== undefined && from !== "") pairs.push(["since", String(from)]);
+    return pairs;
+  }
+
+  /** Take events until the connection ends; then begin again, unless it was given up. @param {AbortSignal} signal */
+  async #read(signal) {
+    this.isSnapshot = false;
+    this.#watch();
+    const response = await subscribe(this.#query(), signal).catch(() => null);
+    if (signal.aborted) return;
+    if (response?.body) {
       this.retry = RETRY_MS;
-      this.#watch();
       this.listeners.onState("live");
-    });
-    source.addEventListener("error", () => {
-      if (source !== this.source) return;
-      this.listeners.onState("lost");
-      // After an answer that is no stream, a 503 say, a browser does not try again by itself.
-      if (source.readyState === EventSource.CLOSED) this.#again();
-    });
+      for await (const event of eventsOf(response.body)) {
+        if (signal.aborted) return;
+        this.#watch();
+        try {
+          this.#take(event);
+        } catch (error) {
+          reportError(error);
+        }
+      }
+    }
+    if (!signal.aborted) this.#again();
+  }
+
+  /** @param {import("./events.js").ServerEvent} event */
+  #take({ event: name, id, data, retry }) {
+    if (retry) this.retry = Number(retry);
+    if (id) this.cursor = id;
+    if (!name || !data) return;
+    const told = JSON.parse(data);
+    if (name === "reset") {
+      this.isSnapshot = true;
+      this.listeners.onReset(told.reason);
+    } else if (name === "sync") {
+      this.isSnapshot = false;
+      this.listeners.onSync(told.revision);
+    } else if (name !== "heartbeat" && !this.isSnapshot) {
+      this.listeners.onChange(told);
+    }
   }
 
   #again() {
     this.#close();
+    this.listeners.onState("lost");
     this.timer = setTimeout(() => this.#open(), this.retry);
     this.retry = Math.min(this.retry * 2, MAX_RETRY_MS);
   }
@@ -120,9 +136,6 @@ export class Follower {
   /** A connection that fell silent is dead, whatever the browser thinks of it. */
   #watch() {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => {
-      this.listeners.onState("lost");
-      this.#again();
-    }, SILENCE_MS);
+    this.timer = setTimeout(() => this.#again(), SILENCE_MS);
   }
 }
