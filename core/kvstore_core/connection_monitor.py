@@ -27,6 +27,10 @@ is libzmq's own thread that answers, so a daemon that is only busy does; one tha
 
 _SUCCEEDED = int(zmq.EVENT_HANDSHAKE_SUCCEEDED)
 _DISCONNECTED, _CLOSED = int(zmq.EVENT_DISCONNECTED), int(zmq.EVENT_CLOSED)
+_REFUSED = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+_BROKEN_OFF = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+_MISUNDERSTOOD = int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+_HANDSHAKES = _SUCCEEDED | _REFUSED | _BROKEN_OFF | _MISUNDERSTOOD
 _EVENT = struct.Struct("=HI")
 
 _names = count(1)
@@ -44,6 +48,10 @@ class Monitor:
 
     ``has_ended`` says whether the last connection, or the last attempt to get one, is over. A socket that
     does not connect again by itself then never has another.
+
+    ``is_refused`` says that the daemon does not know the key of this socket; libzmq does not try again then.
+    ``broken_off`` counts the handshakes since the last good one that ended without a word, which is how a
+    wrong server key looks, and a socket with a key at a daemon without, or the other way around.
     """
 
     def __init__(self, watched: Socket) -> None:
@@ -51,11 +59,13 @@ class Monitor:
         notice_death(watched)
         self._watched = watched
         self.socket: Socket = watched.get_monitor_socket(
-            _SUCCEEDED | _DISCONNECTED | _CLOSED, f"inproc://connection-{next(_names)}"
+            _HANDSHAKES | _DISCONNECTED | _CLOSED, f"inproc://connection-{next(_names)}"
         )
         """Readable when something happened."""
         self._is_connected = False
         self.has_ended = False
+        self.is_refused = False
+        self.broken_off = 0
 
     def take(self) -> bool:
         """Take note of what happened since the last call; returns whether a connection was lost. An
@@ -65,10 +75,16 @@ class Monitor:
             while not self.socket.closed:
                 event, _ = _EVENT.unpack(self.socket.recv(NOBLOCK))
                 self.socket.recv(NOBLOCK)
+                if event & _HANDSHAKES:
+                    self._note_handshake(event)
                 is_lost |= self._is_connected and event == _DISCONNECTED
                 self._is_connected = event == _SUCCEEDED
                 self.has_ended = not self._is_connected
         return is_lost
+
+    def _note_handshake(self, event: int) -> None:
+        self.is_refused = event == _REFUSED
+        self.broken_off = 0 if event == _SUCCEEDED else self.broken_off + 1
 
     def close(self) -> None:
         """Stop watching; to be called before the socket itself is closed."""

@@ -29,7 +29,13 @@ HOMES = {
     "falcon": ("kvstore_http",),
     "waitress": ("kvstore_http",),
     "gevent": ("kvstore_http",),
-    "zmq": ("kvstore_core.connection_monitor", "kvstore_client", "kvstore_daemon", "kvstore_http"),
+    "zmq": (
+        "kvstore_core.connection_monitor",
+        "kvstore_core.curve",
+        "kvstore_client",
+        "kvstore_daemon",
+        "kvstore_http",
+    ),
     "click": ("kvstore_cli",),
     "rich": ("kvstore_cli",),
     # the facade writes the format, `kvstore top` reads it
@@ -51,7 +57,7 @@ ROOMS = {
     "kvstore_core": (
         "follower snapshot_merge",
         "wire filters",
-        "operations",
+        "operations curve",
         "access",
         "model",
         "connection_monitor process backoff",
