@@ -15,6 +15,7 @@ from kvstore_core.process.logging import LEVEL_SIGNALS, LogLevel, announcer
 from kvstore_core.process.sd_notify import Notifier
 from kvstore_core.process.signals import Signals
 from kvstore_core.process.startup import raise_descriptor_limit, relax_garbage_collector
+from kvstore_daemon.access.authority import open_authority
 from kvstore_daemon.bind import Context
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.peer_limits.connections import ConnectionLimit
@@ -78,6 +79,7 @@ def _serve(settings: DaemonSettings, notifier: Notifier, stack: ExitStack) -> No
     context: Context = stack.enter_context(zmq.Context())
     context.max_sockets = 16_384
     engine = stack.enter_context(closing(open_engine(settings)))
+    authority = open_authority(settings)  # the engine has made the folder, and keeps other daemons out
     limit = ConnectionLimit()
     publisher = Publisher(
         context, settings.changes, settings.subscriber_queue, settings.max_value_bytes, limit
@@ -85,7 +87,7 @@ def _serve(settings: DaemonSettings, notifier: Notifier, stack: ExitStack) -> No
     stack.callback(publisher.close)
     requests = RouterSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes, limit)
     stack.callback(requests.close)
-    server = Server(loop, settings, engine, publisher, requests, limit, notifier)
+    server = Server(loop, settings, engine, publisher, requests, limit, notifier, authority)
     server.start()
     if settings.sync != "always":
         log.warning("--sync %s: a crash of the machine may lose writes that were acknowledged", settings.sync)

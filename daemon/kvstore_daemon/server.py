@@ -18,6 +18,7 @@ from collections import deque
 from math import inf
 
 from kvstore_core.process.sd_notify import Notifier
+from kvstore_daemon.access.authority import Authority
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.expiry import Expiry
 from kvstore_daemon.group_commit import GROUP_OPS, GroupCommitter
@@ -84,9 +85,11 @@ class Server:
         socket: RouterSocket,
         connection_limit: ConnectionLimit,
         notifier: Notifier,
+        authority: Authority,
     ) -> None:
         self._loop = loop
         self._engine = engine
+        self._authority = authority
         self._publisher = publisher
         self._socket = socket
         self._connection_limit = connection_limit
@@ -94,7 +97,7 @@ class Server:
         self._committer = GroupCommitter(engine, self._counters, settings.slow_commit_ms / 1000 or inf)
         status = Status(settings, engine, self._counters, self._present)
         self._requests = RequestHandler(
-            loop, settings, engine, socket, self._committer, self._counters, status
+            loop, settings, engine, socket, self._committer, self._counters, status, authority
         )
         self._expiry = Expiry(loop, engine, self._committer, self._counters)
         self._beats = Beats(notifier, self._committer)
@@ -202,6 +205,7 @@ class Server:
         self._count_cut_off()
         self._tick_timer.set(TICK_SECONDS)
         self._beats.tick()
+        self._authority.look()
         self._send_heartbeat()
         if self._committer.is_idle():
             self._engine.trim()

@@ -76,6 +76,7 @@ ROOMS = {
         "requests",
         "bind group_commit",
         "peer_limits",
+        "access",
         "status record_fields",
         "storage.offline",
         "storage.lmdb_store",

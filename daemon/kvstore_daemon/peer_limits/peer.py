@@ -34,10 +34,13 @@ class Peer:
         "is_gone",
         "stuck_since",
         "untaken",
+        "user_id",
     )
 
-    def __init__(self, identity: bytes, descriptor: int) -> None:
+    def __init__(self, identity: bytes, descriptor: int, user_id: str = "") -> None:
         self.identity = identity
+        self.user_id = user_id
+        """The CURVE public key that it has shown to have; empty while access is off."""
         self.descriptor = descriptor
         self.is_gone = False
         self.handed_over = 0

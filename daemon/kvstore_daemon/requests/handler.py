@@ -11,6 +11,7 @@ import time
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog, request_extra
 from kvstore_core.wire import Request, RequestId, decode_request, encode_error
+from kvstore_daemon.access.authority import Authority
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.peer_limits.peer import UNKNOWN
@@ -52,12 +53,14 @@ class RequestHandler:
         committer: GroupCommitter,
         counters: Counters,
         status: Status,
+        authority: Authority,
     ) -> None:
         self._loop = loop
         self._engine = engine
         self._socket = socket
         self._committer = committer
         self._counters = counters
+        self._authority = authority
         self._limits = limits_of(settings)
         self._reads = {**READS, "status": lambda _engine, _op: _status_page(status)}
         self.pending = PendingLimit(settings.max_pending_requests)

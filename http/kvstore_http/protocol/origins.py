@@ -36,7 +36,7 @@ PREFLIGHT_SECONDS = 600
 Responder = Callable[..., None]
 
 
-class Authority(NamedTuple):
+class HostPort(NamedTuple):
     """``HOST[:PORT]`` by RFC 3986 section 3.2, as in ``Host`` and in an absolute address: a host in lower
     case, without the brackets of an IPv6 address or a final dot, and a port if one is given."""
 
@@ -50,14 +50,14 @@ class Authority(NamedTuple):
         return 443 if scheme.lower() == "https" else 80
 
 
-def parse_authority(text: str) -> Authority | None:
+def parse_authority(text: str) -> HostPort | None:
     """The host and port in ``text``; None if it is longer than ``MOST_CHARS`` or has anything else, such as a
     user name."""
     return _parsed(text) if len(text) <= MOST_CHARS else None
 
 
 @lru_cache(KEPT)
-def _parsed(text: str) -> Authority | None:
+def _parsed(text: str) -> HostPort | None:
     found = _AUTHORITY.fullmatch(text)
     if found is None:
         return None
@@ -66,12 +66,12 @@ def _parsed(text: str) -> Authority | None:
         return None
     if found["address"] is None:
         host = found["name"].rstrip(".").lower()
-        return Authority(host, port) if host else None
+        return HostPort(host, port) if host else None
     try:
         IPv6Address(found["address"])
     except ValueError:
         return None
-    return Authority(found["address"].lower(), port)
+    return HostPort(found["address"].lower(), port)
 
 
 def allowed_hosts(listens_on: str, named: tuple[str, ...]) -> frozenset[str] | None:

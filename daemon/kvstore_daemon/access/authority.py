@@ -1,0 +1,165 @@
+"""Who is let in now: the identities as the daemon last read them, and its keys. Loop's thread only."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from kvstore_core.access.identities import AccessTable, Identity
+from kvstore_core.access.principal import THE_FACADE, UNRESTRICTED, Principal
+from kvstore_core.errors import KvError
+from kvstore_daemon.access.access_files import (
+    Change,
+    ServerKeys,
+    Stamp,
+    edit,
+    make_first_admin,
+    operator_identity,
+    read_table,
+    server_keys,
+    stamp_of,
+    table_path,
+)
+from kvstore_daemon.settings import DaemonSettings
+
+log = logging.getLogger("kvstore.daemon")
+
+
+def now_ms() -> int:
+    """The time of the wall clock, by which credentials end."""
+    return time.time_ns() // 1_000_000
+
+
+class Authority:
+    """The table of identities, and who has which key. While access is off it lets everybody do everything."""
+
+    is_on = False
+
+    def __init__(self) -> None:
+        """Access is off."""
+        self.table = AccessTable(())
+        self.keys: ServerKeys | None = None
+        self.problem: str | None = None
+        """What is wrong with the file of identities, for a person; None if nothing is."""
+
+    def principal_of(self, user_id: str) -> Principal:  # noqa: ARG002 - nobody has to say who they are
+        """Who has the CURVE public key ``user_id`` now; raises ``unauthenticated`` if nobody does."""
+        return UNRESTRICTED
+
+    def look(self) -> bool:
+        """To be called every second: whether there is another table, or a credential has expired."""
+        return False
+
+    def change(self, change: Change) -> None:  # noqa: ARG002
+        """Change the table; it is on disk, and holds, when this returns. Raises ``not_allowed`` where it is
+        not the daemon's to change, and what ``change`` raises."""
+        raise KvError(
+            "not_allowed", "access is off, so there are no identities: start with --access required"
+        )
+
+
+def open_authority(settings: DaemonSettings) -> Authority:
+    """The authority that ``settings`` ask for. Makes what a first start needs, in the data folder, which must
+    be there; raises KvError if its files cannot be used."""
+    if settings.access == "off":
+        return Authority()
+    files = (settings.access_file, settings.admin_token_file)
+    return FileAuthority(Path(settings.data), *(None if name is None else Path(name) for name in files))
+
+
+class FileAuthority(Authority):
+    """The table is that of a file: the data folder's, or one of the operator's."""
+
+    is_on = True
+
+    def __init__(self, folder: Path, access_file: Path | None, admin_token_file: Path | None) -> None:
+        """Make what is missing in the data folder, and read the rest; raises KvError if it cannot be used."""
+        super().__init__()
+        self._folder = folder
+        self._access_file = access_file
+        self._path = access_file or table_path(folder)
+        self._operator = None if admin_token_file is None else operator_identity(admin_token_file)
+        if access_file is None and self._operator is None:
+            made = make_first_admin(folder)
+            if made is not None:
+                log.warning("made the identity 'admin'; its token is in %s", made)
+        self.keys: ServerKeys = server_keys(folder)
+        self._stamp: Stamp | None = None
+        self._looked_at = now_ms()
+        self._expires_at: int | None = None
+        self._load_first()
+
+    def _load_first(self) -> None:
+        try:
+            table, self._stamp = read_table(self._path)
+        except FileNotFoundError:
+            if self._operator is None:
+                raise KvError("bad_request", f"--access-file {self._path}: there is no such file") from None
+            table = AccessTable(())
+        self._take(table)
+
+    def _take(self, table: AccessTable) -> None:
+        self.table = self._with_operator(table)
+        self._expires_at = self.table.next_expiry(now_ms())
+
+    def _with_operator(self, table: AccessTable) -> AccessTable:
+        rows = list(table.identities.values())
+        if self._operator is not None:
+            rows = [*(_without_token(row, self._operator.tokens[0].id) for row in rows), self._operator]
+        return AccessTable(rows, self.keys.signing_key)
+
+    def principal_of(self, user_id: str) -> Principal:
+        if user_id == self.keys.facade.public_key:
+            return THE_FACADE
+        principal = self.table.of_public_key(user_id, now_ms())
+        if principal is None:
+            raise KvError("unauthenticated", "this key is not known here, or has expired")
+        return principal
+
+    def look(self) -> bool:
+        is_other = self._reload()
+        now = now_ms()
+        has_expired = self._expires_at is not None and now >= self._expires_at
+        if is_other or has_expired or now < self._looked_at:
+            self._expires_at = self.table.next_expiry(now)
+        self._looked_at = now
+        return is_other or has_expired
+
+    def _reload(self) -> bool:
+        """Read the file if it is another one; returns whether the table has changed."""
+        stamp = stamp_of(self._path)
+        if stamp == self._stamp:
+            return False
+        before = self.table.tag
+        if stamp is None:
+            self._stamp = None
+            self._complain(f"{self._path} is gone: nobody is let in until it is there again")
+            self._take(AccessTable(()))
+            return self.table.tag != before
+        try:
+            table, self._stamp = read_table(self._path)
+        except FileNotFoundError:  # just now; the next look sees it
+            return False
+        except KvError as error:
+            self._stamp = stamp
+            self._complain(f"{error.message}; the identities of before still hold")
+            return False
+        self.problem = None
+        self._take(table)
+        log.info("took the identities in %s", self._path)
+        return self.table.tag != before
+
+    def _complain(self, problem: str) -> None:
+        self.problem = problem
+        log.error("%s", problem)
+
+    def change(self, change: Change) -> None:
+        if self._access_file is not None:
+            raise KvError("not_allowed", f"identities come from {self._access_file}: change them there")
+        edit(self._folder, change, patience=0)
+        self.look()
+
+
+def _without_token(row: Identity, token: str) -> Identity:
+    return row._replace(tokens=tuple(each for each in row.tokens if each.id != token))
