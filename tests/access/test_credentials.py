@@ -103,6 +103,61 @@ def test_what_is_derived_ends_with_its_token_and_gives_no_more() -> None:
             access.of_credential(bad, NOW)
 
 
+HOUR = 3600 * 1000
+
+
+def test_a_derived_credential_has_what_was_asked_for_and_ends_with_its_token() -> None:
+    token = new_token()
+    access = table(token.id, token.digest, "rw:app/", "monitor", "admin", expires_at=NOW + 2 * HOUR)
+    parent = access.of_credential(token.text, NOW)
+    whole = access.of_credential(access.derive(parent, NOW, HOUR), NOW)
+    assert (whole.grants.texts, whole.expires_at) == (("rw:app/", "monitor"), NOW + HOUR)
+    narrow = access.of_credential(access.derive(parent, NOW, 3 * HOUR, ("ro:app/x/",)), NOW)
+    assert (narrow.grants.texts, narrow.expires_at) == (("ro:app/x/",), NOW + 2 * HOUR)
+    session = access.derive(narrow, NOW, HOUR, half="half")
+    assert access.half_of(session) == derived.half_digest("half")
+    who = access.of_credential(session, NOW)
+    assert (who.is_session, who.grants.texts) == (True, ("ro:app/x/",))
+
+
+@pytest.mark.parametrize(
+    ("grants", "code"),
+    [
+        ((), "bad_request"),
+        (("nonsense",), "bad_request"),
+        (tuple(f"ro:app/{at}/" for at in range(17)), "bad_request"),
+        (("admin",), "not_allowed"),
+        (("ro:app/x/", "ro:*"), "not_allowed"),
+        (("ro:app*",), "not_allowed"),
+        (("rw:app/x/",), "not_allowed"),
+    ],
+)
+def test_nobody_hands_on_more_than_they_have(grants: tuple[str, ...], code: str) -> None:
+    token = new_token()
+    access = table(token.id, token.digest, "ro:app/", "admin")
+    parent = access.of_credential(token.text, NOW)
+    with pytest.raises(KvError) as caught:
+        access.derive(parent, NOW, HOUR, grants)
+    assert caught.value.code == code
+    child = access.of_credential(access.derive(parent, NOW, HOUR, ("ro:app/x/",)), NOW)
+    with pytest.raises(KvError, match="this needs"):
+        access.derive(child, NOW, HOUR, ("ro:app/",))
+
+
+def test_only_tokens_have_credentials_derived_from_them_and_only_for_a_day() -> None:
+    token = new_token()
+    access = table(token.id, token.digest, "ro:app/")
+    parent = access.of_credential(token.text, NOW)
+    session = access.of_credential(access.derive(parent, NOW, HOUR, half="half"), NOW)
+    for who in (session, access.anonymous):
+        with pytest.raises(KvError) as caught:
+            access.derive(who, NOW, HOUR)
+        assert caught.value.code == "not_allowed"
+    for milliseconds in (0, -1, 24 * HOUR + 1):
+        with pytest.raises(KvError, match="at most 24 hours"):
+            access.derive(parent, NOW, milliseconds)
+
+
 def test_a_session_is_never_admin() -> None:
     token = new_token()
     access = table(token.id, token.digest, "rw:app/", "admin")

@@ -15,9 +15,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
+from kvstore_core.access.derived import (
+    MAX_DERIVED_GRANTS,
+    MAX_SECONDS,
+    Statement,
+    half_digest,
+    sign,
+    verify,
+)
 from kvstore_core.access.derived import PREFIX as DERIVED_PREFIX
-from kvstore_core.access.derived import Statement, verify
-from kvstore_core.access.grants import GrantSet
+from kvstore_core.access.grants import Grant, GrantSet
 from kvstore_core.access.principal import ANONYMOUS, FACADE, Principal
 from kvstore_core.access.tokens import digest_of, is_digest, is_token_id, token_id
 from kvstore_core.errors import KvError
@@ -100,6 +107,34 @@ class AccessTable:
         """The digest of the page's half of the session ``text``; empty for what is no session."""
         statement = verify(text, self._signing_key) if self._signing_key else None
         return "" if statement is None else statement.half
+
+    def derive(
+        self,
+        parent: Principal,
+        now: int,
+        milliseconds: int,
+        grants: tuple[str, ...] | None = None,
+        half: str = "",
+    ) -> str:
+        """A credential derived from the token of ``parent``, good for so long and not after the token's end,
+        and narrowed to ``grants`` (None: to those of ``parent`` but admin). With the page's ``half`` it is a
+        session.
+
+        Raises ``bad_request`` for more than ``MAX_SECONDS``, or for what are not at most
+        ``MAX_DERIVED_GRANTS`` grants; and ``not_allowed`` for one who has no token, for a session, for admin,
+        and for grants that ``parent`` does not have.
+        """
+        if parent.credential not in self._tokens or parent.is_session:
+            raise KvError("not_allowed", "credentials are derived from a token; this has none")
+        if not 0 < milliseconds <= MAX_SECONDS * 1000:
+            raise KvError("bad_request", f"a derived credential lasts at most {MAX_SECONDS // 3600} hours")
+        if grants is None:
+            grants = parent.limit
+        else:
+            _check_handed_on(parent, grants)
+        expires_at = min(now + milliseconds, MAX_MOMENT if parent.expires_at is None else parent.expires_at)
+        statement = Statement(parent.credential, expires_at, grants, half_digest(half) if half else "")
+        return sign(statement, self._signing_key)
 
     def _of_token(self, row: Identity, token: StoredToken, now: int) -> Principal:
         expires_at = _earliest(row.expires_at, token.expires_at)
@@ -211,6 +246,18 @@ def check_name(name: Any) -> str:
 def is_public_key(value: Any) -> bool:
     """Whether ``value`` may be a CURVE public key."""
     return type(value) is str and _PUBLIC_KEY.fullmatch(value) is not None
+
+
+def _check_handed_on(parent: Principal, grants: tuple[str, ...]) -> None:
+    if not 1 <= len(grants) <= MAX_DERIVED_GRANTS:
+        raise KvError("bad_request", f"a derived credential has 1 to {MAX_DERIVED_GRANTS} grants")
+    try:
+        needs = [need for text in grants for need in Grant.parse(text).needs()]
+    except ValueError as error:
+        raise KvError("bad_request", str(error)) from error
+    parent.check(needs)
+    if "admin" in grants:
+        raise KvError("not_allowed", "a derived credential is never admin")
 
 
 def _identity(value: Any, where: str) -> Identity:
