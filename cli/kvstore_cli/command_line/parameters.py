@@ -10,6 +10,7 @@ import click
 
 from kvstore_cli.command_line.subcommand import KindType, configuration_of, new_client
 from kvstore_cli.config.options import DURATION
+from kvstore_cli.config.token_source import TokenSource
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -27,7 +28,9 @@ def complete_key(context: click.Context, _parameter: click.Parameter, incomplete
     """
     query = [("prefix", incomplete), ("keys", "1"), ("limit", str(_MOST_COMPLETIONS))]
     try:
-        with new_client(configuration_of(context, "client"), at_most_ms=_COMPLETION_TIMEOUT_MS) as service:
+        configuration = configuration_of(context, "client")
+        tokens = TokenSource(configuration, may_read_stdin=False)
+        with new_client(configuration, _COMPLETION_TIMEOUT_MS, tokens=tokens) as service:
             items = service.request("GET", "/v1/kv", query).json()["items"]
     except Exception:
         return []

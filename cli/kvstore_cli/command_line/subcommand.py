@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
+    from kvstore_cli.config.token_source import TokenSource
     from kvstore_cli.http_client.client import ServiceClient
 
 _NEGATIVE = r"(?s)-\.?[0-9].*"
@@ -143,10 +144,17 @@ def client_of(context: click.Context) -> ServiceClient:
 
 
 def new_client(
-    configuration: Configuration, at_most_ms: int | None = None, *, retries: bool = True
+    configuration: Configuration,
+    at_most_ms: int | None = None,
+    *,
+    retries: bool = True,
+    tokens: TokenSource | None = None,
+    is_anonymous: bool = False,
 ) -> ServiceClient:
-    """A client for the service that ``configuration`` names. ``at_most_ms`` caps the time for an answer.
-    Without ``retries``, ``retry-for`` is ignored: the caller retries by itself, or not at all."""
+    """A client for the service that ``configuration`` names, with its token, that of ``tokens``, or, if it
+    ``is_anonymous``, without one. ``at_most_ms`` caps the time for an answer. Without ``retries``,
+    ``retry-for`` is ignored: the caller retries by itself, or not at all."""
+    from kvstore_cli.config.token_source import TokenSource
     from kvstore_cli.http_client.client import ServiceClient  # servers need none
 
     timeout_ms, retry_ms = configuration["request-timeout"], configuration["retry-for"] or 0
@@ -157,6 +165,7 @@ def new_client(
         timeout_ms=timeout_ms,
         ca_file=configuration["ca-file"],
         retry_ms=retry_ms if retries else 0,
+        tokens=None if is_anonymous else tokens or TokenSource(configuration),
     )
 
 

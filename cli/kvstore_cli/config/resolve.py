@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvstore_cli.config.option_values import connectable, is_local
-from kvstore_cli.config.options import CONFIG, OPTIONS, PREFIX, SECRET_VARIABLES, Option, options_of
+from kvstore_cli.config.options import (
+    CONFIG,
+    OPTIONS,
+    PREFIX,
+    SECRET_VARIABLES,
+    TOKEN_VARIABLE,
+    Option,
+    options_of,
+)
 
 if TYPE_CHECKING:
     from kvstore_daemon.settings import DaemonSettings
@@ -50,10 +58,13 @@ class Setting(NamedTuple):
 
 
 class Configuration:
-    """The settings of some parts of the system."""
+    """The settings of some parts of the system. ``service_folder`` is the data folder that a service with
+    the same file and environment has, None without a home folder; no command has to take ``--data`` for it.
+    """
 
-    def __init__(self, settings: Mapping[str, Setting]) -> None:
+    def __init__(self, settings: Mapping[str, Setting], service_folder: str | None) -> None:
         self._settings = settings
+        self.service_folder = service_folder
 
     def __getitem__(self, name: str) -> Any:
         """The value of the option ``name``, in base units."""
@@ -156,7 +167,8 @@ def resolve(flags: Mapping[str, Any], *parts: str, environ: Mapping[str, str] | 
     path = _config_path(flags, variables)
     keys = {} if path is None else _read_file(*path)
     sources = _Sources(flags, variables, "" if path is None else path[0], keys)
-    return Configuration({row.name: sources.setting(row) for row in options_of(*parts)})
+    settings = {row.name: sources.setting(row) for row in options_of(*parts)}
+    return Configuration(settings, sources.setting(OPTIONS["data"]).value)
 
 
 def check_variables(variables: Mapping[str, str]) -> None:
@@ -199,6 +211,8 @@ class _Sources(NamedTuple):
         given = self._given(row)
         if given is None and row.name == "url":
             given = self._url_of_http()
+        if row.name == "token-file" and self.variables.get(TOKEN_VARIABLE) and _is_of_file(given):
+            given = None  # a variable wins over the file
         return given or Setting(row, row.default_value(), "default")
 
     def _given(self, row: Option) -> Setting | None:
@@ -218,6 +232,10 @@ class _Sources(NamedTuple):
         if http is None or http.value.endswith(":0"):
             return None
         return Setting(OPTIONS["url"], connectable(f"http://{http.value}"), f"http, {http.origin}")
+
+
+def _is_of_file(setting: Setting | None) -> bool:
+    return setting is not None and setting.origin.startswith("file ")
 
 
 def _parsed(row: Option, given: Any, where: str) -> Any:

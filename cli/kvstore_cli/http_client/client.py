@@ -21,6 +21,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON, NDJSON
 
 if TYPE_CHECKING:
+    from kvstore_cli.config.token_source import TokenSource
     from kvstore_cli.http_client.line_stream import LineStream
 
 ATTEMPTS = 4
@@ -40,11 +41,21 @@ def new_backoff() -> Backoff:
 class ServiceClient:
     """A client for the service at one address, over one connection that is kept open. Not thread-safe.
 
-    ``timeout_ms`` is the time for an answer. Failed requests are repeated for ``retry_ms``, at least.
+    ``timeout_ms`` is the time for an answer. Failed requests are repeated for ``retry_ms``, at least. Each
+    request has the token of ``tokens``; where that is refused, another one that is there by now is tried.
     """
 
-    def __init__(self, url: str, *, timeout_ms: int, ca_file: str | None = None, retry_ms: int = 0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_ms: int,
+        ca_file: str | None = None,
+        retry_ms: int = 0,
+        tokens: TokenSource | None = None,
+    ) -> None:
         self.url = url
+        self._tokens = tokens
         self._timeout_seconds = timeout_ms / 1000
         self._retry_seconds = retry_ms / 1000
         self._was_reached = False
@@ -76,7 +87,9 @@ class ServiceClient:
         if method not in ("GET", "PATCH"):
             sent.setdefault("Idempotency-Key", os.urandom(16).hex())
         target = self._base + path + encode_query(query)
-        return self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds), attempts)
+        return self._authorized(
+            lambda: self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds), attempts)
+        )
 
     def items(self, path: str, query: Query, limit: int | None = None, name: str = "items") -> Iterator[Any]:
         """The items of all pages of a list, ``limit`` at most. Each page is a snapshot of its own."""
@@ -96,12 +109,14 @@ class ServiceClient:
     def open_stream(self, path: str, query: Query, *, stall_seconds: float) -> LineStream:
         """A response whose lines come over time. Raises like :meth:`request`."""
         target = self._base + path + encode_query(query)
-        return self._repeat(lambda seconds: self._open(target, seconds, stall_seconds))
+        return self._authorized(
+            lambda: self._repeat(lambda seconds: self._open(target, seconds, stall_seconds))
+        )
 
     def open_stream_once(self, path: str, query: Query, *, stall_seconds: float) -> LineStream:
         """Like :meth:`open_stream`, in one attempt; raises AttemptError if another may succeed."""
         target = self._base + path + encode_query(query)
-        return self._open(target, self._timeout_seconds, stall_seconds)
+        return self._authorized(lambda: self._open(target, self._timeout_seconds, stall_seconds))
 
     def close(self) -> None:
         """Close the connection."""
@@ -114,6 +129,20 @@ class ServiceClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _authorized(self, attempts: Callable[[], _Result]) -> _Result:
+        try:
+            return attempts()
+        except KvError as error:
+            if error.code != "unauthenticated" or self._tokens is None:
+                raise
+            if not self._tokens.reread():
+                raise _with_origin(error, self._tokens) from error
+        return attempts()
+
+    def _authorization(self) -> dict[str, str]:
+        token = None if self._tokens is None else self._tokens.token()
+        return {} if token is None else {"Authorization": f"Bearer {token.text}"}
 
     def _repeat(self, attempt: Callable[[float], _Result], attempts: int = ATTEMPTS) -> _Result:
         began = monotonic()
@@ -138,6 +167,7 @@ class ServiceClient:
     def _attempt(
         self, method: str, target: str, body: bytes | None, headers: dict[str, str], seconds: float
     ) -> HttpResponse:
+        headers = {**headers, **self._authorization()}
         kept = self._connection is not None
         connection = self._connection or self._connect(seconds)
         self._connection = None
@@ -156,10 +186,11 @@ class ServiceClient:
         return successful(response)
 
     def _open(self, target: str, seconds: float, stall_seconds: float) -> LineStream:
+        headers = {"Accept": NDJSON, **self._authorization()}
         connection = self._connect(seconds)
         opened = connection.sock
         try:
-            connection.request("GET", target, headers={"Accept": NDJSON})
+            connection.request("GET", target, headers=headers)
             response = connection.getresponse()
             if response.status != 200:
                 successful(HttpResponse(response.status, response.headers, response.read()))
@@ -242,6 +273,15 @@ class RetryLimit:
         if now + pause >= self._since + self._limit_seconds:
             raise error
         sleep(pause)
+
+
+def _with_origin(error: KvError, tokens: TokenSource) -> KvError:
+    """A refusal of the service, with where the token came from, which the service cannot know."""
+    if "request_id" not in error.details:  # something else answered
+        return error
+    token = tokens.token()
+    where = "log in with 'kvstore login'" if token is None else f"the token is that of {token.origin}"
+    return KvError(error.code, f"{error.message} ({where})", **error.details)
 
 
 def key_path(route: str, key: str) -> str:

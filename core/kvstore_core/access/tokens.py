@@ -8,9 +8,7 @@ double click selects all of it and no shell or URL needs quotes.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import secrets
 from typing import NamedTuple
 from zlib import crc32
 
@@ -32,6 +30,8 @@ class NewToken(NamedTuple):
 
 def new_token() -> NewToken:
     """A token that nobody has."""
+    import secrets  # slow to import, and whoever only sends a token needs none
+
     token_id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(8))
     stem = f"kv_{token_id}_{_base62(secrets.randbits(256), 43)}"
     text = stem + _check_of(stem)
@@ -40,6 +40,8 @@ def new_token() -> NewToken:
 
 def digest_of(text: str) -> str:
     """What is kept of a token: its SHA-256 in hexadecimal."""
+    import hashlib  # as above
+
     return hashlib.sha256(text.encode()).hexdigest()
 
 
