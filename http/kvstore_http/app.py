@@ -22,6 +22,7 @@ from kvstore_http.resources.keys import KeyOpResource, KeyResource
 from kvstore_http.resources.legacy import AllResource, RootResource
 from kvstore_http.resources.listing import CollectionResource
 from kvstore_http.resources.openapi import OpenApiResource
+from kvstore_http.resources.session import SessionResource
 from kvstore_http.resources.status import MetricsResource, StatusResource
 from kvstore_http.resources.subscribe import SubscribeResource
 from kvstore_http.routes import Endpoint
@@ -61,6 +62,7 @@ def create_app(
         "/v1/history": history,
         routes.SUBSCRIBE_PATH: SubscribeResource(feed, broadcaster, settings),
         "/v1/status": StatusResource(daemon),
+        "/v1/session": SessionResource(lambda: None),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(daemon, feed, counters.shared_counters),
         "/metrics": MetricsResource(daemon, counters),

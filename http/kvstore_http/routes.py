@@ -298,6 +298,22 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         link=("status", ""),
     ),
     Endpoint(
+        "POST",
+        "/v1/session",
+        "public",
+        "Log in the page at /ui/, with a token",
+        (ResponseSpec(200, "the page's half of the session; the other is a cookie", {JSON: "Session"}),),
+        body={JSON: "Login"},
+        errors=("unauthenticated", "unsupported_media_type", "request_too_large"),
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/session",
+        "public",
+        "Log the page out",
+        (ResponseSpec(204, "the cookie is taken away"),),
+    ),
+    Endpoint(
         "GET",
         "/livez",
         "public",

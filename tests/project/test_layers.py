@@ -91,6 +91,7 @@ ROOMS = {
         "server",
         "streaming",
         "backend",
+        "access",
         "routes",
         "protocol",
         "metrics greenlet_pool settings",

@@ -156,7 +156,7 @@ def guarded(responder: Responder, origins: tuple[str, ...]) -> Responder:
 
     def respond(req: falcon.Request, resp: falcon.Response, **params: Any) -> None:
         origin = req.env.get("HTTP_ORIGIN")
-        if origin is not None and not (_is_same(req, origin) or origin in allowed or "*" in allowed):
+        if origin is not None and not (_is_same(req.env, origin) or origin in allowed or "*" in allowed):
             raise KvError(
                 "not_allowed", f"pages of {origin} may not write here; --cors-origins lists those that may"
             )
@@ -165,10 +165,20 @@ def guarded(responder: Responder, origins: tuple[str, ...]) -> Responder:
     return respond
 
 
-def _is_same(req: falcon.Request, origin: str) -> bool:
+def refuse_other_origins(environ: dict[str, Any]) -> None:
+    """Raise ``not_allowed`` for a page of another origin, listed or not, and for a browser that was led
+    here from elsewhere."""
+    origin = environ.get("HTTP_ORIGIN")
+    if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("same-origin", "none") or (
+        origin is not None and not _is_same(environ, origin)
+    ):
+        raise KvError("not_allowed", "only the page of this service may do this, and no other page")
+
+
+def _is_same(environ: dict[str, Any], origin: str) -> bool:
     # This header holds even behind a proxy that changes the host, and no page can set it
     # (https://www.w3.org/TR/fetch-metadata/). Browsers send it only over https and to this machine. Without
     # it the host decides, and not the scheme, which a proxy that terminates TLS changes.
-    if req.env.get("HTTP_SEC_FETCH_SITE") == "same-origin":
+    if environ.get("HTTP_SEC_FETCH_SITE") == "same-origin":
         return True
-    return origin.partition("://")[2] == req.env.get("HTTP_HOST")
+    return origin.partition("://")[2] == environ.get("HTTP_HOST")

@@ -257,6 +257,25 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "BatchResults": _object({"results": _list("BatchResult")}, "results"),
     "Status": _object({"epoch": _TEXT, "revision": _INTEGER, "floor": _INTEGER}, "epoch", "revision"),
+    "Login": _object(
+        {
+            "token": _TEXT,
+            "page": {"type": "string", "description": "the service's path at its host", "default": "/"},
+        },
+        "token",
+    ),
+    "Session": _object(
+        {
+            "half": {"type": "string", "description": "what the page sends as X-Kvstore-Page"},
+            "name": _TEXT,
+            "grants": {"type": "array", "items": _TEXT},
+            "expires_at": _TIME,
+        },
+        "half",
+        "name",
+        "grants",
+        "expires_at",
+    ),
     "Health": _object({"status": _TEXT, "checks": _list("Check")}, "status"),
     "Check": _object(
         {"name": _TEXT, "status": {"type": "string", "enum": [OK, WARNING, FAILED]}, "message": _TEXT},
