@@ -17,6 +17,7 @@ from kvstore_client.multi_request import MultiRequest
 from kvstore_client.transport.async_io import AsyncConnectionPool, drive
 from kvstore_client.transport.connection import RequestBody
 from kvstore_client.transport.forks import NotPortable
+from kvstore_core.access.tokens import new_token
 from kvstore_core.errors import KvError, NotFound
 from kvstore_core.filters import Filter
 from kvstore_core.follower import LogPage
@@ -308,3 +309,66 @@ class AsyncClient(NotPortable):
     async def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """The daemon's version, position, counts and limits, as in protocol section 4."""
         return await self.run(commands.status(), timeout=timeout)
+
+    # ── access ───────────────────────────────────────────────────────────────────────────────────
+
+    async def whoami(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Who this client is to the daemon: ``name``, ``grants``, and its credential."""
+        return await self.run(commands.whoami(), timeout=timeout)
+
+    async def identities(self, *, timeout: float | None = None) -> Sequence[dict[str, Any]]:
+        """All identities, without their secrets; needs the grant ``admin``, as all that follow do."""
+        return await self.run(commands.identities(), timeout=timeout)
+
+    async def identity_put(
+        self,
+        name: str,
+        *,
+        create: bool | None = None,
+        grants: Sequence[str] | None = None,
+        grant: Sequence[str] = (),
+        ungrant: Sequence[str] = (),
+        expires_at: int | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Any]:
+        """Make or change an identity; returns it. ``grants`` replaces its grants, ``grant`` adds some,
+        ``ungrant`` takes some away. Raises ``condition_failed`` with ``create`` if it is there, and
+        ``not_found`` with ``create=False`` if it is not."""
+        command = commands.identity_put(
+            name, create=create, grants=grants, grant=grant, ungrant=ungrant, expires_at=expires_at
+        )
+        return await self.run(command, timeout=timeout)
+
+    async def identity_delete(self, name: str, *, timeout: float | None = None) -> None:
+        """Remove an identity, with its tokens and keys; raises ``not_found``."""
+        await self.run(commands.identity_delete(name), timeout=timeout)
+
+    async def token_add(
+        self,
+        name: str,
+        *,
+        expires_at: int | None = None,
+        keep: float | timedelta | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """Make another token of an identity and return its text, which nobody can be told again. It ends at
+        ``expires_at``, in milliseconds since the epoch; with ``keep`` the others end after so many seconds.
+        """
+        token = new_token()
+        await self.run(commands.token_add(name, token, expires_at=expires_at, keep=keep), timeout=timeout)
+        return token.text
+
+    async def token_delete(self, name: str, token_id: str, *, timeout: float | None = None) -> None:
+        """Revoke one token of an identity; raises ``not_found``."""
+        await self.run(commands.token_delete(name, token_id), timeout=timeout)
+
+    async def key_add(
+        self, name: str, public_key: str, *, expires_at: int | None = None, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Let an identity in by another CURVE key, whose secret half stays here; returns the identity."""
+        command = commands.key_add(name, public_key, expires_at=expires_at)
+        return await self.run(command, timeout=timeout)
+
+    async def key_delete(self, name: str, public_key: str, *, timeout: float | None = None) -> None:
+        """Revoke one CURVE key of an identity; raises ``not_found``."""
+        await self.run(commands.key_delete(name, public_key), timeout=timeout)

@@ -20,6 +20,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from kvstore_client.arguments import flag_of, must_be, texts_of, ttl_of, value_of
 from kvstore_client.transport.connection import RequestBody
+from kvstore_core.access.tokens import NewToken
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.follower import LogPage
@@ -308,7 +309,95 @@ def history(
 
 def status() -> Command[Fields]:
     """The daemon's version, position, counts and limits, as in protocol section 4."""
-    return _command("status", _status)
+    return _command("status", _as_it_is)
+
+
+def whoami() -> Command[Fields]:
+    """Who asks, as the daemon knows it: ``name`` and ``grants``, and of its credential the ``kind``, the
+    ``credential`` and, if it ends, ``expires_at``; ``access`` is False where nobody is asked."""
+    return _command("whoami", _as_it_is)
+
+
+def access() -> Command[Fields]:
+    """The table of identities: its text as ``value``, its ``tag``, and the ``signing_key`` of derived
+    credentials. Only the HTTP facade gets it."""
+    return _command("access", _as_it_is)
+
+
+def identities() -> Command[list[Fields]]:
+    """All identities: their names, grants, tokens and keys, and no secrets."""
+    return _command("identities", _identities)
+
+
+def identity_put(
+    name: str,
+    *,
+    create: bool | None = None,
+    grants: Sequence[str] | None = None,
+    grant: Sequence[str] = (),
+    ungrant: Sequence[str] = (),
+    expires_at: int | None = None,
+    token: NewToken | None = None,
+    public_key: str | None = None,
+    credential_expires_at: int | None = None,
+) -> Command[Fields]:
+    """Make or change an identity, and read it. With ``create`` it must be new, with False it must be there.
+
+    ``grants`` replaces its grants, ``grant`` adds some, ``ungrant`` takes some away. ``expires_at`` is its
+    end in milliseconds since the epoch, 0 for none. It also gets ``token``, of which only the digest is
+    sent, and ``public_key``, a CURVE key; both end at ``credential_expires_at``.
+    """
+    return _command(
+        "identity_put",
+        _as_it_is,
+        name=name,
+        create=create,
+        grants=None if grants is None else list(grants),
+        grant=list(grant) or None,
+        ungrant=list(ungrant) or None,
+        expires_at=expires_at,
+        id=None if token is None else token.id,
+        digest=None if token is None else token.digest,
+        public_key=public_key,
+        credential_expires_at=credential_expires_at,
+    )
+
+
+def identity_delete(name: str) -> Command[Fields]:
+    """Remove an identity, with its tokens and keys."""
+    return _command("identity_delete", _as_it_is, name=name)
+
+
+def token_add(
+    name: str, token: NewToken, *, expires_at: int | None = None, keep: float | timedelta | None = None
+) -> Command[Fields]:
+    """Give an identity another token, of which only the digest is sent; its other tokens go on for ``keep``
+    seconds, without it as before."""
+    keep = None if keep is None else keep.total_seconds() if isinstance(keep, timedelta) else keep
+    return _command(
+        "token_add",
+        _as_it_is,
+        name=name,
+        id=token.id,
+        digest=token.digest,
+        expires_at=expires_at,
+        keep=keep,
+    )
+
+
+def token_delete(name: str, token_id: str) -> Command[Fields]:
+    """Revoke one token of an identity."""
+    return _command("token_delete", _as_it_is, name=name, id=token_id)
+
+
+def key_add(name: str, public_key: str, *, expires_at: int | None = None) -> Command[Fields]:
+    """Let an identity in by another CURVE key, of which only the public half is sent."""
+    return _command("key_add", _as_it_is, name=name, public_key=public_key, expires_at=expires_at)
+
+
+def key_delete(name: str, public_key: str) -> Command[Fields]:
+    """Revoke one CURVE key of an identity."""
+    return _command("key_delete", _as_it_is, name=name, public_key=public_key)
 
 
 def _command(
@@ -342,8 +431,13 @@ def _log_page(fields: Fields, reply: Reply) -> LogPage:
     return LogPage.from_fields(fields, reply.epoch)
 
 
-def _status(fields: Fields, _: Reply) -> Fields:
+def _as_it_is(fields: Fields, _: Reply) -> Fields:
     return fields
+
+
+def _identities(fields: Fields, _: Reply) -> list[Fields]:
+    found: list[Fields] = fields["identities"]
+    return found
 
 
 def _written(fields: Fields, _: Reply) -> Written:

@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from kvstore_core.access.grants import KeyRange, Need
+from kvstore_core.access.grants import MAX_GRANTS, KeyRange, Need
+from kvstore_core.access.identities import MAX_NAME, is_public_key
+from kvstore_core.access.tokens import is_digest, is_token_id
 from kvstore_core.errors import KvError
 from kvstore_core.limits import (
     INT64,
@@ -28,6 +30,9 @@ from kvstore_core.limits import (
     MAX_TTL_SECONDS,
 )
 from kvstore_core.model import check_key
+
+STATUS_FOR_ALL = ("version", "protocol", "epoch", "revision", "floor", "writes_refused", "limits")
+"""The fields of the status that one without the grant ``monitor`` gets: what a client has to know."""
 
 Check = Callable[[Any], bool]
 
@@ -164,6 +169,22 @@ def _of_events(op: dict[str, Any]) -> Iterable[Need]:
             yield Need("read", each)
 
 
+def _of_admin(_op: dict[str, Any]) -> Iterable[Need]:
+    return (Need("admin"),)
+
+
+def _is_keep(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= MAX_TTL_SECONDS
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= MAX_NAME
+
+
+def _is_grants(value: Any) -> bool:
+    return type(value) is list and len(value) <= MAX_GRANTS and all(type(each) is str for each in value)
+
+
 _KEY = Field(_is_a(str), "a text of 1 to 511 bytes of UTF-8 without NUL", required=True)
 _IF_REVISION = Field(_is_int(0, MAX_REVISION), "a revision, or 0 for 'must not exist'")
 _TTL = Field(_is_ttl, "a number of seconds from 0.001 to 100 years")
@@ -172,6 +193,12 @@ _PAGE_BYTES = Field(_is_int(1, MAX_PAGE_BYTES), f"a whole number from 1 to {MAX_
 _FLAG = Field(_is_a(bool), "true or false")
 _MESSAGE = Field(is_message, MESSAGE)
 _BOUND = Field(_is_bound, "a text of at most 511 bytes without NUL")
+_NAME = Field(_is_name, f"the name of an identity, of 1 to {MAX_NAME} characters", required=True)
+_GRANTS = Field(_is_grants, f"a list of up to {MAX_GRANTS} grants")
+_END = Field(_is_int(0, MAX_MOMENT), "a time in milliseconds since 1970-01-01 UTC, or 0 for no end")
+_TOKEN_ID = Field(is_token_id, "the id of a token, of 8 characters")
+_DIGEST = Field(is_digest, "the SHA-256 of the token's text, as 64 hexadecimal digits")
+_PUBLIC_KEY = Field(is_public_key, "a CURVE public key, as 40 characters of Z85")
 _CURSOR = Field(_is_a(str), "a cursor exactly as an earlier reply gave it")
 
 OPERATIONS: dict[str, Operation] = {
@@ -305,6 +332,72 @@ OPERATIONS: dict[str, Operation] = {
             lambda _op: [Need("known")],
             {},
             "the daemon's version, position, counts and limits",
+        ),
+        Operation("whoami", False, lambda _op: (), {}, "who the sender is, and what it may do"),
+        Operation("access", False, lambda _op: [Need("facade")], {}, "the table of identities"),
+        Operation("identities", False, _of_admin, {}, "all identities, without their secrets"),
+        Operation(
+            "identity_put",
+            False,
+            _of_admin,
+            {
+                "name": _NAME,
+                "create": _FLAG,
+                "grants": _GRANTS,
+                "grant": _GRANTS,
+                "ungrant": _GRANTS,
+                "expires_at": _END,
+                "id": _TOKEN_ID,
+                "digest": _DIGEST,
+                "public_key": _PUBLIC_KEY,
+                "credential_expires_at": _END,
+            },
+            "make or change an identity",
+        ),
+        Operation(
+            "identity_delete",
+            False,
+            _of_admin,
+            {"name": _NAME},
+            "remove an identity, with its tokens and keys",
+        ),
+        Operation(
+            "token_add",
+            False,
+            _of_admin,
+            {
+                "name": _NAME,
+                "id": _TOKEN_ID._replace(required=True),
+                "digest": _DIGEST._replace(required=True),
+                "expires_at": _END,
+                "keep": Field(_is_keep, "a number of seconds from 0 to 100 years"),
+            },
+            "give an identity another token",
+        ),
+        Operation(
+            "token_delete",
+            False,
+            _of_admin,
+            {"name": _NAME, "id": _TOKEN_ID._replace(required=True)},
+            "revoke one token of an identity",
+        ),
+        Operation(
+            "key_add",
+            False,
+            _of_admin,
+            {
+                "name": _NAME,
+                "public_key": _PUBLIC_KEY._replace(required=True),
+                "expires_at": _END,
+            },
+            "let an identity in by another CURVE key",
+        ),
+        Operation(
+            "key_delete",
+            False,
+            _of_admin,
+            {"name": _NAME, "public_key": _PUBLIC_KEY._replace(required=True)},
+            "revoke one CURVE key of an identity",
         ),
     )
 }

@@ -95,7 +95,7 @@ class Server:
         self._connection_limit = connection_limit
         self._counters = Counters()
         self._committer = GroupCommitter(engine, self._counters, settings.slow_commit_ms / 1000 or inf)
-        status = Status(settings, engine, self._counters, self._present)
+        status = Status(settings, engine, self._counters, self._present, authority.status)
         self._requests = RequestHandler(
             loop, settings, engine, socket, self._committer, self._counters, status, authority
         )

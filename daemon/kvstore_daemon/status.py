@@ -11,7 +11,10 @@ from importlib.metadata import version
 from operator import itemgetter
 from typing import Any
 
+from kvstore_core.access.grants import Need
+from kvstore_core.access.principal import Principal
 from kvstore_core.limits import MAX_KEY_BYTES, MAX_PAGE
+from kvstore_core.operations import STATUS_FOR_ALL
 from kvstore_core.wire import VERSION, Limits
 from kvstore_daemon.process_usage import Usage
 from kvstore_daemon.settings import DaemonSettings
@@ -65,7 +68,8 @@ def limits_of(settings: DaemonSettings) -> Limits:
 
 
 class Status:
-    """Makes the result of ``status``; ``present`` returns the fields that say what is going on now."""
+    """Makes the result of ``status``; ``present`` returns the fields that say what is going on now, and
+    ``access`` what there is to say of access."""
 
     def __init__(
         self,
@@ -73,15 +77,22 @@ class Status:
         engine: Engine,
         counters: Counters,
         present: Callable[[], dict[str, int]],
+        access: Callable[[], dict[str, Any] | None],
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._counters = counters
         self._present = present
+        self._access = access
         self._usage = Usage()
         self._version = version("kvstore")
         self._started_at = time.time_ns() // 1_000_000
         self._started = time.monotonic()
+
+    def fields_for(self, who: Principal) -> dict[str, Any]:
+        """What ``who`` may see of :meth:`fields`."""
+        fields = self.fields()
+        return fields if who.may(Need("monitor")) else {name: fields[name] for name in STATUS_FOR_ALL}
 
     def fields(self) -> dict[str, Any]:
         """The operation's result. Times are in milliseconds, ``uptime`` in seconds."""
@@ -106,6 +117,7 @@ class Status:
                 "age": settings.retain_age_ms,
             },
             **self._present(),
+            "access": self._access(),
             "started_at": self._started_at,
             "uptime": round(time.monotonic() - self._started, 3),
             "pid": os.getpid(),

@@ -24,6 +24,7 @@ from kvstore_core.wire import Limits, Request, decode_request
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GROUP_BYTES, GROUP_OPS, GroupCommitter
 from kvstore_daemon.peer_limits.connections import ConnectionWatcher
+from kvstore_daemon.requests.administration import CHANGES
 from kvstore_daemon.requests.reads import READS, _bounds, _cursor, _parse_cursor
 from kvstore_daemon.requests.writes import WRITES, write_request
 from kvstore_daemon.server import PATIENCE_TICKS, Beats
@@ -39,7 +40,7 @@ keys = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 
 def test_every_operation_is_either_read_or_written_as_its_row_says() -> None:
-    answered_together, about_the_daemon = {"get"}, {"status"}
+    answered_together, about_the_daemon = {"get"}, {"status", "whoami", "access", "identities", *CHANGES}
     by_the_engine, by_the_daemon = {"delete_prefix"}, {"expire"}
     assert _PLANS.keys() - by_the_daemon | by_the_engine == WRITES
     reads = READS.keys() | answered_together | about_the_daemon

@@ -90,6 +90,10 @@ class AccessTable:
         self.anonymous = Principal(ANONYMOUS, GrantSet(()) if anonymous is None else anonymous.grants)
         """Who asks without a credential."""
 
+    def with_rows(self, identities: Iterable[Identity]) -> AccessTable:
+        """Another table, with the same key to sign with."""
+        return AccessTable(identities, self._signing_key)
+
     def of_credential(self, text: str, now: int) -> Principal:
         """Who has the token, or the derived credential, ``text``. Raises ``unauthenticated``; that it has
         expired, or was revoked, is only told to one who had the secret."""
@@ -229,6 +233,22 @@ class AccessTable:
             raise ValueError("'identities' must be a list")
         rows = (_identity(each, f"identities[{at}]") for at, each in enumerate(document["identities"]))
         return cls(rows, signing_key)
+
+
+def described(row: Identity) -> dict[str, Any]:
+    """An identity for those who manage it: without digests, and with times in milliseconds."""
+    return {
+        "name": row.name,
+        "grants": list(row.grants.texts),
+        **_moments(row),
+        "tokens": [{"id": token.id, **_moments(token)} for token in row.tokens],
+        "keys": [{"public_key": key.public, **_moments(key)} for key in row.keys],
+    }
+
+
+def _moments(row: Identity | StoredToken | StoredKey) -> dict[str, int]:
+    end = {} if row.expires_at is None else {"expires_at": row.expires_at}
+    return {"created_at": row.created_at, **end}
 
 
 def check_name(name: Any) -> str:

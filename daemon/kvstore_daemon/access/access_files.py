@@ -13,13 +13,14 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
 
+from kvstore_core.access.changes import Change
 from kvstore_core.access.grants import GrantSet
 from kvstore_core.access.identities import AccessTable, Identity, StoredToken, is_public_key
 from kvstore_core.access.login_file import ANY, CurveKeys, encode_entries
@@ -45,8 +46,6 @@ MAX_TOKEN_FILE_BYTES = 4096
 
 LOCK_SECONDS = 10.0
 """How long a command waits for another one that changes the identities."""
-
-Change = Callable[[AccessTable], AccessTable]
 
 
 class ServerKeys(NamedTuple):

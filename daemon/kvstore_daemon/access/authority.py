@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from kvstore_core.access.changes import Change
 from kvstore_core.access.identities import AccessTable, Identity
 from kvstore_core.access.principal import THE_FACADE, UNRESTRICTED, Principal
 from kvstore_core.errors import KvError
 from kvstore_daemon.access.access_files import (
-    Change,
+    OPERATOR,
     ServerKeys,
     Stamp,
     edit,
@@ -40,8 +43,8 @@ class Authority:
         """Access is off."""
         self.table = AccessTable(())
         self.keys: ServerKeys | None = None
-        self.problem: str | None = None
-        """What is wrong with the file of identities, for a person; None if nothing is."""
+        self.on_change: list[Callable[[], None]] = []
+        """Called, in the loop's thread, when there is another table or a credential has expired."""
 
     def principal_of(self, user_id: str) -> Principal:  # noqa: ARG002 - nobody has to say who they are
         """Who has the CURVE public key ``user_id`` now; raises ``unauthenticated`` if nobody does."""
@@ -51,12 +54,19 @@ class Authority:
         """To be called every second: whether there is another table, or a credential has expired."""
         return False
 
-    def change(self, change: Change) -> None:  # noqa: ARG002
-        """Change the table; it is on disk, and holds, when this returns. Raises ``not_allowed`` where it is
-        not the daemon's to change, and what ``change`` raises."""
-        raise KvError(
-            "not_allowed", "access is off, so there are no identities: start with --access required"
-        )
+    def change(self, change: Change, name: str) -> None:  # noqa: ARG002
+        """Change the identity ``name``; the table is on disk, and holds, when this returns. Raises
+        ``not_allowed`` where it is not the daemon's to change, and what ``change`` raises."""
+        raise access_is_off()
+
+    def status(self) -> dict[str, Any] | None:
+        """What ``status`` says of access; None while it is off."""
+        return None
+
+
+def access_is_off() -> KvError:
+    """The error for those who would see or change identities where there are none."""
+    return KvError("not_allowed", "access is off, so there are no identities; start with --access required")
 
 
 def open_authority(settings: DaemonSettings) -> Authority:
@@ -85,6 +95,7 @@ class FileAuthority(Authority):
             if made is not None:
                 log.warning("made the identity 'admin'; its token is in %s", made)
         self.keys: ServerKeys = server_keys(folder)
+        self._problem: str | None = None
         self._stamp: Stamp | None = None
         self._looked_at = now_ms()
         self._expires_at: int | None = None
@@ -124,6 +135,9 @@ class FileAuthority(Authority):
         if is_other or has_expired or now < self._looked_at:
             self._expires_at = self.table.next_expiry(now)
         self._looked_at = now
+        if is_other or has_expired:
+            for listener in self.on_change:
+                listener()
         return is_other or has_expired
 
     def _reload(self) -> bool:
@@ -145,20 +159,25 @@ class FileAuthority(Authority):
             self._stamp = stamp
             self._complain(f"{error.message}; the identities of before still hold")
             return False
-        self.problem = None
+        self._problem = None
         self._take(table)
         log.info("took the identities in %s", self._path)
         return self.table.tag != before
 
     def _complain(self, problem: str) -> None:
-        self.problem = problem
+        self._problem = problem
         log.error("%s", problem)
 
-    def change(self, change: Change) -> None:
+    def change(self, change: Change, name: str) -> None:
         if self._access_file is not None:
             raise KvError("not_allowed", f"identities come from {self._access_file}: change them there")
+        if name == OPERATOR:
+            raise KvError("not_allowed", f"{OPERATOR!r} is whose token --admin-token-file names: change that")
         edit(self._folder, change, patience=0)
         self.look()
+
+    def status(self) -> dict[str, Any]:
+        return {"tag": self.table.tag, "identities": len(self.table.identities), "problem": self._problem}
 
 
 def _without_token(row: Identity, token: str) -> Identity:

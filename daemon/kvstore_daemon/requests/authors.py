@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from kvstore_core.access.principal import THE_FACADE, Principal
 from kvstore_core.errors import KvError
 from kvstore_core.wire import Authors, Request
-from kvstore_daemon.peer_limits.peer import Peer
 
 
-def authors_of(peer: Peer, request: Request) -> Authors:  # noqa: ARG001 - nobody is known yet
-    """The author of all changes that ``request`` of ``peer`` asks for, empty for none; or that of each op.
+def authors_of(who: Principal, request: Request) -> Authors:
+    """The author of all changes that ``request`` of ``who`` asks for, empty for none; or that of each op.
 
     Raises ``not_allowed`` if the request names an author and its sender may not.
     """
+    if who is THE_FACADE:
+        return request.author or ""
     if request.author is not None:
         raise KvError("not_allowed", "'author' is the HTTP facade's to set; leave it out")
-    return ""
+    return who.name

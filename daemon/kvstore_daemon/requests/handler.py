@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 
+from kvstore_core.access.principal import UNRESTRICTED
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog, request_extra
 from kvstore_core.wire import Request, RequestId, decode_request, encode_error
@@ -15,10 +16,13 @@ from kvstore_daemon.access.authority import Authority
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.peer_limits.peer import UNKNOWN
+from kvstore_daemon.record_fields import Fields
+from kvstore_daemon.requests.administration import CHANGES, Administration
 from kvstore_daemon.requests.authors import authors_of
 from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, FairQueue, PendingLimit
-from kvstore_daemon.requests.pending_request import PendingRequest
-from kvstore_daemon.requests.reads import READS, Page
+from kvstore_daemon.requests.pending_request import Answer, PendingRequest
+from kvstore_daemon.requests.permission import allowed
+from kvstore_daemon.requests.reads import READS, Page, Read
 from kvstore_daemon.requests.router_socket import (
     MAX_ENVELOPE_BYTES,
     MAX_ENVELOPE_FRAMES,
@@ -62,7 +66,7 @@ class RequestHandler:
         self._counters = counters
         self._authority = authority
         self._limits = limits_of(settings)
-        self._reads = {**READS, "status": lambda _engine, _op: _status_page(status)}
+        self._reads = _answers(engine, status, authority)
         self.pending = PendingLimit(settings.max_pending_requests)
         self.queue = FairQueue(loop, socket, self.pending, counters, self._begin, self.proceed)
         self._malformed = RateLimitedLog(log)
@@ -147,9 +151,13 @@ class RequestHandler:
             if message.peer.is_gone and not request.writes:
                 self._drop(message)
                 return
-            authors = authors_of(message.peer, request)
+            who = UNRESTRICTED
+            if self._authority.is_on:
+                who = self._authority.principal_of(message.peer.user_id)
+                request = allowed(request, who)
+            authors = authors_of(who, request)
             self._counters.count_operations(request.ops)
-            pending = PendingRequest(message, request)
+            pending = PendingRequest(message, request, who)
             if request.writes:
                 self._committer.add(write_request(request, message.frames, pending, authors), message.size)
             else:
@@ -227,6 +235,23 @@ class RequestHandler:
         self.pending.remove(request.size)
 
 
-def _status_page(status: Status) -> Page:
-    fields = status.fields()
-    return Page(fields, (), fields["revision"])
+def _answers(engine: Engine, status: Status, authority: Authority) -> dict[str, Answer]:
+    """What does each op that is no write, by its name, except gets."""
+    administration = Administration(authority)
+
+    def page(fields: Fields, *values: bytes) -> Page:
+        return Page(fields, values, engine.position().head)
+
+    answers: dict[str, Answer] = {
+        "status": lambda _op, who: page(status.fields_for(who)),
+        "whoami": lambda _op, who: page(administration.whoami(who)),
+        "access": lambda _op, _who: page(*administration.access()),
+        "identities": lambda _op, _who: page(administration.identities()),
+    }
+    for name in CHANGES:
+        answers[name] = lambda op, _who: page(administration.change(op))
+    return {**answers, **{name: _of_engine(engine, read) for name, read in READS.items()}}
+
+
+def _of_engine(engine: Engine, read: Read) -> Answer:
+    return lambda op, _who: read(engine, op)

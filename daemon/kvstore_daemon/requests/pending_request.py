@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog, request_extra
 from kvstore_core.wire import Request, RequestId, encode_reply
 from kvstore_daemon.peer_limits.peer import Peer
 from kvstore_daemon.record_fields import Fields, record_fields
-from kvstore_daemon.requests.reads import Page, Read
+from kvstore_daemon.requests.administration import CHANGES
+from kvstore_daemon.requests.reads import Page
 from kvstore_daemon.requests.router_socket import Frames, RequestMessage
 from kvstore_daemon.requests.writes import WRITES
 from kvstore_daemon.storage.interface import Engine, WriteAnswer, no_such_key
@@ -42,6 +44,10 @@ _TOO_LARGE: Fields = {
 }
 
 
+Answer = Callable[[dict[str, Any], Principal], Page]
+"""Does an op that is no write for whoever asks."""
+
+
 class PendingRequest:
     """A request that was received and not answered yet; used by the loop's thread only. It came from
     ``peer``, its reply goes back along ``envelope``, and it has ``size`` bytes.
@@ -63,10 +69,12 @@ class PendingRequest:
         "peer",
         "request_id",
         "size",
+        "who",
     )
 
-    def __init__(self, message: RequestMessage, request: Request) -> None:
+    def __init__(self, message: RequestMessage, request: Request, who: Principal) -> None:
         self.peer: Peer = message.peer
+        self.who = who
         self.envelope: Frames = message.envelope
         self.size = message.size
         self.request_id = request.request_id
@@ -88,7 +96,7 @@ class PendingRequest:
         return REPLY_BYTES - self._room
 
     def restart_reads(self) -> None:
-        """Drop what was read; :meth:`read` begins again. The results of writes are kept."""
+        """Drop what was read; :meth:`read` begins again. The results of what changed something are kept."""
         self._values = []
         self._next = 0
         self._room = REPLY_BYTES
@@ -111,7 +119,7 @@ class PendingRequest:
     def _write_indexes(self) -> list[int]:
         return [index for index, op in enumerate(self._ops) if op["op"] in WRITES]
 
-    def read(self, engine: Engine, reads: Mapping[str, Read], deadline: float) -> bool:
+    def read(self, engine: Engine, reads: Mapping[str, Answer], deadline: float) -> bool:
         """Do reads until all are done (True) or ``time.monotonic()`` passes ``deadline``."""
         ops = self._ops
         while self._next < len(ops):
@@ -119,12 +127,12 @@ class PendingRequest:
             name = op["op"]
             if name == "get":
                 self._read_gets(engine)
-            elif name not in WRITES:
-                self._results[self._next] = self._read_page(engine, reads[name], op)
-                self._next += 1
-            else:
+            elif name in WRITES or (name in CHANGES and self._results[self._next] is not None):
                 self._next += 1
                 continue
+            else:
+                self._results[self._next] = self._read_page(reads[name], op)
+                self._next += 1
             if time.monotonic() > deadline:
                 break
         return self._next == len(ops)
@@ -154,11 +162,11 @@ class PendingRequest:
         self._room = room
         self._results[start : self._next] = results
 
-    def _read_page(self, engine: Engine, read: Read, op: dict[str, Any]) -> Fields:
+    def _read_page(self, read: Answer, op: dict[str, Any]) -> Fields:
         if self._room <= 0:
             return _TOO_LARGE
         try:
-            page = read(engine, op)
+            page = read(op, self.who)
         except KvError as error:
             return self._failure(error, self._next)
         size = _size(page)
