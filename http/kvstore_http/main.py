@@ -8,16 +8,20 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from socket import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvstore_core.errors import EXIT_ERROR, KvError
 from kvstore_core.process.logging import LogLevel, announcer
 from kvstore_core.process.sd_notify import Notifier
+from kvstore_core.process.signals import Terminal
 from kvstore_core.process.startup import patiently
 from kvstore_http.metrics.counters import SharedCounters, WorkerCounters
 from kvstore_http.server.listen import bind, shared, url_of
 from kvstore_http.settings import HttpSettings
 from kvstore_http.workers.parent import Workers, keep_only
+
+if TYPE_CHECKING:
+    from kvstore_http.server.certificate import Certificate
 
 
 def run(settings: HttpSettings, notifier: Notifier, inherited: Sequence[socket] = ()) -> int:
@@ -25,38 +29,65 @@ def run(settings: HttpSettings, notifier: Notifier, inherited: Sequence[socket] 
 
     Call it from the main thread of a process in which gevent and ZeroMQ have not been used, with logging
     set up. One worker runs in this very process, several in children that end when it ends. 0 after a
-    clean stop; 1, with one line in the log, where the address cannot be had or no worker could start.
+    clean stop; 1, with one line in the log, where the address cannot be had, the certificate cannot be used,
+    or no worker could start.
     ``notifier`` says when the facade is ready, that it works, and when it stops. Where listening sockets were
     ``inherited``, all workers accept on them, and nothing is bound.
     """
     # a process that hangs is ended with SIGABRT: it then logs where it hangs
     faulthandler.enable()
     try:
+        certificate = _certificate(settings)
         shares = shared(inherited, settings.workers) or patiently(
             partial(bind, settings.http, settings.workers)
         )
     except KvError as error:
         announcer.error("kvstore http: %s", error.message)
         return EXIT_ERROR
-    where = {"url": url_of(shares[0][0]), "requests": settings.requests, "changes": settings.changes}
+    scheme = "http" if certificate is None else "https"
+    where = {"url": url_of(shares[0][0], scheme), "requests": settings.requests, "changes": settings.changes}
     announce = partial(_announce, notifier, where)
     counters = SharedCounters(settings.workers)
     level = LogLevel("http", settings.log_level)
     if settings.workers == 1:
         counters.note_start(0, os.getpid())
-        return _serve(settings, shares[0], 0, counters, notifier, announce, level.change)
+        terminal, on_level = Terminal(), level.change
+        return _serve(settings, shares[0], certificate, terminal, 0, counters, notifier, announce, on_level)
 
     def serve(number: int, parent: Notifier) -> int:
         sockets, is_ready = keep_only(shares, number), partial(parent.ready, {})
-        return _serve(settings, sockets, number, counters, parent, is_ready, lambda _: level.follow())
+        on_level = lambda _: level.follow()  # noqa: E731
+        return _serve(settings, sockets, certificate, None, number, counters, parent, is_ready, on_level)
 
     warn = partial(announcer.warning, "kvstore http: %s")
-    return Workers(settings.workers, serve, warn, notifier, announce, level.change, counters).run()
+    workers = Workers(
+        settings.workers,
+        serve,
+        warn,
+        notifier,
+        announce,
+        level.change,
+        counters,
+        rereads_files=certificate is not None,
+    )
+    return workers.run()
+
+
+def _certificate(settings: HttpSettings) -> Certificate | None:
+    """What ``--tls-cert`` and ``--tls-key`` name; None without TLS. Raises KvError if it cannot be used."""
+    if settings.tls_cert is None:
+        return None
+    # not at the top: ssl is a good part of the memory of a process that only waits
+    from kvstore_http.server.certificate import Certificate
+
+    return Certificate(settings.tls_cert, settings.tls_key)
 
 
 def _serve(
     settings: HttpSettings,
     sockets: Sequence[socket],
+    certificate: Certificate | None,
+    terminal: Terminal | None,
     number: int,
     counters: SharedCounters,
     notifier: Notifier,
@@ -69,7 +100,7 @@ def _serve(
     from kvstore_http.workers.worker import serve
 
     worker_counters = WorkerCounters(counters, number, request_cells())
-    return serve(settings, sockets, worker_counters, notifier, on_ready, on_level)
+    return serve(settings, sockets, certificate, terminal, worker_counters, notifier, on_ready, on_level)
 
 
 def _name_worker(number: int) -> None:

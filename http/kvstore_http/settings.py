@@ -35,6 +35,8 @@ class HttpSettings:
     access: str
     facade_key_file: str | None
     plain_http: bool
+    tls_cert: str | None
+    tls_key: str | None
     allow_anonymous: bool
     access_log: str
     slow_request_ms: int

@@ -36,6 +36,8 @@ OTHERS: dict[str, Any] = {
     "facade-key-file": "/run/secrets/facade.key",
     "plain-http": "1",
     "token-file": "/run/secrets/token",
+    "tls-cert": "/etc/kvstore/tls.crt",
+    "tls-key": "/etc/kvstore/tls.key",
     "allow-anonymous": "1",
     "log-level": "debug",
     "log-format": "json",

@@ -168,7 +168,7 @@ def test_what_is_no_message_of_a_child_is_left_out(said: str) -> None:
 
 
 def test_no_facade_is_started_for_a_daemon_that_becomes_ready_while_all_stops() -> None:
-    supervisor = ServiceSupervisor({}, {}, lambda _: None, Notifier())
+    supervisor = ServiceSupervisor({}, {"tls_cert": None}, lambda _: None, Notifier())
     daemon, facade = supervisor.children
     with closing(supervisor.selector), closing(daemon.notices), closing(facade.notices):
         supervisor.ending_signals = 1

@@ -1,7 +1,7 @@
 """The server alone, with a small application that shows what reaches it; run as a process.
 
 Arguments are names of constants of the server or its connections, with values that make a test short:
-NAME=SECONDS.
+NAME=SECONDS; and ``certificate=FILE``, with which it speaks TLS.
 The port is the one line on stdout.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import gevent.event
 
 from kvstore_http.server import connection, server
+from kvstore_http.server.certificate import Certificate
 
 MAX_BODY = 100_000
 MAX_HEADER = 8_192
@@ -57,6 +58,7 @@ def application(environ: dict[str, Any], start_response: Any) -> Any:
             "body": environ["wsgi.input"].read().decode("latin-1"),
             "gone": gone,
             "pid": os.getpid(),
+            "scheme": environ["wsgi.url_scheme"],
         }
     ).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
@@ -75,13 +77,20 @@ def big() -> Iterator[bytes]:
 
 def main() -> None:
     """Serve until SIGTERM."""
+    certificate = None
     for argument in sys.argv[1:]:
         name, _, value = argument.partition("=")
-        setattr(server if hasattr(server, name) else connection, name, float(value))
+        if name == "certificate":
+            certificate = Certificate(value, None)
+            continue
+        for module in (server, connection):
+            if hasattr(module, name):
+                setattr(module, name, float(value))
     sock = socket.create_server(("127.0.0.1", 0))
     bare = server.HttpServer(
         application,
         sock,
+        certificate=certificate,
         max_body_bytes=MAX_BODY,
         max_header_bytes=MAX_HEADER,
         max_connections=MAX_CONNECTIONS,

@@ -246,7 +246,7 @@ def test_a_reader_that_goes_away_in_the_middle_disturbs_nobody(connect: Connect,
 
 
 def test_requests_are_served_before_the_streams_that_came_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STREAMS_TURN_SECONDS", 0)
+    monkeypatch.setattr(server, "TURN_SECONDS", 0)
     streams = 20
     served: list[str] = []
 

@@ -107,10 +107,11 @@ class Reader:
     def __init__(self, broadcaster: Broadcaster, start: StreamStart) -> None:
         self._socket, other = socket.socketpair()
         self._socket.setblocking(False)
+        other.setblocking(False)
         self._received = b""
         self._is_over = False
         form = Format(is_sse=False, has_values=True, is_chunked=False)
-        broadcaster.adopt(StreamSpec(Filter(), form, previous=False), start, other.detach(), b"")
+        broadcaster.adopt(StreamSpec(Filter(), form, previous=False), start, other, b"")
 
     @property
     def messages(self) -> list[dict[str, Any]]:

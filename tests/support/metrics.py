@@ -16,6 +16,9 @@ from support.programs import Program
 from support.session import Answer, Session
 from support.streams import open_stream
 
+ONLY_WITH_TLS = {"kvstore_tls_certificate_expires_at_seconds"}
+"""What a service without TLS has nothing to say of."""
+
 
 class Scrape:
     """One answer of ``/metrics``."""

@@ -145,14 +145,32 @@ class HaProxy(Program):
         return ["-db", "-f", str(self.file)]
 
 
-def make_certificate(folder: Path) -> Path:
-    """A certificate for localhost and 127.0.0.1 with its key, in one file."""
-    file, key = folder / "certificate.pem", folder / "key.pem"
-    options = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", file]
-    subprocess.run([require_program("openssl"), *options, *names], capture_output=True, check=True)
+def make_certificate(folder: Path, *, days: int = 2, names: str = "DNS:localhost,IP:127.0.0.1") -> Path:
+    """A certificate for localhost and 127.0.0.1, or for other ``names``, with its key, in one file. It ends
+    in so many ``days``; if they are negative, it has ended."""
+    file, key, request = (folder / name for name in ("certificate.pem", "key.pem", "request.pem"))
+    options = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+    ]
+    openssl("req", *options, "-addext", f"subjectAltName={names}", "-keyout", key, "-out", request)
+    signed = ["-signkey", key, "-days", str(days), "-copy_extensions", "copy", "-out", file]
+    openssl("x509", "-req", "-in", request, *signed)
     file.write_text(file.read_text() + key.read_text())
     return file
+
+
+def openssl(*arguments: str | Path, stdin: bytes = b"") -> str:
+    """What ``openssl`` prints; it has to succeed."""
+    command = [require_program("openssl"), *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
 
 
 def install_examples(folder: Path) -> str:

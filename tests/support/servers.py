@@ -309,7 +309,7 @@ class Facade(Server):
 
     name = "http"
     places: ClassVar = {"http": "127.0.0.1:{port}"}
-    ready_line = re.compile(r"kvstore http: ready, (?P<url>http://[^\s,]+)")
+    ready_line = re.compile(r"kvstore http: ready, (?P<url>https?://[^\s,]+)")
     url: str
 
 

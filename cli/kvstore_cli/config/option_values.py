@@ -84,7 +84,7 @@ def parse_endpoint(given: Any) -> str:
 def connectable(address: str) -> str:
     """Where this machine connects to what listens on ``address``, an endpoint or a URL whose host may mean
     all addresses."""
-    everywhere = re.sub(r"^(tcp|http)://(?:\*|0\.0\.0\.0)?:", r"\1://127.0.0.1:", address)
+    everywhere = re.sub(r"^(tcp|https?)://(?:\*|0\.0\.0\.0)?:", r"\1://127.0.0.1:", address)
     return everywhere.replace("//[::]:", "//[::1]:")
 
 

@@ -417,6 +417,23 @@ OPTIONS: dict[str, Option] = {
             ("http", "client"),
         ),
         Option(
+            "tls-cert",
+            _FILE,
+            None,
+            "The certificate (PEM, with its chain) with which the facade speaks HTTPS instead of HTTP. "
+            "The file is looked at once a minute and at SIGHUP: a new one is taken without a restart.",
+            _HTTP,
+            "none: plain HTTP",
+        ),
+        Option(
+            "tls-key",
+            _FILE,
+            None,
+            "The certificate's private key (PEM), which must not be encrypted.",
+            _HTTP,
+            "the file of --tls-cert",
+        ),
+        Option(
             "allow-anonymous",
             FLAG,
             False,

@@ -117,11 +117,14 @@ class Configuration:
 
         access = "off" if key_file is None else "required"
         self._refuse_public_addresses(access, "http")
-        if access == "required" and not self["plain-http"] and not is_local(self["http"]):
+        if self["tls-key"] is not None and self["tls-cert"] is None:
+            raise ConfigurationError("--tls-key is for a certificate; name it with --tls-cert")
+        is_plain = self["tls-cert"] is None and not is_local(self["http"])
+        if access == "required" and is_plain and not self["plain-http"]:
             raise ConfigurationError(
                 f"--http {self['http']} can be reached from other machines, and tokens would cross the "
-                "network for anyone on the way to read. Let a proxy in front end TLS, and say so with "
-                "--plain-http (or KVSTORE_PLAIN_HTTP=1)"
+                "network for anyone on the way to read. Name a certificate with --tls-cert, or let a proxy "
+                "in front end TLS, and say so with --plain-http (or KVSTORE_PLAIN_HTTP=1)"
             )
         return HttpSettings(**{**self._fields("http"), "access": access, "facade_key_file": key_file})
 
@@ -158,7 +161,7 @@ def resolve(flags: Mapping[str, Any], *parts: str, environ: Mapping[str, str] | 
     """The settings of the options of ``parts``.
 
     ``flags`` has the parsed values of the given flags, by option name. Unless ``url`` is set, it follows from
-    ``http``, so that a configuration that moves the service moves its clients, too. Raises
+    ``http`` and ``tls-cert``, so that a configuration that moves the service moves its clients, too. Raises
     ConfigurationError for a value that cannot be read, for a ``KVSTORE_*`` variable that looks like a
     misspelt option, and for an unknown key in the file, also of other parts.
     """
@@ -227,11 +230,15 @@ class _Sources(NamedTuple):
         return None
 
     def _url_of_http(self) -> Setting | None:
-        http = self._given(OPTIONS["http"])
+        http, certificate = (self._given(OPTIONS[name]) for name in ("http", "tls-cert"))
+        given = http or certificate
+        address = OPTIONS["http"].default if http is None else http.value
         # only the service knows which port the system chose for 0
-        if http is None or http.value.endswith(":0"):
+        if given is None or address.endswith(":0"):
             return None
-        return Setting(OPTIONS["url"], connectable(f"http://{http.value}"), f"http, {http.origin}")
+        scheme = "http" if certificate is None else "https"
+        url = connectable(f"{scheme}://{address}")
+        return Setting(OPTIONS["url"], url, f"{given.option.name}, {given.origin}")
 
 
 def _is_of_file(setting: Setting | None) -> bool:

@@ -55,13 +55,18 @@ def successful(response: HttpResponse) -> HttpResponse:
     if response.status < 300 or response.status == 304:
         return response
     error = error_from(response)
-    if error.row.is_temporary:
+    if error.row.is_temporary and response.status >= 429:
         raise AttemptError(error, _retry_after(response.headers))
     raise error
 
 
 def error_from(response: HttpResponse) -> KvError:
     """The error of a problem document, or one made from the status if something else answered."""
+    # what nginx, Apache, Go's server and kvstore say, each in its own words
+    if response.status == 400 and re.search(
+        rb"(?i)https port|https server|ssl-enabled|speaks https", response.body
+    ):
+        return KvError("unavailable", "that port speaks TLS; write the address with https://")
     try:
         return problem_error(response.json())
     except (KvError, KeyError, TypeError):
@@ -77,9 +82,6 @@ def problem_error(document: dict[str, Any]) -> KvError:
 
 def _foreign_error(response: HttpResponse) -> KvError:
     status = response.status
-    # what nginx, Apache and Go's server say, each in its own words
-    if status == 400 and re.search(rb"(?i)https port|https server|ssl-enabled", response.body):
-        return KvError("unavailable", "that port speaks TLS; write the address with https://")
     code = _CODES.get(status) or ("internal" if status >= 500 else "bad_request")
     return KvError(code, f"got status {status} from something that is not kvstore; check the address")
 

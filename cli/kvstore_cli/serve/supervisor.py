@@ -162,7 +162,8 @@ class ServiceSupervisor(Supervisor[Part]):
         ending = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
         # one that was ignored from the start, as under nohup, stays so
         ending = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
-        super().__init__((self._daemon, self._facade), ending, notifier)
+        rereads_files = http["tls_cert"] is not None
+        super().__init__((self._daemon, self._facade), ending, notifier, rereads_files=rereads_files)
 
     def start(self, child: Part) -> None:
         """Start one that is not running, and listen to its standard error too."""
@@ -184,6 +185,9 @@ class ServiceSupervisor(Supervisor[Part]):
         """Pass the signal on to both."""
         for part in self.children:
             part.change_level(number)
+
+    def readers(self) -> Sequence[Part]:
+        return [self._facade]
 
     def report(self, news: str) -> None:
         """Say it in the log and to the service manager."""

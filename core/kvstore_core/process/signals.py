@@ -70,6 +70,31 @@ class Signals:
             signal.pthread_sigmask(signal.SIG_SETMASK, held_before)
 
 
+class Terminal:
+    """The terminal, if any, from which the process was started: it tells the two meanings of SIGHUP apart.
+
+    A terminal that goes away sends it to what runs there, which is to end. An administrator sends it to a
+    service that is to read its files again. Make it early: what counts is whether there was a terminal then,
+    and that SIGHUP was not ignored, as under nohup.
+    """
+
+    def __init__(self) -> None:
+        self._was_there = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
+
+    @property
+    def has_hung_up(self) -> bool:
+        """Whether it is gone."""
+        return self._was_there and not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def signal_name(number: int) -> str:
     """``SIGKILL``, or ``signal 40``: most of the real-time signals have no name."""
     try:

@@ -22,7 +22,7 @@ from kvstore_core.backoff import Backoff
 from kvstore_core.errors import EXIT_DONE
 from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_core.process.sd_notify import Notice, NoticeSocket, Notifier
-from kvstore_core.process.signals import Signals, signal_name
+from kvstore_core.process.signals import Signals, Terminal, signal_name
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 10.0
@@ -164,10 +164,19 @@ class Supervisor(ABC, Generic[AnyChild]):
     """Keeps ``children`` running until one of the ``ending`` signals comes, or :attr:`failure` is set.
 
     ``notifier`` says every second that this loop turns and that no child is late, once :attr:`is_ready` is
-    set; it also says when all are about to be stopped.
+    set; it also says when all are about to be stopped. With ``rereads_files`` a SIGHUP is passed on to the
+    children that :meth:`readers` names, which read their files again; that of a terminal which has gone away
+    ends them all, as it does what knows no SIGHUP.
     """
 
-    def __init__(self, children: Sequence[AnyChild], ending: Iterable[int], notifier: Notifier) -> None:
+    def __init__(
+        self,
+        children: Sequence[AnyChild],
+        ending: Iterable[int],
+        notifier: Notifier,
+        *,
+        rereads_files: bool = False,
+    ) -> None:
         self.children = children
         self.notifier = notifier
         self.is_ready = False
@@ -175,7 +184,10 @@ class Supervisor(ABC, Generic[AnyChild]):
         self.ending_signals = 0
         # not poll, which fails where the limit of open files was lowered below what is waited for
         self.selector = selectors.EpollSelector()
-        self.signals = Signals(ending, (signal.SIGCHLD, *LEVEL_SIGNALS), self._on_signal)
+        self._terminal = Terminal()
+        self._rereads_files = rereads_files
+        others = {signal.SIGCHLD, *LEVEL_SIGNALS, *((signal.SIGHUP,) if rereads_files else ())}
+        self.signals = Signals([each for each in ending if each not in others], others, self._on_signal)
         self._tick_at = 0.0
 
     def run(self) -> int:
@@ -216,6 +228,10 @@ class Supervisor(ABC, Generic[AnyChild]):
     @abstractmethod
     def change_level(self, number: int) -> None:
         """One of ``LEVEL_SIGNALS`` came."""
+
+    def readers(self) -> Sequence[AnyChild]:
+        """The children that a SIGHUP is for."""
+        return self.children
 
     @abstractmethod
     def has_ended(self, child: AnyChild, how: str, status: int | None) -> None:
@@ -306,8 +322,16 @@ class Supervisor(ABC, Generic[AnyChild]):
     def _on_signal(self, number: signal.Signals) -> None:
         if number in LEVEL_SIGNALS:
             self.change_level(number)
+        elif number == signal.SIGHUP and self._rereads_files and not self._terminal.has_hung_up:
+            self._have_files_read()
         elif number != signal.SIGCHLD:  # which wakes the loop, and that is all
             self.ending_signals += 1
+
+    def _have_files_read(self) -> None:
+        for child in self.readers():
+            # one that starts reads them anyway, and a signal might end it
+            if child.is_running and child.liveness.is_ready:
+                child.signal(signal.SIGHUP)
 
 
 def describe_exit(status: int) -> str:

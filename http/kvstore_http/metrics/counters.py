@@ -21,7 +21,7 @@ from typing import NamedTuple
 CELLS_PER_WORKER = 16 * 1024
 """The size of a row. Pages that are never written take no memory."""
 
-GAUGES = 8
+GAUGES = 16
 """The first cells of a row are gauges: they are 0 while the worker does not run."""
 
 PID = 0
@@ -77,6 +77,7 @@ class _Layout:
 
 
 IN_PROGRESS, CONNECTIONS, STREAMS, BACKLOG_BYTES, CATCHING_UP, STREAM_REFUSED_AT = range(PID + 1, PID + 7)
+CERTIFICATE_ENDS_AT, CERTIFICATE_REFUSED = range(PID + 7, PID + 9)
 
 _layout = _Layout(GAUGES)
 STREAMS_OPENED = _layout.take()
@@ -85,6 +86,7 @@ STREAM_RESETS = _layout.take()
 STREAM_EVENTS = _layout.take()
 STREAM_BYTES = _layout.take()
 STREAMS_DROPPED = {reason: _layout.take() for reason in DROP_REASONS}
+HANDSHAKES_FAILED = _layout.take()
 STREAM_LAG = _layout.histogram(LAG_SECONDS, 1_000)
 DAEMON_OPS = _layout.histogram(REQUEST_OPS, 1)
 DAEMON_SECONDS = _layout.histogram(REQUEST_SECONDS, NANOSECONDS)
@@ -138,6 +140,12 @@ class SharedCounters:
     def highest(self, cell: int) -> int:
         """The highest value that a worker has in ``cell``."""
         return max(row[cell] for row in self.workers)
+
+    @property
+    def certificate_ends_at(self) -> int | None:
+        """When the certificate in use ends, in seconds since 1970; None without TLS. Between two looks at the
+        files workers may have different ones: then when the first of them ends."""
+        return min(filter(None, (row[CERTIFICATE_ENDS_AT] for row in self.workers)), default=None)
 
 
 class RequestSeries(NamedTuple):
@@ -221,6 +229,16 @@ class WorkerCounters:
     def connections_changed(self, by: int) -> None:
         """``by`` more connections are open."""
         self._cells[CONNECTIONS] += by
+
+    def handshake_failed(self) -> None:
+        """A TLS handshake failed, or took too long."""
+        self._cells[HANDSHAKES_FAILED] += 1
+
+    def note_certificate(self, ends_at: float, *, is_refused: bool) -> None:
+        """The certificate in use ends then, in seconds since 1970; ``is_refused`` says that its files hold
+        another, which cannot be used."""
+        self._cells[CERTIFICATE_ENDS_AT] = int(ends_at)
+        self._cells[CERTIFICATE_REFUSED] = is_refused
 
     def daemon_answered(self, ops: int, took: int) -> None:
         """The daemon answered a request of so many ops after ``took`` nanoseconds."""

@@ -248,6 +248,16 @@ _FACADE = (
         "Time from sending a request to the daemon until its reply.",
         _measured(c.DAEMON_SECONDS),
     ),
+    _counter(
+        "kvstore_http_tls_handshakes_failed_total",
+        "TLS handshakes that failed or took too long.",
+        _cell(c.HANDSHAKES_FAILED),
+    ),
+    _gauge(
+        "kvstore_tls_certificate_expires_at_seconds",
+        "When the TLS certificate in use ends; not there without TLS.",
+        lambda facade: _one(facade.shared.certificate_ends_at),
+    ),
     _gauge(
         "kvstore_http_workers", "Worker processes that run.", lambda facade: _one(len(facade.shared.pids()))
     ),

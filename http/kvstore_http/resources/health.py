@@ -9,7 +9,7 @@ others is there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, time
 from typing import Any, NamedTuple
 
 import falcon
@@ -44,6 +44,9 @@ CLOCK_SECONDS = 3600.0
 
 REFUSED_SECONDS = 60.0
 """How long a stream that found no room is a warning; its client comes back within seconds."""
+
+CERTIFICATE_SECONDS = 14 * 86_400.0
+"""A certificate that ends sooner is a warning."""
 
 SILENT_SECONDS = 5.0
 """The daemon publishes a heartbeat every second."""
@@ -122,6 +125,9 @@ class ReadyzResource:
             yield _connections(status)
         yield _heard(self._feed.silent_seconds)
         yield _streams(self._shared_counters, is_away=is_away)
+        ends_at = self._shared_counters.certificate_ends_at
+        if ends_at is not None:
+            yield _certificate(self._shared_counters, ends_at)
 
 
 def _send_text(resp: falcon.Response, checks: list[ReadinessCheck], *, is_verbose: bool) -> None:
@@ -283,6 +289,22 @@ def _streams(shared_counters: SharedCounters, *, is_away: bool) -> ReadinessChec
     if is_full:
         message += f"; {refused} were refused since the start: raise --max-streams or --workers"
     return ReadinessCheck("streams", WARNING if is_waiting or is_full else OK, message, figures)
+
+
+def _certificate(shared_counters: SharedCounters, ends_at: int) -> ReadinessCheck:
+    left = ends_at - time()
+    figures: Figures = {"expires_at": timestamp(ends_at * 1000), "left_seconds": round(left)}
+    if left <= 0:
+        message = f"the certificate expired {_duration(-left)} ago, and clients refuse it: renew it"
+        return ReadinessCheck("certificate", WARNING, message, figures)
+    message = f"the certificate is valid for {_duration(left)}"
+    if shared_counters.highest(counters.CERTIFICATE_REFUSED):
+        message += ", but its files now hold another that cannot be used; the log says why"
+        return ReadinessCheck("certificate", WARNING, message, figures)
+    if left < CERTIFICATE_SECONDS:
+        message += ": renew it; the service takes the new one without a restart"
+        return ReadinessCheck("certificate", WARNING, message, figures)
+    return ReadinessCheck("certificate", OK, message, figures)
 
 
 # ── for people ───────────────────────────────────────────────────────────────────────────────────

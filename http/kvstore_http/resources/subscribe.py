@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from socket import socket
 
 import falcon
 
@@ -82,10 +83,10 @@ class SubscribeResource:
                 raise
 
     def _hand_over(
-        self, spec: StreamSpec, start: StreamStart, fd: int, unsent: bytes, is_chunked: bool
+        self, spec: StreamSpec, start: StreamStart, sock: socket, unsent: bytes, is_chunked: bool
     ) -> Stream:
         spec = spec._replace(form=spec.form._replace(is_chunked=is_chunked))
-        return self._broadcaster.adopt(spec, start, fd, unsent)
+        return self._broadcaster.adopt(spec, start, sock, unsent)
 
 
 def _start(req: falcon.Request, query: Query) -> StreamStart:

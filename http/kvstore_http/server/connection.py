@@ -18,15 +18,15 @@ from kvstore_http.routes import SUBSCRIBE_PATH
 from kvstore_http.server.access_log import Ended
 from kvstore_http.server.parser import Parser, RefusalError
 from kvstore_http.server.response import HandOver, RefusalTask, Task, refused_by_head, wants_stream
+from kvstore_http.server.tls_socket import READ, WRITE
 
 log = logging.getLogger("kvstore.http")
-
-READ, WRITE = 1, 2  # libev's event bits
 
 IDLE_SECONDS = 75.0
 """A connection without a request is closed after this long."""
 HEADER_SECONDS = 15.0
-"""The headers of a request must be complete this long after its first byte."""
+"""The headers of a request must be complete this long after its first byte, a TLS handshake this long after
+its connection."""
 STALL_SECONDS = 30.0
 """A body that stops arriving, or a response that is not read, for this long ends the connection."""
 LINGER_SECONDS = 2.0
@@ -199,7 +199,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def _hand_over(self, taker: HandOver, chunked: bool) -> None:
         unsent = b"".join(outbuf.get() for outbuf in self.outbufs)
-        stream = taker(self._detach().detach(), unsent, chunked)
+        stream = taker(self._detach(), unsent, chunked)
         if self.on_stream_end is not None:
             stream.on_end = self.on_stream_end
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from socket import socket
 from time import perf_counter_ns
 from typing import Any
 
@@ -29,8 +30,8 @@ from kvstore_http.protocol.problems import rendered
 from kvstore_http.routes import SUBSCRIBE_PATH
 from kvstore_http.server.parser import refusal_of
 
-HandOver = Callable[[int, bytes, bool], Any]
-"""Takes over a connection: its descriptor, bytes still to be sent first, and whether the rest of the body is
+HandOver = Callable[[socket, bytes, bool], Any]
+"""Takes over a connection: its socket, bytes still to be sent first, and whether the rest of the body is
 framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0). Returns an object with an attribute
 ``on_end``, the function to call when the stream has ended."""
 

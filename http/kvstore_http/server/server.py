@@ -22,6 +22,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
@@ -35,16 +36,18 @@ from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.environ import new_id
 from kvstore_http.protocol.problems import rendered
 from kvstore_http.server.access_log import AccessLog
-from kvstore_http.server.connection import READ, Channel, LingeringClose
+from kvstore_http.server.certificate import Certificate
+from kvstore_http.server.connection import HEADER_SECONDS, LINGER_SECONDS, Channel, LingeringClose
 from kvstore_http.server.listen import BACKLOG
+from kvstore_http.server.tls_socket import READ, Handshake
 
 log = logging.getLogger("kvstore.http")
 
 ACCEPTS_PER_TURN = 64
 """How many connections are accepted before the loop looks at the others again."""
 
-STREAMS_TURN_SECONDS = 0.001
-"""For how long requests for streams are served before the loop looks at the others again."""
+TURN_SECONDS = 0.001
+"""For how long requests for streams, or handshakes, are served before the loop looks at the others again."""
 
 SPARE_DESCRIPTORS = 64
 """Kept for connections that are refused for lack of room, and for whatever else a process opens."""
@@ -59,9 +62,44 @@ HELD_BYTES = 256 * 1024 * 1024
 """Default of the bytes that are kept for all connections of a worker together."""
 
 
+class _Turns:
+    """Functions that ``run`` calls in the next turns of the loop, for ``TURN_SECONDS`` in each: clients come
+    back by the thousand when a worker ends, and the others do not wait for all of them."""
+
+    def __init__(self, loop: Any, run: Callable[[Callable[[], None]], object]) -> None:
+        self._run = run
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._timer = loop.timer(0)
+
+    def add(self, function: Callable[[], None]) -> None:
+        self._waiting.append(function)
+        if not self._timer.active:
+            self._timer.start(self._turn)
+
+    def _turn(self) -> None:
+        turn_ends = time.monotonic() + TURN_SECONDS
+        while self._waiting:
+            self._run(self._waiting.popleft())
+            if time.monotonic() >= turn_ends:
+                break
+        if not self._waiting:
+            self._timer.stop()
+        elif not self._timer.active:
+            self._timer.start(self._turn)
+
+    def finish(self) -> None:
+        """Call all of them now."""
+        while self._waiting:
+            self._run(self._waiting.popleft())
+
+    def close(self) -> None:
+        self._timer.close()
+
+
 class HttpServer(BaseWSGIServer):  # type: ignore[misc]
     """Accepts connections on one bound socket and serves ``application`` on them, in the hub of the thread
-    that made it. While ``stopping``, every response says that its connection ends."""
+    that made it. While ``stopping``, every response says that its connection ends. With a ``certificate`` it
+    speaks TLS, and answers those who do not with 400."""
 
     channel_class = Channel
     stopping = False
@@ -74,6 +112,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         access_log: AccessLog | None = None,
         buffer_bytes: int = BUFFER_BYTES,
         held_bytes: int | None = None,
+        certificate: Certificate | None = None,
         **adjustments: Any,
     ) -> None:
         # a streamed answer holds the next part of it as well
@@ -89,8 +128,10 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         self.loop = self.hub.loop
         self.pool = GreenletPool(self.hub)
         self._lingering: dict[int, LingeringClose] = {}
-        self._stream_requests: deque[Callable[[], None]] = deque()
-        self._stream_timer = self.loop.timer(0)
+        self._stream_requests = _Turns(self.loop, self.pool.run)
+        self._certificate = certificate
+        self._handshakes: set[Handshake] = set()
+        self._handshake_steps = _Turns(self.loop, lambda step: step())
         self._max_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS
         super().__init__(
             application,
@@ -108,7 +149,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
             "SERVER_SOFTWARE": self.adj.ident,
             "SCRIPT_NAME": "",
             "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
+            "wsgi.url_scheme": "http" if certificate is None else "https",
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": False,
             "wsgi.multiprocess": True,
@@ -150,9 +191,35 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
                 return
             no_room = self._is_full(conn)
             self.set_socket_options(conn)
-            channel = self.channel_class(self, conn, self.fix_addr(addr), self.adj, map=self._map)
-            if no_room is not None:
-                channel.refuse_for(no_room)
+            if self._certificate is None:
+                self._open(addr, no_room, conn)
+            else:
+                self._begin_handshake(self._certificate, addr, no_room, conn)
+
+    def _open(self, addr: Any, no_room: KvError | None, conn: socket.socket) -> None:
+        channel = self.channel_class(self, conn, self.fix_addr(addr), self.adj, map=self._map)
+        if no_room is not None:
+            channel.refuse_for(no_room)
+
+    def _begin_handshake(
+        self, certificate: Certificate, addr: Any, no_room: KvError | None, conn: socket.socket
+    ) -> None:
+        handshake = Handshake(
+            conn,
+            certificate.context,
+            HEADER_SECONDS if no_room is None else LINGER_SECONDS,
+            self.loop,
+            self._handshake_steps.add,
+            self._handshake_ended,
+            partial(self._open, addr, no_room),
+            self.reject,
+        )
+        self._handshakes.add(handshake)
+
+    def _handshake_ended(self, handshake: Handshake, has_failed: bool) -> None:
+        self._handshakes.discard(handshake)
+        if has_failed:
+            self.counters.handshake_failed()
 
     def _pause_accepting(self, error: OSError) -> None:
         """Out of descriptors: the connection stays in the backlog, and a level-triggered watcher
@@ -172,7 +239,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
     def _is_full(self, conn: socket.socket) -> KvError | None:
         """Why there is no room for the connection; None if there is."""
         limit = self.adj.connection_limit
-        if len(self.active_channels) >= limit:
+        if len(self.active_channels) + len(self._handshakes) >= limit:
             message = f"{limit} connections are open, the limit (--max-connections)"
             return KvError("too_busy", message, limit=limit)
         # the kernel gives out the lowest free number, so this one shows how many are left
@@ -200,22 +267,8 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         self.linger(conn)
 
     def serve_stream(self, serve: Callable[[], None]) -> None:
-        """Let ``serve`` serve a request for a stream, in one of the next turns of the loop: streams come back
-        by the thousand when a worker ends, and other requests do not wait for all of them."""
-        self._stream_requests.append(serve)
-        if not self._stream_timer.active:
-            self._stream_timer.start(self._serve_streams)
-
-    def _serve_streams(self) -> None:
-        turn_ends = time.monotonic() + STREAMS_TURN_SECONDS
-        while self._stream_requests:
-            self.pool.run(self._stream_requests.popleft())
-            if time.monotonic() >= turn_ends:
-                break
-        if not self._stream_requests:
-            self._stream_timer.stop()
-        elif not self._stream_timer.active:
-            self._stream_timer.start(self._serve_streams)
+        """Let ``serve`` serve a request for a stream, in one of the next turns of the loop."""
+        self._stream_requests.add(serve)
 
     def held_changed(self, channel: Channel, change: int, held: int) -> None:
         """``channel`` now holds ``held`` bytes, ``change`` more than before.
@@ -249,12 +302,12 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         self._swept_at = now
         if now < self._patient_until:
             return
-        for channel in list(self.active_channels.values()):
-            channel.sweep(now)
+        for each in (*self.active_channels.values(), *self._handshakes):
+            each.sweep(now)
 
     def stop_accepting(self) -> None:
         """Take what has already arrived, close the listening socket and the idle connections; connections
-        with a request in flight end after its response. Runs in the hub."""
+        with a request in flight, or a handshake, end after its response. Runs in the hub."""
         self.stopping = True
         self._on_acceptable()
         self._acceptor.close()
@@ -262,19 +315,24 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         self.socket.close()
         for channel in list(self.active_channels.values()):
             channel.finish()
-        while self._stream_requests:
-            self.pool.run(self._stream_requests.popleft())
+        self._handshake_steps.finish()
+        for handshake in [each for each in self._handshakes if not each.has_begun]:
+            handshake.close()
+        self._stream_requests.finish()
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is in flight and no response unsent."""
-        return not self.active_channels and not self._lingering
+        return not self.active_channels and not self._lingering and not self._handshakes
 
     def close(self) -> None:
         """Drop everything at once."""
         self._acceptor.close()
         self._sweeper.close()
-        self._stream_timer.close()
+        self._stream_requests.close()
+        self._handshake_steps.close()
+        for handshake in list(self._handshakes):
+            handshake.close()
         for channel in list(self.active_channels.values()):
             channel.handle_close()
         for lingering in list(self._lingering.values()):

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from socket import socket
 from typing import Any
 
 import gevent
@@ -109,15 +110,15 @@ class Broadcaster:
             self._counters.stream_refused()
             raise KvError("too_busy", f"{limit} streams are open, the limit (--max-streams)", limit=limit)
 
-    def adopt(self, spec: StreamSpec, start: StreamStart, fd: int, unsent: bytes) -> Stream:
+    def adopt(self, spec: StreamSpec, start: StreamStart, sock: socket, unsent: bytes) -> Stream:
         """Take over a connection whose response headers are sent, except for ``unsent``."""
         form = spec.form
-        stream = Stream(fd, form)
+        stream = Stream(sock.fileno(), sock, form)
         stream.group = group = self._group(spec)
         group.size += 1
         self._sockets.add(stream)
         self._counters.stream_opened(is_resumed=start.since is not None)
-        self._beats[fd % BEATS].add(stream)
+        self._beats[stream.fd % BEATS].add(stream)
         hello = event_format.retry(form, random.randint(*RETRY_MS))  # noqa: S311  # not a secret
         if not self.feed.is_started:
             hello += event_format.comment(form, HELD)

@@ -7,8 +7,8 @@ All methods run in the hub's thread.
 
 from __future__ import annotations
 
-import os
 import select
+import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +66,7 @@ class Stream:
     """
 
     fd: int
+    sock: socket.socket
     form: Format
     group: Any = None
     pending: list[bytes | memoryview] | None = None
@@ -112,8 +113,7 @@ class StreamSockets:
         return len(self._by_fd)
 
     def add(self, stream: Stream) -> None:
-        """Watch ``stream``; its descriptor is closed here when it ends."""
-        os.set_blocking(stream.fd, False)
+        """Watch ``stream``; its socket, which does not block, is closed here when it ends."""
         self._by_fd[stream.fd] = stream
         self._epoll.register(stream.fd, _INPUT)
         self._counters.note_streams(len(self._by_fd))
@@ -167,7 +167,7 @@ class StreamSockets:
             return  # written or dropped since it was queued
         data = pending[0] if len(pending) == 1 else b"".join(pending)
         try:
-            sent = os.write(stream.fd, data) if data else 0
+            sent = stream.sock.send(data) if data else 0
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -214,7 +214,7 @@ class StreamSockets:
     def _discard_input(self, stream: Stream) -> None:
         """What a client sends after its request means nothing."""
         try:
-            if not os.read(stream.fd, 4096):
+            if not stream.sock.recv(4096):
                 self.drop(stream)
         except BlockingIOError:
             return
@@ -246,7 +246,7 @@ class StreamSockets:
         del self._by_fd[stream.fd]
         self._blocked.discard(stream)
         self._counters.note_streams(len(self._by_fd))
-        os.close(stream.fd)  # which also takes it out of the epoll set
+        stream.sock.close()  # which also takes it out of the epoll set
         stream.pending = None
         self._on_gone(stream)
         if stream.on_end is not None:

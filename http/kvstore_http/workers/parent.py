@@ -71,7 +71,7 @@ class Workers(Supervisor[Worker]):
 
     ``shared_counters`` says which of them run, and how often one was started again. ``on_ready`` is called
     once all were ready, and ``report`` with what becomes of one. ``on_level`` is called with the number of a
-    signal that is about the log level, which all workers get too.
+    signal that is about the log level, which all workers get too. With ``rereads_files`` they get SIGHUP.
     """
 
     def __init__(
@@ -83,6 +83,8 @@ class Workers(Supervisor[Worker]):
         on_ready: Callable[[], None],
         on_level: Callable[[int], None],
         shared_counters: SharedCounters | None = None,
+        *,
+        rereads_files: bool = False,
     ) -> None:
         self.serve = serve
         self.shared_counters = shared_counters or SharedCounters(count)
@@ -90,7 +92,7 @@ class Workers(Supervisor[Worker]):
         self._on_ready = on_ready
         self._on_level = on_level
         workers = [Worker(number, self) for number in range(count)]
-        super().__init__(workers, (signal.SIGTERM, signal.SIGINT), notifier)
+        super().__init__(workers, (signal.SIGTERM, signal.SIGINT), notifier, rereads_files=rereads_files)
 
     def report(self, news: str) -> None:
         self._report(news)

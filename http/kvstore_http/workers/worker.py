@@ -15,12 +15,14 @@ from gevent.event import Event
 from kvstore_core.errors import EXIT_DONE
 from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_core.process.sd_notify import Notifier
+from kvstore_core.process.signals import Terminal
 from kvstore_core.process.startup import raise_descriptor_limit, relax_garbage_collector
 from kvstore_core.process.supervision import BEAT_SECONDS
 from kvstore_http.app import create_app
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.server.access_log import AccessLog
+from kvstore_http.server.certificate import LOOK_SECONDS, Certificate
 from kvstore_http.server.server import HttpServer
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
@@ -37,6 +39,8 @@ POLL_SECONDS = 0.02
 def serve(
     settings: HttpSettings,
     sockets: Sequence[socket.socket],
+    certificate: Certificate | None,
+    terminal: Terminal | None,
     counters: WorkerCounters,
     notifier: Notifier,
     on_ready: Callable[[], None],
@@ -46,7 +50,8 @@ def serve(
 
     ``on_ready`` is called when connections are accepted; after that ``notifier`` says that the hub turns, and
     when no more are accepted. The daemon need not be there: requests are answered with 503 until it is. What
-    happens is counted in ``counters``.
+    happens is counted in ``counters``. The files of the ``certificate`` are looked at once a minute and at
+    SIGHUP, unless that is the end of the ``terminal``, which stops the process.
     ``on_level`` changes the log level; it is called with the number of a signal that asks for it.
     """
     raise_descriptor_limit()
@@ -61,13 +66,15 @@ def serve(
     broadcaster = Broadcaster(daemon, feed, settings, counters)
     app = create_app(daemon, feed, broadcaster, settings, counters)
     access_log = AccessLog(settings.access_log, settings.slow_request_ms)
-    servers = [_server(app, sock, counters, access_log, settings) for sock in sockets]
+    servers = [_server(app, sock, certificate, counters, access_log, settings) for sock in sockets]
 
     def change_level(number: int) -> None:
         on_level(number)
         access_log.refresh()
 
-    level_watchers = _watch(LEVEL_SIGNALS, change_level)
+    watchers = _watch(LEVEL_SIGNALS, change_level)
+    if certificate is not None:
+        watchers += _keep_fresh(certificate, counters, terminal, stop)
     relax_garbage_collector()
     on_ready()
     beats = hub.loop.timer(BEAT_SECONDS, BEAT_SECONDS)
@@ -78,7 +85,7 @@ def serve(
     for each in (*servers, broadcaster, feed, daemon, beats):
         each.close()
     context.term()
-    for watcher in level_watchers:  # at the end: without them such a signal would end the process
+    for watcher in watchers:  # at the end: without them such a signal would end the process
         watcher.close()
     return EXIT_DONE
 
@@ -96,8 +103,35 @@ def _watch(numbers: Sequence[int], act: Callable[[int], object]) -> list[Any]:
     return watchers
 
 
+def _keep_fresh(
+    certificate: Certificate, counters: WorkerCounters, terminal: Terminal | None, stop: Event
+) -> list[Any]:
+    """Look at the certificate's files from time to time, and at SIGHUP; returns the watchers."""
+
+    def look() -> None:
+        certificate.refresh()
+        counters.note_certificate(certificate.ends_at, is_refused=certificate.is_refused)
+
+    look()  # this worker may be one that was started again, days after its parent read the files
+    timer = gevent.get_hub().loop.timer(LOOK_SECONDS, LOOK_SECONDS)
+    timer.start(look)
+
+    def hang_up(_number: int) -> None:
+        if terminal is not None and terminal.has_hung_up:
+            stop.set()
+        else:
+            look()
+
+    return [timer, *_watch((signal.SIGHUP,), hang_up)]
+
+
 def _server(
-    app: object, sock: socket.socket, counters: WorkerCounters, access_log: AccessLog, settings: HttpSettings
+    app: object,
+    sock: socket.socket,
+    certificate: Certificate | None,
+    counters: WorkerCounters,
+    access_log: AccessLog,
+    settings: HttpSettings,
 ) -> HttpServer:
     return HttpServer(
         app,
@@ -106,6 +140,7 @@ def _server(
         access_log,
         settings.stream_buffer_bytes,
         settings.max_held_bytes,
+        certificate,
         max_body_bytes=settings.max_body_bytes,
         max_header_bytes=settings.max_header_bytes,
         max_connections=settings.max_connections,
