@@ -40,6 +40,10 @@ SECTIONS = {
         "check": "Verify a whole store or backup",
         "compact": "Give the store's free pages back to the disk",
     },
+    "Access": {
+        "token": "Manage identities, their tokens and what they may do",
+        "key": "Manage the keys of native clients",
+    },
     "The service": {
         "serve": "Run the service: daemon and HTTP facade",
         "daemon": "Run only the daemon",
@@ -81,6 +85,8 @@ _MEANT = _by_word(
         "serve": "server run start up",
         "status": "info stats member health",
         "top": "stat",
+        "token": "user users role roles acl grant identity identities revoke",
+        "key": "curve keygen",
         "--help": "help",
         "--version": "version",
     }
@@ -92,6 +98,7 @@ SHARED_MODULES = _by_word(
         "offline": "backup restore check compact",
         "servers": "serve daemon http",
         "status": "status ping",
+        "access": "token key",
     }
 )
 COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}

@@ -101,7 +101,7 @@ def test_each_help_text_has_examples_that_parse(
 ) -> None:
     text = (command.help or "").replace("\b", "")
     if isinstance(command, click.Group):
-        assert "flag" in text
+        assert "\n\n" in text  # it says more than its summary
         return
     examples = list(invocations(text.partition("Example")[2]))
     assert examples, name

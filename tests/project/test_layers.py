@@ -100,7 +100,7 @@ ROOMS = {
         "docs_tables",
         "main",
         "commands",
-        "doctor top transfer subscribe serve",
+        "access doctor top transfer subscribe serve",
         "command_line",
         "http_client",
         "config",

@@ -105,12 +105,12 @@ def _parse_positive_duration(given: Any) -> int:
 
 
 DURATION = Kind("TIME", "duration", _parse_positive_duration, option_values.show_duration)
-_DURATION_OR_NEVER = Kind("TIME", "duration", option_values.parse_duration, option_values.show_duration)
+DURATION_OR_ZERO = Kind("TIME", "duration", option_values.parse_duration, option_values.show_duration)
 FLAG = Kind("", "flag", option_values.parse_flag, lambda value: "yes" if value else "no")
 _ADDRESS = Kind("HOST:PORT", "address", option_values.parse_address)
 _ENDPOINT = Kind("ENDPOINT", "ZeroMQ address", option_values.parse_endpoint)
 _URL = Kind("URL", "http(s) address", option_values.parse_url)
-_FOLDER = Kind("DIR", "folder", option_values.parse_path)
+FOLDER = Kind("DIR", "folder", option_values.parse_path)
 _FILE = Kind("FILE", "file", option_values.parse_path)
 _FILE_OR_STDIN = Kind("FILE", "file", option_values.parse_path_or_stdin)
 _ENGINE = Kind("URL", "address", option_values.parse_engine)
@@ -168,7 +168,7 @@ OPTIONS: dict[str, Option] = {
     for row in (
         Option(
             "data",
-            _FOLDER,
+            FOLDER,
             default_data,
             "The folder of the store. One daemon at a time may use it; it is created if missing.",
             _STORE,
@@ -451,7 +451,7 @@ OPTIONS: dict[str, Option] = {
         ),
         Option(
             "slow-request",
-            _DURATION_OR_NEVER,
+            DURATION_OR_ZERO,
             1000,
             "How long an HTTP request may take before it is logged as slow (at most one line in ten seconds; "
             "waits and streams do not count); 0: never.",
@@ -459,7 +459,7 @@ OPTIONS: dict[str, Option] = {
         ),
         Option(
             "slow-commit",
-            _DURATION_OR_NEVER,
+            DURATION_OR_ZERO,
             1000,
             "How long a commit may take before it is logged as slow (at most one line in ten seconds); 0: "
             "never.",
@@ -509,7 +509,7 @@ OPTIONS: dict[str, Option] = {
         ),
         Option(
             "retry-for",
-            _DURATION_OR_NEVER,
+            DURATION_OR_ZERO,
             None,
             "How long a command retries while the service is unavailable. Without it, a refused connection "
             "is reported at once, and other failures are retried a few times.",

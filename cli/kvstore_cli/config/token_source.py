@@ -43,7 +43,7 @@ class TokenSource:
         self._is_found = False
         self._line: str | None = None
         if configuration["token-file"] == "-" and may_read_stdin:
-            self._line = _first_line_of_stdin()
+            self._line = first_line_of_stdin()
 
     def token(self) -> Token | None:
         """The token for the service that is configured, None if there is none.
@@ -68,13 +68,16 @@ class TokenSource:
 
     def _find(self) -> Token | None:
         url = self._configuration["url"]
-        token = self._named() or _stored(url) or self._of_first_admin(url)
+        token = self._looked_up(url)
         if token is None:
             return None
         check_form(token.text, token.origin)
         if not (token.is_for_address or self._configuration["plain-http"]):
             refuse_in_the_clear(url)
         return token
+
+    def _looked_up(self, url: str) -> Token | None:
+        return self._named() or _stored(url) or self._of_first_admin(url)
 
     def _named(self) -> Token | None:
         name = self._configuration["token-file"]
@@ -100,6 +103,17 @@ class TokenSource:
         except OSError:  # not there, or not this user's
             return None
         return Token(text, path) if text else None
+
+
+class GivenToken(TokenSource):
+    """One token, whatever the configuration names; ``origin`` says where it is from."""
+
+    def __init__(self, configuration: Configuration, text: str, origin: str) -> None:
+        super().__init__(configuration, may_read_stdin=False)
+        self._given = Token(text, origin)
+
+    def _looked_up(self, url: str) -> Token | None:  # noqa: ARG002
+        return self._given
 
 
 _STDIN = "standard input"
@@ -140,7 +154,7 @@ def _stored(url: str) -> Token | None:
     return None if text is None else Token(text, path, is_for_address=True)
 
 
-def _first_line_of_stdin() -> str:
+def first_line_of_stdin() -> str:
     """What is before the first newline; the rest is left, since a value may follow."""
     line = b""
     try:

@@ -1,0 +1,97 @@
+"""The identities in a data folder on this machine, whose daemon may be running or not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kvstore_cli.access.identity_store import Description, IdentityStore
+from kvstore_core.access import changes
+from kvstore_core.access.identities import AccessTable, StoredKey, StoredToken, described
+from kvstore_core.access.principal import ANONYMOUS
+from kvstore_core.access.tokens import new_token
+from kvstore_core.errors import KvError
+from kvstore_daemon.access.access_files import edit, read_table, server_keys, table_path
+from kvstore_daemon.storage.offline.run_as_owner import become_owner
+
+
+class FolderIdentities(IdentityStore):
+    """Those in ``folder``. A running daemon takes each change within a second. ``notice`` is told what
+    follows from a file that was not there before."""
+
+    def __init__(self, folder: Path, notice: Callable[[str], None]) -> None:
+        if not folder.is_dir():
+            raise KvError("not_allowed", f"there is no data folder {folder}")
+        self._name = folder
+        self._folder = become_owner(folder)
+        self._notice = notice
+
+    def everybody(self) -> list[Description]:
+        try:
+            table, _ = read_table(table_path(self._folder))
+        except FileNotFoundError:
+            raise KvError("not_found", f"there are no identities in {self._name}: access is off") from None
+        return list(map(described, table.identities.values()))
+
+    def described(self, name: str) -> Description:
+        found = next((row for row in self.everybody() if row["name"] == name), None)
+        if found is None:
+            raise KvError("not_found", f"there is no identity {name!r}")
+        return found
+
+    def create(self, name: str, grants: Sequence[str], ends_in: int | None) -> str:
+        token, now = new_token(), _now()
+        stored = StoredToken(token.id, token.digest, now, _end(now, ends_in))
+        self._edit(changes.put_identity(name, now, create=True, grants=grants, token=stored))
+        return token.text
+
+    def regrant(self, name: str, grant: Sequence[str], ungrant: Sequence[str]) -> Description:
+        # who comes without a credential is made by what they are granted
+        create = None if name == ANONYMOUS and grant else False
+        change = changes.put_identity(name, _now(), create=create, grant=grant, ungrant=ungrant)
+        return described(self._edit(change).identities[name])
+
+    def rotate(self, name: str, keep: int, ends_in: int | None) -> str:
+        token, now = new_token(), _now()
+        stored = StoredToken(token.id, token.digest, now, _end(now, ends_in))
+        self._edit(changes.add_token(name, stored, now, keep_ms=keep))
+        return token.text
+
+    def revoke(self, name: str) -> None:
+        self._edit(changes.delete_identity(name))
+
+    def revoke_token(self, name: str, token_id: str) -> None:
+        self._edit(changes.delete_token(name, token_id))
+
+    def revoke_key(self, name: str, public_key: str) -> None:
+        self._edit(changes.delete_key(name, public_key))
+
+    def add_key(self, name: str, grants: Sequence[str], public_key: str, ends_in: int | None) -> str:
+        now = _now()
+        key = StoredKey(public_key, now, _end(now, ends_in))
+        if grants:
+            change = changes.put_identity(name, now, create=True, grants=grants, key=key)
+        else:
+            change = changes.add_key(name, key, now)
+        server_key = server_keys(self._folder).public_key  # first what can fail and changes nobody
+        self._edit(change)
+        return server_key
+
+    def _edit(self, change: changes.Change) -> AccessTable:
+        was_there = table_path(self._folder).exists()
+        table = edit(self._folder, change)
+        if not was_there:
+            self._notice(
+                f"{self._name / 'access.json'} was made: from its next start on the service asks everybody "
+                "for a token or a key"
+            )
+        return table
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _end(now: int, ends_in: int | None) -> int | None:
+    return None if ends_in is None else now + ends_in

@@ -1,0 +1,432 @@
+"""``kvstore token`` and ``kvstore key``: identities, their grants, and what they come in by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from kvstore_cli.command_line import parameters
+from kvstore_cli.command_line.subcommand import KindType, client_of, given_flags, subcommand
+from kvstore_cli.config.options import DURATION_OR_ZERO, FOLDER
+from kvstore_cli.terminal import output
+from kvstore_cli.terminal.humanize import NOTHING, moment
+from kvstore_core.access.grants import PLAIN_VERBS, Grant, GrantSet, KeyRange, Need
+from kvstore_core.errors import ERRORS, EXIT_DONE
+
+if TYPE_CHECKING:
+    from kvstore_cli.access.identity_store import Description, IdentityStore
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_ME = "me"
+"""Whoever asks, as NAME of 'token test'."""
+
+_VERBS = ("read", "list", "watch", "write", "delete", *PLAIN_VERBS)
+
+
+class GrantType(click.ParamType[str]):
+    """A grant; what is none is a usage error."""
+
+    name = "grant"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = parameters.TEXT.convert(value, param, ctx)
+        try:
+            Grant.parse(text)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return text
+
+
+_GRANT = GrantType()
+
+_name_argument = click.argument("name", type=parameters.TEXT)
+_grants_argument = click.argument("grants", type=_GRANT, nargs=-1, required=True, metavar="GRANT...")
+_data_option = click.option(
+    "--data",
+    type=KindType(FOLDER),
+    metavar="DIR",
+    help="Change the files in the data folder DIR instead of asking the service, which may be down.",
+)
+
+
+def _grant_option(help_text: str, *, required: bool = True) -> Callable[[_Function], _Function]:
+    return click.option(
+        "--grant", "grants", type=_GRANT, multiple=True, required=required, metavar="GRANT", help=help_text
+    )
+
+
+def _for_option(help_text: str, *, required: bool = False) -> Callable[[_Function], _Function]:
+    return click.option(
+        "--for", "ends_in", type=parameters.TIME, metavar="TIME", required=required, help=help_text
+    )
+
+
+@subcommand("client")
+@_name_argument
+@_grant_option("What it may do, as ro:app/ or monitor; may be repeated.")
+@_for_option("When the token ends.  [default: never]")
+@_data_option
+def create(
+    context: click.Context, name: str, grants: tuple[str, ...], ends_in: int | None, data: str | None
+) -> None:
+    """Make the identity NAME with a token, and print the token, which nobody can be shown again.
+
+    A grant is VERBS:SCOPE: read, list, watch, write or delete, with commas between, or ro (the first three)
+    or rw (all); on all keys below app/, on all that begin with app with app*, on one key with app/x, or on
+    everything with *. monitor and admin have no scope.
+
+    Exit status: 0; 4 if there is such an identity.
+
+    \b
+    Examples:
+      kvstore token create ci --grant rw:app/ --grant ro:shared/ --for 90d
+      kvstore token create prometheus --grant monitor > /etc/prometheus/kvstore.token
+      kvstore token create me --grant admin --grant 'all:*' --data /var/lib/kvstore
+    """
+    _say_single_keys(grants)
+    with _identities(context, data) as identities:
+        token = identities.create(name, grants, ends_in)
+        _print_token(token, name)
+        if data is not None and "admin" in grants:
+            _say_other_admins(identities, name)
+
+
+def _say_other_admins(identities: IdentityStore, name: str) -> None:
+    """Whoever makes an admin because the other's token is lost should see that it still opens everything."""
+    admins = [
+        row["name"] for row in identities.everybody() if "admin" in row["grants"] and row["name"] != name
+    ]
+    if admins:
+        output.talk(f"other admins: {', '.join(admins)}; 'kvstore token revoke' ends one that is not needed")
+
+
+@subcommand("client")
+@parameters.json_option("One JSON object a line.")
+@_data_option
+def list_identities(context: click.Context, as_json: bool, data: str | None) -> None:
+    """Print all identities: the name, the grants, the ids of tokens, the public keys, and the next end.
+
+    \b
+    Examples:
+      kvstore token list
+      kvstore token list --json | jq -r 'select(.grants | index("admin")) | .name'
+    """
+    with _identities(context, data) as identities:
+        rows = identities.everybody()
+    if as_json:
+        for row in rows:
+            output.write_json(row)
+    else:
+        output.write_table(("NAME", "GRANTS", "TOKENS", "KEYS", "MADE", "ENDS"), list(map(_row, rows)))
+
+
+def _row(row: Description) -> tuple[str, ...]:
+    tokens, keys = row["tokens"], row["keys"]
+    ends = [each["expires_at"] for each in (row, *tokens, *keys) if "expires_at" in each]
+    return (
+        row["name"],
+        " ".join(row["grants"]) or NOTHING,
+        " ".join(token["id"] for token in tokens) or NOTHING,
+        " ".join(key["public_key"] for key in keys) or NOTHING,
+        moment(row["created_at"]),
+        moment(min(ends, default=None)),
+    )
+
+
+@subcommand("client")
+@_name_argument
+@parameters.json_option("As one JSON object.")
+@_data_option
+def show(context: click.Context, name: str, as_json: bool, data: str | None) -> None:
+    """Print one identity: its grants, its tokens by their ids, its keys, and when each was made and ends.
+
+    Exit status: 0; 3 if there is no such identity.
+
+    \b
+    Examples:
+      kvstore token show ci
+      kvstore token show ci --json
+    """
+    with _identities(context, data) as identities:
+        row = identities.described(name)
+    if as_json:
+        output.write_json(row)
+    else:
+        output.write_table(("WHAT", "WHICH", "MADE", "ENDS"), list(_details(row)))
+
+
+def _details(row: Description) -> Iterable[tuple[str, ...]]:
+    yield "identity", row["name"], *_moments(row)
+    for grant in row["grants"]:
+        yield "grant", grant, NOTHING, NOTHING
+    for token in row["tokens"]:
+        yield "token", token["id"], *_moments(token)
+    for key in row["keys"]:
+        yield "key", key["public_key"], *_moments(key)
+
+
+def _moments(row: Description) -> tuple[str, str]:
+    return moment(row["created_at"]), moment(row.get("expires_at"))
+
+
+@subcommand("client")
+@_name_argument
+@_grants_argument
+@_data_option
+def grant(context: click.Context, name: str, grants: tuple[str, ...], data: str | None) -> None:
+    """Let the identity NAME do more, from now on, and print all of its grants.
+
+    NAME may be anonymous: everybody without a token.
+
+    \b
+    Examples:
+      kvstore token grant ci rw:logs/ list:app/
+      kvstore token grant anonymous ro:public/
+    """
+    _say_single_keys(grants)
+    with _identities(context, data) as identities:
+        _print_grants(identities.regrant(name, grants, ()))
+
+
+@subcommand("client")
+@_name_argument
+@_grants_argument
+@_data_option
+def ungrant(context: click.Context, name: str, grants: tuple[str, ...], data: str | None) -> None:
+    """Take grants away from the identity NAME, and print those that are left.
+
+    A GRANT is written as it was given. Streams and subscriptions that need it end within two seconds.
+
+    \b
+    Example:
+      kvstore token ungrant ci rw:logs/
+    """
+    with _identities(context, data) as identities:
+        _print_grants(identities.regrant(name, (), grants))
+
+
+def _print_grants(row: Description) -> None:
+    for text in row["grants"]:
+        output.write_line(text)
+
+
+@subcommand("client")
+@_name_argument
+@click.option(
+    "--keep",
+    type=KindType(DURATION_OR_ZERO),
+    default=0,
+    metavar="TIME",
+    help="How long the other tokens stay good.  [default: not at all]",
+)
+@_for_option("When the new token ends.  [default: never]")
+@_data_option
+def rotate(context: click.Context, name: str, keep: int, ends_in: int | None, data: str | None) -> None:
+    """Make another token for the identity NAME, and print it; the others end.
+
+    With --keep they end after that time: meanwhile the new one can be given to all who use it.
+
+    Exit status: 0; 3 if there is no such identity.
+
+    \b
+    Examples:
+      kvstore token rotate ci --keep 1h
+      kvstore token rotate ci --for 90d > token.new
+    """
+    with _identities(context, data) as identities:
+        _print_token(identities.rotate(name, keep, ends_in), name)
+
+
+@subcommand("client")
+@_name_argument
+@click.option("--id", "token_id", metavar="ID", help="Only the token with this id; the identity stays.")
+@_data_option
+def revoke(context: click.Context, name: str, token_id: str | None, data: str | None) -> None:
+    """Remove the identity NAME, with all its tokens and keys.
+
+    Its requests are refused from now on; its streams and subscriptions end within two seconds.
+
+    Exit status: 0; 3 if there is no such identity, or no such token.
+
+    \b
+    Examples:
+      kvstore token revoke ci
+      kvstore token revoke ci --id 7q2m9xk4
+    """
+    with _identities(context, data) as identities:
+        if token_id is None:
+            identities.revoke(name)
+        else:
+            identities.revoke_token(name, token_id)
+
+
+@subcommand("client")
+@click.argument("name", type=parameters.TEXT)
+@click.argument("verb", type=click.Choice(_VERBS))
+@click.argument("key", type=parameters.KEY, required=False, shell_complete=parameters.complete_key)
+@parameters.prefix_option("All keys that begin with P, as for a list or a stream.")
+@_data_option
+def test(
+    context: click.Context, name: str, verb: str, key: str | None, prefix: str | None, data: str | None
+) -> int:
+    """Tell whether the identity NAME may do VERB on KEY, and by which grant; 'me' is who asks.
+
+    Exit status: 0 for yes, 5 for no.
+
+    \b
+    Examples:
+      kvstore token test ci read app/x
+      kvstore token test me list --prefix app/
+      kvstore token test me monitor
+    """
+    on: str | KeyRange | None = None
+    if verb not in PLAIN_VERBS:
+        which = parameters.exactly_one({"KEY": key, "--prefix": prefix})
+        on = key if which == "KEY" else KeyRange.of_prefix(prefix or "")
+    elif key is not None or prefix is not None:
+        raise click.UsageError(f"{verb} is not about keys; leave KEY out")
+    grants = _grants_of(context, name, data)
+    need = Need(verb, on)
+    deciding = None if grants is None else GrantSet(grants).deciding(need)
+    if deciding is None and grants is not None:
+        output.write_line(f"no: {need} is not in {', '.join(grants) or 'no grants'}")
+        return ERRORS["not_allowed"].exit
+    output.write_line("yes: access is off" if grants is None else f"yes: {deciding}")
+    return EXIT_DONE
+
+
+def _grants_of(context: click.Context, name: str, data: str | None) -> list[str] | None:
+    """None where access is off."""
+    if name != _ME or data is not None:
+        with _identities(context, data) as identities:
+            granted: list[str] = identities.described(name)["grants"]
+            return granted
+    with client_of(context) as service:
+        found = service.request("GET", "/v1/whoami").json()
+    return None if not found["name"] else list(found["grants"])
+
+
+def _print_token(token: str, name: str) -> None:
+    output.write_line(token)
+    if output.on_terminal():
+        output.talk(f"this token of {name!r} is shown only now")
+
+
+def _say_single_keys(grants: Sequence[str]) -> None:
+    """A scope without slash or star is one key, which is seldom what was meant."""
+    for text in grants:
+        parsed = Grant.parse(text)
+        if parsed.scope and not parsed.prefix:
+            output.talk(f"{text} is for the one key {parsed.scope!r}; for all below it write {text}/")
+
+
+@contextmanager
+def _identities(context: click.Context, data: str | None) -> Iterator[IdentityStore]:
+    """Those in the data folder, if one is named, else those of the service."""
+    if "url" in given_flags(context):
+        raise click.UsageError("--data and --url are two places; give one of them")
+    if data is not None:
+        from kvstore_cli.access.folder_identities import FolderIdentities
+
+        yield FolderIdentities(Path(data), output.talk)
+        return
+    raise click.UsageError("name the data folder of the service with --data")
+
+
+@click.group(
+    commands={
+        "create": create,
+        "list": list_identities,
+        "show": show,
+        "grant": grant,
+        "ungrant": ungrant,
+        "rotate": rotate,
+        "revoke": revoke,
+        "test": test,
+    }
+)
+def token() -> None:
+    """Manage identities: who may come in, by which tokens, and what they may do.
+
+    All of it needs the grant admin, but 'token test me'. With --data it works on the files in the data
+    folder of a service on this machine, which may be running or not: that needs no token, but the right to
+    write the files.
+    """
+
+
+@subcommand("client")
+@_name_argument
+@_grant_option("What a new identity may do; may be repeated. Without it NAME must be there.", required=False)
+@_for_option("When the key ends.  [default: never]")
+@click.option(
+    "--output",
+    "file",
+    default="-",
+    metavar="FILE",
+    shell_complete=parameters.complete_file,
+    help="Where the login file is written; - is standard output.",
+)
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@_data_option
+def create_key(
+    context: click.Context,
+    name: str,
+    grants: tuple[str, ...],
+    ends_in: int | None,
+    file: str,
+    force: bool,
+    data: str | None,
+) -> None:
+    """Make a pair of CURVE keys for the identity NAME, and write the login file of a native client.
+
+    The secret key is made here and leaves only with that file; the service gets the public key. A client
+    finds the file by KVSTORE_LOGIN_FILE, and comes in by ZeroMQ at any address of this service.
+
+    Exit status: 0; 3 if NAME is not there, 4 if it is there already and --grant was given.
+
+    \b
+    Examples:
+      kvstore key create prices --grant rw:prices/ --output prices.json
+      kvstore key create ci --for 30d --output ci.json
+    """
+    from kvstore_cli.files.output_file import output_file, refuse_unwritable
+    from kvstore_client.curve import new_keys
+    from kvstore_core.access.login_file import ANY, CurveKeys, encode_entries
+
+    _say_single_keys(grants)
+    if file != "-":
+        refuse_unwritable(Path(file), force=force)
+    public_key, secret_key = new_keys()
+    with output_file(file) as write, _identities(context, data) as identities:
+        server_key = identities.add_key(name, grants, public_key, ends_in)
+        text = encode_entries({ANY: CurveKeys(server_key, public_key, secret_key)._asdict()})
+        for line in text.splitlines(keepends=True):
+            write(line)
+
+
+@subcommand("client")
+@_name_argument
+@click.argument("public_key", metavar="KEY")
+@_data_option
+def revoke_key(context: click.Context, name: str, public_key: str, data: str | None) -> None:
+    """Remove the public KEY from the identity NAME, which stays; 'kvstore token list' shows the keys.
+
+    \b
+    Example:
+      kvstore key revoke prices 'Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID'
+    """
+    with _identities(context, data) as identities:
+        identities.revoke_key(name, public_key)
+
+
+@click.group(commands={"create": create_key, "revoke": revoke_key})
+def key() -> None:
+    """Manage the CURVE keys of native clients, which come in by ZeroMQ.
+
+    All of it needs the grant admin; with --data, the right to write the files in the data folder.
+    """
