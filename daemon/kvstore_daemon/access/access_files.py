@@ -22,7 +22,7 @@ import zmq
 
 from kvstore_core.access.changes import Change
 from kvstore_core.access.grants import GrantSet
-from kvstore_core.access.identities import AccessTable, Identity, StoredToken, is_public_key
+from kvstore_core.access.identities import MAX_IDENTITIES, AccessTable, Identity, StoredToken, is_public_key
 from kvstore_core.access.login_file import ANY, CurveKeys, encode_entries
 from kvstore_core.access.tokens import NewToken, digest_of, new_token, token_id
 from kvstore_core.errors import KvError
@@ -75,35 +75,45 @@ def table_path(folder: Path) -> Path:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """The stamp of a file, None where there is none."""
+    """The stamp of a file, None where there is none. Raises KvError where that cannot be found out."""
     try:
-        found = path.stat()
-    except FileNotFoundError:
+        return _stamp(path.stat())
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _stamp(found: os.stat_result) -> Stamp:
     return Stamp(found.st_ino, found.st_mtime_ns, found.st_size)
 
 
-def read_table(path: Path, signing_key: bytes = b"") -> tuple[AccessTable, Stamp]:
+def read_table(path: Path) -> tuple[AccessTable, Stamp]:
     """The identities in ``path``, and the stamp of what was read. Raises FileNotFoundError where there is no
     file, and KvError, with a sentence that says what is wrong, where it cannot be used."""
     try:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
+            stamp = _stamp(os.fstat(file.fileno()))
             data = file.read(MAX_TABLE_BYTES + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise _unreadable(path, error) from error
-    stamp = Stamp(found.st_ino, found.st_mtime_ns, found.st_size)
     try:
         if len(data) > MAX_TABLE_BYTES:
             raise ValueError(f"it has more than {MAX_TABLE_BYTES} bytes")
-        table = AccessTable.decode(data, signing_key)
-        if OPERATOR in table.identities:
-            raise ValueError(f"the name {OPERATOR!r} is kvstore's own")
+        return _decoded(data), stamp
     except ValueError as error:
         raise KvError("bad_request", f"{path} cannot be used: {error}") from error
-    return table, stamp
+
+
+def _decoded(data: bytes) -> AccessTable:
+    table = AccessTable.decode(data)
+    if OPERATOR in table.identities:
+        raise ValueError(f"the name {OPERATOR!r} is kvstore's own")
+    if len(table.identities) >= MAX_IDENTITIES:  # there must be room for that one
+        raise ValueError(f"it has {len(table.identities)} identities; at most {MAX_IDENTITIES - 1}")
+    return table
 
 
 def edit(folder: Path, change: Change, *, patience: float = LOCK_SECONDS) -> AccessTable:
@@ -123,7 +133,10 @@ def edit(folder: Path, change: Change, *, patience: float = LOCK_SECONDS) -> Acc
         new = change(old)
         if new is not old:
             data = new.encode()
-            AccessTable.decode(data)  # whatever was changed, the next start can read it
+            try:
+                _decoded(data)  # whatever was changed, the next start can read it
+            except ValueError as error:
+                raise KvError("bad_request", str(error)) from error
             _write(path, data)
     return new
 
@@ -264,8 +277,11 @@ def _read_or_none(path: Path) -> bytes | None:
 
 def _write(path: Path, data: bytes) -> None:
     try:
+        folder = path.parent.stat()
         with whole_file(path, replace=True) as file:
             os.fchmod(file.fileno(), 0o600)  # whatever the umask
+            if os.geteuid() == 0:  # a command of root's must not lock the daemon's user out
+                os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
             file.write(data)
     except OSError as error:
         raise KvError("internal", f"{path} cannot be written: {reason(error)}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from kvstore_core.access.changes import Change
 from kvstore_core.access.identities import AccessTable, Identity
 from kvstore_core.access.principal import THE_FACADE, UNRESTRICTED, Principal
 from kvstore_core.errors import KvError
+from kvstore_core.process.logging import announcer
 from kvstore_daemon.access.access_files import (
+    ADMIN,
     OPERATOR,
     ServerKeys,
     Stamp,
@@ -25,6 +26,12 @@ from kvstore_daemon.access.access_files import (
     table_path,
 )
 from kvstore_daemon.settings import DaemonSettings
+
+SETTLED_NS = 2_000_000_000
+"""A file that was written before that is read once; a newer one again with each look, since file systems
+have coarse clocks."""
+
+UNSETTLED = Stamp(0, 0, 0)
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -43,8 +50,6 @@ class Authority:
         """Access is off."""
         self.table = AccessTable(())
         self.keys: ServerKeys | None = None
-        self.on_change: list[Callable[[], None]] = []
-        """Called, in the loop's thread, when there is another table or a credential has expired."""
 
     def principal_of(self, user_id: str) -> Principal:  # noqa: ARG002 - nobody has to say who they are
         """Who has the CURVE public key ``user_id`` now; raises ``unauthenticated`` if nobody does."""
@@ -93,7 +98,7 @@ class FileAuthority(Authority):
         if access_file is None and self._operator is None:
             made = make_first_admin(folder)
             if made is not None:
-                log.warning("made the identity 'admin'; its token is in %s", made)
+                announcer.info("kvstore daemon: made the identity %r; its token is in %s", ADMIN, made)
         self.keys: ServerKeys = server_keys(folder)
         self._problem: str | None = None
         self._stamp: Stamp | None = None
@@ -103,16 +108,22 @@ class FileAuthority(Authority):
 
     def _load_first(self) -> None:
         try:
-            table, self._stamp = read_table(self._path)
+            table, stamp = read_table(self._path)
+            self._settle(stamp)
         except FileNotFoundError:
-            if self._operator is None:
+            if self._access_file is not None:
                 raise KvError("bad_request", f"--access-file {self._path}: there is no such file") from None
             table = AccessTable(())
         self._take(table)
 
-    def _take(self, table: AccessTable) -> None:
-        self.table = self._with_operator(table)
-        self._expires_at = self.table.next_expiry(now_ms())
+    def _take(self, table: AccessTable) -> bool:
+        """Let a table hold if it says something else; returns whether it does."""
+        table = self._with_operator(table)
+        if table.tag == self.table.tag:
+            return False
+        self.table = table
+        self._expires_at = table.next_expiry(now_ms())
+        return True
 
     def _with_operator(self, table: AccessTable) -> AccessTable:
         rows = list(table.identities.values())
@@ -125,7 +136,7 @@ class FileAuthority(Authority):
             return THE_FACADE
         principal = self.table.of_public_key(user_id, now_ms())
         if principal is None:
-            raise KvError("unauthenticated", "this key is not known here, or has expired")
+            raise KvError("unauthenticated", "this key is not known here, or has expired; get another one")
         return principal
 
     def look(self) -> bool:
@@ -135,38 +146,43 @@ class FileAuthority(Authority):
         if is_other or has_expired or now < self._looked_at:
             self._expires_at = self.table.next_expiry(now)
         self._looked_at = now
-        if is_other or has_expired:
-            for listener in self.on_change:
-                listener()
         return is_other or has_expired
 
     def _reload(self) -> bool:
         """Read the file if it is another one; returns whether the table has changed."""
-        stamp = stamp_of(self._path)
-        if stamp == self._stamp:
-            return False
-        before = self.table.tag
-        if stamp is None:
+        stamp: Stamp | None = UNSETTLED
+        try:
+            stamp = stamp_of(self._path)
+            if stamp == self._stamp:
+                return False
+            if stamp is None:
+                raise FileNotFoundError
+            table, stamp = read_table(self._path)
+        except FileNotFoundError:
             self._stamp = None
             self._complain(f"{self._path} is gone: nobody is let in until it is there again")
-            self._take(AccessTable(()))
-            return self.table.tag != before
-        try:
-            table, self._stamp = read_table(self._path)
-        except FileNotFoundError:  # just now; the next look sees it
-            return False
+            return self._take(AccessTable(()))
         except KvError as error:
-            self._stamp = stamp
-            self._complain(f"{error.message}; the identities of before still hold")
+            self._complain(f"{error.message}; what it was before still holds")
+            # that it may be read again changes no stamp
+            self._settle(stamp if error.code == "bad_request" and stamp else UNSETTLED)
             return False
+        self._settle(stamp)
         self._problem = None
-        self._take(table)
-        log.info("took the identities in %s", self._path)
-        return self.table.tag != before
+        if self._take(table):
+            log.info("took the identities in %s", self._path)
+            return True
+        return False
+
+    def _settle(self, stamp: Stamp) -> None:
+        """Note what was read, unless another change may still get the same time from the file system."""
+        is_old = abs(time.time_ns() - stamp.mtime_ns) > SETTLED_NS
+        self._stamp = stamp if is_old else UNSETTLED
 
     def _complain(self, problem: str) -> None:
+        if problem != self._problem:
+            log.error("%s", problem)
         self._problem = problem
-        log.error("%s", problem)
 
     def change(self, change: Change, name: str) -> None:
         if self._access_file is not None:
@@ -174,7 +190,7 @@ class FileAuthority(Authority):
         if name == OPERATOR:
             raise KvError("not_allowed", f"{OPERATOR!r} is whose token --admin-token-file names: change that")
         edit(self._folder, change, patience=0)
-        self.look()
+        self._reload()  # and not look: what has expired meanwhile is for the caller of that to know
 
     def status(self) -> dict[str, Any]:
         return {"tag": self.table.tag, "identities": len(self.table.identities), "problem": self._problem}

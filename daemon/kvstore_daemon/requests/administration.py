@@ -31,7 +31,7 @@ class Administration:
             "access": self._authority.is_on,
             "name": who.name,
             "grants": list(who.grants.texts),
-            "kind": "key" if who.credential else "none",
+            "kind": "key" if who.name else "none",
             "credential": who.credential,
         }
         if who.expires_at is not None:
