@@ -145,6 +145,7 @@ class Client(NotPortable):
         keep_ttl: bool = False,
         expires_at: int | None = None,
         if_revision: int | None = None,
+        message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Written:
         """Store ``value``; once this returns it is durable (with the daemon's ``sync=always``).
@@ -154,7 +155,8 @@ class Client(NotPortable):
         years, or a timedelta; a put without one clears the key's TTL, unless ``keep_ttl`` leaves its end as
         it is or ``expires_at`` names it, in milliseconds since the epoch. ``if_revision`` is the revision
         that the record must have, 0 for "must not exist"; raises ``condition_failed`` otherwise, with
-        the present one in ``details["revision"]``.
+        the present one in ``details["revision"]``. ``message`` says why, here and wherever something is
+        written: up to 200 bytes of UTF-8 in one line, kept in the record and the event.
         """
         command = commands.put(
             key,
@@ -164,6 +166,7 @@ class Client(NotPortable):
             keep_ttl=keep_ttl,
             expires_at=expires_at,
             if_revision=if_revision,
+            message=message,
         )
         return self.run(command, timeout=timeout)
 
@@ -174,31 +177,48 @@ class Client(NotPortable):
         *,
         content_type: str | None = None,
         ttl: float | timedelta | None = None,
+        message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Written:
         """Store ``value`` if there is no such key yet; raises ``condition_failed`` if there is."""
-        return self.put(key, value, content_type=content_type, ttl=ttl, if_revision=0, timeout=timeout)
+        return self.put(
+            key, value, content_type=content_type, ttl=ttl, if_revision=0, message=message, timeout=timeout
+        )
 
     def delete(
-        self, key: str, *, if_revision: int | None = None, timeout: float | None = None
+        self,
+        key: str,
+        *,
+        if_revision: int | None = None,
+        message: str | None = None,
+        timeout: float | None = None,
     ) -> commands.Deleted:
         """Remove ``key``; raises ``not_found``, or ``condition_failed`` as :meth:`put` does."""
-        return self.run(commands.delete(key, if_revision=if_revision), timeout=timeout)
+        return self.run(commands.delete(key, if_revision=if_revision, message=message), timeout=timeout)
 
-    def delete_prefix(self, prefix: str, *, timeout: float | None = None) -> commands.Deleted:
+    def delete_prefix(
+        self, prefix: str, *, message: str | None = None, timeout: float | None = None
+    ) -> commands.Deleted:
         """Remove every key that begins with ``prefix``, which must not be empty.
 
         Not atomic as a whole: up to 1,000 keys go in each revision. Keys that are written meanwhile
         may stay or go.
         """
-        return self._run_multi(multi_request.delete_prefix(prefix), timeout)
+        return self._run_multi(multi_request.delete_prefix(prefix, message), timeout)
 
     def incr(
-        self, key: str, by: int = 1, *, if_revision: int | None = None, timeout: float | None = None
+        self,
+        key: str,
+        by: int = 1,
+        *,
+        if_revision: int | None = None,
+        message: str | None = None,
+        timeout: float | None = None,
     ) -> commands.Incremented:
         """Add ``by`` to a decimal integer, exactly once however often it had to be sent; a missing key
         counts from 0. Raises ``not_an_integer`` or ``out_of_range``."""
-        return self.run(commands.incr(key, by, if_revision=if_revision), timeout=timeout)
+        command = commands.incr(key, by, if_revision=if_revision, message=message)
+        return self.run(command, timeout=timeout)
 
     def touch(
         self,
@@ -206,16 +226,24 @@ class Client(NotPortable):
         ttl: float | timedelta,
         *,
         if_revision: int | None = None,
+        message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Written:
         """Give ``key`` a new TTL, seconds or a timedelta, counted from now; raises ``not_found``."""
-        return self.run(commands.touch(key, ttl, if_revision=if_revision), timeout=timeout)
+        command = commands.touch(key, ttl, if_revision=if_revision, message=message)
+        return self.run(command, timeout=timeout)
 
     def persist(
-        self, key: str, *, if_revision: int | None = None, timeout: float | None = None
+        self,
+        key: str,
+        *,
+        if_revision: int | None = None,
+        message: str | None = None,
+        timeout: float | None = None,
     ) -> commands.Written:
         """Take the TTL of ``key`` away; raises ``not_found``."""
-        return self.run(commands.persist(key, if_revision=if_revision), timeout=timeout)
+        command = commands.persist(key, if_revision=if_revision, message=message)
+        return self.run(command, timeout=timeout)
 
     def list_page(
         self,
@@ -283,17 +311,20 @@ class Client(NotPortable):
 
     def history(
         self,
-        key: str,
+        key: str | None = None,
         *,
+        prefix: str | None = None,
         before: int | None = None,
         limit: int | None = None,
         cursor: str | None = None,
         values: bool = True,
         timeout: float | None = None,
     ) -> commands.HistoryPage:
-        """A page of the events of ``key`` below revision ``before``, newest first; raises ``not_found``
-        for a key of which the log has none."""
-        command = commands.history(key, before=before, limit=limit, cursor=cursor, values=values)
+        """A page of the events of ``key``, or of all keys that begin with ``prefix``, below revision
+        ``before``, newest first; raises ``not_found`` for a key of which the log has none."""
+        command = commands.history(
+            key, prefix=prefix, before=before, limit=limit, cursor=cursor, values=values
+        )
         return self.run(command, timeout=timeout)
 
     def get_at(self, key: str, revision: int, *, timeout: float | None = None) -> Record:

@@ -85,8 +85,9 @@ class CountPage(NamedTuple):
 
 
 class HistoryPage(NamedTuple):
-    """One key's events, newest first; ``cursor`` continues, None where the chain ends: at the key's
-    first event, or where the log begins (``is_truncated``)."""
+    """Events, newest first; ``cursor`` continues, None at the end: at the first event that there was, or
+    where the log begins (``is_truncated``). Those of a prefix may be few, or none, on a page that is not the
+    last."""
 
     events: list[Event]
     cursor: str | None
@@ -180,17 +181,19 @@ def put(
     keep_ttl: bool = False,
     expires_at: int | None = None,
     if_revision: int | None = None,
+    message: str | None = None,
 ) -> Command[Written]:
     """Store ``value``; text is stored as UTF-8, with ``text/plain; charset=utf-8`` as its media type
     unless another is given. It stays until it is changed unless one of these is given: ``ttl``;
     ``keep_ttl``, to leave the end of the time to live that the key has as it is; ``expires_at``, in
     milliseconds since the epoch. ``if_revision`` must be the record's revision, 0 for "must not exist";
-    the error ``condition_failed`` holds the present one."""
+    the error ``condition_failed`` holds the present one. ``message`` says why, here and in all that write:
+    up to 200 bytes of UTF-8 in one line, kept with the change."""
     raw = value_of(value)
     if content_type is None and isinstance(value, str):
         content_type = TEXT_CONTENT_TYPE
     is_plain = content_type is None and ttl is None and expires_at is None and if_revision is None
-    if is_plain and keep_ttl is False and is_plain_key(key):
+    if is_plain and keep_ttl is False and message is None and is_plain_key(key):
         # as in get
         return Command({"op": "put", "key": key, "size": len(raw)}, _written, raw)
     return _command(
@@ -204,32 +207,37 @@ def put(
         keep_ttl=None if keep_ttl is False else keep_ttl,
         expires_at=expires_at,
         if_revision=if_revision,
+        message=message,
     )
 
 
-def delete(key: str, *, if_revision: int | None = None) -> Command[Deleted]:
+def delete(key: str, *, if_revision: int | None = None, message: str | None = None) -> Command[Deleted]:
     """Remove ``key``; ``not_found`` if there is none."""
-    return _command("delete", _deleted, key=key, if_revision=if_revision)
+    return _command("delete", _deleted, key=key, if_revision=if_revision, message=message)
 
 
-def delete_prefix(prefix: str, *, limit: int = MAX_PAGE) -> Command[Deleted]:
+def delete_prefix(prefix: str, *, limit: int = MAX_PAGE, message: str | None = None) -> Command[Deleted]:
     """Remove up to ``limit`` keys that begin with ``prefix``, in one revision."""
-    return _command("delete_prefix", _deleted, prefix=prefix, limit=limit)
+    return _command("delete_prefix", _deleted, prefix=prefix, limit=limit, message=message)
 
 
-def incr(key: str, by: int = 1, *, if_revision: int | None = None) -> Command[Incremented]:
+def incr(
+    key: str, by: int = 1, *, if_revision: int | None = None, message: str | None = None
+) -> Command[Incremented]:
     """Add ``by`` to a decimal integer; a missing key counts from 0, TTL and media type stay."""
-    return _command("incr", _incremented, key=key, by=by, if_revision=if_revision)
+    return _command("incr", _incremented, key=key, by=by, if_revision=if_revision, message=message)
 
 
-def touch(key: str, ttl: float | timedelta, *, if_revision: int | None = None) -> Command[Written]:
+def touch(
+    key: str, ttl: float | timedelta, *, if_revision: int | None = None, message: str | None = None
+) -> Command[Written]:
     """Give ``key`` a new TTL, counted from now; ``not_found`` if there is no such key."""
-    return _command("touch", _written, key=key, ttl=ttl_of(ttl), if_revision=if_revision)
+    return _command("touch", _written, key=key, ttl=ttl_of(ttl), if_revision=if_revision, message=message)
 
 
-def persist(key: str, *, if_revision: int | None = None) -> Command[Written]:
+def persist(key: str, *, if_revision: int | None = None, message: str | None = None) -> Command[Written]:
     """Take the TTL of ``key`` away; ``not_found`` if there is no such key."""
-    return _command("persist", _written, key=key, if_revision=if_revision)
+    return _command("persist", _written, key=key, if_revision=if_revision, message=message)
 
 
 def list_page(
@@ -287,19 +295,21 @@ def events(
 
 
 def history(
-    key: str,
+    key: str | None = None,
     *,
+    prefix: str | None = None,
     before: int | None = None,
     limit: int | None = None,
     cursor: str | None = None,
     values: bool = True,
 ) -> Command[HistoryPage]:
-    """A page of one key's events below revision ``before``, newest first, as far as the log goes;
-    ``not_found`` for a key that has none."""
+    """A page of the events of ``key``, or of all keys that begin with ``prefix``, below revision ``before``,
+    newest first, as far as the log goes; ``not_found`` for a key that has none."""
     return _command(
         "history",
         _history_page,
         key=key,
+        prefix=prefix,
         before=before,
         limit=limit,
         cursor=cursor,

@@ -49,11 +49,11 @@ def get_many(keys: Sequence[str]) -> MultiRequest[dict[str, Record]]:
     return found
 
 
-def delete_prefix(prefix: str) -> MultiRequest[Deleted]:
+def delete_prefix(prefix: str, message: str | None) -> MultiRequest[Deleted]:
     """Remove all keys that begin with ``prefix``, in bounded steps."""
     total, revision = 0, None
     while True:
-        step = yield from single(commands.delete_prefix(prefix))
+        step = yield from single(commands.delete_prefix(prefix, message=message))
         total, revision = total + step.deleted, step.revision or revision
         if not step.has_more:
             return Deleted(total, revision)

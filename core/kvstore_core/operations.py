@@ -49,7 +49,8 @@ class Field(NamedTuple):
 
 class Operation(NamedTuple):
     """One row. ``has_value`` says that the op's ``size`` bytes of the value frame belong to it; of the
-    ``exclusive`` fields an op may have at most one. ``needs`` gives what an op, checked, must be granted."""
+    ``exclusive`` fields an op may have at most one, of the ``one_of`` fields exactly one. ``needs`` gives
+    what an op, checked, must be granted."""
 
     name: str
     writes: bool
@@ -58,6 +59,7 @@ class Operation(NamedTuple):
     meaning: str
     has_value: bool = False
     exclusive: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
 
 
 def _is_int(low: int, high: int) -> Check:
@@ -183,6 +185,12 @@ def _is_name(value: Any) -> bool:
 
 def _is_grants(value: Any) -> bool:
     return type(value) is list and len(value) <= MAX_GRANTS and all(type(each) is str for each in value)
+
+
+def _of_history(op: dict[str, Any]) -> Iterable[Need]:
+    if "prefix" in op:  # the same as events, from the other end
+        return _of_events({"prefixes": [op["prefix"]], "values": op.get("values", True)})
+    return [Need("read", op["key"])]
 
 
 _KEY = Field(_is_a(str), "a text of 1 to 511 bytes of UTF-8 without NUL", required=True)
@@ -315,16 +323,18 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             "history",
             False,
-            _on_key("read"),
+            _of_history,
             {
-                "key": _KEY,
+                "key": _KEY._replace(required=False),
+                "prefix": _BOUND,
                 "before": Field(_is_int(1, MAX_REVISION), "a revision"),
                 "limit": _LIMIT,
                 "cursor": _CURSOR,
                 "values": _FLAG,
                 "max_bytes": _PAGE_BYTES,
             },
-            "a page of one key's events, newest first",
+            "a page of the events of one key, or of all that begin with prefix, newest first",
+            one_of=("key", "prefix"),
         ),
         Operation(
             "status",
@@ -440,9 +450,12 @@ def check_operation(op: Any, index: int) -> Operation:
 
 
 def _check_exclusive(op: dict[str, Any], row: Operation, index: int) -> None:
-    given = [name for name in row.exclusive if op.get(name) not in (None, False)]
+    given = [name for name in (*row.exclusive, *row.one_of) if op.get(name) not in (None, False)]
     if len(given) > 1:
         message = f"ops[{index}]: {' and '.join(given)} exclude each other; {row.name} takes one of them"
+        raise KvError("bad_request", message, op=index)
+    if row.one_of and not given:
+        message = f"ops[{index}]: {row.name} needs one of {' and '.join(row.one_of)}"
         raise KvError("bad_request", message, op=index)
 
 

@@ -187,9 +187,11 @@ def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:
         _check_atomic(ops, blob, limits)
     if client is not None and not writes:
         raise KvError("bad_request", "only a request that writes is numbered; leave out 'client' and 'seq'")
-    _check_for_each(request_id, is_request_id, len(ops), _REQUEST_ID)
-    _check_for_each(author, is_author, len(ops), _AUTHOR)
-    plain = frames[0] if request_id is author is None else orjson.dumps(header)
+    plain = frames[0]
+    if request_id is not None or author is not None:
+        _check_for_each(request_id, is_request_id, len(ops), _REQUEST_ID)
+        _check_for_each(author, is_author, len(ops), _AUTHOR)
+        plain = orjson.dumps(header)
     return Request(ops, values, writes, atomic, client, seq, request_id, plain, author)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from kvstore_core.media_types import HTML, JSON, MERGE_PATCH, NDJSON, SSE, TEXT
 from kvstore_http.protocol import query_params as q
+from kvstore_http.protocol.preconditions import MESSAGE_HEADER
 from kvstore_http.protocol.query_params import Known, Parameter, known
 
 ANYTHING = "*/*"
@@ -31,6 +32,7 @@ LIST = known(q.PREFIX, q.START, q.END, q.LIMIT, q.CURSOR, q.KEYS, q.COUNT, q.INL
 DELETE_PREFIX = known(q.DELETED_PREFIX)
 JUST_KEY = known(q.KEY)
 HISTORY = known(q.LIMIT, q.CURSOR, q.BEFORE, q.VALUES, q.INLINE)
+HISTORY_OF_PREFIX = {**known(q.PREFIX), **HISTORY}
 BATCH = known(q.INLINE)
 READYZ = known(q.VERBOSE, q.EXCLUDE)
 SUBSCRIBE = known(
@@ -65,8 +67,12 @@ IDEMPOTENCY_KEY = Header(
 )
 LAST_EVENT_ID = Header("Last-Event-ID", "resume after the event with this id")
 
+MESSAGE = Header(
+    MESSAGE_HEADER, "why: up to 200 bytes of UTF-8 in one line, percent-encoded or not; kept with the change"
+)
+
 _CONDITIONS = (IF_MATCH, IF_NONE_MATCH)
-_WRITING = (*_CONDITIONS, IDEMPOTENCY_KEY)
+_WRITING = (*_CONDITIONS, IDEMPOTENCY_KEY, MESSAGE)
 
 
 class ResponseSpec(NamedTuple):
@@ -156,7 +162,7 @@ _PATCH = Endpoint(
     "Merge a patch into a JSON value",
     _STORED,
     PATCH_KEY,
-    _CONDITIONS,
+    (*_CONDITIONS, MESSAGE),
     {MERGE_PATCH: "Value"},
     _PATCH_ERRORS,
 )
@@ -232,7 +238,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "Many operations in one request, each on its own or all or none",
         (ResponseSpec(200, "a result for each operation, in order", {JSON: "BatchResults"}),),
         BATCH,
-        (IDEMPOTENCY_KEY,),
+        (IDEMPOTENCY_KEY, MESSAGE),
         {JSON: "Batch"},
         (
             *_MISSING_ERRORS,
@@ -277,7 +283,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=_MISSING_ERRORS,
     ),
     _HISTORY,
-    _in_query(_HISTORY, "The same, of ?key="),
+    Endpoint(
+        "GET",
+        "/v1/history",
+        "by_ops",
+        "The events of all keys, or those with prefix, newest first; or, with key, of that one",
+        _HISTORY.responses,
+        {**HISTORY_OF_PREFIX, **JUST_KEY},
+        errors=_HISTORY.errors,
+    ),
     Endpoint(
         "GET",
         SUBSCRIBE_PATH,
@@ -376,7 +390,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "Store a text: the body is {key, value}",
         (ResponseSpec(200, "a line of text", {TEXT: "Value"}),),
         NOTHING,
-        (IDEMPOTENCY_KEY,),
+        (IDEMPOTENCY_KEY, MESSAGE),
         {JSON: "Pair"},
         (*_WRITE_ERRORS, "value_too_large", "request_too_large"),
         deprecated=True,

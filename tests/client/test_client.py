@@ -16,6 +16,7 @@ import pytest
 from kvstore_client import (
     AsyncClient,
     AsyncSubscription,
+    BadRequest,
     Client,
     Event,
     KvError,
@@ -222,6 +223,29 @@ def test_the_past_is_told_as_far_as_the_log_goes(client: Client) -> None:
             client.get_at("k", revision)
     assert [event.op for event in client.history("k").events] == ["delete", "put", "put"]
     assert [event.revision for event in client.history("k", before=second).events] == [first]
+
+
+def test_every_write_says_why(client: Client) -> None:
+    client.create("m/a", "1", message="create")
+    client.put("m/a", "1", message="put")
+    client.incr("m/a", message="incr")
+    client.touch("m/a", 60, message="touch")
+    client.persist("m/a", message="persist")
+    assert (client.get("m/a").message, client.get("m/a").author) == ("persist", None)
+    client.delete("m/a", message="delete")
+    client.batch([commands.put("m/b", "", message="batch"), commands.put("m/c", "")])
+    assert [record.message for record in client.list(prefix="m/", keys_only=True)] == ["batch", None]
+    client.delete_prefix("m/", message="delete_prefix")
+    said = [event.message for event in client.history(prefix="m/", values=False).events]
+    assert said == [
+        "delete_prefix", "delete_prefix", None, "batch", "delete", "persist", "touch", "incr", "put", "create"
+    ]  # fmt: skip
+    assert [event.message for event in client.events(0).events] == said[::-1]
+    assert [event.message for event in client.history("m/c").events] == ["delete_prefix", None]
+    with pytest.raises(BadRequest, match="message must be a text of 1 to 200 bytes"):
+        client.put("m/a", "", message="two\nlines")
+    with pytest.raises(BadRequest, match="history needs one of key and prefix"):
+        client.history()
 
 
 def test_a_record_that_never_changed_is_known_at_revisions_that_left_the_log(

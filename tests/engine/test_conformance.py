@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -454,6 +455,48 @@ def test_a_history_cursor_that_was_not_given_out_is_refused(store: Store, cursor
     store.write("put", b"k")
     with refused("invalid_cursor"):
         store.history(cursor=cursor)
+
+
+def test_the_newest_events_of_a_prefix_are_the_log_backwards(store: Store) -> None:
+    for number in range(7):
+        store.write("put", b"a/%d" % (number % 3), value=b"%d" % number)
+        store.write("put", b"b")
+    store.atomic(Write("put", b"a/x"), Write("delete", b"a/0"), Write("put", b"b"))
+    for prefix in (b"", b"a/", b"b", b"c"):
+        expected = store.log(wanted=EventFilter((prefix,))).events[::-1]
+        expected = [replace(event, previous=None) for event in expected]
+        assert store.recent(prefix, limit=100).events == expected
+        below = [event for event in expected if event.revision < 9]
+        assert store.recent(prefix, before=9, limit=100).events == below
+        paged, cursor = [], None
+        while True:
+            page = store.recent(prefix, limit=2, cursor=cursor)
+            paged += page.events
+            if (cursor := page.cursor) is None:
+                break
+        assert paged == expected
+        assert not page.truncated
+    assert store.recent(before=1).events == []
+
+
+def test_the_newest_events_end_where_the_log_was_trimmed(open_store: OpenStore) -> None:
+    store = open_store(retention=Retention(10, 1 << 30, 10**9))
+    for _ in range(15):
+        store.write("put")
+    page = store.recent(limit=3)
+    assert page.cursor is not None
+    for _ in range(15):
+        store.write("put")
+    assert store.recent(cursor=page.cursor) == ([], None, True)
+    assert [event.revision for event in store.recent(limit=100).events] == list(range(30, 20, -1))
+    assert store.recent(limit=100).truncated
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "3", "9.9", "-1.0"])
+def test_a_cursor_of_the_newest_events_that_was_not_given_out_is_refused(store: Store, cursor: str) -> None:
+    store.write("put")
+    with refused("invalid_cursor"):
+        store.recent(cursor=cursor)
 
 
 def test_the_log_keeps_what_the_retention_says(open_store: OpenStore) -> None:

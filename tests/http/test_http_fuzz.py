@@ -34,7 +34,7 @@ HEADERS = (
     "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range", "Range",
     "Last-Event-ID", "X-Request-Id", "Idempotency-Key", "Accept", "Accept-Encoding", "Content-Type",
     "Content-Encoding", "Content-Range", "Origin", "Sec-Fetch-Site", "Access-Control-Request-Method",
-    "Connection", "Upgrade", "TE",
+    "Connection", "Upgrade", "TE", "X-Kvstore-Message",
 )  # fmt: skip
 STATUSES = {row.status for row in ERRORS.values()} - {500, 503, 504, 507} | {200, 201, 204, 206, 303, 304}
 
@@ -45,7 +45,19 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["op", "key", "ttl"]), inner),
     max_leaves=4,
 )
-fields = ("key", "value", "value_b64", "content_type", "ttl", "if_revision", "by", "prefix", "limit", "size")
+fields = (
+    "key",
+    "value",
+    "value_b64",
+    "content_type",
+    "ttl",
+    "if_revision",
+    "by",
+    "prefix",
+    "limit",
+    "size",
+    "message",
+)
 ops = st.fixed_dictionaries(
     {"op": st.sampled_from(["get", "put", "delete", "delete_prefix", "incr", "touch", "persist"]) | nasty},
     optional=dict.fromkeys(fields, values | st.just("fuzzed")),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 import pytest
 from hypothesis import settings
@@ -43,6 +43,7 @@ class Known:
     create_revision: int
     version: int
     expires: bool
+    message: str | None = None
 
 
 class ServiceModel(RuleBasedStateMachine):
@@ -67,11 +68,19 @@ class ServiceModel(RuleBasedStateMachine):
         self.head = revision
         return revision
 
-    def stored(self, key: str, revision: int, value: bytes, content_type: str, expires: bool) -> None:
+    def stored(
+        self,
+        key: str,
+        revision: int,
+        value: bytes,
+        content_type: str,
+        expires: bool,
+        message: str | None = None,
+    ) -> None:
         old = self.model.get(key)
         created = revision if old is None else old.create_revision
         version = 1 if old is None else old.version + 1
-        self.model[key] = Known(value, content_type, revision, created, version, expires)
+        self.model[key] = Known(value, content_type, revision, created, version, expires, message)
 
     def must_hold(self, key: str, if_revision: int | None) -> bool:
         """Whether a condition on the key's revision (0: missing) holds."""
@@ -90,16 +99,28 @@ class ServiceModel(RuleBasedStateMachine):
 
     # ── writes ──────────────────────────────────────────────────────────────────────────────────
 
-    @rule(key=keys, value=values, content_type=types, expires=st.booleans(), choice=st.integers(0, 3))
-    def put(self, key: str, value: bytes, content_type: str, expires: bool, choice: int) -> None:
+    @rule(
+        key=keys,
+        value=values,
+        content_type=types,
+        expires=st.booleans(),
+        choice=st.integers(0, 3),
+        message=st.sampled_from([None, "why", "ü 50%"]),
+    )
+    def put(
+        self, key: str, value: bytes, content_type: str, expires: bool, choice: int, message: str | None
+    ) -> None:
         if_revision = self.some_revision(choice, key)
         target = path_of(key) + (f"?ttl={FAR}" if expires else "")
-        answer = self.session.put(target, value, content_type=content_type, **self.headers_for(if_revision))
+        headers = self.headers_for(if_revision)
+        if message is not None:
+            headers["x_kvstore_message"] = quote(message)
+        answer = self.session.put(target, value, content_type=content_type, **headers)
         if not self.must_hold(key, if_revision):
             assert_problem(answer, "condition_failed")
             return
         assert answer.status == (200 if key in self.model else 201)
-        self.stored(key, self.moved_to(answer), value, content_type, expires)
+        self.stored(key, self.moved_to(answer), value, content_type, expires, message)
 
     @rule(key=keys, choice=st.integers(0, 3))
     def delete(self, key: str, choice: int) -> None:
@@ -142,7 +163,7 @@ class ServiceModel(RuleBasedStateMachine):
         else:
             known = self.model[key]
             if expires or known.expires:
-                known.revision = self.moved_to(answer)
+                known.revision, known.message = self.moved_to(answer), None
             known.expires = expires
             assert answer.json["version"] == known.version
 
@@ -232,6 +253,7 @@ class ServiceModel(RuleBasedStateMachine):
         assert answer.headers["x-kvstore-create-revision"] == str(known.create_revision)
         assert answer.headers["x-kvstore-version"] == str(known.version)
         assert ("x-kvstore-expires-at" in answer.headers) is known.expires
+        assert unquote(answer.headers.get("x-kvstore-message", "")) == (known.message or "")
 
     @rule(prefix=st.just("") | prefixes, limit=st.integers(1, 4))
     def listing(self, prefix: str, limit: int) -> None:
@@ -243,6 +265,7 @@ class ServiceModel(RuleBasedStateMachine):
             assert _value(item) == known.value
             assert (item["revision"], item["version"]) == (known.revision, known.version)
             assert ("expires_at" in item) is known.expires
+            assert item.get("message") == known.message
 
     def _pages(self, query: str) -> Iterator[dict[str, Any]]:
         cursor: str | None = ""

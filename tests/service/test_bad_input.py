@@ -42,7 +42,7 @@ HTTP_REQUESTS = [
     request("GET /v1/kv/bad/1?format=json", 'If-None-Match: "7", W/"8"'),
     request("GET /v1/kv?prefix=bad&limit=3&keys=1&cursor=YQ", "Accept: application/json"),
     request("GET /v1/kv/bad/1", "Range: bytes=0-1", "If-Modified-Since: Sun, 06 Nov 1994 08:49:37 GMT"),
-    request("PUT /v1/kv/bad/1?ttl=30s", "Idempotency-Key: k", body=b"value"),
+    request("PUT /v1/kv/bad/1?ttl=30s", "Idempotency-Key: k", "X-Kvstore-Message: w%C3%BC", body=b"value"),
     request("PUT /v1/kv/bad/2", "Transfer-Encoding: chunked", body=b"3\r\nabc\r\n0\r\n\r\n"),
     request("POST /v1/incr/bad/3?by=-7", 'If-Match: "3"'),
     request("POST /v1/batch", JSON, body=BATCH),
@@ -54,9 +54,10 @@ HTTP_REQUESTS = [
 NATIVE_REQUESTS = [
     pack({"op": "get", "key": "bad/1"}, {"op": "list", "prefix": "bad", "limit": 3, "cursor": "YQ"}),
     pack(put("bad/1", b"value", ttl=1.5, if_revision=3), client="c", seq=7, atomic=True),
-    pack(put("bad/1"), put("bad/2", b"two"), {"op": "incr", "key": "bad/3", "by": -7}, request_id="r"),
+    pack(put("bad/1", message="why"), put("bad/2"), {"op": "incr", "key": "n", "by": -7}, request_id="r"),
     pack({"op": "events", "since": "1-0123456789abcdef", "prefixes": ["bad"], "ops": ["put"], "limit": 3}),
     pack({"op": "history", "key": "bad/1", "before": 9, "values": False}, {"op": "status"}),
+    pack({"op": "history", "prefix": "bad", "before": 9, "limit": 2}, author=["a"]),
 ]
 
 

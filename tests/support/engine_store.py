@@ -16,7 +16,7 @@ from kvstore_daemon.storage.interface import (
     EngineSettings,
     EventFilter,
     EventPage,
-    KeyHistory,
+    History,
     Retention,
     StoredEvent,
     StoredRecord,
@@ -131,10 +131,11 @@ class Store:
         assert isinstance(page, EventPage)
         return page
 
-    def history(
-        self, key: bytes = b"k", before: int | None = None, limit: int = 10, **more: Any
-    ) -> KeyHistory:
+    def history(self, key: bytes = b"k", before: int | None = None, limit: int = 10, **more: Any) -> History:
         return self.engine.history(key, before, more.get("cursor"), limit, values=True, max_bytes=MIB)
+
+    def recent(self, prefix: bytes = b"", before: int | None = None, limit: int = 10, **more: Any) -> History:
+        return self.engine.recent(prefix, before, more.get("cursor"), limit, values=True, max_bytes=MIB)
 
     def expire_due(self) -> None:
         """Do what the daemon's timer does."""

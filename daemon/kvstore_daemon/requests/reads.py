@@ -150,10 +150,11 @@ def _event(event: StoredEvent, values: list[bytes]) -> Fields:
 
 
 def _history(engine: Engine, op: Op) -> Page:
-    key, before, cursor = op["key"].encode(), op.get("before"), op.get("cursor")
+    before, cursor = op.get("before"), op.get("cursor")
     limit, values = op.get("limit", MAX_PAGE), op.get("values", True)
     head = engine.position().head
-    page = engine.history(key, before, cursor, limit, values=values, max_bytes=_max_bytes(op))
+    read, of = (engine.recent, op["prefix"]) if "prefix" in op else (engine.history, op["key"])
+    page = read(of.encode(), before, cursor, limit, values=values, max_bytes=_max_bytes(op))
     events, blobs = _event_list(page.events)
     return Page({"events": events, "cursor": page.cursor, "truncated": page.truncated}, blobs, head)
 

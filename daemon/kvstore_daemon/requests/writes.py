@@ -22,19 +22,23 @@ def _write(op: dict[str, Any], value: bytes | None, author: str) -> Write:
     for them is not looked at."""
     name, get = op["op"], op.get
     ttl = get("ttl")
-    return Write(
-        name,
-        op["prefix" if name == "delete_prefix" else "key"].encode(),
-        value or b"",
-        content_type=get("content_type", DEFAULT_CONTENT_TYPE),
-        ttl_ms=None if ttl is None else max(1, round(ttl * 1000)),
-        if_revision=get("if_revision"),
-        by=get("by", 1),
-        limit=get("limit", MAX_PAGE),
-        keep_ttl=get("keep_ttl", False),
-        expires_at=get("expires_at"),
-        author=author,
-        message=get("message", ""),
+    # as Write(...) does, but with one call less, since one is made with every write
+    return tuple.__new__(
+        Write,
+        (
+            name,
+            op["prefix" if name == "delete_prefix" else "key"].encode(),
+            value or b"",
+            get("content_type", DEFAULT_CONTENT_TYPE),
+            None if ttl is None else max(1, round(ttl * 1000)),
+            get("if_revision"),
+            get("by", 1),
+            get("limit", MAX_PAGE),
+            get("keep_ttl", False),
+            get("expires_at"),
+            author,
+            get("message", ""),
+        ),
     )
 
 

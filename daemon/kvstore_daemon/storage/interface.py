@@ -145,9 +145,9 @@ class EventPage(NamedTuple):
     position: LogPosition
 
 
-class KeyHistory(NamedTuple):
-    """One key's events, newest first. ``cursor`` continues them; it is None at the end, which is the key's
-    first event, or the log's floor (``truncated`` is then true)."""
+class History(NamedTuple):
+    """Events, newest first. ``cursor`` continues them; it is None at the end, which is the first event that
+    there was, or the log's floor (``truncated`` is then true)."""
 
     events: list[StoredEvent]
     cursor: str | None
@@ -269,9 +269,22 @@ class Engine(Protocol):
 
     def history(
         self, key: bytes, before: int | None, cursor: str | None, limit: int, *, values: bool, max_bytes: int
-    ) -> KeyHistory:
+    ) -> History:
         """The key's events below revision ``before``, newest first. A call looks at a bounded number of
         events. Raises ``not_found`` if there is neither the key nor an event of it."""
+
+    def recent(
+        self,
+        prefix: bytes,
+        before: int | None,
+        cursor: str | None,
+        limit: int,
+        *,
+        values: bool,
+        max_bytes: int,
+    ) -> History:
+        """The events below revision ``before`` of all keys that begin with ``prefix``, newest first. A call
+        looks at a bounded number of events, so a page may be empty and not be the last."""
 
     def due(self, limit: int) -> tuple[list[tuple[bytes, int]], int | None]:
         """Up to ``limit`` expired keys with the revision to delete them at, and the time of the next

@@ -31,16 +31,17 @@ class Patch:
     """A merge patch for one key.
 
     It keeps the key's media type, and its time of expiry unless ``ttl`` (seconds) gives a new one. A missing
-    key is created.
+    key is created. ``message`` says why.
     """
 
-    def __init__(self, body: bytes, key: str, ttl: float | None) -> None:
+    def __init__(self, body: bytes, key: str, ttl: float | None, message: str | None = None) -> None:
         try:
             self._patch = _maybe_in_thread(len(body), lambda: _read(body))
         except ValueError as error:
             raise KvError("bad_request", f"the patch is not JSON: {error}") from error
         self._key = key
         self._ttl = ttl
+        self._message = message
 
     def applied_to(self, record: dict[str, Any] | None) -> tuple[dict[str, Any], bytes]:
         """The put that stores the patched ``record`` (None: missing), and its value.
@@ -58,6 +59,8 @@ class Patch:
             op["keep_ttl"] = True
         else:
             op["ttl"] = self._ttl
+        if self._message is not None:
+            op["message"] = self._message
         return op, value.encode()
 
     def _target(self, record: dict[str, Any] | None) -> _Value | None:

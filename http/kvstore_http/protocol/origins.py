@@ -29,7 +29,8 @@ _MAX_PORT = 65535
 
 EXPOSED = (
     "ETag, Location, Retry-After, Content-Range, X-Request-Id, X-Kvstore-Revision, "
-    "X-Kvstore-Create-Revision, X-Kvstore-Version, X-Kvstore-Expires-At"
+    "X-Kvstore-Create-Revision, X-Kvstore-Version, X-Kvstore-Expires-At, "
+    "X-Kvstore-Author, X-Kvstore-Message"
 )
 PREFLIGHT_SECONDS = 600
 

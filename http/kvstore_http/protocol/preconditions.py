@@ -1,5 +1,5 @@
-"""``If-Match`` and ``If-None-Match`` (RFC 9110 section 13), whose entity tags are revisions in quotes; and
-``Idempotency-Key``."""
+"""``If-Match`` and ``If-None-Match`` (RFC 9110 section 13), whose entity tags are revisions in quotes;
+``Idempotency-Key``; and ``X-Kvstore-Message``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_REVISION
+from kvstore_core.operations import MESSAGE, is_message
+from kvstore_http.protocol.raw_router import percent_decoded
 
 MAX_IDEMPOTENCY_KEY = 100
 """The most characters of an Idempotency-Key. The daemon keeps it with a prefix and a step in 128 bytes."""
+
+MESSAGE_HEADER = "X-Kvstore-Message"
 
 _TAG = r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"'
 _TAGS = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
@@ -110,9 +114,10 @@ def refuse_conditions(environ: dict[str, Any], instead: str) -> None:
 
 
 def check_write(environ: dict[str, Any]) -> None:
-    """Raise ``bad_request`` for a condition or an idempotency key that is malformed."""
+    """Raise ``bad_request`` for a condition, an idempotency key or a message that is malformed."""
     condition_of(environ)
     idempotency_key_of(environ)
+    message_of(environ)
 
 
 def idempotency_key_of(environ: dict[str, Any]) -> str | None:
@@ -123,6 +128,23 @@ def idempotency_key_of(environ: dict[str, Any]) -> str | None:
     raise KvError(
         "bad_request", f"Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters"
     )
+
+
+def message_of(environ: dict[str, Any]) -> str | None:
+    """What ``X-Kvstore-Message`` says, None without one. It is UTF-8, percent-encoded or not, since headers
+    are meant to be ASCII and shells write UTF-8. Raises ``bad_request`` for what is no message."""
+    raw: str | None = environ.get("HTTP_X_KVSTORE_MESSAGE")
+    if raw is None:
+        return None
+    try:
+        message = percent_decoded(raw)
+    except ValueError as error:
+        raise KvError(
+            "bad_request", f"{MESSAGE_HEADER} is not percent-encoded UTF-8: {error}", header=MESSAGE_HEADER
+        ) from error
+    if not is_message(message):
+        raise KvError("bad_request", f"{MESSAGE_HEADER} must be {MESSAGE}", header=MESSAGE_HEADER)
+    return message
 
 
 def refuse_idempotency_key(environ: dict[str, Any], reason: str) -> None:

@@ -19,7 +19,7 @@ from kvstore_http.protocol.json_records import reply_json
 from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.problems import problem
 from kvstore_http.protocol.query_params import EXPIRES_AT, INLINE, TTL, read_query
-from kvstore_http.resources.writes import write_batch
+from kvstore_http.resources.writes import say_why, write_batch
 
 OPS = ("get", *(row.name for row in OPERATIONS.values() if row.writes))
 _PUT_TAKES = (*(name for name in OPERATIONS["put"].fields if name != "size"), "value", "value_b64")
@@ -36,6 +36,7 @@ class BatchResource:
         require_type(req.env, JSON)
         inline = read_query(req.env, routes.BATCH).get(INLINE) or False
         ops, values, atomic = _parsed(read_json(req.env))
+        say_why(req.env, *ops)
         results = write_batch(self._daemon, ops, values, idempotency_key_of(req.env), atomic=atomic)
         pairs = zip(ops, results, strict=True)
         send_json(resp, {"results": [_result(*pair, inline) for pair in pairs]})

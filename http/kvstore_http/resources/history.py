@@ -1,4 +1,4 @@
-"""A key's past, as far as the log goes back: its events, and its record as of a revision."""
+"""The past, as far as the log goes back: the events of a key or a prefix, and a record as of a revision."""
 
 from __future__ import annotations
 
@@ -16,31 +16,45 @@ from kvstore_http.protocol.query_params import (
     CURSOR,
     DEFAULT_LIMIT,
     INLINE,
+    KEY,
     LIMIT,
+    PREFIX,
     VALUES,
+    Query,
     read_keyed_query,
+    read_query,
 )
 from kvstore_http.resources.writes import present_record
 from kvstore_http.streaming.long_poll import is_history
 
 
 class HistoryResource:
-    """``/v1/history/{key}``, and ``/v1/history?key=``."""
+    """``/v1/history/{key}``, ``/v1/history?key=``, and ``/v1/history?prefix=``."""
 
     def __init__(self, daemon: DaemonClient, page_bytes: int) -> None:
         self._daemon = daemon
         self._page_bytes = page_bytes
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
-        key, query = read_keyed_query(req.env, key, routes.HISTORY)
+        of, query = _read_query(req.env, key)
         limit, inline = query.get(LIMIT) or DEFAULT_LIMIT, query.get(INLINE) or False
-        op: dict[str, Any] = {"op": "history", "key": key, "limit": limit, "max_bytes": self._page_bytes}
+        op: dict[str, Any] = {"op": "history", **of, "limit": limit, "max_bytes": self._page_bytes}
         chosen = {"before": query.get(BEFORE), "cursor": query.get(CURSOR), "values": query.get(VALUES)}
         op |= {name: choice for name, choice in chosen.items() if choice is not None}
         page = self._daemon.call(op)
         events = [reply_json(event, inline=inline) for event in page["events"]]
-        body = {"key": key, "events": events, "cursor": page["cursor"], "truncated": page["truncated"]}
+        body = {**of, "events": events, "cursor": page["cursor"], "truncated": page["truncated"]}
         send_fresh_json(req, resp, body)
+
+
+def _read_query(environ: dict[str, Any], key: str | None) -> tuple[dict[str, str], Query]:
+    """Of which key or prefix the history is wanted, and the parameters beside it."""
+    if key is None:
+        query = read_query(environ)
+        if KEY not in query:
+            return {"prefix": query.get(PREFIX) or ""}, query.expect(routes.HISTORY_OF_PREFIX)
+    key, query = read_keyed_query(environ, key, routes.HISTORY)
+    return {"key": key}, query
 
 
 def read_as_of(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 import time
 from email.utils import parsedate
 from typing import Any, Final
+from urllib.parse import quote
 
 import falcon
 
@@ -31,6 +32,7 @@ from kvstore_http.protocol.preconditions import (
     condition_of,
     etag,
     is_listed,
+    message_of,
     parse_tags,
     refuse_idempotency_key,
 )
@@ -62,6 +64,9 @@ _VALUE_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; sandbox",
     "accept-ranges": "bytes",
 }
+
+_IN_HEADERS: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+"""What is not percent-encoded in a header's text: all that is printable ASCII, as people write it."""
 
 _ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
@@ -154,7 +159,7 @@ class KeyResource:
         size = int(req.env.get("CONTENT_LENGTH") or 0)
         if size > LARGE_BYTES:  # nearly all are smaller and are not checked here
             self._check_size("patch", size)
-        patch = Patch(read_body(req.env), key, query.get(TTL))
+        patch = Patch(read_body(req.env), key, query.get(TTL), message_of(req.env))
         send_written(resp, key, read_then_write(self._daemon, key, condition_of(req.env), patch.applied_to))
 
 
@@ -219,6 +224,9 @@ def _headers(record: dict[str, Any]) -> dict[str, str]:
     }
     if "expires_at" in record:
         headers["x-kvstore-expires-at"] = timestamp(record["expires_at"])
+    for name in ("author", "message"):
+        if name in record:
+            headers[f"x-kvstore-{name}"] = quote(record[name], safe=_IN_HEADERS)
     return headers
 
 

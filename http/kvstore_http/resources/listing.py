@@ -36,7 +36,7 @@ from kvstore_http.protocol.query_params import (
     read_query,
 )
 from kvstore_http.resources.keys import KeyResource
-from kvstore_http.resources.writes import write_op
+from kvstore_http.resources.writes import say_why, write_op
 from kvstore_http.settings import HttpSettings
 
 
@@ -72,6 +72,7 @@ class CollectionResource:
         refuse_conditions(req.env, "a prefix has no revision, only ?key= has")
         idempotency_key = idempotency_key_of(req.env)
         op, deleted, revision = {"op": "delete_prefix", "prefix": prefix}, 0, None
+        say_why(req.env, op)
         for step in itertools.count():
             try:
                 page = write_op(self._daemon, op, None, idempotency_key, step)

@@ -178,7 +178,18 @@ _WRITTEN: Schema = {
     "expires_at": _TIME,
 }
 _INLINE: Schema = {"value_json": {"description": "the value itself, where json=1 asks for it and it is JSON"}}
-_RECORD: Schema = {**_WRITTEN, **_VALUE, **_INLINE, "content_type": _TEXT, "modified_at": _TIME}
+_BYLINE: Schema = {
+    "author": {**_TEXT, "description": "who made the change, where that is known"},
+    "message": {**_TEXT, "description": "why the change was made"},
+}
+_RECORD: Schema = {
+    **_WRITTEN,
+    **_VALUE,
+    **_INLINE,
+    **_BYLINE,
+    "content_type": _TEXT,
+    "modified_at": _TIME,
+}
 _EVENT: Schema = {
     **_RECORD,
     "op": {"type": "string", "enum": list(EVENT_OPS)},
@@ -205,6 +216,7 @@ _BATCH_OP: Schema = {
     "by": _INTEGER,
     "prefix": _TEXT,
     "limit": _INTEGER,
+    "message": _BYLINE["message"],
 }
 _PROBLEM: Schema = {
     "type": {"type": "string", "format": "uri-reference"},
@@ -236,8 +248,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Event": _object(_EVENT, "op", "key", "revision", "index", "count", "time", "previous_revision"),
     "History": _object(
-        {"key": _TEXT, "events": _list("Event"), "cursor": _CURSOR, "truncated": _FLAG},
-        "key",
+        {"key": _TEXT, "prefix": _TEXT, "events": _list("Event"), "cursor": _CURSOR, "truncated": _FLAG},
         "events",
         "cursor",
         "truncated",

@@ -1,4 +1,5 @@
-"""How a request's writes reach the daemon: under its preconditions, and once for an ``Idempotency-Key``."""
+"""How a request's writes reach the daemon: with its message, under its preconditions, and once for an
+``Idempotency-Key``."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from kvstore_core.errors import KvError
+from kvstore_core.operations import OPERATIONS
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.preconditions import (
     Condition,
     condition_of,
     idempotency_key_of,
+    message_of,
     refuse_idempotency_key,
 )
 
@@ -24,10 +27,11 @@ Prepare = Callable[[dict[str, Any] | None], tuple[dict[str, Any], bytes | None]]
 def write(
     daemon: DaemonClient, environ: dict[str, Any], op: dict[str, Any], value: bytes | None = None
 ) -> dict[str, Any]:
-    """Apply one op under the request's precondition and idempotency key; the op's result.
+    """Apply one op with the request's message, under its precondition and idempotency key; the op's result.
 
     A precondition that no single revision fulfils is resolved by reading first.
     """
+    say_why(environ, op)
     condition = condition_of(environ)
     if condition is not None:
         if condition.revision is None:
@@ -37,6 +41,15 @@ def write(
             return read_then_write(daemon, op["key"], condition, lambda _record: (op, value))
         op["if_revision"] = condition.revision
     return write_op(daemon, op, value, idempotency_key_of(environ))
+
+
+def say_why(environ: dict[str, Any], *ops: dict[str, Any]) -> None:
+    """Give the request's message to those ops that write and have none of their own."""
+    message = message_of(environ)
+    if message is not None:
+        for op in ops:
+            if OPERATIONS[op["op"]].writes:
+                op.setdefault("message", message)
 
 
 def write_op(

@@ -115,13 +115,15 @@ class LogCounters(NamedTuple):
 def record_body(stored: StoredRecord, index: int) -> bytes:
     """A record without its checksum; ``index`` is its event's index within the revision."""
     value, content_type, revision, create_revision, version, modified_at, expires_at, author, message = stored
-    kind = content_type.encode("ascii")
-    form, byline = (_BYLINE_FORMAT, _byline(author, message)) if author or message else (_VALUE_FORMAT, b"")
+    form, kind = _VALUE_FORMAT, content_type.encode("ascii")
+    texts = kind
+    if author or message:
+        form, texts = _BYLINE_FORMAT, kind + _byline(author, message)
     # one pack for the heads of row and value, since this is done with every put
     head = _RECORD.pack(
         revision, index, create_revision, version, form, modified_at, expires_at or 0, len(kind)
     )
-    return head + kind + byline + (value or b"")
+    return head + texts + (value or b"")
 
 
 def _byline(author: str, message: str) -> bytes:

@@ -13,8 +13,8 @@ from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import (
     EventFilter,
     EventPage,
+    History,
     KeyCount,
-    KeyHistory,
     LogPosition,
     RangePage,
     StoredEvent,
@@ -251,7 +251,7 @@ class SnapshotReads:
 
     def history(
         self, key: bytes, before: int | None, cursor: str | None, limit: int, *, values: bool, max_bytes: int
-    ) -> KeyHistory:
+    ) -> History:
         events: list[StoredEvent] = []
         size = steps = 0
         with self._tables.snapshot() as txn:
@@ -259,7 +259,7 @@ class SnapshotReads:
             at = _parse_cursor(cursor) if cursor is not None else self._newest(txn, key)
             while at.revision > floor:
                 if len(events) == limit or size >= max_bytes or steps == _SCAN_LIMIT:
-                    return KeyHistory(events, f"{at.revision}.{at.index}", False)
+                    return History(events, f"{at.revision}.{at.index}", False)
                 raw = txn.get(at.encode(), db=self._tables.log_rows)
                 if raw is None:
                     raise KvError("invalid_cursor", "there is no event at this cursor")
@@ -270,7 +270,34 @@ class SnapshotReads:
                     events.append(self._event(txn, row, floor, values=values, previous=False))
                     size += _size(events[-1].record)
                 at, steps = row.before, steps + 1
-        return KeyHistory(events, None, at != NO_EVENT)
+        return History(events, None, at != NO_EVENT)
+
+    def recent(
+        self,
+        prefix: bytes,
+        before: int | None,
+        cursor: str | None,
+        limit: int,
+        *,
+        values: bool,
+        max_bytes: int,
+    ) -> History:
+        events: list[StoredEvent] = []
+        size = steps = 0
+        with self._tables.snapshot() as txn:
+            floor = self._tables.counters(txn).floor
+            log = txn.cursor(self._tables.log_rows)
+            more = _seek_back(log, before, cursor, floor)
+            while more:
+                at = EventId.decode(log.key())
+                if len(events) == limit or size >= max_bytes or steps == _SCAN_LIMIT:
+                    return History(events, f"{at.revision}.{at.index}", False)
+                row = _decode_event(at, log.value())
+                if row.key.startswith(prefix):
+                    events.append(self._event(txn, row, floor, values=values, previous=False))
+                    size += _size(events[-1].record)
+                more, steps = log.prev(), steps + 1
+        return History(events, None, floor > 0)
 
     def _newest(self, txn: lmdb.Transaction[Any], key: bytes) -> EventId:
         row = txn.get(key, db=self._tables.data)
@@ -295,6 +322,19 @@ def _decode_event(event_id: EventId, row: Any) -> LogRow:
         return row_format.decode_event(event_id, row)
     except DamageError as damage:
         raise damaged_event(event_id, damage) from damage
+
+
+def _seek_back(log: lmdb.Cursor[Any], before: int | None, cursor: str | None, floor: int) -> bool:
+    """Move to the event at ``cursor``, else to the newest one below revision ``before``; whether there is
+    one, which may have been trimmed since the cursor was given out."""
+    if cursor is not None:
+        at = _parse_cursor(cursor)
+        if at.revision > floor and not log.set_key(at.encode()):
+            raise KvError("invalid_cursor", "there is no event at this cursor")
+        return at.revision > floor
+    if before is not None and log.set_range(EventId(before, 0).encode()):
+        return log.prev()
+    return log.last()
 
 
 def _parse_cursor(cursor: str) -> EventId:
