@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kvstore_client import Client, commands
 from kvstore_core.access import changes
 from kvstore_core.access.grants import Need
 from kvstore_core.access.identities import AccessTable, StoredKey, StoredToken
@@ -468,6 +470,42 @@ def test_a_change_of_the_file_is_taken_by_a_running_daemon(start_daemon: StartDa
     daemon = start_daemon(access="required")
     edit(daemon.data, put("ci", "ro:a/"))
     wait_until(lambda: "took the identities in" in daemon.stderr, what="the daemon takes the file")
+
+
+def test_no_backup_has_what_is_secret_and_a_restore_revives_nothing(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon()
+    with Client(daemon.requests) as client:
+        client.batch([commands.put(f"k{number}", b"v" * 100) for number in range(100)])
+    daemon.restart(access="required")
+    token = new_token()
+    stored = StoredToken(token.id, token.digest, NOW)
+    edit(daemon.data, changes.put_identity("revoked-one", NOW, token=stored))
+    secrets = [(daemon.data / name).read_text() for name in FILES if name != "access.json"]
+    words = {word for text in secrets for word in re.findall(r"[^\s\"]{16,}", text)} - {"facade_public_key"}
+    words |= {token.id, token.digest, "revoked-one"}
+
+    def kvstore(*arguments: str) -> bytes:
+        done = run_kvstore(*arguments, "--data", str(daemon.data), env=daemon.environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    backup = kvstore("backup", "-")
+    assert b"v" * 100 in backup
+    assert not [word for word in words if word.encode() in backup]
+    edit(daemon.data, changes.delete_identity("revoked-one"))
+    before = {name: (daemon.data / name).read_bytes() for name in FILES}
+    daemon.stop()
+    file = tmp_path / "backup"
+    file.write_bytes(backup)
+    kvstore("restore", "--force", str(file))
+    kvstore("check")
+    kvstore("compact")
+    daemon.start()
+    assert {name: (daemon.data / name).read_bytes() for name in FILES} == before
+    with pytest.raises(Unauthenticated):
+        read_table(daemon.data / "access.json")[0].of_credential(token.text, NOW)
 
 
 def test_without_identities_access_is_off_and_nothing_is_written(daemon: Daemon) -> None:
