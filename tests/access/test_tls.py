@@ -6,6 +6,7 @@ import collections
 import json
 import os
 import random
+import signal
 import socket
 import ssl
 import subprocess
@@ -15,15 +16,37 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
-from http.client import HTTPResponse
+from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import gevent
+import gevent.event
 import pytest
 
-from kvstore_http.server.certificate import Certificate
+from kvstore_cli.config.resolve import resolve
+from kvstore_core.errors import KvError
+from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.server.certificate import Certificate, not_after
 from kvstore_http.server.tls_socket import RECORD_BYTES, TlsSocket
-from support.programs import make_certificate, require_program
-from support.servers import wait_until
+from kvstore_http.workers import worker
+from support.command_line import CommandLine, Running
+from support.metrics import Scrape
+from support.programs import make_certificate, openssl, require_program
+from support.scripted import Script, scripted
+from support.scripted import answer as answer_of
+from support.servers import (
+    Daemon,
+    Facade,
+    Serve,
+    Service,
+    clean_environment,
+    flags,
+    kvstore_command,
+    run_kvstore,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +58,8 @@ Connect = Callable[..., socket.socket]
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost with its key, in one file."""
-    return make_certificate(tmp_path_factory.mktemp("pair"))
+    """A certificate for localhost with its key, in one file, which ends soon."""
+    return make_certificate(tmp_path_factory.mktemp("pair"), days=10)
 
 
 def trusting(pair: Path) -> ssl.SSLContext:
@@ -405,3 +428,521 @@ def test_garbage_in_place_of_a_record_is_a_broken_connection(pair: Path) -> None
         os.write(client.fileno(), b"\x17\x03\x03\x00\x20" + b"\0" * 32)
         with pytest.raises(ConnectionResetError, match="TLS failed"):
             server.recv(1)
+
+
+# ── certificates ─────────────────────────────────────────────────────────────────────────────────
+
+
+def split(pair: Path, folder: Path) -> tuple[Path, Path]:
+    """The certificate and its key in two files."""
+    certificate, key = folder / "tls.crt", folder / "tls.key"
+    text = pair.read_text()
+    begin = text.index("-----BEGIN PRIVATE KEY")
+    certificate.write_text(text[:begin])
+    key.write_text(text[begin:])
+    return certificate, key
+
+
+@pytest.mark.parametrize("days", [3, 10_000, 20_000])  # from 2050 on times are written in another form
+def test_the_end_of_a_certificate_is_what_openssl_says(tmp_path: Path, days: int) -> None:
+    pair = make_certificate(tmp_path, days=days)
+    said = openssl("x509", "-in", pair, "-noout", "-enddate").strip().removeprefix("notAfter=")
+    assert Certificate(str(pair), None).ends_at == ssl.cert_time_to_seconds(said)
+
+
+def test_what_is_no_certificate_has_no_end() -> None:
+    der = ssl.PEM_cert_to_DER_cert(
+        "-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n"  # a sequence with a number
+    )
+    for length in range(len(der) + 1):
+        with pytest.raises(KvError, match="damaged"):
+            not_after(der[:length])
+
+
+def _no_certificate(certificate: Path, key: Path) -> None:
+    certificate.write_text("hello\n")
+
+
+def _no_key(certificate: Path, key: Path) -> None:
+    key.write_bytes(certificate.read_bytes())
+
+
+def _folder_for_key(certificate: Path, key: Path) -> None:
+    key.unlink()
+    key.mkdir()
+
+
+def _other_key(certificate: Path, key: Path) -> None:
+    openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key)
+
+
+def _encrypted_key(certificate: Path, key: Path) -> None:
+    openssl("pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", key.with_name("locked"))
+    key.with_name("locked").replace(key)
+
+
+def _half_a_certificate(certificate: Path, key: Path) -> None:
+    text = certificate.read_text()
+    certificate.write_text(text[: len(text) // 2])
+
+
+def _certificate_of_junk(certificate: Path, key: Path) -> None:
+    certificate.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+
+
+SPOILT: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "gone": (lambda certificate, _: certificate.unlink(), r"tls.crt cannot be read: No such file"),
+    "key gone": (lambda _, key: key.unlink(), r"tls.key cannot be read: No such file"),
+    "a folder": (_folder_for_key, r"tls.key cannot be read: Is a directory"),
+    "no certificate": (_no_certificate, r"--tls-cert \S+tls.crt holds no certificate in PEM"),
+    "half of it": (_half_a_certificate, r"--tls-cert \S+tls.crt holds no certificate in PEM"),
+    "junk": (_certificate_of_junk, r"OpenSSL takes no certificate from \S+tls.crt"),
+    "no key": (_no_key, r"--tls-key \S+tls.key holds no private key in PEM"),
+    "another key": (_other_key, r"the key in \S+tls.key is not that of the certificate in \S+tls.crt"),
+    "an encrypted key": (
+        _encrypted_key,
+        r"the key of --tls-key is encrypted; write it out without a password",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILT.values(), ids=SPOILT)
+def test_a_pair_that_cannot_be_used_is_refused_in_words_and_the_one_in_use_stays(
+    tmp_path: Path,
+    pair: Path,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Path, Path], None],
+    said: str,
+) -> None:
+    files = split(pair, tmp_path)
+    used = Certificate(*map(str, files))
+    context = used.context
+    spoil(*files)
+    with pytest.raises(KvError, match=said):
+        Certificate(*map(str, files))
+    for _ in range(3):  # it is said once
+        used.refresh()
+        assert used.is_refused
+    (line,) = caplog.records
+    assert line.levelname == "ERROR"
+    assert used.context is context
+    (tmp_path / "again").mkdir()
+    if files[1].is_dir():
+        files[1].rmdir()
+    for new, old in zip(split(make_certificate(tmp_path / "again"), tmp_path / "again"), files, strict=True):
+        new.replace(old)
+    used.refresh()
+    assert not used.is_refused
+    assert used.context is not context
+
+
+def test_a_pair_that_is_put_back_is_no_longer_refused(tmp_path: Path, pair: Path) -> None:
+    files = split(pair, tmp_path)
+    used = Certificate(*map(str, files))
+    files[1].rename(tmp_path / "away")
+    used.refresh()
+    assert used.is_refused
+    (tmp_path / "away").rename(files[1])
+    used.refresh()
+    assert not used.is_refused
+
+
+def test_a_service_whose_certificate_cannot_be_used_does_not_start(
+    tmp_path: Path, pair: Path, shared_daemon: Daemon
+) -> None:
+    certificate, key = split(pair, tmp_path)
+    _other_key(certificate, key)
+    where = [
+        "--requests",
+        shared_daemon.requests,
+        "--changes",
+        shared_daemon.changes,
+        "--http",
+        "127.0.0.1:0",
+    ]
+    environment = clean_environment(tmp_path, KVSTORE_LOG_FORMAT="text")
+    done = run_kvstore("http", *where, "--tls-cert", str(certificate), "--tls-key", str(key), env=environment)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("kvstore http: the key in ")
+    done = run_kvstore("http", *where, "--tls-key", str(key), env=environment)
+    assert done.returncode == 2
+    assert "name it with --tls-cert" in done.stderr.decode()
+
+
+# ── a whole service ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def service(shared_daemon: Daemon, pair: Path, _shared_starter: Any) -> Facade:
+    """A facade with TLS and little room for streams."""
+    facade: Facade = _shared_starter.start_facade(
+        shared_daemon,
+        http="localhost:0",
+        tls_cert=str(pair),
+        stream_buffer_bytes=65_536,
+        stream_heartbeat="1s",
+    )
+    assert facade.url.startswith("https://127.0.0.1:")
+    facade.url = facade.url.replace("127.0.0.1", "localhost")
+    return facade
+
+
+def call(
+    url: str, context: ssl.SSLContext, method: str, target: str, body: bytes | None = None, **headers: str
+) -> tuple[int, bytes]:
+    """Status and body of one request on a connection of its own."""
+    connection = HTTPSConnection(urlsplit(url).netloc, timeout=30, context=context)
+    with closing(connection):
+        connection.request(method, target, body, headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def test_the_addresses_that_it_names_are_https(service: Facade, pair: Path) -> None:
+    _, body = call(service.url, trusting(pair), "GET", "/", Accept="application/json")
+    assert any(service.url in line for line in json.loads(body)["try"])
+
+
+def subscribe(service: Facade, pair: Path, query: str, receive_buffer: int | None = None) -> ssl.SSLSocket:
+    """An open stream of lines."""
+    address = urlsplit(service.url)
+    assert address.port is not None
+    sock = trusting(pair).wrap_socket(dial(address.port, receive_buffer), server_hostname="localhost")
+    head = f"GET /v1/subscribe?{query} HTTP/1.0\r\nHost: localhost\r\nAccept: application/x-ndjson\r\n\r\n"
+    sock.sendall(head.encode())
+    return sock
+
+
+def lines_of(sock: ssl.SSLSocket) -> Iterator[dict[str, Any]]:
+    """What comes on a stream."""
+    with sock.makefile("rb") as file:
+        while file.readline().strip():
+            pass  # the head
+        for line in file:
+            yield json.loads(line)
+
+
+def test_a_reader_that_is_too_slow_is_cut_off_and_others_miss_nothing(service: Facade, pair: Path) -> None:
+    context = trusting(pair)
+
+    def dropped() -> float:
+        scraped = Scrape(call(service.url, context, "GET", "/metrics")[1].decode())
+        return scraped.value("kvstore_http_streams_dropped_total", reason="slow")
+
+    assert dropped() == 0
+    with closing(subscribe(service, pair, "prefix=slow/", 4096)) as slow:
+        with closing(subscribe(service, pair, "prefix=slow/")) as quick:
+            lines = lines_of(quick)
+            assert next(line for line in lines if line["event"] == "sync")
+            written = 0
+            while not dropped():
+                for _ in range(10):
+                    value = random.Random(written).randbytes(30_000).hex().encode()
+                    assert call(service.url, context, "PUT", f"/v1/kv/slow/{written}", value)[0] in (200, 201)
+                    event = next(line for line in lines if line["event"] == "put")
+                    assert (event["key"], event["value"]) == (f"slow/{written}", value.decode())
+                    written += 1
+                assert written < 1000
+        left = read_to_end(slow)
+        assert len(left) < written * 60_000
+
+
+def test_a_stream_whose_reader_left_is_closed(service: Facade, pair: Path) -> None:
+    context = trusting(pair)
+
+    def streams() -> float:
+        return Scrape(call(service.url, context, "GET", "/metrics")[1].decode()).value("kvstore_http_streams")
+
+    wait_until(lambda: streams() == 0, what="no stream is open")
+    politely, rudely = (subscribe(service, pair, "prefix=gone/") for _ in range(2))
+    wait_until(lambda: streams() == 2, what="two are open")
+    with suppress(OSError):
+        politely.setblocking(False)
+        politely.unwrap()
+    wait_until(lambda: streams() == 1, what="the one that said goodbye is closed")
+    os.close(rudely.detach())
+    wait_until(lambda: streams() == 0, what="the other is, too")
+    politely.close()
+
+
+def test_failed_handshakes_are_counted(service: Facade, pair: Path) -> None:
+    context = trusting(pair)
+
+    def failed() -> float:
+        scraped = Scrape(call(service.url, context, "GET", "/metrics")[1].decode())
+        return scraped.value("kvstore_http_tls_handshakes_failed_total")
+
+    before = failed()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        call(service.url, ssl.create_default_context(), "GET", "/")
+    wait_until(lambda: failed() > before, what="it is counted")
+
+
+def ended_days(pair: Path) -> float:
+    """When the certificate ends, as the metric has it."""
+    return float(int(Certificate(str(pair), None).ends_at))
+
+
+def test_a_renewed_certificate_is_taken_by_all_workers_and_refuses_nobody(
+    start_serve: Callable[..., Serve], tmp_path: Path
+) -> None:
+    old, new = (make_certificate(folder, days=days) for folder, days in _folders(tmp_path, old=30, new=3))
+    certificate, key = split(old, tmp_path)
+    serve = start_serve(workers=2, tls_cert=str(certificate), tls_key=str(key))
+    url = serve.url.replace("127.0.0.1", "localhost")
+    context = trusting(old)
+    context.load_verify_locations(new)
+    kept = HTTPSConnection(urlsplit(url).netloc, timeout=30, context=context)
+    stop, faults, seen = threading.Event(), list[Exception](), collections.Counter[bytes]()
+
+    def come() -> bytes:
+        connection = HTTPSConnection(urlsplit(url).netloc, timeout=30, context=context)
+        with closing(connection):
+            connection.request("GET", "/livez")
+            shown = connection.sock.getpeercert(binary_form=True)
+            assert connection.getresponse().status == 200
+        return bytes(shown)
+
+    def keep_coming() -> None:
+        while not stop.is_set():
+            try:
+                seen[come()] += 1
+            except Exception as fault:  # reported by the test
+                faults.append(fault)
+
+    def ready() -> tuple[int, dict[str, Any]]:
+        status, body = call(url, context, "GET", "/readyz?verbose=1")
+        return status, next(each for each in json.loads(body)["checks"] if each["name"] == "certificate")
+
+    def ask(connection: HTTPSConnection) -> int:
+        connection.request("GET", "/livez")
+        response = connection.getresponse()
+        response.read()
+        return response.status
+
+    assert ask(kept) == 200
+    assert ready()[1]["status"] == "ok"
+    thread = threading.Thread(target=keep_coming)
+    thread.start()
+    try:
+        new_files = split(new, new.parent)
+        new_files[0].replace(certificate)  # and not yet the key
+        serve.signal(signal.SIGHUP)
+        wait_until(
+            lambda: serve.stderr.count("the certificate in use stays: the key in") == 2, what="both refuse it"
+        )
+        status, check = ready()
+        assert (status, check["status"]) == (200, "warning")
+        assert "cannot be used" in check["message"]
+        new_files[1].replace(key)
+        serve.signal(signal.SIGHUP)
+        wait_until(lambda: serve.stderr.count("took the new certificate") == 2, what="both take it")
+        shown = {come() for _ in range(40)}
+    finally:
+        stop.set()
+        thread.join()
+    assert not faults
+    assert shown == {ssl.PEM_cert_to_DER_cert(certificate.read_text())}
+    assert len(seen) == 2
+    assert ask(kept) == 200  # goes on with the certificate that it began with
+    kept.close()
+    status, check = ready()
+    assert (status, check["status"]) == (200, "warning")
+    assert "renew it" in check["message"]
+    scraped = Scrape(call(url, context, "GET", "/metrics")[1].decode())
+    assert scraped.value("kvstore_tls_certificate_expires_at_seconds") == ended_days(new)
+
+
+def _folders(folder: Path, **days: int) -> Iterator[tuple[Path, int]]:
+    for name, number in days.items():
+        (folder / name).mkdir()
+        yield folder / name, number
+
+
+def test_the_files_are_looked_at_without_a_signal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pair: Path
+) -> None:
+    monkeypatch.setattr(worker, "LOOK_SECONDS", 0.01)
+    used = Certificate(*map(str, split(pair, tmp_path)))
+    counters = WorkerCounters.alone()
+    watchers = worker._keep_fresh(used, counters, None, gevent.event.Event())
+    try:
+        (tmp_path / "tls.key").unlink()
+        with gevent.Timeout(20):
+            while not used.is_refused:
+                gevent.sleep(0.005)
+    finally:
+        for watcher in watchers:
+            watcher.close()
+    assert counters.shared_counters.certificate_ends_at == int(used.ends_at)
+
+
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["terminal", "nohup"])
+def test_a_terminal_that_goes_away_ends_the_service_unless_it_was_started_under_nohup(
+    tmp_path: Path, pair: Path, shared_daemon: Daemon, is_ignored: bool
+) -> None:
+    options = {"requests": shared_daemon.requests, "changes": shared_daemon.changes, "http": "127.0.0.1:0"}
+    command = kvstore_command("http", *flags({**options, "workers": 1, "tls-cert": pair}))
+    log = tmp_path / "log"
+    master, slave = os.openpty()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["setsid", "--ctty", *(["nohup"] if is_ignored else []), *command],
+            stdin=slave,
+            stdout=output,
+            stderr=output,
+            env=clean_environment(tmp_path, KVSTORE_LOG_FORMAT="text"),
+        )
+    os.close(slave)
+    try:
+        wait_until(lambda: "ready" in log.read_text(), what="it is ready")
+        process.send_signal(signal.SIGHUP)  # there still is a terminal
+        process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: "the log level is now" in log.read_text(), what="it has seen both")
+        os.close(master)
+        if is_ignored:
+            process.send_signal(signal.SIGUSR2)
+            wait_until(lambda: log.read_text().count("the log level is now") == 2, what="it goes on")
+            process.terminate()
+        assert process.wait(20) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_facade_that_stops_waits_for_no_greeting(
+    start_facade: Callable[..., Facade], shared_daemon: Daemon, pair: Path
+) -> None:
+    facade = start_facade(shared_daemon, tls_cert=str(pair))
+    port = urlsplit(facade.url).port
+    assert port is not None
+    with closing(dial(port)) as silent, closing(dial(port)) as begun:
+        begun.sendall(hello()[:60])
+        with closing(trusting(pair).wrap_socket(dial(port), server_hostname="localhost")) as sock:
+            sock.sendall(request("/livez"))
+            assert answer(sock)[0] == 200
+        facade.stop()
+        assert read_to_end(silent) == read_to_end(begun) == b""
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    """A service that behaves as the test says."""
+    with scripted() as script:
+        yield script
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Running]]:
+    """``start(shell, "subscribe", ...)``: a running command, killed when the test ends."""
+    with ExitStack() as running:
+
+        def begin(shell: CommandLine, *arguments: str) -> Running:
+            started = shell.start(*arguments)
+            running.callback(started.end)
+            return started
+
+        yield begin
+
+
+@pytest.fixture
+def shell(tmp_path: Path, service: Facade) -> CommandLine:
+    """The command line against the service, without any trust in it."""
+    return CommandLine(tmp_path, service.url)
+
+
+@pytest.mark.parametrize("variable", ["KVSTORE_CA_FILE", "SSL_CERT_FILE"])
+def test_every_command_speaks_tls(
+    shell: CommandLine, pair: Path, variable: str, start: Callable[..., Running]
+) -> None:
+    shell.environment[variable] = str(pair)
+    prefix, key = f"{variable}/", f"{variable}/a"
+    watching = start(shell, "subscribe", "--prefix", prefix, "--snapshot", "--count", "1", "--json")
+    wait_until(lambda: b"sync" in watching.stdout, what="it watches")
+    shell.out("put", key, "hello")
+    assert watching.wait() == 0
+    assert [line["value"] for line in watching.lines() if line.get("event") == "put"] == ["hello"]
+    assert shell.out("get", key) == b"hello\n"
+    assert shell.out("wait", key, "--equals", "hello") == b"hello\n"
+    assert json.loads(shell.out("export", "--prefix", prefix, "-").splitlines()[1])
+    assert json.loads(shell.out("top", "--count", "1", "--json"))
+    shell.out("ping")
+    done = shell("doctor", "--quick", "--json")
+    assert done.returncode == 0, done.stdout
+    checks = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+    assert (checks["certificate"]["status"], checks["certificate"]["cause"]) == (
+        "warning",
+        "certificate_ends",
+    )
+
+
+REFUSALS = {
+    "untrusted": ({}, False, 5, "not trusted: self-signed certificate; --ca-file names"),
+    "expired": ({"days": -1}, True, 5, "the certificate of localhost has expired; renew it"),
+    "of another name": (
+        {"names": "DNS:kv.example.org,DNS:b.example"},
+        True,
+        5,
+        "not for that name, but for kv.example.org, b.example; write the address with a name that it is for",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "is_trusted", "status", "said"), REFUSALS.values(), ids=REFUSALS)
+def test_a_certificate_that_is_refused_is_told_in_one_sentence(
+    tmp_path: Path, kind: dict[str, Any], is_trusted: bool, status: int, said: str
+) -> None:
+    pair = make_certificate(tmp_path, **kind)
+    with bare(pair) as port:
+        shell = CommandLine(tmp_path, f"https://localhost:{port}")
+        trust = ["--ca-file", str(pair)] if is_trusted else []
+        for command in (["get", "a"], ["subscribe"], ["export", "-"]):
+            done = shell(*command, *trust)
+            assert done.returncode == status
+            (line,) = done.stderr.decode().splitlines()
+            assert said in line
+        done = shell("doctor", "--json", *trust)
+        (check,) = json.loads(done.stdout)["checks"]
+        assert (done.returncode, check["cause"]) == (status, "certificate_refused")
+        assert said in check["message"]
+
+
+def test_http_for_https_and_the_reverse_are_told_in_one_sentence(
+    shell: CommandLine, service: Facade, shared_service: Service, pair: Path
+) -> None:
+    plain = service.url.replace("https://", "http://")
+    secure = shared_service.url.replace("http://", "https://")
+    for url, said in (
+        (plain, "that port speaks TLS; write the address with https://"),
+        (secure, "write http://"),
+    ):
+        for command in (["put", "a", "b"], ["subscribe"], ["export", "-"]):
+            done = shell(*command, "--url", url, "--ca-file", str(pair))
+            assert done.returncode == 6
+            (line,) = done.stderr.decode().splitlines()
+            assert said in line
+    done = shell("doctor", "--json", "--url", plain)
+    (check,) = json.loads(done.stdout)["checks"]
+    assert (done.returncode, check["cause"]) == (6, "wants_https")
+
+
+def test_an_address_that_redirects_to_https_says_so(script: Script, tmp_path: Path) -> None:
+    script.plays = [answer_of(b"", 301, Location="https://kv.example.org/v1/kv/a")]
+    done = CommandLine(tmp_path, script.url)("get", "a")
+    assert done.returncode == 6
+    assert "that address redirects to https; write it with https://" in done.stderr.decode()
+
+
+def test_the_address_follows_from_the_certificate(tmp_path: Path) -> None:
+    file = tmp_path / "kvstore.toml"
+    file.write_text('tls-cert = "/etc/tls.crt"\nhttp = "0.0.0.0:5443"\n')
+    found = resolve({}, "client", environ={"KVSTORE_CONFIG": str(file)})
+    assert found["url"] == "https://127.0.0.1:5443"
+    assert resolve({}, "client", environ={"KVSTORE_TLS_CERT": "/a"})["url"] == "https://127.0.0.1:5000"
+    assert (
+        resolve({}, "client", environ={"KVSTORE_TLS_CERT": "/a", "KVSTORE_HTTP": "[::]:1"})["url"]
+        == "https://[::1]:1"
+    )

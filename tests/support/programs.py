@@ -145,7 +145,7 @@ class HaProxy(Program):
         return ["-db", "-f", str(self.file)]
 
 
-def make_certificate(folder: Path, *, days: int = 2, names: str = "DNS:localhost,IP:127.0.0.1") -> Path:
+def make_certificate(folder: Path, *, days: int = 30, names: str = "DNS:localhost,IP:127.0.0.1") -> Path:
     """A certificate for localhost and 127.0.0.1, or for other ``names``, with its key, in one file. It ends
     in so many ``days``; if they are negative, it has ended."""
     file, key, request = (folder / name for name in ("certificate.pem", "key.pem", "request.pem"))
@@ -156,7 +156,7 @@ def make_certificate(folder: Path, *, days: int = 2, names: str = "DNS:localhost
         "ec_paramgen_curve:prime256v1",
         "-nodes",
         "-subj",
-        "/CN=localhost",
+        f"/CN=localhost/OU={folder.name}",
     ]
     openssl("req", *options, "-addext", f"subjectAltName={names}", "-keyout", key, "-out", request)
     signed = ["-signkey", key, "-days", str(days), "-copy_extensions", "copy", "-out", file]

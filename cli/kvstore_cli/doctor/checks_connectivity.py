@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
@@ -12,7 +13,9 @@ from typing import Any
 
 from kvstore_cli.doctor.findings import Finding, failed, note, ok, warning
 from kvstore_cli.doctor.probe import Probe, ProbeResponse, by_query, percentiles
-from kvstore_cli.http_client.connection import reason
+from kvstore_cli.http_client.connection import reason, speaks_tls
+from kvstore_cli.http_client.errors import https_wanted
+from kvstore_core.addresses import is_loopback
 from kvstore_core.errors import KvError
 
 _ROUND_TRIPS = 15
@@ -21,6 +24,7 @@ WRITES = 40
 _SLOW_SYNC_MS = 10.0
 _SLOW_COMMIT_MS = 20.0
 _SKEW_SECONDS = 2.0
+_CERTIFICATE_SECONDS = 14 * 86_400.0
 
 
 def reachable(probe: Probe) -> Iterator[Finding]:
@@ -38,7 +42,7 @@ def reachable(probe: Probe) -> Iterator[Finding]:
         where = f"{probe.host}:{probe.port}"
         raise KvError("unavailable", f"cannot connect to {where}: {reason(error)}") from error
     connected = monotonic()
-    reply = probe.ask("GET", "/livez")
+    reply = _first_answer(probe)
     if (problem := _not_ours(reply)) is not None:
         yield problem
         return
@@ -59,10 +63,22 @@ def reachable(probe: Probe) -> Iterator[Finding]:
     )
 
 
+def _first_answer(probe: Probe) -> ProbeResponse:
+    try:
+        return probe.ask("GET", "/livez")
+    except KvError as error:
+        if not probe.secure and speaks_tls(probe.host, probe.port):
+            message = "that port speaks TLS; write the address with https://"
+            raise KvError("unavailable", message) from error
+        raise
+
+
 def _not_ours(reply: ProbeResponse) -> Finding | None:
     """The failure if something other than the facade answered."""
     if reply.status == 200 and reply.json().get("status") == "alive":
         return None
+    if (advice := https_wanted(reply.status, reply.headers, reply.body)) is not None:
+        return failed("wants_https", advice)
     if reply.code == "not_allowed":
         return failed("host_refused", f"kvstore refuses the host name: {reply.json().get('detail', '')}")
     if reply.status in (401, 403, 407):
@@ -158,10 +174,7 @@ def compared(whose: str, stamp: float, step: float, before: float, after: float)
 def protocol(probe: Probe) -> Iterator[Finding]:
     """The HTTP version for browsers: with 1.1 a browser opens six connections, so six streams use them up."""
     if not probe.secure:
-        yield note(
-            "plain HTTP: a browser opens 6 connections to one host, and each event stream takes one; the "
-            "network can read everything"
-        )
+        yield note("plain HTTP: a browser opens 6 connections to one host, and each event stream takes one")
         return
     import ssl
 
@@ -180,6 +193,27 @@ def protocol(probe: Probe) -> Iterator[Finding]:
             "(nginx: http2 on the listen line)",
             protocol=chosen,
         )
+
+
+def certificate(probe: Probe) -> Iterator[Finding]:
+    """How long the certificate is valid; or whether there should be one."""
+    if not probe.secure:
+        if is_loopback(probe.host):
+            yield ok("plain HTTP, which does not leave this machine")
+        else:
+            yield warning("no_tls", "plain HTTP: all on the way can read values and tokens, and change them")
+        return
+    import ssl
+
+    with closing(probe.connect()) as connection:
+        assert isinstance(connection.sock, ssl.SSLSocket)  # noqa: S101 - what a secure probe connects with
+        found = connection.sock.getpeercert() or {}
+    left = ssl.cert_time_to_seconds(str(found["notAfter"])) - time()
+    message = f"the certificate is trusted, and valid for {left / 86_400:.1f} days"
+    if left < _CERTIFICATE_SECONDS:
+        yield warning("certificate_ends", message, left_seconds=round(left))
+    else:
+        yield ok(message, left_seconds=round(left))
 
 
 def durable_writes(probe: Probe) -> Iterator[Finding]:

@@ -21,6 +21,20 @@ CAUSES: dict[str, Fix] = {
         "name the right address with --url or KVSTORE_URL; if it is a proxy's, let it pass every path on to "
         "kvstore, and give --url the path under which it does",
     ),
+    "wants_https": Fix("", "write the address with https://, in --url or KVSTORE_URL"),
+    "certificate_refused": Fix(
+        "ssl_certificate, with the whole chain",
+        "have the service use a certificate that is valid, with its chain, and write the address with a name "
+        "that it is for; if its CA is your own, name that with --ca-file or KVSTORE_CA_FILE",
+    ),
+    "certificate_ends": Fix(
+        "ssl_certificate, and nginx -s reload after each renewal",
+        "renew it; kvstore takes a new one from the files of --tls-cert and --tls-key while it runs",
+    ),
+    "no_tls": Fix(
+        "listen 443 ssl; with ssl_certificate and ssl_certificate_key",
+        "start kvstore with --tls-cert and --tls-key, or have a proxy in front end TLS",
+    ),
     "login_wanted": Fix(
         "satisfy any; with the machine's address in an allow line",
         "the commands send no passwords: let this machine in by its address, or ask the service directly",

@@ -26,6 +26,7 @@ class DoctorCheck(NamedTuple):
 CHECKS = (
     DoctorCheck("reachable", checks_connectivity.reachable, False, 5),
     DoctorCheck("daemon", checks_connectivity.daemon, False, 5),
+    DoctorCheck("certificate", checks_connectivity.certificate, False, 5),
     DoctorCheck("protocol", checks_connectivity.protocol, False, 5),
     DoctorCheck("clock", checks_connectivity.clock, False, 1),
     DoctorCheck("daemon clock", checks_connectivity.daemon_clock, True, 1),
@@ -48,6 +49,7 @@ _FIRST = ("reachable", "daemon")
 _CODES = {
     "no_upstream": "unavailable",
     "daemon_away": "unavailable",
+    "wants_https": "unavailable",
     "login_wanted": "not_allowed",
     "host_refused": "not_allowed",
 }
@@ -120,6 +122,8 @@ def _findings_of(check: DoctorCheck, probe: Probe) -> Iterator[Finding]:
         yield failed(cause, f"{who} refuses a value of {refused.size} bytes with {refused.reply.shown}")
     except KvError as error:
         cause = "unreachable" if check.name == "reachable" else "no_answer"
+        if error.code == "not_allowed":
+            cause = "certificate_refused"
         yield failed(cause, error.message, code=error.code)
     except OSError as error:
         yield failed("no_answer", f"the connection failed: {reason(error)}")

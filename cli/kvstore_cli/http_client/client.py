@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 from kvstore_cli.http_client.connection import connect, http_client, reason, speaks_tls
-from kvstore_cli.http_client.errors import AttemptError, HttpResponse, successful
+from kvstore_cli.http_client.errors import AttemptError, HttpResponse, WrongAddressError, successful
 from kvstore_core.backoff import Backoff
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON, NDJSON
@@ -223,10 +223,10 @@ class ServiceClient:
             return
         if not isinstance(error, TimeoutError) and speaks_tls(self._host, self._port):
             secure_url = f"https:{self.url.partition(':')[2]}"
-            raise KvError("unavailable", f"{self.url} speaks TLS; write {secure_url}") from error
+            raise WrongAddressError("unavailable", f"{self.url} speaks TLS; write {secure_url}") from error
         if isinstance(error, http_client.BadStatusLine) and not isinstance(error, ConnectionError):
             advice = "give the address of kvstore's HTTP facade"
-            raise KvError("unavailable", f"{self.url} does not speak HTTP; {advice}") from error
+            raise WrongAddressError("unavailable", f"{self.url} does not speak HTTP; {advice}") from error
 
     def _cannot_reach(self, why: str) -> KvError:
         return KvError(
@@ -263,7 +263,7 @@ class RetryLimit:
 
     def wait_after(self, error: KvError) -> None:
         """Sleep before the next attempt; raises ``error`` if it is not transient or the limit is reached."""
-        if not error.row.is_temporary:
+        if not error.row.is_temporary or isinstance(error, WrongAddressError):
             raise error
         now = monotonic()
         if self._since is None:

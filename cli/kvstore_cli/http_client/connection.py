@@ -6,8 +6,9 @@ import re
 import socket
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from kvstore_cli.http_client.errors import WrongAddressError
 from kvstore_core.errors import KvError
 
 # http.client takes an absent ssl for "no HTTPS"
@@ -30,12 +31,18 @@ _HANDSHAKE_SECONDS = 2.0
 of a request waits for the rest of it."""
 _PROBE_SECONDS = 2.0
 
+# X509_V_ERR_… of OpenSSL, which ssl passes on
+_NOT_YET_VALID, _EXPIRED = 9, 10
+_OTHER_NAMES = (62, 64)
+_NAMES_SHOWN = 5
+
 
 def connect(
     host: str, port: int | None, *, seconds: float, secure: bool, ca_file: str | None
 ) -> http_client.HTTPConnection:
-    """An open connection. Raises OSError if it fails, ``not_allowed`` for a certificate that is not
-    trusted and ``unavailable`` for a port that does not speak TLS: no other attempt would change those."""
+    """An open connection. Raises OSError if it fails, ``not_allowed`` for a certificate that is not trusted,
+    has expired or is for another name, and ``unavailable`` for a port without TLS: no other attempt
+    would change those."""
     if secure:
         connection = _connect_with_tls(host, port or 443, seconds, ca_file)
     else:
@@ -57,14 +64,10 @@ def _connect_with_tls(
     try:
         return _handshake(context, host, port, min(seconds, _HANDSHAKE_SECONDS))
     except ssl.SSLCertVerificationError as error:
-        raise KvError(
-            "not_allowed",
-            f"the certificate of {host} is not trusted: {error.verify_message}; "
-            "--ca-file names the certificates to trust",
-        ) from error
+        raise _refused_certificate(context, host, port, error) from error
     except OSError as error:
         if not isinstance(error, ConnectionRefusedError) and _speaks_http(host, port):
-            raise KvError(
+            raise WrongAddressError(
                 "unavailable", f"port {port} of {host} speaks HTTP without TLS; write http://"
             ) from error
         if not isinstance(error, TimeoutError) or seconds <= _HANDSHAKE_SECONDS:
@@ -82,6 +85,37 @@ def _handshake(context: ssl.SSLContext, host: str, port: int, seconds: float) ->
         connection.close()
         raise
     return connection
+
+
+def _refused_certificate(
+    context: ssl.SSLContext, host: str, port: int, error: ssl.SSLCertVerificationError
+) -> KvError:
+    what = f"the certificate of {host}"
+    if error.verify_code == _EXPIRED:
+        message = f"{what} has expired; renew it"
+    elif error.verify_code == _NOT_YET_VALID:
+        message = f"{what} is not valid yet; compare the clocks of both machines"
+    elif error.verify_code in _OTHER_NAMES:
+        names = _names_at(context, host, port)
+        others = f", but for {', '.join(names)}" if names else ""
+        message = f"{what} is not for that name{others}; write the address with a name that it is for"
+    else:
+        message = f"{what} is not trusted: {error.verify_message}; --ca-file names the certificates to trust"
+    return KvError("not_allowed", message)
+
+
+def _names_at(context: ssl.SSLContext, host: str, port: int) -> list[str]:
+    """The names that a trusted certificate is for, the first few of them."""
+    context.check_hostname = False
+    with (
+        suppress(OSError),
+        socket.create_connection((host, port), _PROBE_SECONDS) as probe,
+        context.wrap_socket(probe, server_hostname=host) as secured,
+    ):
+        found = secured.getpeercert() or {}
+        names = cast("tuple[tuple[str, str], ...]", found.get("subjectAltName", ()))
+        return [name for _, name in names[:_NAMES_SHOWN]]
+    return []
 
 
 def _speaks_http(host: str, port: int) -> bool:

@@ -30,6 +30,10 @@ class HttpResponse(NamedTuple):
             raise KvError("internal", f"the service's answer is not JSON: {self.body[:80]!r}") from error
 
 
+class WrongAddressError(KvError):
+    """``unavailable``, for good: what listens there does not speak the protocol of the address."""
+
+
 class AttemptError(Exception):
     """An attempt that failed with ``error`` and may be repeated, in ``retry_after`` seconds if the service
     said so. ``refused``: the port is closed, as while the service restarts. ``is_final``: it must not be
@@ -55,22 +59,31 @@ def successful(response: HttpResponse) -> HttpResponse:
     if response.status < 300 or response.status == 304:
         return response
     error = error_from(response)
-    if error.row.is_temporary and response.status >= 429:
+    if error.row.is_temporary and not isinstance(error, WrongAddressError):
         raise AttemptError(error, _retry_after(response.headers))
     raise error
 
 
 def error_from(response: HttpResponse) -> KvError:
     """The error of a problem document, or one made from the status if something else answered."""
-    # what nginx, Apache, Go's server and kvstore say, each in its own words
-    if response.status == 400 and re.search(
-        rb"(?i)https port|https server|ssl-enabled|speaks https", response.body
-    ):
-        return KvError("unavailable", "that port speaks TLS; write the address with https://")
+    advice = https_wanted(response.status, response.headers, response.body)
+    if advice is not None:
+        return WrongAddressError("unavailable", advice)
     try:
         return problem_error(response.json())
     except (KvError, KeyError, TypeError):
         return _foreign_error(response)
+
+
+def https_wanted(status: int, headers: http_client.HTTPMessage, body: bytes) -> str | None:
+    """What to do where a server that was asked over plain HTTP says that it wants HTTPS, None where it does
+    not: its port speaks TLS, or it redirects there."""
+    if 300 <= status < 400 and headers.get("Location", "").startswith("https://"):
+        return "that address redirects to https; write it with https://"
+    # what nginx, Apache, Go's server and kvstore say, each in its own words
+    if status == 400 and re.search(rb"(?i)https port|https server|ssl-enabled|speaks https", body):
+        return "that port speaks TLS; write the address with https://"
+    return None
 
 
 def problem_error(document: dict[str, Any]) -> KvError:

@@ -306,24 +306,23 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
             each.sweep(now)
 
     def stop_accepting(self) -> None:
-        """Take what has already arrived, close the listening socket and the idle connections; connections
-        with a request in flight, or a handshake, end after its response. Runs in the hub."""
+        """Take what has already arrived, close the listening socket, the idle connections and those whose
+        handshake is not done; connections with a request in flight end after its response. Runs in the
+        hub."""
         self.stopping = True
         self._on_acceptable()
         self._acceptor.close()
         self.accepting = False
         self.socket.close()
-        for channel in list(self.active_channels.values()):
-            channel.finish()
         self._handshake_steps.finish()
-        for handshake in [each for each in self._handshakes if not each.has_begun]:
-            handshake.close()
+        for each in (*self._handshakes, *self.active_channels.values()):
+            each.finish()
         self._stream_requests.finish()
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is in flight and no response unsent."""
-        return not self.active_channels and not self._lingering and not self._handshakes
+        return not self.active_channels and not self._lingering
 
     def close(self) -> None:
         """Drop everything at once."""
