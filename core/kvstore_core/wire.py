@@ -41,6 +41,9 @@ VERSION = 1
 HEARTBEAT_TOPIC = b"\0heartbeat"
 """No key begins like this, since no key holds NUL; subscribe to ``b"\\0"`` for heartbeats alone."""
 
+EXACT_BEGIN, EXACT_END = b"\xff", b"\0"
+"""What the exact topic of a key has around it; no key begins, or ends, like this."""
+
 RequestId = str | Sequence[str | None]
 """The id of a request in the logs; or the id of each op, where the ops are of several callers."""
 
@@ -103,12 +106,14 @@ class PublishedEvent(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """The daemon is alive: its head revision, the log's floor and its clock in milliseconds."""
+    """The daemon is alive: its head revision, the log's floor and its clock in milliseconds. ``access`` is
+    another text whenever it has other identities, and empty while access is off."""
 
     epoch: str
     revision: int
     floor: int
     time: int
+    access: str = ""
 
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────
@@ -454,7 +459,15 @@ def encode_change(key: bytes, fields: dict[str, Any], value: bytes) -> list[byte
 
 def encode_heartbeat(beat: Heartbeat) -> list[bytes]:
     """The frames of a heartbeat."""
-    return [HEARTBEAT_TOPIC, orjson.dumps({"v": VERSION, **beat._asdict()})]
+    header = {"v": VERSION, **beat._asdict()}
+    if not beat.access:
+        del header["access"]
+    return [HEARTBEAT_TOPIC, orjson.dumps(header)]
+
+
+def exact_topic(key: bytes) -> bytes:
+    """The topic that only the changes of this one key have (section 5)."""
+    return EXACT_BEGIN + key + EXACT_END
 
 
 def decode_change(frames: Sequence[bytes]) -> PublishedEvent | Heartbeat | None:
@@ -465,12 +478,13 @@ def decode_change(frames: Sequence[bytes]) -> PublishedEvent | Heartbeat | None:
         if header["v"] != VERSION:
             return None
         if frames[0] == HEARTBEAT_TOPIC:
-            return Heartbeat(header["epoch"], header["revision"], header["floor"], header["time"])
+            access = header.get("access", "")
+            return Heartbeat(header["epoch"], header["revision"], header["floor"], header["time"], access)
         if header["op"] == "put":
             header["value"] = frames[2]
         elif header["op"] == "expire":
             header["previous"]["value"] = frames[2]
-        header["key"] = frames[0].decode()
+        header["key"] = frames[0].removeprefix(EXACT_BEGIN).removesuffix(EXACT_END).decode()
         return PublishedEvent(event_from(header), header["prev"], header["epoch"])
     except (KeyError, IndexError, TypeError, ValueError):
         return None

@@ -14,6 +14,8 @@ import zmq
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.startup import patiently
+from kvstore_daemon.access.authority import Authority
+from kvstore_daemon.access.zap import protect
 from kvstore_daemon.peer_limits.connections import ConnectionLimit, Connections
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -34,10 +36,18 @@ for a peer that is there but has read nothing from its full buffers for so long.
 
 
 def bind(
-    context: Context, socket: zmq.Socket[bytes], name: str, endpoint: str, limit: ConnectionLimit
+    context: Context,
+    socket: zmq.Socket[bytes],
+    name: str,
+    endpoint: str,
+    limit: ConnectionLimit,
+    authority: Authority,
 ) -> tuple[str, Connections]:
     """Bind ``socket``, whose endpoint is given by the option called ``name``. Returns the endpoint it got,
     with the real port if 0 was asked for, and its connections.
+
+    While access is on, the socket speaks nothing but CURVE, and the handler that decides whom it lets in must
+    be there.
 
     Waits a few seconds for an address that is in use. Closes the socket and raises ``unavailable``, which
     names the option, if the endpoint cannot be used.
@@ -52,6 +62,8 @@ def bind(
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
     socket.setsockopt(zmq.TCP_MAXRT, UNTAKEN_MS)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    if authority.keys is not None:
+        protect(socket, authority.keys.secret_key)
     connections = Connections(context, socket, name, limit)
     try:
         patiently(partial(_bind, socket, endpoint, f"--{name}"))

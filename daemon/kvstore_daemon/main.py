@@ -16,6 +16,7 @@ from kvstore_core.process.sd_notify import Notifier
 from kvstore_core.process.signals import Signals
 from kvstore_core.process.startup import raise_descriptor_limit, relax_garbage_collector
 from kvstore_daemon.access.authority import open_authority
+from kvstore_daemon.access.zap import ZapHandler
 from kvstore_daemon.bind import Context
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.peer_limits.connections import ConnectionLimit
@@ -81,11 +82,15 @@ def _serve(settings: DaemonSettings, notifier: Notifier, stack: ExitStack) -> No
     engine = stack.enter_context(closing(open_engine(settings)))
     authority = open_authority(settings)  # the engine has made the folder, and keeps other daemons out
     limit = ConnectionLimit()
+    if authority.is_on:
+        zap = stack.enter_context(closing(ZapHandler(context, authority)))
+        loop.watch(zap.fileno(), zap.answer)
     publisher = Publisher(
-        context, settings.changes, settings.subscriber_queue, settings.max_value_bytes, limit
+        context, settings.changes, settings.subscriber_queue, settings.max_value_bytes, limit, authority
     )
     stack.callback(publisher.close)
-    requests = RouterSocket(context, settings.requests, FRAME_FACTOR * settings.max_batch_bytes, limit)
+    largest = FRAME_FACTOR * settings.max_batch_bytes
+    requests = RouterSocket(context, settings.requests, largest, limit, authority)
     stack.callback(requests.close)
     server = Server(loop, settings, engine, publisher, requests, limit, notifier, authority)
     server.start()

@@ -1,7 +1,8 @@
 """Publishes what was committed, on the changes address.
 
 The socket is an XPUB, which is a PUB that also reports subscriptions. So no change is encoded and sent while
-there are only subscriptions to heartbeats.
+there are only subscriptions to heartbeats; and while access is on, subscribers have only the topics that they
+are granted (:mod:`kvstore_daemon.subscriptions`).
 """
 
 from __future__ import annotations
@@ -10,22 +11,20 @@ import time
 
 import zmq
 
-from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, encode_change, encode_heartbeat
+from kvstore_core.wire import Heartbeat, encode_change, encode_heartbeat, exact_topic
+from kvstore_daemon.access.authority import Authority
 from kvstore_daemon.bind import Context, bind, remove_socket_file
 from kvstore_daemon.peer_limits.connections import ConnectionLimit
 from kvstore_daemon.peer_limits.subscribers import SlowSubscribers, SubscriptionLimit
 from kvstore_daemon.record_fields import event_fields, record_fields
 from kvstore_daemon.storage.interface import LogPosition, StoredEvent
+from kvstore_daemon.subscriptions import GrantedSubscriptions, Subscriptions
 
 TOPIC_FRAME_BYTES = 1024
 """A frame with a longer topic ends its sender's connection; no key has more than 511 bytes."""
 
 RECEIVE_BUFFER = 64 * 1024
 """What the system reads ahead from a subscriber; it cannot be refused any more."""
-
-_SUBSCRIBED, _UNSUBSCRIBED = b"\1", b"\0"
-_NO_KEY = HEARTBEAT_TOPIC[:1]
-"""How topics begin that no key can match."""
 
 
 class Publisher:
@@ -36,7 +35,13 @@ class Publisher:
     """
 
     def __init__(
-        self, context: Context, endpoint: str, queue: int, max_value_bytes: int, limit: ConnectionLimit
+        self,
+        context: Context,
+        endpoint: str,
+        queue: int,
+        max_value_bytes: int,
+        limit: ConnectionLimit,
+        authority: Authority,
     ) -> None:
         """Bind; ``queue`` is how many events may wait for one subscriber.
 
@@ -44,17 +49,22 @@ class Publisher:
         """
         self._socket = context.socket(zmq.XPUB)
         # report every subscription, not only the first to a topic: see take_subscriptions
-        self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+        self._socket.setsockopt(zmq.XPUB_MANUAL if authority.is_on else zmq.XPUB_VERBOSE, 1)
         self._socket.sndhwm = queue
         self._socket.maxmsgsize = TOPIC_FRAME_BYTES
         self._socket.rcvbuf = RECEIVE_BUFFER
-        self.endpoint, self._connections = bind(context, self._socket, "changes", endpoint, limit)
-        self._subscription_limit = SubscriptionLimit(self._connections)
+        self.endpoint, self._connections = bind(context, self._socket, "changes", endpoint, limit, authority)
+        self._authority = authority
+        self._subscriptions = (
+            GrantedSubscriptions(self._socket, self._connections, authority.principal_of)
+            if authority.is_on
+            else Subscriptions(self._socket)
+        )
+        self._subscription_limit = SubscriptionLimit(self._connections, is_curve=authority.is_on)
         self._slow_subscribers = SlowSubscribers(self._connections, max_value_bytes)
         self._epoch = ""
         self._head = 0
         self._prev = 0
-        self._topics: set[bytes] = set()
 
     def fileno(self) -> int:
         """The descriptor to watch; edge-triggered, and consumed by any call."""
@@ -64,28 +74,23 @@ class Publisher:
     def topics(self) -> int:
         """How many different topics are subscribed to, without those of heartbeats, as of the last
         :meth:`take_subscriptions`."""
-        return len(self._topics)
+        return len(self._subscriptions)
 
     def take_subscriptions(self) -> bool:
         """Take note of subscriptions made and ended since the last call; returns whether any was made.
 
         To be called before changes are published, which are sent only if there are subscriptions.
         """
-        has_new = False
-        while True:
-            # This may take long when the socket is flooded, but lets other threads run; to ask the socket
-            # whether there is something would not.
-            try:
-                message = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return has_new
-            kind, topic = message[:1], message[1:]
-            if kind == _SUBSCRIBED:
-                has_new = True
-                if topic[:1] != _NO_KEY:
-                    self._topics.add(topic)
-            elif kind == _UNSUBSCRIBED:
-                self._topics.discard(topic)
+        return self._subscriptions.take()
+
+    def access_changed(self) -> None:
+        """Other identities or grants hold from now on: end the connections of those who had more, or less."""
+        self.take_subscriptions()
+        self._subscriptions.review()
+
+    def sweep(self) -> None:
+        """Forget what ended connections were subscribed to; to be called every second."""
+        self._subscriptions.sweep()
 
     def begin(self, position: LogPosition) -> None:
         """Continue after the last revision that an earlier run committed."""
@@ -97,7 +102,8 @@ class Publisher:
         their order."""
         if event.revision != self._head:
             self._prev, self._head = self._head, event.revision
-        if not self._topics:
+        subscriptions = self._subscriptions
+        if not subscriptions:
             return
         fields = {"epoch": self._epoch, "prev": self._prev, **event_fields(event)}
         record, previous = event.record, event.previous
@@ -107,13 +113,17 @@ class Publisher:
         elif event.op == "expire" and previous is not None:
             value = previous.value or b""
             fields["previous"] = record_fields(previous._replace(value=None))
-        self._send(encode_change(event.key, fields, value))
+        frames = encode_change(event.key, fields, value)
+        self._send(frames)
+        if subscriptions.exact and (topic := exact_topic(frames[0])) in subscriptions.exact:
+            self._send([topic, *frames[1:]])
         self._slow_subscribers.published(len(value))
 
     def heartbeat(self, floor: int) -> None:
         """Send a heartbeat with the revision published last: it is never ahead of the events."""
         now = time.time_ns() // 1_000_000
-        self._send(encode_heartbeat(Heartbeat(self._epoch, self._head, floor, now)))
+        access = self._authority.table.tag if self._authority.is_on else ""
+        self._send(encode_heartbeat(Heartbeat(self._epoch, self._head, floor, now, access)))
 
     def _send(self, frames: list[bytes]) -> None:
         *firsts, last = frames

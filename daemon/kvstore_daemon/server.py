@@ -90,6 +90,7 @@ class Server:
         self._loop = loop
         self._engine = engine
         self._authority = authority
+        self._access = authority.table
         self._publisher = publisher
         self._socket = socket
         self._connection_limit = connection_limit
@@ -127,6 +128,8 @@ class Server:
         self._publish_and_answer()
         queue.work()
         queue.cut_off_stuck()
+        if self._authority.table is not self._access:  # a request has changed it
+            self._access_changed()
 
     def stop(self) -> None:
         """Finish what was accepted: commit it, publish it, answer it; and refuse what still comes.
@@ -205,10 +208,19 @@ class Server:
         self._count_cut_off()
         self._tick_timer.set(TICK_SECONDS)
         self._beats.tick()
-        self._authority.look()
+        if self._authority.look():
+            self._access_changed()
+        self._publisher.sweep()
         self._send_heartbeat()
         if self._committer.is_idle():
             self._engine.trim()
+
+    def _access_changed(self) -> None:
+        """End what is no longer granted, and let the facades know at once that there is another table."""
+        self._access = self._authority.table
+        self._publisher.access_changed()
+        self._socket.access_changed()
+        self._send_heartbeat()
 
     def _count_cut_off(self) -> None:
         self._counters.peers_cut_off += self._connection_limit.take_cut_off()

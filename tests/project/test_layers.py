@@ -74,7 +74,7 @@ ROOMS = {
         "server",
         "expiry publisher",
         "requests",
-        "bind group_commit",
+        "bind group_commit subscriptions",
         "peer_limits",
         "access",
         "status record_fields",

@@ -31,6 +31,11 @@ backup, for status, and for connections that are closed as soon as they were acc
 FEWEST_CONNECTIONS = 8
 """The daemon does not start if it could have only fewer."""
 
+CURVE_OVERHEAD = 33
+"""By how many bytes CURVE makes a frame longer: its name, a nonce, the authenticator and the flags."""
+
+_HEARTBEAT_RATE = 16
+
 _ACCEPTED, _ENDED = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
 _EVENT = struct.Struct("=HI")
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -140,7 +145,7 @@ class Connections:
         while begun and self._limit.open > self._limit.max:
             newest = begun.pop()
             if newest in self.open:
-                self._shut(newest)
+                self.shut(newest)
                 # it no longer counts, and nothing that comes on it is accepted
                 self.open.discard(newest)
                 self._limit.log_refused(self._name)
@@ -166,11 +171,11 @@ class Connections:
         """End a connection because of what it makes us keep; any thread may call this."""
         if descriptor in self.open:
             self._limit.note_cut_off(descriptor)
-            self._shut(descriptor)
+            self.shut(descriptor)
 
     @staticmethod
-    def _shut(descriptor: int) -> None:
-        """Shut the connection down, which libzmq has no call for; it sees a connection that the peer
+    def shut(descriptor: int) -> None:
+        """Shut a connection down, which libzmq has no call for; it sees a connection that the peer
         closed."""
         with suppress(OSError), _borrowed(descriptor) as connection:
             connection.shutdown(plain_socket.SHUT_RDWR)
@@ -244,6 +249,12 @@ def _borrowed(descriptor: int) -> Iterator[plain_socket.socket]:
         yield connection
     finally:
         connection.detach()
+
+
+def heartbeat_rate(*, is_curve: bool) -> int:
+    """How many bytes a second of each connection do not count, for the ZMTP heartbeats of one that stays for
+    months: one a second has 9 bytes."""
+    return _HEARTBEAT_RATE + (CURVE_OVERHEAD if is_curve else 0)
 
 
 def bytes_acknowledged_and_received(descriptor: int) -> tuple[int, int] | None:

@@ -21,9 +21,11 @@ from contextlib import suppress
 
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.peer_limits.connections import (
+    CURVE_OVERHEAD,
     Connections,
     ConnectionWatcher,
     bytes_acknowledged_and_received,
+    heartbeat_rate,
     queued_bytes,
 )
 from kvstore_daemon.peer_limits.peer import Peer
@@ -56,16 +58,22 @@ TRIM_SECONDS, LAST_TRIM_SECONDS = 0.5, 8.0
 """After a connection was cut off, what libzmq kept of it is given back to the system this much later and,
 since libzmq may need longer, a few times more at growing intervals, up to the second."""
 
-PART_HEADER = 9
-"""The most that a part has on the wire in front of its bytes."""
+_PART_HEADER = 9
+
+
+def part_header(*, is_curve: bool) -> int:
+    """The most that a part has on the wire beside its bytes."""
+    return _PART_HEADER + (CURVE_OVERHEAD if is_curve else 0)
 
 
 class _Incoming:
     """What is known of one connection."""
 
-    __slots__ = ("excused", "kept", "peer", "taken_in")
+    __slots__ = ("_at", "_heartbeat_rate", "excused", "kept", "peer", "taken_in")
 
-    def __init__(self) -> None:
+    def __init__(self, now: float, heartbeat_rate: int) -> None:
+        self._at = now
+        self._heartbeat_rate = heartbeat_rate
         self.peer: Peer | None = None
         self.taken_in = 0
         """What libzmq has taken in since it began."""
@@ -73,12 +81,14 @@ class _Incoming:
         """What of that was not handed over to us, and is not excused."""
         self.excused = 0
         """What libzmq has handed over or processed though it was not counted, or, below 0, what was counted
-        too much: ``PART_HEADER`` is more than most parts have."""
+        too much: ``part_header`` is more than most parts have."""
 
-    def count(self, taken_in: int, peer: Peer | None) -> None:
+    def count(self, taken_in: int, peer: Peer | None, now: float) -> None:
         """Find out what is kept; ``peer`` has sent whole messages on this connection."""
         if peer is not self.peer:
             self.peer, self.excused = peer, 0
+        self.excused += int((now - self._at) * self._heartbeat_rate)
+        self._at = now
         self.taken_in = max(self.taken_in, taken_in)
         self.kept = self.taken_in - self.excused - (peer.handed_over if peer else 0)
         if self.kept < 0:
@@ -93,9 +103,17 @@ class IncomingLimit(ConnectionWatcher):
     calls :meth:`clear`, receives all there is, refuses what there is no room for, and calls :meth:`drained`.
     """
 
-    def __init__(self, connections: Connections, peer_of: Callable[[int], Peer | None], largest: int) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        peer_of: Callable[[int], Peer | None],
+        largest: int,
+        *,
+        is_curve: bool,
+    ) -> None:
         """``largest`` is how many bytes a part may have."""
         super().__init__("incoming-limit")
+        self._heartbeat_rate = heartbeat_rate(is_curve=is_curve)
         self.accounted_bytes: Callable[[], int] = int
         """How many bytes of memory requests and replies are known to take."""
         self._limit = max(KEPT_BYTES, 2 * largest)
@@ -122,7 +140,7 @@ class IncomingLimit(ConnectionWatcher):
 
     def begin(self, descriptor: int) -> None:
         """Watch a connection."""
-        self._known[descriptor] = _Incoming()
+        self._known[descriptor] = _Incoming(time.monotonic(), self._heartbeat_rate)
         self._watch(descriptor)
 
     def end(self, descriptor: int) -> None:
@@ -183,7 +201,7 @@ class IncomingLimit(ConnectionWatcher):
                 continue
             unread = queued_bytes(descriptor, termios.FIONREAD)
             self._has_unread |= unread > 0
-            connection.count(counts[1] - unread, self._peer_of(descriptor))
+            connection.count(counts[1] - unread, self._peer_of(descriptor), time.monotonic())
             if connection.kept > SMALL_BYTES or unread:
                 self._tracked[descriptor] = connection
 

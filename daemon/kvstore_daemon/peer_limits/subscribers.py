@@ -23,6 +23,7 @@ from kvstore_daemon.peer_limits.connections import (
     Connections,
     ConnectionWatcher,
     bytes_acknowledged_and_received,
+    heartbeat_rate,
     queued_bytes,
 )
 
@@ -31,9 +32,6 @@ log = logging.getLogger("kvstore.daemon")
 TOPICS_BYTES = 1024 * 1024
 """What all open connections may have sent together: two thousand topics of the longest kind. Whenever one of
 them ends, libzmq walks through all that the others subscribe to, which holds up the loop."""
-
-HEARTBEAT_RATE = 16
-"""Bytes a second of each connection that are not counted, for the heartbeats of one that stays for months."""
 
 FEW_BYTES = 4 * 1024
 """A connection that has sent no more is not cut off for what others send."""
@@ -54,9 +52,10 @@ EVENT_BYTES = 512
 class SubscriptionLimit(ConnectionWatcher):
     """Watches the connections of the changes address in its own thread."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, *, is_curve: bool) -> None:
         super().__init__("subscription-limit")
         self._connections = connections
+        self._heartbeat_rate = heartbeat_rate(is_curve=is_curve)
         self._monitor = connections.fileno()
         self._epoll.register(self._monitor, select.EPOLLIN)
         self._counts: dict[int, _Count] = {}
@@ -85,7 +84,7 @@ class SubscriptionLimit(ConnectionWatcher):
             self._forget(descriptor)
         for descriptor in begun:
             if descriptor in self._connections.open:
-                self._counts[descriptor] = _Count(time.monotonic())
+                self._counts[descriptor] = _Count(time.monotonic(), self._heartbeat_rate)
                 self._watch(descriptor)
 
     def _look_at(self, descriptor: int) -> None:
@@ -118,15 +117,16 @@ class SubscriptionLimit(ConnectionWatcher):
 class _Count:
     """The bytes of one connection that count."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, heartbeat_rate: int) -> None:
         self.bytes = 0.0
+        self._heartbeat_rate = heartbeat_rate
         self._received = 0
         self._at = now
 
     def add(self, received: int, now: float) -> float:
         """``received`` bytes have come since the connection began; returns how many more count now."""
         before = self.bytes
-        self.bytes = max(0.0, before - (now - self._at) * HEARTBEAT_RATE) + received - self._received
+        self.bytes = max(0.0, before - (now - self._at) * self._heartbeat_rate) + received - self._received
         self._received, self._at = received, now
         return self.bytes - before
 

@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 import zmq
 
+from kvstore_core.errors import KvError
+from kvstore_daemon.access.authority import Authority
 from kvstore_daemon.bind import Context, bind, remove_socket_file
 from kvstore_daemon.peer_limits.connections import ConnectionLimit
-from kvstore_daemon.peer_limits.incoming import PART_HEADER, IncomingLimit
+from kvstore_daemon.peer_limits.incoming import IncomingLimit, part_header
 from kvstore_daemon.peer_limits.peer import UNKNOWN, Peer
 
 Frames = list[bytes]
@@ -40,6 +42,7 @@ ZERO_COPY_BYTES = 64 * 1024
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 _NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
 _SOURCE = int(zmq.SRCFD)
+_USER_ID = "User-Id"
 
 
 def make_identities_unpredictable() -> None:
@@ -68,7 +71,14 @@ class RouterSocket:
     about to sleep.
     """
 
-    def __init__(self, context: Context, endpoint: str, max_frame_bytes: int, limit: ConnectionLimit) -> None:
+    def __init__(
+        self,
+        context: Context,
+        endpoint: str,
+        max_frame_bytes: int,
+        limit: ConnectionLimit,
+        authority: Authority,
+    ) -> None:
         """Bind; raises ``unavailable`` as :func:`bind` does."""
         socket = context.socket(zmq.ROUTER)
         # a larger frame ends its sender's connection
@@ -87,9 +97,14 @@ class RouterSocket:
         """The peers that have not taken all replies."""
         self.untaken = 0
         """The bytes of replies that peers have not taken yet."""
-        self.endpoint, self._connections = bind(context, socket, "requests", endpoint, limit)
+        self.endpoint, self._connections = bind(context, socket, "requests", endpoint, limit, authority)
         self._socket = socket
-        self.incoming = IncomingLimit(self._connections, self._by_descriptor.get, max_frame_bytes)
+        self._authority = authority
+        self._has_keys = authority.is_on
+        self._part_header = part_header(is_curve=authority.is_on)
+        self.incoming = IncomingLimit(
+            self._connections, self._by_descriptor.get, max_frame_bytes, is_curve=authority.is_on
+        )
 
     def monitor_fileno(self) -> int:
         """The descriptor to watch for :meth:`note_connections`."""
@@ -118,13 +133,16 @@ class RouterSocket:
             return None
         envelope: Frames = [identity := frame.bytes]
         peer = self._peers.get(identity) or self._new_peer(identity, frame)
+        # A connection that ended may still be known here, and its identity be that of another user by now.
+        if self._has_keys and peer.user_id != frame.get(_USER_ID):
+            peer = self._new_peer(identity, frame)
         frames: Frames = []
         left = MAX_ENVELOPE_BYTES
         is_enclosed = True
-        handed_over = 0
+        handed_over, part_header = 0, self._part_header
         while frame.more:
             frame = receive(_NOBLOCK, copy=False)
-            handed_over += PART_HEADER + len(frame)
+            handed_over += part_header + len(frame)
             if not is_enclosed:
                 if len(frames) <= REQUEST_FRAMES:
                     frames.append(frame.bytes)
@@ -146,7 +164,7 @@ class RouterSocket:
             descriptor = int(frame.get(_SOURCE))
         except zmq.ZMQError:
             descriptor = UNKNOWN
-        peer = Peer(identity, descriptor)
+        peer = Peer(identity, descriptor, str(frame.get(_USER_ID)) if self._has_keys else "")
         if descriptor not in self._connections.open:
             peer.is_gone = True
             return peer
@@ -180,6 +198,16 @@ class RouterSocket:
         self._owed.discard(peer)
         self.untaken -= peer.untaken
         peer.untaken = 0
+
+    def access_changed(self) -> None:
+        """Close the connections of those whose key is no longer good. What others may do is asked with each
+        of their requests."""
+        for peer in list(self._by_descriptor.values()):
+            try:
+                self._authority.principal_of(peer.user_id)
+            except KvError:
+                self._mark_gone(peer)
+                self._connections.shut(peer.descriptor)
 
     def cut_off(self, peer: Peer) -> None:
         """Close the connection of a peer and drop the replies that wait for it. The peer counts as gone from
