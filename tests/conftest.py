@@ -50,7 +50,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if seed is None else f"to search the same examples again: --hypothesis-seed={seed}"
 
 
-SERVERS = {"_starter", "_shared_starter"}
+SERVERS = {"_starter", "_shared_starter", "_session_starter"}
 """Fixtures that every fixture which starts a server of ours asks for."""
 
 
@@ -206,3 +206,12 @@ def shared_daemon(_shared_starter: _Starter) -> Daemon:
 def shared_service(shared_daemon: Daemon, _shared_starter: _Starter) -> Service:
     """The shared daemon and a facade, for tests that do the same."""
     return Service(shared_daemon, _shared_starter.start_facade(shared_daemon))
+
+
+@pytest.fixture(scope="session")
+def _session_starter(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[_Starter]:
+    starter = _Starter(request.node, tmp_path_factory.mktemp("session"))
+    yield starter
+    starter.stop_all()
