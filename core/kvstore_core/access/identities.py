@@ -296,8 +296,8 @@ def _identity(value: Any, where: str) -> Identity:
     keys = tuple(_key(each, f"{where}.keys[{at}]") for at, each in enumerate(_list(value, "keys", where)))
     if len(tokens) + len(keys) > MAX_CREDENTIALS:
         raise ValueError(f"{where} has more than {MAX_CREDENTIALS} tokens and keys")
-    if name == ANONYMOUS and (tokens or keys or "admin" in parsed.texts):
-        raise ValueError(f"{where}: {ANONYMOUS!r} has no tokens and no keys, and is never admin")
+    if name == ANONYMOUS and (tokens or keys or "expires_at" in value or "admin" in parsed.texts):
+        raise ValueError(f"{where}: {ANONYMOUS!r} has no tokens, no keys and no end, and is never admin")
     return Identity(name, parsed, _time(value, "created_at", where), _end(value, where), tokens, keys)
 
 
