@@ -404,6 +404,25 @@ def test_history_shows_what_changed_and_gives_it_back(page: Page, session: Sessi
     assert value_of(session, f"{folder}k") == b"one\n2\n"
 
 
+def test_a_change_says_why_it_was_made(page: Page, session: Session, folder: str) -> None:
+    session.put(path_of(f"{folder}k"), b"1", x_kvstore_message="<b>by hand</b>")
+    page.open(view="changes", prefix=folder)
+    page.wait_for("<b>by hand</b>", ".tail .byline")
+    page.open(key=f"{folder}k", tab="history")
+    page.wait_for("<b>by hand</b>", "summary .byline")
+    page.wait_for("<b>by hand</b>", ".facts")
+    assert "by " not in page.text(".facts .byline").replace("by hand", ""), "nobody is known to have made it"
+
+
+def test_where_access_is_off_nobody_is_asked_who_they_are(page: Page, session: Session, folder: str) -> None:
+    stored(session, f"{folder}k", "x")
+    page.open(prefix=folder, key=f"{folder}k")
+    page.wait_for("x", "#detail pre")
+    seen = "[...document.querySelectorAll('#who, #login')].some((each) => each.checkVisibility())"
+    assert page.ask(seen) is False
+    assert page.ask("JSON.stringify([{...localStorage}, document.cookie])") == '[{},""]'
+
+
 # ── what others do meanwhile ─────────────────────────────────────────────────────────────────────
 
 

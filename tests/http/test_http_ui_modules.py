@@ -15,16 +15,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import kvstore_http
+from kvstore_core.access.grants import KEY_VERBS, GrantSet, KeyRange, Need
 from support.programs import require_program
 
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(kvstore_http.__file__).parent / "ui"
-MODULES = ("keys", "diff", "format", "events")
+MODULES = ("keys", "diff", "format", "events", "grants")
 RUNNER = """
 import { createInterface } from "node:readline";
 const modules = {};
 for (const name of process.argv.slice(2)) Object.assign(modules, await import(`./${name}.mjs`));
+modules.may = (texts, verb, key) => new modules.Grants(texts).may(verb, key);
+modules.covers = (texts, verb, prefix) => new modules.Grants(texts).covers(verb, prefix);
+modules.below = (texts, prefix, verbs) => new modules.Grants(texts).below(prefix, verbs);
 modules.eventsIn = async (chunks) => {
   const found = [];
   const body = new ReadableStream({
@@ -227,3 +231,38 @@ def test_events_are_the_same_however_their_bytes_arrive(
     edges = [0, *sorted(cuts), len(sent)]
     chunks = [sent[a:b].decode("latin1") for a, b in itertools.pairwise(edges)]
     assert call("eventsIn", chunks) == [{"retry": "1000"}, {}, *events]
+
+
+names = st.text("ab/", max_size=4)
+scopes = st.builds(str.__add__, names, st.sampled_from(["", "/", "*"])).filter(bool)
+verbs = st.lists(st.sampled_from([*KEY_VERBS, "ro", "rw", "all"]), min_size=1, max_size=2).map(",".join)
+grants = st.lists(
+    st.builds("{}:{}".format, verbs, scopes) | st.sampled_from(["monitor", "admin"]), max_size=4
+)
+
+
+@given(texts=grants, verb=st.sampled_from(KEY_VERBS), name=names)
+def test_the_page_offers_what_the_service_allows(call: Call, texts: list[str], verb: str, name: str) -> None:
+    allowed = GrantSet(texts)
+    if name:
+        assert call("may", texts, verb, name) == allowed.allow(Need(verb, name))
+    assert call("covers", texts, verb, name) == allowed.allow(Need(verb, KeyRange.of_prefix(name)))
+
+
+@given(texts=grants, prefix=names, key=names)
+def test_all_that_may_be_listed_is_found_from_the_start(
+    call: Call, texts: list[str], prefix: str, key: str
+) -> None:
+    found = call("below", texts, prefix, ["list"])
+    assert all(each["scope"].startswith(prefix) for each in found)
+    assert not any(each["isPrefix"] and each["scope"] == prefix for each in found)
+    if key.startswith(prefix) and not call("covers", texts, "list", prefix):
+        assert call("may", texts, "list", key) == any(
+            key.startswith(each["scope"]) if each["isPrefix"] else key == each["scope"] for each in found
+        )
+
+
+def test_where_access_is_off_everything_is_offered(call: Call) -> None:
+    assert call("may", None, "delete", "any")
+    assert call("covers", None, "watch", "")
+    assert call("below", None, "", ["list"]) == []

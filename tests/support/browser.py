@@ -30,6 +30,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--disable-extensions",
+    # Names that are not of this machine, and lead here.
+    "--host-resolver-rules=MAP *.example 127.0.0.1",
     # One process for all pages and none kept for going back: a process of its own for each page takes as
     # long as everything that a test does there. What a page may do to another is decided above that.
     "--disable-site-isolation-trials",

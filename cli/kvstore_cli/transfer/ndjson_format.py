@@ -41,8 +41,6 @@ MEMBERS = (
     "content_type",
     "modified_at",
     "expires_at",
-    "author",
-    "message",
     "value",
     "value_b64",
 )

@@ -56,10 +56,7 @@ class Principal:
         details = {} if op is None else {"op": op}
         if self.name == ANONYMOUS:
             return KvError(
-                "unauthenticated",
-                f"this needs {need}: send a token, see docs/access.md",
-                reason="missing",
-                **details,
+                "unauthenticated", f"this needs {need}: send a token, see docs/access.md", **details
             )
         on = {} if need.on is None else {"on": str(need.on)}
         return KvError(

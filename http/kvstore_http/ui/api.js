@@ -2,6 +2,8 @@
 // What the page asks of the service. Addresses are relative to the page's own, so that it works below any
 // path, and keys stand in the query, where neither browsers nor proxies tidy them up.
 
+import { HOME, half, keepHalf } from "./session.js";
+
 const ROOT = new URL("../", document.baseURI);
 const PATIENCE_MS = 20_000;
 
@@ -24,7 +26,8 @@ export class Problem extends Error {
  * @typedef {Fields & { bytes: Uint8Array, text: string | null }} Value
  */
 
-/** Tells "reached" with `detail` "yes", "daemon" or "service": what could not be. */
+/** Tells "reached" with `detail` "yes", "daemon" or "service": what could not be; and "refused" with the
+ * problem where the credential is no good or the grants are too few. */
 export const reach = new EventTarget();
 
 let clockAhead = 0;
@@ -47,8 +50,15 @@ export function address(path, query = {}) {
 /** Where the value of `key` lies, for links and pictures. @param {string} key @param {number} [revision] */
 export const valueAddress = (key, revision) => address("v1/kv", { key, revision });
 
-/** A request, without patience: whoever makes it ends it. @param {string} url @param {RequestInit} init */
-const send = (url, init) => fetch(url, { cache: "no-store", ...init });
+/** A request with the page's half of its session. Whoever makes it ends it. @param {string} url @param {RequestInit} init */
+const send = (url, init) => fetch(url, { cache: "no-store", ...init, headers: { ...(half() && { "X-Kvstore-Page": half() }), ...init.headers } });
+
+/** The problem in an answer; told to whoever asks for another token, or for other grants. @param {Record<string, any>} answer */
+export function problemOf(answer) {
+  const problem = new Problem(answer);
+  if (problem.status === 401 || problem.status === 403) reach.dispatchEvent(new CustomEvent("refused", { detail: problem }));
+  return problem;
+}
 
 /** @param {"yes" | "daemon" | "service"} detail */
 const tellReach = (detail) => reach.dispatchEvent(new CustomEvent("reached", { detail }));
@@ -74,7 +84,7 @@ async function ask(method, path, query = {}, { headers = {}, body } = {}) {
   }
   tellReach(answer.code === "unavailable" || answer.code === "timed_out" ? "daemon" : "yes");
   noteClock(Date.parse(response.headers.get("Date") ?? ""));
-  if (!response.ok) throw new Problem(answer);
+  if (!response.ok) throw problemOf(answer);
   return answer;
 }
 
@@ -152,8 +162,26 @@ export const status = () => ask("GET", "v1/status");
 export async function subscribe(query, signal) {
   const text = query.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
   const response = await send(`${address("v1/subscribe")}?${text}`, { headers: { Accept: "text/event-stream" }, signal });
-  if (!response.ok) throw new Problem(await response.json());
+  if (!response.ok) throw problemOf(await response.json());
   return response;
+}
+
+/** @typedef {{ name: string, grants: string[], expires_at?: string }} Who `name` is empty where access is off */
+
+/** @returns {Promise<Who>} */
+export const whoami = () => ask("GET", "v1/whoami");
+
+/** Begin a session. The token goes to the service and is not kept. @param {string} token */
+export async function logIn(token) {
+  keepHalf("");
+  const body = JSON.stringify({ token, page: HOME });
+  const answer = await ask("POST", "v1/session", {}, { headers: { "Content-Type": "application/json" }, body });
+  keepHalf(answer.half);
+}
+
+export async function logOut() {
+  keepHalf("");
+  await send(address("v1/session"), { method: "DELETE" }).catch(() => null); // without its half the cookie is nothing
 }
 
 /** A number that no other write uses. Not randomUUID: browsers have it on https and localhost only. */

@@ -7,15 +7,18 @@ import { announce, byId, el } from "./dom.js";
 import { clock, counted, grouped } from "./format.js";
 import { hashOf, parentOf, placeOf, shownKey } from "./keys.js";
 import { ListView } from "./list.js";
+import { Login } from "./login.js";
 import { Follower } from "./stream.js";
 import { ValueView } from "./value.js";
 
 const STATUS_MS = 5_000;
 
 let place = placeOf(location.hash);
-const value = new ValueView({ go });
-const list = new ListView({ onShown: showEmptiness });
-const changes = new ChangesView({ go });
+const login = new Login({ onChange: () => (isShown ? goOn() : begin()) });
+const grants = () => login.grants;
+const value = new ValueView({ go, grants });
+const list = new ListView({ onShown: showEmptiness, grants });
+const changes = new ChangesView({ go, grants });
 const follower = new Follower({
   onChange: (change) => {
     list.apply(change);
@@ -55,7 +58,8 @@ function show() {
   }
   byId("to-changes").href = hashOf({ view: "changes", prefix: place.prefix });
   byId("to-keys").href = isKeys ? hashOf({}) : hashOf({ prefix: place.prefix });
-  byId("new-key").href = hashOf({ ...place, isNew: true, tab: "value" });
+  byId("new-key").href = newKey();
+  byId("new-key").hidden = !mayCreate();
   document.title = `${place.isNew ? "New key" : place.key ? shownKey(place.key) : isKeys ? "Keys" : "Changes"} · kvstore`;
   if (isKeys) showKeys();
   else {
@@ -72,7 +76,21 @@ function showKeys() {
   list.show(place);
   value.show(place);
   if (list.isLoaded) showEmptiness(list.entries.length, !list.next);
-  follower.follow({ prefixes: [place.prefix], keys: place.key ? [place.key] : [] });
+  const may = grants();
+  follower.follow({
+    prefixes: may.covers("watch", place.prefix) ? [place.prefix] : [],
+    keys: place.key && may.may("watch", place.key) ? [place.key] : [],
+  });
+}
+
+/** Whether the reader may write anything here, or anywhere below. */
+const mayCreate = () => grants().covers("write", place.prefix) || grants().below(place.prefix, ["write"]).length > 0;
+
+/** Where a new key is written: inside the only place where it can be, if there is just one. */
+function newKey() {
+  const scopes = grants().covers("write", place.prefix) ? [] : grants().below(place.prefix, ["write"]);
+  const prefix = scopes.length === 1 ? scopes[0].scope : place.prefix;
+  return hashOf({ ...place, prefix, isNew: true, tab: "value" });
 }
 
 /** Everything up to `revision` came. In the beginning, and after a loss, the list may be older than that.
@@ -115,10 +133,7 @@ reach.addEventListener("reached", (event) => {
     since = Date.now();
     const was = state;
     state = now;
-    if (now === "yes" && was !== "unknown") {
-      list.reload();
-      value.catchUp();
-    }
+    if (now === "yes" && was !== "unknown") login.refresh({ isBack: true });
   }
   const text = { yes: "Connected", daemon: `The daemon is away since ${clock(since)}`, service: `Not reachable since ${clock(since)}` }[state];
   if (byId("health-text").textContent !== text) byId("health-text").textContent = text ?? "";
@@ -131,7 +146,8 @@ async function askStatus() {
   asking = setTimeout(askStatus, state === "yes" ? STATUS_MS : 1_000);
   if (document.hidden) return;
   const told = await status().catch(() => null);
-  if (told) byId("figures").textContent = `revision ${grouped(told.revision)} · ${counted(told.keys, "key")}`;
+  const keys = told?.keys === undefined ? "" : ` · ${counted(told.keys, "key")}`; // not everybody may know how many
+  if (told) byId("figures").textContent = `revision ${grouped(told.revision)}${keys}`;
   else byId("figures").textContent = "";
 }
 
@@ -158,7 +174,7 @@ const SHORTCUTS = {
   k: () => list.move(-1),
   ArrowUp: () => list.move(-1),
   u: () => go({ prefix: parentOf(place.prefix), key: "", isNew: false }),
-  n: () => go({ isNew: true, tab: "value" }),
+  n: () => byId("new-key").hidden || byId("new-key").click(),
   e: () => value.edit(),
   d: () => value.remove(),
   h: () => place.key && go({ tab: place.tab === "history" ? "value" : "history" }),
@@ -238,5 +254,24 @@ addEventListener("popstate", show);
 addEventListener("keydown", onKey);
 document.addEventListener("visibilitychange", () => document.hidden || askStatus());
 
-show();
-askStatus();
+// ── who the reader is ───────────────────────────────────────────────────────────────────────────
+
+let isShown = false;
+
+function begin() {
+  isShown = true;
+  show();
+  askStatus();
+}
+
+/** The service is back, or the reader is: go on where it stopped, with the rights of now. */
+function goOn() {
+  show();
+  list.reload();
+  value.catchUp();
+  follower.resume();
+  changes.resume();
+}
+
+await login.refresh();
+if (!isShown && !login.isNeeded) begin(); // the service cannot be reached, and the page says so

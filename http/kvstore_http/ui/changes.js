@@ -2,7 +2,7 @@
 // Changes as they happen, newest first, in bounded number.
 
 import { status } from "./api.js";
-import { VERBATIM, announce, button, byId, el } from "./dom.js";
+import { VERBATIM, announce, button, byId, byline, el } from "./dom.js";
 import { DONE, clock, counted, grouped, moment } from "./format.js";
 import { hashOf, shownKey } from "./keys.js";
 import { Follower } from "./stream.js";
@@ -11,9 +11,11 @@ const MOST = 500; // rows; older ones are dropped
 const RECENT = 50; // revisions that are looked back at in the beginning
 
 export class ChangesView {
-  /** @param {{ go: (change: Partial<import("./keys.js").Place>, how?: { replace?: boolean }) => void }} navigation */
-  constructor({ go }) {
+  /** @param {{ go: (change: Partial<import("./keys.js").Place>, how?: { replace?: boolean }) => void,
+   *   grants: () => import("./grants.js").Grants }} page */
+  constructor({ go, grants }) {
     this.go = go;
+    this.grants = grants;
     this.isPaused = false;
     /** @type {import("./stream.js").Change[]} oldest first, not shown yet */
     this.waiting = [];
@@ -23,7 +25,7 @@ export class ChangesView {
     this.lostAt = 0;
     this.follower = new Follower({
       onChange: (change) => this.#take(change),
-      onState: (state) => this.#showState(state),
+      onState: (state, problem) => this.#showState(state, problem),
       onReset: (reason) => this.#startOver(reason === "epoch" ? "This is another store now, a restored one perhaps: what it held before is not shown." : "The log no longer reaches back to where this stopped: changes between are not shown."),
     });
     this.#build();
@@ -56,12 +58,28 @@ export class ChangesView {
     const present = await status().catch(() => null);
     if (turn !== this.turn) return;
     const since = present ? Math.max(present.floor, present.revision - RECENT) : undefined;
-    this.follower.follow({ prefixes: [prefix], since });
+    this.follower.follow({ ...this.#scopes(prefix), since });
+  }
+
+  /** What the reader may watch of a prefix; all of it if that is nothing, since the service says best why not.
+   * @param {string} prefix */
+  #scopes(prefix) {
+    const scopes = this.grants().covers("watch", prefix) ? [] : this.grants().below(prefix, ["watch"]);
+    if (!scopes.length) return { prefixes: [prefix] };
+    const named = (/** @type {boolean} */ wanted) => scopes.filter(({ isPrefix }) => isPrefix === wanted).map(({ scope }) => scope);
+    return { prefixes: named(true), keys: named(false) };
   }
 
   stop() {
     this.turn = (this.turn ?? 0) + 1;
     this.follower.stop();
+  }
+
+  /** Go on with the rights that the reader has now. */
+  resume() {
+    if (!this.follower.wish) return;
+    this.follower.follow({ ...this.#scopes(this.prefix ?? ""), since: this.follower.wish.since });
+    this.follower.resume();
   }
 
   #filter() {
@@ -119,7 +137,8 @@ export class ChangesView {
   }
 
   /** @param {import("./stream.js").Change} change */
-  #row({ op, key, revision, time, previous_revision: before, content_type: type, expires_at: expires }) {
+  #row(change) {
+    const { op, key, revision, time, previous_revision: before, content_type: type, expires_at: expires } = change;
     const name = op === "put" && !before ? "created" : DONE[op];
     const about = [type, expires && `expires ${moment(expires)}`].filter(Boolean).join(" · ");
     return el(
@@ -129,6 +148,7 @@ export class ChangesView {
       el("span", { class: `op ${op}` }, name),
       el("a", { class: "name", href: hashOf({ key, tab: op === "put" ? "value" : "history" }) }, shownKey(key)),
       el("span", { class: "meta" }, `revision ${grouped(revision)}`, about && ` · ${about}`),
+      byline(change),
     );
   }
 
@@ -151,8 +171,9 @@ export class ChangesView {
     this.foot.textContent = none || paused + kept;
   }
 
-  /** @param {string} state */
-  #showState(state) {
+  /** @param {string} state @param {import("./api.js").Problem} [problem] */
+  #showState(state, problem) {
+    this.refusal = problem?.message;
     if (state === "lost" && !this.lostAt) {
       this.lostAt = Date.now();
       this.#note("The connection is lost. It is tried again, and goes on where it stopped.");
@@ -168,7 +189,9 @@ export class ChangesView {
   showReach(reach) {
     if (reach === "daemon" && this.reach !== "daemon") this.awayAt = Date.now();
     this.reach = reach;
-    const [name, said] = this.lostAt
+    const [name, said] = this.refusal
+      ? ["bad", this.refusal]
+      : this.lostAt
       ? ["bad", `Reconnecting since ${clock(this.lostAt)}`]
       : reach === "daemon"
         ? ["warn", `Connected; the daemon is away since ${clock(/** @type {number} */ (this.awayAt))}. This goes on when it is back.`]

@@ -1,6 +1,8 @@
 // @ts-check
 // Elements without markup: text only ever becomes text.
 
+import { shownKey } from "./keys.js";
+
 /**
  * @param {string} tag
  * @param {Record<string, any>} [attributes] functions are listeners (`onclick`), true stands alone, false and null are left out
@@ -27,9 +29,22 @@ export const byId = (id) => document.getElementById(id);
 /** @param {string} label @param {() => void} onclick @param {Record<string, any>} [attributes] */
 export const button = (label, onclick, attributes = {}) => el("button", { type: "button", ...attributes, onclick }, label);
 
+/** Let a button be pressed or not, and say why not. @param {HTMLButtonElement} node @param {boolean} isAllowed
+ * @param {string} title @param {string} why */
+export function allow(node, isAllowed, title, why) {
+  node.disabled = !isAllowed;
+  node.title = isAllowed ? title : why;
+}
+
 /** Say `text` to those who cannot see the page change. @param {string} text */
 export function announce(text) {
   byId("announcer").textContent = text;
+}
+
+/** Who made a change, and why; nothing where neither is known. @param {{ author?: string, message?: string }} change */
+export function byline({ author, message }) {
+  if (!author && !message) return null;
+  return el("span", { class: "byline" }, author && el("span", { class: "author" }, `by ${shownKey(author)}`), message && el("q", {}, shownKey(message)));
 }
 
 /** What went wrong, in the words of the service. @param {import("./api.js").Problem} problem @param {...Node} more */

@@ -48,6 +48,20 @@ export function dropDraft(key, isNew = false) {
   }
 }
 
+export const hasDrafts = () => drafts.size > 0;
+
+/** Forget all that was typed. */
+export function dropDrafts() {
+  for (const name of drafts.keys()) {
+    try {
+      sessionStorage.removeItem(NAME + name);
+    } catch {
+      // Nothing was kept there.
+    }
+  }
+  drafts.clear();
+}
+
 addEventListener("beforeunload", (event) => {
   if (drafts.size) event.preventDefault();
 });

@@ -45,10 +45,11 @@ const newDraft = (prefix) => ({ key: prefix, isNew: true, text: "", contentType:
 /** A form for one key. `root` is its element. */
 export class Editor {
   /**
-   * @param {{ record?: import("./api.js").Value, prefix?: string, onSaved: (key: string) => void, onClosed: () => void }} what
+   * @param {{ record?: import("./api.js").Value, prefix?: string, mayExpire?: boolean, onSaved: (key: string) => void, onClosed: () => void }} what
    */
-  constructor({ record, prefix = "", onSaved, onClosed }) {
+  constructor({ record, prefix = "", mayExpire = true, onSaved, onClosed }) {
     this.record = record;
+    this.mayExpire = mayExpire; // what expires is deleted, which takes a right of its own
     this.isNew = !record;
     this.onSaved = onSaved;
     this.onClosed = onClosed;
@@ -105,7 +106,7 @@ export class Editor {
     return [
       el("option", { value: "none" }, "never"),
       expiresAt ? el("option", { value: "keep" }, `as it is: ${clock(expiresAt)}`) : null,
-      el("option", { value: "set" }, "after …"),
+      this.mayExpire && el("option", { value: "set" }, "after …"),
     ];
   }
 

@@ -1,19 +1,22 @@
 // @ts-check
 // What happened to a key, newest first, what each change changed, and the way back.
 
-import { Problem, get, history, put, textOf, valueAddress, withBytes, writeNumber } from "./api.js";
+import { Problem, get, history, put, textOf, withBytes, writeNumber } from "./api.js";
 import { changesOf } from "./compare.js";
-import { announce, button, confirmed, el, problemBox } from "./dom.js";
+import { announce, button, byline, confirmed, el, problemBox } from "./dom.js";
+import { downloadLink } from "./download.js";
 import { DONE, grouped, moment, size } from "./format.js";
-import { fileName, shownKey } from "./keys.js";
+import { shownKey } from "./keys.js";
 
 const PAGE = 20;
 
 export class HistoryView {
-  /** @param {string} key @param {() => number} present the key's revision, 0 if it is gone @param {() => void} onRestored */
-  constructor(key, present, onRestored) {
+  /** `present` gives the key's revision, 0 if it is gone. @param {string} key
+   * @param {{ present: () => number, mayRestore: boolean, onRestored: () => void }} page */
+  constructor(key, { present, mayRestore, onRestored }) {
     this.key = key;
     this.present = present;
+    this.mayRestore = mayRestore;
     this.onRestored = onRestored;
     this.events = [];
     /** @type {string | null} */
@@ -50,7 +53,7 @@ export class HistoryView {
     const details = el(
       "details",
       { ontoggle: () => details.open && !body.hasChildNodes() && this.#compare(event, index, body) },
-      el("summary", {}, el("span", { class: `op ${event.op}` }, this.#name(event)), ` revision ${grouped(event.revision)} `, el("time", { datetime: event.time }, moment(event.time))),
+      el("summary", {}, el("span", { class: `op ${event.op}` }, this.#name(event)), ` revision ${grouped(event.revision)} `, el("time", { datetime: event.time }, moment(event.time)), byline(event)),
       el("p", { class: "quiet" }, about.join(" · ")),
       body,
     );
@@ -88,8 +91,8 @@ export class HistoryView {
     const actions = event.op === "put" && el(
       "div",
       { class: "actions start" },
-      event.revision === this.present() ? el("span", { class: "quiet" }, "This is the present value.") : button("Restore this version", () => this.#restore(event, body)),
-      el("a", { class: "button", download: fileName(this.key), href: valueAddress(this.key, event.revision) }, "Download"),
+      event.revision === this.present() ? el("span", { class: "quiet" }, "This is the present value.") : this.mayRestore && button("Restore this version", () => this.#restore(event, body)),
+      downloadLink(this.key, () => event.bytes, event.revision),
     );
     body.replaceChildren(difference, ...(actions ? [actions] : []));
   }

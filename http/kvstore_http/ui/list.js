@@ -14,9 +14,12 @@ const CHECK_MS = 300;
 /** @typedef {{ id: string, isFolder: boolean, revision: number, expires?: string, row?: HTMLElement }} Entry */
 
 export class ListView {
-  /** @param {{ onShown: (count: number, isWhole: boolean) => void }} listeners */
-  constructor({ onShown }) {
+  /** @param {{ onShown: (count: number, isWhole: boolean) => void, grants: () => import("./grants.js").Grants }} page */
+  constructor({ onShown, grants }) {
     this.onShown = onShown;
+    this.grants = grants;
+    /** whether what is shown is not a listing but where the reader may look */
+    this.isRoots = false;
     this.prefix = "";
     this.isFlat = false;
     this.key = "";
@@ -68,7 +71,8 @@ export class ListView {
     this.isReading = true;
     /** @type {Entry[]} */
     const found = [];
-    let next = isAnew ? {} : this.next;
+    if (isAnew) this.isRoots = this.#roots(found);
+    let next = this.isRoots ? null : isAnew ? {} : this.next;
     let revision = this.revision;
     try {
       for (let asked = 0; next && found.length < wanted && asked < REQUESTS; asked++) {
@@ -91,6 +95,18 @@ export class ListView {
     if (isAnew) this.#replace(found);
     else this.#append(found);
     for (const change of this.missed.splice(0)) this.apply(change);
+  }
+
+  /** Where a reader who may not list the prefix may look below it, put into `found`; false if that is nowhere, or if they
+   * may. @param {Entry[]} found */
+  #roots(found) {
+    const grants = this.grants();
+    if (grants.covers("list", this.prefix)) return false;
+    for (const { scope, isPrefix } of grants.below(this.prefix, ["list", "read", "write"])) {
+      if (!found.some(({ id }) => id === scope)) found.push({ id: scope, isFolder: isPrefix, revision: 0 });
+    }
+    found.sort((one, other) => compareKeys(one.id, other.id));
+    return found.length > 0;
   }
 
   /** Put a page's records into `found`; where to read on. @param {any} page @param {Entry[]} found */
@@ -142,14 +158,15 @@ export class ListView {
     const { id, isFolder } = entry;
     const place = isFolder ? { prefix: id } : { prefix: this.prefix, flat: this.isFlat, key: id };
     const base = this.isFlat ? "" : folderOf(this.prefix);
-    const name = shownKey(id.slice(base.length)) || shownKey(id);
+    const star = isFolder && !id.endsWith("/") ? "*" : ""; // a scope that ends inside a name
+    const name = (shownKey(id.slice(base.length)) || shownKey(id)) + star;
     entry.row = el("a", { href: hashOf(place), class: isFolder ? "folder" : "key", tabindex: -1, "data-id": id }, el("span", { class: "name" }, name), el("span", { class: "meta" }, this.#meta(entry)));
     return el("li", {}, entry.row);
   }
 
   /** @param {Entry} entry */
   #meta({ isFolder, revision, expires }) {
-    if (isFolder) return "";
+    if (isFolder || !revision) return "";
     return expires ? `expires · ${revision}` : `${revision}`;
   }
 
@@ -171,7 +188,8 @@ export class ListView {
     const count = this.entries.length;
     const keys = this.entries.filter((entry) => !entry.isFolder).length;
     const parts = [keys || count === 0 ? counted(keys, "key") : "", count - keys ? counted(count - keys, "folder") : ""];
-    const text = `${parts.filter(Boolean).join(", ")}${this.next ? " so far" : ""}`;
+    let text = `${parts.filter(Boolean).join(", ")}${this.next ? " so far" : ""}`;
+    if (this.isRoots) text = "What you may see.";
     this.foot.replaceChildren(this.prefix && !count ? `No key begins with “${shownKey(this.prefix)}”.` : text, " ", this.next ? this.more : "");
     this.watcher.disconnect(); // begun anew, it tells also if the button did not leave the view meanwhile
     if (this.next) this.watcher.observe(this.more);
@@ -179,7 +197,7 @@ export class ListView {
   }
 
   #showTrail() {
-    const steps = [{ name: "all keys", prefix: "" }, ...trail(this.prefix)];
+    const steps = [{ name: this.grants().covers("list", "") ? "all keys" : "start", prefix: "" }, ...trail(this.prefix)];
     const here = folderOf(this.prefix);
     const links = steps.map(({ name, prefix }) =>
       el("a", { href: hashOf({ prefix, flat: this.isFlat }), "aria-current": prefix === here ? "location" : null }, shownKey(name)),
@@ -196,7 +214,7 @@ export class ListView {
       return;
     }
     const { op, key, revision } = change;
-    if (!this.isLoaded || !key.startsWith(this.prefix) || revision <= this.revision) return;
+    if (!this.isLoaded || this.isRoots || !key.startsWith(this.prefix) || revision <= this.revision) return;
     const folder = this.#folderOf(key);
     const id = folder ?? key;
     const entry = this.byId.get(id);

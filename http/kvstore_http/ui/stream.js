@@ -1,7 +1,7 @@
 // @ts-check
 // Following changes: one event stream, kept open, resumed where it stopped.
 
-import { subscribe } from "./api.js";
+import { Problem, subscribe } from "./api.js";
 import { eventsOf } from "./events.js";
 
 const SILENCE_MS = 60_000; // heartbeats come every 15 s unless the operator chose otherwise
@@ -19,15 +19,15 @@ const MAX_RETRY_MS = 10_000;
 const named = (name, texts) => texts.filter(Boolean).map((text) => [name, text]);
 
 /**
- * Calls `onChange` with each change, once and in order; `onState` with "live", "connecting" or "lost";
- * `onSync` with the revision up to which everything came; and `onReset` with the reason when the stream
+ * Calls `onChange` with each change, once and in order; `onState` with "live", "connecting", "lost", or
+ * "refused" and the problem, which another token or other grants may cure; `onSync` with the revision up to which everything came; and `onReset` with the reason when the stream
  * had to start over, whereupon what lies between is not known.
  *
  * A page that is out of sight lets go of its stream, since browsers open only six connections to one
  * server, and goes on where it stopped when it is seen again.
  */
 export class Follower {
-  /** @param {{ onChange: (change: Change) => void, onState?: (state: string) => void,
+  /** @param {{ onChange: (change: Change) => void, onState?: (state: string, problem?: Problem) => void,
    *   onSync?: (revision: number) => void, onReset?: (reason: string) => void }} listeners */
   constructor({ onChange, onState = () => {}, onSync = () => {}, onReset = () => {} }) {
     this.listeners = { onChange, onState, onSync, onReset };
@@ -36,6 +36,7 @@ export class Follower {
     /** @type {AbortController | null} the connection that is open or being opened */
     this.connection = null;
     this.isSnapshot = false;
+    this.isRefused = false;
     this.cursor = "";
     this.retry = RETRY_MS;
     this.timer = 0;
@@ -56,6 +57,12 @@ export class Follower {
     this.#close();
   }
 
+  /** Go on where a refusal stopped it. */
+  resume() {
+    if (this.isRefused) this.#close();
+    this.#open();
+  }
+
   /** Follow nothing, and begin anew the next time. */
   forget() {
     this.stop();
@@ -70,7 +77,9 @@ export class Follower {
 
   #open() {
     if (!this.wish || this.connection || document.hidden) return;
+    if (!this.wish.prefixes?.length && !this.wish.keys?.length) return;
     clearTimeout(this.timer);
+    this.isRefused = false;
     this.connection = new AbortController();
     this.listeners.onState("connecting");
     this.#read(this.connection.signal);
@@ -91,12 +100,13 @@ export class Follower {
   async #read(signal) {
     this.isSnapshot = false;
     this.#watch();
-    const response = await subscribe(this.#query(), signal).catch(() => null);
+    const answer = await subscribe(this.#query(), signal).catch((problem) => problem);
     if (signal.aborted) return;
-    if (response?.body) {
+    if (answer.status === 401 || answer.status === 403) return this.#refused(answer);
+    if (answer instanceof Response && answer.body) {
       this.retry = RETRY_MS;
       this.listeners.onState("live");
-      for await (const event of eventsOf(response.body)) {
+      for await (const event of eventsOf(answer.body)) {
         if (signal.aborted) return;
         this.#watch();
         try {
@@ -121,9 +131,21 @@ export class Follower {
     } else if (name === "sync") {
       this.isSnapshot = false;
       this.listeners.onSync(told.revision);
+    } else if (name === "end") {
+      this.cursor = told.cursor ?? this.cursor; // everything up to there came; the next answer says why it ended
+      this.#close();
+      this.#open();
     } else if (name !== "heartbeat" && !this.isSnapshot) {
       this.listeners.onChange(told);
     }
+  }
+
+  /** Without a token there is no use in asking again; grants may be given back. @param {Problem} problem */
+  #refused(problem) {
+    clearTimeout(this.timer);
+    this.isRefused = true;
+    this.listeners.onState("refused", problem);
+    if (problem.status === 403) this.timer = setTimeout(() => this.resume(), MAX_RETRY_MS);
   }
 
   #again() {

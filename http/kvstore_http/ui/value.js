@@ -2,12 +2,14 @@
 // One key: its value, what is known about it, and what can be done with it.
 
 import { Problem, get, persist, remove, touch, valueAddress } from "./api.js";
-import { announce, byId, button, confirmed, el, problemBox } from "./dom.js";
+import { allow, announce, byId, button, byline, confirmed, el, problemBox } from "./dom.js";
+import { downloadLink } from "./download.js";
 import { draftOf, dropDraft } from "./drafts.js";
 import { Editor, left } from "./editor.js";
 import { clock, grouped, hex, isJson, moment, pictureType, prettyJson, size } from "./format.js";
 import { HistoryView } from "./history.js";
-import { fileName, hashOf, shownKey } from "./keys.js";
+import { hashOf, shownKey } from "./keys.js";
+import { half } from "./session.js";
 
 const SHOWN_BYTES = 64 * 1024; // of a hex dump, until more is asked for
 const SHOWN_CHARACTERS = 256 * 1024; // of a text
@@ -16,9 +18,11 @@ const SVG = /^image\/svg\+xml\b/i;
 /** @typedef {"text" | "json" | "image" | "hex"} Form */
 
 export class ValueView {
-  /** @param {{ go: (change: Partial<import("./keys.js").Place>, how?: { replace?: boolean }) => void }} navigation */
-  constructor({ go }) {
+  /** @param {{ go: (change: Partial<import("./keys.js").Place>, how?: { replace?: boolean }) => void,
+   *   grants: () => import("./grants.js").Grants }} page */
+  constructor({ go, grants }) {
     this.go = go;
+    this.grants = grants;
     this.root = byId("detail");
     this.key = "";
     /** @type {import("./keys.js").Place} */
@@ -88,7 +92,7 @@ export class ValueView {
     this.body = el("div", { class: "body" });
     this.editButton = button("Edit", () => this.edit(), { title: "e" });
     this.deleteButton = button("Delete", () => this.remove(), { class: "danger", title: "d" });
-    this.download = el("a", { class: "button", download: fileName(this.key), href: valueAddress(this.key) }, "Download");
+    this.download = downloadLink(this.key, () => /** @type {import("./api.js").Value} */ (this.record).bytes);
     this.tabs = el("nav", { class: "tabs", "aria-label": "Value or history" });
     this.actions = el("div", { class: "actions start" }, this.editButton, this.download, this.deleteButton);
     this.root.replaceChildren(
@@ -129,9 +133,18 @@ export class ValueView {
   #showRecord() {
     const { record } = this;
     for (const node of [this.editButton, this.download, this.deleteButton, this.facts]) node.hidden = !record;
+    this.#showRights();
     this.#showFacts();
     this.#showDraft();
     this.#showTab();
+  }
+
+  /** What the reader may not do is to be seen, and cannot be pressed. */
+  #showRights() {
+    const grants = this.grants();
+    allow(this.editButton, grants.may("write", this.key), "e", "You may not write this key");
+    allow(this.deleteButton, grants.may("delete", this.key), "d", "You may not delete this key");
+    this.mayExpire = grants.may("write", this.key) && grants.may("delete", this.key);
   }
 
   #showDraft() {
@@ -161,7 +174,7 @@ export class ValueView {
   }
 
   #showHistory() {
-    this.history = new HistoryView(this.key, () => this.record?.revision ?? 0, () => this.refresh());
+    this.history = new HistoryView(this.key, { present: () => this.record?.revision ?? 0, mayRestore: this.grants().may("write", this.key), onRestored: () => this.refresh() });
     this.body.replaceChildren(this.history.root);
   }
 
@@ -188,7 +201,8 @@ export class ValueView {
       fact("Created at revision", grouped(record.create_revision)),
       fact("Version", grouped(record.version)),
       fact("Modified", el("time", { datetime: record.modified_at }, moment(record.modified_at))),
-      fact("Expires", record.expires_at ? el("time", { datetime: record.expires_at, title: moment(record.expires_at) }, this.countdown) : "never", " ", button("Change", () => this.#askTtl(), { class: "link", "aria-label": "Change when it expires" })),
+      record.author || record.message ? fact("Changed", byline(record)) : "",
+      fact("Expires", record.expires_at ? el("time", { datetime: record.expires_at, title: moment(record.expires_at) }, this.countdown) : "never", " ", this.mayExpire && button("Change", () => this.#askTtl(), { class: "link", "aria-label": "Change when it expires" })),
     );
   }
 
@@ -278,12 +292,17 @@ export class ValueView {
   /** @param {import("./api.js").Value} record @param {string} type */
   #image(record, type) {
     URL.revokeObjectURL(this.picture);
-    // A drawing comes from its own address, where it may run nothing even when opened alone; a blob would
-    // be of this page's origin.
-    this.picture = type === "svg" ? "" : URL.createObjectURL(new Blob([/** @type {any} */ (record.bytes)], { type }));
+    // A drawing comes from its own address, where it may run nothing even when opened alone; a blob is of this
+    // page's origin. But only the page can send its half of a session. So the blob then is gone once it is shown.
+    const isByAddress = type === "svg" && !half();
+    const media = type === "svg" ? "image/svg+xml" : type;
+    this.picture = isByAddress ? "" : URL.createObjectURL(new Blob([/** @type {any} */ (record.bytes)], { type: media }));
     const caption = el("figcaption", { class: "quiet" });
     const image = el("img", { alt: `The picture stored under ${shownKey(record.key)}` });
-    image.addEventListener("load", () => (caption.textContent = `${image.naturalWidth} × ${image.naturalHeight}`));
+    image.addEventListener("load", () => {
+      caption.textContent = `${image.naturalWidth} × ${image.naturalHeight}`;
+      if (type === "svg") URL.revokeObjectURL(this.picture);
+    });
     image.addEventListener("error", () => (caption.textContent = "The browser cannot show this picture."));
     image.src = this.picture || `${valueAddress(record.key)}#${record.revision}`;
     return el("figure", {}, image, caption);
@@ -302,7 +321,7 @@ export class ValueView {
   // ── changing it ───────────────────────────────────────────────────────────────────────────────
 
   edit() {
-    if (!this.record || this.editor) return;
+    if (!this.record || this.editor || this.editButton.disabled) return;
     const close = () => {
       this.editor = null;
       for (const node of [this.actions, this.facts, this.tabs]) node.hidden = false;
@@ -312,7 +331,7 @@ export class ValueView {
     const saved = () => {
       if (this.editor === editor) close(); // else the reader has gone elsewhere meanwhile
     };
-    const editor = new Editor({ record: this.record, onSaved: saved, onClosed: close });
+    const editor = new Editor({ record: this.record, mayExpire: this.mayExpire, onSaved: saved, onClosed: close });
     this.editor = editor;
     for (const node of [this.actions, this.facts, this.tabs]) node.hidden = true;
     this.notice.replaceChildren();
@@ -323,7 +342,7 @@ export class ValueView {
   /** Delete the key if it still is as it is shown here. */
   async remove() {
     const { record, key } = this;
-    if (!record || this.editor) return;
+    if (!record || this.editor || this.deleteButton.disabled) return;
     const body = ["The key ", el("code", {}, shownKey(key)), ` and its value at revision ${record.revision} will be gone. The history keeps them for a while.`];
     if (!(await confirmed("Delete this key?", body, "Delete"))) return;
     try {

@@ -1,0 +1,27 @@
+// @ts-check
+// Values as files.
+
+import { valueAddress } from "./api.js";
+import { el } from "./dom.js";
+import { fileName } from "./keys.js";
+import { half } from "./session.js";
+
+/**
+ * A link to a value as a file. With a session the browser cannot fetch it by itself, as only the page has the
+ * other half: the file is then made of the bytes that are here. It has no type that a browser would show, since
+ * it is of this page's origin.
+ * @param {string} key @param {() => Uint8Array} bytes @param {number} [revision]
+ */
+export function downloadLink(key, bytes, revision) {
+  const link = el("a", { class: "button", download: fileName(key), href: valueAddress(key, revision), onclick: save }, "Download");
+  /** @param {Event} event */
+  function save(event) {
+    if (!half()) return;
+    event.preventDefault();
+    const file = new Blob([/** @type {any} */ (bytes())], { type: "application/octet-stream" });
+    const href = URL.createObjectURL(file);
+    el("a", { download: fileName(key), href }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+  }
+  return link;
+}
