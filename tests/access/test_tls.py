@@ -536,6 +536,19 @@ def test_a_pair_that_cannot_be_used_is_refused_in_words_and_the_one_in_use_stays
     assert used.context is not context
 
 
+def test_an_expired_certificate_does_not_replace_one_that_is_valid(tmp_path: Path, pair: Path) -> None:
+    (tmp_path / "old").mkdir()
+    files = split(pair, tmp_path)
+    used = Certificate(*map(str, files))
+    ends_at = used.ends_at
+    expired = split(make_certificate(tmp_path / "old", days=-1), tmp_path / "old")
+    for new, old in zip(expired, files, strict=True):
+        new.replace(old)
+    used.refresh()
+    assert (used.is_refused, used.ends_at) == (True, ends_at)
+    assert Certificate(*map(str, files)).ends_at < time.time()  # there is no other to use
+
+
 def test_a_pair_that_is_put_back_is_no_longer_refused(tmp_path: Path, pair: Path) -> None:
     files = split(pair, tmp_path)
     used = Certificate(*map(str, files))
@@ -934,6 +947,19 @@ def test_an_address_that_redirects_to_https_says_so(script: Script, tmp_path: Pa
     done = CommandLine(tmp_path, script.url)("get", "a")
     assert done.returncode == 6
     assert "that address redirects to https; write it with https://" in done.stderr.decode()
+
+
+def test_the_health_check_of_a_container_needs_no_certificate_for_its_address(
+    tmp_path: Path, shared_daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    pair = make_certificate(tmp_path, names="DNS:kv.example.org")
+    facade = start_facade(shared_daemon, tls_cert=str(pair))
+    address = urlsplit(facade.url).netloc
+    shell = CommandLine(tmp_path, None)
+    shell.environment |= {"KVSTORE_HTTP": address, "KVSTORE_TLS_CERT": str(pair)}
+    shell.out("ping")
+    for options in (["--ca-file", str(pair)], ["--url", facade.url]):
+        assert shell("ping", *options).returncode == 5
 
 
 def test_the_address_follows_from_the_certificate(tmp_path: Path) -> None:

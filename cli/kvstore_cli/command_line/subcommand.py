@@ -164,6 +164,7 @@ def new_client(
         configuration["url"],
         timeout_ms=timeout_ms,
         ca_file=configuration["ca-file"],
+        checks_certificate=not configuration.asks_itself,
         retry_ms=retry_ms if retries else 0,
         tokens=None if is_anonymous else tokens or TokenSource(configuration),
     )

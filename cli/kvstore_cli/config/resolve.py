@@ -74,6 +74,14 @@ class Configuration:
         """All settings in the order of the table of options."""
         return self._settings.values()
 
+    @property
+    def asks_itself(self) -> bool:
+        """Whether the commands ask the service of this very configuration, on this machine: the address
+        follows from ``http`` and ``tls-cert``, and is a loopback one, for which no certificate is issued."""
+        url = self._settings["url"]
+        follows = url.origin.startswith(("http, ", "tls-cert, "))
+        return follows and self["ca-file"] is None and is_local(url.value)
+
     def data_folder(self) -> str:
         """The folder of the store; ConfigurationError if it is not set and there is no home folder."""
         if self["data"] is None:

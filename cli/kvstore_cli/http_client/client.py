@@ -41,8 +41,11 @@ def new_backoff() -> Backoff:
 class ServiceClient:
     """A client for the service at one address, over one connection that is kept open. Not thread-safe.
 
-    ``timeout_ms`` is the time for an answer. Failed requests are repeated for ``retry_ms``, at least. Each
-    request has the token of ``tokens``; where that is refused, another one that is there by now is tried.
+    An https service needs a certificate that is trusted, by ``ca_file`` or by the system, unless
+    ``checks_certificate`` is false: that is for an address of this machine, which is believed as it is over
+    plain HTTP. ``timeout_ms`` is the time for an answer. Failed requests are repeated for ``retry_ms``, at
+    least. Each request has the token of ``tokens``; where that is refused, another one that is there by now
+    is tried.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ServiceClient:
         *,
         timeout_ms: int,
         ca_file: str | None = None,
+        checks_certificate: bool = True,
         retry_ms: int = 0,
         tokens: TokenSource | None = None,
     ) -> None:
@@ -60,6 +64,7 @@ class ServiceClient:
         self._retry_seconds = retry_ms / 1000
         self._was_reached = False
         self._ca_file = ca_file
+        self._checks_certificate = checks_certificate
         parts = urlsplit(url)
         self._secure = parts.scheme == "https"
         self._host, self._port, self._base = parts.hostname or "", parts.port, parts.path
@@ -209,7 +214,12 @@ class ServiceClient:
     def _connect(self, seconds: float) -> http_client.HTTPConnection:
         try:
             return connect(
-                self._host, self._port, seconds=seconds, secure=self._secure, ca_file=self._ca_file
+                self._host,
+                self._port,
+                seconds=seconds,
+                secure=self._secure,
+                ca_file=self._ca_file,
+                checks_certificate=self._checks_certificate,
             )
         except TimeoutError as error:
             raise AttemptError(self._cannot_reach("it does not answer")) from error

@@ -38,13 +38,20 @@ _NAMES_SHOWN = 5
 
 
 def connect(
-    host: str, port: int | None, *, seconds: float, secure: bool, ca_file: str | None
+    host: str,
+    port: int | None,
+    *,
+    seconds: float,
+    secure: bool,
+    ca_file: str | None,
+    checks_certificate: bool = True,
 ) -> http_client.HTTPConnection:
     """An open connection. Raises OSError if it fails, ``not_allowed`` for a certificate that is not trusted,
     has expired or is for another name, and ``unavailable`` for a port without TLS: no other attempt
     would change those."""
     if secure:
-        connection = _connect_with_tls(host, port or 443, seconds, ca_file)
+        context = _context(ca_file) if checks_certificate else _unchecked_context()
+        connection = _connect_with_tls(context, host, port or 443, seconds)
     else:
         connection = http_client.HTTPConnection(host, port, timeout=seconds)
         connection.connect()
@@ -52,15 +59,28 @@ def connect(
     return connection
 
 
-def _connect_with_tls(
-    host: str, port: int, seconds: float, ca_file: str | None
-) -> http_client.HTTPConnection:
+def _context(ca_file: str | None) -> ssl.SSLContext:
     import ssl
 
     try:
-        context = ssl.create_default_context(cafile=ca_file)
+        return ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise KvError("bad_request", f"--ca-file {ca_file}: {reason(error)}") from error
+
+
+def _unchecked_context() -> ssl.SSLContext:
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _connect_with_tls(
+    context: ssl.SSLContext, host: str, port: int, seconds: float
+) -> http_client.HTTPConnection:
+    import ssl
+
     try:
         return _handshake(context, host, port, min(seconds, _HANDSHAKE_SECONDS))
     except ssl.SSLCertVerificationError as error:
@@ -129,14 +149,10 @@ def _speaks_http(host: str, port: int) -> bool:
 
 def speaks_tls(host: str, port: int | None) -> bool:
     """Whether a TLS server answers there, whatever its certificate."""
-    import ssl
-
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with (
         suppress(OSError),
         socket.create_connection((host, port or 80), _PROBE_SECONDS) as probe,
-        context.wrap_socket(probe, server_hostname=host),
+        _unchecked_context().wrap_socket(probe, server_hostname=host),
     ):
         return True
     return False

@@ -33,6 +33,7 @@ class Certificate:
     def __init__(self, cert_file: str, key_file: str | None) -> None:
         self._files = (cert_file, key_file or cert_file)
         self._refused = ""
+        self.ends_at = 0.0
         self._load()
 
     def refresh(self) -> None:
@@ -69,9 +70,12 @@ class Certificate:
         if "PRIVATE KEY-----" not in key:
             raise KvError("bad_request", f"--tls-key {self._files[1]} holds no private key in PEM")
         context, ends_at = self._new_context(), not_after(ssl.PEM_cert_to_DER_cert(found[0]))
-        self.context, self.ends_at, self._seen = context, ends_at, seen
-        if self.ends_at < time.time():
+        now = time.time()
+        if ends_at < now < self.ends_at:
+            raise KvError("bad_request", f"the certificate in {self._files[0]} has expired")
+        if ends_at < now:
             log.warning("the certificate in %s has expired: clients refuse it", self._files[0])
+        self.context, self.ends_at, self._seen = context, ends_at, seen
 
     def _new_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
