@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from kvstore_core.access.login_file import CurveKeys, default_path, login_for
 from kvstore_core.addresses import DEFAULT_CHANGES, DEFAULT_PORT, DEFAULT_REQUESTS
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_TTL_SECONDS
@@ -114,6 +116,21 @@ def _endpoint(name: str, endpoint: str | None, variable: str, default: str) -> s
     return endpoint
 
 
+def keys_of(login: str | os.PathLike[str] | None, requests: str) -> CurveKeys | None:
+    """The keys for the daemon at ``requests``: those in the login file ``login``, or, without one, in the
+    user's (``KVSTORE_LOGIN_FILE``). None if it has none for this endpoint, or for any. Raises as
+    :func:`kvstore_core.access.login_file.login_for` does, and ``bad_request`` if ``login`` is not there.
+    """
+    if login is None:
+        return login_for(default_path(), requests).keys
+    if not isinstance(login, (str, os.PathLike)):
+        raise TypeError(f"login is the path of a login file, not {_kind(login)}")
+    path = Path(login)
+    if not path.exists():
+        raise KvError("bad_request", f"there is no login file {path}")
+    return login_for(path, requests).keys
+
+
 class Address(NamedTuple):
     """A daemon's endpoints, and the options of a client."""
 
@@ -146,7 +163,7 @@ def address_of(url: str) -> Address:
     if parts.scheme != "kvstore" or not parts.hostname or parts.path.strip("/") or parts.fragment:
         raise ValueError(f"{url!r} is not a URL of the form {_FORM}")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("the protocol knows no users and no passwords; leave them out of the URL")
+        raise ValueError("a URL has no users and no passwords; keys are in the login file (docs/access.md)")
     port = DEFAULT_PORT if port is None else port
     changes = query.pop("changes", str(port + 1))
     if "://" not in changes:

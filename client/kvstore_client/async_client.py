@@ -7,6 +7,7 @@ write ``error.details["outcome"]`` says whether it may have been applied: ``none
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -44,6 +45,10 @@ class AsyncClient(NotPortable):
     most ``connections`` at a time. A process forked from this one may use it too, and has connections of
     its own. Use it as a context manager, or :meth:`close` it.
 
+    ``login`` is the path of a login file, by default what ``KVSTORE_LOGIN_FILE`` says or
+    ``~/.config/kvstore/login.json``: its keys for ``requests``, if it has any, are this client's. Where the
+    daemon does not take them, or wants some, calls raise ``unauthenticated``.
+
     With asyncio, a client is used in one event loop at a time: in another one after the first has ended. A
     write whose task is cancelled may have been applied.
     """
@@ -54,10 +59,12 @@ class AsyncClient(NotPortable):
         *,
         timeout: float = arguments.DEFAULT_TIMEOUT,
         connections: int = arguments.DEFAULT_CONNECTIONS,
+        login: str | os.PathLike[str] | None = None,
     ) -> None:
         endpoint = arguments.requests_of(requests)
         self._timeout = arguments.seconds_of("timeout", timeout)
-        self._pool = AsyncConnectionPool(endpoint, arguments.count_of("connections", connections))
+        size, keys = arguments.count_of("connections", connections), arguments.keys_of(login, endpoint)
+        self._pool = AsyncConnectionPool(endpoint, size, keys)
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:

@@ -19,7 +19,8 @@ class AsyncSubscription(SubscriptionBase):
     """The changes of a store, as an iterator that waits for the next one.
 
     ``requests`` and ``changes`` are the daemon's endpoints, by default what ``KVSTORE_REQUESTS`` and
-    ``KVSTORE_CHANGES`` say, or ports 5555 and 5556 of this machine.
+    ``KVSTORE_CHANGES`` say, or ports 5555 and 5556 of this machine. ``login`` is the path of a login file, as
+    that of a client; its keys for ``requests`` are used at both.
 
     ``prefixes`` and ``keys`` choose keys (both empty: all), ``ops`` out of ``put``, ``delete`` and
     ``expire`` choose kinds of change. ``since`` is a cursor to continue after, or a revision of the
@@ -38,7 +39,9 @@ class AsyncSubscription(SubscriptionBase):
                     case Sync(): print("up to date at", item.cursor)
 
     While the daemon is away nothing is returned; the subscription goes on by itself when it is back.
-    Errors that do not pass by waiting are raised as KvError. To be used by one task at a time. In a
+    Errors that do not pass by waiting are raised as KvError: ``unauthenticated`` once the key of the login
+    is no longer good, ``not_allowed`` once it may not watch or read all of this. A new subscription goes on
+    from ``cursor`` then. To be used by one task at a time. In a
     process forked from this one it goes on from the same position, with connections of its own.
 
     With asyncio, a wait that is cancelled loses nothing.

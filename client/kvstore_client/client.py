@@ -8,6 +8,7 @@ write ``error.details["outcome"]`` says whether it may have been applied: ``none
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -44,6 +45,10 @@ class Client(NotPortable):
     every call that does not give its own. Threads may share a client: their calls run side by side, at
     most ``connections`` at a time. A process forked from this one may use it too, and has connections of
     its own. Use it as a context manager, or :meth:`close` it.
+
+    ``login`` is the path of a login file, by default what ``KVSTORE_LOGIN_FILE`` says or
+    ``~/.config/kvstore/login.json``: its keys for ``requests``, if it has any, are this client's. Where the
+    daemon does not take them, or wants some, calls raise ``unauthenticated``.
     """
 
     def __init__(
@@ -52,10 +57,12 @@ class Client(NotPortable):
         *,
         timeout: float = arguments.DEFAULT_TIMEOUT,
         connections: int = arguments.DEFAULT_CONNECTIONS,
+        login: str | os.PathLike[str] | None = None,
     ) -> None:
         endpoint = arguments.requests_of(requests)
         self._timeout = arguments.seconds_of("timeout", timeout)
-        self._pool = ConnectionPool(endpoint, arguments.count_of("connections", connections))
+        size, keys = arguments.count_of("connections", connections), arguments.keys_of(login, endpoint)
+        self._pool = ConnectionPool(endpoint, size, keys)
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:

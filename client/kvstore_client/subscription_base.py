@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -10,12 +11,23 @@ from typing import Any, Self
 
 import zmq
 
-from kvstore_client.arguments import address_of, changes_of, flag_of, requests_of, seconds_of, texts_of
+from kvstore_client.arguments import (
+    address_of,
+    changes_of,
+    flag_of,
+    keys_of,
+    requests_of,
+    seconds_of,
+    texts_of,
+)
 from kvstore_client.commands import since_of
 from kvstore_client.subscription_state import Item, Reset, SubscriptionState, Sync
 from kvstore_client.transport import forks
-from kvstore_client.transport.connection import Connection, IoGenerator, RequestBody, SocketWait, connect
-from kvstore_core.connection_monitor import Socket
+from kvstore_client.transport.connection import Connection, RequestBody, connect
+from kvstore_client.transport.handshake import refused_key
+from kvstore_client.transport.wait import IoGenerator, SocketWait
+from kvstore_core.connection_monitor import POLLIN, Monitor, Socket
+from kvstore_core.curve import apply_curve
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.follower import PAGE_SECONDS, Batch
@@ -49,9 +61,11 @@ class SubscriptionBase(forks.NotPortable):
         values: bool = True,
         previous: bool = False,
         heartbeats: bool = False,
+        login: str | os.PathLike[str] | None = None,
     ) -> None:
         self._wanted = _filter(prefixes, keys, ops)
         self._requests, self._changes = requests_of(requests), changes_of(changes)
+        self._keys = keys_of(login, self._requests)
         self._state = SubscriptionState(
             self._wanted,
             since=_start(since),
@@ -73,9 +87,9 @@ class SubscriptionBase(forks.NotPortable):
         self._call_waits = SocketWait((), 0)
         self._context = self._context_class()
         try:
-            self._connection = Connection(self._context, self._requests)
+            self._connection = Connection(self._context, self._requests, self._keys)
             self._sub = self._open()
-        except ValueError:
+        except (ValueError, KvError):
             self._context.destroy(linger=0)
             raise
 
@@ -127,7 +141,7 @@ class SubscriptionBase(forks.NotPortable):
 
     def _replace_inherited(self) -> None:
         """Go on in a process forked from the one that made the sockets."""
-        forks.leave_to_parent(self._context, self._connection, self._sub, self._call)
+        forks.leave_to_parent(self._context, self._connection, self._sub, self._monitor, self._call)
         if self._call is not None:
             self._state.on_error(KvError("unavailable", "the request was left to the parent process"))
         self._connect()
@@ -143,10 +157,18 @@ class SubscriptionBase(forks.NotPortable):
         sub.sndhwm = 0
         sub.reconnect_ivl_max = 1000
         sub.subscribe(HEARTBEAT_TOPIC)
-        for topic in self._wanted.topics():
+        # where access is on, a grant on one key covers its exact topic, and no prefix
+        for topic in self._wanted.topics(exact=self._keys is not None):
             sub.subscribe(topic)
+        apply_curve(sub, self._keys)
+        self._monitor = None if self._keys is None else Monitor(sub)
         connect(sub, self._changes)
         return sub
+
+    def _close_sub(self) -> None:
+        if self._monitor is not None:
+            self._monitor.close()
+        self._sub.close()
 
     def _next_item(self, seconds: float | None) -> IoGenerator[Item | None]:
         """The next item, None if there is none in time."""
@@ -186,7 +208,10 @@ class SubscriptionBase(forks.NotPortable):
             seconds = min(seconds, deadline - now)
         if self._call is not None:
             seconds = min(seconds, self._call_waits.seconds)
-        return SocketWait([(self._sub, zmq.POLLIN), *self._call_waits.sockets], seconds)
+        sockets = [(self._sub, POLLIN), *self._call_waits.sockets]
+        if self._monitor is not None:
+            sockets.append((self._monitor.socket, POLLIN))
+        return SocketWait(sockets, seconds)
 
     def _listen(self) -> None:
         """Take in what was published, up to the first item; replace the socket if it is dead."""
@@ -198,8 +223,12 @@ class SubscriptionBase(forks.NotPortable):
             self._state.on_message(frames, time.monotonic())
             if self._state.has_items:
                 return
+        if self._monitor is not None:
+            self._monitor.take()
+            if self._monitor.is_refused:
+                raise refused_key(self._changes)
         if time.monotonic() >= self._state.silent_at():
-            self._sub.close()
+            self._close_sub()
             self._sub = self._open()
             self._state.on_reconnect(time.monotonic())
 

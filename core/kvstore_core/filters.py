@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from kvstore_core.operations import EVENT_OPS
+from kvstore_core.wire import exact_topic
 
 
 def disjoint(prefixes: Iterable[str]) -> list[str]:
@@ -47,15 +48,17 @@ class Filter(NamedTuple):
             return False
         return self.takes_every_key or key in self.keys or key.startswith(self.prefixes)
 
-    def topics(self) -> list[bytes]:
+    def topics(self, *, exact: bool = False) -> list[bytes]:
         """What to subscribe a SUB socket to so that it hears at least the wanted keys.
 
         A topic is a prefix to ZeroMQ, so a key's topic brings longer keys as well: :meth:`matches`
-        still has to be asked.
+        still has to be asked. With ``exact``, keys have their exact topics (protocol section 5), which there
+        are while access is on.
         """
         if self.takes_every_key:
             return [b""]
-        return sorted({text.encode() for text in (*self.prefixes, *self.keys)})
+        prefixes, keys = ({text.encode() for text in texts} for texts in (self.prefixes, self.keys))
+        return sorted(prefixes.union(map(exact_topic, keys) if exact else keys))
 
     def fields(self) -> dict[str, Any]:
         """The fields of an ``events`` op that asks for the same."""

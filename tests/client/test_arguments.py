@@ -15,7 +15,8 @@ import pytest
 from kvstore_client import AsyncClient, AsyncSubscription, Client, Cursor, KvError, Subscription, commands
 from kvstore_client.arguments import address_of
 from kvstore_client.commands import Command
-from kvstore_client.transport.connection import RequestBody, SocketWait
+from kvstore_client.transport.connection import RequestBody
+from kvstore_client.transport.wait import SocketWait
 from kvstore_core.filters import Filter
 from support.servers import Daemon
 

@@ -76,10 +76,10 @@ class Identities:
         """What a client with this key needs."""
         return CurveKeys(self.server_key, *pair)
 
-    def login_file(self, pair: KeyPair, endpoint: str, path: Path) -> Path:
-        """Write the login file of one who has this key."""
-        entry = dict(zip(("server_key", "public_key", "secret_key"), self.keys(pair), strict=True))
-        _write_secret(path, orjson.dumps({endpoint: entry}))
+    @staticmethod
+    def write_login(keys: CurveKeys, endpoint: str, path: Path) -> Path:
+        """Write the login file of one who has these keys for an endpoint; returns its path."""
+        _write_secret(path, orjson.dumps({endpoint: keys._asdict()}))
         return path
 
 

@@ -14,8 +14,9 @@ from typing import Any, TypeVar, cast
 import zmq
 
 from kvstore_client.transport import forks
-from kvstore_client.transport.connection import Connection, IoGenerator, RequestBody, SocketWait
+from kvstore_client.transport.connection import Connection, RequestBody
 from kvstore_client.transport.pool import PoolBase, pool_timeout
+from kvstore_client.transport.wait import IoGenerator, SocketWait
 from kvstore_core.connection_monitor import Socket
 
 T = TypeVar("T")

@@ -9,42 +9,28 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import zmq
 
-from kvstore_client.transport import forks
+from kvstore_client.transport import forks, handshake
 from kvstore_client.transport.retry import NextAction, RetryState
+from kvstore_client.transport.wait import IoGenerator, SocketWait
+from kvstore_core.access.login_file import CurveKeys
 from kvstore_core.addresses import DEFAULT_REQUESTS
 from kvstore_core.connection_monitor import NOBLOCK, POLLIN, POLLOUT, SNDMORE, Monitor, Socket
+from kvstore_core.curve import apply_curve
+from kvstore_core.errors import KvError
 from kvstore_core.wire import Reply, WriteSequence, encode_request
-
-T = TypeVar("T")
 
 QUICK_SECONDS = 0.1
 """Most answers come sooner. Only after this is the monitor waited for as well, since a wait for two
 sockets takes longer; its events stay queued until then."""
 
-SOCKETS = 3
-"""How many sockets of its context a connection uses: its own and both ends of the monitor."""
-
-_LONGEST_SECONDS = 86_400
-"""Of one wait, since a poll counts milliseconds in 32 bits; after it comes the next wait."""
-
-
-class SocketWait(NamedTuple):
-    """Wait until a socket is ready for its flags, or for at most ``seconds``."""
-
-    sockets: Sequence[tuple[Socket, int]]
-    seconds: float
-
-    def milliseconds(self) -> int:
-        """The time in milliseconds, rounded up: a wait that ends too early would make the loop busy."""
-        return max(0, int(min(self.seconds, _LONGEST_SECONDS) * 1000)) + 1
-
-
-IoGenerator = Generator[SocketWait, None, T]
+SOCKETS = 4
+"""How many sockets of its context a connection uses: its own, both ends of the monitor, and the one that asks
+why handshakes fail."""
 
 
 def connect(socket: Socket, endpoint: str) -> None:
@@ -75,9 +61,12 @@ class Connection:
     slots: Any = None
     """The pool's slots, to which this connection's slot returns after the call."""
 
-    def __init__(self, context: zmq.Context[Socket], endpoint: str) -> None:
+    def __init__(self, context: zmq.Context[Socket], endpoint: str, keys: CurveKeys | None = None) -> None:
+        """``keys`` are those to speak CURVE with, None for a daemon where access is off."""
         self._context = context
         self._endpoint = endpoint
+        self._keys = keys
+        self._broken_off = 0
         self.generation = forks.generation()
         self._sequence = WriteSequence(secrets.token_hex(16))
         self._open()
@@ -89,6 +78,11 @@ class Connection:
         # once. So an idle one does not come back by itself to a daemon that cuts it off either.
         socket.immediate = True
         socket.reconnect_ivl = -1
+        try:
+            apply_curve(socket, self._keys)
+        except KvError:
+            socket.close(0)
+            raise
         self._socket, self._monitor = socket, Monitor(socket)
         try:
             connect(socket, self._endpoint)
@@ -129,7 +123,7 @@ class Connection:
                 if frames is None and self._has_ended():
                     frames = self._receive()  # what came before the end
                     if frames is None:
-                        retry.lost(time.monotonic())
+                        yield from self._lost(retry)
                 if frames is None:
                     continue
                 reply = retry.receive(frames, time.monotonic())
@@ -147,6 +141,25 @@ class Connection:
     def _has_ended(self) -> bool:
         self._monitor.take()
         return self._monitor.has_ended
+
+    def _lost(self, retry: RetryState) -> IoGenerator[None]:
+        """The connection has ended, or there was none; raises the error if there never will be."""
+        refusal = yield from self._refusal()
+        if refusal is not None:
+            raise retry.refused(refusal)
+        retry.lost(time.monotonic())
+
+    def _refusal(self) -> IoGenerator[KvError | None]:
+        """The error of a handshake that the next attempt would not do better with, if that is why the
+        connection has ended."""
+        if self._monitor.is_refused:
+            return handshake.refused_key(self._endpoint)
+        self._broken_off = self._broken_off + 1 if self._monitor.broken_off else 0
+        if self._broken_off < handshake.HANDSHAKES:
+            return None
+        self._broken_off = 0
+        mechanism = yield from handshake.mechanism_of(self._context, self._endpoint)
+        return handshake.reason(self._endpoint, mechanism, has_keys=self._keys is not None)
 
     def _encode(self, body: RequestBody) -> list[bytes]:
         if not body.writes:

@@ -8,6 +8,7 @@ import zmq
 
 from kvstore_client.transport import forks
 from kvstore_client.transport.connection import SOCKETS, Connection, RequestBody
+from kvstore_core.access.login_file import CurveKeys
 from kvstore_core.connection_monitor import Socket
 from kvstore_core.errors import KvError
 
@@ -20,8 +21,8 @@ def pool_timeout(seconds: float, body: RequestBody) -> KvError:
 
 
 class PoolBase:
-    """Up to ``size`` connections to ``endpoint`` and the context that makes their sockets; the idle one
-    used last is used next. Raises ValueError if ``endpoint`` is not one.
+    """Up to ``size`` connections to ``endpoint``, with ``keys`` if it takes some, and the context that makes
+    their sockets; the idle one used last is used next. Raises ValueError if ``endpoint`` is not one.
 
     To take an idle connection and to keep one needs no lock, since the list's ``pop`` and ``append`` are
     atomic. Closing the pool leaves connections in use to the calls that use them.
@@ -29,8 +30,9 @@ class PoolBase:
 
     _context_class: type[zmq.Context[Socket]]
 
-    def __init__(self, endpoint: str, size: int) -> None:
+    def __init__(self, endpoint: str, size: int, keys: CurveKeys | None = None) -> None:
         self.endpoint = endpoint
+        self._keys = keys
         self.is_closed = False
         self._size = size
         self._open()
@@ -41,8 +43,8 @@ class PoolBase:
         self._lock = threading.Lock()
         self._made = 1
         try:
-            self._idle = [Connection(self._context, self.endpoint)]
-        except ValueError:
+            self._idle = [Connection(self._context, self.endpoint, self._keys)]
+        except (ValueError, KvError):
             self._context.term()
             raise
         # last, since other threads take it as the sign that the rest is there
@@ -60,7 +62,7 @@ class PoolBase:
             return self._idle.pop()
         except IndexError:
             with self._lock:
-                connection = Connection(self._context, self.endpoint)
+                connection = Connection(self._context, self.endpoint, self._keys)
                 self._made += 1
             return connection
 

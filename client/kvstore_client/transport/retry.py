@@ -146,14 +146,19 @@ class RetryState:
         self._is_sending = True
         self._until = now + self._attempt_seconds
 
+    def refused(self, error: KvError) -> KvError:
+        """The error of the call, where no connection is to be had because of ``error``."""
+        return KvError(error.code, error.message, **{**error.details, **self._outcome()})
+
     def _give_up(self) -> KvError:
-        details: dict[str, Any] = {}
         code, message = self._reason()
-        if self._refusal is not None:
-            details.update(self._refusal.details)
-        if self._writes:
-            details["outcome"] = "unknown" if self._is_unanswered or self._may_be_applied else "none"
-        return KvError(code, message, **details)
+        details = {} if self._refusal is None else self._refusal.details
+        return KvError(code, message, **{**details, **self._outcome()})
+
+    def _outcome(self) -> dict[str, Any]:
+        if not self._writes:
+            return {}
+        return {"outcome": "unknown" if self._is_unanswered or self._may_be_applied else "none"}
 
     def _reason(self) -> tuple[str, str]:
         if self._refusal is not None:

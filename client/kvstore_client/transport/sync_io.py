@@ -8,8 +8,9 @@ from typing import TypeVar
 import zmq
 
 from kvstore_client.transport import forks
-from kvstore_client.transport.connection import Connection, IoGenerator, RequestBody
+from kvstore_client.transport.connection import Connection, RequestBody
 from kvstore_client.transport.pool import PoolBase, pool_timeout
+from kvstore_client.transport.wait import IoGenerator
 from kvstore_core.connection_monitor import Socket
 
 T = TypeVar("T")
