@@ -30,6 +30,8 @@ SECTIONS = {
     },
     "Changes": {
         "subscribe": "Print every change as it happens, or run a command for it",
+        "log": "Show the changes of all keys, newest first: who, when, what, why",
+        "blame": "Show who changed each key last, and why",
         "wait": "Wait until a key exists, is gone, changes, or has a value",
     },
     "Data": {
@@ -72,7 +74,9 @@ _MEANT = _by_word(
         "list": "ls keys scan dir find count dbsize",
         "incr": "incrby decr decrby increment",
         "touch": "expire pexpire renew lease",
-        "history": "log revisions versions",
+        "history": "revisions versions",
+        "log": "audit changelog recent",
+        "blame": "annotate who why",
         "batch": "txn transaction multi pipeline",
         "patch": "merge edit",
         "subscribe": "watch monitor psubscribe follow tail events changes listen",
@@ -98,6 +102,7 @@ SHARED_MODULES = _by_word(
         "offline": "backup restore check compact",
         "servers": "serve daemon http",
         "status": "status ping",
+        "log": "log blame",
         "access": "token key",
     }
 )

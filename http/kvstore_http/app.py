@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import falcon
 
 from kvstore_core.errors import ERRORS
 from kvstore_http import routes
+from kvstore_http.access.callers import Callers, everybody
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import RequestCells, WorkerCounters
 from kvstore_http.protocol import problems
@@ -25,7 +27,7 @@ from kvstore_http.resources.openapi import OpenApiResource
 from kvstore_http.resources.session import SessionResource
 from kvstore_http.resources.status import MetricsResource, StatusResource
 from kvstore_http.resources.subscribe import SubscribeResource
-from kvstore_http.routes import Endpoint
+from kvstore_http.routes import Endpoint, Needs
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
@@ -44,39 +46,43 @@ def create_app(
     broadcaster: Broadcaster,
     settings: HttpSettings,
     counters: WorkerCounters,
+    callers: Callers | None = None,
 ) -> falcon.App[Any, Any]:
     """The application that serves what the ``daemon`` has, changes from ``feed``, and the streams of
-    ``broadcaster``.
+    ``broadcaster``, to those that ``callers`` lets in. Without it access is off, and the server says who
+    asks.
 
     It keeps no state between requests, so any number of them may run beside each other. What
     the resources show of ``counters`` is of all workers.
     """
     table = routes.paths()
-    one, history = KeyResource(daemon, feed), HistoryResource(daemon, settings.page_bytes)
+    refreshed = everybody if callers is None else callers.refreshed
+    one, history = KeyResource(daemon, feed, refreshed), HistoryResource(daemon, settings.page_bytes)
     resources: dict[str, object] = {
         "/v1/kv/{key}": one,
-        "/v1/kv": CollectionResource(daemon, one, settings),
+        "/v1/kv": CollectionResource(daemon, one, settings, refreshed),
         "/v1/batch": BatchResource(daemon),
         **{path: KeyOpResource(daemon, op, table[path][0]) for path, op in routes.KEY_OPS.items()},
         "/v1/history/{key}": history,
         "/v1/history": history,
         routes.SUBSCRIBE_PATH: SubscribeResource(feed, broadcaster, settings),
         "/v1/status": StatusResource(daemon),
-        "/v1/session": SessionResource(lambda: None),
+        "/v1/session": SessionResource(lambda: None if callers is None else callers.follower.wait()),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(daemon, feed, counters.shared_counters),
-        "/metrics": MetricsResource(daemon, counters),
+        "/metrics": MetricsResource(daemon, counters, dict if callers is None else callers.follower.ends),
         "/openapi.json": OpenApiResource(),
         "/": RootResource(daemon),
-        "/all": AllResource(daemon, settings.part_bytes),
+        "/all": AllResource(daemon, settings.part_bytes, refreshed),
         "/ui/": ui_files.File("index.html"),
     }
     assert resources.keys() == table.keys()  # noqa: S101 - for new routes
+    responders = partial(_responders, origins=settings.cors_origins, callers=callers)
     router = RawPathRouter()
     for path, endpoints in table.items():
-        router.mount(path, resources[path], _responders(resources[path], endpoints, settings.cors_origins))
+        router.mount(path, resources[path], responders(resources[path], endpoints))
     for path, part in ui_files.parts().items():
-        router.mount(path, part, _responders(part, table["/ui/"], settings.cors_origins))
+        router.mount(path, part, responders(part, table["/ui/"]))
     middleware: list[Any] = []
     hosts = allowed_hosts(settings.http, settings.allowed_hosts)
     if hosts is not None:
@@ -90,11 +96,13 @@ def create_app(
     return app
 
 
-def _responders(resource: object, endpoints: list[Endpoint], origins: tuple[str, ...]) -> dict[str, Any]:
-    """The responder of each method that the table names; AttributeError where the resource has none."""
+def _responders(
+    resource: object, endpoints: list[Endpoint], origins: tuple[str, ...], callers: Callers | None
+) -> dict[str, Any]:
+    """The responder of each method that the table names, for those who may use it; AttributeError where the
+    resource has none."""
     methods = {endpoint.method: getattr(resource, f"on_{endpoint.method.lower()}") for endpoint in endpoints}
-    if "GET" in methods:
-        methods["HEAD"] = methods["GET"]  # falcon leaves the body out and keeps its length
+    needs: dict[str, Needs] = {endpoint.method: endpoint.needs for endpoint in endpoints}
     if "POST" in methods:
         methods["POST"] = guarded(methods["POST"], origins)
     allow = ", ".join(routes.methods_of(endpoints))
@@ -103,7 +111,11 @@ def _responders(resource: object, endpoints: list[Endpoint], origins: tuple[str,
         resp.status = "204 No Content"
         resp.set_header("allow", allow)
 
-    methods["OPTIONS"] = on_options
+    methods["OPTIONS"], needs["OPTIONS"] = on_options, "public"
+    if callers is not None:
+        methods = {name: callers.guarded(responder, needs[name]) for name, responder in methods.items()}
+    if "GET" in methods:
+        methods["HEAD"] = methods["GET"]  # falcon leaves the body out and keeps its length
     return methods
 
 

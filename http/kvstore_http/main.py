@@ -10,6 +10,7 @@ from functools import partial
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
+from kvstore_core.access.login_file import CurveKeys, login_for
 from kvstore_core.errors import EXIT_ERROR, KvError
 from kvstore_core.process.logging import LogLevel, announcer
 from kvstore_core.process.sd_notify import Notifier
@@ -29,15 +30,15 @@ def run(settings: HttpSettings, notifier: Notifier, inherited: Sequence[socket] 
 
     Call it from the main thread of a process in which gevent and ZeroMQ have not been used, with logging
     set up. One worker runs in this very process, several in children that end when it ends. 0 after a
-    clean stop; 1, with one line in the log, where the address cannot be had, the certificate cannot be used,
-    or no worker could start.
+    clean stop; 1, with one line in the log, where the address cannot be had, the facade's keys or the
+    certificate cannot be used, or no worker could start.
     ``notifier`` says when the facade is ready, that it works, and when it stops. Where listening sockets were
     ``inherited``, all workers accept on them, and nothing is bound.
     """
     # a process that hangs is ended with SIGABRT: it then logs where it hangs
     faulthandler.enable()
     try:
-        certificate = _certificate(settings)
+        keys, certificate = _own_keys(settings), _certificate(settings)
         shares = shared(inherited, settings.workers) or patiently(
             partial(bind, settings.http, settings.workers)
         )
@@ -52,12 +53,14 @@ def run(settings: HttpSettings, notifier: Notifier, inherited: Sequence[socket] 
     if settings.workers == 1:
         counters.note_start(0, os.getpid())
         terminal, on_level = Terminal(), level.change
-        return _serve(settings, shares[0], certificate, terminal, 0, counters, notifier, announce, on_level)
+        secrets = keys, certificate
+        return _serve(settings, shares[0], secrets, terminal, 0, counters, notifier, announce, on_level)
 
     def serve(number: int, parent: Notifier) -> int:
         sockets, is_ready = keep_only(shares, number), partial(parent.ready, {})
         on_level = lambda _: level.follow()  # noqa: E731
-        return _serve(settings, sockets, certificate, None, number, counters, parent, is_ready, on_level)
+        secrets = keys, certificate
+        return _serve(settings, sockets, secrets, None, number, counters, parent, is_ready, on_level)
 
     warn = partial(announcer.warning, "kvstore http: %s")
     workers = Workers(
@@ -83,10 +86,24 @@ def _certificate(settings: HttpSettings) -> Certificate | None:
     return Certificate(settings.tls_cert, settings.tls_key)
 
 
+def _own_keys(settings: HttpSettings) -> CurveKeys | None:
+    """What the facade shows the daemon; None while access is off. Raises KvError where it has no keys."""
+    if settings.facade_key_file is None:
+        return None
+    keys = login_for(settings.facade_key_file, settings.requests).keys
+    if keys is None:
+        raise KvError(
+            "not_allowed",
+            f"--facade-key-file {settings.facade_key_file} has no keys for {settings.requests}: it must be "
+            "facade.key of the daemon's data folder, or a copy of it",
+        )
+    return keys
+
+
 def _serve(
     settings: HttpSettings,
     sockets: Sequence[socket],
-    certificate: Certificate | None,
+    secrets: tuple[CurveKeys | None, Certificate | None],
     terminal: Terminal | None,
     number: int,
     counters: SharedCounters,
@@ -100,7 +117,7 @@ def _serve(
     from kvstore_http.workers.worker import serve
 
     worker_counters = WorkerCounters(counters, number, request_cells())
-    return serve(settings, sockets, certificate, terminal, worker_counters, notifier, on_ready, on_level)
+    return serve(settings, sockets, *secrets, terminal, worker_counters, notifier, on_ready, on_level)
 
 
 def _name_worker(number: int) -> None:

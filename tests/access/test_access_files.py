@@ -150,6 +150,12 @@ BAD_TABLES = {
     "the name of kvstore's own": AccessTable(())
     .encode()
     .replace(b"[]", b'[{"name": "%s", "created_at": "2027-01-31T12:00:00Z"}]' % OPERATOR.encode()),
+    "an end of what has none": AccessTable(())
+    .encode()
+    .replace(
+        b"[]",
+        b'[{"name": "anonymous", "created_at": "2027-01-31T12:00Z", "expires_at": "2027-01-31T12:00Z"}]',
+    ),
     "not UTF-8": b'{"version": 1, "identities": ["\xff"]}',
     "deep": b"[" * 100_000,
 }
@@ -242,6 +248,15 @@ def test_changes_from_several_sides_all_last(tmp_path: Path) -> None:
         thread.join()
     assert len(read_table(tmp_path / "access.json")[0].identities) == 40
     assert not [path for path in tmp_path.iterdir() if path.name != "access.json"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_change(tmp_path: Path) -> None:
+    opened(tmp_path)
+    draft, other = tmp_path / ".access.key.0a1b2c3d.part", tmp_path / ".other.0a1b2c3d.part"
+    for path in (draft, other):
+        path.touch()
+    edit(tmp_path, put("a"))
+    assert [path.exists() for path in (draft, other)] == [False, True]
 
 
 def test_the_daemon_does_not_wait_for_a_command_that_hangs(tmp_path: Path) -> None:
@@ -441,6 +456,7 @@ def test_creating_twice_is_told_and_repeating_a_creation_is_not() -> None:
         (changes.put_identity("a/b", NOW), "bad_request", "not the name of an identity"),
         (changes.put_identity("anonymous", NOW, grants=["admin"]), "bad_request", "never admin"),
         (changes.put_identity("anonymous", NOW, key=StoredKey(KEY, NOW)), "bad_request", "it gets none"),
+        (changes.put_identity("anonymous", NOW, expires_at=NOW), "bad_request", "has no end"),
         (changes.put_identity("other", NOW, key=StoredKey(KEY, NOW)), "condition_failed", "there twice"),
         (changes.delete_token("ci", "00000000"), "not_found", "'ci' has no token '00000000'"),
         (changes.delete_key("ci", KEY[::-1]), "not_found", "'ci' has no key"),

@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import click
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kvstore_cli.main import COMMANDS, cli
 from kvstore_cli.terminal import humanize
+from kvstore_core.operations import MESSAGE
 from support.scripted import answer
 from support.servers import Daemon, Facade, free_port, kvstore_command
 
@@ -290,6 +293,80 @@ def test_history_shows_the_newest_first(kvstore: Kvstore) -> None:
     assert len(kvstore.lines("history", "past/h", "--limit", "2", "--json")) == 2
 
 
+def test_each_command_that_writes_says_why(kvstore: Kvstore) -> None:
+    folder = kvstore.folder
+    (folder / "why.ndjson").write_text('{"key": "why/imported", "value": "1"}\n')
+    ops = [
+        {"op": "put", "key": "why/own", "value": "1", "message": "its own"},
+        {"op": "incr", "key": "why/n"},
+    ]
+    kvstore.out("put", "why/a", "{}", "--ttl", "1h", "-m", "put")
+    kvstore.out("patch", "why/a", '{"b": 1}', "--message", "patch, ü 50%")
+    kvstore.out("touch", "why/a", "--ttl", "2h", "-m", "touch")
+    kvstore.out("persist", "why/a", "-m", "persist")
+    kvstore.out("incr", "why/n", "-m", "incr")
+    kvstore.out("batch", "-", "-m", "batch", stdin=json.dumps(ops).encode())
+    kvstore.out("import", "why.ndjson", "-m", "import")
+    kvstore.out("delete", "why/a", "-m", "delete")
+    kvstore.out("delete", "why/own", "why/n", "-m", "delete two")
+    kvstore.out("delete", "--prefix", "why/", "-m", "delete all")
+    said = [
+        "delete all", "delete two", "delete two", "delete", "import", "batch", "its own", "incr", "persist",
+        "touch", "patch, ü 50%", "put",
+    ]  # fmt: skip
+    assert [event["message"] for event in kvstore.lines("log", "why/", "--json")] == said
+    rows = [line.split("\t") for line in kvstore.out("log", "--prefix", "why/").decode().splitlines()]
+    assert [row[-1] for row in rows] == said
+    assert {row[2] for row in rows} == {"-"}
+    assert (rows[-1][3:5], rows[0][3:5]) == (["put", "why/a"], ["delete", "why/imported"])
+    assert kvstore.lines("log", "why/", "-n", "1", "--before", rows[0][0], "--json")[0]["message"] == said[1]
+    history = [line.split("\t") for line in kvstore.out("history", "why/own").decode().splitlines()]
+    assert [row[2:] for row in history] == [["delete", "", "-", "delete two"], ["put", "1", "-", "its own"]]
+
+
+def test_every_command_that_writes_takes_a_message() -> None:
+    context = click.Context(cli)
+    taking = set()
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None
+        taking |= {name for parameter in command.params if "-m" in parameter.opts}
+    assert taking == {"put", "patch", "delete", "incr", "touch", "persist", "batch", "import"}
+
+
+@pytest.mark.parametrize("message", ["", "two\nlines", "\x1b[31mred", "\u202e", "x" * 201, b"\xff"])
+def test_what_is_no_message_is_refused_as_by_the_service(kvstore: Kvstore, message: str | bytes) -> None:
+    done = kvstore("put", "why/refused", "v", "-m", message)
+    assert done.returncode == 2
+    assert (MESSAGE if isinstance(message, str) else "UTF-8").encode() in b" ".join(done.stderr.split())
+    assert kvstore("get", "why/refused").returncode == 3
+
+
+def test_blame_tells_of_each_key_who_changed_it_last(kvstore: Kvstore) -> None:
+    kvstore.out("put", "blame/a", "1", "-m", "first")
+    kvstore.out("put", "blame/a", "2", "-m", "second")
+    kvstore.out("put", "blame/tab\t", "1")
+    kvstore.out("put", "blame/gone", "1")
+    kvstore.out("delete", "blame/gone")
+    rows = [line.split("\t") for line in kvstore.out("blame", "blame/").decode().splitlines()]
+    assert [[row[1], *row[3:]] for row in rows] == [["-", "blame/a", "second"], ["-", "blame/tab\\t", ""]]
+    first = kvstore.lines("blame", "--prefix", "blame/", "--json")[0]
+    assert (first["key"], first["message"], str(first["revision"])) == ("blame/a", "second", rows[0][0])
+    assert "value" not in first
+    shown = re.sub(r"\x1b\[\d+m", "", kvstore.on_terminal("blame", "blame/")).splitlines()
+    assert shown[0].split() == ["REVISION", "AUTHOR", "MODIFIED", "KEY", "MESSAGE"]
+    assert len({line.index("blame/") for line in shown[1:]}) == 1
+
+
+def test_a_long_log_is_written_as_it_is_read(kvstore: Kvstore) -> None:
+    kvstore.out("batch", "-", stdin=json.dumps([{"op": "incr", "key": "long/n"}] * 2100).encode())
+    shown = re.sub(r"\x1b\[\d+m", "", kvstore.on_terminal("log", "long/")).splitlines()
+    assert len(shown) == 2101
+    assert sum("REVISION" in line for line in shown) == 1
+    revisions = [int(line.split()[0]) for line in shown[1:]]
+    assert revisions == sorted(revisions, reverse=True)
+
+
 def test_status_has_every_figure_and_a_histogram_in_a_few_words(kvstore: Kvstore) -> None:
     kvstore.out("put", "counted", "x")
     status = kvstore.lines("status", "--json")[0]
@@ -490,7 +567,14 @@ def test_a_terminal_gets_what_matters_of_the_status_in_units(kvstore: Kvstore) -
 
 def test_a_pipe_gets_neither_colours_nor_heads(kvstore: Kvstore) -> None:
     kvstore.out("put", "plain", "v")
-    for command in (["list", "--long"], ["history", "plain"], ["status"], ["get", "--all"]):
+    for command in (
+        ["list", "--long"],
+        ["log"],
+        ["blame"],
+        ["history", "plain"],
+        ["status"],
+        ["get", "--all"],
+    ):
         out = kvstore.out(*command)
         assert b"\x1b[1m" not in out
         assert b"REVISION" not in out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 from support.engine_store import FakeClock, OpenStore, Store, opened
+from support.recorded import Recorded
 
 ENGINES: dict[str, Callable[..., Any]] = {"lmdb": LmdbEngine}
 
@@ -47,3 +51,20 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "root"
     folder.mkdir()
     return folder.resolve()
+
+
+@pytest.fixture
+def fast_folder(tmp_path: Path) -> Iterator[Path]:
+    """Where nothing is really synced: what was left is looked at some hundred times."""
+    shared = Path("/dev/shm")  # noqa: S108 - in a new folder
+    if not os.access(shared, os.W_OK):
+        yield tmp_path / "left"
+        return
+    folder = shared / f"kvstore-{os.getpid()}-{random.randrange(2**32):x}"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def recorded(root: Path, tmp_path: Path, fast_folder: Path) -> Recorded:
+    return Recorded(root, tmp_path, fast_folder)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,29 +17,16 @@ import pytest
 from kvstore_client import Client
 from kvstore_daemon.storage.offline import reader_process
 from kvstore_daemon.storage.offline.verify import verify
-from support.disk import Disk, lay_out, preloaded, run_script, steps
-from support.lengths import SHARE, Survived, times
-from support.servers import StartDaemon, clean_environment, kvstore_command, wait_until
+from support.disk import Disk, preloaded, run_script, steps
+from support.lengths import Survived, times
+from support.recorded import Recorded
+from support.servers import StartDaemon, wait_until
 
 SEEDS = times(1, full=40)
 ROUNDS = times(10, full=150)
 SAMPLES = times(1, full=4)
-KINDS = "SFRLUD" if SHARE else "FRLU"
-"""Before which steps of a command the power is cut: those that change names, or all that count."""
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
-
-
-@pytest.fixture
-def fast_folder(tmp_path: Path) -> Iterator[Path]:
-    """Where nothing is really synced: what was left is looked at some hundred times."""
-    shared = Path("/dev/shm")  # noqa: S108 - in a new folder
-    if not os.access(shared, os.W_OK):
-        yield tmp_path / "left"
-        return
-    folder = shared / f"kvstore-{os.getpid()}-{random.randrange(2**32):x}"
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.torture
@@ -115,48 +100,6 @@ def test_the_weaker_modes_sync_on_a_timer_or_at_the_end(
     for step in steps(record):
         disk.happen(step)
     assert disk.unsynced(str(file)) == []
-
-
-class Recorded:
-    """Runs commands on a disk that is recorded, and cuts its power at each step of theirs."""
-
-    def __init__(self, root: Path, home: Path, work: Path) -> None:
-        self._root = root
-        self._record = home / "record"
-        self._work = work
-        self._environment = clean_environment(home, **preloaded(root, self._record))
-
-    def run(self, *arguments: object) -> None:
-        done = subprocess.run(
-            kvstore_command(*map(str, arguments)),
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-
-    def steps(self) -> int:
-        """How many steps there were so far."""
-        return len(steps(self._record))
-
-    def cuts(self, since: int) -> Iterator[tuple[Path, bool]]:
-        """What may be left of the folder at each step from the step ``since`` on, and whether it is what is
-        left for certain after the last."""
-        disk, chance, taken = Disk(), random.Random(since), steps(self._record)
-        for number, step in enumerate(taken):
-            if number >= since and step.kind in KINDS:
-                for left in (disk.least(), disk.most(), disk.torn(chance, step)):
-                    lay_out(left, self._root, self._work)
-                    yield self._work, False
-            disk.happen(step)
-        lay_out(disk.least(), self._root, self._work)
-        yield self._work, True
-
-
-@pytest.fixture
-def recorded(root: Path, tmp_path: Path, fast_folder: Path) -> Recorded:
-    return Recorded(root, tmp_path, fast_folder)
 
 
 def facts(folder: Path) -> tuple[str, int]:

@@ -16,9 +16,10 @@ import falcon
 import pytest
 from falcon.testing import TestClient
 
+from kvstore_core.access.principal import UNRESTRICTED
 from kvstore_core.errors import KvError
 from kvstore_http.metrics.counters import SharedCounters, WorkerCounters
-from kvstore_http.protocol.environ import RAW_QUERY
+from kvstore_http.protocol.environ import RAW_QUERY, WHO
 from kvstore_http.protocol.query_params import CHECKS
 from kvstore_http.resources import health
 from kvstore_http.resources.health import ReadyzResource
@@ -177,7 +178,7 @@ class Answers:
     def __init__(self, outcome: dict[str, Any] | KvError) -> None:
         self._outcome = outcome
 
-    def call(self, _op: dict[str, Any]) -> dict[str, Any]:
+    def call(self, _op: dict[str, Any], **_: Any) -> dict[str, Any]:
         if isinstance(self._outcome, KvError):
             raise self._outcome
         return self._outcome
@@ -187,7 +188,7 @@ class WithRawQuery:
     """Leaves the query where the server does."""
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
-        req.env[RAW_QUERY] = req.query_string
+        req.env[RAW_QUERY], req.env[WHO] = req.query_string, UNRESTRICTED
 
 
 def readyz_where(outcome: dict[str, Any] | KvError, shared_counters: SharedCounters | None = None) -> Any:

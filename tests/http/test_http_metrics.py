@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from kvstore_http.metrics.exposition import CATALOGUE, HISTOGRAM
 from support.markdown import ROOT, table_rows
-from support.metrics import ONLY_WITH_TLS, Scrape, let_things_happen, scrape
+from support.metrics import ONLY_SECURED, Scrape, let_things_happen, scrape
 from support.programs import require_program
 from support.servers import Daemon, Facade, Service, children, wait_until
 from support.session import Session
@@ -43,7 +43,7 @@ def test_what_is_exposed_is_what_the_catalogue_says(seen: Scrape) -> None:
     for name, row in CATALOGUE.items():
         family = seen.families[name]
         assert family.documentation == row.meaning
-        assert family.samples or name in ONLY_WITH_TLS, f"{name} has nothing to tell"
+        assert family.samples or name in ONLY_SECURED, f"{name} has nothing to tell"
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == set(row.labels)
 

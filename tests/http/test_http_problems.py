@@ -15,10 +15,11 @@ from typing import Any, cast
 import pytest
 
 from kvstore_cli.config.resolve import resolve
+from kvstore_core.access.principal import UNRESTRICTED
 from kvstore_core.errors import ERRORS, KvError
 from kvstore_http.app import create_app
 from kvstore_http.metrics.counters import WorkerCounters
-from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY
+from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY, WHO
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from support.metrics import scrape
@@ -59,6 +60,7 @@ def through_the_application(error: Exception, method: str = "GET") -> Answer:
         "QUERY_STRING": "",
         RAW_PATH: "/v1/kv/some-key",
         RAW_QUERY: "",
+        WHO: UNRESTRICTED,
         "wsgi.input": io.BytesIO(b"value"),
         "wsgi.errors": sys.stderr,
         "CONTENT_LENGTH": "5" if method == "PUT" else "",

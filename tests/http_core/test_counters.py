@@ -86,7 +86,7 @@ def test_what_is_the_case_now_ends_with_the_worker_and_what_happened_stays() -> 
     shared_counters.note_end(1)
     shown = {
         sample.name: sample.value
-        for family in MetricsCollector(first, None).collect()
+        for family in MetricsCollector(first, None, {}).collect()
         for sample in family.samples
         if not sample.labels
     }

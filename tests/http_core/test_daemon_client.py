@@ -11,6 +11,7 @@ import pytest
 import zmq
 from gevent.pool import Group
 
+from kvstore_core.access.principal import UNRESTRICTED
 from kvstore_core.errors import KvError
 from kvstore_core.wire import Limits, Request, decode_request, encode_error, encode_reply
 from kvstore_http.backend.daemon_client import PAGES_UNDER_WAY, WRITES_UNDER_WAY, DaemonClient
@@ -118,11 +119,11 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
 
 
 def get(client: DaemonClient, key: str) -> Callable[[], dict[str, Any]]:
-    return lambda: client.call({"op": "get", "key": key})
+    return lambda: client.call({"op": "get", "key": key}, who=UNRESTRICTED)
 
 
 def put(client: DaemonClient, key: str, value: bytes = b"v") -> Callable[[], dict[str, Any]]:
-    return lambda: client.call({"op": "put", "key": key}, value)
+    return lambda: client.call({"op": "put", "key": key}, value, who=UNRESTRICTED)
 
 
 def test_gets_of_one_moment_travel_together_and_each_caller_gets_its_own(
@@ -163,7 +164,7 @@ def test_batches_do_not_wait_for_each_other_but_writes_gather(
 
     daemon.answer = answer_once_all_are_there
     ops = [{"op": "put", "key": key, "size": 1} for key in "ab"]
-    batches = [lambda: client.request(ops, [b"1", b"2"], atomic=True)] * 20
+    batches = [lambda: client.request(ops, [b"1", b"2"], atomic=True, who=UNRESTRICTED)] * 20
     together(*batches, *(put(client, f"k{number}") for number in range(30)))
     assert len({request.client for request in daemon.requests if request.atomic}) == 20
     assert len({request.client for request in daemon.requests if not request.atomic}) <= WRITES_UNDER_WAY
@@ -182,7 +183,7 @@ def test_an_op_that_is_malformed_fails_alone_and_is_never_sent(
     good, no_key, bad_ttl = together(
         put(client, "good"),
         put(client, ""),
-        lambda: client.call({"op": "put", "key": "k", "ttl": -1}, b""),
+        lambda: client.call({"op": "put", "key": "k", "ttl": -1}, b"", who=UNRESTRICTED),
     )
     assert good["key"] == "good"
     assert (no_key.code, bad_ttl.code) == ("invalid_key", "bad_request")
@@ -237,7 +238,10 @@ def test_nothing_is_sent_again_while_the_connection_lives(
 ) -> None:
     daemon.answer = lambda request: echo(request) if request.ops[0]["key"] == "other" else None
     slow = gevent.spawn(
-        together, put(client, "k"), get(client, "k"), lambda: client.request([{"op": "history", "key": "k"}])
+        together,
+        put(client, "k"),
+        get(client, "k"),
+        lambda: client.request([{"op": "history", "key": "k"}], who=UNRESTRICTED),
     )
     while not slow.ready():
         assert put(client, "other")()["key"] == "other"
@@ -254,7 +258,7 @@ def test_what_a_lost_connection_took_with_it_is_sent_again_once_under_its_number
 ) -> None:
     daemon.answer = lambda _: None
     waiting = gevent.spawn(
-        together, put(client, "k"), lambda: client.request([{"op": "history", "key": "k"}])
+        together, put(client, "k"), lambda: client.request([{"op": "history", "key": "k"}], who=UNRESTRICTED)
     )
     while len(daemon.requests) < 2:
         gevent.sleep(0.001)
@@ -274,7 +278,9 @@ def test_reads_that_are_not_gathered_are_admitted_as_they_are_answered(
 ) -> None:
     daemon.answer = lambda _: None
     page = {"op": "history", "key": "k"}
-    waiting = gevent.spawn(together, *[lambda: client.request([page])] * (5 * PAGES_UNDER_WAY))
+    waiting = gevent.spawn(
+        together, *[lambda: client.request([page], who=UNRESTRICTED)] * (5 * PAGES_UNDER_WAY)
+    )
     while not waiting.ready():
         gevent.sleep(0.001)
     assert len(daemon.asked) == PAGES_UNDER_WAY, "what was given up is not sent any more"
@@ -326,8 +332,8 @@ def test_a_slow_answer_is_a_time_out_while_the_daemon_answers_others(
 
 def test_a_keyed_request_is_numbered_by_its_key(daemon: ScriptedDaemon, client: DaemonClient) -> None:
     op = {"op": "incr", "key": "n"}
-    client.request([op], idempotency_key="abc")
-    client.request([op], idempotency_key="abc")
+    client.request([op], idempotency_key="abc", who=UNRESTRICTED)
+    client.request([op], idempotency_key="abc", who=UNRESTRICTED)
     assert [(request.client, request.seq) for request in daemon.requests] == [("http:abc", 1)] * 2
 
 
@@ -335,7 +341,9 @@ def test_a_request_of_its_own_is_not_merged_and_keeps_its_order(
     daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:
     ops = [{"op": "put", "key": key, "size": 1} for key in "ab"] + [{"op": "get", "key": "a"}]
-    results, _ = together(lambda: client.request(ops, [b"1", b"2"], atomic=True).results, put(client, "c"))
+    results, _ = together(
+        lambda: client.request(ops, [b"1", b"2"], atomic=True, who=UNRESTRICTED).results, put(client, "c")
+    )
     assert [result["key"] for result in results] == ["a", "b", "a"]
     assert sorted((len(request.ops), request.atomic) for request in daemon.requests) == [
         (1, False),

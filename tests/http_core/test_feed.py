@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from kvstore_cli.config.resolve import resolve
+from kvstore_core.access.principal import UNRESTRICTED
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import (
@@ -101,6 +102,10 @@ class Store:
         self.context.term()
 
 
+def always() -> None:
+    """The check of a long poll whose caller may always read."""
+
+
 class Reader:
     """A stream that was handed over to the broadcaster."""
 
@@ -111,7 +116,7 @@ class Reader:
         self._received = b""
         self._is_over = False
         form = Format(is_sse=False, has_values=True, is_chunked=False)
-        broadcaster.adopt(StreamSpec(Filter(), form, previous=False), start, other, b"")
+        broadcaster.adopt(StreamSpec(Filter(), form, previous=False), start, UNRESTRICTED, other, b"")
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -289,12 +294,12 @@ def test_a_key_that_changed_while_the_feed_was_asleep_is_looked_at_again(
 ) -> None:
     known = store.head
     store.commit()
-    assert feed.wait_for_change("k", known, 60)
+    assert feed.wait_for_change("k", known, 60, always)
 
 
 def test_a_change_ends_a_wait_that_woke_the_feed(store: Store, feed: ChangeFeed) -> None:
     known = store.commit()
-    waiting = gevent.spawn(feed.wait_for_change, "k", known, 60)
+    waiting = gevent.spawn(feed.wait_for_change, "k", known, 60, always)
     until(lambda: "events" in store.asked and not feed.cursor(previous=False).is_reading)
     store.commit()
     store.beat()
@@ -302,7 +307,7 @@ def test_a_change_ends_a_wait_that_woke_the_feed(store: Store, feed: ChangeFeed)
 
 
 def test_a_wait_that_woke_the_feed_ends_when_its_time_is_up(store: Store, feed: ChangeFeed) -> None:
-    assert not feed.wait_for_change("k", store.head, 0.05)
+    assert not feed.wait_for_change("k", store.head, 0.05, always)
 
 
 def test_a_stream_for_which_a_change_cannot_be_written_is_cut_off_before_it(

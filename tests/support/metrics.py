@@ -16,8 +16,8 @@ from support.programs import Program
 from support.session import Answer, Session
 from support.streams import open_stream
 
-ONLY_WITH_TLS = {"kvstore_tls_certificate_expires_at_seconds"}
-"""What a service without TLS has nothing to say of."""
+ONLY_SECURED = {"kvstore_tls_certificate_expires_at_seconds", "kvstore_access_expires_at_seconds"}
+"""What a service without TLS and access has nothing to say of."""
 
 
 class Scrape:

@@ -95,6 +95,21 @@ class WholeNumber(click.ParamType[int]):
         return number
 
 
+class MessageType(TextType):
+    """Why a change is made, as the service takes it."""
+
+    def __init__(self) -> None:
+        super().__init__(may_be_empty=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from kvstore_core.operations import MESSAGE, is_message  # few commands have one
+
+        text = super().convert(value, param, ctx)
+        if not is_message(text):
+            self.fail(f"it must be {MESSAGE}", param, ctx)
+        return text
+
+
 KEY = TextType(may_be_empty=False)
 TEXT = TextType(may_be_empty=True)
 TIME = KindType(DURATION)
@@ -118,6 +133,9 @@ def _key_option(
     )
 
 
+message_option = click.option(
+    "--message", "-m", type=MessageType(), metavar="TEXT", help="Why; kept with the change: see kvstore log."
+)
 start_option = _key_option("--start", metavar="KEY", help_text="Only keys from KEY on, in byte order.")
 end_option = _key_option("--end", metavar="KEY", help_text="Only keys before KEY, in byte order.")
 
@@ -125,6 +143,18 @@ end_option = _key_option("--end", metavar="KEY", help_text="Only keys before KEY
 def prefix_option(help_text: str) -> Callable[[_Function], _Function]:
     """``--prefix P``, once."""
     return _key_option("--prefix", metavar="P", help_text=help_text)
+
+
+start_of_keys_argument = click.argument(
+    "start_of_keys", metavar="[PREFIX]", type=TEXT, required=False, shell_complete=complete_key
+)
+
+
+def prefix_of(start_of_keys: str | None, prefix: str | None) -> str | None:
+    """The prefix, which is given as PREFIX or as ``--prefix``."""
+    if start_of_keys is not None and prefix is not None:
+        raise click.UsageError("give PREFIX or --prefix, not both")
+    return prefix if start_of_keys is None else start_of_keys
 
 
 def prefixes_option(help_text: str) -> Callable[[_Function], _Function]:

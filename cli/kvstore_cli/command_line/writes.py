@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from urllib.parse import quote
 
 import click
 
@@ -23,6 +24,11 @@ def condition_headers(if_revision: int | None) -> dict[str, str]:
     if if_revision is None:
         return {}
     return {"If-Match": f'"{if_revision}"'} if if_revision else {"If-None-Match": "*"}
+
+
+def message_headers(message: str | None) -> dict[str, str]:
+    """The header that says why a change is made."""
+    return {} if message is None else {"X-Kvstore-Message": quote(message, safe="")}
 
 
 def read_value(value: str, service: ServiceClient) -> bytes:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from kvstore_cli.command_line.parameters import file_argument
+from kvstore_cli.command_line.parameters import file_argument, message_option
 from kvstore_cli.command_line.subcommand import client_of, subcommand
+from kvstore_cli.command_line.writes import message_headers
 from kvstore_cli.files.input_file import read_batch
 from kvstore_cli.http_client.batch import run_ops
 from kvstore_cli.http_client.errors import problem_error
@@ -20,7 +21,8 @@ from kvstore_core.errors import EXIT_DONE
 @subcommand("client")
 @file_argument
 @click.option("--atomic", is_flag=True, help="All or nothing, in one revision; each key at most once.")
-def command(context: click.Context, file: str, atomic: bool) -> int:
+@message_option
+def command(context: click.Context, file: str, atomic: bool, message: str | None) -> int:
     """Run the operations in FILE (- is standard input), and print the result of each as JSON, one a
     line, in the same order.
 
@@ -37,6 +39,8 @@ def command(context: click.Context, file: str, atomic: bool) -> int:
       {"op": "touch", "key": K, "ttl": SECONDS}
       {"op": "persist", "key": K}
 
+    Each that writes may have a "message", which says why; the others get that of --message.
+
     Without --atomic each operation succeeds or fails on its own, and a large file is sent in parts.
 
     Exit status: 0, or that of the first operation that failed.
@@ -49,7 +53,7 @@ def command(context: click.Context, file: str, atomic: bool) -> int:
     """
     ops, says_atomic = _parse(read_batch(file))
     with client_of(context) as service:
-        return _print_results(run_ops(service, ops, atomic=atomic or says_atomic))
+        return _print_results(run_ops(service, ops, message_headers(message), atomic=atomic or says_atomic))
 
 
 def _parse(text: bytes) -> tuple[list[Any], bool]:

@@ -8,7 +8,7 @@ import click
 
 from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.subcommand import client_of, subcommand
-from kvstore_cli.command_line.writes import condition_headers, print_revision
+from kvstore_cli.command_line.writes import condition_headers, message_headers, print_revision
 from kvstore_cli.http_client.client import ServiceClient, key_path
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
@@ -24,6 +24,7 @@ from kvstore_core.errors import EXIT_DONE, KvError
     help="Only if the key still has revision REV.",
 )
 @click.option("--atomic", is_flag=True, help="All KEYs or none, in one revision; 100 at most.")
+@parameters.message_option
 @parameters.json_option("Print the result as JSON.")
 def command(
     context: click.Context,
@@ -31,6 +32,7 @@ def command(
     prefix: str | None,
     if_revision: int | None,
     atomic: bool,
+    message: str | None,
     as_json: bool,
 ) -> int:
     """Remove KEY and print the revision of the delete, or remove all keys that begin with --prefix and
@@ -48,32 +50,36 @@ def command(
       kvstore delete greeting
       kvstore delete lock:build --if-revision 1042
       kvstore delete user:42 email:42 --atomic
-      kvstore delete --prefix session:
+      kvstore delete --prefix session: -m 'everybody logs in again'
     """
     which = parameters.exactly_one({"KEY": keys or None, "--prefix": prefix})
     if if_revision is not None and len(keys) != 1:
         raise click.UsageError("--if-revision needs exactly one KEY")
     if atomic and prefix is not None:
         raise click.UsageError("--atomic needs KEYs: a prefix may have more keys than one revision takes")
+    headers = message_headers(message)
     with client_of(context) as service:
         if which == "--prefix":
-            _delete_prefix(service, prefix or "", as_json=as_json)
+            _delete_prefix(service, prefix or "", headers, as_json=as_json)
         elif len(keys) == 1:
-            headers = condition_headers(if_revision)
+            headers |= condition_headers(if_revision)
             made = service.request("DELETE", key_path("kv", keys[0]), headers=headers).json()
             print_revision(made, as_json=as_json)
         else:
-            return _delete_each(service, keys, atomic=atomic, as_json=as_json)
+            return _delete_each(service, keys, headers, atomic=atomic, as_json=as_json)
     return EXIT_DONE
 
 
-def _delete_each(service: ServiceClient, keys: Sequence[str], *, atomic: bool, as_json: bool) -> int:
+def _delete_each(
+    service: ServiceClient, keys: Sequence[str], headers: dict[str, str], *, atomic: bool, as_json: bool
+) -> int:
     from kvstore_cli.http_client.batch import run_ops
     from kvstore_cli.http_client.errors import problem_error
 
     status = EXIT_DONE
     try:
-        results = list(run_ops(service, [{"op": "delete", "key": key} for key in keys], atomic=atomic))
+        ops = [{"op": "delete", "key": key} for key in keys]
+        results = list(run_ops(service, ops, headers, atomic=atomic))
     except KvError as error:
         if not atomic or "outcome" in error.details:
             raise
@@ -90,10 +96,10 @@ def _delete_each(service: ServiceClient, keys: Sequence[str], *, atomic: bool, a
     return status
 
 
-def _delete_prefix(service: ServiceClient, prefix: str, *, as_json: bool) -> None:
+def _delete_prefix(service: ServiceClient, prefix: str, headers: dict[str, str], *, as_json: bool) -> None:
     if not prefix:
         raise click.UsageError("the prefix is empty: that would remove everything")
-    result = service.request("DELETE", "/v1/kv", [("prefix", prefix)]).json()
+    result = service.request("DELETE", "/v1/kv", [("prefix", prefix)], headers=headers).json()
     if as_json:
         output.write_json(result)
     elif output.on_terminal():

@@ -20,7 +20,8 @@ from kvstore_cli.terminal import output
 def command(context: click.Context, key: str, limit: int | None, before: int | None, as_json: bool) -> None:
     """Show what happened to KEY, newest first, as far back as the log goes.
 
-    Without --json: revision, time, op, and the value of a put.
+    Without --json: revision, time, op, and the value of a put; then, where any of them is known, the
+    author and the message of each.
 
     Exit status: 0, or 3 if the log has no event of the key.
 
@@ -34,14 +35,23 @@ def command(context: click.Context, key: str, limit: int | None, before: int | N
     with client_of(context) as service:
         events = service.items(key_path("history", key), query, limit, "events")
         if not as_json:
-            output.write_table(("REVISION", "TIME", "OP", "VALUE"), [_row(event) for event in events])
+            _write(list(events))
             return
         for event in events:
             output.write_json(event)
 
 
-def _row(event: dict[str, Any]) -> tuple[str, ...]:
+def _write(events: list[dict[str, Any]]) -> None:
+    head, rows = ["REVISION", "TIME", "OP", "VALUE"], [_row(event) for event in events]
+    if any("author" in event or "message" in event for event in events):
+        head += ["AUTHOR", "MESSAGE"]
+        for event, row in zip(events, rows, strict=True):
+            row += [event.get("author", "-"), event.get("message", "")]
+    output.write_table(head, rows)
+
+
+def _row(event: dict[str, Any]) -> list[str]:
     value = ""
     if event["op"] == "put":
         value = output.preview(output.value_of(event), event["content_type"])
-    return str(event["revision"]), event["time"], event["op"], value
+    return [str(event["revision"]), event["time"], event["op"], value]

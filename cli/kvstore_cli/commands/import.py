@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvstore_cli.command_line.parameters import TEXT, complete_file, file_argument
+from kvstore_cli.command_line.parameters import TEXT, complete_file, file_argument, message_option
 from kvstore_cli.command_line.subcommand import (
     configuration_of,
     exit_on_signals,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--prefix-add", type=TEXT, default="", metavar="P", help="Add the prefix P to every key, after stripping."
 )
+@message_option
 @click.option("--keep-going", is_flag=True, help="Skip lines that cannot be used, and report them.")
 @click.option("--dry-run", is_flag=True, help="Check every line, but put nothing.")
 @click.option(
@@ -52,6 +53,7 @@ def command(
     if_absent: bool,
     prefix_strip: str,
     prefix_add: str,
+    message: str | None,
     keep_going: bool,
     dry_run: bool,
     state_path: str | None,
@@ -63,7 +65,8 @@ def command(
 
     Keys that exist are overwritten, unless --if-absent is given; keys that are not in FILE are not
     touched. Values, media types and expiry times are kept, and expired records are skipped.
-    Revisions, versions and times of change are new: they are those of this store.
+    Revisions, versions and times of change are new: they are those of this store. So are author and
+    message: an import is a change of its own, and --message says why it was made.
 
     A file is read twice. First every line is checked, and that the export is complete: on an error the
     line is named and nothing is put. Then the records are sent in batches. FILE.import-state keeps
@@ -84,7 +87,7 @@ def command(
     from kvstore_cli.transfer.ndjson_format import opened_import
 
     exit_on_signals()
-    policy = Policy(if_absent, prefix_strip, prefix_add, keep_going)
+    policy = Policy(if_absent, prefix_strip, prefix_add, keep_going, message)
     configuration = configuration_of(context, "client")
     retry = RetryLimit(long_retry_ms(configuration), output.talk)
     with opened_import(file) as source, new_client(configuration, retries=False) as service:

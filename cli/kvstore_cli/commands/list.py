@@ -12,13 +12,7 @@ from kvstore_cli.terminal import output
 
 
 @subcommand("client")
-@click.argument(
-    "start_of_keys",
-    metavar="[PREFIX]",
-    type=parameters.TEXT,
-    required=False,
-    shell_complete=parameters.complete_key,
-)
+@parameters.start_of_keys_argument
 @parameters.prefix_option("Same as PREFIX.")
 @parameters.start_option
 @parameters.end_option
@@ -52,11 +46,10 @@ def command(
       kvstore list --start a --end b --long
       kvstore list --prefix queue/ --count
     """
-    if start_of_keys is not None and prefix is not None:
-        raise click.UsageError("give PREFIX or --prefix, not both")
+    prefix = parameters.prefix_of(start_of_keys, prefix)
     if null and (count or long or as_json):
         raise click.UsageError("--null excludes --count, --long and --json")
-    bounds = [("prefix", prefix if start_of_keys is None else start_of_keys), ("start", start), ("end", end)]
+    bounds = [("prefix", prefix), ("start", start), ("end", end)]
     query = [(name, text) for name, text in bounds if text is not None]
     with client_of(context) as service:
         if count:

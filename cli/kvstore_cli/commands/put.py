@@ -8,7 +8,13 @@ import click
 
 from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.subcommand import client_of, subcommand
-from kvstore_cli.command_line.writes import condition_headers, print_revision, read_value, ttl_parameter
+from kvstore_cli.command_line.writes import (
+    condition_headers,
+    message_headers,
+    print_revision,
+    read_value,
+    ttl_parameter,
+)
 from kvstore_cli.http_client.client import key_path
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 
@@ -26,6 +32,7 @@ from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
     help=f"The value's media type.  [default: {TEXT_CONTENT_TYPE} if it is UTF-8, "
     f"else {DEFAULT_CONTENT_TYPE}]",
 )
+@parameters.message_option
 @click.option("--literal", is_flag=True, help="Store VALUE as it is, even if it is - or begins with @.")
 @parameters.json_option("Print key, revision and version as JSON.")
 def command(
@@ -37,6 +44,7 @@ def command(
     if_absent: bool,
     if_revision: int | None,
     content_type: str | None,
+    message: str | None,
     literal: bool,
     as_json: bool,
 ) -> None:
@@ -55,6 +63,7 @@ def command(
       kvstore put lock:build "$HOSTNAME" --if-absent --ttl 60s
       date | kvstore put now -
       kvstore put offset -5
+      kvstore put limits/upload 50M -m 'asked for by support'
     """
     if if_absent and if_revision is not None:
         raise click.UsageError("--if-absent and --if-revision exclude each other")
@@ -68,7 +77,7 @@ def command(
     with client_of(context) as service:
         body = os.fsencode(value) if literal else read_value(value, service)
         headers = {"Content-Type": content_type or _guess_type(body)}
-        headers |= condition_headers(0 if if_absent else if_revision)
+        headers |= condition_headers(0 if if_absent else if_revision) | message_headers(message)
         made = service.request("PUT", key_path("kv", key), query, body=body, headers=headers).json()
     print_revision(made, as_json=as_json)
 

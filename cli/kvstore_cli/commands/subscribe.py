@@ -67,9 +67,9 @@ def command(
 
     --exec runs CMD in a shell, one event at a time, with the value (the last one, of an expired key)
     on standard input and the event in KVSTORE_EVENT_OP, _KEY, _REVISION, _INDEX, _COUNT, _TIME,
-    _CONTENT_TYPE, _VERSION, _EXPIRES_AT, _PREVIOUS_REVISION and _CURSOR. A command that fails is
-    reported on standard error and the stream continues; the exit status is then 1. With --fail-fast
-    it stops there, and the event stays undelivered. A CMD never outlives this command.
+    _CONTENT_TYPE, _VERSION, _EXPIRES_AT, _PREVIOUS_REVISION, _AUTHOR, _MESSAGE and _CURSOR. A command
+    that fails is reported on standard error and the stream continues; the exit status is then 1. With
+    --fail-fast it stops there, and the event stays undelivered. A CMD never outlives this command.
 
     \b
     Examples:

@@ -6,7 +6,13 @@ import click
 
 from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.subcommand import client_of, subcommand
-from kvstore_cli.command_line.writes import condition_headers, print_revision, read_value, ttl_parameter
+from kvstore_cli.command_line.writes import (
+    condition_headers,
+    message_headers,
+    print_revision,
+    read_value,
+    ttl_parameter,
+)
 from kvstore_cli.http_client.client import key_path
 from kvstore_cli.terminal import output
 from kvstore_core.media_types import MERGE_PATCH
@@ -17,9 +23,16 @@ from kvstore_core.media_types import MERGE_PATCH
 @click.argument("patch", shell_complete=parameters.complete_value)
 @parameters.ttl_option("A new TTL.  [default: the key keeps the one it has]")
 @parameters.if_revision_option
+@parameters.message_option
 @parameters.json_option("Print key, revision and version as JSON.")
 def patch(
-    context: click.Context, key: str, patch: str, ttl: int | None, if_revision: int | None, as_json: bool
+    context: click.Context,
+    key: str,
+    patch: str,
+    ttl: int | None,
+    if_revision: int | None,
+    message: str | None,
+    as_json: bool,
 ) -> None:
     """Merge PATCH into the JSON value of KEY, and print the new revision.
 
@@ -38,7 +51,7 @@ def patch(
       jq -n '{seen: now}' | kvstore patch user:42 -
     """
     query = [] if ttl is None else [ttl_parameter(ttl)]
-    headers = {"Content-Type": MERGE_PATCH, **condition_headers(if_revision)}
+    headers = {"Content-Type": MERGE_PATCH, **condition_headers(if_revision), **message_headers(message)}
     with client_of(context) as service:
         body = read_value(patch, service)
         made = service.request("PATCH", key_path("kv", key), query, body=body, headers=headers).json()
@@ -50,6 +63,7 @@ def patch(
 @click.argument("number", metavar="[N]", type=parameters.WholeNumber(-(2**63)), required=False)
 @click.option("--by", type=parameters.WholeNumber(-(2**63)), metavar="N", help="Same as N.")
 @parameters.if_revision_option
+@parameters.message_option
 @parameters.json_option("Print value, revision and version as JSON.")
 def incr(
     context: click.Context,
@@ -57,6 +71,7 @@ def incr(
     number: int | None,
     by: int | None,
     if_revision: int | None,
+    message: str | None,
     as_json: bool,
 ) -> None:
     """Add N (by default 1) to the whole number in KEY, and print the sum. N may be negative. A missing
@@ -74,7 +89,7 @@ def incr(
     if number is not None and by is not None:
         raise click.UsageError("give N or --by, not both")
     amount = next((given for given in (number, by) if given is not None), 1)
-    headers = condition_headers(if_revision)
+    headers = condition_headers(if_revision) | message_headers(message)
     with client_of(context) as service:
         made = service.request("POST", key_path("incr", key), [("by", str(amount))], headers=headers).json()
     output.write_json(made) if as_json else output.write_line(str(made["value"]))
@@ -83,8 +98,9 @@ def incr(
 @subcommand("client")
 @parameters.key_argument
 @parameters.ttl_option("Counted from now: 30, 30s, 5m, 2h, 7d, 500ms.", required=True)
+@parameters.message_option
 @parameters.json_option("Print revision, version and expiry as JSON.")
-def touch(context: click.Context, key: str, ttl: int, as_json: bool) -> None:
+def touch(context: click.Context, key: str, ttl: int, message: str | None, as_json: bool) -> None:
     """Give KEY a new TTL and keep its value; prints the new revision.
 
     Exit status: 0, or 3 if there is no such key.
@@ -94,14 +110,17 @@ def touch(context: click.Context, key: str, ttl: int, as_json: bool) -> None:
       kvstore touch session:42 --ttl 30m
     """
     with client_of(context) as service:
-        made = service.request("POST", key_path("touch", key), [ttl_parameter(ttl)]).json()
+        made = service.request(
+            "POST", key_path("touch", key), [ttl_parameter(ttl)], headers=message_headers(message)
+        ).json()
     print_revision(made, as_json=as_json)
 
 
 @subcommand("client")
 @parameters.key_argument
+@parameters.message_option
 @parameters.json_option("Print revision and version as JSON.")
-def persist(context: click.Context, key: str, as_json: bool) -> None:
+def persist(context: click.Context, key: str, message: str | None, as_json: bool) -> None:
     """Remove the TTL of KEY, so that it does not expire; prints the new revision.
 
     Exit status: 0, or 3 if there is no such key.
@@ -111,5 +130,5 @@ def persist(context: click.Context, key: str, as_json: bool) -> None:
       kvstore persist session:42
     """
     with client_of(context) as service:
-        made = service.request("POST", key_path("persist", key)).json()
+        made = service.request("POST", key_path("persist", key), headers=message_headers(message)).json()
     print_revision(made, as_json=as_json)

@@ -16,14 +16,17 @@ _REQUEST_OPS = 1000
 _REQUEST_BYTES = 4 * 1024 * 1024
 
 
-def run_ops(service: ServiceClient, ops: list[Any], *, atomic: bool = False) -> Iterator[dict[str, Any]]:
+def run_ops(
+    service: ServiceClient, ops: list[Any], headers: dict[str, str] | None = None, *, atomic: bool = False
+) -> Iterator[dict[str, Any]]:
     """The result of each of ``ops``, in order: sent in one request if ``atomic``, else in as many as it
-    takes. Raises the KvError of a request that failed as a whole."""
+    takes, each with ``headers``. Raises the KvError of a request that failed as a whole."""
+    headers = {"Content-Type": JSON, **(headers or {})}
     if atomic:
-        yield from _send(service, [_encoded(op) for op in ops], atomic=True)
+        yield from _send(service, [_encoded(op) for op in ops], headers, atomic=True)
         return
     for before, part in _parts(ops):
-        yield from _send(service, part, before)
+        yield from _send(service, part, headers, before)
 
 
 def _parts(ops: list[Any]) -> Iterator[tuple[int, list[bytes]]]:
@@ -45,10 +48,14 @@ def _encoded(value: Any) -> bytes:
 
 
 def _send(
-    service: ServiceClient, ops: list[bytes], before: int = 0, *, atomic: bool = False
+    service: ServiceClient,
+    ops: list[bytes],
+    headers: dict[str, str],
+    before: int = 0,
+    *,
+    atomic: bool = False,
 ) -> list[dict[str, Any]]:
     body = b'{"atomic":%s,"ops":[%s]}' % (b"true" if atomic else b"false", b",".join(ops))
-    headers = {"Content-Type": JSON}
     try:
         answer = service.request("POST", "/v1/batch", body=body, headers=headers).json()
     except KvError as error:

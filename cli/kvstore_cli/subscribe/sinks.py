@@ -25,6 +25,8 @@ VARIABLES = {
     "modified_at": "when the value was put (put)",
     "expires_at": "when the key will expire (put with a TTL)",
     "previous_revision": "the revision that the key had before, 0 if there was no such key",
+    "author": "who made the change, where that is known",
+    "message": "why it was made, where that was said",
     "cursor": "the position after the event (last event of a revision)",
 }
 """The members of an event that a command gets as ``KVSTORE_EVENT_*``, and what each holds."""

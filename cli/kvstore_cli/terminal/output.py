@@ -150,14 +150,16 @@ def preview(value: bytes, content_type: str, width: int | None = 60) -> str:
 
 
 def write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table to stdout: aligned and with a header on a terminal; with tabs and no header in a pipe."""
+    """Write a table to stdout: aligned and with a header, if ``head`` is not empty, on a terminal; with tabs
+    and no header in a pipe."""
     if not on_terminal():
         for row in rows:
             write_line("\t".join(row))
         return
     cells = [[_outlined(visible(cell)) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
-    write_line(coloured(_aligned(head, widths), "bold"))
+    widths = [max(map(len, column)) for column in zip(*[head] * bool(head), *cells, strict=True)]
+    if head:
+        write_line(coloured(_aligned(head, widths), "bold"))
     for row in cells:
         write_line(_aligned(row, widths))
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import click
 import orjson
 
+from kvstore_cli.command_line.writes import message_headers
 from kvstore_cli.files.position_file import PositionFile
 from kvstore_cli.http_client.client import RetryLimit, ServiceClient
 from kvstore_cli.http_client.errors import problem_error
@@ -39,12 +40,13 @@ _STATE_FORMAT = 1
 
 class Policy(NamedTuple):
     """What to do with a record: which prefix of its key to replace, whether to keep keys that exist
-    (``if_absent``), and whether to skip records that cannot be put (``keep_going``)."""
+    (``if_absent``), whether to skip records that cannot be put (``keep_going``), and why they are put."""
 
     if_absent: bool = False
     prefix_strip: str = ""
     prefix_add: str = ""
     keep_going: bool = False
+    message: str | None = None
 
     def renamed(self, key: str) -> str:
         """The key to put a record under; raises ValueError if it lacks the prefix to strip, and
@@ -104,7 +106,7 @@ class ImportState:
         differences = {
             "the file has changed since": self.sha256 != now.sha256,
             "it went to another store, or the store was restored since": self.epoch != now.epoch,
-            "it was started with other options": self.policy != now.policy,
+            "it was started with other options": Policy()._asdict() | self.policy != now.policy,
         }
         for difference, is_there in differences.items():
             if is_there:
@@ -277,6 +279,7 @@ class Importer:
 
     def _results(self, body: bytes, idempotency_key: str, batch: _ImportBatch) -> list[dict[str, Any]]:
         headers = {"Content-Type": JSON, "Idempotency-Key": idempotency_key}
+        headers |= message_headers(self._policy.message)
         while True:
             try:
                 answer = self._service.request("POST", "/v1/batch", body=body, headers=headers).json()

@@ -41,6 +41,8 @@ MEMBERS = (
     "content_type",
     "modified_at",
     "expires_at",
+    "author",
+    "message",
     "value",
     "value_b64",
 )

@@ -197,8 +197,9 @@ def _replaced(table: AccessTable, row: Identity) -> AccessTable:
         return table
     if len(row.tokens) + len(row.keys) > MAX_CREDENTIALS:
         raise KvError("bad_request", f"{row.name!r} has {MAX_CREDENTIALS} tokens and keys; revoke one first")
-    if row.name == ANONYMOUS and "admin" in row.grants.texts:
-        raise KvError("bad_request", f"{ANONYMOUS!r} is who comes without a credential: it is never admin")
+    if row.name == ANONYMOUS and ("admin" in row.grants.texts or row.expires_at is not None):
+        what = "is never admin" if row.expires_at is None else "has no end; take its grants away instead"
+        raise KvError("bad_request", f"{ANONYMOUS!r} is who comes without a credential: it {what}")
     try:
         return table.with_rows({**table.identities, row.name: row}.values())
     except ValueError as error:  # a token or a key that another one has, too many identities

@@ -174,6 +174,10 @@ class GrantSet:
             KeyRange.of_key(key).covers(on) for key in self._keys[verb]
         )
 
+    def has(self, verb: str) -> bool:
+        """Whether ``verb`` is granted on anything at all."""
+        return verb in self._plain or bool(self._keys.get(verb) or self._prefixes.get(verb))
+
     def deciding(self, need: Need) -> str | None:
         """The text of the grant that :meth:`allow` finds, None where there is none."""
         return next((text for text in self.texts if GrantSet((text,)).allow(need)), None)

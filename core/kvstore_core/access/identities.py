@@ -32,6 +32,7 @@ from kvstore_core.limits import MAX_MOMENT
 
 VERSION = 1
 MAX_NAME = 32
+FOREVER = float("inf")
 MAX_IDENTITIES = 10_000
 MAX_CREDENTIALS = 20
 """Tokens and keys of one identity."""
@@ -95,8 +96,9 @@ class AccessTable:
         return AccessTable(identities, self._signing_key)
 
     def of_credential(self, text: str, now: int) -> Principal:
-        """Who has the token, or the derived credential, ``text``. Raises ``unauthenticated``; that it has
-        expired, or was revoked, is only told to one who had the secret."""
+        """Who has the token, or the derived credential, ``text``. Raises ``unauthenticated``, whose detail
+        ``reason`` is ``unknown``, ``expired`` or ``revoked``: the last two are only told to one who has the
+        secret."""
         if text.startswith(DERIVED_PREFIX):
             statement = verify(text, self._signing_key) if self._signing_key else None
             if statement is None:
@@ -149,7 +151,11 @@ class AccessTable:
     def _of_statement(self, statement: Statement, now: int) -> Principal:
         found = self._tokens.get(statement.token)
         if found is None:
-            raise KvError("unauthenticated", "the token that this was derived from was revoked; log in again")
+            raise KvError(
+                "unauthenticated",
+                "the token that this was derived from was revoked; log in again",
+                reason="revoked",
+            )
         if now >= statement.expires_at:
             raise _over("expired", found[0].name)
         parent = self._of_token(*found, now)
@@ -199,6 +205,18 @@ class AccessTable:
             )
         except KvError:
             return None
+
+    def ends(self) -> dict[str, int]:
+        """When the last token or key of each identity ends, by its name. Without identities that have one
+        without end, or none at all."""
+        found = {}
+        for row in self.identities.values():
+            ends = [*(token.expires_at for token in row.tokens), *(key.expires_at for key in row.keys)]
+            times = [_earliest(row.expires_at, end) for end in ends]
+            last = max((FOREVER if time is None else time for time in times), default=FOREVER)
+            if last < FOREVER:
+                found[row.name] = int(last)
+        return found
 
     def next_expiry(self, now: int) -> int | None:
         """When the next credential ends after ``now``."""
@@ -296,8 +314,8 @@ def _identity(value: Any, where: str) -> Identity:
     keys = tuple(_key(each, f"{where}.keys[{at}]") for at, each in enumerate(_list(value, "keys", where)))
     if len(tokens) + len(keys) > MAX_CREDENTIALS:
         raise ValueError(f"{where} has more than {MAX_CREDENTIALS} tokens and keys")
-    if name == ANONYMOUS and (tokens or keys or "admin" in parsed.texts):
-        raise ValueError(f"{where}: {ANONYMOUS!r} has no tokens and no keys, and is never admin")
+    if name == ANONYMOUS and (tokens or keys or "expires_at" in value or "admin" in parsed.texts):
+        raise ValueError(f"{where}: {ANONYMOUS!r} has no tokens, no keys and no end, and is never admin")
     return Identity(name, parsed, _time(value, "created_at", where), _end(value, where), tokens, keys)
 
 
@@ -391,8 +409,12 @@ def _earliest(*times: int | None) -> int | None:
 
 
 def _unknown() -> KvError:
-    return KvError("unauthenticated", "this token is not known here; look whether it was mistyped or revoked")
+    return KvError(
+        "unauthenticated",
+        "this token is not known here; look whether it was mistyped or revoked",
+        reason="unknown",
+    )
 
 
 def _over(how: str, name: str) -> KvError:
-    return KvError("unauthenticated", f"this token of {name!r} has {how}; get another one")
+    return KvError("unauthenticated", f"this token of {name!r} has {how}; get another one", reason=how)

@@ -56,7 +56,10 @@ class Principal:
         details = {} if op is None else {"op": op}
         if self.name == ANONYMOUS:
             return KvError(
-                "unauthenticated", f"this needs {need}: send a token, see docs/access.md", **details
+                "unauthenticated",
+                f"this needs {need}: send a token, see docs/access.md",
+                reason="missing",
+                **details,
             )
         on = {} if need.on is None else {"on": str(need.on)}
         return KvError(

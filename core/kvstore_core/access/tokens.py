@@ -14,6 +14,11 @@ from zlib import crc32
 
 TOKEN_PATTERN = re.compile(r"kv_([0-9a-hjkmnp-tv-z]{8})_([0-9A-Za-z]{43})([0-9A-Za-z]{6})", re.ASCII)
 
+_LOOKS_SECRET = re.compile(
+    r"((?:k|%6b)(?:v|%76)(?:_|%5f)[0-9a-z]{8}(?:_|%5f)|(?:k|%6b)(?:v|%76)(?:d|%64)(?:_|%5f))[0-9A-Za-z_%.-]+",
+    re.ASCII | re.IGNORECASE,
+)
+
 _ID_CHARACTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32: no letters that look like others."""
 
@@ -49,6 +54,12 @@ def token_id(text: str) -> str | None:
     """The id of a token; None for a text that is none, or was mistyped."""
     match = TOKEN_PATTERN.fullmatch(text)
     return match[1] if match is not None and _check_of(text[:-6]) == match[3] else None
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with everything that looks like a token, or a credential derived from one, cut off after its
+    id; also where characters of it are percent-encoded, or its end is missing."""
+    return _LOOKS_SECRET.sub(r"\1...", text)
 
 
 def is_token_id(value: object) -> bool:

@@ -150,6 +150,7 @@ def _locked(folder: Path, patience: float) -> Iterator[None]:
         raise _unreadable(folder, error) from error
     try:
         _lock(descriptor, patience)
+        _remove_drafts(folder)
         yield
     finally:
         os.close(descriptor)
@@ -166,6 +167,13 @@ def _lock(descriptor: int, patience: float) -> None:
             time.sleep(0.01)
         else:
             return
+
+
+def _remove_drafts(folder: Path) -> None:
+    """Remove what a writer left that was killed: nobody else writes now."""
+    for name in (TABLE_FILE, KEY_FILE, FACADE_FILE, ADMIN_FILE):
+        for draft in folder.glob(f".{name}.*.part"):
+            draft.unlink(missing_ok=True)
 
 
 # ── the first start ──────────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ thread and holds it up for a sync: changes of identities are rare, and what come
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_daemon.access.authority import Authority, access_is_off, now_ms
 from kvstore_daemon.record_fields import Fields
+
+log = logging.getLogger("kvstore.daemon")
 
 Op = dict[str, Any]
 
@@ -52,10 +55,11 @@ class Administration:
             raise access_is_off()
         return {"identities": [described(row) for row in self._authority.table.identities.values()]}
 
-    def change(self, op: Op) -> Fields:
+    def change(self, op: Op, who: Principal) -> Fields:
         """Do an op that changes the table."""
         change, name = CHANGES[op["op"]](op, now_ms()), op["name"]
         self._authority.change(change, name)
+        log.info("%s of %r, asked for by %r", op["op"], name, who.name)
         row = self._authority.table.identities.get(name)
         return {"deleted": 1} if row is None else described(row)
 

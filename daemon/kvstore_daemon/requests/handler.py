@@ -249,7 +249,7 @@ def _answers(engine: Engine, status: Status, authority: Authority) -> dict[str, 
         "identities": lambda _op, _who: page(administration.identities()),
     }
     for name in CHANGES:
-        answers[name] = lambda op, _who: page(administration.change(op))
+        answers[name] = lambda op, who: page(administration.change(op, who))
     return {**answers, **{name: _of_engine(engine, read) for name, read in READS.items()}}
 
 

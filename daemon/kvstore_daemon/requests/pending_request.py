@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+import orjson
+
 from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog, request_extra
@@ -215,5 +217,7 @@ def _at_op(error: KvError, writes: Sequence[int]) -> KvError:
 
 
 def _size(page: Page) -> int:
-    items = page.fields.get("items") or page.fields.get("events") or ()
+    items = page.fields.get("items") or page.fields.get("events")
+    if not items:
+        return sum(map(len, page.values)) + len(orjson.dumps(page.fields))
     return sum(map(len, page.values)) + sum(_RESULT_BYTES + len(item["key"]) for item in items)

@@ -86,7 +86,9 @@ def session_of(
             raise KvError("unauthenticated", f"a session's cookie is only good with the page's {HALF}")
         return None
     if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("same-origin", "none"):
-        raise KvError("unauthenticated", "a session is only good for the page that began it")
+        raise KvError(
+            "unauthenticated", "a session is only good for the page that began it", reason="cross_site"
+        )
     digest = half_digest(half)
     for cookie in _cookies(environ)[:_MAX_TRIED]:
         if hmac.compare_digest(table.half_of(cookie), digest):

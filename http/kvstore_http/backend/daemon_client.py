@@ -20,15 +20,19 @@ requests get their time once more.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from time import monotonic, perf_counter_ns
 from typing import Any
 
 import gevent
 import zmq
 
+from kvstore_core.access.login_file import CurveKeys
+from kvstore_core.access.principal import THE_FACADE, Principal
 from kvstore_core.errors import KvError
 from kvstore_core.follower import PAGE_SECONDS
 from kvstore_core.operations import OPERATIONS, check_operation
@@ -58,9 +62,14 @@ log = logging.getLogger("kvstore.http")
 
 
 class DaemonClient:
-    """Requests to the daemon at ``endpoint``; each blocks the greenlet that makes it.
+    """Requests to the daemon at ``endpoint``, by CURVE where there are ``keys``; each blocks the greenlet
+    that makes it.
 
-    They raise ``unavailable`` when the daemon is away and ``timed_out`` when it is there but did not
+    Whatever is asked is asked for ``who``, and all that its ops need is checked before any of them is queued:
+    ``not_allowed`` or ``unauthenticated``, with the index of the ``op`` in a request of several. The daemon
+    checks nothing that the facade sends. Changes are made in the name of ``who``.
+
+    Requests raise ``unavailable`` when the daemon is away and ``timed_out`` when it is there but did not
     answer within ``timeout_ms``; a write that may nevertheless have been applied has
     ``details["outcome"] == "unknown"``.
     """
@@ -71,15 +80,19 @@ class DaemonClient:
         endpoint: str,
         timeout_ms: int,
         counters: WorkerCounters | None = None,
+        keys: CurveKeys | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._counters = counters or WorkerCounters.alone()
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._timeout = timeout_ms / 1000
-        self._read_socket = DealerSocket(context, self._loop, endpoint, self._note_reply)
-        self._write_socket = DealerSocket(context, self._loop, endpoint, self._note_reply)
-        self._probe_socket = DealerSocket(context, self._loop, endpoint, self._note_reply, immediate=True)
+        connect = partial(DealerSocket, context, self._loop, endpoint, self._note_reply, keys)
+        self._read_socket, self._write_socket, self._probe_socket = (
+            connect(),
+            connect(),
+            connect(immediate=True),
+        )
         reads, writes, flush = self._read_socket, self._write_socket, self._flush_soon
         self._gets = RequestQueue(reads, [None] * GETS_UNDER_WAY, flush, merges=True)
         self._pages = RequestQueue(reads, [None] * PAGES_UNDER_WAY, flush, merges=False)
@@ -101,7 +114,7 @@ class DaemonClient:
 
     # ── requests: in the caller's greenlet ──────────────────────────────────────────────────────
 
-    def call(self, op: dict[str, Any], value: bytes | None = None) -> dict[str, Any]:
+    def call(self, op: dict[str, Any], value: bytes | None = None, *, who: Principal) -> dict[str, Any]:
         """The result of one op, which shares a request with others; raises the KvError it failed with.
 
         ``value`` is the op's value; its ``size`` is filled in here.
@@ -109,12 +122,15 @@ class DaemonClient:
         if value is not None:
             op = {**op, "size": len(value)}
         row = check_operation(op, 0)
+        if not who.is_unrestricted:
+            who.check(row.needs(op))
+        values = () if value is None else (value,)
+        request = WaitingRequest(self._hub, (op,), values, self._deadline(self._timeout), author=who.name)
         result: OpResult
         if not row.writes and row.name != "get":
-            result = self.request([op]).results[0]  # others would wait for a page, which may be large
+            # not gathered: others would wait for a page, which may be large
+            result = _reply(self._wait_in(self._pages, request)).results[0]
         else:
-            values = () if value is None else (value,)
-            request = WaitingRequest(self._hub, (op,), values, self._deadline(self._timeout))
             result = self._wait_in(self._writes if row.writes else self._gets, request)
         if isinstance(result, KvError):
             result.details.pop("op", None)  # an index in a request that the caller never saw
@@ -126,27 +142,33 @@ class DaemonClient:
         ops: Sequence[dict[str, Any]],
         values: Sequence[bytes] = (),
         *,
+        who: Principal,
         atomic: bool = False,
         idempotency_key: str | None = None,
     ) -> Reply:
         """The reply to ops that are sent as a request of their own; raises the KvError that refused all
-        of them. ``values`` are those of the ops that have one, which say their ``size``.
+        of them. ``values`` are those of the ops that have one, which say their ``size``; the ops must have
+        been checked.
 
-        Under an ``idempotency_key`` the writes are applied once however often this is called.
+        Under an ``idempotency_key`` the writes are applied once however often this is called for ``who``.
         """
-        request = WaitingRequest(self._hub, ops, values, self._deadline(self._timeout), atomic=atomic)
+        if not who.is_unrestricted:
+            for index, op in enumerate(ops):
+                who.check(OPERATIONS[op["op"]].needs(op), index)
+        deadline = self._deadline(self._timeout)
+        request = WaitingRequest(self._hub, ops, values, deadline, author=who.name, atomic=atomic)
         if not any(op["op"] in _WRITING for op in ops):
             return _reply(self._wait_in(self._pages, request))
         if idempotency_key is None:
             return _reply(self._wait_in(self._batches, request))
-        header = {"atomic": atomic, "request_id": request.request_id}
-        key = WriteSequence(f"http:{idempotency_key}").next()
+        header = {"atomic": atomic, "request_id": request.request_id, "author": request.author}
+        key = WriteSequence(_client_of(who, idempotency_key)).next()
         self._write_socket.send(ops, values, request.finish, request.deadline, **header, **key)
         return _reply(request.waiter.get())
 
-    def read(self, op: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def read(self, op: dict[str, Any], *, who: Principal) -> tuple[dict[str, Any], int]:
         """The result of a reading op and the revision of its snapshot; raises what it failed with."""
-        reply = self.request([op])
+        reply = self.request([op], who=who)
         result = reply.results[0]
         if isinstance(result, KvError):
             raise result
@@ -155,8 +177,9 @@ class DaemonClient:
     def read_in_background(self, ops: Sequence[dict[str, Any]]) -> Reply:
         """The reply to a request that only reads and has no caller who waits, such as a page
         for streams that catch up: it does not fail because the daemon has much to do. Make one at a time,
-        since these do not wait for each other as other reads do."""
-        request = WaitingRequest(self._hub, ops, (), self._deadline(PAGE_SECONDS))
+        since these do not wait for each other as other reads do. Who gets what of it is up to the caller."""
+        deadline = self._deadline(PAGE_SECONDS)
+        request = WaitingRequest(self._hub, ops, (), deadline, author=THE_FACADE.name)
         self._read_socket.send(ops, (), request.finish, request.deadline)
         return _reply(request.waiter.get())
 
@@ -271,6 +294,15 @@ class DaemonClient:
         self.is_away = True
         for socket in (self._read_socket, self._write_socket, self._probe_socket):
             socket.close()
+
+
+def _client_of(who: Principal, idempotency_key: str) -> str:
+    """The name under which the daemon numbers the writes of one idempotency key. It is another one for
+    another caller who chose the same key, and is never too long."""
+    if not who.name:
+        return f"http:{idempotency_key}"
+    digest = hashlib.sha256(f"{who.name}\0{idempotency_key}".encode()).hexdigest()
+    return f"http:{digest}"
 
 
 def _sequences(count: int) -> list[WriteSequence]:

@@ -19,7 +19,9 @@ from typing import Any
 
 import zmq
 
+from kvstore_core.access.login_file import CurveKeys
 from kvstore_core.connection_monitor import NOBLOCK, POLLIN, SNDMORE, Monitor
+from kvstore_core.curve import apply_curve
 from kvstore_core.errors import KvError
 from kvstore_core.wire import Reply, decode_reply, encode_request
 
@@ -77,6 +79,7 @@ class DealerSocket:
         loop: Any,
         endpoint: str,
         on_reply: Callable[[SentRequest, Outcome], None],
+        keys: CurveKeys | None = None,
         *,
         immediate: bool = False,
     ) -> None:
@@ -84,6 +87,7 @@ class DealerSocket:
         self._loop = loop
         self._endpoint = endpoint
         self._on_reply = on_reply
+        self._keys = keys
         self._immediate = immediate
         self._next_id = 1
         self._renewed_at = -RENEWAL_SECONDS
@@ -98,6 +102,7 @@ class DealerSocket:
         self._socket.sndhwm = self._socket.rcvhwm = 0  # bounded by the callers that wait
         self._socket.reconnect_ivl = RECONNECT_MS
         self._socket.reconnect_ivl_max = RECONNECT_MAX_MS
+        apply_curve(self._socket, self._keys)
         self._monitor = Monitor(self._socket)
         self._socket.connect(self._endpoint)
         self._watcher = self._loop.io(self._socket.getsockopt(zmq.FD), READ)

@@ -9,7 +9,7 @@ from typing import Any
 from gevent.hub import Hub, Waiter
 
 from kvstore_core.errors import KvError
-from kvstore_core.wire import RequestId, WriteSequence
+from kvstore_core.wire import Authors, RequestId, WriteSequence
 from kvstore_http.backend.dealer_socket import DealerSocket, Outcome
 from kvstore_http.protocol.environ import current_request_id
 
@@ -22,7 +22,7 @@ OpResult = dict[str, Any] | KvError
 class WaitingRequest:
     """A request whose greenlet waits at ``waiter`` until :meth:`finish` is called, in the hub."""
 
-    __slots__ = ("atomic", "deadline", "is_alone", "ops", "request_id", "size", "values", "waiter")
+    __slots__ = ("atomic", "author", "deadline", "is_alone", "ops", "request_id", "size", "values", "waiter")
 
     def __init__(
         self,
@@ -31,6 +31,7 @@ class WaitingRequest:
         values: Sequence[bytes],
         deadline: float,
         *,
+        author: str,
         atomic: bool = False,
     ) -> None:
         self.waiter = Waiter(hub)
@@ -40,6 +41,8 @@ class WaitingRequest:
         self.atomic = atomic
         self.deadline = deadline
         self.request_id = current_request_id.get()
+        self.author = author or None
+        """In whose name it is made; None while access is off."""
         self.is_alone = False
         """Whether it is not to be merged with others (again)."""
 
@@ -109,9 +112,11 @@ class RequestQueue:
         if len(requests) > 1:
             ops = [request.ops[0] for request in requests]
             values = [request.values[0] for request in requests if request.values]
-        number = {} if slot is None else slot.next()
-        ids = _request_ids(requests)
-        self._socket.send(ops, values, done, first.deadline, atomic=first.atomic, request_id=ids, **number)
+        header: dict[str, Any] = {"atomic": first.atomic, "request_id": _request_ids(requests)}
+        if slot is not None:
+            header |= slot.next()
+            header["author"] = _authors(requests)
+        self._socket.send(ops, values, done, first.deadline, **header)
 
     def _finish(self, requests: list[WaitingRequest], outcome: Outcome) -> None:
         """Give each of the requests its part of the outcome."""
@@ -148,3 +153,9 @@ def _request_ids(requests: Sequence[WaitingRequest]) -> RequestId | None:
     if not any(ids):
         return None
     return ids if len(ids) > 1 else ids[0]
+
+
+def _authors(requests: Sequence[WaitingRequest]) -> Authors | None:
+    """In whose names the changes of requests that are sent as one are made."""
+    authors = [request.author for request in requests]
+    return authors[0] if len(set(authors)) == 1 else authors

@@ -30,6 +30,9 @@ _RESTARTS = 0
 OTHER = "other"
 """The label of unknown routes, methods and statuses: what clients make up must not make new series."""
 
+REFUSAL_REASONS = ("missing", "unknown", "expired", "revoked", "not_granted", "in_address", "cross_site")
+"""Why a request was refused: by its credential (``missing``: there was none), or by what it is granted."""
+
 DROP_REASONS = ("slow", "stalled", "no_room", "failed")
 """Why a stream was cut off, or not begun (``no_room``)."""
 
@@ -87,6 +90,7 @@ STREAM_EVENTS = _layout.take()
 STREAM_BYTES = _layout.take()
 STREAMS_DROPPED = {reason: _layout.take() for reason in DROP_REASONS}
 HANDSHAKES_FAILED = _layout.take()
+ACCESS_REFUSED = {reason: _layout.take() for reason in REFUSAL_REASONS}
 STREAM_LAG = _layout.histogram(LAG_SECONDS, 1_000)
 DAEMON_OPS = _layout.histogram(REQUEST_OPS, 1)
 DAEMON_SECONDS = _layout.histogram(REQUEST_SECONDS, NANOSECONDS)
@@ -247,6 +251,10 @@ class WorkerCounters:
         cells[DAEMON_OPS.sum_at] += ops
         cells[DAEMON_SECONDS.at + bisect_left(_SECONDS_LIMITS, took)] += 1
         cells[DAEMON_SECONDS.sum_at] += took
+
+    def access_refused(self, reason: str) -> None:
+        """A request was refused for one of ``REFUSAL_REASONS``."""
+        self._cells[ACCESS_REFUSED[reason]] += 1
 
     def stream_opened(self, *, is_resumed: bool) -> None:
         """A stream began, if ``is_resumed`` where another one had ended."""

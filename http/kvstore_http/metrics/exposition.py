@@ -51,9 +51,10 @@ WRITE_REFUSALS = ("store_full", "internal")
 
 
 class _Facade:
-    """What all workers have counted."""
+    """What all workers have counted, and when whose credentials end."""
 
-    def __init__(self, worker: WorkerCounters) -> None:
+    def __init__(self, worker: WorkerCounters, ends: Mapping[str, int]) -> None:
+        self.ends = ends
         self.shared = worker.shared_counters
         self.requests = worker.request_cells
         self.cells = self.shared.totals(self.requests.end)
@@ -77,6 +78,14 @@ def _measured(place: HistogramCells) -> Callable[[_Facade], Samples]:
 
 def _streams_dropped(facade: _Facade) -> Samples:
     return [((reason,), facade.cells[cell]) for reason, cell in c.STREAMS_DROPPED.items()]
+
+
+def _access_refused(facade: _Facade) -> Samples:
+    return [((reason,), facade.cells[cell]) for reason, cell in c.ACCESS_REFUSED.items()]
+
+
+def _access_ends(facade: _Facade) -> Samples:
+    return [((name,), at / 1000) for name, at in facade.ends.items()]
 
 
 def _request_counts(facade: _Facade) -> Iterator[Sample]:
@@ -258,6 +267,18 @@ _FACADE = (
         "When the TLS certificate in use ends; not there without TLS.",
         lambda facade: _one(facade.shared.certificate_ends_at),
     ),
+    _counter(
+        "kvstore_access_refused_total",
+        "Requests refused for their credential, or for what it is not granted.",
+        _access_refused,
+        ("reason",),
+    ),
+    _gauge(
+        "kvstore_access_expires_at_seconds",
+        "When the last credential of an identity ends; not there for one that has one without end.",
+        _access_ends,
+        ("name",),
+    ),
     _gauge(
         "kvstore_http_workers", "Worker processes that run.", lambda facade: _one(len(facade.shared.pids()))
     ),
@@ -393,15 +414,17 @@ CATALOGUE: dict[str, MetricInfo] = {row.name: row for row in (*_FACADE, _UP, *_D
 
 
 class MetricsCollector:
-    """A collector of prometheus_client; ``status`` is the daemon's, None if it does not answer."""
+    """A collector of prometheus_client; ``status`` is the daemon's, None if it does not answer. ``ends`` says
+    when the last credential of an identity ends, in milliseconds."""
 
-    def __init__(self, worker: WorkerCounters, status: Status | None) -> None:
+    def __init__(self, worker: WorkerCounters, status: Status | None, ends: Mapping[str, int]) -> None:
         self._worker = worker
+        self._ends = ends
         self._status = status
 
     def collect(self) -> list[Metric]:
         """All families, of all workers, as of now."""
-        facade, status = _Facade(self._worker), self._status
+        facade, status = _Facade(self._worker, self._ends), self._status
         processes = _processes(facade.shared, status)
         return [
             *(_family(row, facade) for row in _FACADE),

@@ -21,12 +21,19 @@ BODY_AWAITED = "kvstore.body_awaited"
 """From the server: True where the client waits to hear whether to send the body (``Expect: 100-continue``). A
 resource refuses what it can before it reads the body."""
 
+STRANGERS_BODY = "kvstore.strangers_body"
+"""From the server: True where a large body was not read, since its sender does not seem to be known."""
+
 NO_ROOM = "kvstore.no_room"
 """From the server: the KvError for which the connection is one too many."""
 
 HAND_OVER = "kvstore.hand_over"
 """From the server: a function that takes a ``HandOver`` (:mod:`kvstore_http.server.response`), to which the
 connection is given once the headers of the response are written."""
+
+WHO = "kvstore.who"
+"""From the server or from the route's guard: the Principal that makes the request. Without one no operation
+is done."""
 
 ROUTE = "kvstore.route"
 """From the router: the template of the route, for counters and logs."""

@@ -55,7 +55,19 @@ def _headers(error: KvError) -> dict[str, str]:
         headers["allow"] = ", ".join(error.details["allow"])
     if error.code == "unsupported_media_type":
         headers |= {name.replace("_", "-"): types for name, types in error.details.items()}
+    challenge = _challenge(error)
+    if challenge:
+        headers["www-authenticate"] = f'Bearer realm="kvstore"{challenge}'
     return headers
+
+
+def _challenge(error: KvError) -> str | None:
+    """What RFC 6750 section 3 has a refusal say about the credential; None where it is not about one."""
+    if error.code == "unauthenticated":
+        return "" if error.details.get("reason") == "missing" else ', error="invalid_token"'
+    if error.code == "not_allowed" and "needs" in error.details:
+        return f', error="insufficient_scope", scope="{error.details["needs"]}"'
+    return None
 
 
 def install(app: falcon.App[Any, Any]) -> None:

@@ -15,6 +15,7 @@ from kvstore_core.operations import OPERATIONS, check_operation
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import read_json, require_type, send_json
+from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import reply_json
 from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.problems import problem
@@ -37,7 +38,9 @@ class BatchResource:
         inline = read_query(req.env, routes.BATCH).get(INLINE) or False
         ops, values, atomic = _parsed(read_json(req.env))
         say_why(req.env, *ops)
-        results = write_batch(self._daemon, ops, values, idempotency_key_of(req.env), atomic=atomic)
+        results = write_batch(
+            self._daemon, ops, values, idempotency_key_of(req.env), req.env[WHO], atomic=atomic
+        )
         pairs = zip(ops, results, strict=True)
         send_json(resp, {"results": [_result(*pair, inline) for pair in pairs]})
 

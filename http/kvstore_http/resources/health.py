@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import falcon
 
+from kvstore_core.access.grants import Need
+from kvstore_core.access.principal import THE_FACADE
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON, TEXT
 from kvstore_core.units import MILLISECONDS, in_largest_unit
@@ -22,6 +24,7 @@ from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics import counters
 from kvstore_http.metrics.counters import SharedCounters
 from kvstore_http.protocol.bodies import choose_type, send_fresh_json
+from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.problems import RETRY_AFTER_SECONDS
 from kvstore_http.protocol.query_params import EXCLUDE, VERBOSE, read_query
@@ -81,7 +84,8 @@ class LivezResource:
 
 
 class ReadyzResource:
-    """``/readyz``: whether the service can do its work, as 200 or 503, and with ``verbose`` each check."""
+    """``/readyz``: whether the service can do its work, as 200 or 503, and with ``verbose`` each check. What
+    was found is only told to those who may monitor."""
 
     def __init__(self, daemon: DaemonClient, feed: ChangeFeed, shared_counters: SharedCounters) -> None:
         self._daemon = daemon
@@ -93,14 +97,17 @@ class ReadyzResource:
         media_type = choose_type(req, JSON, TEXT)
         excluded = {name for names in query.all(EXCLUDE) for name in names}
         checks = [check for check in self._checks() if check.name not in excluded]
-        is_verbose = query.get(VERBOSE) or False
+        is_verbose, who = query.get(VERBOSE) or False, req.env[WHO]
+        if not who.may(Need("monitor")):
+            checks, is_verbose = _verdict(checks), False
         if media_type == TEXT:
             _send_text(resp, checks, is_verbose=is_verbose)
             return
         failed = [check for check in checks if check.state == FAILED]
         if failed:
             message = "; ".join(check.message for check in failed)
-            raise KvError("unavailable", message, checks=[check.as_json() for check in checks])
+            details = {"checks": [check.as_json() for check in checks if check is not NOT_READY]}
+            raise KvError("unavailable", message, **details if details["checks"] else {})
         answer: dict[str, Any] = {"status": "ready"}
         if is_verbose:
             answer["checks"] = [check.as_json() for check in checks]
@@ -110,7 +117,7 @@ class ReadyzResource:
         """All checks; without the daemon only those that do not need it."""
         asked, is_away = perf_counter(), False
         try:
-            status = self._daemon.call({"op": "status"})
+            status = self._daemon.call({"op": "status"}, who=THE_FACADE)
         except KvError as error:
             answer = _no_answer(error)
             is_away = answer.state == FAILED
@@ -130,11 +137,21 @@ class ReadyzResource:
             yield _certificate(self._shared_counters, ends_at)
 
 
+NOT_READY = ReadinessCheck("", FAILED, "the service cannot do its work; who may monitor it sees why", {})
+
+
+def _verdict(checks: list[ReadinessCheck]) -> list[ReadinessCheck]:
+    """What everybody may know of ``checks``: whether one of them failed."""
+    return [NOT_READY] if any(check.state == FAILED for check in checks) else []
+
+
 def _send_text(resp: falcon.Response, checks: list[ReadinessCheck], *, is_verbose: bool) -> None:
     is_ready = all(check.state != FAILED for check in checks)
-    lines = [check.as_line() for check in checks] if is_verbose or not is_ready else []
+    lines = [check.as_line() for check in checks if check is not NOT_READY]
+    if is_ready and not is_verbose:
+        lines.clear()
     verdict = "passed" if is_ready else "failed"
-    lines.append(f"readyz check {verdict}" if lines else "ok")
+    lines.append(f"readyz check {verdict}" if lines or not is_ready else "ok")
     resp.text = "\n".join(lines) + "\n"
     resp.content_type = f"{TEXT}; charset=utf-8"
     resp.set_header("cache-control", "no-store")

@@ -6,10 +6,12 @@ from typing import Any
 
 import falcon
 
+from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import send_fresh_json
+from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import reply_json
 from kvstore_http.protocol.query_params import (
     BEFORE,
@@ -41,7 +43,7 @@ class HistoryResource:
         op: dict[str, Any] = {"op": "history", **of, "limit": limit, "max_bytes": self._page_bytes}
         chosen = {"before": query.get(BEFORE), "cursor": query.get(CURSOR), "values": query.get(VALUES)}
         op |= {name: choice for name, choice in chosen.items() if choice is not None}
-        page = self._daemon.call(op)
+        page = self._daemon.call(op, who=req.env[WHO])
         events = [reply_json(event, inline=inline) for event in page["events"]]
         body = {**of, "events": events, "cursor": page["cursor"], "truncated": page["truncated"]}
         send_fresh_json(req, resp, body)
@@ -57,20 +59,20 @@ def _read_query(environ: dict[str, Any], key: str | None) -> tuple[dict[str, str
     return {"key": key}, query
 
 
-def read_as_of(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
+def read_as_of(daemon: DaemonClient, key: str, revision: int, who: Principal) -> dict[str, Any]:
     """The record that ``key`` had right after ``revision``.
 
     Raises ``not_found`` if there was none, ``revision_gone`` if the log no longer says, and
     ``bad_request`` for a revision that is still to come.
     """
-    present = present_record(daemon, key)
+    present = present_record(daemon, key, who)
     if revision > daemon.head:
         raise KvError("bad_request", f"revision {revision} is in the future", revision=daemon.head)
     if not is_history(daemon, revision):
         raise KvError("revision_gone", f"revision {revision} is from before a restore")
     if present is not None and present["revision"] <= revision:
         return present  # also where the log no longer holds the event that wrote it
-    event = _last_event(daemon, key, revision)
+    event = _last_event(daemon, key, revision, who)
     if event["op"] != "put":
         raise KvError(
             "not_found", f"at revision {revision} there was no such key", revision=event["revision"]
@@ -78,11 +80,11 @@ def read_as_of(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
     return event
 
 
-def _last_event(daemon: DaemonClient, key: str, revision: int) -> dict[str, Any]:
+def _last_event(daemon: DaemonClient, key: str, revision: int, who: Principal) -> dict[str, Any]:
     """The key's last event up to ``revision``, with its value."""
     op: dict[str, Any] = {"op": "history", "key": key, "before": revision + 1, "limit": 1, "values": True}
     while True:
-        page = daemon.call(op)
+        page = daemon.call(op, who=who)
         if page["events"]:
             event: dict[str, Any] = page["events"][0]
             return event

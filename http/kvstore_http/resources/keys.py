@@ -6,15 +6,18 @@ import calendar
 import re
 import time
 from email.utils import parsedate
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
 import falcon
 
+from kvstore_core.access.principal import THE_FACADE, Principal
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import MERGE_PATCH
 from kvstore_core.operations import OPERATIONS
 from kvstore_http import routes
+from kvstore_http.access.callers import Refreshed
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import (
     read_body,
@@ -24,7 +27,7 @@ from kvstore_http.protocol.bodies import (
     send_json,
     value_type,
 )
-from kvstore_http.protocol.environ import BODY_AWAITED, WAITS
+from kvstore_http.protocol.environ import BODY_AWAITED, WAITS, WHO
 from kvstore_http.protocol.json_records import http_date, reply_json, timestamp
 from kvstore_http.protocol.merge_patch import LARGE_BYTES, Patch
 from kvstore_http.protocol.preconditions import (
@@ -74,8 +77,9 @@ _ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 class KeyResource:
     """``/v1/kv/{key}``, and ``/v1/kv?key=`` where ``key`` is None."""
 
-    def __init__(self, daemon: DaemonClient, feed: ChangeFeed) -> None:
+    def __init__(self, daemon: DaemonClient, feed: ChangeFeed, refreshed: Refreshed) -> None:
         self._daemon = daemon
+        self._refreshed = refreshed
         self._feed = feed
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────
@@ -84,7 +88,7 @@ class KeyResource:
         key, query = read_keyed_query(req.env, key, routes.GET_KEY)
         if query is not EMPTY and WAIT in query:
             req.env[WAITS] = True
-        record = self._record(key, query)
+        record = self._record(key, query, req.env[WHO])
         if isinstance(record, Unchanged):
             _send_unchanged(resp, record)
             return
@@ -99,20 +103,21 @@ class KeyResource:
             if "HTTP_RANGE" in req.env:
                 _send_range(req.env, resp, record)
 
-    def _record(self, key: str, query: Query) -> dict[str, Any] | Unchanged:
+    def _record(self, key: str, query: Query, who: Principal) -> dict[str, Any] | Unchanged:
         """The record that the query asks for; raises ``not_found``."""
         if query is EMPTY:
-            return self._daemon.call({"op": "get", "key": key})
+            return self._daemon.call({"op": "get", "key": key}, who=who)
         revision, wait, since = query.get(REVISION), query.get(WAIT), query.get(SINCE)
         if wait is None:
             if since is not None:
                 raise KvError("bad_request", "since goes with wait: ?wait=30s&since=7", parameter="since")
             if revision is None:
-                return self._daemon.call({"op": "get", "key": key})
-            return read_as_of(self._daemon, key, revision)
+                return self._daemon.call({"op": "get", "key": key}, who=who)
+            return read_as_of(self._daemon, key, revision, who)
         if revision is not None:
             raise KvError("bad_request", "revision asks for the past, wait for the future: use one of them")
-        return read_after_change(self._daemon, self._feed, key, since, wait)
+        asks = partial(self._refreshed, who)
+        return read_after_change(self._daemon, self._feed, key, since, wait, asks)
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
@@ -137,7 +142,7 @@ class KeyResource:
 
     def _check_size(self, what: str, size: int) -> None:
         """Raise ``value_too_large``. The daemon knows the limit; asking it costs less than the upload."""
-        limit = self._daemon.call({"op": "status"})["limits"]["value_bytes"]
+        limit = self._daemon.call({"op": "status"}, who=THE_FACADE)["limits"]["value_bytes"]
         if size > limit:
             message = f"the {what} has {size} bytes, the limit is {limit} (--max-value-bytes)"
             raise KvError("value_too_large", message, limit=limit)
@@ -160,7 +165,8 @@ class KeyResource:
         if size > LARGE_BYTES:  # nearly all are smaller and are not checked here
             self._check_size("patch", size)
         patch = Patch(read_body(req.env), key, query.get(TTL), message_of(req.env))
-        send_written(resp, key, read_then_write(self._daemon, key, condition_of(req.env), patch.applied_to))
+        condition, who = condition_of(req.env), req.env[WHO]
+        send_written(resp, key, read_then_write(self._daemon, key, condition, patch.applied_to, who))
 
 
 class KeyOpResource:

@@ -12,12 +12,15 @@ from typing import Any
 import falcon
 import orjson
 
+from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, HTML, JSON, TEXT_CONTENT_TYPE
 from kvstore_core.model import check_key
 from kvstore_http import routes
+from kvstore_http.access.callers import Refreshed
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import joined, preferred, read_json, used_up
+from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import value_member
 from kvstore_http.protocol.query_params import KEY, read_query
 from kvstore_http.resources import ui_files
@@ -51,7 +54,7 @@ class RootResource:
             resp.data = orjson.dumps(index, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
             resp.content_type = JSON
             return
-        resp.data = self._daemon.call({"op": "get", "key": key})["value"]
+        resp.data = self._daemon.call({"op": "get", "key": key}, who=req.env[WHO])["value"]
         resp.content_type = TEXT_CONTENT_TYPE if "value" in value_member(resp.data) else DEFAULT_CONTENT_TYPE
         resp.set_header("x-content-type-options", "nosniff")
 
@@ -68,18 +71,20 @@ class RootResource:
 class AllResource:
     """``/all``."""
 
-    def __init__(self, daemon: DaemonClient, part_bytes: int) -> None:
+    def __init__(self, daemon: DaemonClient, part_bytes: int, refreshed: Refreshed) -> None:
         self._daemon = daemon
+        self._refreshed = refreshed
         self._op = {"op": "list", "max_bytes": part_bytes}
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         read_query(req.env, routes.NOTHING)
-        first = self._daemon.call(self._op)
+        who = req.env[WHO]
+        first = self._daemon.call(self._op, who=who)
         resp.set_header("cache-control", "no-store")
         resp.content_type = JSON
-        resp.stream = self._object(first)
+        resp.stream = self._object(first, who)
 
-    def _object(self, page: dict[str, Any]) -> Iterator[bytes]:
+    def _object(self, page: dict[str, Any], who: Principal) -> Iterator[bytes]:
         """One JSON object, a page at a time; after an error midway it lacks its closing brace."""
         separators = itertools.chain((b"{",), itertools.repeat(b","))
         is_empty = True
@@ -90,7 +95,7 @@ class AllResource:
             yield from joined(map(_separated, map(_member, used_up(items)), separators))
             if cursor is None:
                 break
-            page = self._daemon.call({**self._op, "cursor": cursor})
+            page = self._daemon.call({**self._op, "cursor": cursor}, who=self._refreshed(who))
         yield b"{}\n" if is_empty else b"}\n"
 
 

@@ -10,12 +10,15 @@ from typing import Any
 import falcon
 import orjson
 
+from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_PAGE
 from kvstore_core.media_types import JSON, NDJSON
 from kvstore_http import routes
+from kvstore_http.access.callers import Refreshed
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import choose_type, joined, refuse_body, send_json, used_up
+from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import reply_json
 from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.problems import problem
@@ -43,8 +46,11 @@ from kvstore_http.settings import HttpSettings
 class CollectionResource:
     """``/v1/kv``: many keys, or ``one`` with ``?key=``, for proxies that rewrite paths."""
 
-    def __init__(self, daemon: DaemonClient, one: KeyResource, settings: HttpSettings) -> None:
+    def __init__(
+        self, daemon: DaemonClient, one: KeyResource, settings: HttpSettings, refreshed: Refreshed
+    ) -> None:
         self._daemon = daemon
+        self._refreshed = refreshed
         self._one = one
         self.on_put, self.on_patch = one.on_put, one.on_patch
         self._page_bytes = settings.page_bytes
@@ -71,11 +77,12 @@ class CollectionResource:
         refuse_body(req.env)
         refuse_conditions(req.env, "a prefix has no revision, only ?key= has")
         idempotency_key = idempotency_key_of(req.env)
+        who = req.env[WHO]
         op, deleted, revision = {"op": "delete_prefix", "prefix": prefix}, 0, None
         say_why(req.env, op)
         for step in itertools.count():
             try:
-                page = write_op(self._daemon, op, None, idempotency_key, step)
+                page = write_op(self._daemon, op, None, idempotency_key, self._refreshed(who), step)
             except KvError as error:
                 raise KvError(error.code, error.message, **error.details, deleted=deleted) from error
             deleted += page["deleted"]
@@ -88,40 +95,41 @@ class CollectionResource:
         media_type = choose_type(req, JSON, NDJSON)
         resp.set_header("cache-control", "no-store")
         resp.set_header("vary", "accept")
-        op, inline = _list_op(query), query.get(INLINE) or False
+        op, inline, who = _list_op(query), query.get(INLINE) or False, req.env[WHO]
         if query.get(COUNT):
-            send_json(resp, self._count(op))
+            send_json(resp, self._count(op, who))
         elif media_type == NDJSON:
             limit = query.get(TOTAL)
             op["max_bytes"] = self._part_bytes
-            first = self._daemon.call({**op, "limit": _page_limit(limit)})
+            first = self._daemon.call({**op, "limit": _page_limit(limit)}, who=who)
             resp.content_type = NDJSON
-            resp.stream = self._lines(op, first, limit, inline=inline)
+            resp.stream = self._lines(op, first, limit, who, inline=inline)
         else:
             limit = query.get(LIMIT) or DEFAULT_LIMIT
             op |= {"limit": limit, "max_bytes": self._page_bytes}
-            page, revision = self._daemon.read(op)
+            page, revision = self._daemon.read(op, who=who)
             items = [reply_json(item, inline=inline) for item in page["items"]]
             send_json(resp, {"items": items, "revision": revision, "cursor": page["cursor"]})
 
-    def _count(self, op: dict[str, Any]) -> dict[str, Any]:
+    def _count(self, op: dict[str, Any], who: Principal) -> dict[str, Any]:
         """The count of all pages; each has its own snapshot, ``revision`` is that of the first."""
         op = {**op, "count": True}
-        page, revision = self._daemon.read(op)
+        page, revision = self._daemon.read(op, who=who)
         total = page["count"]
         while page["cursor"] is not None:
-            page = self._daemon.call({**op, "cursor": page["cursor"]})
+            page = self._daemon.call({**op, "cursor": page["cursor"]}, who=self._refreshed(who))
             total += page["count"]
         return {"count": total, "revision": revision}
 
     def _lines(
-        self, op: dict[str, Any], page: dict[str, Any], limit: int | None, *, inline: bool
+        self, op: dict[str, Any], page: dict[str, Any], limit: int | None, who: Principal, *, inline: bool
     ) -> Iterator[bytes]:
         """A record a line. After an error midway, the last line is ``{"error": …}`` and the response is cut
         off, so that HTTP shows it as incomplete.
 
-        The next page is read once the server has taken this one, and nothing of this one is kept while the
-        server waits for a slow reader."""
+        Each page is asked for anew: ``who`` may have lost the right to it. The next one is read once the
+        server has taken this one, and nothing of this one is kept while the server waits for a slow reader.
+        """
         while True:
             items, cursor = page["items"], page["cursor"]
             limit = None if limit is None else limit - len(items)
@@ -130,7 +138,8 @@ class CollectionResource:
             if cursor is None or limit == 0:
                 return
             try:
-                page = self._daemon.call({**op, "cursor": cursor, "limit": _page_limit(limit)})
+                op = {**op, "cursor": cursor, "limit": _page_limit(limit)}
+                page = self._daemon.call(op, who=self._refreshed(who))
             except KvError as error:
                 yield orjson.dumps({"error": problem(error)}) + b"\n"
                 raise

@@ -8,6 +8,7 @@ from socket import socket
 
 import falcon
 
+from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.limits import MAX_FILTERS
@@ -15,7 +16,7 @@ from kvstore_core.media_types import NDJSON, SSE
 from kvstore_http import routes
 from kvstore_http.protocol import query_params
 from kvstore_http.protocol.bodies import choose_type
-from kvstore_http.protocol.environ import HAND_OVER, NO_ROOM
+from kvstore_http.protocol.environ import HAND_OVER, NO_ROOM, WHO
 from kvstore_http.protocol.query_params import Parameter, Query, read_query
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
@@ -47,6 +48,7 @@ class SubscribeResource:
         """Answer with the stream's headers; after them the server hands the connection over."""
         query = read_query(req.env, routes.SUBSCRIBE)
         media_type = choose_type(req, SSE, NDJSON)
+        who: Principal = req.env[WHO]
         spec, start = _spec(query, media_type), _start(req, query)
         is_event_source = media_type == SSE and SSE in (req.get_header("Accept") or "").lower()
         resp.content_type = media_type
@@ -60,16 +62,17 @@ class SubscribeResource:
         try:
             if NO_ROOM in req.env:
                 raise req.env[NO_ROOM]
+            spec = _permitted(spec, start, who)
             self._wait_for_daemon(is_event_source=is_event_source)
             if req.method != "HEAD":
                 self._broadcaster.check_room()
         except KvError as error:
-            if not is_event_source:
+            if not is_event_source or not error.row.is_temporary:
                 raise
             resp.data = b"retry: %d\n: %b\n\n" % (random.randint(*NO_ROOM_RETRY_MS), error.message.encode())  # noqa: S311
         else:
             if req.method != "HEAD":
-                req.env[HAND_OVER](partial(self._hand_over, spec, start))
+                req.env[HAND_OVER](partial(self._hand_over, spec, start, who))
 
     def _wait_for_daemon(self, *, is_event_source: bool) -> None:
         """Wait until there is a position to begin from, so that the stream has all that is written after its
@@ -83,10 +86,27 @@ class SubscribeResource:
                 raise
 
     def _hand_over(
-        self, spec: StreamSpec, start: StreamStart, sock: socket, unsent: bytes, is_chunked: bool
+        self,
+        spec: StreamSpec,
+        start: StreamStart,
+        who: Principal,
+        sock: socket,
+        unsent: bytes,
+        is_chunked: bool,
     ) -> Stream:
         spec = spec._replace(form=spec.form._replace(is_chunked=is_chunked))
-        return self._broadcaster.adopt(spec, start, sock, unsent)
+        return self._broadcaster.adopt(spec, start, who, sock, unsent)
+
+
+def _permitted(spec: StreamSpec, start: StreamStart, who: Principal) -> StreamSpec:
+    """The spec as ``who`` may have it: without snapshots after a reset where keys may not be listed. Raises
+    ``not_allowed`` or ``unauthenticated``."""
+    if who.is_unrestricted:
+        return spec
+    lists = start.snapshot or all(map(who.may, spec.listing_needs()))
+    spec = spec._replace(lists=lists)
+    who.check(spec.needs())
+    return spec
 
 
 def _start(req: falcon.Request, query: Query) -> StreamStart:

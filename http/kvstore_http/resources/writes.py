@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.operations import OPERATIONS
 from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.preconditions import (
     Condition,
     condition_of,
@@ -32,15 +34,15 @@ def write(
     A precondition that no single revision fulfils is resolved by reading first.
     """
     say_why(environ, op)
-    condition = condition_of(environ)
+    condition, who = condition_of(environ), environ[WHO]
     if condition is not None:
         if condition.revision is None:
             refuse_idempotency_key(
                 environ, 'with it, If-Match takes one entity tag and If-None-Match only "*"'
             )
-            return read_then_write(daemon, op["key"], condition, lambda _record: (op, value))
+            return read_then_write(daemon, op["key"], condition, lambda _record: (op, value), who)
         op["if_revision"] = condition.revision
-    return write_op(daemon, op, value, idempotency_key_of(environ))
+    return write_op(daemon, op, value, idempotency_key_of(environ), who)
 
 
 def say_why(environ: dict[str, Any], *ops: dict[str, Any]) -> None:
@@ -53,17 +55,22 @@ def say_why(environ: dict[str, Any], *ops: dict[str, Any]) -> None:
 
 
 def write_op(
-    daemon: DaemonClient, op: dict[str, Any], value: bytes | None, idempotency_key: str | None, step: int = 0
+    daemon: DaemonClient,
+    op: dict[str, Any],
+    value: bytes | None,
+    idempotency_key: str | None,
+    who: Principal,
+    step: int = 0,
 ) -> dict[str, Any]:
     """Apply one op as it is; once, however often it is sent, if it has an ``idempotency_key``.
 
     ``step`` tells apart the writes of one request, which share its key.
     """
     if idempotency_key is None:
-        return daemon.call(op, value)
+        return daemon.call(op, value, who=who)
     sized = op if value is None else {**op, "size": len(value)}
     values = [] if value is None else [value]
-    result = write_batch(daemon, [sized], values, idempotency_key, step=step)[0]
+    result = write_batch(daemon, [sized], values, idempotency_key, who, step=step)[0]
     if isinstance(result, KvError):
         raise result
     return result
@@ -74,6 +81,7 @@ def write_batch(
     ops: list[dict[str, Any]],
     values: list[bytes],
     idempotency_key: str | None,
+    who: Principal,
     *,
     atomic: bool = False,
     step: int = 0,
@@ -84,38 +92,39 @@ def write_batch(
         # no key that a client can send holds a control character
         idempotency_key = f"{idempotency_key}\n{step}"
     try:
-        return daemon.request(ops, values, atomic=atomic, idempotency_key=idempotency_key).results
+        reply = daemon.request(ops, values, who=who, atomic=atomic, idempotency_key=idempotency_key)
     except KvError as error:
         if error.code != "sequence_reused":
             raise
         raise KvError(
             error.code, "this Idempotency-Key was used for another request; use a new one"
         ) from error
+    return reply.results
 
 
 def read_then_write(
-    daemon: DaemonClient, key: str, condition: Condition | None, prepare: Prepare
+    daemon: DaemonClient, key: str, condition: Condition | None, prepare: Prepare, who: Principal
 ) -> dict[str, Any]:
     """Read the key, let ``prepare`` make an op from its record, and write on condition that the key is as it
     was read; again if somebody wrote in between. Raises ``condition_failed`` and ``too_busy``."""
     for _ in range(ATTEMPTS):
-        record = present_record(daemon, key)
+        record = present_record(daemon, key, who)
         revision = 0 if record is None else record["revision"]
         if condition is not None:
             condition.check(revision)
         op, value = prepare(record)
         try:
-            return daemon.call({**op, "if_revision": revision}, value)
+            return daemon.call({**op, "if_revision": revision}, value, who=who)
         except KvError as error:
             if error.code != "condition_failed":
                 raise
     raise KvError("too_busy", f"other writers changed the key in each of {ATTEMPTS} attempts")
 
 
-def present_record(daemon: DaemonClient, key: str) -> dict[str, Any] | None:
+def present_record(daemon: DaemonClient, key: str, who: Principal) -> dict[str, Any] | None:
     """The key's record, None if the key is missing."""
     try:
-        return daemon.call({"op": "get", "key": key})
+        return daemon.call({"op": "get", "key": key}, who=who)
     except KvError as error:
         if error.code != "not_found":
             raise

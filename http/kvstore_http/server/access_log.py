@@ -1,7 +1,8 @@
 """The access log, and warnings of slow requests.
 
 A line names the request as it was sent: method, path (so keys are shown), and the parts of the query that
-cannot hold a value. Bodies, values, and headers other than User-Agent and X-Request-Id are never logged.
+cannot hold a value. Bodies, values, and headers other than User-Agent and X-Request-Id are never logged, and
+nothing that looks like a token.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+from kvstore_core.access.tokens import without_secrets
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_http import routes
 from kvstore_http.protocol import query_params
@@ -37,11 +39,14 @@ class AccessLog:
     """The lines of one worker. ``mode`` is ``off``, ``errors`` (statuses from 400 on) or ``on``; at debug
     level every request is logged. A request of ``slow_ms`` or more (0: never) is a warning.
 
+    With ``shows_who`` a line names who asked, ``-`` for somebody whose credential is not good.
+
     ``is_on`` says that every request is logged, ``is_noting`` that some may be.
     """
 
-    def __init__(self, mode: str = "off", slow_ms: int = 0) -> None:
+    def __init__(self, mode: str = "off", slow_ms: int = 0, *, shows_who: bool = False) -> None:
         self._mode = mode
+        self._shows_who = shows_who
         self.slow_ns = slow_ms * 1_000_000 or inf
         self._slow_log = RateLimitedLog(log)
         self.refresh()
@@ -69,13 +74,23 @@ class AccessLog:
         is_wanted = self._mode == "on" or (self._mode == "errors" and status >= 400)
         if not (is_wanted or self.is_on):
             return
-        fields = _fields(task)
+        fields = self._fields(task)
         fields |= {"status": status, "bytes": task.content_bytes_written, "seconds": round(seconds, 6)}
-        line = '%(client)s "%(method)s %(path)s%(query)s" %(status)d %(bytes)d %(seconds).6f "%(user_agent)s"'
-        access.log(logging.INFO if is_wanted else logging.DEBUG, line, fields, extra=fields)
+        line = '"%(method)s %(path)s%(query)s" %(status)d %(bytes)d %(seconds).6f "%(user_agent)s"'
+        self._write(logging.INFO if is_wanted else logging.DEBUG, line, fields)
+
+    def _write(self, level: int, line: str, fields: dict[str, Any]) -> None:
+        client = "%(client)s %(who)s " if self._shows_who else "%(client)s "
+        access.log(level, client + line, fields, extra=fields)
+
+    def _fields(self, task: Any) -> dict[str, Any]:
+        fields = _fields(task)
+        if self._shows_who:
+            fields["who"] = "-" if task.who is None else task.who.name
+        return fields
 
     def _warn(self, task: Any, seconds: float) -> None:
-        fields = {**_fields(task), "status": _status(task), "seconds": round(seconds, 3)}
+        fields = {**self._fields(task), "status": _status(task), "seconds": round(seconds, 3)}
         line = 'a request took %(seconds).2f s: "%(method)s %(path)s%(query)s" %(status)d'
         self._slow_log.warning(line, fields, extra=fields)
 
@@ -84,18 +99,18 @@ class AccessLog:
         logged."""
         if not self.is_on:
             return None
-        fields, begun = _fields(task), time.monotonic()
+        fields, begun = self._fields(task), time.monotonic()
         level = logging.INFO if self._mode == "on" else logging.DEBUG
-        access.log(level, '%(client)s "%(method)s %(path)s%(query)s" opened', fields, extra=fields)
+        self._write(level, '"%(method)s %(path)s%(query)s" opened', fields)
 
         def ended(reason: str, events: int, size: int) -> None:
             seconds = round(time.monotonic() - begun, 3)
             fields.update({"reason": reason, "events": events, "bytes": size, "seconds": seconds})
             line = (
-                '%(client)s "%(method)s %(path)s%(query)s" ended: %(reason)s; %(events)d events, '
+                '"%(method)s %(path)s%(query)s" ended: %(reason)s; %(events)d events, '
                 "%(bytes)d bytes, %(seconds).3f s"
             )
-            access.log(level, line, fields, extra=fields)
+            self._write(level, line, fields)
 
         return ended
 
@@ -111,10 +126,10 @@ def _fields(task: Any) -> dict[str, Any]:
     return {
         "client": task.channel.addr[0],
         "method": getattr(request, "command", None) or "-",
-        "path": path[:MAX_SHOWN],
-        "query": _shown_query(raw_query)[:MAX_SHOWN],
+        "path": without_secrets(path[:MAX_SHOWN]),
+        "query": without_secrets(_shown_query(raw_query)[:MAX_SHOWN]),
         "route": task.route,
-        "user_agent": request.headers.get("USER_AGENT", "-")[:MAX_SHOWN],
+        "user_agent": without_secrets(request.headers.get("USER_AGENT", "-")[:MAX_SHOWN]),
         "request_id": task.request_id,
     }
 

@@ -161,12 +161,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 self.server.pool.run(self._serve)
 
     def _expects_continue(self) -> bool:
-        """Whether the client waits to hear whether to send the body; not behind the connection's last
-        response, which nothing may follow."""
+        """Whether to look at a request before its body is there: the client waits to hear whether to send it,
+        or is not known; not behind the connection's last response, which nothing may follow."""
         request = self.request
         if request is None or self.close_when_flushed:
             return False
-        return bool(request.expect_continue and request.headers_finished)
+        return bool((request.expect_continue or request.is_from_stranger) and request.headers_finished)
 
     def _flush_and_watch(self) -> None:
         """Send what is complete, close or hand over the connection if that is due, and watch for what is
@@ -250,7 +250,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def _watch(self) -> None:
         """Start and stop the watchers as waitress's predicates say."""
-        reading = not self.peer_finished and self.readable()
+        reading = not self.peer_finished and self.readable() and not self._keeps_stranger_waiting()
         if reading != self._is_reading:
             self._is_reading = reading
             if reading:
@@ -260,6 +260,10 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         writing = self.total_outbufs_len > 0 and (not self.serving or self._drained is not None)
         if writing != self._is_writing:
             self._watch_writable(writing)
+
+    def _keeps_stranger_waiting(self) -> bool:
+        """Whether the rest of a body is left where it is until the request was looked at."""
+        return self.serving and self.request is not None and self.request.is_from_stranger
 
     def _watch_writable(self, writing: bool) -> None:
         self._is_writing = writing
@@ -334,12 +338,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _answer_expectation(self) -> None:
         """Refuse the request if its head is enough for that, else ask for its body."""
         request = self.request
-        request.expect_continue = False
+        is_asked, request.expect_continue = request.expect_continue, False
         refusal = refused_by_head(self, request)
+        request.is_from_stranger = False
         if self.request is not request or not self.connected:
             return  # meanwhile the body came unasked, or the client left
         if refusal is None:
-            self._flush_exception(self._ask_for_body)
+            if is_asked:
+                self._flush_exception(self._ask_for_body)
             return
         request.error, request.completed, self.request = refusal, True, None
         self.requests.append(request)

@@ -23,6 +23,7 @@ from waitress.parser import HTTPRequestParser, ParsingError, unquote_bytes_to_ws
 from waitress.utilities import BadRequest, Error
 
 from kvstore_core.errors import KvError
+from kvstore_http.access.callers import MAX_STRANGERS_BODY
 from kvstore_http.protocol.origins import parse_authority
 from kvstore_http.server.chunked_body import FIELD, ChunkedBody
 
@@ -86,8 +87,31 @@ def refusal_of(problem: Error) -> KvError:
     return KvError(_CODES.get(problem.code, "internal"), str(problem.body))
 
 
-@lru_cache(_KEPT_LINES)
+_SECRET_LINES = (b"authorization:", b"cookie:")
+_MOST_SECRET = max(map(len, _SECRET_LINES))
+_secret_field = lru_cache(_KEPT_LINES)(lambda line: _parsed_field(line))
+"""Of lines with credentials, which are many and so would push out those that are the same for everybody."""
+
+
 def _plain_field(line: bytes) -> tuple[str, str] | None:
+    """As :func:`_parsed_field`, which a few lines are kept of."""
+    field = _kept_fields.get(line)
+    if field is not None:
+        return field
+    if line[:_MOST_SECRET].lower().startswith(_SECRET_LINES):
+        return _secret_field(line)
+    field = _parsed_field(line)
+    if field is not None:
+        if len(_kept_fields) >= _KEPT_LINES:
+            _kept_fields.clear()
+        _kept_fields[line] = field
+    return field
+
+
+_kept_fields: dict[bytes, tuple[str, str]] = {}
+
+
+def _parsed_field(line: bytes) -> tuple[str, str] | None:
     """Name and value as waitress keeps them; None for a line that is not plain: folded, malformed, with a
     name that waitress drops, or one that changes how the request is read."""
     found = FIELD.fullmatch(line)
@@ -160,6 +184,8 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
     command = ""
     completed: bool
     body_rcv: Any = None
+    is_from_stranger = False
+    """Whether the body is large, and is to be read only if the application, asked without it, wants it."""
     target: tuple[str, str]
     # also needed of a request that is refused before its first line is parsed
     path = proxy_scheme = proxy_netloc = fragment = ""
@@ -178,7 +204,10 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         if self.body_rcv is None and not self._begins_well(data):
             self.error, self.completed = BadRequest("a request begins with its method"), True
             return len(data)
+        is_head = self.body_rcv is None
         consumed: int = super().received(data)
+        if is_head and self.body_rcv is not None and not self.completed:
+            self._note_stranger(self.headers, MAX_STRANGERS_BODY + 1 if self.chunked else self.content_length)
         if self.completed:
             self.expect_continue = False
         if self.error is not None:
@@ -186,6 +215,10 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
             if isinstance(self.error.body, KvError):
                 self.error = RefusalError(self.error.body)
         return consumed
+
+    def _note_stranger(self, headers: dict[str, str], length: int) -> None:
+        if length > MAX_STRANGERS_BODY:
+            self.is_from_stranger = self.adj.is_stranger(headers)
 
     def _begins_well(self, data: bytes) -> bool:
         so_far = len(self.header_plus)
@@ -204,6 +237,7 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         if headers is None:
             return 0
         length = int(headers.get("CONTENT_LENGTH", "0"))
+        self._note_stranger(headers, length)
         if length and length >= min(self.adj.max_request_body_size, self.adj.inbuf_overflow):
             return 0
         self.header_bytes_received = end + 4

@@ -12,7 +12,9 @@ from typing import Any
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import Error, build_http_date
 
+from kvstore_core.access.principal import Principal
 from kvstore_core.media_types import SSE
+from kvstore_http.access.callers import strangers_body
 from kvstore_http.metrics.counters import OTHER
 from kvstore_http.protocol.environ import (
     BODY_AWAITED,
@@ -21,14 +23,16 @@ from kvstore_http.protocol.environ import (
     RAW_QUERY,
     REQUEST_ID,
     ROUTE,
+    STRANGERS_BODY,
     WAITS,
+    WHO,
     current_request_id,
     new_id,
     sent_id,
 )
 from kvstore_http.protocol.problems import rendered
 from kvstore_http.routes import SUBSCRIBE_PATH
-from kvstore_http.server.parser import refusal_of
+from kvstore_http.server.parser import RefusalError, refusal_of
 
 HandOver = Callable[[socket, bytes, bool], Any]
 """Takes over a connection: its socket, bytes still to be sent first, and whether the rest of the body is
@@ -98,6 +102,7 @@ class _ResponseHead:
     chunked_response = False
     request_id = "-"
     route = OTHER
+    who: Principal | None = None
     is_long_poll = False
 
     def service(self) -> None:
@@ -175,7 +180,7 @@ class Task(_ResponseHead, WSGITask):  # type: ignore[misc]  # waitress has no ty
     def _answer(self) -> None:
         environ = self.get_environment()
         body = self.channel.server.application(environ, self._start_response)
-        self.route = environ.get(ROUTE, OTHER)
+        self.route, self.who = environ.get(ROUTE, OTHER), environ.get(WHO)
         self.is_long_poll = WAITS in environ
         del environ  # it refers to this task
         try:
@@ -278,22 +283,25 @@ class AnsweredError(Error):  # type: ignore[misc]
         super().__init__(status)
         self.answer = status, headers, body
         self.request_id: str = environ[REQUEST_ID]
-        self.route = environ.get(ROUTE, OTHER)
+        self.route, self.who = environ.get(ROUTE, OTHER), environ.get(WHO)
 
 
-def refused_by_head(channel: Any, request: Any) -> AnsweredError | None:
+def refused_by_head(channel: Any, request: Any) -> Error | None:
     """The application's refusal of a request whose body has not been sent; None if it wants the body.
 
     The application is called as usual, with a body that cannot be read. So all that it checks before it reads
     is checked, without a second list of checks. Nothing is changed by that: a resource that writes without a
-    body refuses one first. Methods without a body are not tried, since they would do their work.
+    body refuses one first. Methods without a body are not tried, since they would do their work; a stranger's
+    large body is refused with them.
     """
     if request.command not in ("DELETE", "PATCH", "POST", "PUT"):
-        return None
+        return RefusalError(strangers_body()) if request.is_from_stranger else None
     task = Task(channel, request)
     task.request_id = sent_id(request.headers) or new_id()
     environ = task.get_environment()
     environ["wsgi.input"], environ[BODY_AWAITED] = _NotYetSent(), True
+    if request.is_from_stranger:
+        environ[STRANGERS_BODY] = True
     environ.setdefault("CONTENT_LENGTH", "1")  # in chunks, so the length is not known yet
     answer: list[Any] = []
     token = current_request_id.set(task.request_id)
@@ -314,7 +322,7 @@ class RefusalTask(_ResponseHead, ErrorTask):  # type: ignore[misc]
         """Write the problem document; the connection ends after it."""
         error = self.request.error
         if isinstance(error, AnsweredError):
-            self.request_id, self.route = error.request_id, error.route
+            self.request_id, self.route, self.who = error.request_id, error.route, error.who
             self.status, headers, body = error.answer
         else:
             self.request_id = sent_id(self.request.headers) or new_id()

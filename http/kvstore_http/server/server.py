@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -99,7 +99,10 @@ class _Turns:
 class HttpServer(BaseWSGIServer):  # type: ignore[misc]
     """Accepts connections on one bound socket and serves ``application`` on them, in the hub of the thread
     that made it. While ``stopping``, every response says that its connection ends. With a ``certificate`` it
-    speaks TLS, and answers those who do not with 400."""
+    speaks TLS, and answers those who do not with 400.
+
+    ``environ`` is part of that of every request. A large body is read only if the application wants it, asked
+    without it, where ``is_stranger`` says so of the request's headers."""
 
     channel_class = Channel
     stopping = False
@@ -113,6 +116,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         buffer_bytes: int = BUFFER_BYTES,
         held_bytes: int | None = None,
         certificate: Certificate | None = None,
+        environ: Mapping[str, Any] | None = None,
         **adjustments: Any,
     ) -> None:
         # a streamed answer holds the next part of it as well
@@ -155,6 +159,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
             "wsgi.multiprocess": True,
             "wsgi.run_once": False,
             "wsgi.input_terminated": True,
+            **(environ or {}),
         }
         """The part of the environ that all requests share."""
 
@@ -339,9 +344,15 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         super().close()
 
 
-def make_adjustments(*, max_body_bytes: int, max_header_bytes: int, max_connections: int) -> Adjustments:
-    """waitress's settings for this server."""
-    return Adjustments(
+def make_adjustments(
+    *,
+    max_body_bytes: int,
+    max_header_bytes: int,
+    max_connections: int,
+    is_stranger: Callable[[dict[str, str]], bool] = lambda _headers: False,
+) -> Adjustments:
+    """waitress's settings for this server, and ``is_stranger`` for the parser, which gets nothing else."""
+    adjustments = Adjustments(
         sockets=[],
         ident="kvstore",
         backlog=BACKLOG,
@@ -360,3 +371,5 @@ def make_adjustments(*, max_body_bytes: int, max_header_bytes: int, max_connecti
         clear_untrusted_proxy_headers=False,
         threads=1,
     )
+    adjustments.is_stranger = is_stranger
+    return adjustments

@@ -10,15 +10,18 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
 
 import gevent
 
+from kvstore_core.access.grants import Need
+from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.follower import Batch
+from kvstore_core.model import Cursor
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.settings import HttpSettings
@@ -31,6 +34,12 @@ from kvstore_http.streaming.filter_index import FilterIndex
 from kvstore_http.streaming.lagging_streams import LaggingStreams
 from kvstore_http.streaming.stream_sockets import Stream, StreamSockets, StreamSpec, StreamStart
 
+EXPIRY_SECONDS = 0.5
+"""How often is looked for streams whose callers' credentials have ended."""
+
+LEAVING_SECONDS = 10.0
+"""How long a stream that its caller may not have any more may take to read its end."""
+
 BEATS = 15
 """Heartbeats of all streams are spread over this many ticks of the interval."""
 
@@ -39,6 +48,9 @@ HELD = "the daemon cannot be reached yet; this stream starts when it can be"
 RETRY_MS = (500, 2500)
 """An EventSource reconnects after a random time in this range, so that those of a stopped worker do not
 all come back at once."""
+
+Judge = Callable[[Principal, Iterable[Need]], Principal | KvError]
+"""Gives who somebody is now; or why they may not have what they need."""
 
 log = logging.getLogger("kvstore.http")
 
@@ -95,6 +107,11 @@ class Broadcaster:
         self._ticker = self._loop.timer(interval, interval)
         self._ticker.start(self._tick)
         feed.listener = self
+        self._judge: Judge | None = None
+        self._by_caller: dict[Principal, set[Stream]] = {}
+        self._leaving: dict[Stream, float] = {}
+        """Those that were told to go, and when they are cut off if they have not taken that."""
+        self._expiry_ticker = self._loop.timer(EXPIRY_SECONDS, EXPIRY_SECONDS)
 
     def __len__(self) -> int:
         return len(self._sockets)
@@ -110,10 +127,12 @@ class Broadcaster:
             self._counters.stream_refused()
             raise KvError("too_busy", f"{limit} streams are open, the limit (--max-streams)", limit=limit)
 
-    def adopt(self, spec: StreamSpec, start: StreamStart, sock: socket, unsent: bytes) -> Stream:
-        """Take over a connection whose response headers are sent, except for ``unsent``."""
+    def adopt(
+        self, spec: StreamSpec, start: StreamStart, who: Principal, sock: socket, unsent: bytes
+    ) -> Stream:
+        """Take over a connection of ``who``, whose response headers are sent, except for ``unsent``."""
         form = spec.form
-        stream = Stream(sock.fileno(), sock, form)
+        stream = Stream(sock.fileno(), sock, form, who)
         stream.group = group = self._group(spec)
         group.size += 1
         self._sockets.add(stream)
@@ -127,6 +146,9 @@ class Broadcaster:
             self._sockets.end(stream)
         else:
             self._catch_up.add(stream, spec, start)
+        if self._judge is not None:
+            self._by_caller.setdefault(who, set()).add(stream)
+            self._review({who: {stream}})  # it may have lost what it needs since it was asked
         return stream
 
     def _group(self, spec: StreamSpec) -> StreamGroup:
@@ -138,6 +160,8 @@ class Broadcaster:
 
     def _forget(self, stream: Stream) -> None:
         group: StreamGroup = stream.group
+        self._leaving.pop(stream, None)
+        self._forget_caller(stream)
         self._lagging.discard(stream)
         group.leave(stream)
         self._beats[stream.fd % BEATS].discard(stream)
@@ -238,6 +262,67 @@ class Broadcaster:
                     self._catch_up.add(stream, group.spec, start)
         self._lagging.feed_moved()
 
+    # ── who may no longer listen ────────────────────────────────────────────────────────────────
+
+    def judge_by(self, judge: Judge) -> None:
+        """Ask ``judge`` of each stream whether its caller may have it, from now on."""
+        self._judge = judge
+        self._expiry_ticker.start(self._review_expired)
+
+    def review(self) -> None:
+        """Identities or grants have changed: end the streams whose callers may not have them any more."""
+        self._review(dict(self._by_caller))
+
+    def _review_expired(self) -> None:
+        now = time.time_ns() // 1_000_000
+        self._review(
+            {who: s for who, s in self._by_caller.items() if who.expires_at and who.expires_at <= now}
+        )
+        for stream in [each for each, until in self._leaving.items() if until <= time.monotonic()]:
+            self._sockets.drop(stream, stream.end_reason)
+
+    def _review(self, callers: dict[Principal, set[Stream]]) -> None:
+        if self._judge is None:
+            return
+        for who, streams in callers.items():
+            found: dict[StreamSpec, Principal | KvError] = {}
+            for stream in list(streams):
+                spec: StreamSpec = stream.group.spec
+                verdict = found.get(spec)
+                if verdict is None:
+                    verdict = found[spec] = self._judge(who, spec.needs())
+                if isinstance(verdict, KvError):
+                    self._send_away(stream, verdict.code)
+                elif verdict is not stream.who:
+                    self._forget_caller(stream)
+                    stream.who = verdict
+                    self._by_caller.setdefault(verdict, set()).add(stream)
+
+    def _send_away(self, stream: Stream, code: str) -> None:
+        """Tell ``stream`` why it ends, and where it can go on once its caller may have it again."""
+        if stream.is_ending:
+            return
+        form = stream.form
+        self._forget_caller(stream)
+        self._sockets.queue(stream, form.framed(event_format.end(form, code, self._position_of(stream))))
+        self._leaving[stream] = time.monotonic() + LEAVING_SECONDS
+        self._sockets.end(stream, f"its caller is {code}")
+
+    def _position_of(self, stream: Stream) -> Cursor | None:
+        group: StreamGroup = stream.group
+        ahead = group.ahead_of_feed.get(stream)
+        if ahead is None and stream not in group.caught_up:
+            return self._lagging.position_of(stream)
+        position = self.feed.cursor(previous=group.spec.previous).position
+        return position if ahead is None else Cursor(ahead, position.epoch)
+
+    def _forget_caller(self, stream: Stream) -> None:
+        streams = self._by_caller.get(stream.who)
+        if streams is not None:
+            streams.discard(stream)
+            if not streams:
+                del self._by_caller[stream.who]
+
     # ── heartbeats ──────────────────────────────────────────────────────────────────────────────
 
     def _tick(self) -> None:
@@ -277,5 +362,6 @@ class Broadcaster:
         """Drop what is left."""
         self._is_stopping = True
         self._ticker.close()
+        self._expiry_ticker.close()
         self._catch_up.close()
         self._sockets.close()

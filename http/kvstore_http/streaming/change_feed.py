@@ -12,15 +12,20 @@ something is missing. Streams wait for the position, not for a heartbeat.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import chain
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import gevent
 import zmq
 from gevent.event import Event as Signal
 from gevent.hub import Waiter
 
+from kvstore_core.access.login_file import CurveKeys
+from kvstore_core.access.principal import THE_FACADE
 from kvstore_core.connection_monitor import notice_death
+from kvstore_core.curve import apply_curve
 from kvstore_core.errors import KvError
 from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor
@@ -43,6 +48,18 @@ that reconnects, finds it awake."""
 EVERYTHING = b""
 
 
+def _ignore(_tag: str) -> None:
+    """While access is off nobody listens."""
+
+
+class _Waiting(NamedTuple):
+    """A long poll: the revision of its last read, and how it is told to go on."""
+
+    since: int
+    waiter: Waiter
+    check: Callable[[], None]
+
+
 class FeedListener(ChangeListener, Protocol):
     """What the feed delivers to: the streams of the worker."""
 
@@ -57,7 +74,9 @@ class ChangeFeed:
     All methods run in the hub's thread; those that say so block, and then only their greenlet waits.
     """
 
-    def __init__(self, context: zmq.Context[Any], daemon: DaemonClient, endpoint: str) -> None:
+    def __init__(
+        self, context: zmq.Context[Any], daemon: DaemonClient, endpoint: str, keys: CurveKeys | None = None
+    ) -> None:
         self._hub = gevent.get_hub()
         self._loop = self._hub.loop
         self._daemon = daemon
@@ -68,21 +87,24 @@ class ChangeFeed:
         self._is_idle = False
         self._started = Signal()  # awake, and the cursor has the store's present position
         self._is_closed = False
-        self._waiting: dict[str, list[tuple[int, Waiter]]] = {}
+        self._waiting: dict[str, list[_Waiting]] = {}
         self._cursor = ChangeCursor(daemon, self._pool, self, previous=False)
         self._previous_cursor: ChangeCursor | None = None
         self._heard_at = self._published_at = monotonic()
-        self._open_socket(context, endpoint)
+        self.on_access_tag: Callable[[str], None] = _ignore
+        """Called with what each heartbeat says of the daemon's table of identities."""
+        self._open_socket(context, endpoint, keys)
         self._ticker = self._loop.timer(TICK_SECONDS, TICK_SECONDS)
         self._ticker.start(self._tick)
 
-    def _open_socket(self, context: zmq.Context[Any], endpoint: str) -> None:
+    def _open_socket(self, context: zmq.Context[Any], endpoint: str, keys: CurveKeys | None) -> None:
         self._socket = context.socket(zmq.SUB)
         self._socket.linger = 0
         self._socket.rcvhwm = 100_000
         notice_death(self._socket)
         self._socket.reconnect_ivl = RECONNECT_MS
         self._socket.reconnect_ivl_max = RECONNECT_MAX_MS
+        apply_curve(self._socket, keys)
         self._socket.connect(endpoint)
         self._socket.subscribe(HEARTBEAT_TOPIC)
         # before everything else that is ready in a turn: an event does not wait for the requests
@@ -130,7 +152,7 @@ class ChangeFeed:
         that read before that finds it forgotten, and reads again."""
         while not self._is_closed:
             try:
-                reply = self._daemon.request([{"op": "status"}])
+                reply = self._daemon.request([{"op": "status"}], who=THE_FACADE)
             except KvError:
                 if self._cursor.is_started:
                     # the daemon is away: a stream may begin at its last known position
@@ -213,6 +235,9 @@ class ChangeFeed:
         newest = messages[-1]
         revision = newest.revision if isinstance(newest, Heartbeat) else newest.event.revision
         self._daemon.note_position(newest.epoch, revision)
+        for message in messages:
+            if isinstance(message, Heartbeat) and message.access:
+                self.on_access_tag(message.access)
         if not self._started.is_set():
             return  # the log has what comes before the position is known
         self._cursor.hear(messages)
@@ -236,12 +261,13 @@ class ChangeFeed:
 
     # ── long polls ──────────────────────────────────────────────────────────────────────────────
 
-    def wait_for_change(self, key: str, since: int, timeout: float) -> bool:
+    def wait_for_change(self, key: str, since: int, timeout: float, check: Callable[[], None]) -> bool:
         """Block up to ``timeout`` seconds until ``key`` may have changed after revision ``since`` of the
         store, which should be the revision of the caller's last read; returns whether it may have.
 
-        Also True if the changes since then are no longer remembered: read again. False at the end of the
-        time, and earlier if the service stops.
+        Also True if the changes since then are no longer remembered: read again; and if ``check``, which
+        raises a KvError for a caller who may no longer read the key, says so. False at the end of the time,
+        and earlier if the service stops.
         """
         deadline = monotonic() + timeout
         self.wake_up()
@@ -250,7 +276,7 @@ class ChangeFeed:
         if self._may_have_changed(key, since):
             return True
         waiter = Waiter(self._hub)
-        entry = (since, waiter)
+        entry = _Waiting(since, waiter, check)
         self._waiting.setdefault(key, []).append(entry)
         timer = self._loop.timer(max(deadline - monotonic(), 0.0))
         timer.start(waiter.switch, False)
@@ -265,19 +291,27 @@ class ChangeFeed:
         self._is_closed = True
         self._started.set()
         for entries in self._waiting.values():
-            for _, waiter in entries:
-                self._loop.run_callback(waiter.switch, False)
+            for entry in entries:
+                self._loop.run_callback(entry.waiter.switch, False)
+
+    def end_waits_of_refused(self) -> None:
+        """Let the long polls go on whose callers may no longer read what they wait for: they are told so."""
+        for entry in chain.from_iterable(self._waiting.values()):
+            try:
+                entry.check()
+            except KvError:
+                self._loop.run_callback(entry.waiter.switch, True)
 
     def _may_have_changed(self, key: str, since: int) -> bool:
         batches = self._cursor.after(since)
         return batches is None or any(event.key == key for batch in batches for event in batch)
 
     def _wake(self, key: str, revision: int | None) -> None:
-        for since, waiter in self._waiting.get(key, ()):
-            if revision is None or revision > since:
-                self._loop.run_callback(waiter.switch, True)
+        for entry in self._waiting.get(key, ()):
+            if revision is None or revision > entry.since:
+                self._loop.run_callback(entry.waiter.switch, True)
 
-    def _forget(self, key: str, entry: tuple[int, Waiter]) -> None:
+    def _forget(self, key: str, entry: _Waiting) -> None:
         entries = self._waiting[key]
         entries.remove(entry)
         if not entries:

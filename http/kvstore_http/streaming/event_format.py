@@ -174,6 +174,16 @@ def reset(form: Format, reason: str, floor: int, cursor: Cursor) -> bytes:
     return form.message("reset", orjson.dumps(body), None)
 
 
+def end(form: Format, code: str, cursor: Cursor | None) -> bytes:
+    """The service ends the stream for an error with ``code``; unframed. Without a ``cursor`` it cannot be
+    resumed from where it ended."""
+    text = None if cursor is None else str(cursor)
+    body: dict[str, str | None] = {"code": code}
+    if form.is_sse or text is None:  # message() adds it otherwise
+        body["cursor"] = text
+    return form.message("end", orjson.dumps(body), text)
+
+
 def retry(form: Format, milliseconds: int) -> bytes:
     """How long an EventSource waits before it reconnects; unframed."""
     return b"retry: %d\n\n" % milliseconds if form.is_sse else b""

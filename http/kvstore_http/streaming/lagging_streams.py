@@ -204,6 +204,13 @@ class LaggingStreams:
             self._counters.streams_reset(1)
             self._begin(lagging, StreamStart(None, snapshot=True, reset_reason=reason, floor=floor))
 
+    def position_of(self, stream: Stream) -> Cursor | None:
+        """From where ``stream`` can be resumed; None if it has not begun, or has a part of a snapshot."""
+        lagging = self._streams.get(stream)
+        if lagging is None or lagging.start.snapshot or lagging.merge is not None:
+            return None
+        return lagging.start.since if lagging in self._unstarted else lagging.position
+
     def enqueue(self, lagging: LaggingStream) -> None:
         """Let ``lagging`` have what it needs next, when it is its turn."""
         stream = lagging.stream

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from math import inf
 from typing import Any, NamedTuple
 
+from kvstore_core.access.grants import Need
+from kvstore_core.access.principal import THE_FACADE, Principal
 from kvstore_core.errors import KvError
 from kvstore_core.model import Cursor
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.streaming.change_feed import ChangeFeed
+
+Asks = Callable[[], Principal]
 
 
 class _State(NamedTuple):
@@ -28,27 +34,35 @@ class Unchanged(NamedTuple):
 
 
 def read_after_change(
-    daemon: DaemonClient, feed: ChangeFeed, key: str, since: Cursor | None, seconds: float
+    daemon: DaemonClient, feed: ChangeFeed, key: str, since: Cursor | None, seconds: float, asks: Asks
 ) -> dict[str, Any] | Unchanged:
     """The key's record once it has changed after ``since``; raises ``not_found`` if it is gone then.
+
+    ``asks`` gives who asks, as of now, and raises if that is nobody any more: it is called before each read.
 
     ``since`` is the revision that the caller knows: 0 for a missing key. When nothing changed in
     ``seconds``, the answer is Unchanged. Without ``since`` the caller knows nothing: the next change
     from now on counts, and when there is none the answer is the state at the end of the wait.
     """
     deadline = time.monotonic() + seconds
-    state = _read(daemon, key)
+    who = asks()
+
+    def check() -> None:
+        asks().check(_needs(key))
+
+    state = _read(daemon, key, who)
     if since is not None and _is_news(daemon, state, since):
         return _answer(state)
     known = state.head
     while (remaining := deadline - time.monotonic()) > 0:
-        goes_on = feed.wait_for_change(key, state.head, remaining)
+        goes_on = feed.wait_for_change(key, state.head, min(remaining, _seconds_left(who)), check)
         # read again even at the end of the time: if the feed was cut off, this finds what it missed, or
         # fails because the daemon is away
-        state = _read(daemon, key)
+        who = asks()
+        state = _read(daemon, key, who)
         if state.changed > known:
             return _answer(state)
-        if not goes_on:
+        if not goes_on and remaining <= _seconds_left(who):
             break
     return _answer(state) if since is None else Unchanged(state.record, since.revision)
 
@@ -61,7 +75,7 @@ def _is_news(daemon: DaemonClient, state: _State, since: Cursor) -> bool:
         return False
     if state.record is None and state.changed == 0:
         # The log knows nothing of the key, so it was not deleted since, as far as the log goes.
-        floor: int = daemon.call({"op": "status"})["floor"]
+        floor: int = daemon.call({"op": "status"}, who=THE_FACADE)["floor"]
         return since.revision < floor
     return state.changed > since.revision or not is_history(daemon, since.revision)
 
@@ -72,7 +86,8 @@ def is_history(daemon: DaemonClient, revision: int) -> bool:
     if revision == 0:
         return True
     try:
-        daemon.call({"op": "events", "since": revision, "limit": 1, "values": False})
+        # the facade asks: nothing is told of what happened, and to whom
+        daemon.call({"op": "events", "since": revision, "limit": 1, "values": False}, who=THE_FACADE)
     except KvError as error:
         if error.code != "cursor_expired":
             raise
@@ -80,10 +95,20 @@ def is_history(daemon: DaemonClient, revision: int) -> bool:
     return True
 
 
-def _read(daemon: DaemonClient, key: str) -> _State:
+def _needs(key: str) -> list[Need]:
+    return [Need("read", key), Need("watch", key)]
+
+
+def _seconds_left(who: Principal) -> float:
+    """How long the credential of ``who`` is still good."""
+    return inf if who.expires_at is None else max(0.0, who.expires_at / 1000 - time.time())
+
+
+def _read(daemon: DaemonClient, key: str, who: Principal) -> _State:
+    who.check(_needs(key))
     get = {"op": "get", "key": key}
     last = {"op": "history", "key": key, "limit": 1, "values": False}
-    reply = daemon.request([get, last])
+    reply = daemon.request([get, last], who=who)
     record, page = reply.results
     if not isinstance(record, KvError):
         return _State(record, record["revision"], reply.revision)

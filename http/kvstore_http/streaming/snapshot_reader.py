@@ -90,7 +90,7 @@ class SnapshotReader:
         if start.reset_reason is not None:
             reset = event_format.reset(spec.form, start.reset_reason, start.floor, here)
             page = Messages([Message(0, reset, 0)])
-        is_empty = bool(spec.wanted.ops) and "put" not in spec.wanted.ops
+        is_empty = not spec.lists or (bool(spec.wanted.ops) and "put" not in spec.wanted.ops)
         for lagging in streams:
             lagging.position, lagging.is_confirmed, lagging.merge = here, True, merge
             if is_empty:

@@ -14,8 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kvstore_core.access.grants import Need
+from kvstore_core.access.principal import UNRESTRICTED, Principal
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
+from kvstore_core.operations import OPERATIONS
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.streaming.event_format import Format
 
@@ -34,12 +37,25 @@ class StreamSpec(NamedTuple):
     """What a stream is sent, and how. Streams with equal specs are sent the same bytes.
 
     ``wanted`` is normalized (:meth:`kvstore_core.filters.Filter.normalized`); with ``previous``
-    events carry what they replaced.
+    events carry what they replaced. ``lists`` says that it may be sent a snapshot: one that may not learn
+    which keys there are gets none after a reset.
     """
 
     wanted: Filter
     form: Format
     previous: bool
+    lists: bool = True
+
+    def needs(self) -> list[Need]:
+        """What a stream's caller must be granted for it."""
+        op = {**self.wanted.fields(), "values": self.form.has_values, "previous": self.previous}
+        needs = list(OPERATIONS["events"].needs(op))
+        return needs + self.listing_needs() if self.lists else needs
+
+    def listing_needs(self) -> list[Need]:
+        """What it must be granted for a snapshot besides what events need."""
+        watched = OPERATIONS["events"].needs({**self.wanted.fields(), "values": False})
+        return [Need("list", need.on) for need in watched]
 
 
 class StreamStart(NamedTuple):
@@ -68,6 +84,7 @@ class Stream:
     fd: int
     sock: socket.socket
     form: Format
+    who: Principal = UNRESTRICTED
     group: Any = None
     pending: list[bytes | memoryview] | None = None
     unsent: int = 0
@@ -76,6 +93,7 @@ class Stream:
     on_end: Callable[[str, int, int], None] | None = None
     is_blocked: bool = False
     is_ending: bool = False
+    end_reason: str = STOPPING
     is_gone: bool = False
 
 
@@ -192,7 +210,7 @@ class StreamSockets:
             self._blocked.discard(stream)
             self._epoll.modify(stream.fd, _INPUT)
         if stream.is_ending:
-            self.drop(stream, STOPPING)
+            self.drop(stream, stream.end_reason)
         elif was_blocked:
             self._on_drained(stream)
 
@@ -223,15 +241,15 @@ class StreamSockets:
 
     # ── ending ──────────────────────────────────────────────────────────────────────────────────
 
-    def end(self, stream: Stream) -> None:
+    def end(self, stream: Stream, reason: str = STOPPING) -> None:
         """End the body properly and close, as soon as all is sent."""
         if stream.is_gone or stream.is_ending:
             return
         if stream.form.end:
             self.queue(stream, stream.form.end)
-        stream.is_ending = True
+        stream.is_ending, stream.end_reason = True, reason
         if stream.pending is None:
-            self.drop(stream, STOPPING)
+            self.drop(stream, reason)
 
     def end_all(self) -> None:
         """End every stream."""

@@ -12,15 +12,20 @@ import gevent
 import zmq
 from gevent.event import Event
 
+from kvstore_core.access.login_file import CurveKeys
+from kvstore_core.access.principal import UNRESTRICTED
 from kvstore_core.errors import EXIT_DONE
 from kvstore_core.process.logging import LEVEL_SIGNALS
 from kvstore_core.process.sd_notify import Notifier
 from kvstore_core.process.signals import Terminal
 from kvstore_core.process.startup import raise_descriptor_limit, relax_garbage_collector
 from kvstore_core.process.supervision import BEAT_SECONDS
+from kvstore_http.access.callers import Callers
+from kvstore_http.access.table_follower import TableFollower
 from kvstore_http.app import create_app
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.protocol.environ import WHO
 from kvstore_http.server.access_log import AccessLog
 from kvstore_http.server.certificate import LOOK_SECONDS, Certificate
 from kvstore_http.server.server import HttpServer
@@ -39,6 +44,7 @@ POLL_SECONDS = 0.02
 def serve(
     settings: HttpSettings,
     sockets: Sequence[socket.socket],
+    keys: CurveKeys | None,
     certificate: Certificate | None,
     terminal: Terminal | None,
     counters: WorkerCounters,
@@ -49,9 +55,10 @@ def serve(
     """Serve on bound ``sockets`` until SIGTERM or SIGINT; returns the exit status.
 
     ``on_ready`` is called when connections are accepted; after that ``notifier`` says that the hub turns, and
-    when no more are accepted. The daemon need not be there: requests are answered with 503 until it is. What
-    happens is counted in ``counters``. The files of the ``certificate`` are looked at once a minute and at
-    SIGHUP, unless that is the end of the ``terminal``, which stops the process.
+    when no more are accepted. The daemon need not be there: requests are answered with 503 until it is. With
+    ``keys``, the facade's own, access is on. What happens is counted in ``counters``. The files of the
+    ``certificate`` are looked at once a minute and at SIGHUP, unless that is the end of the ``terminal``,
+    which stops the process.
     ``on_level`` changes the log level; it is called with the number of a signal that asks for it.
     """
     raise_descriptor_limit()
@@ -61,12 +68,13 @@ def serve(
     # never closed: a second signal must not end the process while it stops
     _ending = _watch((signal.SIGTERM, signal.SIGINT), lambda _: stop.set())
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    daemon = DaemonClient(context, settings.requests, settings.daemon_timeout_ms, counters)
-    feed = ChangeFeed(context, daemon, settings.changes)
+    daemon = DaemonClient(context, settings.requests, settings.daemon_timeout_ms, counters, keys)
+    feed = ChangeFeed(context, daemon, settings.changes, keys)
     broadcaster = Broadcaster(daemon, feed, settings, counters)
-    app = create_app(daemon, feed, broadcaster, settings, counters)
-    access_log = AccessLog(settings.access_log, settings.slow_request_ms)
-    servers = [_server(app, sock, certificate, counters, access_log, settings) for sock in sockets]
+    callers = None if keys is None else _callers(daemon, feed, broadcaster, settings, counters)
+    app = create_app(daemon, feed, broadcaster, settings, counters, callers)
+    access_log = AccessLog(settings.access_log, settings.slow_request_ms, shows_who=callers is not None)
+    servers = [_server(app, sock, certificate, counters, access_log, settings, callers) for sock in sockets]
 
     def change_level(number: int) -> None:
         on_level(number)
@@ -82,7 +90,8 @@ def serve(
     stop.wait()
     notifier.stopping()
     _drain(servers, feed, broadcaster)
-    for each in (*servers, broadcaster, feed, daemon, beats):
+    followers = () if callers is None else (callers.follower,)
+    for each in (*servers, broadcaster, feed, *followers, daemon, beats):
         each.close()
     context.term()
     for watcher in watchers:  # at the end: without them such a signal would end the process
@@ -125,6 +134,22 @@ def _keep_fresh(
     return [timer, *_watch((signal.SIGHUP,), hang_up)]
 
 
+def _callers(
+    daemon: DaemonClient,
+    feed: ChangeFeed,
+    broadcaster: Broadcaster,
+    settings: HttpSettings,
+    counters: WorkerCounters,
+) -> Callers:
+    """Who may come in, by the daemon's table; whoever may no longer is told so wherever they wait."""
+    follower = TableFollower(daemon, settings.daemon_timeout_ms / 1000)
+    callers = Callers(follower, counters)
+    feed.on_access_tag = follower.hear
+    broadcaster.judge_by(callers.judged)
+    follower.listeners += [broadcaster.review, feed.end_waits_of_refused]
+    return callers
+
+
 def _server(
     app: object,
     sock: socket.socket,
@@ -132,7 +157,11 @@ def _server(
     counters: WorkerCounters,
     access_log: AccessLog,
     settings: HttpSettings,
+    callers: Callers | None,
 ) -> HttpServer:
+    asks_who: dict[str, Any] = {"environ": {WHO: UNRESTRICTED}}
+    if callers is not None:
+        asks_who = {"is_stranger": callers.is_stranger}
     return HttpServer(
         app,
         sock,
@@ -144,6 +173,7 @@ def _server(
         max_body_bytes=settings.max_body_bytes,
         max_header_bytes=settings.max_header_bytes,
         max_connections=settings.max_connections,
+        **asks_who,
     )
 
 

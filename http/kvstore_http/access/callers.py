@@ -1,0 +1,268 @@
+"""Who makes a request: from its credential to a principal (``docs/access.md``, Over HTTP)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+import falcon
+
+from kvstore_core.access.derived import PREFIX as DERIVED_PREFIX
+from kvstore_core.access.grants import GrantSet, Need
+from kvstore_core.access.identities import AccessTable
+from kvstore_core.access.principal import ANONYMOUS, UNRESTRICTED, Principal
+from kvstore_core.access.tokens import TOKEN_PATTERN, token_id
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import RateLimitedLog
+from kvstore_http.access.sessions import not_a_token, session_of
+from kvstore_http.access.table_follower import TableFollower
+from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY, STRANGERS_BODY, WHO
+from kvstore_http.routes import SUBSCRIBE_PATH, Needs
+
+MAX_KEPT = 4096
+"""How many credentials are kept looked up. Only good ones are, so that nobody can push others out."""
+
+MAX_STRANGERS_BODY = 64 * 1024
+"""The largest body that is read of somebody who is not known."""
+
+_BEARER = re.compile(r"bearer +([A-Za-z0-9\-._~+/]+=*)", re.ASCII | re.IGNORECASE)
+"""RFC 6750 section 2.1; the scheme has no case (RFC 9110 section 11.1)."""
+
+_DERIVED = re.compile(r"kvd_[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
+
+_KNOWN = (Need("known"),)
+_VARY = "Authorization, Cookie"
+
+Responder = Callable[..., None]
+Refreshed = Callable[[Principal], Principal]
+"""Gives a principal as of now; raises ``unauthenticated`` if its credential is no longer good."""
+
+log = logging.getLogger("kvstore.http")
+
+
+class _Undecided(Principal):
+    """Who asks while there is no table: nobody can say. Let in where nothing is needed, else told to wait."""
+
+    def refusal(self, need: Need, op: int | None = None) -> KvError:  # noqa: ARG002
+        return KvError("unavailable", "the daemon was not reached yet, so nobody can be let in")
+
+
+UNDECIDED = _Undecided(ANONYMOUS, GrantSet(()))
+
+
+def everybody(who: Principal) -> Principal:
+    """``Refreshed``, while access is off."""
+    return who
+
+
+class Callers:
+    """Finds out who makes each request, and whether the route is open to them.
+
+    A credential that is there but not good is refused everywhere, and counts for nothing less than that:
+    nobody becomes anonymous by it.
+    """
+
+    def __init__(self, follower: TableFollower, counters: WorkerCounters) -> None:
+        self.follower = follower
+        self._counters = counters
+        self._known: dict[str | None, Principal] = {}
+        self._leak_log = RateLimitedLog(log)
+        follower.listeners.append(self._known.clear)
+
+    # ── routes ──────────────────────────────────────────────────────────────────────────────────
+
+    def guarded(self, responder: Responder, needs: Needs) -> Responder:
+        """The responder of a route with ``needs``, for those who may use it. What its operations need is
+        asked where they are done."""
+        known, follower = self._known, self.follower
+        asked = (Need(needs),) if needs in ("monitor", "admin") else _KNOWN
+        is_public, has_own_need = needs == "public", needs in ("monitor", "admin", "known")
+
+        def respond(req: falcon.Request, resp: falcon.Response, **params: Any) -> None:
+            environ = req.env
+            try:
+                who = known.get(environ.get("HTTP_AUTHORIZATION"))
+                if who is None or who.expires_at is not None or not follower.is_confirmed:
+                    who = self._identified(environ, needs)
+                if _may_show_token(environ):
+                    self._refuse_token_in(environ)
+                environ[WHO] = who
+                if has_own_need or (who.name == ANONYMOUS and not is_public and who is not UNDECIDED):
+                    who.check(asked)
+                if STRANGERS_BODY in environ:
+                    self._refuse_body_of(who)
+                responder(req, resp, **params)
+            except KvError as error:
+                self._count(error)
+                raise
+            _make_private(resp)
+
+        return respond
+
+    def _identified(self, environ: dict[str, Any], needs: Needs) -> Principal:
+        """Who makes the request. Where nothing is needed nobody waits for the daemon; and to look at how it
+        goes (``monitor``) the last known table is good enough, or nobody could while the daemon is away."""
+        follower = self.follower
+        if follower.is_confirmed or (follower.table is not None and needs in ("public", "monitor")):
+            table = follower.table
+            assert table is not None  # noqa: S101 - for mypy
+        elif needs == "public":
+            return UNDECIDED
+        else:
+            try:
+                table = follower.wait()
+            except KvError:
+                if environ[RAW_PATH] != SUBSCRIBE_PATH:
+                    raise
+                return UNDECIDED  # the resource has words of its own for an EventSource
+        return self._identify(environ, table, is_public=needs == "public")
+
+    def _identify(self, environ: dict[str, Any], table: AccessTable, *, is_public: bool) -> Principal:
+        """Whose credential the request carries, by ``table``; raises ``unauthenticated`` for one that is not
+        good. Where there is a token, cookies do not count."""
+        header = environ.get("HTTP_AUTHORIZATION")
+        if header is not None:
+            return self._of_header(header, table)
+        return session_of(environ, table, now_ms(), is_public=is_public) or table.anonymous
+
+    def _of_header(self, header: str, table: AccessTable) -> Principal:
+        now = now_ms()
+        who = self._known.get(header)
+        if who is not None and (who.expires_at is None or now < who.expires_at):
+            return who
+        found = _BEARER.fullmatch(header)
+        if found is None:
+            raise KvError("unauthenticated", "send a token as: Authorization: Bearer kv_…", reason="unknown")
+        who = table.of_credential(found[1], now)
+        if who.is_session:
+            raise not_a_token()
+        if table is self.follower.table:
+            if len(self._known) >= MAX_KEPT:
+                self._known.clear()
+            self._known[header] = who
+        return who
+
+    def refreshed(self, who: Principal) -> Principal:
+        """The same principal as of now, for what takes long; raises ``unauthenticated`` if its credential is
+        no longer good, ``unavailable`` if nobody can say."""
+        if who is UNRESTRICTED:
+            return who
+        table = self.follower.table if self.follower.is_confirmed else self.follower.wait()
+        assert table is not None  # noqa: S101 - for mypy
+        return refreshed_by(table, who)
+
+    def judged(self, who: Principal, needs: Iterable[Need]) -> Principal | KvError:
+        """The same principal as of now, as far as that can be told without waiting; or why it may not have
+        what it ``needs`` any more."""
+        table = self.follower.table
+        if table is None:
+            return who
+        try:
+            found = refreshed_by(table, who)
+            found.check(needs)
+        except KvError as error:
+            return error
+        return found
+
+    # ── bodies of strangers ─────────────────────────────────────────────────────────────────────
+
+    def is_stranger(self, headers: Mapping[str, str]) -> bool:
+        """Whether a large body with these headers (as the parser names them) is not to be read, as far as
+        that can be told without waiting."""
+        table = self.follower.table
+        if table is None:
+            return True
+        environ = {f"HTTP_{name}": value for name, value in headers.items()}
+        try:
+            return not _may_write(self._identify(environ, table, is_public=False))
+        except KvError:
+            return True
+
+    def _refuse_body_of(self, who: Principal) -> None:
+        if not _may_write(who):
+            raise strangers_body()
+
+    # ── tokens in addresses ─────────────────────────────────────────────────────────────────────
+
+    def _refuse_token_in(self, environ: dict[str, Any]) -> None:
+        """Raise ``unauthenticated`` for an address that holds a token: by now proxies and logs have it."""
+        address = unquote(f"{environ[RAW_PATH]}?{environ[RAW_QUERY]}")
+        found = next((m for m in TOKEN_PATTERN.finditer(address) if token_id(m[0])), None)
+        if found is not None:
+            self._leak_log.warning("the token %s stood in an address: rotate it", found[1])
+        elif not any(self._is_derived(match[0]) for match in _DERIVED.finditer(address)):
+            return
+        raise KvError(
+            "unauthenticated",
+            "a token stood in the address, where logs and proxies keep it: rotate it, and send the new one "
+            "as Authorization: Bearer kv_…",
+            reason="in_address",
+        )
+
+    def _is_derived(self, text: str) -> bool:
+        table = self.follower.table
+        try:
+            return table is not None and bool(table.of_credential(text, 0))
+        except KvError as error:
+            return error.details.get("reason") != "unknown"
+
+    # ── refusals ────────────────────────────────────────────────────────────────────────────────
+
+    def _count(self, error: KvError) -> None:
+        if error.code == "unauthenticated":
+            self._counters.access_refused(error.details.get("reason", "unknown"))
+        elif error.code == "not_allowed" and "needs" in error.details:
+            self._counters.access_refused("not_granted")
+
+
+def strangers_body() -> KvError:
+    """Why a large body of somebody who is not known is not read."""
+    return KvError(
+        "unauthenticated",
+        f"a body of more than {MAX_STRANGERS_BODY} bytes, or in chunks, is only read from those who send a "
+        "token",
+        reason="missing",
+    )
+
+
+def now_ms() -> int:
+    """The time of the wall clock, by which credentials end."""
+    return time.time_ns() // 1_000_000
+
+
+def refreshed_by(table: AccessTable, who: Principal) -> Principal:
+    """``who`` by ``table``, as of now; raises ``unauthenticated``."""
+    found = table.refreshed(who, now_ms())
+    if found is None:
+        raise KvError(
+            "unauthenticated", f"this token of {who.name!r} has expired or was revoked", reason="revoked"
+        )
+    return found
+
+
+def _may_show_token(environ: dict[str, Any]) -> bool:
+    """Whether the address may hold a token. Nearly none may, so this is quick."""
+    path, query = environ[RAW_PATH], environ[RAW_QUERY]
+    if "kv_" in path or DERIVED_PREFIX in path or "%" in path:
+        return True
+    return bool(query) and ("kv_" in query or DERIVED_PREFIX in query or "%" in query)
+
+
+def _may_write(who: Principal) -> bool:
+    """Whether somebody's large body is read: of anonymous only where it may store one."""
+    return who.name != ANONYMOUS or who.grants.has("write")
+
+
+def _make_private(resp: falcon.Response) -> None:
+    """Keep the answer from shared caches: it is for one caller. RFC 9111 section 3.5 keeps only what answers
+    ``Authorization`` from them, and not what answers a cookie."""
+    cache, vary = resp.get_header("cache-control"), resp.get_header("vary")
+    headers = {"vary": f"{vary}, {_VARY}" if vary else _VARY}
+    if not (cache and cache.startswith("no-store")):
+        headers["cache-control"] = f"private, {cache}" if cache else "private"
+    resp.set_headers(headers)

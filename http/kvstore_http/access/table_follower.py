@@ -1,0 +1,133 @@
+"""The daemon's table of identities, as this worker has it.
+
+Every heartbeat says which table the daemon has, and after a change one comes at once; so a worker learns of
+it within some milliseconds, or a second if that one was lost. A table that nothing has confirmed for some
+seconds is not used: who was let in by it may have been revoked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent.event import Event as Signal
+
+from kvstore_core.access.identities import AccessTable
+from kvstore_core.access.principal import THE_FACADE
+from kvstore_core.errors import KvError
+from kvstore_core.process.logging import RateLimitedLog
+from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.greenlet_pool import GreenletPool
+
+UNCONFIRMED_SECONDS = 5.0
+"""A table that was not confirmed for this long is asked for before it is used."""
+
+DOUBTED_SECONDS = 0.5
+"""So long a table is still used after the daemon was heard to have another one, which is on its way."""
+
+TICK_SECONDS = 1.0
+
+log = logging.getLogger("kvstore.http")
+
+
+class TableFollower:
+    """Keeps the table as the daemon has it. Every method runs in the hub's thread; :meth:`wait` blocks.
+
+    ``listeners`` are called, in the hub or in a greenlet, whenever there is another table; they may not wait.
+    """
+
+    def __init__(self, daemon: DaemonClient, patience: float) -> None:
+        self._daemon = daemon
+        self._patience = patience
+        self._hub = gevent.get_hub()
+        self._pool = GreenletPool(self._hub)
+        self.table: AccessTable | None = None
+        """None until the daemon was asked for it."""
+        self._tag = ""
+        self._good_until = 0.0
+        self.listeners: list[Callable[[], None]] = []
+        self._is_asking = self._is_another = self._is_closed = False
+        self._answered = Signal()
+        self._unknown_log = RateLimitedLog(log)
+        self._ticker = self._hub.loop.timer(0, TICK_SECONDS)
+        self._ticker.start(self._tick)
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether there is a table, and the daemon still has it, as far as can be known."""
+        return monotonic() < self._good_until
+
+    def hear(self, tag: str) -> None:
+        """The daemon has published that its table is that of ``tag``."""
+        now = monotonic()
+        if tag == self._tag:
+            self._good_until = now + UNCONFIRMED_SECONDS
+            return
+        self._good_until = min(self._good_until, now + DOUBTED_SECONDS)
+        self._is_another = True
+        self._ask_soon()
+
+    def wait(self) -> AccessTable:
+        """The table, confirmed; asks the daemon if that is needed. Raises ``unavailable``."""
+        if not self.is_confirmed:
+            self._ask_soon()
+            self._answered.wait(self._patience)
+        if self.table is None or not self.is_confirmed:
+            raise KvError(
+                "unavailable",
+                "the daemon cannot be reached, and without it nobody is known: nobody is let in",
+            )
+        return self.table
+
+    def ends(self) -> dict[str, int]:
+        """When whose last credential ends, as far as is known (:meth:`AccessTable.ends`)."""
+        return {} if self.table is None else self.table.ends()
+
+    def _tick(self) -> None:
+        if not self.is_confirmed:
+            self._ask_soon()
+
+    def _ask_soon(self) -> None:
+        if not (self._is_asking or self._is_closed):
+            self._is_asking = True
+            self._answered.clear()
+            # not at once: the caller may be a greenlet, and the pool runs from the hub only
+            self._hub.loop.run_callback(self._pool.run, self._ask)
+
+    def _ask(self) -> None:
+        try:
+            self._is_another = True
+            while self._is_another and not self._is_closed:
+                self._is_another = False
+                begun = monotonic()
+                reply = self._daemon.request([{"op": "access"}], who=THE_FACADE)
+                self._take(reply.results[0], begun)
+        except KvError as error:
+            if not error.row.is_temporary:
+                self._unknown_log.error("the daemon does not say who may come in: %s", error.message)
+        finally:
+            self._is_asking = False
+            self._answered.set()
+
+    def _take(self, result: dict[str, Any] | KvError, begun: float) -> None:
+        if isinstance(result, KvError):
+            raise result
+        try:
+            table = AccessTable.decode(result["value"], bytes.fromhex(result["signing_key"]))
+            tag = str(result["tag"])
+        except (KeyError, ValueError, AttributeError) as error:
+            raise KvError("internal", f"the daemon's table cannot be read: {error}") from error
+        if not self._is_another:
+            self._good_until = begun + UNCONFIRMED_SECONDS
+        if self.table is None or tag != self._tag:
+            self.table, self._tag = table, tag
+            for listener in self.listeners:
+                listener()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._is_closed = True
+        self._ticker.close()

@@ -1,0 +1,258 @@
+"""The daemon with access on, at its real sockets: who may what, and the operations on identities."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import zmq
+
+from kvstore_core.access import changes
+from kvstore_core.access.identities import AccessTable
+from kvstore_core.access.tokens import new_token
+from kvstore_core.operations import STATUS_FOR_ALL
+from kvstore_daemon.access.access_files import edit, read_table
+from support.protected import Protected
+from support.servers import Daemon, StartDaemon, wait_until
+from support.wire import Peer, get, put
+
+
+@pytest.fixture
+def unique(request: pytest.FixtureRequest) -> str:
+    """A name for what this test alone makes."""
+    return f"t{abs(hash(request.node.nodeid)) % 10**12}"
+
+
+def names(protected: Protected) -> set[str]:
+    (page,) = protected.root.ask({"op": "identities"})
+    return {row["name"] for row in page["identities"]}
+
+
+# ── checks ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_request_with_one_forbidden_op_changes_nothing_and_uses_no_number(
+    protected_daemon: Protected, unique: str, at: int, atomic: bool
+) -> None:
+    name = f"{unique}-{at}-{atomic}"
+    peer = protected_daemon.peer(protected_daemon.keys(name, f"rw:{name}/"))
+    before = protected_daemon.root.ask({"op": "status"})[0]["revision"]
+    ops = [put(f"{name}/{number}", b"x") for number in range(3)]
+    bad = [*ops[:at], put(f"{name}x", b"x"), *ops[at:]]
+    error = peer.refusal(*bad, atomic=atomic, client="c", seq=1)
+    assert (error["code"], error["op"], error["needs"]) == ("not_allowed", at, "write")
+    assert error["grants"] == [f"rw:{name}/"]
+    for key in (f"{name}/0", f"{name}/1", f"{name}/2", f"{name}x"):
+        assert protected_daemon.root.ask(get(key))[0]["error"]["code"] == "not_found"
+    assert protected_daemon.root.ask({"op": "status"})[0]["revision"] == before
+    assert [result["version"] for result in peer.ask(*ops, atomic=atomic, client="c", seq=1)] == [1, 1, 1]
+
+
+def test_what_is_not_granted_is_answered_the_same_whether_it_is_there_or_not(
+    protected_daemon: Protected, unique: str
+) -> None:
+    root = protected_daemon.root
+    root.ask(put(f"{unique}/there", b"x"), put(f"{unique}/gone", b"x"))
+    root.ask({"op": "delete", "key": f"{unique}/gone"})
+    for grants in ([], ["write:other/"], ["ro:other/"]):
+        peer = protected_daemon.peer(protected_daemon.keys(unique, *grants))
+        for op in ("get", "history", "incr", "persist", "delete"):
+            errors = []
+            for key in ("there", "gone", "miss"):
+                error = peer.refusal({"op": op, "key": f"{unique}/{key}"})
+                errors.append({**error, "message": error["message"].replace(key, "K"), "on": ""})
+            assert errors[0] == errors[1] == errors[2]
+            assert errors[0]["code"] == "not_allowed"
+
+
+def test_numbers_of_another_identity_are_never_met(protected_daemon: Protected, unique: str) -> None:
+    one, other = (
+        protected_daemon.peer(protected_daemon.keys(f"{unique}{side}", f"rw:{unique}/")) for side in "ab"
+    )
+    op = {"op": "incr", "key": f"{unique}/n"}
+    assert one.ask(op, client="c", seq=5)[0]["value"] == 1
+    assert other.ask(op, client="c", seq=5)[0]["value"] == 2  # the same bytes
+    assert one.ask(op, client="c", seq=5)[0]["value"] == 1
+    other.ask(op, client="c", seq=99)
+    assert one.ask(op, client="c", seq=6)[0]["value"] == 4
+    for client in ("http:x", "facade:x"):
+        assert one.refusal(op, client=client, seq=1)["code"] == "not_allowed"
+
+
+def test_the_author_of_a_change_is_the_identity(protected_daemon: Protected, unique: str) -> None:
+    peer = protected_daemon.peer(protected_daemon.keys(unique, f"rw:{unique}/"))
+    peer.ask(put(f"{unique}/k", b"x"))
+    assert peer.ask(get(f"{unique}/k"))[0]["author"] == unique
+    assert peer.refusal(put(f"{unique}/k", b"y"), author="zoe")["code"] == "not_allowed"
+    protected_daemon.root.ask(put(f"{unique}/k", b"y"), author="zoe")
+    assert peer.ask(get(f"{unique}/k"))[0]["author"] == "zoe"
+
+
+def test_the_status_without_monitor_is_what_a_client_has_to_know(
+    protected_daemon: Protected, unique: str
+) -> None:
+    plain = protected_daemon.peer(protected_daemon.keys(unique))
+    assert set(plain.ask({"op": "status"})[0]) == set(STATUS_FOR_ALL)
+    monitor = protected_daemon.peer(protected_daemon.keys(f"{unique}m", "monitor"))
+    status = monitor.ask({"op": "status"})[0]
+    assert status["access"]["problem"] is None
+    assert status["access"]["identities"] == len(names(protected_daemon))
+
+
+def test_whoami_tells_what_one_has(protected_daemon: Protected, unique: str) -> None:
+    end = time.time_ns() // 1_000_000 + 3_600_000
+    keys = protected_daemon.keys(unique, "ro:a/", "monitor", credential_expires_at=end)
+    assert protected_daemon.peer(keys).ask({"op": "whoami"})[0] == {
+        "access": True,
+        "name": unique,
+        "grants": ["ro:a/", "monitor"],
+        "kind": "key",
+        "credential": keys.public_key,
+        "expires_at": end,
+    }
+
+
+# ── revocation ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_grants_that_were_taken_hold_no_longer_with_the_next_request(
+    protected_daemon: Protected, unique: str
+) -> None:
+    peer = protected_daemon.peer(protected_daemon.keys(unique, f"rw:{unique}/"))
+    peer.ask(put(f"{unique}/k", b"x"))
+    protected_daemon.change("identity_put", unique, grants=[f"ro:{unique}/"])
+    assert peer.refusal(put(f"{unique}/k", b"x"))["needs"] == "write"
+    assert peer.ask(get(f"{unique}/k"))[0]["value"] == b"x"
+
+
+# ── operations on identities ─────────────────────────────────────────────────────────────────────
+
+
+def test_an_admin_makes_changes_and_removes_identities(protected_daemon: Protected, unique: str) -> None:
+    admin = protected_daemon.peer(protected_daemon.keys(f"{unique}-admin", "admin"))
+    token, other = new_token(), new_token()
+    first = {"op": "token_add", "name": unique, "id": token.id, "digest": token.digest}
+    create = {"op": "identity_put", "name": unique, "create": True, "grants": ["ro:a/"]}
+    assert admin.ask(first)[0]["error"]["code"] == "not_found"
+    (made,) = admin.ask(create)
+    assert (made["name"], made["grants"], made["tokens"], made["keys"]) == (unique, ["ro:a/"], [], [])
+    assert admin.ask(create)[0]["error"]["code"] == "condition_failed"
+    assert admin.ask(first)[0] == admin.ask(first)[0]
+    (rotated,) = admin.ask({**first, "id": other.id, "digest": other.digest, "keep": 60})
+    assert [row["id"] for row in rotated["tokens"]] == [token.id, other.id]
+    assert rotated["tokens"][0]["expires_at"] - made["created_at"] < 120_000
+    assert "expires_at" not in rotated["tokens"][1]
+    table, _ = read_table(protected_daemon.data / "access.json")
+    assert table.of_credential(other.text, made["created_at"]).name == unique
+    delete = {"op": "token_delete", "name": unique, "id": token.id}
+    assert [row["id"] for row in admin.ask(delete)[0]["tokens"]] == [other.id]
+    assert admin.ask(delete)[0]["error"]["code"] == "not_found"
+    assert admin.ask({"op": "identity_delete", "name": unique}) == [{"deleted": 1}]
+    assert unique not in names(protected_daemon)
+
+
+def test_lists_of_identities_hold_no_secrets(protected_daemon: Protected, unique: str) -> None:
+    token = protected_daemon.token(unique, "ro:a/")
+    reply = protected_daemon.root.exchange(b'{"v":1,"ops":[{"op":"identities"}]}')
+    assert unique.encode() in reply[0]
+    (row,) = read_table(protected_daemon.data / "access.json")[0].identities[unique].tokens
+    for secret in (token, row.digest, protected_daemon.admin_token):
+        assert secret.encode() not in reply[0]
+
+
+def test_the_facade_gets_the_table_as_it_is(protected_daemon: Protected, unique: str) -> None:
+    token = protected_daemon.token(unique, "ro:a/")
+    (result,) = protected_daemon.root.ask({"op": "access"})
+    table = AccessTable.decode(result["value"], bytes.fromhex(result["signing_key"]))
+    assert table.tag == result["tag"] == protected_daemon.root.ask({"op": "status"})[0]["access"]["tag"]
+    assert table.of_credential(token, 0).name == unique
+    everything = protected_daemon.peer(protected_daemon.keys(f"{unique}-all", "all:*", "admin", "monitor"))
+    assert everything.refusal({"op": "access"})["needs"] == "facade"
+
+
+def test_an_op_that_changes_identities_is_done_once_beside_large_reads(
+    protected_daemon: Protected, unique: str
+) -> None:
+    root = protected_daemon.root
+    root.ask(*[put(f"{unique}/{number}", bytes(1000)) for number in range(1000)])
+    lists = [{"op": "list", "prefix": f"{unique}/"}] * 20
+    create = {"op": "identity_put", "name": unique, "create": True}
+    results = root.ask(*lists, create, *lists, {"op": "identity_delete", "name": unique})
+    assert [result["name"] for result in results if "name" in result] == [unique]
+    assert results[-1] == {"deleted": 1}
+    assert all(len(result["items"]) == 1000 for result in results if "items" in result)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        {"op": "identity_put", "name": "ci", "grants": ["rx:a/"]},
+        {"op": "identity_put", "name": "ci", "id": "0" * 8},
+        {"op": "identity_put", "name": "facade"},
+        {"op": "identity_put", "name": "a b"},
+        {"op": "identity_put", "name": "anonymous", "grants": ["admin"]},
+        {"op": "identity_put", "name": "x" * 33},
+        {"op": "identity_put", "name": "ci", "public_key": "x" * 39},
+        {"op": "token_add", "name": "ci", "id": "0" * 8, "digest": "x"},
+        {"op": "token_add", "name": "ci", "id": "0" * 8, "digest": "0" * 64, "keep": -1},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_in_words(protected_daemon: Protected, op: dict[str, Any]) -> None:
+    before = (protected_daemon.data / "access.json").read_bytes()
+    reply = protected_daemon.root.reply_to(op)
+    error = reply.get("error") or reply["results"][0]["error"]
+    assert error["code"] == "bad_request"
+    assert (protected_daemon.data / "access.json").read_bytes() == before
+
+
+def test_a_change_on_the_files_beside_the_daemon_is_taken(protected_daemon: Protected, unique: str) -> None:
+    token = new_token()
+    stored = changes.StoredToken(token.id, token.digest, 0)
+    edit(protected_daemon.data, changes.put_identity(unique, 0, grants=["admin"], token=stored))
+    wait_until(lambda: unique in names(protected_daemon), what="the daemon takes the file")
+
+
+def test_without_access_nobody_has_a_name(daemon: Daemon) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context.socket(zmq.REQ) as socket:
+        socket.connect(daemon.requests)
+        peer = Peer(socket)
+        assert peer.ask({"op": "whoami"})[0] == {
+            "access": False,
+            "name": "",
+            "grants": [],
+            "kind": "none",
+            "credential": "",
+        }
+        assert peer.ask({"op": "status"})[0]["access"] is None
+        for op in (
+            {"op": "access"},
+            {"op": "identities"},
+            {"op": "identity_put", "name": "a"},
+            {"op": "token_delete", "name": "a", "id": "0" * 8},
+        ):
+            error = peer.ask(op)[0]["error"]
+            assert error["code"] == "not_allowed"
+            assert "start with --access required" in error["message"]
+    context.term()
+
+
+def test_the_file_gone_lets_nobody_in_and_the_status_says_so(start_daemon: StartDaemon) -> None:
+    daemon = start_daemon(access="required")
+    protected = Protected(daemon)
+    peer = protected.peer(protected.keys("ci", "rw:*"))
+    peer.ask(put("k", b"x"))
+    file = daemon.data / "access.json"
+    file.rename(daemon.data / "away")
+    root = protected.root
+    wait_until(lambda: root.ask({"op": "status"})[0]["access"]["problem"], what="the daemon misses the file")
+    assert "is gone: nobody is let in" in root.ask({"op": "status"})[0]["access"]["problem"]
+    assert root.ask({"op": "identities"})[0] == {"identities": []}
+    (daemon.data / "away").rename(file)
+    wait_until(lambda: root.ask({"op": "status"})[0]["access"]["problem"] is None, what="it is back")
+    assert protected.peer(protected.keys("ci")).ask(get("k"))[0]["value"] == b"x"
+    protected.close()
