@@ -104,6 +104,8 @@ class FileAuthority(Authority):
         self._stamp: Stamp | None = None
         self._looked_at = now_ms()
         self._expires_at: int | None = None
+        self._known: dict[str, Principal] = {}
+        """By public key, those who have asked since there is this table; only keys of it are here."""
         self._load_first()
 
     def _load_first(self) -> None:
@@ -122,6 +124,7 @@ class FileAuthority(Authority):
         if table.tag == self.table.tag:
             return False
         self.table = table
+        self._known = {self.keys.facade.public_key: THE_FACADE}
         self._expires_at = table.next_expiry(now_ms())
         return True
 
@@ -132,11 +135,13 @@ class FileAuthority(Authority):
         return AccessTable(rows, self.keys.signing_key)
 
     def principal_of(self, user_id: str) -> Principal:
-        if user_id == self.keys.facade.public_key:
-            return THE_FACADE
+        known = self._known.get(user_id)
+        if known is not None and (known.expires_at is None or now_ms() < known.expires_at):
+            return known
         principal = self.table.of_public_key(user_id, now_ms())
         if principal is None:
             raise KvError("unauthenticated", "this key is not known here, or has expired; get another one")
+        self._known[user_id] = principal
         return principal
 
     def look(self) -> bool:
