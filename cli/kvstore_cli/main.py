@@ -43,6 +43,9 @@ SECTIONS = {
         "compact": "Give the store's free pages back to the disk",
     },
     "Access": {
+        "login": "Store a token for all commands to use",
+        "logout": "Forget a stored token",
+        "whoami": "Print who you are to the service, and what you may do",
         "token": "Manage identities, their tokens and what they may do",
         "key": "Manage the keys of native clients",
     },
@@ -89,6 +92,9 @@ _MEANT = _by_word(
         "serve": "server run start up",
         "status": "info stats member health",
         "top": "stat",
+        "login": "auth authenticate signin",
+        "logout": "signout",
+        "whoami": "who me id",
         "token": "user users role roles acl grant identity identities revoke",
         "key": "curve keygen",
         "--help": "help",
@@ -103,6 +109,7 @@ SHARED_MODULES = _by_word(
         "servers": "serve daemon http",
         "status": "status ping",
         "log": "log blame",
+        "login": "login logout whoami",
         "access": "token key",
     }
 )

@@ -328,9 +328,9 @@ def _say_single_keys(grants: Sequence[str]) -> None:
 @contextmanager
 def _identities(context: click.Context, data: str | None) -> Iterator[IdentityStore]:
     """Those in the data folder, if one is named, else those of the service."""
-    if "url" in given_flags(context):
-        raise click.UsageError("--data and --url are two places; give one of them")
     if data is not None:
+        if "url" in given_flags(context):
+            raise click.UsageError("--data and --url are two places; give one of them")
         from kvstore_cli.access.folder_identities import FolderIdentities
 
         yield FolderIdentities(Path(data), output.talk)

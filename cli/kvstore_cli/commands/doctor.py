@@ -27,7 +27,10 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
     It uses the service as clients do, from where this command runs, so proxies, load balancers, caches
     and networks in between are checked with it. Each check is ok, a note, a warning, failed or
     skipped, and says what to do about a problem. It writes only under kvstore-doctor/, with a new name
-    each time and a TTL, and deletes its keys at the end.
+    each time and a TTL, and deletes its keys at the end. A token needs rw:kvstore-doctor/ for all of it.
+
+    It also looks at what strangers reach from here: over HTTP, and at the ports of KVSTORE_REQUESTS and
+    KVSTORE_CHANGES on the same host.
 
     Exit status: 0, also with warnings; 1 if a check failed; 6 if the service, or the daemon behind
     it, cannot be reached.
@@ -38,13 +41,21 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
       kvstore doctor --url https://kv.example.org --quick
       kvstore doctor --idle 10m --json
     """
+    from kvstore_cli.config.token_source import TokenSource
     from kvstore_cli.doctor.findings import Finding, lines
     from kvstore_cli.doctor.probe import Probe
     from kvstore_cli.doctor.runner import longest_seconds, run_checks
 
-    configuration = configuration_of(context, "client")
+    configuration = configuration_of(context, "client", "daemon")
     url = configuration["url"]
-    probe = Probe(url, configuration["request-timeout"] / 1000, idle / 1000, configuration["ca-file"])
+    probe = Probe(
+        url,
+        configuration["request-timeout"] / 1000,
+        idle / 1000,
+        configuration["ca-file"],
+        TokenSource(configuration),
+        _ports(configuration["requests"], configuration["changes"]),
+    )
 
     def show(name: str, finding: Finding) -> None:
         for line in lines(name, finding, probe.server):
@@ -63,3 +74,9 @@ def command(context: click.Context, quick: bool, read_only: bool, idle: int, as_
     if as_json:
         output.write_json({"url": url, **results.as_json()})
     return results.exit
+
+
+def _ports(*endpoints: str) -> list[int]:
+    """The TCP ports of a daemon that listens on ``endpoints``."""
+    ports = (endpoint.rpartition(":")[2] for endpoint in endpoints if endpoint.startswith("tcp://"))
+    return [int(port) for port in ports if port != "0"]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from kvstore_cli.command_line.subcommand import configuration_of, given_flags, subcommand
 from kvstore_cli.config.option_values import connectable
-from kvstore_cli.config.options import OPTIONS
+from kvstore_cli.config.options import OPTIONS, default_data
 
 
 @subcommand("daemon", "http")
@@ -45,29 +46,37 @@ def serve(context: click.Context) -> int:
         if log_format == "json":
             announce(addresses)
         else:
-            write_through(_guide(addresses).encode())
+            write_through(_guide(addresses, is_protected=daemon.access == "required").encode())
 
     chosen = {"log_format": log_format}
     parts = {**asdict(daemon), **chosen}, {**asdict(http), **chosen}
     return ServiceSupervisor(*parts, on_ready, Notifier.from_environment()).run()
 
 
-def _guide(addresses: dict[str, str]) -> str:
-    url = connectable(addresses["url"])
+def _guide(addresses: dict[str, str], *, is_protected: bool) -> str:
+    from shlex import quote
     from shutil import which
 
-    program = "kvstore" if which("kvstore") else sys.argv[0]
-    client = program if url == OPTIONS["url"].default else f"KVSTORE_URL={url} {program}"
+    url, data = connectable(addresses["url"]), addresses["data"]
+    variables = "" if url == OPTIONS["url"].default else f"KVSTORE_URL={url} "
+    curl, access = "curl", ""
+    if is_protected:
+        first = Path(data, "admin.token")
+        access = f"\n  access   TOKEN=$(cat {quote(str(first))})" if first.exists() else ""
+        curl = 'curl -H "Authorization: Bearer $TOKEN"'
+        if data != default_data():
+            variables += "KVSTORE_TOKEN=$TOKEN "
+    client = variables + ("kvstore" if which("kvstore") else sys.argv[0])
     return f"""
-kvstore is ready. Its data is in {addresses["data"]}; Ctrl-C stops it.
-
+kvstore is ready. Its data is in {data}; Ctrl-C stops it.
+{access}
   browser  {url}/
-  HTTP     curl -X PUT {url}/v1/kv/greeting -d hello
-           curl {url}/v1/kv/greeting
+  HTTP     {curl} -X PUT {url}/v1/kv/greeting -d hello
+           {curl} {url}/v1/kv/greeting
   shell    {client} put greeting hello
            {client} get greeting
   changes  {client} subscribe
-           curl -N {url}/v1/subscribe
+           {curl} -N {url}/v1/subscribe
   ZeroMQ   requests {addresses["requests"]}, changes {addresses["changes"]}
 
 """

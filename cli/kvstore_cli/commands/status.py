@@ -64,9 +64,11 @@ def status(context: click.Context, as_json: bool) -> None:
     """Print the state of the service: version, revision, number of keys, sizes, commits, limits.
 
     A terminal gets a summary, a pipe all figures, a name and a value a line, with the mean and the 99th
-    percentile of each histogram; --json has all of it.
+    percentile of each histogram; --json has all of it. Without the grant monitor it is the version, the
+    revision, the limits, and whether writes are taken.
 
-    Exit status: 0; 6 if the service, or the daemon behind it, cannot be reached.
+    Exit status: 0; 5 without a token where one is needed; 6 if the service, or the daemon behind it,
+    cannot be reached.
 
     \b
     Examples:
@@ -87,13 +89,15 @@ def status(context: click.Context, as_json: bool) -> None:
 
 def _digest(status: dict[str, Any]) -> dict[str, str]:
     """The summary: a sentence for each part of the service."""
-    commits, counters, limits = status["commits"], status["counters"], status["limits"]
-    process, refused = status["process"], status["writes_refused"]
+    if "commits" not in status:
+        return _digest_for_all(status)
+    commits, counters = status["commits"], status["counters"]
+    process = status["process"]
     return {
         "kvstore": (
             f"{status['version']}, up {age(status['uptime'])}, pid {status['pid']}, sync {status['sync']}"
         ),
-        "writes": "taken" if refused is None else f"REFUSED: {refused['message']}",
+        "writes": _writes(status),
         "keys": f"{count(status['keys'])}, {count(status['expiring_keys'])} of which expire",
         "revision": f"{status['revision']}, epoch {status['epoch']}",
         "log": (
@@ -117,11 +121,33 @@ def _digest(status: dict[str, Any]) -> dict[str, str]:
             f"{size(process['resident_bytes'])} of memory, {duration(process['cpu_seconds'])} of CPU time, "
             f"{count(process['open_files'])} of {count(process['max_files'])} files open"
         ),
-        "limits": (
-            f"a key {limits['key_bytes']} bytes, a value {size(limits['value_bytes'])}, a batch "
-            f"{count(limits['batch_ops'])} operations and {size(limits['batch_bytes'])}"
-        ),
+        "limits": _limits(status),
     }
+
+
+def _digest_for_all(status: dict[str, Any]) -> dict[str, str]:
+    """The summary of what is told without the grant ``monitor``."""
+    return {
+        "kvstore": status["version"],
+        "writes": _writes(status),
+        "revision": f"{status['revision']}, epoch {status['epoch']}",
+        "log": f"one can resume from revision {status['floor']} on",
+        "limits": _limits(status),
+        "more": "is told to whoever has the grant monitor",
+    }
+
+
+def _writes(status: dict[str, Any]) -> str:
+    refused = status["writes_refused"]
+    return "taken" if refused is None else f"REFUSED: {refused['message']}"
+
+
+def _limits(status: dict[str, Any]) -> str:
+    limits = status["limits"]
+    return (
+        f"a key {limits['key_bytes']} bytes, a value {size(limits['value_bytes'])}, a batch "
+        f"{count(limits['batch_ops'])} operations and {size(limits['batch_bytes'])}"
+    )
 
 
 def _mean(histogram: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from kvstore_cli.command_line.parameters import TIME, WholeNumber, json_option
 from kvstore_cli.command_line.subcommand import configuration_of, new_client, subcommand
 from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.config.resolve import Configuration
+from kvstore_cli.config.token_source import TokenSource
 from kvstore_cli.terminal import output
 from kvstore_cli.terminal.humanize import count, duration, percent, rate
 from kvstore_core.errors import KvError
@@ -57,7 +58,8 @@ def command(context: click.Context, interval: int, count: int | None, plain: boo
     from kvstore_cli.top.overview import Sampler
 
     configuration = configuration_of(context, "client")
-    sampler = Sampler(lambda: _metrics(configuration), interval / 1000)
+    tokens = TokenSource(configuration)
+    sampler = Sampler(lambda: _metrics(configuration, tokens), interval / 1000)
     sampler.begin()
     if plain or as_json or not _has_screen():
         with suppress(KeyboardInterrupt):
@@ -68,10 +70,10 @@ def command(context: click.Context, interval: int, count: int | None, plain: boo
     show(sampler, configuration["url"], interval, count)
 
 
-def _metrics(configuration: Configuration) -> bytes:
+def _metrics(configuration: Configuration, tokens: TokenSource) -> bytes:
     """The text of ``/metrics``; raises the KvError of the request."""
     # no retries: the next interval asks again
-    with new_client(configuration) as service:
+    with new_client(configuration, tokens=tokens) as service:
         try:
             wanted = {"Accept": TEXT}
             return service.request("GET", "/metrics", headers=wanted, attempts=1).body

@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
+from kvstore_cli.config.token_source import TokenSource
 from kvstore_cli.http_client.client import encode_query, key_path
 from kvstore_cli.http_client.connection import connect, http_client, reason
 from kvstore_core.errors import KvError
@@ -76,7 +77,8 @@ class NotStoredError(Exception):
 class Probe:
     """A client for the service at one address, and keys of its own there. Not thread-safe.
 
-    ``timeout`` is the time for a response and ``idle`` that for idle connections, both in seconds. No request
+    ``timeout`` is the time for a response and ``idle`` that for idle connections, both in seconds. The daemon
+    may listen on ``native_ports`` of the same host. No request
     starts or waits after ``deadline``, of the monotonic clock. What one check learns is kept for later ones.
     """
 
@@ -84,11 +86,15 @@ class Probe:
     timeout: float
     idle: float
     ca_file: str | None = None
+    tokens: TokenSource | None = None
+    native_ports: Sequence[int] = ()
     scratch: str = field(default_factory=lambda: f"{SCRATCH}{os.urandom(8).hex()}/")
     status: dict[str, Any] = field(default_factory=dict)
     server: str = ""
     round_trip: float = 0.0
     are_streams_live: bool = True
+    shortcoming: str = ""
+    """What one's token lacks for checks that use keys, empty if nothing."""
     deadline: float = inf
 
     def __post_init__(self) -> None:
@@ -100,6 +106,15 @@ class Probe:
         self.has_written = False
         self._connection: http_client.HTTPConnection | None = None
 
+    @property
+    def has_token(self) -> bool:
+        """Whether requests carry a token."""
+        return bool(self._authorization())
+
+    def _authorization(self) -> dict[str, str]:
+        token = None if self.tokens is None else self.tokens.token()
+        return {} if token is None else {"Authorization": f"Bearer {token.text}"}
+
     # ── requests ────────────────────────────────────────────────────────────────────────────────
 
     def connect(self) -> http_client.HTTPConnection:
@@ -108,10 +123,17 @@ class Probe:
         return connect(self.host, self.port, seconds=seconds, secure=self.secure, ca_file=self.ca_file)
 
     def ask(
-        self, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        anonymously: bool = False,
     ) -> ProbeResponse:
         """The response. The connection is kept, and replaced if the other side closed it. Raises
         ``unavailable`` and ``timed_out``."""
+        headers = {**(headers or {}), **({} if anonymously else self._authorization())}
         kept, self._connection = self._connection, None
         try:
             if kept is not None:
@@ -127,14 +149,14 @@ class Probe:
         method: str,
         target: str,
         body: bytes | None,
-        headers: dict[str, str] | None,
+        headers: dict[str, str],
     ) -> ProbeResponse:
         try:
             connection.sock.settimeout(self._left(self.timeout))
             begin = monotonic()
             # a large body may be refused, and the connection closed, before it was read: read the response
             with suppress(ConnectionError):
-                connection.request(method, self.base + target, body, headers or {})
+                connection.request(method, self.base + target, body, headers)
             response = connection.getresponse()
             reply = ProbeResponse(response.status, response.headers, response.read(), monotonic() - begin)
         except BaseException:
@@ -149,7 +171,7 @@ class Probe:
         try:
             connection = self.connect()
             sock = connection.sock
-            connection.request("GET", self.base + target, headers=headers)
+            connection.request("GET", self.base + target, headers={**headers, **self._authorization()})
         except (OSError, http_client.HTTPException) as error:
             raise _no_answer("GET", error) from error
         return TimedStream(connection, sock)
@@ -158,7 +180,8 @@ class Probe:
         """The status of the response to a request with ``Expect: 100-continue`` and a body of ``size``
         bytes, which is never sent: 100 if it may be, or if the request has reached kvstore and was refused
         there; 0 if there was no response. Raises like :meth:`ask`."""
-        headers = {"Content-Length": str(size), "Content-Type": JSON, "Expect": "100-continue"}
+        expecting = {"Content-Length": str(size), "Content-Type": JSON, "Expect": "100-continue"}
+        headers = {**expecting, **self._authorization()}
         try:
             with closing(self.connect()) as connection:
                 connection.request(method, self.base + target, headers=headers)

@@ -56,6 +56,26 @@ CAUSES: dict[str, Fix] = {
     "no_answer": Fix(
         "the error log", "look into the log of the proxy and of the service; then run this again"
     ),
+    # ── access ──
+    "open_to_all": Fix("", "start the service with --access required; docs/access.md says what follows"),
+    "token_refused": Fix("", "get another token, and store it with 'kvstore login'"),
+    "token_ends": Fix("", "have an admin run 'kvstore token rotate', and store the new token in time"),
+    "token_in_the_clear": Fix(
+        "listen 443 ssl; in front of the service",
+        "start the service with --tls-cert, or have a proxy in front end TLS, and write https://",
+    ),
+    "credential_added": Fix(
+        "no proxy_set_header Authorization",
+        "have the proxy pass Authorization on as it came: else whoever reaches it is what its credential is",
+    ),
+    "metrics_open": Fix(
+        "", "have the proxy leave /metrics to kvstore, which asks for a token with the grant monitor"
+    ),
+    "zeromq_open": Fix(
+        "",
+        "start the daemon with --access required, and keep its ports from whoever has no business there by a "
+        "firewall",
+    ),
     # ── speed ──
     "slow_disk": Fix("", "put --data on a faster local disk, and look for what else writes to it"),
     "slow_writes": Fix(

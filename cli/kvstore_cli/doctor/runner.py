@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, NamedTuple
 
-from kvstore_cli.doctor import checks_connectivity, checks_passthrough, checks_streams
+from kvstore_cli.doctor import checks_access, checks_connectivity, checks_passthrough, checks_streams
 from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING, Finding, failed, skipped
 from kvstore_cli.doctor.probe import NotStoredError, Probe
 from kvstore_cli.http_client.connection import reason
@@ -15,20 +15,22 @@ from kvstore_core.errors import ERRORS, EXIT_DONE, EXIT_ERROR, KvError
 
 class DoctorCheck(NamedTuple):
     """One check. ``seconds`` is about the most that it takes through a slow or broken proxy, 0 if it takes as
-    long as ``--idle``."""
+    long as ``--idle``. Nearly all use keys of the doctor's, so that a token has to be granted those."""
 
     name: str
     run: Callable[[Probe], Iterator[Finding]]
     does_write: bool
     seconds: int
+    needs_keys: bool = True
 
 
 CHECKS = (
-    DoctorCheck("reachable", checks_connectivity.reachable, False, 5),
-    DoctorCheck("daemon", checks_connectivity.daemon, False, 5),
-    DoctorCheck("certificate", checks_connectivity.certificate, False, 5),
-    DoctorCheck("protocol", checks_connectivity.protocol, False, 5),
-    DoctorCheck("clock", checks_connectivity.clock, False, 1),
+    DoctorCheck("reachable", checks_connectivity.reachable, False, 5, needs_keys=False),
+    DoctorCheck("daemon", checks_connectivity.daemon, False, 5, needs_keys=False),
+    DoctorCheck("certificate", checks_connectivity.certificate, False, 5, needs_keys=False),
+    DoctorCheck("protocol", checks_connectivity.protocol, False, 5, needs_keys=False),
+    DoctorCheck("access", checks_access.access, False, 10, needs_keys=False),
+    DoctorCheck("clock", checks_connectivity.clock, False, 1, needs_keys=False),
     DoctorCheck("daemon clock", checks_connectivity.daemon_clock, True, 1),
     DoctorCheck("durable writes", checks_connectivity.durable_writes, True, 10),
     DoctorCheck("fresh reads", checks_passthrough.fresh_reads, True, 2),
@@ -106,6 +108,8 @@ def _reason_to_skip(check: DoctorCheck, probe: Probe, *, is_quick: bool, is_read
         return "writes, and --read-only was given"
     if check.does_write and probe.status.get("writes_refused"):
         return "writes, and writes are refused"
+    if check.needs_keys and probe.shortcoming:
+        return probe.shortcoming
     if check.seconds == 0 and is_quick:
         return "takes long, and --quick was given"
     return ""

@@ -60,18 +60,20 @@ def login_for(path: str | os.PathLike[str] | None, address: str) -> Login:
 
 def read_entries(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
     """The whole file; empty where there is none. Raises as :func:`login_for` does."""
-    import json  # most commands find no file
-
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - pathlib is slow to import, and `kvstore get` reads this
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISREG(mode) and mode & 0o077:
                 raise KvError("not_allowed", f"others can read {path}, which holds secrets: chmod 600 {path}")
-            entries = json.loads(file.read())
+            text = file.read()
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise KvError("not_allowed", f"cannot read {path}: {error.strerror}") from error
+    import json  # most commands find no file
+
+    try:
+        entries = json.loads(text)
     except ValueError as error:
         raise KvError("bad_request", f"{path} is not a login file: {error}") from error
     if not _is_login(entries):
