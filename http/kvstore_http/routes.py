@@ -287,7 +287,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "GET",
         "/v1/history",
         "by_ops",
-        "The events of all keys, or those with prefix, newest first; or, with key, of that one",
+        "The events of all keys that begin with prefix, newest first; or, with key, of that one",
         _HISTORY.responses,
         {**HISTORY_OF_PREFIX, **JUST_KEY},
         errors=_HISTORY.errors,

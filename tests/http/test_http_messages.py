@@ -157,9 +157,9 @@ def test_the_log_is_read_backwards_page_by_page(session: Session, key: str) -> N
             break
         cursor = f"&cursor={page['cursor']}"
     assert [event["value"] for event in seen] == list("6543210")
-    newest = session.get("/v1/history?limit=2").json["events"]
+    newest = session.get("/v1/history?prefix=&limit=2").json["events"]
     assert [event["key"] for event in newest] == ["elsewhere", f"{key}/0"]
-    before = session.get(f"/v1/history?limit=1&before={newest[0]['revision']}").json["events"]
+    before = session.get(f"/v1/history?prefix=&limit=1&before={newest[0]['revision']}").json["events"]
     assert before == newest[1:]
     assert session.get(f"/v1/history?prefix={quote(key)}-nothing").json["events"] == []
     both = session.get(f"/v1/history?prefix=a&key={quote(key)}")

@@ -246,6 +246,28 @@ def test_broken_json_is_saved_as_json_only_after_a_question(
     page.wait_for('"a": 1', "#detail pre")
 
 
+def test_why_a_change_was_made_is_asked_for_and_shown(page: Page, session: Session, folder: str) -> None:
+    key, why = f"{folder}why", "für <b>später</b> 50%"
+    session.put(path_of(key), b"one")
+    page.open(key=key)
+    page.click("Edit")
+    page.fill("#edit-message", why)
+    page.fill("#edit-value", "two")
+    page.click("Save")
+    page.wait_for(why, ".facts .byline")
+    assert session.get(path_of(key) + "?format=json").json["message"] == why
+    page.edit("three")
+    page.wait_for("three", "#detail pre")
+    assert "message" not in session.get(path_of(key) + "?format=json").json
+    page.click("Edit")
+    page.fill("#edit-message", "x" * 201)
+    page.click("Save")
+    page.wait_for("must be a text of 1 to 200 bytes", "#detail [role=alert]")
+    page.fill("#edit-message", "short")
+    page.click("Save")
+    page.wait_for("short", ".facts .byline")
+
+
 def test_line_ends_stay_as_they_are(page: Page, session: Session, folder: str) -> None:
     stored(session, f"{folder}dos", "one\r\ntwo\r\n")
     page.open(key=f"{folder}dos")

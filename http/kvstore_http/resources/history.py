@@ -54,7 +54,11 @@ def _read_query(environ: dict[str, Any], key: str | None) -> tuple[dict[str, str
     if key is None:
         query = read_query(environ)
         if KEY not in query:
-            return {"prefix": query.get(PREFIX) or ""}, query.expect(routes.HISTORY_OF_PREFIX)
+            query.expect(routes.HISTORY_OF_PREFIX)
+            if PREFIX not in query:
+                message = "give the parameter key, or prefix, which may be empty"
+                raise KvError("bad_request", message, parameter="key")
+            return {"prefix": query.required(PREFIX)}, query
     key, query = read_keyed_query(environ, key, routes.HISTORY)
     return {"key": key}, query
 

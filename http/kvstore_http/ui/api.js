@@ -22,7 +22,7 @@ export class Problem extends Error {
 
 /**
  * @typedef {{ key: string, revision: number, create_revision: number, version: number, content_type: string,
- *   modified_at: string, expires_at?: string, value?: string, value_b64?: string }} Fields
+ *   modified_at: string, expires_at?: string, author?: string, message?: string, value?: string, value_b64?: string }} Fields
  * @typedef {Fields & { bytes: Uint8Array, text: string | null }} Value
  */
 
@@ -123,15 +123,18 @@ export const list = (query) => ask("GET", "v1/kv", { ...query, keys: 1 });
  * @returns {Record<string, string>} */
 const condition = (revision) => (revision ? { "If-Match": `"${revision}"` } : { "If-None-Match": "*" });
 
+/** Why a change is made, "" if nobody says. @param {string} message @returns {Record<string, string>} */
+const reason = (message) => (message ? { "X-Kvstore-Message": encodeURIComponent(message) } : {});
+
 /**
  * Store a value, once however often it is sent under the same `number`.
  * @param {string} key @param {Uint8Array} bytes
- * @param {{ contentType: string, ttl?: string, keepsTtl?: boolean, revision: number, number: string }} how
+ * @param {{ contentType: string, ttl?: string, keepsTtl?: boolean, revision: number, number: string, message?: string }} how
  * @returns {Promise<Fields>}
  */
-export const put = (key, bytes, { contentType, ttl, keepsTtl, revision, number }) =>
+export const put = (key, bytes, { contentType, ttl, keepsTtl, revision, number, message = "" }) =>
   ask("PUT", "v1/kv", { key, ttl, keep_ttl: keepsTtl ? "1" : undefined }, {
-    headers: { "Content-Type": contentType, "Idempotency-Key": number, ...condition(revision) },
+    headers: { "Content-Type": contentType, "Idempotency-Key": number, ...condition(revision), ...reason(message) },
     body: /** @type {any} */ (bytes),
   });
 

@@ -3,7 +3,7 @@
 
 /**
  * `base` is the state of the key that was edited: its revision (0: there was none) and its text.
- * @typedef {{ key: string, isNew: boolean, text: string, contentType: string, expiry: "none" | "keep" | "set", ttl: string,
+ * @typedef {{ key: string, isNew: boolean, text: string, contentType: string, expiry: "none" | "keep" | "set", ttl: string, message: string,
  *   base: { revision: number, text: string, crlf: boolean, expiresAt?: string } }} Draft
  */
 

@@ -29,6 +29,7 @@ function draftFrom(record) {
     contentType: record.content_type,
     expiry: record.expires_at ? "keep" : "none",
     ttl: "",
+    message: "",
     base: baseFrom(record),
   };
 }
@@ -40,7 +41,7 @@ function baseFrom(record) {
 }
 
 /** @param {string} prefix @returns {import("./drafts.js").Draft} */
-const newDraft = (prefix) => ({ key: prefix, isNew: true, text: "", contentType: TEXT, expiry: "none", ttl: "", base: { revision: 0, text: "", crlf: false } });
+const newDraft = (prefix) => ({ key: prefix, isNew: true, text: "", contentType: TEXT, expiry: "none", ttl: "", message: "", base: { revision: 0, text: "", crlf: false } });
 
 /** A form for one key. `root` is its element. */
 export class Editor {
@@ -77,6 +78,7 @@ export class Editor {
     this.expiry = el("select", { id: "edit-expiry", onchange: keep }, ...this.#expiries());
     this.expiry.value = draft.expiry;
     this.ttl = el("input", { id: "edit-ttl", value: draft.ttl, placeholder: "30s, 5m, 2h, 7d", "aria-label": "Time to live", autocomplete: "off", oninput: keep });
+    this.message = el("input", { id: "edit-message", value: draft.message ?? "", placeholder: "kept in the history", autocomplete: "off", oninput: keep });
     this.hint = el("p", { class: "quiet" });
     this.save = button("Save", () => this.store(), { class: "primary" });
     this.switcher = button("", () => this.#switch());
@@ -95,6 +97,7 @@ export class Editor {
         el("div", { class: "field" }, el("label", { for: "edit-type" }, "Media type"), this.type, el("datalist", { id: "types" }, ...TYPES.map((type) => el("option", { value: type })))),
         el("div", { class: "field" }, el("label", { for: "edit-expiry" }, "Expires"), el("div", { class: "row" }, this.expiry, this.ttl)),
       ),
+      el("div", { class: "field" }, el("label", { for: "edit-message" }, "Why"), this.message),
       this.hint,
       el("div", { class: "actions" }, button("Close", () => this.close()), this.switcher, this.save),
     );
@@ -123,7 +126,7 @@ export class Editor {
 
   /** Note what was typed, where it outlasts everything. */
   #keep() {
-    Object.assign(this.draft, { text: this.area.value, contentType: this.type.value, expiry: this.expiry.value, ttl: this.ttl.value });
+    Object.assign(this.draft, { text: this.area.value, contentType: this.type.value, expiry: this.expiry.value, ttl: this.ttl.value, message: this.message.value });
     if (this.isNew) this.draft.key = this.keyInput.value;
     this.#store();
     this.#refresh();
@@ -137,8 +140,9 @@ export class Editor {
   /** Whether closing would lose anything that was typed. */
   get isDirty() {
     const { draft, record } = this;
-    if (!record) return draft.text !== "" || draft.ttl !== "";
-    return draft.ttl !== "" || draft.text !== withLineFeeds(record.text ?? "") || draft.contentType !== record.content_type || draft.base.revision !== record.revision;
+    if (draft.message || draft.ttl) return true;
+    if (!record) return draft.text !== "";
+    return draft.text !== withLineFeeds(record.text ?? "") || draft.contentType !== record.content_type || draft.base.revision !== record.revision;
   }
 
   #refresh() {
@@ -222,10 +226,10 @@ export class Editor {
 
   /** The same number for the same write, so that trying again cannot do it twice. @param {string} key */
   #how(key) {
-    const { contentType, expiry, ttl, base } = this.draft;
-    const what = JSON.stringify([key, this.isFileWanted ? [this.file?.name, this.file?.lastModified] : this.draft.text, contentType, expiry, ttl, base.revision]);
+    const { contentType, expiry, ttl, message, base } = this.draft;
+    const what = JSON.stringify([key, this.isFileWanted ? [this.file?.name, this.file?.lastModified] : this.draft.text, contentType, expiry, ttl, message, base.revision]);
     if (what !== this.attempt.what) this.attempt = { what, number: writeNumber() };
-    return { contentType: contentType || "application/octet-stream", revision: base.revision, number: this.attempt.number, ttl: expiry === "set" ? ttl.trim() : undefined, keepsTtl: expiry === "keep" };
+    return { contentType: contentType || "application/octet-stream", revision: base.revision, number: this.attempt.number, message, ttl: expiry === "set" ? ttl.trim() : undefined, keepsTtl: expiry === "keep" };
   }
 
   /** @param {boolean} isSaving */

@@ -11,7 +11,7 @@ const MAX_RETRY_MS = 10_000;
 /**
  * @typedef {{ op: "put" | "delete" | "expire", key: string, revision: number, index: number, count: number, time: string,
  *   previous_revision: number, content_type?: string, create_revision?: number, version?: number,
- *   modified_at?: string, expires_at?: string }} Change
+ *   modified_at?: string, expires_at?: string, author?: string, message?: string }} Change
  * @typedef {{ prefixes?: string[], keys?: string[], since?: string | number }} Wish
  */
 
