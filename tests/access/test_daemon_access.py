@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from zlib import crc32
 
 import pytest
 import zmq
@@ -13,15 +14,16 @@ from kvstore_core.access.identities import AccessTable
 from kvstore_core.access.tokens import new_token
 from kvstore_core.operations import STATUS_FOR_ALL
 from kvstore_daemon.access.access_files import edit, read_table
+from kvstore_daemon.requests.reads import _cursor
 from support.protected import Protected
 from support.servers import Daemon, StartDaemon, wait_until
-from support.wire import Peer, get, put
+from support.wire import Peer, get, pack, put, unpack
 
 
 @pytest.fixture
 def unique(request: pytest.FixtureRequest) -> str:
     """A name for what this test alone makes."""
-    return f"t{abs(hash(request.node.nodeid)) % 10**12}"
+    return f"t{crc32(request.node.nodeid.encode())}"
 
 
 def names(protected: Protected) -> set[str]:
@@ -115,6 +117,55 @@ def test_whoami_tells_what_one_has(protected_daemon: Protected, unique: str) -> 
     }
 
 
+# ── ranges ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_cursor_leads_out_of_what_is_granted(protected_daemon: Protected, unique: str) -> None:
+    root, inside, outside = protected_daemon.root, f"{unique}/in/", f"{unique}/out/"
+    root.ask(*[put(f"{folder}{number}", b"x") for folder in (inside, outside) for number in range(3)])
+    peer = protected_daemon.peer(protected_daemon.keys(unique, f"ro:{inside}"))
+    for folder in ("", outside, f"{unique}/", "\U0010ffff"):
+        lists = {"op": "list", "prefix": inside, "cursor": _cursor(f"{folder}k".encode())}
+        assert all(item["key"].startswith(inside) for item in peer.ask(lists)[0]["items"])
+    first, second = (
+        root.ask({"op": "history", "key": f"{folder}1", "limit": 1})[0]["events"][0]
+        for folder in (inside, outside)
+    )
+    for event in (first, second):
+        past = {"op": "history", "key": f"{inside}1", "cursor": f"{event['revision']}.{event['index']}"}
+        found = peer.ask(past)[0]
+        assert all(event["key"] == f"{inside}1" for event in found.get("events", ()))
+    recent = {"op": "history", "prefix": inside}
+    for cursor in ({}, {"cursor": f"{second['revision']}.{second['index']}"}, {"before": 2**62}):
+        assert all(event["key"].startswith(inside) for event in peer.ask({**recent, **cursor})[0]["events"])
+    events = peer.ask({"op": "events", "since": first["revision"] - 2, "prefixes": [inside]})[0]["events"]
+    assert {event["key"] for event in events} == {f"{inside}{number}" for number in range(3)}
+    for op in (
+        {"op": "history", "prefix": f"{unique}/"},
+        {"op": "history", "prefix": outside, "values": False},
+        {"op": "list", "prefix": f"{unique}/", "cursor": _cursor(f"{inside}0".encode())},
+        {"op": "list", "start": inside, "end": outside},
+    ):
+        assert peer.refusal(op)["code"] == "not_allowed"
+
+
+def test_who_may_only_watch_is_told_no_value(protected_daemon: Protected, unique: str) -> None:
+    root, key = protected_daemon.root, f"{unique}/k"
+    begin = root.ask(put(key, b"secret-1"))[0]["revision"] - 1
+    root.ask(put(key, b"secret-2"), {"op": "touch", "key": key, "ttl": 0.001})
+    wait_until(lambda: "error" in root.ask(get(key))[0], what="the key expires")
+    wait_until(
+        lambda: root.ask({"op": "history", "key": key})[0]["events"][0]["op"] == "expire", what="an event"
+    )
+    watcher = protected_daemon.peer(protected_daemon.keys(unique, f"watch:{unique}/"))
+    events = {"op": "events", "since": begin, "prefixes": [f"{unique}/"]}
+    assert watcher.refusal(events)["needs"] == "read"
+    assert watcher.refusal({**events, "values": False, "previous": True})["needs"] == "read"
+    frames = watcher.exchange(*pack({**events, "values": False}))
+    assert unpack(frames)["results"][0]["events"][-1]["op"] == "expire"
+    assert b"secret" not in b"".join(frames)
+
+
 # ── revocation ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -126,6 +177,31 @@ def test_grants_that_were_taken_hold_no_longer_with_the_next_request(
     protected_daemon.change("identity_put", unique, grants=[f"ro:{unique}/"])
     assert peer.refusal(put(f"{unique}/k", b"x"))["needs"] == "write"
     assert peer.ask(get(f"{unique}/k"))[0]["value"] == b"x"
+
+
+def test_a_key_that_has_ended_gets_no_answer(protected_daemon: Protected, unique: str) -> None:
+    end = time.time_ns() // 1_000_000 + 1500
+    keys = protected_daemon.keys(unique, "monitor", credential_expires_at=end)
+    peer = protected_daemon.peer(keys, zmq.DEALER)
+    request = pack({"op": "whoami"}, {"op": "status"})
+    ended = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    monitor = peer.socket.get_monitor_socket(ended)
+    good = 0
+    while not monitor.poll(0):
+        peer.socket.send_multipart([b"", *request])
+        if not peer.socket.poll(200):
+            continue
+        reply = unpack(peer.socket.recv_multipart()[1:])
+        if "error" in reply:
+            assert reply["error"]["code"] == "unauthenticated"
+            break
+        who, status = reply["results"]
+        assert who["expires_at"] == end
+        assert status["clock"]["now"] < end
+        good += 1
+    assert good
+    peer.socket.disable_monitor()
+    monitor.close(0)
 
 
 # ── operations on identities ─────────────────────────────────────────────────────────────────────
