@@ -10,7 +10,7 @@ import falcon
 
 from kvstore_core.errors import ERRORS
 from kvstore_http import routes
-from kvstore_http.access.callers import Callers, everybody
+from kvstore_http.access.callers import Callers, everybody, nothing
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import RequestCells, WorkerCounters
 from kvstore_http.protocol import problems
@@ -18,8 +18,16 @@ from kvstore_http.protocol.origins import Cors, HostCheck, allowed_hosts, guarde
 from kvstore_http.protocol.raw_router import RawPathRouter
 from kvstore_http.resources import ui_files
 from kvstore_http.resources.batch import BatchResource
+from kvstore_http.resources.callers import NarrowResource, WhoamiResource
 from kvstore_http.resources.health import LivezResource, ReadyzResource
 from kvstore_http.resources.history import HistoryResource
+from kvstore_http.resources.identities import (
+    Identities,
+    KeysResource,
+    RotateResource,
+    TokenResource,
+    TokensResource,
+)
 from kvstore_http.resources.keys import KeyOpResource, KeyResource
 from kvstore_http.resources.legacy import AllResource, RootResource
 from kvstore_http.resources.listing import CollectionResource
@@ -56,6 +64,7 @@ def create_app(
     the resources show of ``counters`` is of all workers.
     """
     table = routes.paths()
+    identities = Identities(daemon, nothing if callers is None else callers.follower.renew)
     refreshed = everybody if callers is None else callers.refreshed
     one, history = KeyResource(daemon, feed, refreshed), HistoryResource(daemon, settings.page_bytes)
     resources: dict[str, object] = {
@@ -67,6 +76,12 @@ def create_app(
         "/v1/history": history,
         routes.SUBSCRIBE_PATH: SubscribeResource(feed, broadcaster, settings),
         "/v1/status": StatusResource(daemon),
+        "/v1/whoami": WhoamiResource(callers),
+        "/v1/narrow": NarrowResource(callers),
+        "/v1/tokens": TokensResource(identities),
+        "/v1/tokens/{name}": TokenResource(identities),
+        "/v1/tokens/{name}/rotate": RotateResource(identities),
+        "/v1/tokens/{name}/keys": KeysResource(identities, "" if callers is None else callers.server_key),
         "/v1/session": SessionResource(lambda: None if callers is None else callers.follower.wait()),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(daemon, feed, counters.shared_counters),

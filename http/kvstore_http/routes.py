@@ -35,6 +35,8 @@ HISTORY = known(q.LIMIT, q.CURSOR, q.BEFORE, q.VALUES, q.INLINE)
 HISTORY_OF_PREFIX = {**known(q.PREFIX), **HISTORY}
 BATCH = known(q.INLINE)
 READYZ = known(q.VERBOSE, q.EXCLUDE)
+ROTATE = known(q.KEEP)
+REVOKE = known(q.TOKEN_ID, q.PUBLIC_KEY)
 SUBSCRIBE = known(
     q.STREAM_PREFIX,
     q.STREAM_KEY,
@@ -85,7 +87,8 @@ class ResponseSpec(NamedTuple):
 
 Needs = Literal["public", "known", "by_ops", "monitor", "admin"]
 """What an endpoint asks of its caller, before anything else is looked at: nothing; a credential, or any grant
-as anonymous; what its ops need (``kvstore_core.operations``), which is asked where they are sent; a verb."""
+as anonymous; that too, and then what its ops need; a verb. What the ops need (``kvstore_core.operations``) is
+asked wherever they are sent, also of a ``public`` endpoint."""
 
 
 class Endpoint(NamedTuple):
@@ -112,6 +115,7 @@ class Endpoint(NamedTuple):
 
 ANYWHERE = (
     "bad_request",
+    "unauthenticated",
     "not_allowed",
     "not_acceptable",
     "internal",
@@ -135,6 +139,7 @@ _GET_ERRORS = ("invalid_key", "not_found", "revision_gone", "invalid_cursor")
 _WRITE_ERRORS = ("invalid_key", "condition_failed", "sequence_reused", "store_full")
 _PUT_ERRORS = (*_WRITE_ERRORS, "value_too_large", "request_too_large", "unsupported_media_type")
 _PATCH_ERRORS = (*_PUT_ERRORS, "not_json")
+_IDENTITY_ERRORS = ("not_found", "condition_failed", "unsupported_media_type")
 _MISSING_ERRORS = (*_WRITE_ERRORS, "not_found")
 
 
@@ -312,13 +317,91 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         link=("status", ""),
     ),
     Endpoint(
+        "GET",
+        "/v1/whoami",
+        "public",
+        "Who asks, and what they may do",
+        (ResponseSpec(200, "the identity and its grants; anonymous without a token", {JSON: "Caller"}),),
+        link=("whoami", ""),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/narrow",
+        "known",
+        "Derive a token that may less, and for a shorter time",
+        (ResponseSpec(201, "the token, which is shown only here", {JSON: "Narrowed"}),),
+        body={JSON: "Narrowing"},
+        errors=("unsupported_media_type",),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/tokens",
+        "admin",
+        "All identities, without secrets",
+        (ResponseSpec(200, "the identities", {JSON: "Identities"}),),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/tokens",
+        "admin",
+        "Make an identity with a token",
+        (ResponseSpec(201, "the identity, and the token, which is shown only here", {JSON: "Token"}),),
+        body={JSON: "NewIdentity"},
+        errors=_IDENTITY_ERRORS,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/tokens/{name}",
+        "admin",
+        "One identity",
+        (ResponseSpec(200, "the identity", {JSON: "Identity"}),),
+        errors=("not_found",),
+    ),
+    Endpoint(
+        "PATCH",
+        "/v1/tokens/{name}",
+        "admin",
+        "Change what an identity may do, and until when",
+        (ResponseSpec(200, "the identity as it is now", {JSON: "Identity"}),),
+        body={JSON: "GrantChange"},
+        errors=_IDENTITY_ERRORS,
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/tokens/{name}",
+        "admin",
+        "Revoke an identity, or one of its tokens or keys",
+        (ResponseSpec(200, "what is left of it, or that it is gone", {JSON: "Object"}),),
+        REVOKE,
+        errors=("not_found",),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/tokens/{name}/rotate",
+        "admin",
+        "Make another token of an identity; the others end",
+        (ResponseSpec(201, "the identity, and the token, which is shown only here", {JSON: "Token"}),),
+        ROTATE,
+        body={JSON: "NewToken"},
+        errors=_IDENTITY_ERRORS,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/tokens/{name}/keys",
+        "admin",
+        "Let an identity in by a CURVE key, over ZeroMQ",
+        (ResponseSpec(201, "the identity, and the public key of the daemon", {JSON: "Key"}),),
+        body={JSON: "NewKey"},
+        errors=_IDENTITY_ERRORS,
+    ),
+    Endpoint(
         "POST",
         "/v1/session",
         "public",
         "Log in the page at /ui/, with a token",
         (ResponseSpec(200, "the page's half of the session; the other is a cookie", {JSON: "Session"}),),
         body={JSON: "Login"},
-        errors=("unauthenticated", "unsupported_media_type", "request_too_large"),
+        errors=("unsupported_media_type", "request_too_large"),
     ),
     Endpoint(
         "DELETE",
@@ -374,7 +457,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/",
-        "by_ops",
+        "public",
         "Where to go from here; with key, its value as text",
         (
             ResponseSpec(200, "links, or the value", {JSON: "Object", TEXT: "Value"}),

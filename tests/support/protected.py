@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import zmq
@@ -10,7 +11,8 @@ import zmq
 from kvstore_core.access.login_file import CurveKeys, login_for
 from kvstore_core.access.tokens import new_token
 from kvstore_core.curve import apply_curve
-from support.servers import Daemon, Facade
+from support.servers import Daemon, Facade, wait_until
+from support.session import call
 from support.wire import PATIENCE_MS, Peer
 
 
@@ -63,7 +65,18 @@ class Protected:
         """Another token, of an identity that then has these grants besides those that it had."""
         token = new_token()
         self.change("identity_put", name, id=token.id, digest=token.digest, grant=grants, **fields)
+        if self._facade is not None:
+            self.await_facade(token.text, grants)
         return token.text
+
+    def await_facade(self, token: str, grants: Iterable[str] = ()) -> None:
+        """Wait until the facade has heard of a token, and that its identity has these grants."""
+
+        def has_heard() -> bool:
+            answer = call(self.url, "GET", "/v1/whoami", token=token)
+            return answer.status == 200 and {*grants} <= {*answer.json["grants"]}
+
+        wait_until(has_heard, what="the facade knows the token")
 
     def keys(self, name: str, *grants: str, **fields: Any) -> CurveKeys:
         """Other keys, of an identity that then has these grants besides those that it had."""

@@ -48,10 +48,17 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-class Session:
-    """One keep-alive connection to the service. Not for several threads."""
+def bearer(token: str) -> dict[str, str]:
+    """The header that carries a token."""
+    return {"Authorization": f"Bearer {token}"}
 
-    def __init__(self, url: str) -> None:
+
+class Session:
+    """One keep-alive connection to the service, whose requests carry a ``token`` if there is one. Not for
+    several threads."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self._always = {} if token is None else bearer(token)
         self._connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
 
     def request(
@@ -60,7 +67,7 @@ class Session:
         """The answer to one request; header names in lower case."""
         has_host = "host" in map(str.lower, headers or ())
         self._connection.putrequest(method, target, skip_host=has_host, skip_accept_encoding=True)
-        for name, text in (headers or {}).items():
+        for name, text in {**self._always, **(headers or {})}.items():
             self._connection.putheader(name, text)
         if body is not None:
             self._connection.putheader("Content-Length", str(len(body)))
@@ -102,11 +109,16 @@ class Session:
 
 
 def call(
-    url: str, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    url: str,
+    method: str,
+    target: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    token: str | None = None,
 ) -> Answer:
     """One request over a connection of its own. ``target`` goes out as it is: no library on the way tidies
     up ``//`` or ``..`` in it."""
-    with closing(Session(url)) as session:
+    with closing(Session(url, token)) as session:
         return session.request(method, target, body, headers)
 
 

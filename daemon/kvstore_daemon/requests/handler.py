@@ -18,7 +18,7 @@ from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.peer_limits.peer import UNKNOWN
 from kvstore_daemon.record_fields import Fields
 from kvstore_daemon.requests.administration import CHANGES, Administration
-from kvstore_daemon.requests.authors import authors_of
+from kvstore_daemon.requests.authors import authors_of, named
 from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, FairQueue, PendingLimit
 from kvstore_daemon.requests.pending_request import Answer, PendingRequest
 from kvstore_daemon.requests.permission import allowed
@@ -157,7 +157,7 @@ class RequestHandler:
                 request = allowed(request, who)
             authors = authors_of(who, request)
             self._counters.count_operations(request.ops)
-            pending = PendingRequest(message, request, who)
+            pending = PendingRequest(message, request, who if request.writes else named(who, authors))
             if request.writes:
                 self._committer.add(write_request(request, message.frames, pending, authors), message.size)
             else:

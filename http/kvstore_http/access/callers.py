@@ -60,6 +60,10 @@ def everybody(who: Principal) -> Principal:
     return who
 
 
+def nothing() -> None:
+    """What is to be done after a change of identities, while access is off."""
+
+
 class Callers:
     """Finds out who makes each request, and whether the route is open to them.
 
@@ -67,8 +71,10 @@ class Callers:
     nobody becomes anonymous by it.
     """
 
-    def __init__(self, follower: TableFollower, counters: WorkerCounters) -> None:
+    def __init__(self, follower: TableFollower, counters: WorkerCounters, server_key: str) -> None:
         self.follower = follower
+        self.server_key = server_key
+        """The daemon's public key, for those who come in by ZeroMQ."""
         self._counters = counters
         self._known: dict[str | None, Principal] = {}
         self._leak_log = RateLimitedLog(log)
@@ -121,6 +127,14 @@ class Callers:
                     raise
                 return UNDECIDED  # the resource has words of its own for an EventSource
         return self._identify(environ, table, is_public=needs == "public")
+
+    def confirmed(self, environ: dict[str, Any]) -> Principal:
+        """Who makes the request, for a public route that has to know; raises ``unavailable`` where nobody can
+        say."""
+        if self.follower.is_confirmed and environ[WHO] is not UNDECIDED:
+            who: Principal = environ[WHO]
+            return who
+        return self._identify(environ, self.follower.wait(), is_public=True)
 
     def _identify(self, environ: dict[str, Any], table: AccessTable, *, is_public: bool) -> Principal:
         """Whose credential the request carries, by ``table``; raises ``unauthenticated`` for one that is not

@@ -82,6 +82,13 @@ class TableFollower:
             )
         return self.table
 
+    def renew(self) -> None:
+        """Ask for the table, which was just changed from here, and block until it is there. If it does not
+        come, a heartbeat tells of it later."""
+        self._is_another = True
+        self._ask_soon()
+        self._answered.wait(self._patience)
+
     def ends(self) -> dict[str, int]:
         """When whose last credential ends, as far as is known (:meth:`AccessTable.ends`)."""
         return {} if self.table is None else self.table.ends()

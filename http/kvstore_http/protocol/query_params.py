@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
+from kvstore_core.access.identities import is_public_key
+from kvstore_core.access.tokens import is_token_id
 from kvstore_core.errors import KvError
 from kvstore_core.limits import INT64, MAX_KEY_BYTES, MAX_MOMENT, MAX_PAGE, MAX_REVISION, MAX_TTL_SECONDS
 from kvstore_core.model import Cursor, check_key
@@ -207,6 +209,25 @@ def _parse_since(text: str) -> Cursor:
     return Cursor.parse(text)
 
 
+def _parse_keep(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds > MAX_TTL_SECONDS:
+        raise ValueError(text)
+    return seconds
+
+
+def _parse_token_id(text: str) -> str:
+    if not is_token_id(text):
+        raise ValueError(text)
+    return text
+
+
+def _parse_public_key(text: str) -> str:
+    if not is_public_key(text):
+        raise ValueError(text)
+    return text
+
+
 def _some_of(choices: Collection[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = text.split(",")
@@ -315,6 +336,18 @@ EXCLUDE = Parameter(
     f"names out of {', '.join(CHECKS)}, with commas",
     "do not make these checks",
     many=True,
+)
+
+KEEP = Parameter(
+    "keep",
+    _parse_keep,
+    "a time such as 1h, or 0",
+    "how long the other tokens stay good; not at all if not given",
+    _DURATION_SCHEMA,
+)
+TOKEN_ID = Parameter("id", _parse_token_id, "the id of a token, of 8 characters", "only this token")
+PUBLIC_KEY = Parameter(
+    "public_key", _parse_public_key, "a CURVE public key, as 40 characters of Z85", "only this key"
 )
 
 # ── those of the event stream alone ──────────────────────────────────────────────────────────────

@@ -60,8 +60,8 @@ class _Route(NamedTuple):
 
 
 class RawPathRouter(CompiledRouter):
-    """Falcon's router interface over two dictionaries: one look-up for a fixed path, or one for
-    ``/v1/GROUP/`` with everything behind it as the key.
+    """Falcon's router interface over dictionaries: one look-up for a fixed path, or one for ``/v1/GROUP/``
+    with everything behind it as the key. Where a group has names instead, an action may come behind the name.
 
     Falcon's compiled router splits the decoded path at its slashes, so the key would be lost.
     """
@@ -70,11 +70,16 @@ class RawPathRouter(CompiledRouter):
         super().__init__()
         self._fixed: dict[str, _Route] = {}
         self._keyed: dict[str, _Route] = {}
+        self._named: dict[str, dict[str, _Route]] = {}
 
     def mount(self, template: str, resource: object, methods: dict[str, Any]) -> None:
-        """Answer ``template`` (which may end in ``{key}``) by ``methods``, responders by method name."""
+        """Answer ``template`` (which may end in ``{key}``, or in ``{name}`` and ``{name}/ACTION``) by
+        ``methods``, responders by method name."""
         route = _Route(resource, methods, template)
-        if template.endswith("/{key}"):
+        group, is_named, action = template.partition("{name}")
+        if is_named:
+            self._named.setdefault(group, {})[action] = route
+        elif template.endswith("/{key}"):
             self._keyed[template.removesuffix("{key}")] = route
         else:
             self._fixed[template] = route
@@ -89,6 +94,14 @@ class RawPathRouter(CompiledRouter):
         end = path.find("/", len("/v1/")) + 1
         route = self._keyed.get(path[:end])
         if route is None:
-            return None
+            return self._find_named(path[:end], path[end:], req)
         req.env[ROUTE] = route.template
         return route.found(req, {"key": decoded_key(path[end:])})
+
+    def _find_named(self, group: str, rest: str, req: falcon.Request) -> Found | None:
+        name, slash, action = rest.partition("/")
+        route = self._named.get(group, {}).get(slash + action)
+        if route is None:
+            return None
+        req.env[ROUTE] = route.template
+        return route.found(req, {"name": decoded_key(name)})

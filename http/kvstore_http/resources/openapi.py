@@ -8,6 +8,7 @@ from typing import Any
 import falcon
 import orjson
 
+from kvstore_core.access.identities import MAX_NAME
 from kvstore_core.errors import ERRORS
 from kvstore_core.limits import MAX_KEY_BYTES
 from kvstore_core.media_types import JSON, PROBLEM
@@ -15,6 +16,7 @@ from kvstore_core.operations import EVENT_OPS
 from kvstore_http import routes
 from kvstore_http.protocol.query_params import Parameter, read_query
 from kvstore_http.resources.batch import OPS
+from kvstore_http.resources.callers import KINDS
 from kvstore_http.resources.health import FAILED, OK, WARNING
 from kvstore_http.routes import Endpoint
 
@@ -24,6 +26,15 @@ _PATH_KEY = {
     "required": True,
     "description": "the key, percent-encoded; everything after the slash is part of it, also slashes",
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_BYTES},
+}
+
+
+_PATH_NAME = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "the name of an identity",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
 }
 
 
@@ -65,8 +76,10 @@ def _path(endpoints: list[Endpoint]) -> dict[str, Any]:
     item: dict[str, Any] = {endpoint.method.lower(): _operation(endpoint) for endpoint in endpoints}
     if "get" in item:
         item["head"] = _head(item["get"])
-    if endpoints[0].path.endswith("{key}"):
+    if "{key}" in endpoints[0].path:
         item["parameters"] = [_PATH_KEY]
+    elif "{name}" in endpoints[0].path:
+        item["parameters"] = [_PATH_NAME]
     return item
 
 
@@ -95,7 +108,13 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _operation_id(endpoint: Endpoint) -> str:
-    words = endpoint.path.removeprefix("/v1").replace("{key}", "one").replace(".", "/").split("/")
+    words = (
+        endpoint.path.removeprefix("/v1")
+        .replace("{key}", "one")
+        .replace("{name}", "one")
+        .replace(".", "/")
+        .split("/")
+    )
     return endpoint.method.lower() + ("".join(word.capitalize() for word in words) or "Root")
 
 
@@ -230,6 +249,31 @@ _PROBLEM: Schema = {
     "request_id": _TEXT,
 }
 
+_TEXTS: Schema = {"type": "array", "items": _TEXT}
+_SECRET: Schema = {"type": "string", "description": "shown only here"}
+_ENDS: Schema = {
+    "for": {"type": ["string", "number"], "description": "how long it is good: 90d, or seconds"},
+    "expires_at": {
+        "type": ["string", "null"],
+        "format": "date-time",
+        "description": "instead of for; null: no end",
+    },
+}
+_LIFE: Schema = {"created_at": _TIME, "expires_at": _TIME}
+_IDENTITY: Schema = {
+    "name": _TEXT,
+    "grants": _TEXTS,
+    **_LIFE,
+    "tokens": {
+        "type": "array",
+        "items": _object({"id": _TEXT, **_LIFE}, "id"),
+    },
+    "keys": {
+        "type": "array",
+        "items": _object({"public_key": _TEXT, **_LIFE}, "public_key"),
+    },
+}
+
 SCHEMAS: dict[str, Schema] = {
     "Value": {"description": "any bytes"},
     "Lines": {"type": "string", "description": "a line for each check, and one for all of them"},
@@ -283,6 +327,40 @@ SCHEMAS: dict[str, Schema] = {
             "expires_at": _TIME,
         },
         "half",
+        "name",
+        "grants",
+        "expires_at",
+    ),
+    "Caller": _object(
+        {
+            "access": {
+                "type": "boolean",
+                "description": "false: everybody may do everything",
+            },
+            "name": {"type": "string", "description": "of the identity; empty while access is off"},
+            "kind": {"type": "string", "enum": list(KINDS)},
+            "credential": {"type": "string", "description": "the id of the token; empty where there is none"},
+            "grants": _TEXTS,
+            "expires_at": _TIME,
+        },
+        "access",
+        "name",
+        "kind",
+        "credential",
+        "grants",
+    ),
+    "Identity": _object(_IDENTITY, "name", "grants", "created_at", "tokens", "keys"),
+    "Identities": _object({"identities": _list("Identity")}, "identities"),
+    "NewIdentity": _object({"name": _TEXT, "grants": _TEXTS, **_ENDS}, "name", "grants"),
+    "Token": _object({**_IDENTITY, "id": _TEXT, "token": _SECRET}, "name", "id", "token"),
+    "GrantChange": _object({"grants": _TEXTS, "grant": _TEXTS, "ungrant": _TEXTS, **_ENDS}),
+    "NewToken": _object(_ENDS),
+    "NewKey": _object({"public_key": _TEXT, "grants": _TEXTS, **_ENDS}, "public_key"),
+    "Key": _object({**_IDENTITY, "server_key": _TEXT}, "name", "server_key"),
+    "Narrowing": _object({"grants": _TEXTS, **_ENDS}),
+    "Narrowed": _object(
+        {"token": _SECRET, "name": _TEXT, "grants": _TEXTS, "expires_at": _TIME},
+        "token",
         "name",
         "grants",
         "expires_at",

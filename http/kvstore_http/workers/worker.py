@@ -71,7 +71,7 @@ def serve(
     daemon = DaemonClient(context, settings.requests, settings.daemon_timeout_ms, counters, keys)
     feed = ChangeFeed(context, daemon, settings.changes, keys)
     broadcaster = Broadcaster(daemon, feed, settings, counters)
-    callers = None if keys is None else _callers(daemon, feed, broadcaster, settings, counters)
+    callers = None if keys is None else _callers(daemon, feed, broadcaster, settings, counters, keys)
     app = create_app(daemon, feed, broadcaster, settings, counters, callers)
     access_log = AccessLog(settings.access_log, settings.slow_request_ms, shows_who=callers is not None)
     servers = [_server(app, sock, certificate, counters, access_log, settings, callers) for sock in sockets]
@@ -140,10 +140,11 @@ def _callers(
     broadcaster: Broadcaster,
     settings: HttpSettings,
     counters: WorkerCounters,
+    keys: CurveKeys,
 ) -> Callers:
     """Who may come in, by the daemon's table; whoever may no longer is told so wherever they wait."""
     follower = TableFollower(daemon, settings.daemon_timeout_ms / 1000)
-    callers = Callers(follower, counters)
+    callers = Callers(follower, counters, keys.server_key)
     feed.on_access_tag = follower.hear
     broadcaster.judge_by(callers.judged)
     follower.listeners += [broadcaster.review, feed.end_waits_of_refused]
