@@ -38,15 +38,15 @@ class CommandLine:
         """Have shells find the command in that folder."""
         self.environment["PATH"] = f"{binaries}:{os.environ['PATH']}"
 
-    def out(self, *arguments: str, stdin: bytes = b"") -> bytes:
+    def out(self, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> bytes:
         """What it prints; it has to succeed."""
-        done = self(*arguments, stdin=stdin)
+        done = self(*arguments, stdin=stdin, env=env)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
 
-    def lines(self, *arguments: str, stdin: bytes = b"") -> list[Any]:
+    def lines(self, *arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> list[Any]:
         """The JSON lines that it prints; it has to succeed."""
-        return [json.loads(line) for line in self.out(*arguments, stdin=stdin).splitlines()]
+        return [json.loads(line) for line in self.out(*arguments, stdin=stdin, env=env).splitlines()]
 
     def on_terminal(self, *arguments: str) -> str:
         """What it shows on a terminal; it has to succeed."""
