@@ -17,7 +17,7 @@ from kvstore_cli.config.token_source import GivenToken
 from kvstore_cli.doctor.checks_access import SOON_SECONDS, access
 from kvstore_cli.doctor.findings import FAILED, NOTE, OK, WARNING, Finding
 from kvstore_cli.doctor.probe import SCRATCH, Probe
-from kvstore_cli.terminal.humanize import moment
+from kvstore_cli.top.overview import stamp
 from kvstore_core.access.tokens import new_token
 from support.scripted import Script, answer, problem, scripted
 
@@ -115,7 +115,7 @@ def test_the_end_of_a_token_is_seen_by_the_clock_of_the_service(
     front: Front, left: float, cause: str | None
 ) -> None:
     front.at = time() + 10 * SOON_SECONDS
-    front.known = {**CI, "expires_at": moment(int((front.at + left) * 1000))}
+    front.known = {**CI, "expires_at": stamp(front.at + left)}
     assert [cause for _, cause in worst(found(front.probe()))] == ([cause] if cause else [])
 
 

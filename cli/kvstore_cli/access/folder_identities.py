@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from kvstore_cli.access.identity_store import Description, IdentityStore
@@ -32,7 +33,7 @@ class FolderIdentities(IdentityStore):
             table, _ = read_table(table_path(self._folder))
         except FileNotFoundError:
             raise KvError("not_found", f"there are no identities in {self._name}: access is off") from None
-        return list(map(described, table.identities.values()))
+        return [_shown(described(row)) for row in table.identities.values()]
 
     def described(self, name: str) -> Description:
         found = next((row for row in self.everybody() if row["name"] == name), None)
@@ -50,7 +51,7 @@ class FolderIdentities(IdentityStore):
         # who comes without a credential is made by what they are granted
         create = None if name == ANONYMOUS and grant else False
         change = changes.put_identity(name, _now(), create=create, grant=grant, ungrant=ungrant)
-        return described(self._edit(change).identities[name])
+        return _shown(described(self._edit(change).identities[name]))
 
     def rotate(self, name: str, keep: int, ends_in: int | None) -> str:
         token, now = new_token(), _now()
@@ -87,6 +88,22 @@ class FolderIdentities(IdentityStore):
                 "for a token or a key"
             )
         return table
+
+
+def _shown(row: Description) -> Description:
+    """A description with its times as over HTTP."""
+    shown = dict(row)
+    for name, value in row.items():
+        if name.endswith("_at"):
+            shown[name] = _text(value)
+        elif name in ("tokens", "keys"):
+            shown[name] = list(map(_shown, value))
+    return shown
+
+
+def _text(ms: int) -> str:
+    moment = datetime.fromtimestamp(ms // 1000, UTC).replace(microsecond=ms % 1000 * 1000)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _now() -> int:

@@ -1,8 +1,8 @@
 """What the commands do with identities, wherever those are.
 
-An identity is described as the daemon does it: ``name``, ``grants``, ``tokens`` each with its ``id``, and
-``keys`` each with its ``public_key``; times are in milliseconds, ``expires_at`` is left out where there is no
-end.
+An identity is described as over HTTP: ``name``, ``grants``, ``tokens`` each with its ``id``, and ``keys``
+each with its ``public_key``. Times are RFC 3339 texts in UTC, with milliseconds; ``expires_at`` is left out
+where there is no end.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.subcommand import KindType, client_of, given_flags, subcommand
 from kvstore_cli.config.options import DURATION_OR_ZERO, FOLDER
 from kvstore_cli.terminal import output
-from kvstore_cli.terminal.humanize import NOTHING, moment
+from kvstore_cli.terminal.humanize import NOTHING
 from kvstore_core.access.grants import PLAIN_VERBS, Grant, GrantSet, KeyRange, Need
 from kvstore_core.errors import ERRORS, EXIT_DONE
+from kvstore_core.media_types import JSON
 
 if TYPE_CHECKING:
     from kvstore_cli.access.identity_store import Description, IdentityStore
@@ -133,9 +134,13 @@ def _row(row: Description) -> tuple[str, ...]:
         " ".join(row["grants"]) or NOTHING,
         " ".join(token["id"] for token in tokens) or NOTHING,
         " ".join(key["public_key"] for key in keys) or NOTHING,
-        moment(row["created_at"]),
-        moment(min(ends, default=None)),
+        _to_the_second(row["created_at"]),
+        _to_the_second(min(ends, default=None)),
     )
+
+
+def _to_the_second(moment: str | None) -> str:
+    return NOTHING if moment is None else f"{moment[:19]}Z"
 
 
 @subcommand("client")
@@ -171,7 +176,7 @@ def _details(row: Description) -> Iterable[tuple[str, ...]]:
 
 
 def _moments(row: Description) -> tuple[str, str]:
-    return moment(row["created_at"]), moment(row.get("expires_at"))
+    return _to_the_second(row["created_at"]), _to_the_second(row.get("expires_at"))
 
 
 @subcommand("client")
@@ -335,7 +340,33 @@ def _identities(context: click.Context, data: str | None) -> Iterator[IdentitySt
 
         yield FolderIdentities(Path(data), output.talk)
         return
-    raise click.UsageError("name the data folder of the service with --data")
+    from kvstore_cli.access.service_identities import ServiceIdentities
+
+    with client_of(context) as service:
+        yield ServiceIdentities(service)
+
+
+@subcommand("client")
+@_grant_option("What it may do, which has to be part of what you may; may be repeated.")
+@_for_option("How long it is good, 24h at most and no longer than your token.", required=True)
+def narrow(context: click.Context, grants: tuple[str, ...], ends_in: int) -> None:
+    """Print a token that may do a part of what yours may, and ends soon: to hand on, without an admin.
+
+    It ends with yours at the latest, also where that is revoked, and never has the grant admin.
+
+    \b
+    Examples:
+      kvstore token narrow --grant ro:app/ --for 10m
+      KVSTORE_TOKEN=$(kvstore token narrow --grant read:app/x --for 1m) kvstore get app/x
+    """
+    import json
+
+    _say_single_keys(grants)
+    body = json.dumps({"grants": grants, "for": f"{ends_in}ms"}).encode()
+    headers = {"Content-Type": JSON}
+    with client_of(context) as service:
+        made = service.request("POST", "/v1/narrow", body=body, headers=headers, is_once=True).json()
+    output.write_line(made["token"])
 
 
 @click.group(
@@ -347,15 +378,16 @@ def _identities(context: click.Context, data: str | None) -> Iterator[IdentitySt
         "ungrant": ungrant,
         "rotate": rotate,
         "revoke": revoke,
+        "narrow": narrow,
         "test": test,
     }
 )
 def token() -> None:
     """Manage identities: who may come in, by which tokens, and what they may do.
 
-    All of it needs the grant admin, but 'token test me'. With --data it works on the files in the data
-    folder of a service on this machine, which may be running or not: that needs no token, but the right to
-    write the files.
+    All of it needs the grant admin, but 'token narrow' and 'token test me'. With --data it works on the
+    files in the data folder of a service on this machine, which may be running or not: that needs no token,
+    but the right to write the files.
     """
 
 

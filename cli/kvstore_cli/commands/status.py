@@ -25,8 +25,9 @@ is wrong."""
 def ping(context: click.Context, is_daemon: bool) -> None:
     """Check that the service answers: the HTTP facade, and through it the daemon.
 
-    It waits for at most 3 s, or --request-timeout if that is less. Use it as the health check of
-    containers and orchestrators; 'kvstore status' prints more.
+    It waits for at most 3 s, or --request-timeout if that is less. It needs no token; for --daemon, where
+    access is on, a key in the login file, or to be able to read facade.key in the data folder. Use it as
+    the health check of containers and orchestrators; 'kvstore status' prints more.
 
     Exit status: 0; 6 if the service, or the daemon behind it, cannot be reached; 124 if it does not
     answer in time.
@@ -53,9 +54,22 @@ def _ping_daemon(configuration: Configuration) -> str:
 
     requests = connectable(configuration["requests"])
     seconds = min(configuration["request-timeout"], LONGEST_MS) / 1000
-    with Client(requests, timeout=seconds, connections=1) as client:
+    login = _daemon_login(configuration, requests)
+    with Client(requests, timeout=seconds, connections=1, login=login) as client:
         client.status()
     return f"{requests} is ready"
+
+
+def _daemon_login(configuration: Configuration, requests: str) -> str | None:
+    """The login file to come in by: that of the facade beside the daemon, which a health check in its
+    container can read, unless one's own has keys for the daemon; None for one's own."""
+    import os
+
+    from kvstore_core.access.login_file import default_path, login_for
+
+    beside = f"{configuration.service_folder}/facade.key"
+    has_none = login_for(default_path(), requests).keys is None
+    return beside if has_none and os.access(beside, os.R_OK) else None
 
 
 @subcommand("client")

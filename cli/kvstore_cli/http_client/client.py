@@ -79,21 +79,25 @@ class ServiceClient:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
         attempts: int = ATTEMPTS,
+        is_once: bool = False,
     ) -> HttpResponse:
         """The service's response.
 
         A request that fails with a broken connection, a timeout, or a service that is temporarily
         unavailable is repeated, up to ``attempts`` in all and within the timeout. Writes are repeated under
         one Idempotency-Key, that of ``headers`` or a new one, and so applied once. A patch cannot have
-        one: it is repeated only if it cannot have arrived. A refused connection is not retried unless the
-        service was reached before. Raises the KvError of the last attempt.
+        one, nor can what ``is_once``: it is repeated only if it cannot have arrived. A refused connection
+        is not retried unless the service was reached before. Raises the KvError of the last attempt.
         """
         sent = {"Accept": f"{JSON}, */*;q=0.1", **(headers or {})}
-        if method not in ("GET", "PATCH"):
+        is_once = method != "GET" and (is_once or method == "PATCH")
+        if method != "GET" and not is_once:
             sent.setdefault("Idempotency-Key", os.urandom(16).hex())
         target = self._base + path + encode_query(query)
         return self._authorized(
-            lambda: self._repeat(lambda seconds: self._attempt(method, target, body, sent, seconds), attempts)
+            lambda: self._repeat(
+                lambda seconds: self._attempt(method, target, body, sent, seconds, is_once=is_once), attempts
+            )
         )
 
     def items(self, path: str, query: Query, limit: int | None = None, name: str = "items") -> Iterator[Any]:
@@ -170,7 +174,14 @@ class ServiceClient:
         raise AssertionError("the last attempt returns or raises")
 
     def _attempt(
-        self, method: str, target: str, body: bytes | None, headers: dict[str, str], seconds: float
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        seconds: float,
+        *,
+        is_once: bool,
     ) -> HttpResponse:
         headers = {**headers, **self._authorization()}
         kept = self._connection is not None
@@ -183,7 +194,7 @@ class ServiceClient:
             self._refuse_other_protocol(error)
             # the service may have closed a connection that was kept open
             raise AttemptError(
-                self._no_answer(error, method), 0.0 if kept else None, is_final=method == "PATCH"
+                self._no_answer(error, method), 0.0 if kept else None, is_final=is_once
             ) from error
         self._was_reached = True
         if connection.sock is not None:  # None after Connection: close

@@ -62,15 +62,6 @@ def age(seconds: float | None) -> str:
     return " ".join(words[:2])
 
 
-def moment(ms: int | None) -> str:
-    """A time in milliseconds since the epoch, to the second: ``2027-01-31T12:00:00Z``."""
-    if ms is None:
-        return NOTHING
-    from datetime import UTC, datetime  # few commands show one that they have to write themselves
-
-    return datetime.fromtimestamp(ms // 1000, UTC).isoformat().replace("+00:00", "Z")
-
-
 def percent(part: float | None, whole: float | None = 1.0) -> str:
     """``34%``."""
     return NOTHING if part is None or not whole else f"{100 * part / whole:.0f}%"
