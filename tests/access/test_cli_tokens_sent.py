@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kvstore_cli.config.port_owners import owners_of_port
 from kvstore_cli.config.token_source import check_form
 from kvstore_core.access.tokens import new_token
 from kvstore_core.errors import KvError
@@ -18,6 +21,16 @@ from support.scripted import Script, answer, chunks, problem, scripted
 
 ELSEWHERE = "http://kv.example:5000"
 """An address of another machine. Nothing is looked up where nothing is sent."""
+
+LISTENER = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+client, _ = server.accept()
+print(client.recv(65536))
+client.sendall(b"HTTP/1.1 204 No Content\\r\\n\\r\\n")
+"""
+"""A program that shows the request that it gets."""
 
 
 @pytest.fixture
@@ -120,6 +133,30 @@ def test_the_token_beside_the_service_is_for_this_machine_alone(
     done = kvstore("get", "k", "--url", "http://kv.invalid:1", "--request-timeout", "1s", env=beside)
     assert done.returncode == 6
     assert sent(script) == [f"Bearer {token}"]
+
+
+def test_the_token_beside_the_service_goes_to_nobody_else_who_listens(
+    kvstore: CommandLine, script: Script, tmp_path: Path
+) -> None:
+    port = int(script.url.rpartition(":")[2])
+    assert owners_of_port(port) == {os.getuid()}
+    with socket.socket(socket.AF_INET6) as other:
+        other.bind(("::1", 0))
+        assert owners_of_port(other.getsockname()[1]) == set()  # it does not listen yet
+        other.listen()
+        assert owners_of_port(other.getsockname()[1]) == {os.getuid()}
+    if os.getuid() != 0:
+        return  # only root can let somebody else listen
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/admin.token").write_text(new_token().text)
+    nobody = ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-IS", "-c", LISTENER]
+    with subprocess.Popen(nobody, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        kvstore("delete", "k", "--url", url, env={"KVSTORE_DATA": str(tmp_path / "data")})
+        request = server.stdout.read()
+    assert "DELETE /v1/kv/k" in request
+    assert "kv_" not in request
 
 
 def test_no_token_crosses_a_network_in_the_clear_unless_told(kvstore: CommandLine) -> None:

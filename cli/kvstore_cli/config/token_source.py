@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from kvstore_cli.config.options import TOKEN_VARIABLE
+from kvstore_cli.config.port_owners import owners_of_port
 from kvstore_cli.config.resolve import Configuration, ConfigurationError
 from kvstore_core.access.login_file import default_path, normalized, read_entries
 from kvstore_core.access.tokens import token_id
@@ -99,10 +100,10 @@ class TokenSource:
         path = f"{folder}/admin.token"
         try:
             with open(path, "rb") as file:  # noqa: PTH123
-                text = _decoded(file.read(_MOST_BYTES))
+                text, owner = _decoded(file.read(_MOST_BYTES)), os.fstat(file.fileno()).st_uid
         except OSError:  # not there, or not this user's
             return None
-        return Token(text, path) if text else None
+        return Token(text, path) if text and _is_served_by(url, owner) else None
 
 
 class GivenToken(TokenSource):
@@ -143,6 +144,14 @@ def refuse_in_the_clear(url: str) -> None:
 
 def _is_of_this_machine(url: str) -> bool:
     return is_loopback(urlsplit(url).hostname or "")
+
+
+def _is_served_by(url: str, owner: int) -> bool:
+    """Whether who listens there is the data folder's owner, this user or root. Any other user of the machine
+    may listen in the place of a service that is down, and nobody has named the token that it would get."""
+    parts = urlsplit(url)
+    owners = owners_of_port(parts.port or (443 if parts.scheme == "https" else 80))
+    return bool(owners) and owners <= {owner, os.geteuid(), 0}
 
 
 def _stored(url: str) -> Token | None:
