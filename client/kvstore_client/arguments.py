@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
@@ -125,10 +124,9 @@ def keys_of(login: str | os.PathLike[str] | None, requests: str) -> CurveKeys | 
         return login_for(default_path(), requests).keys
     if not isinstance(login, (str, os.PathLike)):
         raise TypeError(f"login is the path of a login file, not {_kind(login)}")
-    path = Path(login)
-    if not path.exists():
-        raise KvError("bad_request", f"there is no login file {path}")
-    return login_for(path, requests).keys
+    if not os.path.exists(login):  # noqa: PTH110 - pathlib raises for what can be no path
+        raise KvError("bad_request", f"there is no login file {os.fsdecode(login)!r}")
+    return login_for(login, requests).keys
 
 
 class Address(NamedTuple):

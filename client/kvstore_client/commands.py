@@ -362,9 +362,9 @@ def identity_put(
         _as_it_is,
         name=name,
         create=create,
-        grants=None if grants is None else list(grants),
-        grant=list(grant) or None,
-        ungrant=list(ungrant) or None,
+        grants=None if grants is None else texts_of("grants", grants),
+        grant=texts_of("grant", grant) or None,
+        ungrant=texts_of("ungrant", ungrant) or None,
         expires_at=expires_at,
         id=None if token is None else token.id,
         digest=None if token is None else token.digest,
@@ -383,7 +383,6 @@ def token_add(
 ) -> Command[Fields]:
     """Give an identity another token, of which only the digest is sent; its other tokens go on for ``keep``
     seconds, without it as before."""
-    keep = None if keep is None else keep.total_seconds() if isinstance(keep, timedelta) else keep
     return _command(
         "token_add",
         _as_it_is,
@@ -391,7 +390,7 @@ def token_add(
         id=token.id,
         digest=token.digest,
         expires_at=expires_at,
-        keep=keep,
+        keep=ttl_of(keep),
     )
 
 

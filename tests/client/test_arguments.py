@@ -32,6 +32,9 @@ GOOD: dict[str, Any] = {
     "since": 0,
     "batch": [commands.get("k")],
     "command": commands.get("k"),
+    "name": "n",
+    "token_id": "0" * 8,
+    "public_key": "0" * 40,
     "body": RequestBody([{"op": "status"}]),
 }
 """What the methods have to be given; the other arguments have defaults."""
