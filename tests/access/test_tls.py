@@ -282,8 +282,10 @@ def test_a_client_that_leaves_without_a_word_is_gone(secure: Connect) -> None:
     wait_until(gone, what="the application is told")
 
 
-def test_an_answer_ends_with_a_word_of_goodbye(secure: Connect) -> None:
-    sock = secure()
+def test_an_answer_ends_with_a_word_of_goodbye(secure: Connect, pair: Path) -> None:
+    context = trusting(pair)
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    sock = secure(context)
     assert isinstance(sock, ssl.SSLSocket)
     sock.suppress_ragged_eofs = False
     sock.sendall(request().replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))

@@ -320,8 +320,10 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         self.accepting = False
         self.socket.close()
         self._handshake_steps.finish()
-        for each in (*self._handshakes, *self.active_channels.values()):
-            each.finish()
+        for handshake in list(self._handshakes):
+            handshake.close()
+        for channel in list(self.active_channels.values()):
+            channel.finish()
         self._stream_requests.finish()
 
     @property

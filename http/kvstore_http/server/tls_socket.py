@@ -222,10 +222,6 @@ class Handshake:
         if self._waits_since is not None and now - self._waits_since > self._left_seconds:
             self.close(has_failed=self.has_begun)
 
-    def finish(self) -> None:
-        """End it, as the server stops: nothing was asked yet."""
-        self.close()
-
     def close(self, *, has_failed: bool = False) -> None:
         """Close the connection."""
         self._unwatch()
