@@ -49,6 +49,19 @@ def test_a_facade_on_its_own_goes_by_its_key() -> None:
         configured("http", access="required").http_settings()
 
 
+def test_a_facade_that_is_given_an_empty_login_file_has_no_key(tmp_path: Path) -> None:
+    """A unit always names the file; systemd writes an empty one where the daemon has made no key."""
+    file = tmp_path / "facade.key"
+    file.touch(0o600)
+    file.write_text("{}")
+    assert configured("http", facade_key_file=str(file)).http_settings().access == "off"
+    required = configured("http", facade_key_file=str(file), access="required").http_settings()
+    assert (required.access, required.facade_key_file) == ("required", str(file))
+    for other in ("", "no JSON", '{"*": {}}'):
+        file.write_text(other)
+        assert configured("http", facade_key_file=str(file)).http_settings().access == "required"
+
+
 @pytest.mark.parametrize(
     ("name", "address"),
     [("http", "0.0.0.0:5000"), ("requests", "tcp://*:5555"), ("changes", "tcp://[::]:5556")],

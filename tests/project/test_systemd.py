@@ -74,10 +74,10 @@ def test_the_socket_is_where_the_facade_listens_by_default() -> None:
     assert f"\nListenStream={OPTIONS['http'].default}\n" in text
 
 
-def test_the_settings_that_are_installed_are_the_defaults_and_all_commented_out() -> None:
+def test_the_settings_that_are_installed_are_the_defaults_commented_out_and_access() -> None:
     rows = {row.variable: row for row in OPTIONS.values()}
     lines = (FOLDER / "kvstore.env").read_text().splitlines()
-    assert all(line.startswith("#") or not line for line in lines)
+    assert [line for line in lines if line and not line.startswith("#")] == ["KVSTORE_ACCESS=required"]
     shown = [match for line in lines if (match := re.fullmatch(r"#(KVSTORE_\w+)=(.*)", line))]
     assert len(shown) > 5
     for match in shown:

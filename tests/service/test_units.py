@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from kvstore_core.access.tokens import new_token
 from support.machine import Machine, require_machine
+from support.markdown import ROOT, blocks
 from support.servers import wait_until
 
 DAEMON, FACADE = "kvstore-daemon.service", "kvstore-http.service"
+
+SECRETS = ("access.json", "access.key", "facade.key", "admin.token")
+ADMIN_FILE = "/var/lib/kvstore/admin.token"
+PAGE = (ROOT / "docs/systemd.md").read_text()
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow, pytest.mark.long]
 
@@ -40,6 +46,7 @@ def running(machine: Machine) -> Iterator[Machine]:
     for unit in (DAEMON, FACADE):
         assert machine.property(unit, "Result") == "success"
     machine.shell("rm -rf /etc/kvstore/* /run/systemd/system/kvstore-*; systemctl daemon-reload")
+    machine.shell(f"cd /var/lib/kvstore; rm -f {' '.join(SECRETS)}")
 
 
 def test_the_service_works_and_everything_that_it_does_is_allowed(running: Machine) -> None:
@@ -145,6 +152,110 @@ def test_a_command_of_root_leaves_nothing_that_locks_the_daemon_out(running: Mac
     running.kvstore("check", "--data", "/var/lib/kvstore")
     running.call("systemctl", "start", DAEMON)
     running.kvstore("status")
+
+
+def install_settings(machine: Machine) -> None:
+    """Give it the settings that come with a first installation."""
+    machine.shell(
+        "install -m 640 /opt/kvstore/source/deploy/systemd/kvstore.env /etc/kvstore/kvstore.env;"
+        f"systemctl restart {DAEMON} {FACADE}"
+    )
+
+
+def status_of(machine: Machine, *more: str, path: str = "/v1/kv/key") -> str:
+    """With what ``path`` is answered."""
+    ask = ("curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}")
+    return machine.call(*ask, *more, f"http://127.0.0.1:5000{path}")
+
+
+def drop_in(heading: str) -> list[str]:
+    """The settings that the page has written into an editor under ``heading``."""
+    (block,) = [each for each in blocks(PAGE) if heading in each.headings and "opens an editor" in each.text]
+    lines = re.findall(r"^#   (.*)$", block.text, re.MULTILINE)
+    return lines[lines.index("[Service]") + 1 :]
+
+
+def test_without_those_settings_everything_is_as_it_was_and_with_them_nobody_gets_in_without_a_key(
+    running: Machine,
+) -> None:
+    """The first is what an upgrade finds: settings that say nothing of access, and no identities."""
+    running.kvstore("put", "key", "value")
+    assert status_of(running) == "200"
+    install_settings(running)
+    assert status_of(running) == "401"
+    for path in ("/livez", "/readyz"):
+        assert status_of(running, path=path) == "200"
+    refused = running.call("/opt/kvstore/bin/kvstore", "ping", check=True)
+    assert refused
+    assert running.kvstore("get", "key", "--token-file", ADMIN_FILE) == "value"
+    running.kvstore("put", "key", "2", "--token-file", ADMIN_FILE)
+    for unit in (DAEMON, FACADE):
+        assert running.property(unit, "NRestarts") == "0"
+
+
+def test_secrets_are_for_the_services_alone(running: Machine) -> None:
+    install_settings(running)
+    files = running.shell(f"cd /var/lib/kvstore; stat --format='%n %a' {' '.join(SECRETS)}").splitlines()
+    assert files == [f"{name} 600" for name in SECRETS]
+    # the facade has its key as a credential, and sees nothing of the folder
+    pid = running.property(FACADE, "MainPID")
+    as_facade = (
+        "nsenter",
+        f"--target={pid}",
+        "--mount",
+        f"--setuid={running.call('stat', '-c%u', f'/proc/{pid}')}",
+    )
+    key = "/run/credentials/kvstore-http.service/facade.key"
+    assert "secret_key" in running.call(*as_facade, "cat", key)
+    assert running.call(*as_facade, "cat", f"/var/lib/kvstore/{SECRETS[0]}", check=False) == ""
+    token = running.call("cat", ADMIN_FILE)
+    secret = running.shell(f'sed -n \'s/.*"secret_key": "\\(.*\\)".*/\\1/p\' {key}')
+    assert len(secret) == 40
+    said = running.journal() + running.shell("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'")
+    assert ADMIN_FILE in said
+    for text in (token.split("_")[2], secret):
+        assert text not in said
+
+
+def test_a_facade_that_comes_before_the_daemon_has_made_its_key_waits_for_it(running: Machine) -> None:
+    """As on a first start whose daemon has a full disk."""
+    running.call("systemctl", "stop", FACADE, DAEMON)
+    running.shell("install -m 640 /opt/kvstore/source/deploy/systemd/kvstore.env /etc/kvstore/kvstore.env")
+    folder = f"/run/systemd/system/{DAEMON}.d"
+    running.shell(f"mkdir -p {folder}; printf '[Service]\\nExecStartPre=/bin/false\\n' > {folder}/test.conf")
+    running.shell(f"systemctl daemon-reload; systemctl start --no-block {DAEMON} {FACADE}")
+    wait_until(lambda: int(running.property(FACADE, "NRestarts")) > 0, timeout=60)
+    assert "has no keys" in running.journal(FACADE)
+    running.shell(f"rm {folder}/test.conf; systemctl daemon-reload; systemctl restart {DAEMON}")
+    wait_until(lambda: running.property(FACADE, "ActiveState") == "active", timeout=60)
+    assert status_of(running) == "401"
+    running.kvstore("status", "--token-file", ADMIN_FILE)
+
+
+def test_the_admins_token_may_be_a_credential(running: Machine) -> None:
+    token = new_token().text
+    running.shell(f"umask 077; echo {token} > /etc/kvstore/admin.token")
+    add_to(running, DAEMON, *drop_in("A token of your own"))
+    running.call("systemctl", "restart", FACADE)
+    assert status_of(running) == "401"
+    assert status_of(running, "--header", f"Authorization: Bearer {token}") in ("200", "404")
+    assert running.shell("ls /var/lib/kvstore").split().count("admin.token") == 0
+
+
+def test_the_certificate_and_its_key_are_credentials(running: Machine) -> None:
+    install_settings(running)
+    make = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+        " -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -keyout privkey.pem -out fullchain.pem 2>&1"
+    )
+    running.shell(f"mkdir -p /root/certificate; cd /root/certificate; umask 077; {make}")
+    lines = [
+        line.replace("/etc/letsencrypt/live/kv.example.org", "/root/certificate") for line in drop_in("TLS")
+    ]
+    add_to(running, FACADE, *lines)
+    there = ("--ca-file", "/root/certificate/fullchain.pem", "--url", "https://127.0.0.1:5000")
+    running.kvstore("put", "key", "value", *there, "--token-file", ADMIN_FILE)
+    assert status_of(running) == "400"
 
 
 def test_uninstalling_stops_the_services_and_leaves_the_store_until_it_is_purged(tmp_path: Path) -> None:

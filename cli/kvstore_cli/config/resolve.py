@@ -88,6 +88,14 @@ class Configuration:
             raise ConfigurationError("there is no home folder to keep data in; name a folder with --data")
         return str(self["data"])
 
+    def facade_login(self) -> str | None:
+        """The login file of the facade beside the store, with which the daemon can be asked whatever its
+        identities are; None while access is off, and for a user who cannot read it."""
+        if self["data"] is None:
+            return None
+        path = f"{self['data']}/facade.key"
+        return path if self._access_of_daemon() != "off" and os.access(path, os.R_OK) else None
+
     def daemon_settings(self) -> DaemonSettings:
         """The daemon's settings, with ``access`` decided; raises ConfigurationError if it would listen where
         it may not."""
@@ -112,7 +120,8 @@ class Configuration:
                 "with --access required the facade needs its key: name facade.key of the daemon's data "
                 "folder, or a copy of it, with --facade-key-file"
             )
-        return self._http_settings(None if self["access"] == "off" else key_file)
+        has_none = self["access"] == "auto" and key_file is not None and _is_empty_login(key_file)
+        return self._http_settings(None if self["access"] == "off" or has_none else key_file)
 
     def service_settings(self) -> tuple[DaemonSettings, HttpSettings]:
         """The settings of a daemon and of the facade beside it, which takes its key from the data folder."""
@@ -247,6 +256,18 @@ class _Sources(NamedTuple):
         scheme = "http" if certificate is None else "https"
         url = connectable(f"{scheme}://{address}")
         return Setting(OPTIONS["url"], url, f"{given.option.name}, {given.origin}")
+
+
+def _is_empty_login(path: str) -> bool:
+    """Whether ``path`` is a login file with nothing in it, as a service manager gives a facade where there is
+    no key. What is wrong with any other file the facade says when it reads it."""
+    from kvstore_core.access.login_file import read_entries
+    from kvstore_core.errors import KvError
+
+    try:
+        return os.path.exists(path) and not read_entries(path)  # noqa: PTH110
+    except KvError:
+        return False
 
 
 def _is_of_file(setting: Setting | None) -> bool:
