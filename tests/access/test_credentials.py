@@ -158,6 +158,25 @@ def test_only_tokens_have_credentials_derived_from_them_and_only_for_a_day() -> 
             access.derive(parent, NOW, milliseconds)
 
 
+def test_an_identity_ends_with_its_last_token_or_key_and_not_before_one_that_lasts() -> None:
+    def identity(name: str, *ends: int | None, until: int | None = None) -> Identity:
+        made = [new_token() for _ in ends]
+        kept = [StoredToken(each.id, each.digest, NOW, end) for each, end in zip(made, ends, strict=True)]
+        return Identity(name, GrantSet(("ro:*",)), NOW, until, tuple(kept))
+
+    key = StoredKey("k" * 40, NOW, NOW + 7)
+    rows = [
+        identity("rotated", NOW + 1, None),
+        identity("soon", NOW + 1, NOW + 5),
+        identity("over", NOW - 1),
+        identity("itself", None, until=NOW + 3),
+        identity("key", NOW + 2)._replace(keys=(key,)),
+        identity("nobody"),
+    ]
+    ends = {"over": NOW - 1, "itself": NOW + 3, "soon": NOW + 5, "key": NOW + 7}
+    assert AccessTable(rows).ends() == ends
+
+
 def test_a_session_is_never_admin() -> None:
     token = new_token()
     access = table(token.id, token.digest, "rw:app/", "admin")

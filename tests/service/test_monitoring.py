@@ -46,13 +46,29 @@ def series_of(found: Scrape) -> set[str]:
     return there | ONLY_SECURED
 
 
+CREDENTIALS = "credentials_file: /etc/prometheus/kvstore.token"
+
+
+def with_token(folder: Path, token: str) -> Path:
+    """The configuration that is shipped, with a token in a file of the test's."""
+    file = folder / "kvstore.token"
+    file.write_text(token)
+    text = (PROMETHEUS / "prometheus.yaml").read_text()
+    assert CREDENTIALS in text
+    text = text.replace(CREDENTIALS, f"credentials_file: {file}")
+    configuration = folder / "prometheus.yaml"
+    configuration.write_text(text.replace("kvstore.rules.yaml", str(RULES_FILE)))
+    return configuration
+
+
 # ── the rules ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_rules_and_configuration_are_in_order_and_do_what_their_tests_say() -> None:
+def test_rules_and_configuration_are_in_order_and_do_what_their_tests_say(tmp_path: Path) -> None:
     promtool = require_program("promtool")
+    configured = with_token(tmp_path, "kv_…")
     for command in (
-        ["check", "config", "prometheus.yaml"],
+        ["check", "config", configured],
         ["check", "rules", "kvstore.rules.yaml"],
         ["test", "rules", "kvstore.tests.yaml"],
     ):
