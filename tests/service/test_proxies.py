@@ -100,6 +100,7 @@ def test_with_passwords_as_the_shipped_configuration_has_them_strangers_are_refu
     text = (
         shipped("{service}")
         .replace("# auth_basic", "auth_basic")
+        .replace('# proxy_set_header Authorization "";', 'proxy_set_header Authorization "";')
         .replace("/etc/nginx/kvstore.users;", f"{users};", 1)
     )
     own = front(text)
