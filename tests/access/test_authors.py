@@ -200,3 +200,25 @@ def test_the_command_shows_who_did_it(protected: Protected, scope: str, tmp_path
     assert shell.lines("blame", scope, "--json", env=ann)[0]["author"] == "ann"
     denied = shell("log", env=ann)
     assert (denied.returncode, b"watch" in denied.stderr) == (5, True)
+
+
+def test_the_log_of_a_prefix_is_for_who_may_watch_it(protected: Protected, scope: str) -> None:
+    protected.root.ask(put(scope + "k", b"secret"), put(scope + "l"))
+    watcher = protected.peer(protected.keys("watcher", f"watch:{scope}"))
+    reader = protected.peer(protected.keys("reader", f"read:{scope}"))
+    both = protected.peer(protected.keys("both", f"read,watch:{scope}k"))
+    log = {"op": "history", "prefix": scope, "values": False}
+    (page,) = watcher.ask(log)
+    assert [event["key"] for event in page["events"]] == [scope + "l", scope + "k"]
+    assert all("value" not in event for event in page["events"])
+    for peer, op in (
+        (watcher, {**log, "values": True}),
+        (watcher, {"op": "history", "prefix": scope}),
+        (watcher, {"op": "history", "prefix": "", "values": False}),
+        (watcher, {"op": "history", "key": scope + "k"}),
+        (reader, log),
+        (both, log),
+        (both, {"op": "history", "prefix": scope + "k"}),  # other keys begin like this
+    ):
+        assert peer.refusal(op)["code"] == "not_allowed"
+    assert both.ask({"op": "history", "key": scope + "k"})[0]["events"]

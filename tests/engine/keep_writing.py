@@ -22,6 +22,12 @@ def fingerprint(change: StoredEvent) -> int | None:
 
 
 def write(chance: random.Random) -> Write:
+    return plain_write(chance)._replace(
+        author=chance.choice(("", "ann")), message=chance.choice(("", "", "für später"))
+    )
+
+
+def plain_write(chance: random.Random) -> Write:
     key = chance.choice(KEYS)
     kind = chance.random()
     if kind < 0.6:
