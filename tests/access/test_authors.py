@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ class As:
         self.session = Session(protected.url)
         self.header = {"authorization": f"Bearer {token}"}
 
+    def close(self) -> None:
+        self.session.close()
+
     def put(self, key: str, value: bytes = b"v", **headers: str) -> int:
         answer = self.session.put(path_of(key), value, **self.header, **headers)
         assert answer.status in (200, 201), answer
@@ -57,7 +62,7 @@ def token_of(protected: Protected, name: str) -> str:
 def ann(protected: Protected) -> Iterator[As]:
     ann = As(protected, token_of(protected, "ann"))
     yield ann
-    ann.session.close()
+    ann.close()
 
 
 def test_what_is_shown_of_a_change_says_who_made_it(protected: Protected, ann: As, scope: str) -> None:
@@ -129,6 +134,18 @@ def test_nobody_but_the_facade_says_for_whom_it_acts(protected: Protected, scope
     ]
 
 
+def test_a_narrowed_token_is_its_parents_author(protected: Protected, ann: As, scope: str) -> None:
+    body = json.dumps({"grants": [f"write:{scope}"]}).encode()
+    answer = call(
+        protected.url, "POST", "/v1/narrow", body, {**ann.header, "content-type": "application/json"}
+    )
+    assert answer.status == 201, answer
+    with closing(As(protected, answer.json["token"])) as narrow:
+        narrow.put(scope + "k", x_kvstore_message="narrowly")
+    record = ann.get(path_of(scope + "k") + "?format=json")
+    assert (record["author"], record["message"]) == ("ann", "narrowly")
+
+
 def test_a_header_makes_nobody_another(ann: As, scope: str) -> None:
     ann.put(scope + "k", x_kvstore_author="root", x_author="root")
     assert ann.get(path_of(scope + "k") + "?format=json")["author"] == "ann"
@@ -144,7 +161,7 @@ def test_changes_that_travel_together_keep_their_authors(protected: Protected, s
         writer = As(protected, tokens[name])
         for step in range(20):
             writer.put(f"{scope}{name}/{number}/{step}", x_kvstore_message=name)
-        writer.session.close()
+        writer.close()
 
     with ThreadPoolExecutor(10) as pool:
         list(pool.map(write, range(10)))
