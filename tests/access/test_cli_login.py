@@ -56,7 +56,8 @@ def test_a_token_is_stored_once_the_service_knows_it(kvstore: CommandLine, scrip
 
 def test_the_token_that_is_entered_is_sent_and_no_other(kvstore: CommandLine, script: Script) -> None:
     entered, other = new_token().text, new_token().text
-    kvstore("login", stdin=f"{entered}\n".encode(), env={"KVSTORE_TOKEN": other})
+    done = kvstore("login", stdin=f"{entered}\n".encode(), env={"KVSTORE_TOKEN": other})
+    assert b"KVSTORE_TOKEN is set, and wins" in done.stderr
     assert script.seen[0].headers["Authorization"] == f"Bearer {entered}"
     (kvstore.folder / "file").write_text(other)
     kvstore.out("login", "--token-file", "file")

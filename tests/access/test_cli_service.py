@@ -200,6 +200,37 @@ def test_a_subscriber_is_told_when_its_token_ends(
         running.end()
 
 
+def test_a_subscriber_goes_on_with_the_token_that_its_file_has_by_then(
+    kvstore: CommandLine, stranger: CommandLine
+) -> None:
+    file = stranger.folder / "token"
+    old = made(kvstore, "rotating", "--grant", "ro:cli-rotating/")
+    file.write_text(old)
+    wanted = ["--snapshot", "--prefix", "cli-rotating/", "--json", "--count", "2"]
+    running = stranger.start("subscribe", *wanted, "--token-file", str(file))
+    try:
+        wait_until(lambda: b"sync" in running.stdout, what="it listens")
+        kvstore.out("put", "cli-rotating/x", "1")
+        file.write_text(kvstore.out("token", "rotate", "rotating", "--keep", "1h").decode())
+        kvstore.out("token", "revoke", "rotating", "--id", str(token_id(old)))
+        wait_until(lambda: "reconnected" in running.stderr, what="it comes back")
+        kvstore.out("put", "cli-rotating/x", "2")
+        assert running.wait() == 0, running.stderr
+        assert [line["value"] for line in running.lines() if line["event"] == "put"] == ["1", "2"]
+    finally:
+        running.end()
+
+
+def test_names_are_completed_for_whoever_may_see_them(
+    kvstore: CommandLine, by: Callable[[str], CommandLine]
+) -> None:
+    token = made(kvstore, "completed-ci", "--grant", "ro:cli-completed/")
+    words = {"COMP_WORDS": "token\x1fshow", "COMP_WORD": "completed-", "_KVSTORE_COMPLETE": "zsh_complete"}
+    assert kvstore(env=words).stdout.split() == [b"plain", b"completed-ci"]
+    done = by(token)(env=words)
+    assert (done.stdout.strip(), done.stderr) == (b"", b"")
+
+
 def test_state_is_shown_as_far_as_one_may_see_it(
     kvstore: CommandLine, by: Callable[[str], CommandLine], stranger: CommandLine
 ) -> None:

@@ -15,6 +15,8 @@ from kvstore_cli.config.token_source import TokenSource
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from kvstore_cli.http_client.client import Query
+
 _MOST_COMPLETIONS = 50
 _COMPLETION_TIMEOUT_MS = 1000
 
@@ -27,15 +29,26 @@ def complete_key(context: click.Context, _parameter: click.Parameter, incomplete
     Errors are swallowed: what is printed here would land in the line that is being typed.
     """
     query = [("prefix", incomplete), ("keys", "1"), ("limit", str(_MOST_COMPLETIONS))]
+    keys = [item["key"] for item in _asked(context, "/v1/kv", query, "items")]
+    # a shell could not type the others, or the command would take them for options
+    return [key for key in keys if key.isprintable() and key[0] != "-"]
+
+
+def complete_identity(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The names of identities that begin with ``incomplete``, for whoever may see them; as for keys."""
+    names = [row["name"] for row in _asked(context, "/v1/tokens", (), "identities")]
+    return [name for name in names if name.startswith(incomplete)][:_MOST_COMPLETIONS]
+
+
+def _asked(context: click.Context, path: str, query: Query, member: str) -> list[dict[str, Any]]:
     try:
         configuration = configuration_of(context, "client")
         tokens = TokenSource(configuration, may_read_stdin=False)
         with new_client(configuration, _COMPLETION_TIMEOUT_MS, tokens=tokens) as service:
-            items = service.request("GET", "/v1/kv", query).json()["items"]
+            found: list[dict[str, Any]] = service.request("GET", path, query).json()[member]
+            return found
     except Exception:
         return []
-    # a shell could not type the others, or the command would take them for options
-    return [item["key"] for item in items if item["key"].isprintable() and item["key"][0] != "-"]
 
 
 def complete_file(

@@ -45,7 +45,7 @@ class GrantType(click.ParamType[str]):
 
 _GRANT = GrantType()
 
-_name_argument = click.argument("name", type=parameters.TEXT)
+_name_argument = click.argument("name", type=parameters.TEXT, shell_complete=parameters.complete_identity)
 _grants_argument = click.argument("grants", type=_GRANT, nargs=-1, required=True, metavar="GRANT...")
 _data_option = click.option(
     "--data",
@@ -271,7 +271,7 @@ def revoke(context: click.Context, name: str, token_id: str | None, data: str | 
 
 
 @subcommand("client")
-@click.argument("name", type=parameters.TEXT)
+@_name_argument
 @click.argument("verb", type=click.Choice(_VERBS))
 @click.argument("key", type=parameters.KEY, required=False, shell_complete=parameters.complete_key)
 @parameters.prefix_option("All keys that begin with P, as for a list or a stream.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -55,6 +56,9 @@ def login(context: click.Context) -> None:
         return
     store_token(path, url, token.text)
     output.talk(f"logged in to {url} as {_said(found)}; the token is in {path}")
+    for variable in ("KVSTORE_TOKEN_FILE", "KVSTORE_TOKEN"):
+        if os.environ.get(variable):
+            output.talk(f"the variable {variable} is set, and wins over it")
 
 
 def _asked(url: str) -> str:
