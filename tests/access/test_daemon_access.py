@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 from zlib import crc32
 
@@ -16,7 +17,8 @@ from kvstore_core.operations import STATUS_FOR_ALL
 from kvstore_daemon.access.access_files import edit, read_table
 from kvstore_daemon.requests.reads import _cursor
 from support.protected import Protected
-from support.servers import Daemon, StartDaemon, wait_until
+from support.servers import Daemon, Facade, StartDaemon, wait_until
+from support.session import Session
 from support.wire import Peer, get, pack, put, unpack
 
 
@@ -317,18 +319,42 @@ def test_without_access_nobody_has_a_name(daemon: Daemon) -> None:
     context.term()
 
 
-def test_the_file_gone_lets_nobody_in_and_the_status_says_so(start_daemon: StartDaemon) -> None:
+def test_what_becomes_of_the_file_is_told_by_the_status_and_by_readyz(
+    start_daemon: StartDaemon, start_facade: Callable[..., Facade]
+) -> None:
     daemon = start_daemon(access="required")
-    protected = Protected(daemon)
-    peer = protected.peer(protected.keys("ci", "rw:*"))
-    peer.ask(put("k", b"x"))
-    file = daemon.data / "access.json"
+    facade = start_facade(daemon, facade_key_file=str(daemon.data / "facade.key"))
+    protected = Protected(daemon, facade)
+    session, file = Session(facade.url), daemon.data / "access.json"
+    token, monitor = protected.token("ci", "rw:*"), protected.token("monitor", "monitor")
+    good = file.read_bytes()
+
+    def check(state: str) -> dict[str, Any]:
+        page = session.get("/readyz?verbose", authorization=f"Bearer {monitor}").json
+        (found,) = [each for each in page.get("checks", ()) if each["name"] == "access"] or [{"status": ""}]
+        return found if found["status"] == state else {}
+
+    def status_of(token: str) -> int:
+        return session.get("/v1/kv?count=1", authorization=f"Bearer {token}").status
+
+    assert (status_of(token), session.get("/readyz").status) == (200, 200)
+    file.write_bytes(good[:-9])
+    found = wait_until(lambda: check("warning"), what="the daemon sees a bad file")
+    assert "access.json cannot be used: it is not JSON" in found["message"]
+    assert (status_of(token), session.get("/readyz").status) == (200, 200)
+    file.write_bytes(good)
+    wait_until(lambda: check("ok"), what="the daemon sees that it was mended")
+
     file.rename(daemon.data / "away")
-    root = protected.root
-    wait_until(lambda: root.ask({"op": "status"})[0]["access"]["problem"], what="the daemon misses the file")
-    assert "is gone: nobody is let in" in root.ask({"op": "status"})[0]["access"]["problem"]
-    assert root.ask({"op": "identities"})[0] == {"identities": []}
+    wait_until(lambda: status_of(token) == 401, what="nobody is let in")
+    assert wait_until(lambda: session.get("/readyz").status == 503)
+    assert session.get("/readyz").json.get("checks") is None
+    assert protected.root.ask({"op": "status"})[0]["access"]["is_gone"]
+    assert protected.root.ask({"op": "identities"})[0] == {"identities": []}
+    edit(daemon.data, changes.put_identity("new", 0, create=True))  # the admin is lost
+    wait_until(lambda: session.get("/readyz").status == 200, what="there is a file again")
+    assert status_of(token) == 401
     (daemon.data / "away").rename(file)
-    wait_until(lambda: root.ask({"op": "status"})[0]["access"]["problem"] is None, what="it is back")
-    assert protected.peer(protected.keys("ci")).ask(get("k"))[0]["value"] == b"x"
+    wait_until(lambda: status_of(token) == 200, what="who was there before is let in")
+    session.close()
     protected.close()

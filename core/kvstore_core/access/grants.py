@@ -84,7 +84,7 @@ class Need(NamedTuple):
     def __str__(self) -> str:
         """The need for a person: ``read on 'app/x'``."""
         if self.on is None:
-            return self.verb
+            return "a credential" if self.verb == "known" else self.verb
         return f"{self.verb} on {self.on if isinstance(self.on, KeyRange) else repr(self.on)}"
 
 

@@ -198,7 +198,12 @@ class FileAuthority(Authority):
         self._reload()  # and not look: what has expired meanwhile is for the caller of that to know
 
     def status(self) -> dict[str, Any]:
-        return {"tag": self.table.tag, "identities": len(self.table.identities), "problem": self._problem}
+        return {
+            "tag": self.table.tag,
+            "identities": len(self.table.identities),
+            "problem": self._problem,
+            "is_gone": self._problem is not None and self._stamp is None,
+        }
 
 
 def _without_token(row: Identity, token: str) -> Identity:

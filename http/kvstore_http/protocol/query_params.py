@@ -27,8 +27,9 @@ T = TypeVar("T")
 MAX_WAIT_SECONDS = 600
 DEFAULT_LIMIT = 100
 
-CHECKS = ("daemon", "writes", "disk", "store", "log", "clock", "connections", "feed", "streams")
-"""The checks of ``/readyz``."""
+USUAL_CHECKS = ("daemon", "writes", "disk", "store", "log", "clock", "connections", "feed", "streams")
+CHECKS = (*USUAL_CHECKS, "certificate", "access")
+"""The checks of ``/readyz``: the last two are made with TLS, and with access."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ class ReadyzResource:
 
     def _checks(self) -> Iterator[ReadinessCheck]:
         """All checks; without the daemon only those that do not need it."""
-        asked, is_away = perf_counter(), False
+        asked, is_away, access = perf_counter(), False, None
         try:
             status = self._daemon.call({"op": "status"}, who=THE_FACADE)
         except KvError as error:
@@ -130,11 +130,14 @@ class ReadyzResource:
             yield _log(status)
             yield _clock(status)
             yield _connections(status)
+            access = status["access"]
         yield _heard(self._feed.silent_seconds)
         yield _streams(self._shared_counters, is_away=is_away)
         ends_at = self._shared_counters.certificate_ends_at
         if ends_at is not None:
             yield _certificate(self._shared_counters, ends_at)
+        if access is not None:
+            yield _access(access)
 
 
 NOT_READY = ReadinessCheck("", FAILED, "the service cannot do its work; who may monitor it sees why", {})
@@ -322,6 +325,15 @@ def _certificate(shared_counters: SharedCounters, ends_at: int) -> ReadinessChec
         message += ": renew it; the service takes the new one without a restart"
         return ReadinessCheck("certificate", WARNING, message, figures)
     return ReadinessCheck("certificate", OK, message, figures)
+
+
+def _access(access: Figures) -> ReadinessCheck:
+    figures: Figures = {"identities": access["identities"]}
+    if access["problem"] is not None:
+        # what was good before still lets people in; a file that is gone lets in nobody
+        state = FAILED if access["is_gone"] else WARNING
+        return ReadinessCheck("access", state, access["problem"], figures)
+    return ReadinessCheck("access", OK, f"there are {access['identities']} identities", figures)
 
 
 # ── for people ───────────────────────────────────────────────────────────────────────────────────
