@@ -27,7 +27,7 @@ run: $(READY) ## start the service on 127.0.0.1: HTTP on port 5000, ZeroMQ on 55
 	@exec $(BIN)/kvstore serve $(ARGS)
 
 test: $(READY) ## run all tests that take minutes, not hours
-	@tools/needs cc chromium node npm curl bash-completion zsh fish shellcheck systemd-analyze nginx haproxy prometheus promtool faketime
+	@tools/needs cc libzmq3-dev chromium node npm curl bash-completion zsh fish shellcheck systemd-analyze nginx haproxy prometheus promtool faketime
 	@$(PYTEST) $(ARGS)
 
 quick: $(READY) ## run in some twenty seconds the tests that need no server
