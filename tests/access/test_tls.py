@@ -25,7 +25,7 @@ import gevent
 import gevent.event
 import pytest
 
-from kvstore_cli.config.resolve import resolve
+from kvstore_cli.config.resolve import ConfigurationError, resolve
 from kvstore_core.errors import KvError
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.server.certificate import Certificate, not_after
@@ -34,6 +34,7 @@ from kvstore_http.workers import worker
 from support.command_line import CommandLine, Running
 from support.metrics import Scrape
 from support.programs import make_certificate, openssl, require_program
+from support.protected import Protected
 from support.scripted import Script, scripted
 from support.scripted import answer as answer_of
 from support.servers import (
@@ -838,6 +839,37 @@ def test_a_facade_that_stops_waits_for_no_greeting(
             assert answer(sock)[0] == 200
         facade.stop()
         assert read_to_end(silent) == read_to_end(begun) == b""
+
+
+def test_with_access_tokens_go_over_tls_and_a_session_is_for_it_alone(
+    protected: Protected, start_facade: Callable[..., Facade], tmp_path: Path, pair: Path
+) -> None:
+    key_file = str(protected.data / "facade.key")
+    facade = start_facade(protected.daemon, facade_key_file=key_file, tls_cert=str(pair))
+    token, context = protected.token("tls", "rw:tls/"), trusting(pair)
+    url = facade.url.replace("127.0.0.1", "localhost")
+    assert call(url, context, "GET", "/v1/kv/tls/a")[0] == 401
+    shell = CommandLine(tmp_path, url)
+    shell.environment |= {"KVSTORE_TOKEN": token, "KVSTORE_CA_FILE": str(pair)}
+    shell.out("put", "tls/a", "hello")
+    assert shell.out("subscribe", "--prefix", "tls/", "--snapshot", "--count", "1").endswith(b"hello\n")
+    connection = HTTPSConnection(urlsplit(url).netloc, timeout=30, context=context)
+    with closing(connection):
+        headers = {"Content-Type": "application/json", "Sec-Fetch-Site": "same-origin", "Origin": url}
+        connection.request("POST", "/v1/session", json.dumps({"token": token}), headers)
+        response = connection.getresponse()
+        assert response.status in (200, 201), response.read()
+        cookie = response.headers["Set-Cookie"]
+    assert cookie.startswith("__Host-kvstore=")
+    assert "; Secure" in cookie
+
+
+def test_with_a_certificate_tokens_may_cross_a_network(tmp_path: Path) -> None:
+    flags = {"data": str(tmp_path), "access": "required", "http": "0.0.0.0:5000"}
+    with pytest.raises(ConfigurationError, match="Name a certificate with --tls-cert"):
+        resolve(flags, "daemon", "http", environ={}).service_settings()
+    _, http = resolve({**flags, "tls-cert": "/etc/tls.crt"}, "daemon", "http", environ={}).service_settings()
+    assert (http.tls_cert, http.plain_http) == ("/etc/tls.crt", False)
 
 
 # ── the command ──────────────────────────────────────────────────────────────────────────────────
