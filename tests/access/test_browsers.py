@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from kvstore_core.access.tokens import new_token
+from kvstore_http.routes import ENDPOINTS
 from support.browser import Browser, Page, open_browser
 from support.markdown import ROOT
 from support.programs import Nginx, make_certificate
@@ -638,6 +639,23 @@ def test_a_session_cannot_administer(page: Page, home: Home) -> None:
     )
     assert "admin" not in grants
     assert "all:*" in grants
+    (cookie,) = cookies(page)
+    both = {"Cookie": f"{cookie['name']}={cookie['value']}", "X-Kvstore-Page": half_of(page)}
+    rows = [row for row in ENDPOINTS if row.needs == "admin"]
+    assert rows
+    for row in rows:
+        answer = home.ask(row.method, row.path.replace("{name}", "admin"), body=b"{}", headers=both)
+        assert assert_problem(answer, "not_allowed")["needs"] == "admin"
+
+
+def test_the_page_may_send_as_much_as_a_value_holds(page: Page, home: Home) -> None:
+    log_in(page, home.admin)
+    page.wait_for("admin", "#who")
+    stored = page.ask(
+        f"await fetch('../v1/kv/large', {{method: 'PUT', headers: {{'X-Kvstore-Page': '{half_of(page)}'}},"
+        " body: 'x'.repeat(1 << 20)}).then((answer) => answer.status)"
+    )
+    assert stored in (200, 201)
 
 
 def test_another_name_for_this_machine_has_no_session(page: Page, home: Home) -> None:
