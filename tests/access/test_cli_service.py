@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kvstore_cli.main import COMMANDS
 from kvstore_core.access.tokens import token_id
 from support.command_line import CommandLine
 from support.protected import Protected
@@ -79,6 +80,47 @@ def test_a_refusal_says_what_was_needed_and_what_one_has(
     done = stranger("get", "cli-told/x")
     assert done.returncode == 5
     assert b"kvstore login" in done.stderr
+
+
+ASKING = {
+    **{name: [name, "no/x"] for name in ("get", "delete", "incr", "persist", "history", "subscribe")},
+    "put": ["put", "no/x", "1"],
+    "patch": ["patch", "no/x", "{}"],
+    "touch": ["touch", "no/x", "--ttl", "1m"],
+    "batch": ["batch", "ops"],
+    "wait": ["wait", "no/x", "--exists", "--timeout", "1m"],
+    "import": ["import", "ops"],
+    "export": ["export"],
+    **{name: [name, "--prefix", "no/"] for name in ("list", "log")},
+    "blame": ["blame", "no/"],
+    "top": ["top", "--count", "1", "--json"],
+    "token": ["token", "list"],
+    "key": ["key", "create", "x"],
+}
+"""Commands that ask for what not everybody is granted."""
+
+OPEN = {
+    *("login", "logout", "whoami", "status", "ping", "doctor"),  # each tested by itself
+    *("backup", "restore", "check", "compact", "serve", "daemon", "http", "config", "completion"),
+}
+"""Those that ask for nothing, or for what whoever has a token may see."""
+
+
+def test_every_command_is_known_to_ask_for_something_or_for_nothing() -> None:
+    assert ASKING.keys() | OPEN == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_what_is_refused_ends_with_status_5_and_prints_nothing(
+    kvstore: CommandLine, protected: Protected, stranger: CommandLine, name: str
+) -> None:
+    (stranger.folder / "ops").write_text('{"op":"put","key":"no/x","value":"1"}\n')
+    other = protected.token(f"other-{name}", "rw:cli-yes/")
+    for environment in ({}, {"KVSTORE_TOKEN": other}):
+        done = stranger(*ASKING[name], env=environment)
+        assert (done.returncode, done.stdout) == (5, b""), done.stderr
+        assert b"this needs" in done.stderr
+    assert kvstore.out("list", "--prefix", "no/") == b""
 
 
 def test_rotation_and_revocation_of_one_token(kvstore: CommandLine, by: Callable[[str], CommandLine]) -> None:

@@ -12,10 +12,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from kvstore_cli.config.options import TOKEN_VARIABLE
-from kvstore_cli.config.port_owners import owners_of_port
 from kvstore_cli.config.resolve import Configuration, ConfigurationError
 from kvstore_core.access.login_file import default_path, normalized, read_entries
-from kvstore_core.access.tokens import token_id
 from kvstore_core.addresses import is_loopback
 from kvstore_core.errors import KvError
 
@@ -123,6 +121,8 @@ _STDIN = "standard input"
 def check_form(text: str, origin: str) -> None:
     """Raise ``unauthenticated`` for what cannot be a token, without a word of it: it may be one that was cut
     off, or another secret."""
+    from kvstore_core.access.tokens import token_id  # only for who has a token
+
     if text.startswith("kvd_"):
         if re.fullmatch(_DERIVED, text):
             return
@@ -149,6 +149,8 @@ def _is_of_this_machine(url: str) -> bool:
 def _is_served_by(url: str, owner: int) -> bool:
     """Whether who listens there is the data folder's owner, this user or root. Any other user of the machine
     may listen in the place of a service that is down, and nobody has named the token that it would get."""
+    from kvstore_cli.config.port_owners import owners_of_port  # only for who has this token
+
     parts = urlsplit(url)
     owners = owners_of_port(parts.port or (443 if parts.scheme == "https" else 80))
     return bool(owners) and owners <= {owner, os.geteuid(), 0}
