@@ -187,6 +187,27 @@ def test_what_is_mended_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert running.status()["problem"] is None
 
 
+def test_two_changes_that_get_the_same_time_are_both_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(authority_module, "SETTLED_NS", 3_600_000_000_000)  # however long this test takes
+    running, path = opened(tmp_path), tmp_path / "access.json"
+    edit(tmp_path, put("one", "ro:a/"))
+    assert running.look()
+    before = path.stat()
+    with path.open("r+b") as file:  # in place, so that the file stays the same one
+        file.write(path.read_bytes().replace(b'"ro:a/"', b'"rw:b/"'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns, after.st_size) == (
+        before.st_ino,
+        before.st_mtime_ns,
+        before.st_size,
+    )
+    assert running.look()
+    assert running.table.identities["one"].grants.texts == ("rw:b/",)
+
+
 def test_with_the_table_gone_nobody_is_let_in_but_the_facade(tmp_path: Path) -> None:
     running = opened(tmp_path)
     edit(tmp_path, put("ci", "rw:*", key=KEY))
@@ -378,6 +399,7 @@ def test_an_end_is_told_once_and_goes_by_the_clock_as_it_is_set(
     key = StoredKey(KEY, NOW, NOW + 10)
     running.change(changes.put_identity("ci", NOW, grants=["ro:*"], key=key), "ci")
     assert not running.look()
+    assert running.principal_of(KEY).name == "ci"
     clock(NOW + 10)
     assert [running.look(), running.look()] == [True, False]
     with pytest.raises(Unauthenticated):

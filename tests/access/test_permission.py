@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -13,8 +14,13 @@ from kvstore_core.access.principal import THE_FACADE, Principal
 from kvstore_core.errors import NotAllowed
 from kvstore_core.operations import OPERATIONS
 from kvstore_core.wire import Limits, Request, decode_request, encode_request
+from kvstore_daemon.peer_limits.peer import Peer
 from kvstore_daemon.requests.authors import authors_of
+from kvstore_daemon.requests.pending_request import PendingRequest
 from kvstore_daemon.requests.permission import allowed
+from kvstore_daemon.requests.reads import Page
+from kvstore_daemon.requests.router_socket import RequestMessage
+from kvstore_daemon.storage.interface import Engine
 
 NOBODY = Principal("nobody", GrantSet(()), "key")
 READER = Principal("reader", GrantSet(["ro:app/"]), "key")
@@ -216,3 +222,19 @@ def test_a_key_is_granted_as_its_bytes_say(key: str, granted: list[str]) -> None
 
     who = Principal("x", GrantSet([f"read:{scope}" for scope in granted]))
     assert is_allowed(who, {"op": "get", "key": key}) == any(map(covers, granted))
+
+
+def test_a_change_is_done_once_however_often_the_reads_beside_it_begin_again() -> None:
+    done: list[str] = []
+
+    def answer(op: dict[str, Any], _who: Principal) -> Page:
+        done.append(op["op"])
+        return Page({}, (), 1)
+
+    request = request_of(op_of("identity_put"), op_of("list"))
+    message = RequestMessage(Peer(b"", 1), [], [], 0)
+    pending = PendingRequest(message, request, ADMIN)
+    for _ in range(3):
+        assert pending.read(cast(Engine, None), dict.fromkeys(OPERATIONS, answer), time.monotonic() + 60)
+        pending.restart_reads()
+    assert done == ["identity_put", "list", "list", "list"]
