@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from kvstore_bench.servers import resp
 from kvstore_bench.workload import LARGE, LARGE_KEYS, SMALL, key, value
@@ -25,10 +26,14 @@ def large(number: int) -> str:
     return "large" + key(number)[5:]
 
 
-def kvstore(requests: str, count: int, *, with_large: bool = False) -> None:
-    """``count`` keys with small values, and the ones with large values if asked for."""
+def kvstore(requests: str, count: int, *, with_large: bool = False, login: Path | None = None) -> None:
+    """``count`` keys with small values, and the ones with large values if asked for. ``login`` is the login
+    file where access is on."""
     import orjson
     import zmq
+
+    from kvstore_core.access.login_file import login_for
+    from kvstore_core.curve import apply_curve
 
     def send(names: list[str], size: int) -> None:
         ops = [{"op": "put", "key": name, "size": size} for name in names]
@@ -38,6 +43,7 @@ def kvstore(requests: str, count: int, *, with_large: bool = False) -> None:
         assert not any("error" in result for result in reply["results"]), reply["results"][0]
 
     with zmq.Context() as context, context.socket(zmq.REQ) as sock:
+        apply_curve(sock, login_for(login, requests).keys)
         sock.connect(requests)
         for part in _batches(0, count, BATCH):
             send([key(number) for number in part], SMALL)

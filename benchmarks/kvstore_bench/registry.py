@@ -115,6 +115,13 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
+        native.curve,
+        "native get through CURVE",
+        "the same with access off",
+        "0.8",
+        (Goal(native.KVSTORE_CURVE, native.KVSTORE_CLIENT, 0.8),),
+    ),
+    Row(
         streams.sse_deliveries,
         "SSE deliveries a second to 1,000 and 5,000 subscribers",
         "etcd watchers over its gateway",

@@ -55,15 +55,16 @@ def kvstore(folder: Path, *, workers: int = WORKERS) -> AbstractContextManager[K
     return _kvstore(folder, "serve", http, "kvstore http: ready", port)
 
 
-def kvstore_daemon(folder: Path) -> AbstractContextManager[Kvstore]:
-    """The daemon alone, synced on every commit."""
-    return _kvstore(folder, "daemon", [], "kvstore daemon: ready", 0)
+def kvstore_daemon(folder: Path, *access: str) -> AbstractContextManager[Kvstore]:
+    """The daemon alone, synced on every commit; ``access`` are options of it. While access is on,
+    ``data/facade.key`` in ``folder`` is a login file for it."""
+    return _kvstore(folder, "daemon", list(access), "kvstore daemon: ready", 0)
 
 
 @contextmanager
-def _kvstore(folder: Path, part: str, http: list[str], ready: str, port: int) -> Iterator[Kvstore]:
+def _kvstore(folder: Path, part: str, other: list[str], ready: str, port: int) -> Iterator[Kvstore]:
     requests, changes = f"tcp://127.0.0.1:{free_port()}", f"tcp://127.0.0.1:{free_port()}"
-    command = [kvstore_program(), part, "--data", str(folder / "data"), *http]
+    command = [kvstore_program(), part, "--data", str(folder / "data"), *other]
     with running([*command, "--requests", requests, "--changes", changes], folder, "kvstore") as process:
         process.wait_until(lambda: ready in process.output())
         yield Kvstore(process, port, requests, changes)

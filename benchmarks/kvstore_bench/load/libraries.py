@@ -10,6 +10,7 @@ import http.client
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from kvstore_bench.load.clients import AsyncOperation, Operation, Start, Tally, Work, tally
@@ -41,10 +42,10 @@ def kvstore_put(requests: str, data: bytes) -> Iterator[Operation]:
 
 
 @contextmanager
-def kvstore_get(requests: str) -> Iterator[Operation]:
+def kvstore_get(requests: str, login: Path | None = None) -> Iterator[Operation]:
     from kvstore_client import Client
 
-    with Client(requests, timeout=30) as client:
+    with Client(requests, timeout=30, login=login) as client:
         yield client.get
 
 

@@ -25,6 +25,7 @@ LOAD_CORES = 2
 KVSTORE_CLIENT = "kvstore, Client"
 KVSTORE_ASYNC = "kvstore, AsyncClient"
 KVSTORE_SOCKETS = "kvstore, bare sockets"
+KVSTORE_CURVE = "kvstore, Client through CURVE"
 KVSTORE_SHARED = "kvstore, one AsyncClient"
 AETCD = "etcd, aetcd"
 AETCD_SHARED = "etcd, one aetcd"
@@ -228,6 +229,19 @@ def _redis_round_trip(stage: Stage) -> Iterator[Sample]:
 def _etcd_round_trip(stage: Stage) -> Iterator[Sample]:
     with etcd(stage, KEYS) as server:
         yield from _timed(stage, GATEWAY, partial(libraries.gateway_get, server.port), server.process)
+
+
+def curve(stage: Stage) -> Iterator[Sample]:
+    """One get after another: with access off, and through CURVE."""
+    libraries.imported("kvstore_client.client")
+    for contender in stage.turns((KVSTORE_CLIENT, KVSTORE_CURVE)):
+        access = ("--access", "required") if contender == KVSTORE_CURVE else ()
+        with stage.scratch() as folder, servers.kvstore_daemon(folder, *access) as server:
+            login = folder / "data/facade.key" if access else None
+            preload.kvstore(server.requests, KEYS, login=login)
+            get = partial(libraries.kvstore_get, server.requests, login)
+            done = clients.run([clients.blocking(get)], stage.seconds, server.process)
+            yield rate("one client", contender, done.load(), unit=GETS, generator="the client")
 
 
 def _timed(
