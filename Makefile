@@ -13,7 +13,7 @@ PEERS := $(VENV)/peers-$(VERSION)
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help run test quick check format torture containers bench dist constraints clean
+.PHONY: help run test quick check format torture mutations containers bench dist constraints clean
 .DEFAULT_GOAL := help
 # Images of containers often set it; then each of the thousands of processes compiles all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -45,6 +45,9 @@ format: $(READY) ## format the code and write the generated part of the client a
 
 torture: $(READY) ## break the service in every way for as long as it takes; TORTURE=0.1: a tenth of it
 	@TORTURE=$(or $(TORTURE),1) $(BIN)/python -m pytest -m torture --timeout 7200 -s $(ARGS)
+
+mutations: $(READY) ## take away what each operation and route needs, and see that a test notices each
+	@$(BIN)/python tools/needs_mutations.py $(ARGS)
 
 containers: $(READY) ## build the image and try it and docker-compose.yaml; needs a container engine
 	@$(BIN)/python -m pytest -s tests/containers $(ARGS)

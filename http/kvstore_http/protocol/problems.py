@@ -56,7 +56,7 @@ def _headers(error: KvError) -> dict[str, str]:
     if error.code == "unsupported_media_type":
         headers |= {name.replace("_", "-"): types for name, types in error.details.items()}
     challenge = _challenge(error)
-    if challenge:
+    if challenge is not None:
         headers["www-authenticate"] = f'Bearer realm="kvstore"{challenge}'
     return headers
 
