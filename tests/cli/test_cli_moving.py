@@ -153,7 +153,10 @@ def test_what_is_exported_and_imported_is_the_same(
 def test_a_line_is_the_record_as_the_service_gives_it(kvstore: Kvstore, shared_service: Service) -> None:
     empty(shared_service.url)
     put_all(shared_service.url, [{"key": "a", "value": "1", "ttl": 99}, {"key": "b", "value": "2"}])
-    put_all(shared_service.url, [{"key": "ä\n", "value_b64": "/w=="}, {"key": "b", "value": "3"}])
+    put_all(
+        shared_service.url,
+        [{"key": "ä\n", "value_b64": "/w=="}, {"key": "b", "value": "3", "message": "why"}],
+    )
     exported = kvstore.out("export")
     head, *lines, end = json_lines(exported)
     assert lines == list(records(shared_service.url).values())
@@ -599,7 +602,7 @@ def test_exports_can_be_joined_and_taken_apart(kvstore: Kvstore, other: str) -> 
 def test_what_other_commands_print_can_be_imported(kvstore: Kvstore, other: str) -> None:
     empty(other)
     kvstore.out("put", "from/a", "-", "--ttl", "1h", stdin=b"\xff\0")
-    kvstore.out("put", "from/b", "text")
+    kvstore.out("put", "from/b", "text", "-m", "why")
     expected = kept(records(kvstore.environment["KVSTORE_URL"], "from/"))
     for arguments in (
         ["get", "--prefix", "from/", "--json"],
@@ -608,7 +611,9 @@ def test_what_other_commands_print_can_be_imported(kvstore: Kvstore, other: str)
     ):
         empty(other)
         kvstore.out("import", "-", "--url", other, stdin=kvstore.out(*arguments))
-        assert kept(records(other)) == expected, arguments
+        found = records(other)
+        assert kept(found) == expected, arguments
+        assert "message" not in found["from/b"], "an import is another change"
 
 
 # ── what is done with it ─────────────────────────────────────────────────────────────────────────
