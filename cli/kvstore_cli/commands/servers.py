@@ -56,6 +56,7 @@ def serve(context: click.Context) -> int:
 def _guide(addresses: dict[str, str], *, is_protected: bool) -> str:
     from shlex import quote
     from shutil import which
+    from urllib.parse import urlsplit
 
     url, data = connectable(addresses["url"]), addresses["data"]
     variables = "" if url == OPTIONS["url"].default else f"KVSTORE_URL={url} "
@@ -66,10 +67,13 @@ def _guide(addresses: dict[str, str], *, is_protected: bool) -> str:
         curl = 'curl -H "Authorization: Bearer $TOKEN"'
         if data != default_data():
             variables += "KVSTORE_TOKEN=$TOKEN "
+    tls = ""
+    if url.startswith("https:"):
+        tls = f"\n  TLS      instead of {urlsplit(url).hostname} write a name that the certificate is for"
     client = variables + ("kvstore" if which("kvstore") else sys.argv[0])
     return f"""
 kvstore is ready. Its data is in {data}; Ctrl-C stops it.
-{access}
+{access}{tls}
   browser  {url}/
   HTTP     {curl} -X PUT {url}/v1/kv/greeting -d hello
            {curl} {url}/v1/kv/greeting
