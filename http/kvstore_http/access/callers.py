@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -19,7 +18,7 @@ from kvstore_core.access.tokens import TOKEN_PATTERN, token_id
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_http.access.sessions import not_a_token, session_of
-from kvstore_http.access.table_follower import TableFollower
+from kvstore_http.access.table_follower import TableFollower, now_ms
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY, STRANGERS_BODY, WHO
 from kvstore_http.routes import SUBSCRIBE_PATH, Needs
@@ -242,11 +241,6 @@ def strangers_body() -> KvError:
         "token",
         reason="missing",
     )
-
-
-def now_ms() -> int:
-    """The time of the wall clock, by which credentials end."""
-    return time.time_ns() // 1_000_000
 
 
 def refreshed_by(table: AccessTable, who: Principal) -> Principal:

@@ -8,6 +8,7 @@ seconds is not used: who was let in by it may have been revoked.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -28,15 +29,21 @@ UNCONFIRMED_SECONDS = 5.0
 DOUBTED_SECONDS = 0.5
 """So long a table is still used after the daemon was heard to have another one, which is on its way."""
 
-TICK_SECONDS = 1.0
+TICK_SECONDS = 0.5
 
 log = logging.getLogger("kvstore.http")
+
+
+def now_ms() -> int:
+    """The time of the wall clock, by which credentials end."""
+    return time.time_ns() // 1_000_000
 
 
 class TableFollower:
     """Keeps the table as the daemon has it. Every method runs in the hub's thread; :meth:`wait` blocks.
 
-    ``listeners`` are called, in the hub or in a greenlet, whenever there is another table; they may not wait.
+    ``listeners`` are called, in the hub or in a greenlet, whenever there is another table, or a credential in
+    it has expired; they may not wait.
     """
 
     def __init__(self, daemon: DaemonClient, patience: float) -> None:
@@ -47,6 +54,7 @@ class TableFollower:
         self.table: AccessTable | None = None
         """None until the daemon was asked for it."""
         self._tag = ""
+        self._expires_at: int | None = None
         self._good_until = 0.0
         self.listeners: list[Callable[[], None]] = []
         self._is_asking = self._is_another = self._is_closed = False
@@ -96,6 +104,15 @@ class TableFollower:
     def _tick(self) -> None:
         if not self.is_confirmed:
             self._ask_soon()
+        if self._expires_at is not None and now_ms() >= self._expires_at:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell of another table, or of the same at another time."""
+        assert self.table is not None  # noqa: S101 - for mypy
+        self._expires_at = self.table.next_expiry(now_ms())
+        for listener in self.listeners:
+            listener()
 
     def _ask_soon(self) -> None:
         if not (self._is_asking or self._is_closed):
@@ -131,8 +148,7 @@ class TableFollower:
             self._good_until = begun + UNCONFIRMED_SECONDS
         if self.table is None or tag != self._tag:
             self.table, self._tag = table, tag
-            for listener in self.listeners:
-                listener()
+            self._tell()
 
     def close(self) -> None:
         """Ask no more."""

@@ -10,7 +10,8 @@ from kvstore_core.access.principal import ANONYMOUS, Principal
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON
 from kvstore_http import routes
-from kvstore_http.access.callers import Callers, now_ms
+from kvstore_http.access.callers import Callers
+from kvstore_http.access.table_follower import now_ms
 from kvstore_http.protocol.bodies import read_json, require_type, send_fresh_json, send_json
 from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import timestamp

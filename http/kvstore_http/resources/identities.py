@@ -17,7 +17,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_MOMENT
 from kvstore_core.media_types import JSON
 from kvstore_http import routes
-from kvstore_http.access.callers import now_ms
+from kvstore_http.access.table_follower import now_ms
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import (
     read_body,

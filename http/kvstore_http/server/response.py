@@ -9,10 +9,12 @@ from socket import socket
 from time import perf_counter_ns
 from typing import Any
 
+from waitress.channel import ClientDisconnected
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import Error, build_http_date
 
 from kvstore_core.access.principal import Principal
+from kvstore_core.errors import KvError
 from kvstore_core.media_types import SSE
 from kvstore_http.access.callers import strangers_body
 from kvstore_http.metrics.counters import OTHER
@@ -188,6 +190,10 @@ class Task(_ResponseHead, WSGITask):  # type: ignore[misc]  # waitress has no ty
                 if chunk:
                     self.write(chunk)
                 del chunk  # or it would be kept while the next is made
+        except KvError as error:
+            if error.row.status >= 500:
+                raise
+            raise ClientDisconnected from error  # it may have no more: cut off, and nothing to log
         finally:
             if hasattr(body, "close"):
                 body.close()
