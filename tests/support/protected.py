@@ -36,6 +36,7 @@ class Protected:
         assert keys is not None
         self.facade_keys = keys
         self._root: Peer | None = None
+        self._kept: dict[str, str] = {}
 
     @property
     def facade(self) -> Facade:
@@ -68,6 +69,12 @@ class Protected:
         if self._facade is not None:
             self.await_facade(token.text, grants)
         return token.text
+
+    def kept_token(self, name: str, *grants: str) -> str:
+        """As :meth:`token`, the same one each time."""
+        if name not in self._kept:
+            self._kept[name] = self.token(name, *grants)
+        return self._kept[name]
 
     def await_facade(self, token: str, grants: Iterable[str] = ()) -> None:
         """Wait until the facade has heard of a token, and that its identity has these grants."""
