@@ -145,6 +145,9 @@ def _is_event_ops(value: Any) -> bool:
 
 
 def _on_key(*verbs: str) -> Callable[[dict[str, Any]], Iterable[Need]]:
+    if len(verbs) == 1:
+        (verb,) = verbs  # of every get and put, so without the call that Need() takes
+        return lambda op: (tuple.__new__(Need, (verb, op["key"])),)
     return lambda op: [Need(verb, op["key"]) for verb in verbs]
 
 

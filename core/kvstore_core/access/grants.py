@@ -166,10 +166,10 @@ class GrantSet:
     def allow(self, need: Need) -> bool:
         """Whether one grant covers all that is needed."""
         verb, on = need
-        if on is None:
-            return verb in self._plain
         if isinstance(on, str):
             return on.startswith(self._prefixes[verb]) or on in self._keys[verb]
+        if on is None:
+            return verb in self._plain
         return any(KeyRange.of_prefix(prefix).covers(on) for prefix in self._prefixes[verb]) or any(
             KeyRange.of_key(key).covers(on) for key in self._keys[verb]
         )

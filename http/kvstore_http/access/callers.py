@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
 import falcon
 
-from kvstore_core.access.derived import PREFIX as DERIVED_PREFIX
 from kvstore_core.access.grants import GrantSet, Need
 from kvstore_core.access.identities import AccessTable
 from kvstore_core.access.principal import ANONYMOUS, UNRESTRICTED, Principal
@@ -92,9 +92,10 @@ class Callers:
             environ = req.env
             try:
                 who = known.get(environ.get("HTTP_AUTHORIZATION"))
-                if who is None or who.expires_at is not None or not follower.is_confirmed:
+                if who is None or who.expires_at is not None or monotonic() >= follower.good_until:
                     who = self._identified(environ, needs)
-                if _may_show_token(environ):
+                path = environ[RAW_PATH]
+                if "kv_" in path or "kvd_" in path or "%" in path or environ[RAW_QUERY]:
                     self._refuse_token_in(environ)
                 environ[WHO] = who
                 if has_own_need or (who.name == ANONYMOUS and not is_public and who is not UNDECIDED):
@@ -204,7 +205,11 @@ class Callers:
 
     def _refuse_token_in(self, environ: dict[str, Any]) -> None:
         """Raise ``unauthenticated`` for an address that holds a token: by now proxies and logs have it."""
-        address = unquote(f"{environ[RAW_PATH]}?{environ[RAW_QUERY]}")
+        address = f"{environ[RAW_PATH]}?{environ[RAW_QUERY]}"
+        if "%" in address:
+            address = unquote(address)
+        if "kv_" not in address and "kvd_" not in address:
+            return
         found = next((m for m in TOKEN_PATTERN.finditer(address) if token_id(m[0])), None)
         if found is not None:
             self._leak_log.warning("the token %s stood in an address: rotate it", found[1])
@@ -253,14 +258,6 @@ def refreshed_by(table: AccessTable, who: Principal) -> Principal:
     return found
 
 
-def _may_show_token(environ: dict[str, Any]) -> bool:
-    """Whether the address may hold a token. Nearly none may, so this is quick."""
-    path, query = environ[RAW_PATH], environ[RAW_QUERY]
-    if "kv_" in path or DERIVED_PREFIX in path or "%" in path:
-        return True
-    return bool(query) and ("kv_" in query or DERIVED_PREFIX in query or "%" in query)
-
-
 def _may_write(who: Principal) -> bool:
     """Whether somebody's large body is read: of anonymous only where it may store one."""
     return who.name != ANONYMOUS or who.grants.has("write")
@@ -269,8 +266,9 @@ def _may_write(who: Principal) -> bool:
 def _make_private(resp: falcon.Response) -> None:
     """Keep the answer from shared caches: it is for one caller. RFC 9111 section 3.5 keeps only what answers
     ``Authorization`` from them, and not what answers a cookie."""
-    cache, vary = resp.get_header("cache-control"), resp.get_header("vary")
-    headers = {"vary": f"{vary}, {_VARY}" if vary else _VARY}
-    if not (cache and cache.startswith("no-store")):
+    headers = resp._headers  # noqa: SLF001 - falcon's ways to them take longer than all the rest of this room
+    cache = headers.get("cache-control", "")
+    if not cache.startswith("no-store"):
         headers["cache-control"] = f"private, {cache}" if cache else "private"
-    resp.set_headers(headers)
+    vary = headers.get("vary")
+    headers["vary"] = f"{vary}, {_VARY}" if vary else _VARY

@@ -55,7 +55,8 @@ class TableFollower:
         """None until the daemon was asked for it."""
         self._tag = ""
         self._expires_at: int | None = None
-        self._good_until = 0.0
+        self.good_until = 0.0
+        """Until when the table is confirmed, by the monotonic clock."""
         self.listeners: list[Callable[[], None]] = []
         self._is_asking = self._is_another = self._is_closed = False
         self._answered = Signal()
@@ -66,15 +67,15 @@ class TableFollower:
     @property
     def is_confirmed(self) -> bool:
         """Whether there is a table, and the daemon still has it, as far as can be known."""
-        return monotonic() < self._good_until
+        return monotonic() < self.good_until
 
     def hear(self, tag: str) -> None:
         """The daemon has published that its table is that of ``tag``."""
         now = monotonic()
         if tag == self._tag:
-            self._good_until = now + UNCONFIRMED_SECONDS
+            self.good_until = now + UNCONFIRMED_SECONDS
             return
-        self._good_until = min(self._good_until, now + DOUBTED_SECONDS)
+        self.good_until = min(self.good_until, now + DOUBTED_SECONDS)
         self._is_another = True
         self._ask_soon()
 
@@ -145,7 +146,7 @@ class TableFollower:
         except (KeyError, ValueError, AttributeError) as error:
             raise KvError("internal", f"the daemon's table cannot be read: {error}") from error
         if not self._is_another:
-            self._good_until = begun + UNCONFIRMED_SECONDS
+            self.good_until = begun + UNCONFIRMED_SECONDS
         if self.table is None or tag != self._tag:
             self.table, self._tag = table, tag
             self._tell()
