@@ -21,7 +21,7 @@ from support.browser import Browser, Page, open_browser
 from support.markdown import ROOT
 from support.programs import Nginx, make_certificate
 from support.protected import Protected
-from support.servers import Facade, wait_until
+from support.servers import Daemon, Facade, wait_until
 from support.session import Answer, Session, assert_problem
 
 MARK = "document.documentElement.dataset.ran = 'yes'"
@@ -458,6 +458,35 @@ def test_grants_taken_and_given_back_are_felt_by_an_open_page(page: Page, home: 
     for _ in "there and back":
         page.browser.press("c")  # or else it tries again after some seconds
     page.wait_for("log/meanwhile", ".tail")
+
+
+def test_a_session_outlives_restarts_of_all_and_is_asked_for_once_that_can_be_told(
+    browser: Browser, start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade]
+) -> None:
+    daemon = start_daemon(access="required")
+    token = (daemon.data / "admin.token").read_text().strip()
+    daemon.stop()
+    key = str(daemon.data / "facade.key")
+    facade = start_facade(daemon, facade_key_file=key, daemon_timeout="1s")
+    for page in fresh(browser, facade.url):
+        page.open(view="changes")
+        page.wait_for("daemon is away", "#health")
+        assert not page.ask(f"Boolean({IS_OPEN})"), "nobody can say yet whether that is needed"
+        daemon.start()
+        enter(page, token)
+        page.wait_for("Connected", ".state")
+        daemon.stop()
+        facade.stop()
+        page.wait_for("Not reachable since", "#health")
+        facade.start()
+        daemon.start()
+        page.wait_for("Connected", ".state")
+        with closing(Session(facade.url)) as session:
+            stored = session.put("/v1/kv/after", b"x", authorization=f"Bearer {token}")
+            assert stored.status == 201
+        page.wait_for("after", ".tail")
+        assert not page.ask(f"Boolean({IS_OPEN})")
+        page.wait_for("admin", "#who")
 
 
 def test_a_change_says_who_made_it_and_why(page: Page, home: Home) -> None:
