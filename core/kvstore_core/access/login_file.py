@@ -69,6 +69,9 @@ def read_entries(path: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
     except FileNotFoundError:
         return {}
     except OSError as error:
+        # in a container that runs as another user, HOME is often a folder that this user may not enter
+        if not os.path.exists(path):  # noqa: PTH110
+            return {}
         raise KvError("not_allowed", f"cannot read {path}: {error.strerror}") from error
     import json  # most commands find no file
 
