@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket as plain_socket
 import struct
 import termios
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -421,6 +422,21 @@ def test_what_is_taken_away_ends_at_once_for_its_owner_alone(room: Room) -> None
         clients[name].socket.rcvtimeo = clients[name].socket.sndtimeo = 100
         with pytest.raises(zmq.Again):
             clients[name].ask(get("app/after"))
+
+
+def test_a_key_whose_time_is_over_is_let_in_no_more(room: Room) -> None:
+    key = room.identities.add("mayfly", "ro:app/")
+    room.identities.end("mayfly", time.time_ns() // 1_000_000 + 2_000)
+    let_in(room, "after-the-mayfly")
+    subscriber = room.socket(zmq.SUB, key)
+    monitor = subscriber.get_monitor_socket(HANDSHAKES)
+    subscriber.subscribe(HEARTBEAT)
+    subscriber.connect(room.daemon.changes)
+    for event in (zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_HANDSHAKE_FAILED_AUTH):
+        assert monitor.poll(PATIENCE_MS)
+        assert struct.unpack("=HI", monitor.recv_multipart()[0])[0] == event
+    subscriber.disable_monitor()
+    monitor.close(0)
 
 
 def test_what_is_given_is_had_without_connecting_anew(room: Room) -> None:
