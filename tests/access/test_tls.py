@@ -705,7 +705,8 @@ def test_a_renewed_certificate_is_taken_by_all_workers_and_refuses_nobody(
     old, new = (make_certificate(folder, days=days) for folder, days in _folders(tmp_path, old=30, new=3))
     certificate, key = split(old, tmp_path)
     serve = start_serve(workers=2, tls_cert=str(certificate), tls_key=str(key))
-    assert "instead of 127.0.0.1 write a name that the certificate is for" in serve.stderr
+    advice = "instead of 127.0.0.1 write a name that the certificate is for"
+    wait_until(lambda: advice in serve.stderr, what="the guide says which name to ask for")
     url = serve.url.replace("127.0.0.1", "localhost")
     context = trusting(old)
     context.load_verify_locations(new)
