@@ -80,7 +80,8 @@ def state_in(data: Path) -> State:
         table = env.open_db(b"data", create=False)
         with env.begin(db=table) as txn:
             for key, row in txn.cursor():
-                state[key.decode()] = Record(key.decode(), *row_format.decode_record(key, row))
+                *stored, author, message = row_format.decode_record(key, row)
+                state[key.decode()] = Record(key.decode(), *stored, author or None, message or None)
     return state
 
 
