@@ -37,9 +37,12 @@ RUN groupadd --system --gid 5000 kvstore \
 COPY --from=build /opt/kvstore /opt/kvstore
 RUN ln -s /opt/kvstore/bin/kvstore /usr/local/bin/kvstore
 
+# Everything that can reach the container may ask, so nobody gets in without a key. It is published on
+# loopback, or behind a proxy that ends TLS: hence plain HTTP.
 ENV KVSTORE_DATA=/data \
     KVSTORE_HTTP=0.0.0.0:5000 \
-    KVSTORE_ALLOW_ANONYMOUS=true
+    KVSTORE_ACCESS=required \
+    KVSTORE_PLAIN_HTTP=true
 
 USER kvstore
 WORKDIR /data

@@ -12,13 +12,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.containers import DOCKER, ENGINE_SECONDS, Container, get, put, show
+from kvstore_core.access.tokens import new_token
+from support.containers import DOCKER, ENGINE_SECONDS, Container, show
 from support.load import LAST_KEY, SseWatcher
+from support.markdown import blocks
 from support.servers import free_port
 
 pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/containers.md").read_text()
 
 
 class Project:
@@ -36,6 +39,10 @@ class Project:
         program = shlex.split(os.environ.get("COMPOSE", "")) or [*DOCKER, "compose"]
         files = ("-f", str(ROOT / "docker-compose.yaml"), "-f", str(tested))
         self._command = [*program, "--project-name", self.name, *files]
+
+    def add(self, file: Path) -> None:
+        """Another file, as ``docker-compose.override.yaml`` would be."""
+        self._command += ["-f", str(file)]
 
     def __call__(self, *arguments: str, check: bool = True, **options: str) -> str:
         """Run ``docker compose ARGUMENTS`` with ``KVSTORE_*`` options from the shell."""
@@ -70,12 +77,49 @@ def project(image: str, tmp_path: Path) -> Iterator[Project]:
 
 def test_one_command_gives_a_healthy_service_on_loopback_only(project: Project) -> None:
     project.up()
-    put(project.url, "k", "v")
-    assert get(project.url, "k") == "v"
+    project.container("http").put("k", "v")
+    assert project.container("http").get("k") == "v"
     assert project("exec", "-T", "http", "kvstore", "get", "k") == "v\n"
     published = "{{range $port, $at := .HostConfig.PortBindings}}{{$port}} {{(index $at 0).HostIp}}{{end}}"
     assert project.container("http").inspect(published) == "5000/tcp 127.0.0.1"
     assert project.container("daemon").inspect(published) == ""
+
+
+def test_nobody_gets_in_without_a_key(project: Project) -> None:
+    project.up()
+    assert httpx.get(f"{project.url}/v1/kv/k").status_code == 401
+    assert httpx.get(f"{project.url}/readyz").status_code == 200
+    token = project("exec", "-T", "daemon", "cat", "/data/admin.token").strip()
+    assert (
+        httpx.get(f"{project.url}/v1/kv/k", headers={"Authorization": f"Bearer {token}"}).status_code == 404
+    )
+    assert token.split("_")[2] not in project("logs")
+    # the facade's container reads the volume, and cannot write to it
+    http = project.container("http")
+    assert (
+        http.exec("sh", "-c", "cat /data/facade.key >/dev/null; touch /data/x || echo refused") == "refused\n"
+    )
+
+
+def test_the_admins_token_may_be_a_secret(project: Project, tmp_path: Path) -> None:
+    """As docs/containers.md shows it."""
+    (example,) = [block.text for block in blocks(PAGE) if block.language == "yaml"]
+    token = new_token().text
+    secret = tmp_path / "admin.token"
+    secret.write_text(token)
+    secret.chmod(0o444)
+    override = tmp_path / "override.yaml"
+    override.write_text(example.replace("./admin.token", str(secret)))
+    project.add(override)
+    project.up()
+    admin = {"Authorization": f"Bearer {token}"}
+    assert httpx.put(f"{project.url}/v1/kv/k", content="v", headers=admin).status_code == 201
+    assert project("exec", "-T", "daemon", "sh", "-c", "ls /data").split().count("admin.token") == 0
+
+
+def test_without_access_as_before(project: Project) -> None:
+    project.up(KVSTORE_ACCESS="off", KVSTORE_ALLOW_ANONYMOUS="true")
+    assert httpx.put(f"{project.url}/v1/kv/k", content="v").status_code == 201
 
 
 @pytest.mark.parametrize("service", ["daemon", "http"])
@@ -94,15 +138,17 @@ def test_both_are_confined(project: Project, service: str) -> None:
 
 def test_options_are_taken_from_the_shell(project: Project) -> None:
     project.up(KVSTORE_MAX_VALUE_BYTES="5", KVSTORE_MAX_STREAMS="0")
-    put(project.url, "k", "12345")
-    assert httpx.put(f"{project.url}/v1/kv/k", content="123456").json()["code"] == "value_too_large"
-    assert httpx.get(f"{project.url}/v1/subscribe").json()["code"] == "too_busy"
+    project.container("http").put("k", "12345")
+    admin = project.container("http").admin()
+    too_large = httpx.put(f"{project.url}/v1/kv/k", content="123456", headers=admin)
+    assert too_large.json()["code"] == "value_too_large"
+    assert httpx.get(f"{project.url}/v1/subscribe", headers=admin).json()["code"] == "too_busy"
 
 
 def test_a_killed_daemon_comes_back_and_the_streams_go_on(project: Project, image: str) -> None:
     project.up()
-    put(project.url, "before", "kept")
-    watcher = SseWatcher("stream", project.url)
+    project.container("http").put("before", "kept")
+    watcher = SseWatcher("stream", project.url, headers=project.container("http").admin())
     watcher.start()
 
     daemon = project.container("daemon")
@@ -111,8 +157,8 @@ def test_a_killed_daemon_comes_back_and_the_streams_go_on(project: Project, imag
     daemon.wait_healthy()
     project.container("http").wait_healthy()
 
-    assert get(project.url, "before") == "kept"
-    put(project.url, LAST_KEY, "")
+    assert project.container("http").get("before") == "kept"
+    project.container("http").put(LAST_KEY, "")
     watcher.finish()
     assert [(seen.revision, seen.key) for seen in watcher.seen] == [(1, "before"), (2, LAST_KEY)]
     assert project.container("http").inspect("{{.RestartCount}}") == "0"
@@ -120,10 +166,10 @@ def test_a_killed_daemon_comes_back_and_the_streams_go_on(project: Project, imag
 
 def test_it_stops_cleanly_and_goes_on_with_what_it_had(project: Project) -> None:
     project.up()
-    put(project.url, "k", "v")
+    project.container("http").put("k", "v")
     containers = [project.container(service) for service in ("daemon", "http")]
     project("stop")
     assert [container.inspect("{{.State.ExitCode}}") for container in containers] == ["0", "0"]
     project("down")
     project.up()
-    assert get(project.url, "k") == "v"
+    assert project.container("http").get("k") == "v"

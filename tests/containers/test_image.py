@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
-from support.containers import DOCKER, Container, get, put, run
+from support.containers import DOCKER, Container, run
 from support.load import LAST_KEY, SseWatcher
 
 pytestmark = pytest.mark.timeout(600)
@@ -73,21 +74,48 @@ def test_the_size_of_it_is_shown(image: str) -> None:
 
 def test_one_command_gives_a_working_service(image: str, start: Start) -> None:
     container = start(image)
-    put(container.url, "greeting", "hello")
-    assert get(container.url, "greeting") == "hello"
+    container.put("greeting", "hello")
+    assert container.get("greeting") == "hello"
+
+
+def test_nobody_gets_in_without_a_key(image: str, start: Start) -> None:
+    container = start(image)
+    answer = httpx.get(f"{container.url}/v1/kv/k")
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    for path in ("/livez", "/readyz"):
+        assert httpx.get(f"{container.url}{path}").status_code == 200
+    assert container.exec("stat", "-c", "%a %u", "/data/admin.token", "/data/access.key") == "600 5000\n" * 2
+    token = container.exec("cat", "/data/admin.token").strip()
+    said = run("logs", container.name)
+    assert "its token is in /data/admin.token" in said.stderr
+    assert token.split("_")[2] not in said.stdout + said.stderr
+    # for another user of the container it is nobody's business either
+    refused = run("exec", "--user=1234:1234", container.name, "kvstore", "get", "k", check=False)
+    assert refused.returncode == 5
+
+
+def test_without_access_it_opens_only_where_that_is_said_twice(image: str, start: Start) -> None:
+    refused = run("run", "--rm", "--env=KVSTORE_ACCESS=off", image, check=False)
+    assert refused.returncode == 2
+    assert "--allow-anonymous" in refused.stderr
+    container = start(image, "--env=KVSTORE_ACCESS=off", "--env=KVSTORE_ALLOW_ANONYMOUS=true")
+    assert httpx.put(f"{container.url}/v1/kv/k", content="v").status_code == 201
 
 
 def test_the_command_works_inside_for_every_user_and_shell(image: str, start: Start) -> None:
     container = start(image)
-    put(container.url, "greeting", "hello")
-    for user in ("5000", "0", "1234:1234"):
+    container.put("greeting", "hello")
+    for user in ("5000", "0"):
         told = container.exec("kvstore", "get", "greeting", options=("--user", user))
         assert told == "hello\n"
+    token = container.exec("cat", "/data/admin.token").strip()
+    other = ("--user", "1234:1234", "--env", f"KVSTORE_TOKEN={token}")
+    assert container.exec("kvstore", "get", "greeting", options=other) == "hello\n"
     assert container.exec("kvstore", "get", "greeting", options=("--tty",)) == "hello\n"
     for shell in ("-c", "-lc"):
         assert container.exec("sh", shell, "kvstore get greeting") == "hello\n"
     container.exec("kvstore", "put", "answer", "42")
-    assert get(container.url, "answer") == "42"
+    assert container.get("answer") == "42"
 
 
 def test_it_needs_no_right_and_no_place_but_its_volume(image: str, start: Start) -> None:
@@ -95,8 +123,8 @@ def test_it_needs_no_right_and_no_place_but_its_volume(image: str, start: Start)
     container = start(image, *hardened)
     # larger than what the server keeps of a body in memory
     large = "x" * 900_000
-    put(container.url, "large", large)
-    assert get(container.url, "large") == large
+    container.put("large", large)
+    assert container.get("large") == large
     assert container.exec("kvstore", "get", "large", "--raw") == large
 
 
@@ -116,7 +144,7 @@ def test_a_folder_of_the_machine_is_used_as_the_user_that_owns_it(
     tmp_path.chmod(0o700)
     user = f"{os.getuid()}:{os.getgid()}"
     container = start(image, f"--user={user}", f"--volume={tmp_path}:/data")
-    put(container.url, "k", "v")
+    container.put("k", "v")
     assert container.exec("kvstore", "get", "k") == "v\n"
     assert (tmp_path / "lmdb" / "data.mdb").stat().st_uid == os.getuid()
 
@@ -139,8 +167,8 @@ def test_a_killed_container_comes_back_with_its_data_and_its_streams_go_on(
     image: str, start: Start, volume: str
 ) -> None:
     container = start(image, "--restart=unless-stopped", f"--volume={volume}:/data")
-    put(container.url, "before", "kept")
-    watcher = SseWatcher("stream", container.url)
+    container.put("before", "kept")
+    watcher = SseWatcher("stream", container.url, headers=container.admin())
     watcher.start()
 
     container.kill_from_outside(image)
@@ -148,8 +176,8 @@ def test_a_killed_container_comes_back_with_its_data_and_its_streams_go_on(
     container.wait_healthy()
 
     assert container.exec("kvstore", "get", "before") == "kept\n"
-    put(container.url, "after", "new")
-    put(container.url, LAST_KEY, "")
+    container.put("after", "new")
+    container.put(LAST_KEY, "")
     watcher.finish()
     assert [(seen.revision, seen.key) for seen in watcher.seen] == [
         (1, "before"),
@@ -162,20 +190,20 @@ def test_the_next_image_goes_on_with_the_volume(
     image: str, newer_image: str, start: Start, volume: str
 ) -> None:
     old = start(image, f"--volume={volume}:/data")
-    assert put(old.url, "k", "of the old one") == 1
+    assert old.put("k", "of the old one") == 1
     assert old.stop() == 0
 
     new = start(newer_image, f"--volume={volume}:/data")
     assert new.inspect('{{index .Config.Labels "org.opencontainers.image.version"}}') == "2.0.0-test"
-    assert get(new.url, "k") == "of the old one"
-    assert put(new.url, "k", "of the new one") == 2
+    assert new.get("k") == "of the old one"
+    assert new.put("k", "of the new one") == 2
 
 
 def test_a_backup_leaves_one_container_and_fills_the_volume_of_another(
     image: str, start: Start, volume: str, tmp_path: Path
 ) -> None:
     source = start(image)
-    put(source.url, "k", "v")
+    source.put("k", "v")
     backup = tmp_path / "store.kvb"
     with backup.open("wb") as file:
         subprocess.run([*DOCKER, "exec", source.name, "kvstore", "backup", "-"], stdout=file, check=True)
@@ -183,7 +211,7 @@ def test_a_backup_leaves_one_container_and_fills_the_volume_of_another(
     with backup.open("rb") as file:
         subprocess.run(restore, stdin=file, check=True)
     copy = start(image, f"--volume={volume}:/data")
-    assert get(copy.url, "k") == "v"
+    assert copy.get("k") == "v"
 
 
 def test_two_containers_never_share_a_volume(image: str, start: Start, volume: str) -> None:

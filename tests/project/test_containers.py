@@ -67,11 +67,28 @@ def test_the_compose_file_is_what_its_schema_says() -> None:
 @pytest.mark.parametrize("part", ["daemon", "http"])
 def test_the_compose_file_takes_every_option_of_both_parts(part: str) -> None:
     given = parsed(COMPOSE)["services"][part]["environment"]
-    # the volume is the data, and the image allows what the containers' network needs
-    settled = {"KVSTORE_DATA", "KVSTORE_ALLOW_ANONYMOUS"}
-    assert set(given) == {row.variable for row in options_of(part)} - settled
-    fixed = {"KVSTORE_REQUESTS", "KVSTORE_CHANGES", *(["KVSTORE_HTTP"] if part == "http" else [])}
+    # the volume is the data
+    assert set(given) == {row.variable for row in options_of(part)} - {"KVSTORE_DATA"}
+    fixed = {"KVSTORE_REQUESTS", "KVSTORE_CHANGES", "KVSTORE_ACCESS"}
+    if part == "http":
+        fixed |= {"KVSTORE_HTTP", "KVSTORE_FACADE_KEY_FILE", "KVSTORE_PLAIN_HTTP"}
     assert {name for name, value in given.items() if value is not None} == fixed
+
+
+def test_the_compose_file_and_the_image_let_nobody_in_without_a_key_unless_told_otherwise() -> None:
+    for part in parsed(COMPOSE)["services"].values():
+        assert part["environment"]["KVSTORE_ACCESS"] == "${KVSTORE_ACCESS:-required}"
+        assert part["environment"]["KVSTORE_ALLOW_ANONYMOUS"] is None
+    image = (ROOT / "Dockerfile").read_text()
+    assert "KVSTORE_ACCESS=required" in image
+    assert "KVSTORE_ALLOW_ANONYMOUS" not in image
+
+
+def test_the_facade_of_the_compose_file_only_reads_the_volume() -> None:
+    """Of it it needs the key that the daemon has made."""
+    services = parsed(COMPOSE)["services"]
+    assert services["daemon"]["volumes"] == ["store:/data"]
+    assert services["http"]["volumes"] == ["store:/data:ro"]
 
 
 def test_the_compose_file_publishes_on_loopback_unless_told_otherwise() -> None:

@@ -100,16 +100,19 @@ class Container:
             *("-c", f"kill -9 {pid}"),
         )
 
+    def admin(self) -> dict[str, str]:
+        """The header with the first admin's token, as it is found in the volume."""
+        token = self.exec("cat", "/data/admin.token").strip()
+        return {"Authorization": f"Bearer {token}"}
 
-def put(url: str, key: str, value: str) -> int:
-    """Store a value through a port; returns its revision."""
-    answer = httpx.put(f"{url}/v1/kv/{key}", content=value, timeout=10)
-    answer.raise_for_status()
-    return int(answer.json()["revision"])
+    def put(self, key: str, value: str) -> int:
+        """Store a value through the port, as the admin; returns its revision."""
+        answer = httpx.put(f"{self.url}/v1/kv/{key}", content=value, timeout=10, headers=self.admin())
+        answer.raise_for_status()
+        return int(answer.json()["revision"])
 
-
-def get(url: str, key: str) -> str:
-    """A value through a port."""
-    answer = httpx.get(f"{url}/v1/kv/{key}", timeout=10)
-    answer.raise_for_status()
-    return answer.text
+    def get(self, key: str) -> str:
+        """A value through the port, as the admin."""
+        answer = httpx.get(f"{self.url}/v1/kv/{key}", timeout=10, headers=self.admin())
+        answer.raise_for_status()
+        return answer.text

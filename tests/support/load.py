@@ -9,7 +9,7 @@ import random
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -296,12 +296,15 @@ class SseWatcher(Watcher):
 
     As a browser would: what came without an ``id`` since the last one is forgotten when the
     connection ends, since it comes again. With ``hangs_up`` the watcher cuts the connection itself
-    after a random number of events, over and over.
+    after a random number of events, over and over. ``headers`` are sent with each request.
     """
 
-    def __init__(self, name: str, url: str, *, hangs_up: bool = False) -> None:
+    def __init__(
+        self, name: str, url: str, *, hangs_up: bool = False, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(name)
         self._url = url
+        self._headers = headers
         self._hangs_up = hangs_up
         self._last_id: str | None = None
 
@@ -309,7 +312,9 @@ class SseWatcher(Watcher):
         for attempt in itertools.count():
             self.reconnections = attempt
             try:
-                with closing(open_stream(self._url, "since=0", self._last_id)) as stream:
+                with closing(
+                    open_stream(self._url, "since=0", self._last_id, headers=self._headers)
+                ) as stream:
                     self._take(iter(stream))
             except (OSError, HTTPException):
                 pass

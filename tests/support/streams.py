@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection, HTTPResponse
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -65,6 +65,7 @@ def open_stream(
     *,
     timeout: float = 60,
     receive_buffer: int | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Stream:
     """Open ``/v1/subscribe?QUERY`` at the service ``url``; ``timeout`` is how long it may be silent.
 
@@ -74,8 +75,9 @@ def open_stream(
     if receive_buffer is not None:
         connection.sock = connect(url, receive_buffer)
         connection.sock.settimeout(timeout)
-    headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
-    connection.request("GET", f"/v1/subscribe?{query}", headers=headers)
+    resumed = {"Last-Event-ID": last_id} if last_id else {}
+    sent = {"Accept": "text/event-stream", **resumed, **(headers or {})}
+    connection.request("GET", f"/v1/subscribe?{query}", headers=sent)
     response = connection.getresponse()
     assert response.status == 200, (response.status, response.read())
     return Stream(connection, response)

@@ -88,14 +88,6 @@ class Configuration:
             raise ConfigurationError("there is no home folder to keep data in; name a folder with --data")
         return str(self["data"])
 
-    def facade_login(self) -> str | None:
-        """The login file of the facade beside the store, with which the daemon can be asked whatever its
-        identities are; None while access is off, and for a user who cannot read it."""
-        if self["data"] is None:
-            return None
-        path = f"{self['data']}/facade.key"
-        return path if self._access_of_daemon() != "off" and os.access(path, os.R_OK) else None
-
     def daemon_settings(self) -> DaemonSettings:
         """The daemon's settings, with ``access`` decided; raises ConfigurationError if it would listen where
         it may not."""
