@@ -13,7 +13,7 @@ import pytest
 from support.markdown import ROOT
 from support.metrics import Prometheus
 from support.protected import Protected
-from support.servers import clean_environment, run_kvstore, wait_until
+from support.servers import Daemon, clean_environment, run_kvstore, wait_until
 from support.session import call
 
 CONFIGURATION = (ROOT / "deploy/prometheus/prometheus.yaml").read_text()
@@ -40,6 +40,17 @@ def test_the_daemon_is_asked_with_the_facades_key_where_that_can_be_read(
     # of a user without a home
     without = {name: value for name, value in os.environ.items() if name != "HOME"}
     assert run_kvstore("ping", "--daemon", env={**without, **where}).returncode == 5
+
+
+@pytest.mark.parametrize("access", ["off", "auto"])
+def test_a_daemon_whose_access_was_turned_off_is_asked_without_a_key(
+    daemon: Daemon, tmp_path: Path, access: str
+) -> None:
+    for name in ("access.key", "facade.key"):  # as they were left behind
+        (daemon.data / name).touch(0o600)
+    where = {"KVSTORE_REQUESTS": daemon.requests, "KVSTORE_DATA": str(daemon.data), "KVSTORE_ACCESS": access}
+    done = run_kvstore("ping", "--daemon", env=clean_environment(tmp_path, **where))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

@@ -62,14 +62,15 @@ def _ping_daemon(configuration: Configuration) -> str:
 
 def _daemon_login(configuration: Configuration, requests: str) -> str | None:
     """The login file to come in by: that of the facade beside the daemon, which a health check in its
-    container can read, unless one's own has keys for the daemon; None for one's own."""
+    container can read, unless access is off or one's own has keys for the daemon; None for one's own."""
     import os
 
     from kvstore_core.access.login_file import default_path, login_for
 
     beside = f"{configuration.service_folder}/facade.key"
-    has_none = login_for(default_path(), requests).keys is None
-    return beside if has_none and os.access(beside, os.R_OK) else None
+    if not os.access(beside, os.R_OK) or configuration.access_of_daemon() == "off":
+        return None  # a daemon without access takes no keys, also where it had some before
+    return beside if login_for(default_path(), requests).keys is None else None
 
 
 @subcommand("client")

@@ -93,7 +93,7 @@ class Configuration:
         it may not."""
         from kvstore_daemon.settings import DaemonSettings
 
-        access = self._access_of_daemon()
+        access = self.access_of_daemon()
         self._refuse_public_addresses(access, "requests", "changes")
         requests = self["requests"]
         if requests == self["changes"] and not requests.endswith(":0"):
@@ -137,7 +137,7 @@ class Configuration:
             )
         return HttpSettings(**{**self._fields("http"), "access": access, "facade_key_file": key_file})
 
-    def _access_of_daemon(self) -> str:
+    def access_of_daemon(self) -> str:
         """``--access``, decided: ``auto`` is required once anything says who may come in."""
         table = f"{self.data_folder()}/access.json"
         if self["access"] != "auto":
