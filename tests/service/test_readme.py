@@ -18,7 +18,9 @@ from support.servers import Serve, wait_until
 from support.session import call, kv_path
 
 README = (ROOT / "README.md").read_text()
-SESSION = [block for block in blocks(README) if "A session" in block.headings]
+WITH_ACCESS = "With access on"
+ALL = [block for block in blocks(README) if "A session" in block.headings]
+SESSION = [block for block in ALL if WITH_ACCESS not in block.headings]
 
 
 def shown(language: str) -> list[Block]:
@@ -62,7 +64,24 @@ def run_in_shell(command: str, serve: Serve, folder: Path) -> str:
 
 
 def test_the_shell_session_gives_what_it_shows(serve: Serve, tmp_path: Path) -> None:
-    for block in shown("console"):
+    check_session(shown("console"), serve, tmp_path)
+
+
+def test_the_session_with_access_gives_what_it_shows(
+    start_serve: Callable[..., Serve], tmp_path: Path
+) -> None:
+    protected = [block for block in ALL if WITH_ACCESS in block.headings]
+    (started,) = [block.text for block in protected if block.language == "sh"]
+    assert started.strip() == "make run ARGS='--access required'"
+    serve = start_serve(workers=1, access="required")
+    # as where nothing is configured: the data folder is the same for the service and the command
+    serve.environment["KVSTORE_DATA"] = str(serve.data)
+    check_session([block for block in protected if block.language == "console"], serve, tmp_path)
+
+
+def check_session(session: list[Block], serve: Serve, tmp_path: Path) -> None:
+    """Type what is shown, and compare with what is shown to come of it."""
+    for block in session:
         for step in steps(block):
             # a progress meter is for a person at a terminal
             command = step.command.replace("curl ", "curl --silent ", 1)
