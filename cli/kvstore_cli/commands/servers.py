@@ -60,7 +60,8 @@ def _guide(addresses: dict[str, str], *, is_protected: bool) -> str:
 
     url, data = connectable(addresses["url"]), addresses["data"]
     variables = "" if url == OPTIONS["url"].default else f"KVSTORE_URL={url} "
-    curl, access = "curl", ""
+    curl = "curl"
+    access = "\n  access   off: whoever is on this machine may do everything (--access required: with a key)"
     if is_protected:
         first = Path(data, "admin.token")
         access = f"\n  access   TOKEN=$(cat {quote(str(first))})" if first.exists() else ""
