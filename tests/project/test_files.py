@@ -205,4 +205,4 @@ def test_the_values_of_variables_in_deployment_files_can_be_used() -> None:
     assert len(found) > 5
     for variable, value in found:
         if variable in rows:
-            rows[variable].kind.parse(value)
+            rows[variable].kind.parse(re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value))
