@@ -51,6 +51,13 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
+        http.http_token,
+        "HTTP GET with a token",
+        "the same with access off",
+        "0.8",
+        (Goal(http.ASKED, http.KVSTORE, 0.8),),
+    ),
+    Row(
         http.http_put,
         "HTTP durable PUT, 32 and 128 connections",
         "etcd's HTTP gateway",

@@ -48,10 +48,10 @@ def kvstore_program() -> str:
     return str(Path(sysconfig.get_path("scripts")) / "kvstore")
 
 
-def kvstore(folder: Path, *, workers: int = WORKERS) -> AbstractContextManager[Kvstore]:
-    """The whole service with its defaults, synced on every commit."""
+def kvstore(folder: Path, *access: str, workers: int = WORKERS) -> AbstractContextManager[Kvstore]:
+    """The whole service with its defaults, synced on every commit; ``access`` as for the daemon."""
     port = free_port()
-    http = ["--http", f"127.0.0.1:{port}", "--workers", str(workers)]
+    http = ["--http", f"127.0.0.1:{port}", "--workers", str(workers), *access]
     return _kvstore(folder, "serve", http, "kvstore http: ready", port)
 
 

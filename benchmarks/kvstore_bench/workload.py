@@ -49,9 +49,13 @@ def keys_label(count: int) -> str:
 # ── HTTP requests as they are sent ───────────────────────────────────────────────────────────────
 
 
-def request(method: str, target: str, body: bytes = b"", content_type: str = "") -> bytes:
+def request(
+    method: str, target: str, body: bytes = b"", content_type: str = "", token: str | None = None
+) -> bytes:
     """A whole HTTP request."""
     lines = [f"{method} {target} HTTP/1.1", "Host: 127.0.0.1"]
+    if token is not None:
+        lines.append(f"Authorization: Bearer {token}")
     if content_type:
         lines.append(f"Content-Type: {content_type}")
     if body or method != "GET":
@@ -72,8 +76,8 @@ class KvstoreHttp:
     """kvstore's routes."""
 
     @staticmethod
-    def get(name: str) -> bytes:
-        return request("GET", f"/v1/kv/{name}")
+    def get(name: str, token: str | None = None) -> bytes:
+        return request("GET", f"/v1/kv/{name}", token=token)
 
     @staticmethod
     def put(name: str, data: bytes) -> bytes:

@@ -14,6 +14,7 @@ from kvstore_bench.stage import Stage
 from kvstore_bench.workload import LARGE, LARGE_KEYS, SMALL, EtcdHttp, KvstoreHttp, WebdisHttp, key, value
 
 KVSTORE = "kvstore"
+ASKED = "kvstore with a token"
 ETCD = "etcd's gateway"
 WEBDIS_ALWAYS = "webdis, Redis always"
 WEBDIS_EVERYSEC = "webdis, Redis everysec"
@@ -90,6 +91,22 @@ def http_get(stage: Stage) -> Iterator[Sample]:
             for size in sizes(stage):
                 requests = [server.routes.get(name) for name in names[size]]
                 yield from measured(stage, contender, server, requests, cases_of(size))
+
+
+def http_token(stage: Stage) -> Iterator[Sample]:
+    """Small values of 10,000 keys, by somebody who has to show a token, and by anybody."""
+    names = [key(number) for number in workload.spread(workload.KEYS, workload.KEYS)]
+    for contender in stage.turns((KVSTORE, ASKED)):
+        access = ("--access", "required") if contender == ASKED else ()
+        with stage.scratch() as folder, servers.kvstore(folder, *access) as server:
+            login = token = None
+            if access:
+                login = folder / "data/facade.key"
+                token = (folder / "data/admin.token").read_text().strip()
+            preload.kvstore(server.requests, workload.KEYS, login=login)
+            requests = [KvstoreHttp.get(name, token) for name in names]
+            ours = Front(server.port, (server.process,), KvstoreHttp)
+            yield from measured(stage, contender, ours, requests, cases_of(SMALL))
 
 
 def http_put(stage: Stage) -> Iterator[Sample]:
