@@ -23,7 +23,7 @@ from support.lengths import Survived, times
 from support.servers import Daemon, StartDaemon, wait_until
 from support.wire import PATIENCE_MS, frame, message, pack, put
 
-SECONDS = times(3, full=600)
+SECONDS = times(1, full=600)
 HALF_OPEN = times(100, full=500)
 HELLOS = times(300, full=2_000)
 
