@@ -230,6 +230,8 @@ def test_a_long_poll_ends_at_once_and_says_why(service: Protected, name: str, wa
     answers: list[Answer] = []
     target = f"/v1/kv/{name}/k?wait=60s&since=0"
     with closing(Session(service.url, token)) as session:
+        # of several workers the one that has this connection may hear a little later of the token
+        wait_until(lambda: session.get("/v1/whoami").status == 200, what="the worker knows the token")
         waiting = threading.Thread(target=lambda: answers.append(session.get(target)))
         waiting.start()
         in_progress = "kvstore_http_requests_in_progress "
@@ -252,11 +254,19 @@ def test_a_list_ends_at_its_next_page(service: Protected, name: str) -> None:
     """Threat 30: a list of many pages to a client that reads slowly."""
     token = service.token(name, f"rw:{name}/")
     with closing(Session(service.url, token)) as session:
+        wait_until(lambda: session.get("/v1/whoami").status == 200, what="the worker knows the token")
         ops = [{"op": "put", "key": f"{name}/{number}", "value": "v" * 4000} for number in range(1000)]
         assert session.batch(*ops).status == 200
-    connection = slow_connection(service.url)
-    connection.request("GET", f"/v1/kv?prefix={name}/", headers={"Accept": NDJSON, **bearer(token)})
-    response: HTTPResponse = connection.getresponse()
+
+    def begun_list() -> tuple[HTTPConnection, HTTPResponse] | None:
+        connection = slow_connection(service.url)
+        connection.request("GET", f"/v1/kv?prefix={name}/", headers={"Accept": NDJSON, **bearer(token)})
+        response = connection.getresponse()
+        return (connection, response) if response.status == 200 else None
+
+    found = wait_until(begun_list, what="the list begins")
+    assert found is not None
+    connection, response = found
     body = Lines(response)
     lines = [json.loads(body.readline())]
     service.change("identity_delete", name)
