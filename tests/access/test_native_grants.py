@@ -386,6 +386,7 @@ def test_what_is_no_subscription_gives_nobody_what_another_was_granted(tmp_path:
             wait_until(is_back)
             for client in (first, owner, second):
                 client.close(0)
+            wait_until(lambda: not publisher._connections.open)
 
 
 def rest_of(subscriber: zmq.Socket[bytes]) -> list[bytes]:
