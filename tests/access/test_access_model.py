@@ -10,6 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvstore_core.access.grants import GrantSet
+from kvstore_core.access.principal import Principal
+from kvstore_core.errors import KvError
+from kvstore_core.operations import OPERATIONS
 from kvstore_http.routes import ENDPOINTS, Endpoint
 from support.lengths import examples
 from support.protected import Protected
@@ -257,6 +261,15 @@ def test_a_batch_with_one_forbidden_op_changes_nothing(
 def revision(protected: Protected) -> int:
     """The store's revision now."""
     return int(protected.root.ask({"op": "status"})[0]["revision"])
+
+
+def test_status_is_for_those_who_are_known() -> None:
+    needs = list(OPERATIONS["status"].needs({"op": "status"}))
+    Principal("anonymous", GrantSet(["read:m/app/x"])).check(needs)
+    Principal("somebody", GrantSet(())).check(needs)
+    with pytest.raises(KvError) as caught:
+        Principal("anonymous", GrantSet(())).check(needs)
+    assert caught.value.code == "unauthenticated"
 
 
 # ── routes ───────────────────────────────────────────────────────────────────────────────────────
