@@ -48,7 +48,7 @@ def mutations() -> Iterator[Mutation]:
             for verb in needs.args:
                 rest = ", ".join(repr(_text(each)) for each in needs.args if each is not verb)
                 name = f"op {_text(row.args[0])}: {_text(verb)}"
-                yield Mutation(name, OPERATIONS, needs, f"_on_key({rest})")
+                yield Mutation(name, OPERATIONS, needs, f"OnKey({rest})")
     for node in ast.walk(ast.parse((ROOT / OPERATIONS).read_text())):
         if isinstance(node, ast.Yield) and node.value is not None:
             yield Mutation(f"line {node.lineno}: {ast.unparse(node)}", OPERATIONS, node, "()")

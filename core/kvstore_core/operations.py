@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from kvstore_core.access.grants import MAX_GRANTS, KeyRange, Need
+from kvstore_core.access.grants import MAX_GRANTS, KeyRange, Need, OnKey, OpNeeds
 from kvstore_core.access.identities import MAX_NAME, is_public_key
 from kvstore_core.access.tokens import is_digest, is_token_id
 from kvstore_core.errors import KvError
@@ -54,7 +54,7 @@ class Operation(NamedTuple):
 
     name: str
     writes: bool
-    needs: Callable[[dict[str, Any]], Iterable[Need]]
+    needs: OpNeeds
     fields: dict[str, Field]
     meaning: str
     has_value: bool = False
@@ -144,13 +144,6 @@ def _is_event_ops(value: Any) -> bool:
 # ── what each must be granted ────────────────────────────────────────────────────────────────────
 
 
-def _on_key(*verbs: str) -> Callable[[dict[str, Any]], Iterable[Need]]:
-    if len(verbs) == 1:
-        (verb,) = verbs  # of every get and put, so without the call that Need() takes
-        return lambda op: (tuple.__new__(Need, (verb, op["key"])),)
-    return lambda op: [Need(verb, op["key"]) for verb in verbs]
-
-
 def _of_put(op: dict[str, Any]) -> Iterable[Need]:
     yield Need("write", op["key"])
     if op.get("ttl") is not None or op.get("expires_at") is not None:
@@ -215,7 +208,7 @@ _CURSOR = Field(_is_a(str), "a cursor exactly as an earlier reply gave it")
 OPERATIONS: dict[str, Operation] = {
     row.name: row
     for row in (
-        Operation("get", False, _on_key("read"), {"key": _KEY}, "one record"),
+        Operation("get", False, OnKey("read"), {"key": _KEY}, "one record"),
         Operation(
             "put",
             True,
@@ -241,7 +234,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             "delete",
             True,
-            _on_key("delete"),
+            OnKey("delete"),
             {"key": _KEY, "if_revision": _IF_REVISION, "message": _MESSAGE},
             "remove one key",
         ),
@@ -263,7 +256,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             "incr",
             True,
-            _on_key("read", "write"),
+            OnKey("read", "write"),
             {
                 "key": _KEY,
                 "by": Field(_is_int(-INT64, INT64 - 1), "a signed 64-bit integer"),
@@ -275,7 +268,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             "touch",
             True,
-            _on_key("write", "delete"),
+            OnKey("write", "delete"),
             {
                 "key": _KEY,
                 "ttl": _TTL._replace(required=True),
@@ -287,7 +280,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             "persist",
             True,
-            _on_key("write"),
+            OnKey("write"),
             {"key": _KEY, "if_revision": _IF_REVISION, "message": _MESSAGE},
             "take the key's TTL away",
         ),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from kvstore_core.access.grants import GrantSet, Need
+from kvstore_core.access.grants import GrantSet, Need, OnKey, OpNeeds
 from kvstore_core.errors import KvError
 
 ANONYMOUS = "anonymous"
@@ -51,6 +52,15 @@ class Principal:
         for need in needs:
             if not allow(need) and not self.may(need):  # the first says yes to nearly all, and sooner
                 raise self.refusal(need, op)
+
+    def check_op(self, op: dict[str, Any], needs: OpNeeds, index: int | None = None) -> None:
+        """As :meth:`check` for what ``op`` needs, by the ``needs`` of its operation. Most ops are of one key,
+        and those are checked with every request."""
+        if self.is_unrestricted or (
+            type(needs) is OnKey and self.grants.allow_on_key(needs.verbs, op["key"])
+        ):
+            return
+        self.check(needs(op), index)
 
     def refusal(self, need: Need, op: int | None = None) -> KvError:
         """The error for a need that is not allowed. It is the same whether the key exists or not."""

@@ -21,7 +21,7 @@ def allowed(request: Request, who: Principal) -> Request:
     if who is THE_FACADE:
         return request
     for index, op in enumerate(request.ops):
-        who.check(OPERATIONS[op["op"]].needs(op), index)
+        who.check_op(op, OPERATIONS[op["op"]].needs, index)
     client = request.client
     if client is None:
         return request

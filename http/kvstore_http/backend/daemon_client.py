@@ -123,7 +123,7 @@ class DaemonClient:
             op = {**op, "size": len(value)}
         row = check_operation(op, 0)
         if not who.is_unrestricted:
-            who.check(row.needs(op))
+            who.check_op(op, row.needs)
         values = () if value is None else (value,)
         request = WaitingRequest(self._hub, (op,), values, self._deadline(self._timeout), author=who.name)
         result: OpResult
@@ -154,7 +154,7 @@ class DaemonClient:
         """
         if not who.is_unrestricted:
             for index, op in enumerate(ops):
-                who.check(OPERATIONS[op["op"]].needs(op), index)
+                who.check_op(op, OPERATIONS[op["op"]].needs, index)
         deadline = self._deadline(self._timeout)
         request = WaitingRequest(self._hub, ops, values, deadline, author=who.name, atomic=atomic)
         if not any(op["op"] in _WRITING for op in ops):
