@@ -11,12 +11,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from itertools import product
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
 
+from kvstore_core.access.grants import GrantSet
+from kvstore_core.access.identities import AccessTable, Identity, StoredToken
 from kvstore_core.access.tokens import new_token
+from kvstore_core.errors import KvError
+from kvstore_http.access.callers import Callers
+from kvstore_http.access.table_follower import TableFollower
+from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.resources import ui_files
 from kvstore_http.routes import ENDPOINTS, Endpoint
 from support.protected import Protected
@@ -163,6 +170,30 @@ def raw(url: str, *lines: str, body: bytes = b"") -> bytes:
         while data := sock.recv(65536):
             received += data
     return received
+
+
+def test_only_good_credentials_are_kept_and_few() -> None:
+    token = new_token()
+    row = Identity("ci", GrantSet(["ro:*"]), 0, tokens=(StoredToken(token.id, token.digest, 0),))
+    table = AccessTable([row])
+    follower = SimpleNamespace(table=table, is_confirmed=True, listeners=[])
+    callers = Callers(cast(TableFollower, follower), WorkerCounters.alone(), "")
+
+    def come_in(header: str) -> str | None:
+        try:
+            return callers._of_header(header, table).name
+        except KvError:
+            return None
+
+    stem = token.text[:-6]
+    assert not any(come_in(f"Bearer {stem}{number:06}") for number in range(5_000))
+    assert not any(come_in(f"Bearer {new_token().text}") for _ in range(100))
+    assert come_in(f"Bearer{' ' * 5_000}{token.text}") == "ci"
+    assert not callers._known
+    for scheme in product(*zip("BEARER", "bearer", strict=True)):
+        for spaces in range(1, 70):
+            assert come_in(f"{''.join(scheme)}{' ' * spaces}{token.text}") == "ci"
+    assert 0 < len(callers._known) <= 4096
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ from kvstore_http.routes import SUBSCRIBE_PATH, Needs
 MAX_KEPT = 4096
 """How many credentials are kept looked up. Only good ones are, so that nobody can push others out."""
 
+MAX_KEPT_CHARACTERS = 512
+"""Of a header with one. There may be any number of spaces in it, and each number makes another header."""
+
 MAX_STRANGERS_BODY = 64 * 1024
 """The largest body that is read of somebody who is not known."""
 
@@ -155,7 +158,7 @@ class Callers:
         who = table.of_credential(found[1], now)
         if who.is_session:
             raise not_a_token()
-        if table is self.follower.table:
+        if table is self.follower.table and len(header) <= MAX_KEPT_CHARACTERS:
             if len(self._known) >= MAX_KEPT:
                 self._known.clear()
             self._known[header] = who
