@@ -177,6 +177,29 @@ def test_an_identity_ends_with_its_last_token_or_key_and_not_before_one_that_las
     assert AccessTable(rows).ends() == ends
 
 
+@pytest.mark.parametrize("grants", [None, ("ro:app/",)])
+@pytest.mark.parametrize("half", ["", "h"])
+def test_a_derived_credential_stays_one_when_it_is_looked_at_again(
+    grants: tuple[str, ...] | None, half: str
+) -> None:
+    """Or it would be its token after a change of the table, with all that the token may, for ever."""
+    token = new_token()
+    access = table(token.id, token.digest, "rw:app/", "admin")
+    text = derived.sign(Statement(token.id, NOW + 100, grants, half and derived.half_digest(half)), KEY)
+    who = access.of_credential(text, NOW)
+    for now in (NOW, NOW + 50, NOW + 99):
+        again = access.refreshed(who, now)
+        assert again is not None
+        assert not again.may(Need("admin"))
+        assert (again.expires_at, again.grants.texts, again.is_session) == (
+            NOW + 100,
+            grants or ("rw:app/",),
+            bool(half),
+        )
+        who = again
+    assert access.refreshed(who, NOW + 100) is None
+
+
 def test_a_session_is_never_admin() -> None:
     token = new_token()
     access = table(token.id, token.digest, "rw:app/", "admin")

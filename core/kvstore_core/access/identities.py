@@ -166,8 +166,9 @@ class AccessTable:
             GrantSet(kept),
             parent.credential,
             _earliest(parent.expires_at, statement.expires_at),
-            statement.grants,
-            bool(statement.half),
+            is_derived=True,
+            limit=statement.grants,
+            is_session=bool(statement.half),
         )
 
     def of_public_key(self, public: str, now: int) -> Principal | None:
@@ -196,7 +197,7 @@ class AccessTable:
             found = self._tokens.get(principal.credential)
             if found is None or found[0].name != principal.name:
                 return None
-            if principal.limit is None and not principal.is_session:
+            if not principal.is_derived:
                 return self._of_token(*found, now)
             assert principal.expires_at is not None  # noqa: S101 - of what is derived
             half = "-" if principal.is_session else ""

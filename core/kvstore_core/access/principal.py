@@ -22,14 +22,16 @@ class Principal:
     table has changed, or its time is over.
 
     ``name`` is the identity's, empty where access is off. ``credential`` is the id of its token, or its
-    public key. ``limit`` has the grants to which a derived credential is narrowed, None for any other; a
-    session has ``is_session``. ``expires_at`` is in milliseconds.
+    public key. One by a derived credential ``is_derived``: ``credential`` is then the id of the token that it
+    comes from, and ``limit`` has the grants to which it is narrowed, None for all of the token's. A session
+    ``is_session`` too. ``expires_at`` is in milliseconds.
     """
 
     name: str
     grants: GrantSet
     credential: str = ""
     expires_at: int | None = None
+    is_derived: bool = False
     limit: tuple[str, ...] | None = None
     is_session: bool = False
     is_unrestricted: bool = False

@@ -77,4 +77,4 @@ def _kind(who: Principal) -> str:
         return "none"
     if who.is_session:
         return "session"
-    return "token" if who.limit is None else "derived"
+    return "derived" if who.is_derived else "token"

@@ -232,7 +232,9 @@ def _headers(record: dict[str, Any]) -> dict[str, str]:
         headers["x-kvstore-expires-at"] = timestamp(record["expires_at"])
     for name in ("author", "message"):
         if name in record:
-            headers[f"x-kvstore-{name}"] = quote(record[name], safe=_IN_HEADERS)
+            text = record[name]
+            # spaces at the ends of a field's value are not part of it (RFC 9110 section 5.5)
+            headers[f"x-kvstore-{name}"] = quote(text, safe=_IN_HEADERS if text == text.strip(" ") else "")
     return headers
 
 
