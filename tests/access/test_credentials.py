@@ -14,7 +14,7 @@ from kvstore_core.access import derived
 from kvstore_core.access.derived import Statement
 from kvstore_core.access.grants import GrantSet, Need
 from kvstore_core.access.identities import AccessTable, Identity, StoredKey, StoredToken
-from kvstore_core.access.tokens import TOKEN_PATTERN, new_token, token_id
+from kvstore_core.access.tokens import TOKEN_PATTERN, new_token, token_id, without_secrets
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_MOMENT
 
@@ -42,6 +42,18 @@ def test_a_mistyped_token_is_known_for_one(at: int, letter: str) -> None:
     text = new_token().text
     changed = text[:at] + letter + text[at + 1 :]
     assert token_id(changed) is None or changed == text
+
+
+@pytest.mark.parametrize("style", ["%{:02x}", "%{:02X}"])
+def test_no_way_to_write_a_credential_shows_its_secret(style: str) -> None:
+    """Each character percent-encoded in turn, and all of them."""
+    whole = new_token().text
+    for text, public in ((whole, 12), (f"kvd_{'Abc-_9' * 8}.{'x_-Y' * 10}", 4)):
+        parts, encoded = list(text), [style.format(ord(letter)) for letter in text]
+        written = [[*parts[:at], encoded[at], *parts[at + 1 :]] for at in range(len(text))]
+        for each in (parts, encoded, *written):
+            shown = without_secrets(f"/v1/kv/app%2F{''.join(each)}?x=1")
+            assert shown == f"/v1/kv/app%2F{''.join(each[:public])}...?x=1"
 
 
 def test_a_token_is_good_until_its_end_and_then_told_why() -> None:

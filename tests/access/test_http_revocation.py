@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from kvstore_http.access.table_follower import DOUBTED_SECONDS, UNCONFIRMED_SECONDS
+from support.markdown import ROOT
 from support.protected import Protected
 from support.servers import wait_until
 from support.session import Answer, Session, assert_problem, bearer, call, connect
@@ -353,3 +355,13 @@ def test_anonymous_streams_end_with_the_grant(protected: Protected, name: str) -
     finally:
         protected.change("identity_delete", "anonymous")
     assert stream.end()["code"] == "unauthenticated"
+
+
+def test_the_documents_say_for_how_long_a_worker_trusts_its_table() -> None:
+    access, security = ((ROOT / name).read_text() for name in ("docs/access.md", "SECURITY.md"))
+    unconfirmed = f"{UNCONFIRMED_SECONDS:g} seconds"
+    assert f"hears nothing for {unconfirmed} (`UNCONFIRMED_SECONDS`)" in access
+    assert f"may be answered for up to {unconfirmed}" in access
+    assert f"heard of the daemon for {unconfirmed}" in access
+    assert f"hears no heartbeats not more than {unconfirmed} later" in security
+    assert (DOUBTED_SECONDS, "half a second ago (`DOUBTED_SECONDS`)" in access) == (0.5, True)

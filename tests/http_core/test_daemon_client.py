@@ -286,6 +286,19 @@ def test_reads_that_are_not_gathered_are_admitted_as_they_are_answered(
     assert len(daemon.asked) == PAGES_UNDER_WAY, "what was given up is not sent any more"
 
 
+def test_the_table_of_identities_waits_for_nobodys_pages(
+    daemon: ScriptedDaemon, client: DaemonClient
+) -> None:
+    daemon.answer = lambda request: echo(request) if request.ops[0]["op"] == "access" else None
+    page = {"op": "list", "prefix": ""}
+    waiting = gevent.spawn(together, *[lambda: client.call(page, who=UNRESTRICTED)] * (20 * PAGES_UNDER_WAY))
+    while len(daemon.asked) < PAGES_UNDER_WAY:
+        gevent.sleep(0.001)
+    assert client.access()["op"] == "access"
+    assert not waiting.ready()
+    waiting.join()
+
+
 def test_while_the_daemon_is_away_calls_fail_at_once_and_say_what_is_known(
     daemon: ScriptedDaemon, client: DaemonClient
 ) -> None:

@@ -15,7 +15,7 @@ from zlib import crc32
 TOKEN_PATTERN = re.compile(r"kv_([0-9a-hjkmnp-tv-z]{8})_([0-9A-Za-z]{43})([0-9A-Za-z]{6})", re.ASCII)
 
 _LOOKS_SECRET = re.compile(
-    r"((?:k|%6b)(?:v|%76)(?:_|%5f)[0-9a-z]{8}(?:_|%5f)|(?:k|%6b)(?:v|%76)(?:d|%64)(?:_|%5f))[0-9A-Za-z_%.-]+",
+    r"((?:k|%6b)(?:v|%76)(?:_|%5f)(?:[0-9a-z]|%[0-9a-f]{2}){8}(?:_|%5f)|(?:k|%6b)(?:v|%76)(?:d|%64)(?:_|%5f))[0-9A-Za-z_%.-]+",
     re.ASCII | re.IGNORECASE,
 )
 

@@ -17,14 +17,14 @@ import gevent
 from gevent.event import Event as Signal
 
 from kvstore_core.access.identities import AccessTable
-from kvstore_core.access.principal import THE_FACADE
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool
 
-UNCONFIRMED_SECONDS = 5.0
-"""A table that was not confirmed for this long is asked for before it is used."""
+UNCONFIRMED_SECONDS = 2.5
+"""A table that was not confirmed for this long is asked for before it is used. Heartbeats, which confirm it,
+come every second; so one of them may be lost or late before anybody waits."""
 
 DOUBTED_SECONDS = 0.5
 """So long a table is still used after the daemon was heard to have another one, which is on its way."""
@@ -128,8 +128,7 @@ class TableFollower:
             while self._is_another and not self._is_closed:
                 self._is_another = False
                 begun = monotonic()
-                reply = self._daemon.request([{"op": "access"}], who=THE_FACADE)
-                self._take(reply.results[0], begun)
+                self._take(self._daemon.access(), begun)
         except KvError as error:
             if not error.row.is_temporary:
                 self._unknown_log.error("the daemon does not say who may come in: %s", error.message)
@@ -137,9 +136,7 @@ class TableFollower:
             self._is_asking = False
             self._answered.set()
 
-    def _take(self, result: dict[str, Any] | KvError, begun: float) -> None:
-        if isinstance(result, KvError):
-            raise result
+    def _take(self, result: dict[str, Any], begun: float) -> None:
         try:
             table = AccessTable.decode(result["value"], bytes.fromhex(result["signing_key"]))
             tag = str(result["tag"])

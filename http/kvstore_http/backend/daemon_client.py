@@ -178,7 +178,20 @@ class DaemonClient:
         """The reply to a request that only reads and has no caller who waits, such as a page
         for streams that catch up: it does not fail because the daemon has much to do. Make one at a time,
         since these do not wait for each other as other reads do. Who gets what of it is up to the caller."""
-        deadline = self._deadline(PAGE_SECONDS)
+        return self._read_at_once(ops, PAGE_SECONDS)
+
+    def access(self) -> dict[str, Any]:
+        """The daemon's table of identities: the result of ``access``. Nobody's requests hold it up, however
+        many there are: among them may be those of somebody whom the table no longer lets in. Ask one at a
+        time."""
+        result = self._read_at_once([{"op": "access"}], self._timeout).results[0]
+        if isinstance(result, KvError):
+            raise result
+        return result
+
+    def _read_at_once(self, ops: Sequence[dict[str, Any]], seconds: float) -> Reply:
+        """The reply to a reading request of the facade's own, which waits behind no other here."""
+        deadline = self._deadline(seconds)
         request = WaitingRequest(self._hub, ops, (), deadline, author=THE_FACADE.name)
         self._read_socket.send(ops, (), request.finish, request.deadline)
         return _reply(request.waiter.get())
