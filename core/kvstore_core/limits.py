@@ -27,3 +27,6 @@ MAX_MESSAGE_BYTES = 200
 MAX_PAGE = 1_000
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 MAX_FILTERS = 1_000
+"""Prefixes, and keys, of one op."""
+MAX_REQUEST_FILTERS = 10_000
+"""Prefixes and keys of all ops of a request. Each is looked at before anything is done."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from kvstore_core.access.grants import MAX_GRANTS, KeyRange, Need, OnKey, OpNeeds
+from kvstore_core.access.grants import MAX_GRANTS, KeyRange, Need, OnKey, OpNeeds, Prefix
 from kvstore_core.access.identities import MAX_NAME, is_public_key
 from kvstore_core.access.tokens import is_digest, is_token_id
 from kvstore_core.errors import KvError
@@ -160,8 +160,8 @@ def _of_list(op: dict[str, Any]) -> Iterable[Need]:
 
 def _of_events(op: dict[str, Any]) -> Iterable[Need]:
     prefixes, keys = op.get("prefixes") or (), op.get("keys") or ()
-    wanted = [*map(KeyRange.of_prefix, prefixes), *keys]
-    for each in wanted or [KeyRange.of_prefix("")]:
+    wanted = [*map(Prefix, prefixes), *keys]
+    for each in wanted or [Prefix("")]:
         yield Need("watch", each)
         if op.get("values", True) or op.get("previous"):
             yield Need("read", each)
@@ -241,7 +241,7 @@ OPERATIONS: dict[str, Operation] = {
         Operation(
             "delete_prefix",
             True,
-            lambda op: [Need("delete", KeyRange.of_prefix(op["prefix"]))],
+            lambda op: [Need("delete", Prefix(op["prefix"]))],
             {
                 "prefix": Field(
                     lambda value: _is_bound(value) and value != "",

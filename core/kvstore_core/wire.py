@@ -29,6 +29,7 @@ from kvstore_core.limits import (
     MAX_CLIENT_BYTES,
     MAX_OPS,
     MAX_REQUEST_BYTES,
+    MAX_REQUEST_FILTERS,
     MAX_REQUEST_ID,
     MAX_REVISION,
     MAX_VALUE_BYTES,
@@ -256,7 +257,7 @@ def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tup
             limit=limits.request_bytes,
         )
     values: list[bytes | None] = []
-    offset = writes = 0
+    offset = writes = filters = 0
     for index, op in enumerate(ops):
         if _is_plain_get(op):
             values.append(None)
@@ -269,6 +270,14 @@ def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tup
             continue
         operation = check_operation(op, index)
         writes += operation.writes
+        if operation.name == "events":
+            filters += len(op.get("prefixes") or ()) + len(op.get("keys") or ())
+            if filters > MAX_REQUEST_FILTERS:
+                raise KvError(
+                    "request_too_large",
+                    f"the ops name more than {MAX_REQUEST_FILTERS} prefixes and keys: send several requests",
+                    limit=MAX_REQUEST_FILTERS,
+                )
         if not operation.has_value:
             values.append(None)
             continue

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_core.access.grants import KEY_VERBS, GrantSet, KeyRange, Need
+from kvstore_core.access.grants import KEY_VERBS, GrantSet, KeyRange, Need, Prefix
 from kvstore_core.operations import OPERATIONS
 
 texts = st.text("abA/*", max_size=4)
@@ -87,6 +87,16 @@ def test_what_is_handed_on_gives_no_more(parent: list[str], child: list[str], ke
 def test_what_is_no_grant_is_said(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         GrantSet([text])
+
+
+@given(st.lists(grants, max_size=4), texts, keys, st.sampled_from(KEY_VERBS))
+def test_a_prefix_is_allowed_as_the_range_that_it_is(
+    given_: list[str], prefix: str, key: str, verb: str
+) -> None:
+    allowed = GrantSet(given_)
+    assert allowed.allow(Need(verb, Prefix(prefix))) is allowed.allow(Need(verb, KeyRange.of_prefix(prefix)))
+    if allowed.allow(Need(verb, Prefix(prefix))):
+        assert allowed.allow(Need(verb, prefix + key))
 
 
 def test_grants_are_bounded() -> None:

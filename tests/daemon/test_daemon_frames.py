@@ -24,6 +24,7 @@ def header(*ops: Any, **fields: Any) -> bytes:
     return orjson.dumps({"v": 1, "ops": ops, **fields})
 
 
+EVENTS_OF_A_KEY = {"op": "events", "since": 0, "keys": ["a"]}
 GET = {"op": "get", "key": "k"}
 PUT = {"op": "put", "key": "k", "size": 1}
 
@@ -45,6 +46,10 @@ MALFORMED: dict[str, tuple[list[bytes], str]] = {
     "empty ops": ([header()], "bad_request"),
     "ops that are no list": ([orjson.dumps({"v": 1, "ops": {"op": "get"}})], "bad_request"),
     "too many ops": ([header(*[GET] * 10_001)], "request_too_large"),
+    "too many prefixes of all ops": (
+        [header(*[{"op": "events", "since": 0, "prefixes": ["a"] * 1_000}] * 10, EVENTS_OF_A_KEY)],
+        "request_too_large",
+    ),
     "an op that is a text": ([header("get")], "bad_request"),
     "an op without a name": ([header({"key": "k"})], "unknown_operation"),
     "an unknown op": ([header({"op": "fetch", "key": "k"})], "unknown_operation"),

@@ -71,21 +71,32 @@ def prefix_end(prefix: bytes) -> bytes | None:
     return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
 
 
+class Prefix(str):
+    """All keys that begin with it. A request may name very many, so they are compared as texts: a grant
+    covers one exactly if it is itself of a prefix, with which this one begins."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """The range for a person."""
+        return f"every key that begins with {self[:]!r}" if self else "every key"
+
+
 class Need(NamedTuple):
-    """What a principal must be granted: ``verb`` on one key, on all of a range, or (None) in general.
+    """What a principal must be granted: ``verb`` on one key, on a prefix or a range, or (None) in general.
 
     Besides the verbs of grants there are ``known``, for whoever has a credential, or any grant as anonymous;
     and ``facade``, which no grant gives.
     """
 
     verb: str
-    on: str | KeyRange | None = None
+    on: str | Prefix | KeyRange | None = None
 
     def __str__(self) -> str:
         """The need for a person: ``read on 'app/x'``."""
         if self.on is None:
             return "a credential" if self.verb == "known" else self.verb
-        return f"{self.verb} on {self.on if isinstance(self.on, KeyRange) else repr(self.on)}"
+        return f"{self.verb} on {self.on if isinstance(self.on, KeyRange | Prefix) else repr(self.on)}"
 
 
 class OnKey:
@@ -151,7 +162,7 @@ class Grant(NamedTuple):
         """What this grant gives, as needs: whoever may all of these may hand it on."""
         if self.verbs[0] in PLAIN_VERBS:
             return [Need(self.verbs[0])]
-        scope = KeyRange.of_prefix(self.scope) if self.prefix else KeyRange.of_key(self.scope)
+        scope = Prefix(self.scope) if self.prefix else self.scope
         return [Need(verb, scope) for verb in self.verbs]
 
 
@@ -159,7 +170,7 @@ class GrantSet:
     """Parsed grants, made to be asked often. Raises ValueError as :meth:`Grant.parse` does, and for more than
     ``MAX_GRANTS``."""
 
-    __slots__ = ("_keys", "_plain", "_prefixes", "texts")
+    __slots__ = ("_keys", "_plain", "_prefixes", "_ranges", "texts")
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = tuple(dict.fromkeys(texts))
@@ -179,17 +190,21 @@ class GrantSet:
         self._plain = frozenset(plain)
         self._keys = {verb: frozenset(each) for verb, each in keys.items()}
         self._prefixes = {verb: tuple(each) for verb, each in prefixes.items()}
+        self._ranges = {
+            verb: [*map(KeyRange.of_prefix, prefixes[verb]), *map(KeyRange.of_key, keys[verb])]
+            for verb in KEY_VERBS
+        }
 
     def allow(self, need: Need) -> bool:
         """Whether one grant covers all that is needed."""
         verb, on = need
+        if isinstance(on, Prefix):
+            return on.startswith(self._prefixes[verb])
         if isinstance(on, str):
             return on.startswith(self._prefixes[verb]) or on in self._keys[verb]
         if on is None:
             return verb in self._plain
-        return any(KeyRange.of_prefix(prefix).covers(on) for prefix in self._prefixes[verb]) or any(
-            KeyRange.of_key(key).covers(on) for key in self._keys[verb]
-        )
+        return any(granted.covers(on) for granted in self._ranges[verb])
 
     def has(self, verb: str) -> bool:
         """Whether ``verb`` is granted on anything at all."""

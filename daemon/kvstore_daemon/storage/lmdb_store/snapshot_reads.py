@@ -261,11 +261,9 @@ class SnapshotReads:
                 if len(events) == limit or size >= max_bytes or steps == _SCAN_LIMIT:
                     return History(events, f"{at.revision}.{at.index}", False)
                 raw = txn.get(at.encode(), db=self._tables.log_rows)
-                if raw is None:
-                    raise KvError("invalid_cursor", "there is no event at this cursor")
-                row = _decode_event(at, raw)
-                if row.key != key:
-                    raise KvError("invalid_cursor", "this cursor belongs to another key")
+                row = None if raw is None else _decode_event(at, raw)
+                if row is None or row.key != key:  # the same for both: it is not for all to know
+                    raise KvError("invalid_cursor", "this cursor is not of this key's history")
                 if before is None or at.revision < before:
                     events.append(self._event(txn, row, floor, values=values, previous=False))
                     size += _size(events[-1].record)
@@ -326,12 +324,15 @@ def _decode_event(event_id: EventId, row: Any) -> LogRow:
 
 def _seek_back(log: lmdb.Cursor[Any], before: int | None, cursor: str | None, floor: int) -> bool:
     """Move to the event at ``cursor``, else to the newest one below revision ``before``; whether there is
-    one, which may have been trimmed since the cursor was given out."""
+    one, which may have been trimmed since the cursor was given out.
+
+    A cursor between two events is as good as one at an event: which events there are of other prefixes is not
+    for all to know."""
     if cursor is not None:
         at = _parse_cursor(cursor)
-        if at.revision > floor and not log.set_key(at.encode()):
-            raise KvError("invalid_cursor", "there is no event at this cursor")
-        return at.revision > floor
+        if not log.set_range(at.encode()):
+            return at.revision > floor and log.last()
+        return at.revision > floor and (log.key() == at.encode() or log.prev())
     if before is not None and log.set_range(EventId(before, 0).encode()):
         return log.prev()
     return log.last()
