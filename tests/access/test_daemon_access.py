@@ -55,6 +55,62 @@ def test_a_request_with_one_forbidden_op_changes_nothing_and_uses_no_number(
     assert [result["version"] for result in peer.ask(*ops, atomic=atomic, client="c", seq=1)] == [1, 1, 1]
 
 
+def test_what_a_request_takes_from_its_sender_holds_for_the_rest_of_it(
+    protected_daemon: Protected, unique: str
+) -> None:
+    """And what it has done keeps its result."""
+    protected_daemon.root.ask(put(f"{unique}/k", b"secret"))
+    peer = protected_daemon.peer(protected_daemon.keys(unique, "admin", f"rw:{unique}/"))
+    written, first, changed, second, made = peer.ask(
+        put(f"{unique}/own"),
+        get(f"{unique}/k"),
+        {"op": "identity_put", "name": unique, "grants": []},
+        get(f"{unique}/k"),
+        {"op": "identity_put", "name": f"{unique}-2", "grants": ["admin"]},
+    )
+    assert (written["version"], changed["grants"]) == (1, [])
+    assert [result["error"]["code"] for result in (first, second, made)] == ["not_allowed"] * 3
+    assert f"{unique}-2" not in names(protected_daemon)
+
+
+def test_a_request_that_waits_for_its_sender_is_done_with_the_grants_of_then(
+    protected_daemon: Protected, unique: str
+) -> None:
+    """It waits because the sender does not read a reply."""
+    root, size = protected_daemon.root, 1_000_000
+    root.ask(put(f"{unique}/large", bytes(size)))
+    keys = protected_daemon.keys(unique, f"all:{unique}/", f"read:{unique}-s/", "admin")
+    made = {"op": "identity_put", "name": f"{unique}-2", "grants": ["admin"]}
+    long = [get(f"{unique}/none")] * 9_990 + [get(f"{unique}-s/k"), made]
+
+    def set_aside() -> Peer | None:
+        """A peer with the long request begun, and the reply to one that came after it unread."""
+        socket = protected_daemon.socket(zmq.DEALER, keys)
+        socket.rcvhwm = 1
+        socket.connect(protected_daemon.requests)
+        for ops in (long, [get(f"{unique}/large")] * 45):
+            socket.send_multipart([b"", *pack(*ops)])
+
+        def waiting() -> int | None:
+            (status,) = root.ask({"op": "status"})
+            return status["pending"] if status["untaken_bytes"] > 10 * size else None
+
+        if wait_until(waiting, what="the reply waits for its reader") > 1:
+            return Peer(socket)
+        # the long one was the faster one: only the status was pending
+        socket.close()
+        wait_until(lambda: root.ask({"op": "status"})[0]["untaken_bytes"] == 0)
+        protected_daemon.change("identity_delete", f"{unique}-2")
+        return None
+
+    peer = wait_until(set_aside, what="a long request is set aside")
+    protected_daemon.change("identity_put", unique, grants=[f"all:{unique}/"])
+    root.ask(put(f"{unique}-s/k", b"written later"))
+    replies = [unpack(peer.socket.recv_multipart()[1:]) for _ in range(2)]
+    assert [reply["error"]["code"] for reply in replies if "error" in reply] == ["not_allowed"]
+    assert f"{unique}-2" not in names(protected_daemon)
+
+
 def test_what_is_not_granted_is_answered_the_same_whether_it_is_there_or_not(
     protected_daemon: Protected, unique: str
 ) -> None:

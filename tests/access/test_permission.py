@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from typing import Any, cast
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore_core.access.grants import GrantSet
+from kvstore_core.access.identities import AccessTable
 from kvstore_core.access.principal import THE_FACADE, Principal
-from kvstore_core.errors import NotAllowed
+from kvstore_core.errors import KvError, NotAllowed
 from kvstore_core.operations import OPERATIONS
 from kvstore_core.wire import Limits, Request, decode_request, encode_request
+from kvstore_daemon.access.authority import Authority
 from kvstore_daemon.peer_limits.peer import Peer
 from kvstore_daemon.requests.authors import authors_of
-from kvstore_daemon.requests.pending_request import PendingRequest
-from kvstore_daemon.requests.permission import allowed
+from kvstore_daemon.requests.pending_request import REPLY_BYTES, PendingRequest
+from kvstore_daemon.requests.permission import allowed, has_ended, recheck
 from kvstore_daemon.requests.reads import Page
 from kvstore_daemon.requests.router_socket import RequestMessage
 from kvstore_daemon.storage.interface import Engine
@@ -233,8 +236,78 @@ def test_a_change_is_done_once_however_often_the_reads_beside_it_begin_again() -
 
     request = request_of(op_of("identity_put"), op_of("list"))
     message = RequestMessage(Peer(b"", 1), [], [], 0)
-    pending = PendingRequest(message, request, ADMIN)
+    pending = PendingRequest(message, request, ADMIN, AccessTable(()))
     for _ in range(3):
-        assert pending.read(cast(Engine, None), dict.fromkeys(OPERATIONS, answer), time.monotonic() + 60)
+        while not pending.read(cast(Engine, None), dict.fromkeys(OPERATIONS, answer), time.monotonic() + 60):
+            pass
         pending.restart_reads()
     assert done == ["identity_put", "list", "list", "list"]
+
+
+def test_a_change_is_done_only_if_the_reply_has_room_to_say_so() -> None:
+    """And what was done keeps its result, however large the reply is."""
+    done: list[str] = []
+    grants = [f"read:{number:03}{chr(1) * 500}" for number in range(100)]  # each byte takes six in JSON
+
+    def answer(op: dict[str, Any], _who: Principal) -> Page:
+        if op["op"] == "identity_put":
+            done.append(op["name"])
+            return Page({"name": op["name"], "grants": grants}, (), 1)
+        return Page({}, (bytes(REPLY_BYTES - 2_000_000),), 1)
+
+    puts = [{"op": "identity_put", "name": f"n{number}"} for number in range(20)]
+    pending = PendingRequest(
+        RequestMessage(Peer(b"", 1), [], [], 0), request_of(op_of("list"), *puts), ADMIN, AccessTable(())
+    )
+    while not pending.read(cast(Engine, None), dict.fromkeys(OPERATIONS, answer), time.monotonic() + 60):
+        pass
+    results = orjson.loads(pending.reply("", 1)[0])["results"][1:]
+    assert done
+    assert [result["name"] for result in results if "error" not in result] == done
+    codes = [result["error"]["code"] for result in results if "error" in result]
+    assert codes == ["reply_too_large"] * (20 - len(done))
+    assert codes
+
+
+class _Known(Authority):
+    """The table and its one identity are those of the test."""
+
+    def __init__(self, who: Principal | None) -> None:
+        super().__init__()
+        self._who = who
+
+    def principal_of(self, user_id: str) -> Principal:
+        if self._who is None:
+            raise KvError("unauthenticated", user_id)
+        return self._who
+
+
+@pytest.mark.parametrize(
+    ("now", "code"),
+    [
+        (None, "unauthenticated"),
+        (Principal("reader", GrantSet(["ro:other/"])), "not_allowed"),
+        (Principal("reader", GrantSet(["ro:app/", "ro:other/"])), None),
+        (THE_FACADE, None),
+    ],
+    ids=["revoked", "regranted", "granted more", "facade"],
+)
+def test_what_is_to_be_done_is_checked_by_the_table_of_now(now: Principal | None, code: str | None) -> None:
+    before, authority = AccessTable(()), _Known(now)
+    message = RequestMessage(Peer(b"", 1, "key"), [], [], 0)
+    pending = PendingRequest(message, request_of(op_of("get"), op_of("list")), READER, before)
+    if code is None:
+        recheck(pending, authority)
+        assert pending.table is authority.table
+        assert pending.who is (READER if now is THE_FACADE else now)
+    else:
+        with pytest.raises(KvError) as caught:
+            recheck(pending, authority)
+        assert caught.value.code == code
+        assert (pending.table, pending.who) == (before, READER)
+
+
+def test_a_credential_ends_while_a_request_is_under_way() -> None:
+    now = time.time_ns() // 1_000_000
+    ends = [None, now + 60_000, now]
+    assert [has_ended(Principal("a", GrantSet(()), "key", end)) for end in ends] == [False, False, True]

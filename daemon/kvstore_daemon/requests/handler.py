@@ -21,7 +21,7 @@ from kvstore_daemon.requests.administration import CHANGES, Administration
 from kvstore_daemon.requests.authors import authors_of, named
 from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, FairQueue, PendingLimit
 from kvstore_daemon.requests.pending_request import Answer, PendingRequest
-from kvstore_daemon.requests.permission import allowed
+from kvstore_daemon.requests.permission import allowed, has_ended, recheck
 from kvstore_daemon.requests.reads import READS, Page, Read
 from kvstore_daemon.requests.router_socket import (
     MAX_ENVELOPE_BYTES,
@@ -157,7 +157,8 @@ class RequestHandler:
                 request = allowed(request, who)
             authors = authors_of(who, request)
             self._counters.count_operations(request.ops)
-            pending = PendingRequest(message, request, who if request.writes else named(who, authors))
+            asks = who if request.writes else named(who, authors)
+            pending = PendingRequest(message, request, asks, self._authority.table)
             if request.writes:
                 self._committer.add(write_request(request, message.frames, pending, authors), message.size)
             else:
@@ -197,14 +198,26 @@ class RequestHandler:
                 request.accept(answer)
             if request.peer.is_gone:
                 self._drop(request, is_done=request.has_writes_only())
-            elif request.has_writes_only() or request.read(
-                self._engine, self._reads, time.monotonic() + SLICE_SECONDS
-            ):
+            elif request.has_writes_only() or self._read(request):
                 self._answer(request)
             else:
                 self.queue.add_reading(request)
         except Exception as error:  # every request gets one reply
             self._refuse(request, error, request.request_id)
+
+    def _read(self, request: PendingRequest) -> bool:
+        """Do a slice of the reads; returns whether that was the last one. It may be long after the request
+        was checked, so what it has not done yet is checked again if something else holds by now."""
+        authority = self._authority
+        if request.table is not authority.table or has_ended(request.who):
+            try:
+                recheck(request, authority)
+            except KvError as error:
+                if not request.has_changed_something():
+                    raise
+                request.refuse_rest(error)
+                return True
+        return request.read(self._engine, self._reads, time.monotonic() + SLICE_SECONDS)
 
     def _answer(self, request: PendingRequest) -> None:
         if log.isEnabledFor(logging.DEBUG):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 import orjson
 
+from kvstore_core.access.identities import AccessTable
 from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog, request_extra
@@ -36,6 +37,10 @@ SHOWN_OPS = 20
 
 _RESULT_BYTES = 160
 """About what a result's JSON takes beside its key and value."""
+
+_CHANGE_BYTES = 1024 * 1024
+"""More than what the result of a change of identities takes: a hundred grants of a kilobyte, each byte of
+which may take six in JSON, and twenty tokens and keys."""
 
 _TOO_LARGE: Fields = {
     "error": KvError(
@@ -71,12 +76,15 @@ class PendingRequest:
         "peer",
         "request_id",
         "size",
+        "table",
         "who",
     )
 
-    def __init__(self, message: RequestMessage, request: Request, who: Principal) -> None:
+    def __init__(self, message: RequestMessage, request: Request, who: Principal, table: AccessTable) -> None:
+        """``who`` may do all of it by ``table``."""
         self.peer: Peer = message.peer
         self.who = who
+        self.table = table
         self.envelope: Frames = message.envelope
         self.size = message.size
         self.request_id = request.request_id
@@ -118,6 +126,29 @@ class PendingRequest:
         for index, result in zip(self._write_indexes(), results, strict=True):
             self._results[index] = result
 
+    def undone(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The ops that :meth:`read` has still to do, and the index of each."""
+        for index in range(self._next, len(self._ops)):
+            op = self._ops[index]
+            if not self._is_changed_by(index, op["op"]):
+                yield index, op
+
+    def has_changed_something(self) -> bool:
+        """Whether the reply has results of ops that are no reads."""
+        return any(self._is_changed_by(index, op["op"]) for index, op in enumerate(self._ops))
+
+    def refuse_rest(self, error: KvError) -> None:
+        """Let ``error`` be the result of all that has changed nothing; the others keep theirs, for they are
+        done."""
+        refused = {"error": error.as_json()}
+        for index, op in enumerate(self._ops):
+            if not self._is_changed_by(index, op["op"]):
+                self._results[index] = refused
+        self._values = []
+
+    def _is_changed_by(self, index: int, name: str) -> bool:
+        return name in WRITES or (name in CHANGES and self._results[index] is not None)
+
     def _write_indexes(self) -> list[int]:
         return [index for index, op in enumerate(self._ops) if op["op"] in WRITES]
 
@@ -129,9 +160,12 @@ class PendingRequest:
             name = op["op"]
             if name == "get":
                 self._read_gets(engine)
-            elif name in WRITES or (name in CHANGES and self._results[self._next] is not None):
+            elif name in WRITES:
                 self._next += 1
                 continue
+            elif name in CHANGES:
+                self._do_change(reads[name], op)
+                break  # others may hold other grants now, and so may whoever asks
             else:
                 self._results[self._next] = self._read_page(reads[name], op)
                 self._next += 1
@@ -163,6 +197,17 @@ class PendingRequest:
             results.append(record_fields(record))
         self._room = room
         self._results[start : self._next] = results
+
+    def _do_change(self, change: Answer, op: dict[str, Any]) -> None:
+        """Change identities, unless that was done before the reads were begun again. It is done only if the
+        reply has room to say so."""
+        result = self._results[self._next]
+        if result is not None:
+            self._room -= len(orjson.dumps(result))
+        else:
+            has_room = self._room >= _CHANGE_BYTES
+            self._results[self._next] = self._read_page(change, op) if has_room else _TOO_LARGE
+        self._next += 1
 
     def _read_page(self, read: Answer, op: dict[str, Any]) -> Fields:
         if self._room <= 0:

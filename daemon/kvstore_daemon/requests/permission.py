@@ -6,6 +6,8 @@ from kvstore_core.access.principal import THE_FACADE, Principal
 from kvstore_core.errors import KvError
 from kvstore_core.operations import OPERATIONS
 from kvstore_core.wire import Request
+from kvstore_daemon.access.authority import Authority, now_ms
+from kvstore_daemon.requests.pending_request import PendingRequest
 
 _OF_THE_FACADE = ("http:", "facade:")
 """How the names begin by which the facade numbers what others ask."""
@@ -28,3 +30,20 @@ def allowed(request: Request, who: Principal) -> Request:
     if client.startswith(_OF_THE_FACADE):
         raise KvError("not_allowed", f"{client!r} is not a 'client' of yours: only the facade has such names")
     return request._replace(client=f"@{who.name}:{client}")  # no facade, and nobody unnamed, begins with @
+
+
+def has_ended(who: Principal) -> bool:
+    """Whether the credential of ``who`` has expired."""
+    return who.expires_at is not None and now_ms() >= who.expires_at
+
+
+def recheck(request: PendingRequest, authority: Authority) -> None:
+    """Let the grants of now hold for what is still to be done of ``request``; raises ``unauthenticated`` or
+    ``not_allowed`` if they do not allow all of it. Nothing more may be done of it then."""
+    who = authority.principal_of(request.peer.user_id)
+    if who is THE_FACADE:  # it goes on in the name of the one for whom it asks
+        who = request.who
+    else:
+        for index, op in request.undone():
+            who.check_op(op, OPERATIONS[op["op"]].needs, index)
+    request.who, request.table = who, authority.table
