@@ -104,6 +104,8 @@ def create_app(
         middleware.append(HostCheck(hosts))
     if settings.cors_origins:
         middleware.append(Cors(settings.cors_origins))
+    if callers is not None:
+        middleware.append(callers)
     app: falcon.App[Any, Any] = falcon.App(
         router=router, middleware=middleware, response_type=UncheckedResponse
     )

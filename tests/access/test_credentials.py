@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from kvstore_core.access import derived
 from kvstore_core.access.derived import Statement
-from kvstore_core.access.grants import GrantSet, Need
-from kvstore_core.access.identities import AccessTable, Identity, StoredKey, StoredToken
+from kvstore_core.access.grants import Grant, GrantSet, Need
+from kvstore_core.access.identities import MAX_KEPT_GRANTS, AccessTable, Identity, StoredKey, StoredToken
 from kvstore_core.access.tokens import TOKEN_PATTERN, new_token, token_id, without_secrets
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_MOMENT
@@ -116,6 +116,38 @@ def test_what_is_derived_ends_with_its_token_and_gives_no_more() -> None:
 
 
 HOUR = 3600 * 1000
+
+
+def test_what_many_derive_from_long_grants_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of identities has all sessions and streams judged in one turn of a worker."""
+    token, parsed = new_token(), []
+    parse = Grant.parse
+    grants = (*(f"all:team-{number}/" for number in range(98)), "monitor", "admin")
+    access = table(token.id, token.digest, *grants)
+    parent = access.of_credential(token.text, NOW)
+    limit = tuple(f"ro:team-{number}/x/" for number in range(16))
+    texts = [
+        *(access.derive(parent, NOW, HOUR, half=f"half {number}") for number in range(50)),
+        *(access.derive(parent, NOW, HOUR + number, limit) for number in range(50)),
+    ]
+    monkeypatch.setattr(Grant, "parse", lambda text: parsed.append(text) or parse(text))
+    for _ in range(2):
+        found = [access.of_credential(text, NOW) for text in texts]
+        found = [who for each in found if (who := access.refreshed(each, NOW)) is not None]
+    assert [who.grants.texts for who in found] == [grants[:-1]] * 50 + [limit] * 50
+    assert len(parsed) <= len(grants) + 2 * len(limit)
+    other = table(token.id, token.digest, *grants[:-1])
+    assert other.of_credential(texts[0], NOW).grants is other.identities["ci"].grants
+
+
+def test_what_is_kept_of_derived_grants_is_bounded() -> None:
+    token = new_token()
+    access = table(token.id, token.digest, "all:*")
+    parent = access.of_credential(token.text, NOW)
+    for number in range(2 * MAX_KEPT_GRANTS):
+        limit = (f"ro:{number}/",)
+        assert access.of_credential(access.derive(parent, NOW, HOUR, limit), NOW).grants.texts == limit
+    assert 0 < len(access._kept) <= MAX_KEPT_GRANTS
 
 
 def test_a_derived_credential_has_what_was_asked_for_and_ends_with_its_token() -> None:

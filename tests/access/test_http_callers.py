@@ -14,15 +14,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
+from zlib import crc32
 
 import pytest
 
+from kvstore_core.access import identities
 from kvstore_core.access.grants import GrantSet
 from kvstore_core.access.identities import AccessTable, Identity, StoredToken
-from kvstore_core.access.tokens import new_token
+from kvstore_core.access.tokens import _base62, new_token, token_id
 from kvstore_core.errors import KvError
-from kvstore_http.access.callers import Callers
-from kvstore_http.access.table_follower import TableFollower
+from kvstore_core.process.logging import RateLimitedLog
+from kvstore_http.access.callers import MAX_KEPT_SESSIONS, MAX_SESSION_CHARACTERS, Callers
+from kvstore_http.access.sessions import NewSession, begin
+from kvstore_http.access.table_follower import TableFollower, now_ms
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.resources import ui_files
 from kvstore_http.routes import ENDPOINTS, Endpoint
@@ -196,6 +200,45 @@ def test_only_good_credentials_are_kept_and_few() -> None:
     assert 0 < len(callers._known) <= 4096
 
 
+def test_sessions_are_looked_up_once_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    token = new_token()
+    row = Identity("ann", GrantSet(["ro:*"]), 0, tokens=(StoredToken(token.id, token.digest, 0),))
+    table = AccessTable([row], b"k" * 32)
+    follower = SimpleNamespace(table=table, is_confirmed=True, listeners=[])
+    callers = Callers(cast(TableFollower, follower), WorkerCounters.alone(), "")
+
+    def come_in(session: NewSession, cookies: str = "", **more: str) -> str:
+        cookie = f"{cookies}kvstore_5000={session.cookie}"
+        environ = {"HTTP_COOKIE": cookie, "HTTP_X_KVSTORE_PAGE": session.half, **more}
+        try:
+            return callers._identify(environ, table, is_public=False).name
+        except KvError as error:
+            return str(error.details.get("reason", "unknown"))
+
+    session, other = (begin(table, token.text, now_ms()) for _ in range(2))
+    mixed = NewSession(session.cookie, other.half, session.who)
+    verified: list[str] = []
+    verify = identities.verify
+    monkeypatch.setattr(identities, "verify", lambda text, key: verified.append(text) or verify(text, key))
+    assert come_in(session) == "ann"
+    once = len(verified)
+    assert {come_in(session) for _ in range(10)} == {"ann"}
+    assert len(verified) == once
+    assert come_in(session, HTTP_SEC_FETCH_SITE="cross-site") == "cross_site"
+    assert come_in(mixed) == "unknown"
+    assert len(callers._sessions) == 1
+    assert come_in(session, f"theirs={'x' * MAX_SESSION_CHARACTERS}; ") == "ann"
+    assert len(callers._sessions) == 1
+    for number in range(2 * MAX_KEPT_SESSIONS):
+        assert come_in(session, f"theirs={number}; ") == "ann"
+    assert 0 < len(callers._sessions) <= MAX_KEPT_SESSIONS
+    for listener in follower.listeners:
+        listener()
+    assert not callers._sessions
+    monkeypatch.setattr("kvstore_http.access.callers.now_ms", lambda: (session.who.expires_at or 0) + 1)
+    assert come_in(session) == "expired"
+
+
 @pytest.mark.parametrize(
     ("lines", "status"),
     [
@@ -355,6 +398,9 @@ def resident_bytes(pid: int) -> int:
         "/v1/whoami?{token}",
         "/readyz?token={derived}",
         "/v1/kv/app/x?token={derived}",
+        "/no/such/route?token={token}",
+        "/v1/{encoded}/x",
+        "/v1/kv/%zz{token}",
     ],
 )
 def test_a_token_in_an_address_is_refused_and_reported_by_its_id(protected: Protected, target: str) -> None:
@@ -369,7 +415,35 @@ def test_a_token_in_an_address_is_refused_and_reported_by_its_id(protected: Prot
             assert problem["reason"] == "in_address"
             assert "rotate" in problem["detail"]
             assert token.split("_")[2] not in answer.body.decode()
+        answer = call(protected.url, "TRACE", shown, token=token)  # which no route takes
+        assert assert_problem(answer, "unauthenticated")["reason"] == "in_address"
     assert re.search(r"the token [0-9a-z]{8} stood in an address: rotate it", protected.facade.stderr)
+
+
+def test_nobody_can_have_the_log_accuse_a_token_that_they_do_not_have() -> None:
+    token, mine = new_token(), new_token()
+    stem = f"kv_{token.id}_{'0' * 43}"
+    forged = stem + _base62(crc32(stem.encode()), 6)
+    assert token_id(forged) == token.id
+    row = Identity("ci", GrantSet(["ro:*"]), 0, tokens=(StoredToken(token.id, token.digest, 0),))
+    follower = SimpleNamespace(table=AccessTable([row]), is_confirmed=True, listeners=[])
+    counters = WorkerCounters.alone()
+    callers = Callers(cast(TableFollower, follower), counters, "")
+    logged: list[tuple[Any, ...]] = []
+    callers._leak_log = cast(RateLimitedLog, SimpleNamespace(warning=lambda *line: logged.append(line)))
+
+    def refused(query: str) -> bool:
+        request = SimpleNamespace(env={"kvstore.raw_path": "/v1/kv/x", "kvstore.raw_query": query})
+        try:
+            callers.process_request(cast(Any, request), cast(Any, None))
+        except KvError as error:
+            return error.details["reason"] == "in_address"
+        return False
+
+    assert all(map(refused, (forged, mine.text, f"{mine.text}&{forged}")))
+    assert not logged
+    assert refused(f"{forged}&{token.text}")
+    assert [line[1] for line in logged] == [token.id]
 
 
 def test_a_key_that_only_looks_like_a_token_is_a_key(protected: Protected) -> None:

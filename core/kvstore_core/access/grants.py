@@ -224,4 +224,13 @@ class GrantSet:
 
     def cover(self, other: GrantSet) -> bool:
         """Whether this allows all that ``other`` does: who has this may hand ``other`` on."""
-        return all(self.allow(need) for text in other.texts for need in Grant.parse(text).needs())
+        return all(map(self._covers, other.texts))
+
+    def _covers(self, text: str) -> bool:
+        return all(map(self.allow, Grant.parse(text).needs()))
+
+    def handed_on(self, limit: tuple[str, ...] | None) -> GrantSet:
+        """Those of ``limit`` that this covers, all of this without one; never admin."""
+        if limit is not None:
+            return GrantSet(text for text in limit if text != "admin" and self._covers(text))
+        return GrantSet(text for text in self.texts if text != "admin") if "admin" in self._plain else self

@@ -37,6 +37,9 @@ MAX_IDENTITIES = 10_000
 MAX_CREDENTIALS = 20
 """Tokens and keys of one identity."""
 
+MAX_KEPT_GRANTS = 128
+"""Of derived credentials. Parsed, those of one take up to 32 KiB."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,31}", re.ASCII)
 _PUBLIC_KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
 
@@ -84,6 +87,7 @@ class AccessTable:
         rows = self.identities.values()
         self._tokens = _unique("token id", ((t.id, (row, t)) for row in rows for t in row.tokens))
         self._keys = _unique("public key", ((key.public, (row, key)) for row in rows for key in row.keys))
+        self._kept: dict[tuple[str, tuple[str, ...] | None], GrantSet] = {}
         self._signing_key = signing_key
         self.tag = hashlib.sha256(self.encode() + signing_key).hexdigest()[:16]
         """Another one in every table that says something else."""
@@ -159,17 +163,26 @@ class AccessTable:
         if now >= statement.expires_at:
             raise _over("expired", found[0].name)
         parent = self._of_token(*found, now)
-        given = parent.grants.texts if statement.grants is None else statement.grants
-        kept = [text for text in given if text != "admin" and parent.grants.cover(GrantSet((text,)))]
         return Principal(
             parent.name,
-            GrantSet(kept),
+            self._handed_on(found[0], statement.grants),
             parent.credential,
             _earliest(parent.expires_at, statement.expires_at),
             is_derived=True,
             limit=statement.grants,
             is_session=bool(statement.half),
         )
+
+    def _handed_on(self, row: Identity, limit: tuple[str, ...] | None) -> GrantSet:
+        """What a derived credential has of an identity's grants. It is kept: after a change all streams and
+        sessions are judged in one turn, and many have the same."""
+        grants = self._kept.get((row.name, limit))
+        if grants is None:
+            grants = row.grants.handed_on(limit)
+            if len(self._kept) >= MAX_KEPT_GRANTS:
+                self._kept.clear()
+            self._kept[row.name, limit] = grants
+        return grants
 
     def of_public_key(self, public: str, now: int) -> Principal | None:
         """Who has the CURVE key ``public``; None if nobody has it now."""

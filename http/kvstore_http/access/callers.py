@@ -17,7 +17,7 @@ from kvstore_core.access.principal import ANONYMOUS, UNRESTRICTED, Principal
 from kvstore_core.access.tokens import TOKEN_PATTERN, token_id
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog
-from kvstore_http.access.sessions import not_a_token, session_of
+from kvstore_http.access.sessions import HALF_VARIABLE, is_of_this_site, not_a_token, session_of
 from kvstore_http.access.table_follower import TableFollower, now_ms
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY, STRANGERS_BODY, WHO
@@ -28,6 +28,10 @@ MAX_KEPT = 4096
 
 MAX_KEPT_CHARACTERS = 512
 """Of a header with one. There may be any number of spaces in it, and each number makes another header."""
+
+MAX_KEPT_SESSIONS = 256
+MAX_SESSION_CHARACTERS = 4096
+"""Of the cookies with one, of which other services on the host may have some."""
 
 MAX_STRANGERS_BODY = 64 * 1024
 """The largest body that is read of somebody who is not known."""
@@ -78,9 +82,11 @@ class Callers:
         self.server_key = server_key
         """The daemon's public key, for those who come in by ZeroMQ."""
         self._counters = counters
-        self._known: dict[str | None, Principal] = {}
+        self._known: dict[str, Principal] = {}
+        self._sessions: dict[tuple[str, str], Principal] = {}
+        """By the cookies of a request and the page's half."""
         self._leak_log = RateLimitedLog(log)
-        follower.listeners.append(self._known.clear)
+        follower.listeners.extend((self._known.clear, self._sessions.clear))
 
     # ── routes ──────────────────────────────────────────────────────────────────────────────────
 
@@ -94,12 +100,9 @@ class Callers:
         def respond(req: falcon.Request, resp: falcon.Response, **params: Any) -> None:
             environ = req.env
             try:
-                who = known.get(environ.get("HTTP_AUTHORIZATION"))
+                who = known.get(environ.get("HTTP_AUTHORIZATION", ""))
                 if who is None or who.expires_at is not None or monotonic() >= follower.good_until:
                     who = self._identified(environ, needs)
-                path = environ[RAW_PATH]
-                if "kv_" in path or "kvd_" in path or "%" in path or environ[RAW_QUERY]:
-                    self._refuse_token_in(environ)
                 environ[WHO] = who
                 if has_own_need or (who.name == ANONYMOUS and not is_public and who is not UNDECIDED):
                     who.check(asked)
@@ -145,7 +148,23 @@ class Callers:
         header = environ.get("HTTP_AUTHORIZATION")
         if header is not None:
             return self._of_header(header, table)
+        if HALF_VARIABLE in environ:
+            return self._of_session(environ, table)
         return session_of(environ, table, now_ms(), is_public=is_public) or table.anonymous
+
+    def _of_session(self, environ: dict[str, Any], table: AccessTable) -> Principal:
+        now, cookies = now_ms(), environ.get("HTTP_COOKIE", "")
+        both = cookies, environ[HALF_VARIABLE]
+        who = self._sessions.get(both)
+        if who is not None and is_of_this_site(environ) and now < (who.expires_at or 0):
+            return who
+        who = session_of(environ, table, now)
+        assert who is not None  # noqa: S101 - there is a half
+        if table is self.follower.table and len(cookies) <= MAX_SESSION_CHARACTERS:
+            if len(self._sessions) >= MAX_KEPT_SESSIONS:
+                self._sessions.clear()
+            self._sessions[both] = who
+        return who
 
     def _of_header(self, header: str, table: AccessTable) -> Principal:
         now = now_ms()
@@ -206,17 +225,30 @@ class Callers:
 
     # ── tokens in addresses ─────────────────────────────────────────────────────────────────────
 
+    def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
+        """As falcon's middleware, before a route is looked for: nobody's address may hold a token."""
+        environ = req.env
+        path = environ[RAW_PATH]
+        if "kv_" in path or "kvd_" in path or "%" in path or environ[RAW_QUERY]:
+            try:
+                self._refuse_token_in(environ)
+            except KvError as error:
+                self._count(error)
+                raise
+
     def _refuse_token_in(self, environ: dict[str, Any]) -> None:
-        """Raise ``unauthenticated`` for an address that holds a token: by now proxies and logs have it."""
+        """Raise ``unauthenticated`` for an address that holds a token: by now proxies and logs have it. Only
+        for one that is known here the log names an id: others can be made up for any."""
         address = f"{environ[RAW_PATH]}?{environ[RAW_QUERY]}"
         if "%" in address:
             address = unquote(address)
         if "kv_" not in address and "kvd_" not in address:
             return
-        found = next((m for m in TOKEN_PATTERN.finditer(address) if token_id(m[0])), None)
-        if found is not None:
-            self._leak_log.warning("the token %s stood in an address: rotate it", found[1])
-        elif not any(self._is_derived(match[0]) for match in _DERIVED.finditer(address)):
+        tokens = [match for match in TOKEN_PATTERN.finditer(address) if token_id(match[0])]
+        known = next((match[1] for match in tokens if self._is_known(match[0])), None)
+        if known is not None:
+            self._leak_log.warning("the token %s stood in an address: rotate it", known)
+        elif not tokens and not any(self._is_known(match[0]) for match in _DERIVED.finditer(address)):
             return
         raise KvError(
             "unauthenticated",
@@ -225,7 +257,8 @@ class Callers:
             reason="in_address",
         )
 
-    def _is_derived(self, text: str) -> bool:
+    def _is_known(self, text: str) -> bool:
+        """Whether this is, or was, a credential here."""
         table = self.follower.table
         try:
             return table is not None and bool(table.of_credential(text, 0))

@@ -25,7 +25,9 @@ HALF = "X-Kvstore-Page"
 
 MAX_SESSION_SECONDS = 12 * 3600
 
-_HALF_VARIABLE = "HTTP_X_KVSTORE_PAGE"
+HALF_VARIABLE = "HTTP_X_KVSTORE_PAGE"
+"""That header in the environ."""
+
 _AT_ROOT, _BELOW_PATH = "__Host-kvstore", "__Secure-kvstore"
 _NAME = re.compile(r"__Host-kvstore|__Secure-kvstore|kvstore_[0-9]{1,5}", re.ASCII)
 _MAX_TRIED = 16
@@ -80,12 +82,12 @@ def session_of(
     elsewhere, and for a cookie of this service without the other half. That one is no fault where nothing
     depends on who asks (``is_public``): the browser itself sends it with the page's own files.
     """
-    half = environ.get(_HALF_VARIABLE)
+    half = environ.get(HALF_VARIABLE)
     if half is None:
         if not is_public and "HTTP_COOKIE" in environ and _is_named_for(environ):
             raise KvError("unauthenticated", f"a session's cookie is only good with the page's {HALF}")
         return None
-    if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("same-origin", "none"):
+    if not is_of_this_site(environ):
         raise KvError(
             "unauthenticated", "a session is only good for the page that began it", reason="cross_site"
         )
@@ -94,6 +96,11 @@ def session_of(
         if hmac.compare_digest(table.half_of(cookie), digest):
             return table.of_credential(cookie, now)
     raise KvError("unauthenticated", "this session is not known here; log in again")
+
+
+def is_of_this_site(environ: dict[str, Any]) -> bool:
+    """Whether a request may be of a session by where it comes from; browsers say it, others need not."""
+    return environ.get("HTTP_SEC_FETCH_SITE", "none") in ("same-origin", "none")
 
 
 def place_of(environ: dict[str, Any]) -> Place:
