@@ -390,7 +390,8 @@ class AsyncClient(NotPortable):
         timeout: float | None = None,
     ) -> str:
         """Make another token of an identity and return its text, which nobody can be told again. It ends at
-        ``expires_at``, in milliseconds since the epoch; with ``keep`` the others end after so many seconds.
+        ``expires_at``, in milliseconds since the epoch, 0 for never; with ``keep`` the others end after so
+        many seconds, and without ``expires_at`` it lasts as long as the newest of them was made for.
         """
         token = new_token()
         await self.run(commands.token_add(name, token, expires_at=expires_at, keep=keep), timeout=timeout)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kvstore_cli.config.resolve import resolve
 from kvstore_client import Client, commands
 from kvstore_core.access import changes
 from kvstore_core.access.grants import Need
@@ -24,7 +25,7 @@ from kvstore_core.access.tokens import new_token
 from kvstore_core.errors import BadRequest, KvError, NotAllowed, NotFound, TooBusy, Unauthenticated
 from kvstore_daemon.access import authority as authority_module
 from kvstore_daemon.access.access_files import OPERATOR, edit, make_first_admin, read_table, server_keys
-from kvstore_daemon.access.authority import Authority, FileAuthority
+from kvstore_daemon.access.authority import Authority, FileAuthority, open_authority
 from support.servers import Daemon, StartDaemon, clean_environment, run_kvstore, wait_until
 
 NOW = 1_800_000_000_000
@@ -119,6 +120,36 @@ def test_a_start_says_where_the_token_is_and_not_what(start_daemon: StartDaemon)
     assert token.read_text().strip()[12:] not in daemon.stderr
     daemon.restart()
     assert daemon.stderr.count("made the identity") == 1
+
+
+def test_a_start_without_the_identities_that_there_were_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+
+    opened(tmp_path)
+    assert warnings() == []
+    (tmp_path / "access.json").unlink()
+    opened(tmp_path)
+    (warning,) = warnings()
+    assert warning.startswith(f"{tmp_path}/access.json was gone, and with it all identities")
+
+
+@pytest.mark.parametrize("name", ["access.json", "access.key"])
+def test_a_start_with_access_off_says_that_identities_are_not_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    settings = resolve(
+        {"data": str(tmp_path), "access": "off"}, "daemon", environ={"KVSTORE_CONFIG": "/dev/null"}
+    ).daemon_settings()
+    assert not open_authority(settings).is_on
+    assert caplog.messages == []
+    (tmp_path / name).touch()
+    assert not open_authority(settings).is_on
+    assert caplog.messages == [
+        f"access is off: {tmp_path / name} is not looked at, and everybody may do everything"
+    ]
 
 
 def test_the_key_of_the_facade_is_a_login_file_for_any_address(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_the_command_shows_who_did_it(protected: Protected, scope: str, tmp_path
         ["bob", "put", "again"], ["ann", "delete", "end"], ["bob", "put", ""], ["ann", "put", "begin"]
     ]  # fmt: skip
     blame = [line.split("\t") for line in shell.out("blame", scope, env=bob).decode().splitlines()]
-    assert [[row[1], *row[3:]] for row in blame] == [["bob", scope + "l", "again"]]
+    assert [row[2:] for row in blame] == [["bob", scope + "l", "again"]]
     history = [
         line.split("\t")[2:] for line in shell.out("history", scope + "k", env=ann).decode().splitlines()
     ]

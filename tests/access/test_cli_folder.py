@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,15 @@ def test_a_name_or_grant_that_cannot_be_is_refused_and_nothing_is_made(kvstore: 
         (["ci"], b"--grant"),
         (["a b", "--grant", "ro:*"], b"is not the name"),
         (["facade", "--grant", "ro:*"], b"facade"),
+        (["me", "--grant", "ro:*"], b"the name 'me' is kvstore's own"),
         (["anonymous", "--grant", "ro:*"], b"anonymous"),
     ):
         done = kvstore("token", "create", *arguments, "--data", "data")
         assert done.returncode in (1, 2), arguments
         assert said in done.stderr
         assert done.stdout == b""
+    # nor keys, with which access would be on
+    assert kvstore("key", "create", "nobody", "--data", "data").returncode == 3
     assert list((kvstore.folder / "data").iterdir()) == []
 
 
@@ -128,6 +132,67 @@ def test_rotation_keeps_the_old_token_as_long_as_told(kvstore: CommandLine) -> N
         with pytest.raises(KvError):
             found.of_credential(old, now)
     assert kvstore("token", "rotate", "nobody", "--data", "data").returncode == 3
+
+
+def test_rotation_keeps_the_lifetime_unless_told(kvstore: CommandLine) -> None:
+    created(kvstore, "ci", "--grant", "ro:app/", "--for", "90d")
+
+    def rotated(*arguments: str) -> int | None:
+        """How long the new token lasts, in days."""
+        kvstore.out("token", "rotate", "ci", *arguments, "--data", "data")
+        token = table(kvstore).identities["ci"].tokens[-1]
+        return None if token.expires_at is None else (token.expires_at - token.created_at) // 86_400_000
+
+    assert rotated("--keep", "1h") == 90
+    assert rotated("--keep", "1h", "--for", "30d") == 30
+    assert rotated() == 30
+    assert rotated("--for", "never") is None
+    assert rotated() is None
+    assert kvstore("token", "rotate", "ci", "--for", "always", "--data", "data").returncode == 2
+
+
+def test_a_token_is_written_to_a_file_of_ones_own(kvstore: CommandLine) -> None:
+    path = kvstore.folder / "ci.token"
+    to_file = ("--output", "ci.token", "--data", "data")
+    assert kvstore.out("token", "create", "ci", "--grant", "ro:app/", *to_file) == b""
+    first = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert token_id(first.removesuffix("\n"))
+    # what cannot be written changes nobody
+    assert kvstore("token", "rotate", "ci", *to_file).returncode == 2
+    assert (
+        kvstore("token", "create", "x", "--grant", "ro:*", "--output", "no/x", *to_file[2:]).returncode == 2
+    )
+    assert path.read_text() == first
+    assert list(listed(kvstore)) == ["ci"]
+    kvstore.out("token", "rotate", "ci", "--force", *to_file)
+    now = table(kvstore).identities["ci"].created_at
+    assert table(kvstore).of_credential(path.read_text().strip(), now).name == "ci"
+    # an identity that is there leaves the file as it is
+    second = path.read_text()
+    assert kvstore("token", "create", "ci", "--grant", "ro:*", "--force", *to_file).returncode == 4
+    assert path.read_text() == second
+    assert sorted(each.name for each in kvstore.folder.iterdir()) == ["ci.token", "data"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root; CI has it")
+def test_root_keeps_what_it_makes_for_itself(kvstore: CommandLine) -> None:
+    """The data folder is another user's, and the file is to be in root's own."""
+    os.chown(kvstore.folder / "data", 4711, 4711)
+    (kvstore.folder / "own").mkdir(mode=0o700)
+    kvstore.out("key", "create", "k", "--grant", "ro:*", "--output", "own/k.json", "--data", "data")
+    kvstore.out("token", "create", "t", "--grant", "ro:*", "--output", "own/t.token", "--data", "data")
+    own = sorted((kvstore.folder / "own").iterdir())
+    assert [path.name for path in own] == ["k.json", "t.token"]
+    assert {path.stat().st_uid for path in own} == {0}
+    assert {path.stat().st_uid for path in (kvstore.folder / "data").iterdir()} == {4711}
+    login = json.loads(own[0].read_text())["*"]
+    assert table(kvstore).of_public_key(login["public_key"], 0) is not None
+    assert (
+        kvstore("key", "create", "k", "--grant", "ro:*", "--output", "own/x", "--data", "data").returncode
+        == 4
+    )
+    assert sorted((kvstore.folder / "own").iterdir()) == own
 
 
 def test_a_token_or_an_identity_is_revoked(kvstore: CommandLine) -> None:

@@ -80,18 +80,24 @@ def test_what_the_service_refuses_is_not_stored(kvstore: CommandLine, script: Sc
     script.plays = [problem("unauthenticated", detail="not known here", request_id="r")]
     done = kvstore("login", stdin=f"{token}\n".encode())
     assert done.returncode == 5
-    assert b"what you entered" in done.stderr
+    assert b"(the token is from the input)" in done.stderr
     assert not login_file(kvstore).exists()
     seen = len(script.seen)
-    for text in ("", token[:-1], "hunter2"):
-        assert kvstore("login", stdin=f"{text}\n".encode()).returncode == 5
+    for text, said in (
+        ("", b"there is no token in the input;"),
+        (token[:-1], b"there is no token of kvstore, or a mistyped or cut off one, in the input;"),
+        ("hunter2", b"there is no token of kvstore"),
+    ):
+        done = kvstore("login", stdin=f"{text}\n".encode())
+        assert done.returncode == 5
+        assert said in done.stderr
     assert len(script.seen) == seen
 
 
 def test_nothing_is_stored_where_nobody_is_asked(kvstore: CommandLine, script: Script) -> None:
     script.plays = [answer(b'{"access": false, "name": "", "grants": []}')]
     done = kvstore("login", stdin=f"{new_token().text}\n".encode())
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert b"access is off" in done.stderr
     assert not login_file(kvstore).exists()
     assert b"access is off" in kvstore.out("whoami")

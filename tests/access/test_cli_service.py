@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,25 @@ def test_a_narrowed_token_may_less_and_ends(kvstore: CommandLine, by: Callable[[
     assert refused(by(narrow), "get", "cli-wide/x")
 
 
+def test_rotation_keeps_the_lifetime_unless_told(kvstore: CommandLine) -> None:
+    made(kvstore, "lasting", "--grant", "ro:cli-lasting/", "--for", "90d")
+
+    def rotated(*arguments: str) -> int | None:
+        """How long the new token lasts, in days."""
+        kvstore.out("token", "rotate", "lasting", *arguments)
+        token = kvstore.lines("token", "show", "lasting", "--json")[0]["tokens"][-1]
+        if "expires_at" not in token:
+            return None
+        made_at, end = (datetime.fromisoformat(token[name]) for name in ("created_at", "expires_at"))
+        return round((end - made_at).total_seconds() / 86_400)
+
+    assert rotated("--keep", "1h") == 90
+    assert rotated("--keep", "1h", "--for", "30d") == 30
+    assert rotated() == 30
+    assert rotated("--for", "never") is None
+    assert rotated() is None
+
+
 def test_a_login_is_used_by_what_follows(protected: Protected, stranger: CommandLine) -> None:
     assert refused(stranger, "list")
     assert stranger("login", stdin=f"{protected.admin_token}\n".encode()).returncode == 0
@@ -282,6 +302,10 @@ def test_state_is_shown_as_far_as_one_may_see_it(
     }
     assert "monitor" in little.on_terminal("status")
     assert "commits" in kvstore.lines("status", "--json")[0]
+    for line in (little, kvstore):
+        assert b"access\trequired\n" in line.out("status")
+        assert "required" in line.on_terminal("status")
+    assert b"access.identities\t" in kvstore.out("status")
     assert refused(little, "top", "--count", "1", "--json")
     assert refused(stranger, "status")
     by(made(kvstore, "prometheus", "--grant", "monitor")).out("top", "--count", "1", "--json")

@@ -31,6 +31,14 @@ def test_access_is_off_until_something_says_who_may_come_in(tmp_path: Path) -> N
     assert http.facade_key_file == f"{data}/facade.key"
 
 
+@pytest.mark.parametrize("name", ["access.json", "access.key", "facade.key", "admin.token"])
+def test_a_file_that_is_lost_does_not_turn_access_off(tmp_path: Path, name: str) -> None:
+    """Whichever of the files is left."""
+    (tmp_path / name).touch()
+    daemon, http = configured(data=str(tmp_path)).service_settings()
+    assert (daemon.access, http.access) == ("required", "required")
+
+
 @pytest.mark.parametrize("access", ["required", "off"])
 def test_access_can_be_set_whatever_is_there(tmp_path: Path, access: str) -> None:
     for _ in range(2):

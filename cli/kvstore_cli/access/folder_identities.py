@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kvstore_cli.access.identity_store import Description, IdentityStore
+from kvstore_cli.access.identity_store import NEVER, Description, IdentityStore
 from kvstore_core.access import changes
 from kvstore_core.access.identities import AccessTable, StoredKey, StoredToken, described
 from kvstore_core.access.principal import ANONYMOUS
@@ -55,8 +55,10 @@ class FolderIdentities(IdentityStore):
 
     def rotate(self, name: str, keep: int, ends_in: int | None) -> str:
         token, now = new_token(), _now()
-        stored = StoredToken(token.id, token.digest, now, _end(now, ends_in))
-        self._edit(changes.add_token(name, stored, now, keep_ms=keep))
+        end = None if ends_in == NEVER else _end(now, ends_in)
+        stored = StoredToken(token.id, token.digest, now, end)
+        change = changes.add_token(name, stored, now, keep_ms=keep, as_before=ends_in is None)
+        self._edit(change)
         return token.text
 
     def revoke(self, name: str) -> None:
@@ -75,9 +77,16 @@ class FolderIdentities(IdentityStore):
             change = changes.put_identity(name, now, create=True, grants=grants, key=key)
         else:
             change = changes.add_key(name, key, now)
-        server_key = server_keys(self._folder).public_key  # first what can fail and changes nobody
+        change(self._table())  # what is refused makes no keys: with them access would be on
+        server_key = server_keys(self._folder).public_key  # then what can fail and changes nobody
         self._edit(change)
         return server_key
+
+    def _table(self) -> AccessTable:
+        try:
+            return read_table(table_path(self._folder))[0]
+        except FileNotFoundError:
+            return AccessTable(())
 
     def _edit(self, change: changes.Change) -> AccessTable:
         was_there = table_path(self._folder).exists()

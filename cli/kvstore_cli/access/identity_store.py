@@ -13,6 +13,9 @@ from typing import Any
 
 Description = dict[str, Any]
 
+NEVER = 0
+"""As the time in which a token ends: it has no end."""
+
 
 class IdentityStore(ABC):
     """The identities of a service. Ends are in milliseconds from now, None for never.
@@ -41,8 +44,9 @@ class IdentityStore(ABC):
 
     @abstractmethod
     def rotate(self, name: str, keep: int, ends_in: int | None) -> str:
-        """Make another token of an identity, whose other tokens then end in ``keep`` milliseconds. Returns
-        the token."""
+        """Make another token of an identity, whose other tokens then end in ``keep`` milliseconds. It ends in
+        ``ends_in``, which may be ``NEVER``; None is for as long as the newest token was made for. Returns the
+        token."""
 
     @abstractmethod
     def revoke(self, name: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from kvstore_cli.access.identity_store import Description, IdentityStore
+from kvstore_cli.access.identity_store import NEVER, Description, IdentityStore
 from kvstore_cli.http_client.client import Query, ServiceClient
 from kvstore_core.media_types import JSON
 
@@ -34,7 +34,8 @@ class ServiceIdentities(IdentityStore):
 
     def rotate(self, name: str, keep: int, ends_in: int | None) -> str:
         query = [("keep", f"{keep}ms")]
-        return str(self._ask("POST", f"{_path(name)}/rotate", _for(ends_in), query)["token"])
+        body = {"expires_at": None} if ends_in == NEVER else _for(ends_in)
+        return str(self._ask("POST", f"{_path(name)}/rotate", body, query)["token"])
 
     def revoke(self, name: str) -> None:
         self._ask("DELETE", _path(name))

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from kvstore_cli.access.identity_store import NEVER
 from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.subcommand import KindType, client_of, given_flags, subcommand
 from kvstore_cli.config.options import DURATION_OR_ZERO, FOLDER
 from kvstore_cli.terminal import output
 from kvstore_cli.terminal.humanize import NOTHING
 from kvstore_core.access.grants import PLAIN_VERBS, Grant, GrantSet, KeyRange, Need
+from kvstore_core.access.identities import ME
 from kvstore_core.errors import ERRORS, EXIT_DONE
 from kvstore_core.media_types import JSON
 
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from kvstore_cli.access.identity_store import Description, IdentityStore
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-_ME = "me"
-"""Whoever asks, as NAME of 'token test'."""
 
 _VERBS = ("read", "list", "watch", "write", "delete", *PLAIN_VERBS)
 
@@ -41,6 +40,15 @@ class GrantType(click.ParamType[str]):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         return text
+
+
+class TimeOrNeverType(click.ParamType[int]):
+    """A time in milliseconds, or ``never``, which is :data:`NEVER`."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return NEVER if value in ("never", NEVER) else parameters.TIME.convert(value, param, ctx)
 
 
 _GRANT = GrantType()
@@ -67,13 +75,35 @@ def _for_option(help_text: str, *, required: bool = False) -> Callable[[_Functio
     )
 
 
+def _output_options(help_text: str) -> Callable[[_Function], _Function]:
+    def add(function: _Function) -> _Function:
+        to_file = click.option(
+            "--output",
+            "file",
+            default="-",
+            metavar="FILE",
+            shell_complete=parameters.complete_file,
+            help=help_text,
+        )
+        return to_file(click.option("--force", is_flag=True, help="Replace FILE if it exists.")(function))
+
+    return add
+
+
 @subcommand("client")
 @_name_argument
 @_grant_option("What it may do, as ro:app/ or monitor; may be repeated.")
 @_for_option("When the token ends.  [default: never]")
+@_output_options("Where the token is written; - is standard output.")
 @_data_option
 def create(
-    context: click.Context, name: str, grants: tuple[str, ...], ends_in: int | None, data: str | None
+    context: click.Context,
+    name: str,
+    grants: tuple[str, ...],
+    ends_in: int | None,
+    file: str,
+    force: bool,
+    data: str | None,
 ) -> None:
     """Make the identity NAME with a token, and print the token, which nobody can be shown again.
 
@@ -81,18 +111,19 @@ def create(
     or rw (all); on all keys below app/, on all that begin with app with app*, on one key with app/x, or on
     everything with *. monitor and admin have no scope.
 
+    With --output only you can read the file; without it the token is printed alone.
+
     Exit status: 0; 4 if there is such an identity.
 
     \b
     Examples:
       kvstore token create ci --grant rw:app/ --grant ro:shared/ --for 90d
-      kvstore token create prometheus --grant monitor > /etc/prometheus/kvstore.token
-      kvstore token create me --grant admin --grant 'all:*' --data /var/lib/kvstore
+      kvstore token create prometheus --grant monitor --output kvstore.token
+      kvstore token create jo --grant admin --grant 'all:*' --data /var/lib/kvstore
     """
     _say_single_keys(grants)
-    with _identities(context, data) as identities:
-        token = identities.create(name, grants, ends_in)
-        _print_token(token, name)
+    with _secret_file(file, force=force) as write, _identities(context, data) as identities:
+        _write_token(write, identities.create(name, grants, ends_in), name, file)
         if data is not None and "admin" in grants:
             _say_other_admins(identities, name)
 
@@ -229,22 +260,39 @@ def _print_grants(row: Description) -> None:
     metavar="TIME",
     help="How long the other tokens stay good.  [default: not at all]",
 )
-@_for_option("When the new token ends.  [default: never]")
+@click.option(
+    "--for",
+    "ends_in",
+    type=TimeOrNeverType(),
+    metavar="TIME",
+    help="When the new token ends, or never.  [default: after as long a time as the newest one had]",
+)
+@_output_options("Where the token is written; - is standard output.")
 @_data_option
-def rotate(context: click.Context, name: str, keep: int, ends_in: int | None, data: str | None) -> None:
+def rotate(
+    context: click.Context,
+    name: str,
+    keep: int,
+    ends_in: int | None,
+    file: str,
+    force: bool,
+    data: str | None,
+) -> None:
     """Make another token for the identity NAME, and print it; the others end.
 
-    With --keep they end after that time: meanwhile the new one can be given to all who use it.
+    With --keep they end after that time: meanwhile the new one can be given to all who use it. The new one
+    lasts as long as the newest of them was made for, unless --for says otherwise.
 
     Exit status: 0; 3 if there is no such identity.
 
     \b
     Examples:
       kvstore token rotate ci --keep 1h
-      kvstore token rotate ci --for 90d > token.new
+      kvstore token rotate ci --for 90d --output ci.token --force
+      kvstore token rotate ci --for never
     """
-    with _identities(context, data) as identities:
-        _print_token(identities.rotate(name, keep, ends_in), name)
+    with _secret_file(file, force=force) as write, _identities(context, data) as identities:
+        _write_token(write, identities.rotate(name, keep, ends_in), name, file)
 
 
 @subcommand("client")
@@ -307,7 +355,7 @@ def test(
 
 def _grants_of(context: click.Context, name: str, data: str | None) -> list[str] | None:
     """None where access is off."""
-    if name != _ME or data is not None:
+    if name != ME or data is not None:
         with _identities(context, data) as identities:
             granted: list[str] = identities.described(name)["grants"]
             return granted
@@ -316,9 +364,9 @@ def _grants_of(context: click.Context, name: str, data: str | None) -> list[str]
     return None if not found["name"] else list(found["grants"])
 
 
-def _print_token(token: str, name: str) -> None:
-    output.write_line(token)
-    if output.on_terminal():
+def _write_token(write: Callable[[bytes], object], token: str, name: str, file: str) -> None:
+    write(f"{token}\n".encode())
+    if file == "-" and output.on_terminal():
         output.talk(f"this token of {name!r} is shown only now")
 
 
@@ -331,14 +379,28 @@ def _say_single_keys(grants: Sequence[str]) -> None:
 
 
 @contextmanager
+def _secret_file(file: str, *, force: bool) -> Iterator[Callable[[bytes], object]]:
+    """A function that writes a line to ``file``, which can be written: that is known before anything is
+    changed. The file is of who runs the command, whoever has the data folder."""
+    from kvstore_cli.files.output_file import output_file, refuse_unwritable
+
+    if file != "-":
+        refuse_unwritable(Path(file), force=force)
+    with output_file(file) as write:
+        yield write
+
+
+@contextmanager
 def _identities(context: click.Context, data: str | None) -> Iterator[IdentityStore]:
     """Those in the data folder, if one is named, else those of the service."""
     if data is not None:
         if "url" in given_flags(context):
             raise click.UsageError("--data and --url are two places; give one of them")
         from kvstore_cli.access.folder_identities import FolderIdentities
+        from kvstore_daemon.storage.offline.run_as_owner import rights_kept
 
-        yield FolderIdentities(Path(data), output.talk)
+        with rights_kept():
+            yield FolderIdentities(Path(data), output.talk)
         return
     from kvstore_cli.access.service_identities import ServiceIdentities
 
@@ -395,15 +457,7 @@ def token() -> None:
 @_name_argument
 @_grant_option("What a new identity may do; may be repeated. Without it NAME must be there.", required=False)
 @_for_option("When the key ends.  [default: never]")
-@click.option(
-    "--output",
-    "file",
-    default="-",
-    metavar="FILE",
-    shell_complete=parameters.complete_file,
-    help="Where the login file is written; - is standard output.",
-)
-@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@_output_options("Where the login file is written; - is standard output.")
 @_data_option
 def create_key(
     context: click.Context,
@@ -426,16 +480,14 @@ def create_key(
       kvstore key create prices --grant rw:prices/ --output prices.json
       kvstore key create ci --for 30d --output ci.json
     """
-    from kvstore_cli.files.output_file import output_file, refuse_unwritable
     from kvstore_client.curve import new_keys
     from kvstore_core.access.login_file import ANY, CurveKeys, encode_entries
 
     _say_single_keys(grants)
-    if file != "-":
-        refuse_unwritable(Path(file), force=force)
     public_key, secret_key = new_keys()
-    with output_file(file) as write, _identities(context, data) as identities:
-        server_key = identities.add_key(name, grants, public_key, ends_in)
+    with _secret_file(file, force=force) as write:
+        with _identities(context, data) as identities:
+            server_key = identities.add_key(name, grants, public_key, ends_in)
         text = encode_entries({ANY: CurveKeys(server_key, public_key, secret_key)._asdict()})
         for line in text.splitlines(keepends=True):
             write(line)

@@ -60,8 +60,8 @@ def log(
 @parameters.prefix_option("Same as PREFIX.")
 @parameters.json_option("One JSON object a line, without the values.")
 def blame(context: click.Context, start_of_keys: str | None, prefix: str | None, as_json: bool) -> None:
-    """Show for each key that begins with PREFIX, or for each key, who changed it last: revision, author,
-    when the value was written, key, and the message that was given with the change.
+    """Show for each key that begins with PREFIX, or for each key, who changed it last: revision,
+    when the value was written, author, key, and the message that was given with the change.
 
     A new TTL is a change too, with an author and a message, but leaves the time as it is.
 
@@ -77,7 +77,7 @@ def blame(context: click.Context, start_of_keys: str | None, prefix: str | None,
 
 
 _LOG_HEAD = ("REVISION", "TIME", "AUTHOR", "OP", "KEY", "MESSAGE")
-_BLAME_HEAD = ("REVISION", "AUTHOR", "MODIFIED", "KEY", "MESSAGE")
+_BLAME_HEAD = ("REVISION", "MODIFIED", "AUTHOR", "KEY", "MESSAGE")
 
 
 def _log_row(event: dict[str, Any]) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def _log_row(event: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _blame_row(record: dict[str, Any]) -> tuple[str, ...]:
-    return str(record["revision"]), _author(record), record["modified_at"], *_what(record)
+    return str(record["revision"]), record["modified_at"], _author(record), *_what(record)
 
 
 def _author(change: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ def login(context: click.Context) -> None:
 
     A token goes over plain HTTP to another machine only if --plain-http is given here.
 
-    Exit status: 0; 5 if the service does not know the token, or it was mistyped.
+    Exit status: 0; 1 if access is off; 5 if the service does not know the token, or it was mistyped.
 
     \b
     Examples:
@@ -46,14 +46,15 @@ def login(context: click.Context) -> None:
     if "token-file" in given_flags(context):
         tokens = TokenSource(configuration)
     else:
-        tokens = GivenToken(configuration, _asked(url), "what you entered")
+        tokens = GivenToken(configuration, _asked(url), "the input")
     token = tokens.token()
     assert token is not None  # noqa: S101 - one was named
     with new_client(configuration, tokens=tokens) as service:
         found = service.request("GET", "/v1/whoami").json()
     if not found["name"]:
-        output.talk(f"access is off at {url}: nobody is asked for a token there, and none was stored")
-        return
+        raise click.ClickException(
+            f"access is off at {url}: nobody is asked for a token there, and none was stored"
+        )
     store_token(path, url, token.text)
     output.talk(f"logged in to {url} as {_said(found)}; the token is in {path}")
     for variable in ("KVSTORE_TOKEN_FILE", "KVSTORE_TOKEN"):

@@ -99,7 +99,25 @@ def status(context: click.Context, as_json: bool) -> None:
         for name, value in _digest(status).items():
             output.write_line(f"{output.coloured(f'{name:9}', 'bold')} {output.visible(value)}")
     else:
-        output.write_table(("NAME", "VALUE"), list(_flattened(status)))
+        output.write_table(("NAME", "VALUE"), list(_flattened(_with_access(status))))
+
+
+def _with_access(status: dict[str, Any]) -> dict[str, Any]:
+    """The figures, with a word for whether there is access at all; who is told less came in by it."""
+    access = status.get("access")
+    if "access" in status and access is None:
+        return {**status, "access": "off"}
+    return {**status, "access": "required"} | {
+        f"access.{name}": value for name, value in (access or {}).items()
+    }
+
+
+def _access(status: dict[str, Any]) -> str:
+    access = status.get("access")
+    if access is None:
+        return "off: everybody may do everything"
+    problem = f"; {access['problem']}" if access["problem"] else ""
+    return f"required, {count(access['identities'])} identities{problem}"
 
 
 def _digest(status: dict[str, Any]) -> dict[str, str]:
@@ -113,6 +131,7 @@ def _digest(status: dict[str, Any]) -> dict[str, str]:
             f"{status['version']}, up {age(status['uptime'])}, pid {status['pid']}, sync {status['sync']}"
         ),
         "writes": _writes(status),
+        "access": _access(status),
         "keys": f"{count(status['keys'])}, {count(status['expiring_keys'])} of which expire",
         "revision": f"{status['revision']}, epoch {status['epoch']}",
         "log": (
@@ -145,6 +164,7 @@ def _digest_for_all(status: dict[str, Any]) -> dict[str, str]:
     return {
         "kvstore": status["version"],
         "writes": _writes(status),
+        "access": "required",
         "revision": f"{status['revision']}, epoch {status['epoch']}",
         "log": f"one can resume from revision {status['floor']} on",
         "limits": _limits(status),

@@ -36,6 +36,7 @@ _OF_OTHERS = {
     r"(?:\w+_)?ENV_\w+": r"(?s:.*)",
 }
 """Variables of other programs: the name after the prefix, and the value."""
+_ACCESS_FILES = ("access.json", "access.key", "facade.key", "admin.token")
 _LIKE = 0.6
 """The similarity (difflib's ratio) from which a name counts as a misspelt option."""
 
@@ -138,11 +139,16 @@ class Configuration:
         return HttpSettings(**{**self._fields("http"), "access": access, "facade_key_file": key_file})
 
     def access_of_daemon(self) -> str:
-        """``--access``, decided: ``auto`` is required once anything says who may come in."""
-        table = f"{self.data_folder()}/access.json"
+        """``--access``, decided: ``auto`` is required once anything says who may come in, or that access was
+        on before. A file that is lost opens nothing."""
+        folder = self.data_folder()
         if self["access"] != "auto":
             return str(self["access"])
-        is_on = self["access-file"] or self["admin-token-file"] or os.path.lexists(table)
+        is_on = (
+            self["access-file"]
+            or self["admin-token-file"]
+            or any(os.path.lexists(f"{folder}/{name}") for name in _ACCESS_FILES)
+        )
         return "required" if is_on else "off"
 
     def _fields(self, part: str) -> dict[str, Any]:

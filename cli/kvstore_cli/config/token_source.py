@@ -128,8 +128,8 @@ def check_form(text: str, origin: str) -> None:
             return
     elif token_id(text) is not None:
         return
-    what = "is empty" if not text else "is not a token of kvstore, or was mistyped or cut off"
-    raise KvError("unauthenticated", f"what {origin} holds {what}: a token has the form kv_ID_SECRET")
+    what = "there is no token" if not text else "there is no token of kvstore, or a mistyped or cut off one,"
+    raise KvError("unauthenticated", f"{what} in {origin}; a token has the form kv_ID_SECRET")
 
 
 def refuse_in_the_clear(url: str) -> None:

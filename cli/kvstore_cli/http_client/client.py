@@ -301,7 +301,7 @@ def _with_origin(error: KvError, tokens: TokenSource) -> KvError:
     if "request_id" not in error.details:  # something else answered
         return error
     token = tokens.token()
-    where = "log in with 'kvstore login'" if token is None else f"the token is that of {token.origin}"
+    where = "log in with 'kvstore login'" if token is None else f"the token is from {token.origin}"
     return KvError(error.code, f"{error.message} ({where})", **error.details)
 
 

@@ -21,6 +21,7 @@ from kvstore_core.access.identities import (
 )
 from kvstore_core.access.principal import ANONYMOUS
 from kvstore_core.errors import KvError
+from kvstore_core.limits import MAX_MOMENT
 
 _Ending = TypeVar("_Ending", StoredToken, StoredKey)
 
@@ -78,12 +79,18 @@ def delete_identity(name: str) -> Change:
     return change
 
 
-def add_token(name: str, token: StoredToken, now: int, *, keep_ms: int | None = None) -> Change:
+def add_token(
+    name: str, token: StoredToken, now: int, *, keep_ms: int | None = None, as_before: bool = False
+) -> Change:
     """Give an identity another token. With ``keep_ms`` its other tokens end after that time, with 0 they are
-    removed. Tokens that have expired are removed."""
+    removed. Tokens that have expired are removed. ``as_before``: it lasts as long as the newest of them was
+    made for."""
 
     def change(table: AccessTable) -> AccessTable:
+        nonlocal token
         row = _row(table, name)
+        if as_before and not _has_token(row, token):
+            token = token._replace(expires_at=_end_as_before(row, now))
         if keep_ms is not None:
             others = (each for each in row.tokens if each.id != token.id)
             kept = () if keep_ms == 0 else tuple(_ending(each, now + keep_ms) for each in others)
@@ -176,6 +183,13 @@ def _with_key(row: Identity, key: StoredKey, now: int) -> Identity:
     if any(each.public == key.public for each in row.keys):
         return row
     return row._replace(keys=(*_living(row.keys, now), key))
+
+
+def _end_as_before(row: Identity, now: int) -> int | None:
+    newest = max(row.tokens, key=lambda each: each.created_at, default=None)
+    if newest is None or newest.expires_at is None:
+        return None
+    return min(now + newest.expires_at - newest.created_at, MAX_MOMENT)
 
 
 def _living(items: tuple[_Ending, ...], now: int) -> tuple[_Ending, ...]:

@@ -40,6 +40,9 @@ MAX_CREDENTIALS = 20
 MAX_KEPT_GRANTS = 128
 """Of derived credentials. Parsed, those of one take up to 32 KiB."""
 
+ME = "me"
+"""Whoever asks, where a command wants a name; nobody is called so."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,31}", re.ASCII)
 _PUBLIC_KEY = re.compile(r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}", re.ASCII)
 
@@ -290,8 +293,8 @@ def check_name(name: Any) -> str:
             f"{name!r} is not the name of an identity: 1 to {MAX_NAME} letters, digits, '.', '_', '@', '-', "
             "the first of them a letter or digit"
         )
-    if name == FACADE:
-        raise ValueError(f"the name {FACADE!r} is kvstore's own")
+    if name in (FACADE, ME):
+        raise ValueError(f"the name {name!r} is kvstore's own")
     return name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from kvstore_core.errors import KvError
 from kvstore_core.process.logging import announcer
 from kvstore_daemon.access.access_files import (
     ADMIN,
+    KEY_FILE,
     OPERATOR,
+    TABLE_FILE,
     ServerKeys,
     Stamp,
     edit,
@@ -78,9 +81,17 @@ def open_authority(settings: DaemonSettings) -> Authority:
     """The authority that ``settings`` ask for. Makes what a first start needs, in the data folder, which must
     be there; raises KvError if its files cannot be used."""
     if settings.access == "off":
+        _warn_of_unused(Path(settings.data))
         return Authority()
     files = (settings.access_file, settings.admin_token_file)
     return FileAuthority(Path(settings.data), *(None if name is None else Path(name) for name in files))
+
+
+def _warn_of_unused(folder: Path) -> None:
+    for name in (TABLE_FILE, KEY_FILE):
+        if os.path.lexists(folder / name):
+            log.warning("access is off: %s is not looked at, and everybody may do everything", folder / name)
+            return
 
 
 class FileAuthority(Authority):
@@ -96,8 +107,14 @@ class FileAuthority(Authority):
         self._path = access_file or table_path(folder)
         self._operator = None if admin_token_file is None else operator_identity(admin_token_file)
         if access_file is None and self._operator is None:
+            had_access = (folder / KEY_FILE).exists()
             made = make_first_admin(folder)
             if made is not None:
+                if had_access:
+                    log.warning(
+                        "%s was gone, and with it all identities; bring it back, or make them again",
+                        self._path,
+                    )
                 announcer.info("kvstore daemon: made the identity %r; its token is in %s", ADMIN, made)
         self.keys: ServerKeys = server_keys(folder)
         self._problem: str | None = None

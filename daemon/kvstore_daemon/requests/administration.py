@@ -82,12 +82,13 @@ def _put(op: Op, now: int) -> changes.Change:
 
 
 def _add_token(op: Op, now: int) -> changes.Change:
-    keep = op.get("keep")
+    keep, end = op.get("keep"), op.get("expires_at")
     return changes.add_token(
         op["name"],
-        StoredToken(op["id"], op["digest"], now, op.get("expires_at") or None),
+        StoredToken(op["id"], op["digest"], now, end or None),
         now,
         keep_ms=None if keep is None else round(keep * 1000),
+        as_before=keep is not None and end is None,
     )
 
 

@@ -37,6 +37,25 @@ def become_owner(path: Path) -> Path:
 
 
 @contextmanager
+def rights_kept() -> Iterator[None]:
+    """Take back after the block what :func:`become_owner` gives up in it: the user, the groups, and the
+    folder that the process was in."""
+    if os.geteuid() != 0:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+        os.fchdir(folder)
+        os.close(folder)
+
+
+@contextmanager
 def as_root() -> Iterator[None]:
     """Act as root again within the block, if :func:`become_owner` gave that up: to start a program that the
     store's owner need not be able to run."""
