@@ -31,6 +31,7 @@ _REFUSED = int(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
 _BROKEN_OFF = int(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
 _MISUNDERSTOOD = int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 _HANDSHAKES = _SUCCEEDED | _REFUSED | _BROKEN_OFF | _MISUNDERSTOOD
+_OTHER_MECHANISM = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 _EVENT = struct.Struct("=HI")
 
 _names = count(1)
@@ -51,7 +52,8 @@ class Monitor:
 
     ``is_refused`` says that the daemon does not know the key of this socket; libzmq does not try again then.
     ``broken_off`` counts the handshakes since the last good one that ended without a word, which is how a
-    wrong server key looks, and a socket with a key at a daemon without, or the other way around.
+    wrong server key looks, and a socket with a key at a daemon without, or the other way around. The latter
+    two ``speak_differently``, if the daemon's greeting came before the end; libzmq does not try again then.
     """
 
     def __init__(self, watched: Socket) -> None:
@@ -65,6 +67,7 @@ class Monitor:
         self._is_connected = False
         self.has_ended = False
         self.is_refused = False
+        self.speak_differently = False
         self.broken_off = 0
 
     def take(self) -> bool:
@@ -73,17 +76,18 @@ class Monitor:
         is_lost = False
         with suppress(zmq.Again):
             while not self.socket.closed:
-                event, _ = _EVENT.unpack(self.socket.recv(NOBLOCK))
+                event, value = _EVENT.unpack(self.socket.recv(NOBLOCK))
                 self.socket.recv(NOBLOCK)
                 if event & _HANDSHAKES:
-                    self._note_handshake(event)
+                    self._note_handshake(event, value)
                 is_lost |= self._is_connected and event == _DISCONNECTED
                 self._is_connected = event == _SUCCEEDED
                 self.has_ended = not self._is_connected
         return is_lost
 
-    def _note_handshake(self, event: int) -> None:
+    def _note_handshake(self, event: int, value: int) -> None:
         self.is_refused = event == _REFUSED
+        self.speak_differently = event == _MISUNDERSTOOD and value == _OTHER_MECHANISM
         self.broken_off = 0 if event == _SUCCEEDED else self.broken_off + 1
 
     def close(self) -> None:

@@ -84,7 +84,12 @@ def create_app(
         "/v1/tokens/{name}/keys": KeysResource(identities, "" if callers is None else callers.server_key),
         "/v1/session": SessionResource(lambda: None if callers is None else callers.follower.wait()),
         "/livez": LivezResource(),
-        "/readyz": ReadyzResource(daemon, feed, counters.shared_counters),
+        "/readyz": ReadyzResource(
+            daemon,
+            feed,
+            counters.shared_counters,
+            str if callers is None else lambda: callers.follower.problem,
+        ),
         "/metrics": MetricsResource(daemon, counters, dict if callers is None else callers.follower.ends),
         "/openapi.json": OpenApiResource(),
         "/": RootResource(daemon),

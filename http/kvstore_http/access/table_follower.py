@@ -31,6 +31,12 @@ DOUBTED_SECONDS = 0.5
 
 TICK_SECONDS = 0.5
 
+UNREACHED = "the daemon cannot be reached"
+ANOTHERS_KEY = (
+    "the daemon knows the key of --facade-key-file as that of somebody else, and it must be facade.key of "
+    "its data folder"
+)
+
 log = logging.getLogger("kvstore.http")
 
 
@@ -59,6 +65,7 @@ class TableFollower:
         """Until when the table is confirmed, by the monotonic clock."""
         self.listeners: list[Callable[[], None]] = []
         self._is_asking = self._is_another = self._is_closed = False
+        self._problem = ""
         self._answered = Signal()
         self._unknown_log = RateLimitedLog(log)
         self._ticker = self._hub.loop.timer(0, TICK_SECONDS)
@@ -87,9 +94,14 @@ class TableFollower:
         if self.table is None or not self.is_confirmed:
             raise KvError(
                 "unavailable",
-                "the daemon cannot be reached, and without it nobody is known: nobody is let in",
+                f"{self._problem or UNREACHED}; without its table nobody is known, and nobody is let in",
             )
         return self.table
+
+    @property
+    def problem(self) -> str:
+        """Why there is no table, empty where there is one. It may be told to anybody."""
+        return "" if self.table is not None else self._problem or UNREACHED
 
     def renew(self) -> None:
         """Ask for the table, which was just changed from here, and block until it is there. If it does not
@@ -131,7 +143,12 @@ class TableFollower:
                 self._take(self._daemon.access(), begun)
         except KvError as error:
             if not error.row.is_temporary:
-                self._unknown_log.error("the daemon does not say who may come in: %s", error.message)
+                why = f"{ANOTHERS_KEY}: " if error.code == "not_allowed" else ""
+                self._unknown_log.error("the daemon does not say who may come in: %s%s", why, error.message)
+            # what the error says of the key that was shown is for the log alone
+            self._problem = ANOTHERS_KEY if error.code == "not_allowed" else error.message
+        else:
+            self._problem = ""
         finally:
             self._is_asking = False
             self._answered.set()

@@ -260,10 +260,8 @@ class DaemonClient:
         if now - self._heard_at >= self._timeout:
             self.is_away = True
             if now < FOREVER:  # and not because the client is being closed
-                log.warning(
-                    "the daemon at %s cannot be reached: does it run, and is that its --requests?",
-                    self._endpoint,
-                )
+                why = self._probe_socket.handshake_problem() or "does it run, and is that its --requests?"
+                log.warning("the daemon at %s cannot be reached: %s", self._endpoint, why)
             self._next_probe = 0.0
             reads += self._read_socket.take_overdue(FOREVER)
             writes += self._write_socket.take_overdue(FOREVER)
@@ -284,7 +282,8 @@ class DaemonClient:
 
     def _failure(self, **details: Any) -> KvError:
         if self.is_away:
-            what, code = "the daemon cannot be reached", "unavailable"
+            code = "unavailable"
+            what = self._probe_socket.handshake_problem() or "the daemon cannot be reached"
         else:
             what, code = f"the daemon did not answer within {self._timeout:g} s", "timed_out"
         if details:

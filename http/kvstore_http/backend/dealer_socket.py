@@ -38,6 +38,24 @@ RENEWAL_SECONDS = 0.25
 """The least time between two renewals, so that a request that makes the daemon end the connection is not
 sent again in a tight loop."""
 
+HANDSHAKES = 3
+"""So many that end without a word, one after the other, are no daemon that is just being stopped."""
+
+UNKNOWN_KEY = (
+    "the daemon does not know the key of --facade-key-file, which must be facade.key of its data folder"
+)
+NO_KEY = (
+    "the daemon lets in only who has a key: name facade.key of its data folder with --facade-key-file, and "
+    "start this again"
+)
+ACCESS_IS_OFF = "access is off at the daemon, which takes no keys: start this again without --facade-key-file"
+ENDED = "the daemon ends each connection at once: it has no room for one more"
+ANOTHER_KEY = (
+    "the daemon ends each connection at once: its key is not the server_key of --facade-key-file, which must "
+    "be facade.key of its data folder, or it has no room for one more"
+)
+"""Nothing of whose key it is, nor where: callers are told, and they may be anybody."""
+
 Outcome = Reply | KvError
 
 
@@ -123,6 +141,17 @@ class DealerSocket:
         if self._monitor.take() and not self._immediate:
             self._receive()  # what came before the end
             self._renew_soon()
+
+    def handshake_problem(self) -> str:
+        """Why the daemon does not let in this socket, empty where that is not known. Only for one with
+        ``immediate``: others are renewed, and begin anew."""
+        if self._monitor.is_refused:
+            return UNKNOWN_KEY
+        if self._monitor.speak_differently:
+            return NO_KEY if self._keys is None else ACCESS_IS_OFF
+        if self._monitor.broken_off < HANDSHAKES:
+            return ""
+        return ENDED if self._keys is None else ANOTHER_KEY
 
     def _renew_soon(self) -> None:
         """Renew, but not too often. Nothing is sent until then, since it would be sent twice."""

@@ -8,7 +8,7 @@ others is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import monotonic, perf_counter, time
 from typing import Any, NamedTuple
 
@@ -87,7 +87,16 @@ class ReadyzResource:
     """``/readyz``: whether the service can do its work, as 200 or 503, and with ``verbose`` each check. What
     was found is only told to those who may monitor."""
 
-    def __init__(self, daemon: DaemonClient, feed: ChangeFeed, shared_counters: SharedCounters) -> None:
+    def __init__(
+        self,
+        daemon: DaemonClient,
+        feed: ChangeFeed,
+        shared_counters: SharedCounters,
+        table_problem: Callable[[], str] = str,
+    ) -> None:
+        """``table_problem`` says why nobody can be let in, as the table of identities never came; empty where
+        it did."""
+        self._table_problem = table_problem
         self._daemon = daemon
         self._feed = feed
         self._shared_counters = shared_counters
@@ -99,7 +108,9 @@ class ReadyzResource:
         checks = [check for check in self._checks() if check.name not in excluded]
         is_verbose, who = query.get(VERBOSE) or False, req.env[WHO]
         if not who.may(Need("monitor")):
-            checks, is_verbose = _verdict(checks), False
+            # who may monitor cannot be known without a table, and the admin has to find out
+            lost = [check for check in checks if check.name == "access" and self._table_problem()]
+            checks, is_verbose = lost or _verdict(checks), False
         if media_type == TEXT:
             _send_text(resp, checks, is_verbose=is_verbose)
             return
@@ -115,7 +126,7 @@ class ReadyzResource:
 
     def _checks(self) -> Iterator[ReadinessCheck]:
         """All checks; without the daemon only those that do not need it."""
-        asked, is_away, access = perf_counter(), False, None
+        asked, is_away, access, problem = perf_counter(), False, None, self._table_problem()
         try:
             status = self._daemon.call({"op": "status"}, who=THE_FACADE)
         except KvError as error:
@@ -124,19 +135,18 @@ class ReadyzResource:
             yield answer
         else:
             yield _answered(perf_counter() - asked)
-            yield _writes(status)
-            yield _disk(status)
-            yield _store(status)
-            yield _log(status)
-            yield _clock(status)
-            yield _connections(status)
-            access = status["access"]
+            if not problem:  # with one, the daemon may take this for somebody whom it tells less
+                for check in (_writes, _disk, _store, _log, _clock, _connections):
+                    yield check(status)
+                access = status["access"]
         yield _heard(self._feed.silent_seconds)
         yield _streams(self._shared_counters, is_away=is_away)
         ends_at = self._shared_counters.certificate_ends_at
         if ends_at is not None:
             yield _certificate(self._shared_counters, ends_at)
-        if access is not None:
+        if problem:
+            yield ReadinessCheck("access", FAILED, f"{problem}; nobody is let in", {})
+        elif access is not None:
             yield _access(access)
 
 
