@@ -11,14 +11,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvstore_cli.config.resolve import resolve
 from kvstore_client import Client, commands
 from kvstore_core.access import changes
-from kvstore_core.access.grants import Need
-from kvstore_core.access.identities import AccessTable, StoredKey, StoredToken
+from kvstore_core.access import identities as identities_module
+from kvstore_core.access.grants import GrantSet, Need
+from kvstore_core.access.identities import MAX_IDENTITIES, AccessTable, Identity, StoredKey, StoredToken
 from kvstore_core.access.login_file import login_for
 from kvstore_core.access.principal import THE_FACADE
 from kvstore_core.access.tokens import new_token
@@ -26,11 +28,12 @@ from kvstore_core.errors import BadRequest, KvError, NotAllowed, NotFound, TooBu
 from kvstore_daemon.access import authority as authority_module
 from kvstore_daemon.access.access_files import OPERATOR, edit, make_first_admin, read_table, server_keys
 from kvstore_daemon.access.authority import Authority, FileAuthority, open_authority
+from kvstore_daemon.requests.pending_request import REPLY_BYTES
 from support.servers import Daemon, StartDaemon, clean_environment, run_kvstore, wait_until
 
 NOW = 1_800_000_000_000
 KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
-FILES = ("access.json", "access.key", "admin.token", "facade.key")
+FILES = ("access.json", "access.key", "access.lock", "admin.token", "facade.key")
 
 
 @contextmanager
@@ -110,7 +113,7 @@ def test_of_two_first_starts_at_once_one_makes_the_admin(tmp_path: Path) -> None
         thread.join()
     assert sorted(path is None for path in made) == [False] + [True] * 7
     token = (tmp_path / "admin.token").read_text().strip()
-    assert read_table(tmp_path / "access.json")[0].of_credential(token, NOW).name == "admin"
+    assert read_table(tmp_path / "access.json").table.of_credential(token, NOW).name == "admin"
 
 
 def test_a_start_says_where_the_token_is_and_not_what(start_daemon: StartDaemon) -> None:
@@ -298,8 +301,8 @@ def test_changes_from_several_sides_all_last(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(read_table(tmp_path / "access.json")[0].identities) == 40
-    assert not [path for path in tmp_path.iterdir() if path.name != "access.json"]
+    assert len(read_table(tmp_path / "access.json").table.identities) == 40
+    assert {path.name for path in tmp_path.iterdir()} == {"access.json", "access.lock"}
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_change(tmp_path: Path) -> None:
@@ -313,7 +316,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_change(tmp_path: Path) -> 
 
 def test_the_daemon_does_not_wait_for_a_command_that_hangs(tmp_path: Path) -> None:
     running = opened(tmp_path)
-    descriptor = os.open(tmp_path, os.O_RDONLY)
+    descriptor = os.open(tmp_path / "access.lock", os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         with pytest.raises(TooBusy, match="another command changes the identities; try again"):
@@ -322,6 +325,83 @@ def test_the_daemon_does_not_wait_for_a_command_that_hangs(tmp_path: Path) -> No
         os.close(descriptor)
     running.change(put("a"), "a")
     assert "a" in running.table.identities
+
+
+def test_whoever_may_open_the_folder_cannot_hold_up_its_owner(tmp_path: Path) -> None:
+    """To lock a file it is enough to be able to read it."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        running = opened(tmp_path)
+        lock = (tmp_path / "access.lock").stat()
+        running.change(put("a"), "a")
+        edit(tmp_path, put("b"), patience=0)
+    finally:
+        os.close(descriptor)
+    after = (tmp_path / "access.lock").stat()
+    assert (after.st_ino, mode_of(tmp_path / "access.lock")) == (lock.st_ino, 0o600)  # or two could hold it
+    (tmp_path / "access.lock").chmod(0o644)
+    edit(tmp_path, put("c"))
+    assert mode_of(tmp_path / "access.lock") == 0o600
+
+
+def test_a_change_reads_no_identity_that_the_daemon_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds up everybody else, so it may not take as long as a start does."""
+    opened(tmp_path)
+    edit(tmp_path, rows(50, "ro:a/"))
+    running = opened(tmp_path)
+    read: list[str] = []
+    real = identities_module._identity
+
+    def spy(value: Any, where: str) -> Identity:
+        read.append(value["name"])
+        return real(value, where)
+
+    monkeypatch.setattr(identities_module, "_identity", spy)
+    running.change(put("new"), "new")
+    assert not running.look()
+    os.utime(tmp_path / "access.json")
+    assert not running.look()
+    assert read == ["new"]
+    edit(tmp_path, put("other"))  # a command's
+    assert running.look()
+    assert "other" in running.table.identities
+
+
+def rows(number: int, *grants: str) -> changes.Change:
+    """Add so many identities at once."""
+    more = [Identity(f"row{each}", GrantSet(grants), NOW) for each in range(number)]
+    return lambda table: table.with_rows([*table.identities.values(), *more])
+
+
+@pytest.mark.parametrize(
+    ("number", "grants", "said"),
+    [
+        (MAX_IDENTITIES - 3, [], "it has 2000 identities; at most 1999"),
+        (79, [f"read:{each:03}{'x' * 500}" for each in range(100)], "more than 4194304 bytes"),
+    ],
+    ids=["many", "large"],
+)
+def test_a_table_that_no_start_could_read_is_not_written(
+    tmp_path: Path, number: int, grants: list[str], said: str
+) -> None:
+    opened(tmp_path)
+    edit(tmp_path, rows(number, *grants))
+    running = opened(tmp_path)
+    running.change(put("n0", *grants), "n0")
+
+    def change_until_refused() -> None:
+        for each in range(1, 10):
+            running.change(put(f"n{each}", *grants), f"n{each}")
+
+    with pytest.raises(BadRequest, match=said):
+        change_until_refused()
+    again = opened(tmp_path)
+    assert again.table.tag == running.table.tag
+    assert "n0" in again.table.identities
+    assert len(again.table.encode()) < REPLY_BYTES // 2
 
 
 def test_what_a_change_raises_leaves_the_file(tmp_path: Path) -> None:
@@ -374,7 +454,7 @@ def test_the_operators_token_is_admin_and_nothing_is_written_of_it(tmp_path: Pat
     running = FileAuthority(data, None, token_file(tmp_path, f"{token.text}\n"))
     who = running.table.of_credential(token.text, NOW)
     assert (who.name, who.may(Need("admin")), who.may(Need("monitor"))) == (OPERATOR, True, True)
-    assert {path.name for path in data.iterdir()} == {"access.key", "facade.key"}
+    assert {path.name for path in data.iterdir()} == {"access.key", "access.lock", "facade.key"}
     running.change(put("ci", "ro:a/"), "ci")
     assert token.id not in (data / "access.json").read_text()
     for change in (changes.delete_identity(OPERATOR), put(OPERATOR)):
@@ -574,7 +654,7 @@ def test_no_backup_has_what_is_secret_and_a_restore_revives_nothing(
     daemon.start()
     assert {name: (daemon.data / name).read_bytes() for name in FILES} == before
     with pytest.raises(Unauthenticated):
-        read_table(daemon.data / "access.json")[0].of_credential(token.text, NOW)
+        read_table(daemon.data / "access.json").table.of_credential(token.text, NOW)
 
 
 def test_without_identities_access_is_off_and_nothing_is_written(daemon: Daemon) -> None:

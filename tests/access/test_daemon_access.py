@@ -244,8 +244,9 @@ def test_a_key_that_has_ended_gets_no_answer(protected_daemon: Protected, unique
     request = pack({"op": "whoami"}, {"op": "status"})
     ended = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     monitor = peer.socket.get_monitor_socket(ended)
-    clock = 0
+    is_answered = False
     while not monitor.poll(0):
+        asked_at = time.time_ns() // 1_000_000  # not the store's clock, which may be ahead
         peer.socket.send_multipart([b"", *request])
         if not peer.socket.poll(200):
             continue
@@ -253,11 +254,10 @@ def test_a_key_that_has_ended_gets_no_answer(protected_daemon: Protected, unique
         if "error" in reply:
             assert reply["error"]["code"] == "unauthenticated"
             break
-        who, status = reply["results"]
-        assert who["expires_at"] == end
-        assert clock < end, "it was answered though it had ended before it asked"
-        clock = status["clock"]["now"]
-    assert clock
+        assert reply["results"][0]["expires_at"] == end
+        assert asked_at < end, "it was answered though it had ended before it asked"
+        is_answered = True
+    assert is_answered
     peer.socket.disable_monitor()
     monitor.close(0)
 
@@ -279,7 +279,7 @@ def test_an_admin_makes_changes_and_removes_identities(protected_daemon: Protect
     assert [row["id"] for row in rotated["tokens"]] == [token.id, other.id]
     assert rotated["tokens"][0]["expires_at"] - made["created_at"] < 120_000
     assert "expires_at" not in rotated["tokens"][1]
-    table, _ = read_table(protected_daemon.data / "access.json")
+    table = read_table(protected_daemon.data / "access.json").table
     assert table.of_credential(other.text, made["created_at"]).name == unique
     delete = {"op": "token_delete", "name": unique, "id": token.id}
     assert [row["id"] for row in admin.ask(delete)[0]["tokens"]] == [other.id]
@@ -292,7 +292,7 @@ def test_lists_of_identities_hold_no_secrets(protected_daemon: Protected, unique
     token = protected_daemon.token(unique, "ro:a/")
     reply = protected_daemon.root.exchange(b'{"v":1,"ops":[{"op":"identities"}]}')
     assert unique.encode() in reply[0]
-    (row,) = read_table(protected_daemon.data / "access.json")[0].identities[unique].tokens
+    (row,) = read_table(protected_daemon.data / "access.json").table.identities[unique].tokens
     for secret in (token, row.digest, protected_daemon.admin_token):
         assert secret.encode() not in reply[0]
 

@@ -30,7 +30,7 @@ class FolderIdentities(IdentityStore):
 
     def everybody(self) -> list[Description]:
         try:
-            table, _ = read_table(table_path(self._folder))
+            table = read_table(table_path(self._folder)).table
         except FileNotFoundError:
             raise KvError("not_found", f"there are no identities in {self._name}: access is off") from None
         return [_shown(described(row)) for row in table.identities.values()]
@@ -90,7 +90,7 @@ class FolderIdentities(IdentityStore):
 
     def _edit(self, change: changes.Change) -> AccessTable:
         was_there = table_path(self._folder).exists()
-        table = edit(self._folder, change)
+        table = edit(self._folder, change).table
         if not was_there:
             self._notice(
                 f"{self._name / 'access.json'} was made: from its next start on the service asks everybody "

@@ -8,6 +8,7 @@ part of the store, so that no backup has them and no restore brings a revoked to
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -32,6 +33,7 @@ TABLE_FILE = "access.json"
 KEY_FILE = "access.key"
 FACADE_FILE = "facade.key"
 ADMIN_FILE = "admin.token"
+LOCK_FILE = "access.lock"
 
 ADMIN = "admin"
 ADMIN_GRANTS = ("admin", "monitor", "all:*")
@@ -39,8 +41,10 @@ ADMIN_GRANTS = ("admin", "monitor", "all:*")
 OPERATOR = "admin-token-file"
 """The identity whose token the operator keeps in ``--admin-token-file``. It is in no file of ours."""
 
-MAX_TABLE_BYTES = 64 * 1024 * 1024
-"""Of ``access.json``; ten thousand identities take three."""
+MAX_TABLE_BYTES = 4 * 1024 * 1024
+"""Of ``access.json``; two thousand identities with a token and three grants take one. What it costs to read
+goes by this too (:data:`MAX_IDENTITIES`). Written out with indents, a file that has none may be three times
+as long, and still fits into the reply to the op ``access``."""
 
 MAX_TOKEN_FILE_BYTES = 4096
 
@@ -66,6 +70,14 @@ class Stamp(NamedTuple):
     size: int
 
 
+class TableFile(NamedTuple):
+    """A table, and the file that has it: its stamp, and the SHA-256 of its text."""
+
+    table: AccessTable
+    stamp: Stamp
+    digest: bytes
+
+
 # ── the table ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -88,9 +100,10 @@ def _stamp(found: os.stat_result) -> Stamp:
     return Stamp(found.st_ino, found.st_mtime_ns, found.st_size)
 
 
-def read_table(path: Path) -> tuple[AccessTable, Stamp]:
-    """The identities in ``path``, and the stamp of what was read. Raises FileNotFoundError where there is no
-    file, and KvError, with a sentence that says what is wrong, where it cannot be used."""
+def read_table(path: Path, signing_key: bytes = b"", known: TableFile | None = None) -> TableFile:
+    """The identities in ``path``, which sign with ``signing_key``; the table of ``known`` if the file says
+    what that one said. Raises FileNotFoundError where there is no file, and KvError, with a sentence that
+    says what is wrong, where it cannot be used."""
     try:
         with path.open("rb") as file:
             stamp = _stamp(os.fstat(file.fileno()))
@@ -99,56 +112,91 @@ def read_table(path: Path) -> tuple[AccessTable, Stamp]:
         raise
     except OSError as error:
         raise _unreadable(path, error) from error
+    digest = hashlib.sha256(data).digest()
+    if known is not None and known.digest == digest:
+        return known._replace(stamp=stamp)
     try:
-        if len(data) > MAX_TABLE_BYTES:
-            raise ValueError(f"it has more than {MAX_TABLE_BYTES} bytes")
-        return _decoded(data), stamp
+        _check_size(data)
+        return TableFile(_decoded(data, signing_key), stamp, digest)
     except ValueError as error:
         raise KvError("bad_request", f"{path} cannot be used: {error}") from error
 
 
-def _decoded(data: bytes) -> AccessTable:
-    table = AccessTable.decode(data)
+def _check_size(data: bytes) -> None:
+    if len(data) > MAX_TABLE_BYTES:
+        raise ValueError(f"{TABLE_FILE} has more than {MAX_TABLE_BYTES} bytes: remove identities, or grants")
+
+
+def _decoded(data: bytes, signing_key: bytes = b"") -> AccessTable:
+    table = AccessTable.decode(data, signing_key)
     if OPERATOR in table.identities:
         raise ValueError(f"the name {OPERATOR!r} is kvstore's own")
-    if len(table.identities) >= MAX_IDENTITIES:  # there must be room for that one
-        raise ValueError(f"it has {len(table.identities)} identities; at most {MAX_IDENTITIES - 1}")
+    _check_number(table)
     return table
 
 
-def edit(folder: Path, change: Change, *, patience: float = LOCK_SECONDS) -> AccessTable:
+def _check_number(table: AccessTable) -> None:
+    if len(table.identities) >= MAX_IDENTITIES:  # there must be room for the operator
+        raise ValueError(f"it has {len(table.identities)} identities; at most {MAX_IDENTITIES - 1}")
+
+
+def edit(
+    folder: Path,
+    change: Change,
+    *,
+    patience: float = LOCK_SECONDS,
+    signing_key: bytes = b"",
+    known: TableFile | None = None,
+) -> TableFile:
     """Replace the identities of a data folder by what ``change`` makes of them; returns the new table.
 
     It works beside a daemon, which takes the new table within a second. Of two at once each sees what the
     other did. Where there is no file yet, ``change`` gets a table without identities. What it raises leaves
-    the file as it is; so does ``too_busy``, raised where the file is locked for ``patience`` seconds, and
-    what :func:`read_table` raises. The new file is on disk when this returns.
+    the file as it is; so do ``bad_request`` for a table that no start could read, ``too_busy``, raised where
+    the file is locked for ``patience`` seconds, and what :func:`read_table` raises. The new file is on disk
+    when this returns.
     """
     path = table_path(folder)
     with _locked(folder, patience):
         try:
-            old, _ = read_table(path)
+            old = read_table(path, signing_key, known)
         except FileNotFoundError:
-            old = AccessTable(())
-        new = change(old)
-        if new is not old:
-            data = new.encode()
-            try:
-                _decoded(data)  # whatever was changed, the next start can read it
-            except ValueError as error:
-                raise KvError("bad_request", str(error)) from error
-            _write(path, data)
-    return new
+            old = TableFile(AccessTable((), signing_key), Stamp(0, 0, 0), b"")
+        new = change(old.table)
+        if new is old.table:
+            return old
+        data = new.encode()
+        try:
+            _check_readable(new, data, old.table)
+        except ValueError as error:
+            raise KvError("bad_request", str(error)) from error
+        return TableFile(new, _write(path, data), hashlib.sha256(data).digest())
+
+
+def _check_readable(new: AccessTable, data: bytes, old: AccessTable) -> None:
+    """Raise ValueError if the next start could not read ``data``, which is ``new``. Only what is not in
+    ``old``, which was read, is read for that."""
+    before = old.identities
+    rows = [row for row in new.identities.values() if before.get(row.name) is not row]
+    _decoded(AccessTable(rows).encode())
+    _check_number(new)
+    _check_size(data)
 
 
 @contextmanager
 def _locked(folder: Path, patience: float) -> Iterator[None]:
-    # the folder and not the file, which is another one after each change
+    # not the table, which is another file after each change, and not the folder, which others may open: to
+    # lock a file is enough to be able to read it
+    path = folder / LOCK_FILE
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise _unreadable(folder, error) from error
+        raise _unreadable(path if os.path.lexists(path) else folder, error) from error
     try:
+        try:
+            _keep_private(descriptor, folder)
+        except OSError as error:
+            raise _unreadable(path, error) from error
         _lock(descriptor, patience)
         _remove_drafts(folder)
         yield
@@ -283,16 +331,24 @@ def _read_or_none(path: Path) -> bytes | None:
         return None
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes) -> Stamp:
     try:
-        folder = path.parent.stat()
         with whole_file(path, replace=True) as file:
-            os.fchmod(file.fileno(), 0o600)  # whatever the umask
-            if os.geteuid() == 0:  # a command of root's must not lock the daemon's user out
-                os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
+            _keep_private(file.fileno(), path.parent)
             file.write(data)
+            file.flush()
+            return _stamp(os.fstat(file.fileno()))
     except OSError as error:
         raise KvError("internal", f"{path} cannot be written: {reason(error)}") from error
+
+
+def _keep_private(descriptor: int, folder: Path) -> None:
+    """Let the file be that of the folder's owner alone."""
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) != 0o600:
+        os.fchmod(descriptor, 0o600)  # whatever the umask
+    if os.geteuid() == 0:  # a command of root's must not lock the daemon's user out
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _unreadable(path: Path, error: OSError) -> KvError:

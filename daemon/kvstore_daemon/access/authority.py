@@ -20,6 +20,7 @@ from kvstore_daemon.access.access_files import (
     TABLE_FILE,
     ServerKeys,
     Stamp,
+    TableFile,
     edit,
     make_first_admin,
     operator_identity,
@@ -119,6 +120,8 @@ class FileAuthority(Authority):
         self.keys: ServerKeys = server_keys(folder)
         self._problem: str | None = None
         self._stamp: Stamp | None = None
+        self._file: TableFile | None = None
+        """What the file said when it was last good."""
         self._looked_at = now_ms()
         self._expires_at: int | None = None
         self._known: dict[str, Principal] = {}
@@ -127,13 +130,17 @@ class FileAuthority(Authority):
 
     def _load_first(self) -> None:
         try:
-            table, stamp = read_table(self._path)
-            self._settle(stamp)
+            self._hold(read_table(self._path, self.keys.signing_key))
         except FileNotFoundError:
             if self._access_file is not None:
                 raise KvError("bad_request", f"--access-file {self._path}: there is no such file") from None
-            table = AccessTable(())
-        self._take(table)
+            self._take(AccessTable((), self.keys.signing_key))
+
+    def _hold(self, file: TableFile) -> bool:
+        """Let what is in the file hold; returns whether the table has changed."""
+        self._settle(file.stamp)
+        self._file, self._problem = file, None
+        return self._take(file.table)
 
     def _take(self, table: AccessTable) -> bool:
         """Let a table hold if it says something else; returns whether it does."""
@@ -146,10 +153,12 @@ class FileAuthority(Authority):
         return True
 
     def _with_operator(self, table: AccessTable) -> AccessTable:
-        rows = list(table.identities.values())
-        if self._operator is not None:
-            rows = [*(_without_token(row, self._operator.tokens[0].id) for row in rows), self._operator]
-        return AccessTable(rows, self.keys.signing_key)
+        if self._operator is None:
+            return table
+        token = self._operator.tokens[0].id
+        return table.with_rows(
+            [*(_without_token(row, token) for row in table.identities.values()), self._operator]
+        )
 
     def principal_of(self, user_id: str) -> Principal:
         known = self._known.get(user_id)
@@ -179,19 +188,17 @@ class FileAuthority(Authority):
                 return False
             if stamp is None:
                 raise FileNotFoundError
-            table, stamp = read_table(self._path)
+            file = read_table(self._path, self.keys.signing_key, self._file)
         except FileNotFoundError:
-            self._stamp = None
+            self._stamp = self._file = None
             self._complain(f"{self._path} is gone: nobody is let in until it is there again")
-            return self._take(AccessTable(()))
+            return self._take(AccessTable((), self.keys.signing_key))
         except KvError as error:
             self._complain(f"{error.message}; what it was before still holds")
             # that it may be read again changes no stamp
             self._settle(stamp if error.code == "bad_request" and stamp else UNSETTLED)
             return False
-        self._settle(stamp)
-        self._problem = None
-        if self._take(table):
+        if self._hold(file):
             log.info("took the identities in %s", self._path)
             return True
         return False
@@ -211,8 +218,10 @@ class FileAuthority(Authority):
             raise KvError("not_allowed", f"identities come from {self._access_file}: change them there")
         if name == OPERATOR:
             raise KvError("not_allowed", f"{OPERATOR!r} is whose token --admin-token-file names: change that")
-        edit(self._folder, change, patience=0)
-        self._reload()  # and not look: what has expired meanwhile is for the caller of that to know
+        # what has expired meanwhile is for the caller of look to know
+        self._hold(
+            edit(self._folder, change, patience=0, signing_key=self.keys.signing_key, known=self._file)
+        )
 
     def status(self) -> dict[str, Any]:
         return {

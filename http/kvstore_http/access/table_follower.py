@@ -155,13 +155,14 @@ class TableFollower:
 
     def _take(self, result: dict[str, Any], begun: float) -> None:
         try:
-            table = AccessTable.decode(result["value"], bytes.fromhex(result["signing_key"]))
-            tag = str(result["tag"])
+            table, tag = self.table, str(result["tag"])
+            if table is None or tag != self._tag:
+                table = AccessTable.decode(result["value"], bytes.fromhex(result["signing_key"]))
         except (KeyError, ValueError, AttributeError) as error:
             raise KvError("internal", f"the daemon's table cannot be read: {error}") from error
         if not self._is_another:
             self.good_until = begun + UNCONFIRMED_SECONDS
-        if self.table is None or tag != self._tag:
+        if table is not self.table:
             self.table, self._tag = table, tag
             self._tell()
 
