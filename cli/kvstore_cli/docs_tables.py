@@ -22,7 +22,7 @@ _EXIT_MEANINGS = {
     0: "done",
     1: "an error",
     2: "the command line or the configuration is wrong; nothing was done",
-    3: "no such key",
+    3: "no such key, or identity",
     4: "the condition does not hold; nothing was changed",
     5: "not allowed; also a certificate that is not trusted",
     6: "the service, or the daemon behind it, cannot be reached",

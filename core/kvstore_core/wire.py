@@ -172,6 +172,9 @@ class WriteSequence:
 def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:
     """The request in ``frames``, checked in full; raises KvError and keeps nothing otherwise."""
     header = _decode_header(frames)
+    if None in header.values():
+        null = ", ".join(repr(name) for name, value in header.items() if value is None)
+        raise KvError("bad_request", f"null is not a value: leave {null} out of the request")
     request_id, author = header.pop("request_id", None), header.pop("author", None)
     _refuse_unknown_fields(header)
     ops = header.get("ops")

@@ -57,6 +57,10 @@ MALFORMED: dict[str, tuple[list[bytes], str]] = {
     "an unknown op field": ([header({**GET, "ttl": 1})], "bad_request"),
     "a field missing": ([header({"op": "get"})], "bad_request"),
     "a key that is a number": ([header({"op": "get", "key": 1})], "bad_request"),
+    **{
+        f"{name} that is null": ([header(get("k"), **{name: None})], "bad_request")
+        for name in ("atomic", "client", "seq", "author", "request_id")
+    },
     "a key that is null": ([header({"op": "get", "key": None})], "bad_request"),
     "an empty key": ([header(get(""))], "invalid_key"),
     "a key of 512 bytes": ([header(get("k" * 512))], "invalid_key"),

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from support.servers import Daemon, Facade, Service, kvstore_command, wait_until
 from support.session import Session, path_of
 
-MADE = re.compile(r"[0-9a-f]{8}-[0-9a-f]+")
+MADE = re.compile(r"[0-9a-f]{16}")
 TARGETS = ("/v1/status", "/v1/kv/never-stored", "/nowhere", "/v1/kv?limit=x", "/livez", "/v1/history/none")
 
 
@@ -42,6 +43,13 @@ def test_without_an_id_that_can_be_used_one_is_made(session: Session, sent: str 
         assert answer.status < 400 or answer.json["request_id"] == answer.headers["x-request-id"]
         made.add(answer.headers["x-request-id"])
     assert len(made) == len(TARGETS)
+
+
+def test_ids_do_not_tell_how_many_requests_there_were(session: Session) -> None:
+    made = [session.get("/livez").headers["x-request-id"] for _ in range(9)]
+    numbers = [int(each, 16) for each in made]
+    steps = [abs(after - before) for before, after in pairwise(numbers)]
+    assert min(steps) > 2**24  # of random ones in 2^64: once in 10^11
 
 
 def test_a_stored_value_and_its_result_say_nothing_of_it(session: Session) -> None:
@@ -134,4 +142,4 @@ def test_a_command_that_fails_for_the_services_sake_names_the_request(
     command = kvstore_command("get", "k", "--url", facade.url, "--request-timeout", "2s")
     done = subprocess.run(command, env=facade.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 6
-    assert re.search(r"\(request [0-9a-f]{8}-[0-9a-f]+\)$", done.stderr.strip())
+    assert re.search(r"\(request [0-9a-f]{16}\)$", done.stderr.strip())

@@ -269,7 +269,7 @@ class Callers:
 
     def _count(self, error: KvError) -> None:
         if error.code == "unauthenticated":
-            self._counters.access_refused(error.details.get("reason", "unknown"))
+            self._counters.access_refused(error.details.setdefault("reason", "unknown"))
         elif error.code == "not_allowed" and "needs" in error.details:
             self._counters.access_refused("not_granted")
 

@@ -134,7 +134,7 @@ def choose_type(req: falcon.Request, *offered: str) -> str:
         return offered[0]
     chosen = preferred(req, *offered)
     if chosen is None:
-        message = f"this comes as {' or '.join(offered)}; Accept asks for neither"
+        message = f"this comes as {' or '.join(offered)}, which Accept does not allow"
         raise KvError("not_acceptable", message, offered=offered)
     return chosen
 

@@ -3,9 +3,8 @@ beside what PEP 3333 has."""
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 
 from kvstore_core.operations import is_request_id
@@ -48,14 +47,21 @@ Set only if the client sent one, or if the access log is on and somebody may loo
 to send every id would slow down every get.
 """
 
-_prefix = os.urandom(4).hex()
-_numbers = itertools.count(1)
+
+def _random_ids() -> Iterator[str]:
+    while True:  # in blocks: to ask the system for each would take longer than the rest
+        block = os.urandom(2048).hex()
+        for start in range(0, len(block), 16):
+            yield block[start : start + 16]
+
+
+_ids = _random_ids()
 
 
 def reseed() -> None:
-    """Take another prefix, after a fork."""
-    global _prefix
-    _prefix = os.urandom(4).hex()
+    """Make other ids, after a fork."""
+    global _ids
+    _ids = _random_ids()
 
 
 os.register_at_fork(after_in_child=reseed)
@@ -68,5 +74,6 @@ def sent_id(headers: Mapping[str, str]) -> str | None:
 
 
 def new_id() -> str:
-    """An id that no other request of the service has, for all practical purposes."""
-    return f"{_prefix}-{next(_numbers):x}"
+    """An id that no other request of the service has, for all practical purposes. It is random, since numbers
+    would tell everybody how many requests there are."""
+    return next(_ids)

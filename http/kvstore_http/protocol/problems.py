@@ -15,9 +15,12 @@ import orjson
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import PROBLEM
 from kvstore_core.process.logging import request_extra
-from kvstore_http.protocol.environ import REQUEST_ID
+from kvstore_http.protocol.environ import REQUEST_ID, ROUTE
 
 RETRY_AFTER_SECONDS = 1
+
+BATCH_PATH = "/v1/batch"
+"""The route whose callers number their operations."""
 
 log = logging.getLogger("kvstore.http")
 
@@ -78,6 +81,8 @@ def install(app: falcon.App[Any, Any]) -> None:
 
 
 def _on_error(req: falcon.Request, resp: falcon.Response, error: KvError, _params: dict[str, Any]) -> None:
+    if req.env.get(ROUTE) != BATCH_PATH:
+        error.details.pop("op", None)  # an index in a request that the caller never saw
     # headers that were set already describe another response
     for name in resp.headers:
         resp.delete_header(name)
