@@ -82,7 +82,7 @@ def create_app(
         "/v1/tokens/{name}": TokenResource(identities),
         "/v1/tokens/{name}/rotate": RotateResource(identities),
         "/v1/tokens/{name}/keys": KeysResource(identities, "" if callers is None else callers.server_key),
-        "/v1/session": SessionResource(lambda: None if callers is None else callers.follower.wait()),
+        "/v1/session": SessionResource(None if callers is None else callers.begin_session),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(
             daemon,

@@ -27,6 +27,7 @@ from kvstore_core.process.logging import RateLimitedLog
 from kvstore_http.access.callers import MAX_KEPT_SESSIONS, MAX_SESSION_CHARACTERS, Callers
 from kvstore_http.access.sessions import NewSession, begin
 from kvstore_http.access.table_follower import TableFollower, now_ms
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.resources import ui_files
 from kvstore_http.routes import ENDPOINTS, Endpoint
@@ -198,6 +199,50 @@ def test_only_good_credentials_are_kept_and_few() -> None:
         for spaces in range(1, 70):
             assert come_in(f"{''.join(scheme)}{' ' * spaces}{token.text}") == "ci"
     assert 0 < len(callers._known) <= 4096
+
+
+@pytest.mark.parametrize("way", ["token", "derived", "session", "login"])
+def test_a_worker_asks_before_it_refuses_a_token_that_it_has_not_heard_of(way: str) -> None:
+    """As if no heartbeat told of it."""
+    token, key = new_token(), b"k" * 32
+    row = Identity("ci", GrantSet(["ro:*"]), 0, tokens=(StoredToken(token.id, token.digest, 0),))
+    tables, asked = [AccessTable([], key)], []
+
+    def access() -> dict[str, Any]:
+        asked.append(tables[-1])
+        return {"tag": tables[-1].tag, "signing_key": key.hex(), "value": tables[-1].encode()}
+
+    follower = TableFollower(cast(DaemonClient, SimpleNamespace(access=access)), 5)
+    callers = Callers(follower, WorkerCounters.alone(), "")
+    follower.wait()
+    asked.clear()
+    later = AccessTable([row], key)
+    derived = later.derive(later.of_credential(token.text, now_ms()), now_ms(), 60_000)
+    session = begin(later, token.text, now_ms())
+
+    def come_in(text: str) -> str:
+        headers = {"HTTP_AUTHORIZATION": f"Bearer {text}"}
+        if way == "session":
+            headers = {"HTTP_COOKIE": f"kvstore_1={session.cookie}", "HTTP_X_KVSTORE_PAGE": session.half}
+        try:
+            if way == "login":
+                return callers.begin_session(text).who.name
+            return callers._identified({"kvstore.raw_path": "/v1/kv", **headers}, "known").name
+        except KvError as error:
+            return error.code
+
+    if way != "session":
+        mistyped = token.text[:-1] + ("a" if token.text[-1] != "a" else "b")
+        assert {come_in(text) for text in (mistyped, "kv_nobody", f"{derived}x")} == {"unauthenticated"}
+        assert not asked, "nobody could know these"
+    text = derived if way == "derived" else token.text
+    assert come_in(text) == "unauthenticated"
+    assert len(asked) == 1
+    tables.append(later)
+    assert come_in(text) == "ci"
+    assert come_in(text) == "ci"
+    assert len(asked) == 2
+    follower.close()
 
 
 def test_sessions_are_looked_up_once_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,23 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
+from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import gevent
 import pytest
 
-from kvstore_http.access.table_follower import DOUBTED_SECONDS, UNCONFIRMED_SECONDS
+from kvstore_core.access.identities import AccessTable
+from kvstore_http.access.sessions import begin
+from kvstore_http.access.table_follower import (
+    DOUBTED_SECONDS,
+    LOOK_SECONDS,
+    UNCONFIRMED_SECONDS,
+    TableFollower,
+    now_ms,
+)
+from kvstore_http.backend.daemon_client import DaemonClient
 from support.markdown import ROOT
 from support.protected import Protected
 from support.servers import wait_until
@@ -355,6 +366,46 @@ def test_anonymous_streams_end_with_the_grant(protected: Protected, name: str) -
     finally:
         protected.change("identity_delete", "anonymous")
     assert stream.end()["code"] == "unauthenticated"
+
+
+def test_a_token_just_made_is_known_to_every_worker(service: Protected, name: str) -> None:
+    """Whatever is derived of it too, and the session of a page. Each request has a connection of its own."""
+    own = {"Origin": service.url, "Content-Type": "application/json"}
+    with closing(Session(service.url, service.admin_token)) as admin:
+        for number in range(10):
+            made = admin.post("/v1/tokens", {"name": f"{name}-{number}", "grants": [f"ro:{name}/"]})
+            token = made.json["token"]
+            (answer,) = service.root.ask({"op": "access"})
+            table = AccessTable.decode(answer["value"], bytes.fromhex(answer["signing_key"]))
+            parent = table.of_credential(token, now_ms())
+            derived = table.derive(parent, now_ms(), 60_000)
+            session = begin(table, token, now_ms())
+            for good in (token, derived) * 2:
+                assert call(service.url, "GET", "/v1/whoami", token=good).json["name"] == f"{name}-{number}"
+            both = {"Cookie": f"kvstore_1={session.cookie}", "X-Kvstore-Page": session.half}
+            assert call(service.url, "GET", f"/v1/kv?prefix={name}/", headers=both).status == 200
+            login = json.dumps({"token": token}).encode()
+            assert call(service.url, "POST", "/v1/session", login, own).status == 200
+
+
+def test_strangers_with_made_up_tokens_have_the_daemon_asked_now_and_then_only() -> None:
+    asked: list[float] = []
+    table = AccessTable([])
+
+    def access() -> dict[str, Any]:
+        asked.append(time.monotonic())
+        gevent.sleep(0)
+        return {"tag": table.tag, "signing_key": "", "value": table.encode()}
+
+    follower = TableFollower(cast(DaemonClient, SimpleNamespace(access=access)), 5)
+    follower.wait()
+    asked.clear()
+    strangers = [gevent.spawn(lambda: [follower.look_again() for _ in range(4)]) for _ in range(200)]
+    gevent.joinall(strangers, raise_error=True)
+    follower.close()
+    assert len(asked) >= 4, "each came after the one before it"
+    least = 0.9 * LOOK_SECONDS  # the loop's clock may be a little behind
+    assert all(later - former >= least for former, later in itertools.pairwise(asked))
 
 
 def test_the_documents_say_for_how_long_a_worker_trusts_its_table() -> None:

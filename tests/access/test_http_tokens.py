@@ -230,6 +230,11 @@ def test_nobody_narrows_to_more_than_they_have(protected: Protected, body: dict[
     assert_problem(narrow(protected, child, grants=["list:n/"]), "not_allowed")
 
 
+def test_a_derived_token_without_end_is_refused_and_says_to_give_one(protected: Protected) -> None:
+    answer = narrow(protected, protected.kept_token("endless", "ro:n/"), expires_at=None)
+    assert "give one within 24 hours" in assert_problem(answer, "bad_request")["detail"]
+
+
 def test_admin_is_never_handed_on(protected: Protected) -> None:
     derived = narrow(protected, protected.admin_token).json["token"]
     assert "admin" not in whoami(protected, derived)["grants"]

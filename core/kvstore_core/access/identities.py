@@ -119,6 +119,14 @@ class AccessTable:
             raise _unknown()
         return self._of_token(*found, now)
 
+    def may_know_later(self, text: str) -> bool:
+        """Whether ``text`` is well formed and of a token that is not in this table: it may be in the next."""
+        if text.startswith(DERIVED_PREFIX):
+            statement = verify(text, self._signing_key) if self._signing_key else None
+            return statement is not None and statement.token not in self._tokens
+        found = token_id(text)
+        return found is not None and found not in self._tokens
+
     def half_of(self, text: str) -> str:
         """The digest of the page's half of the session ``text``; empty for what is no session."""
         statement = verify(text, self._signing_key) if self._signing_key else None

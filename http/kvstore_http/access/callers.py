@@ -17,7 +17,15 @@ from kvstore_core.access.principal import ANONYMOUS, UNRESTRICTED, Principal
 from kvstore_core.access.tokens import TOKEN_PATTERN, token_id
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog
-from kvstore_http.access.sessions import HALF_VARIABLE, is_of_this_site, not_a_token, session_of
+from kvstore_http.access.sessions import (
+    HALF_VARIABLE,
+    NewSession,
+    begin,
+    cookies_of,
+    is_of_this_site,
+    not_a_token,
+    session_of,
+)
 from kvstore_http.access.table_follower import TableFollower, now_ms
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY, STRANGERS_BODY, WHO
@@ -132,7 +140,32 @@ class Callers:
                 if environ[RAW_PATH] != SUBSCRIBE_PATH:
                     raise
                 return UNDECIDED  # the resource has words of its own for an EventSource
-        return self._identify(environ, table, is_public=needs == "public")
+        try:
+            return self._identify(environ, table, is_public=needs == "public")
+        except KvError:
+            newer = self._newer_for(_credentials(environ), table)
+            if newer is None:
+                raise
+            return self._identify(environ, newer, is_public=needs == "public")
+
+    def _newer_for(self, credentials: Iterable[str], table: AccessTable) -> AccessTable | None:
+        """Another table than ``table``, which may know one of these ``credentials``; None if there is none.
+        Asks the daemon, unless it was not heard of lately."""
+        if self.follower.is_confirmed and any(map(table.may_know_later, credentials)):
+            newer = self.follower.look_again()
+            return None if newer is table else newer
+        return None
+
+    def begin_session(self, token: str) -> NewSession:
+        """A session for whoever has ``token`` (:func:`kvstore_http.access.sessions.begin`)."""
+        table = self.follower.wait()
+        try:
+            return begin(table, token, now_ms())
+        except KvError:
+            newer = self._newer_for((token,), table)
+            if newer is None:
+                raise
+            return begin(newer, token, now_ms())
 
     def confirmed(self, environ: dict[str, Any]) -> Principal:
         """Who makes the request, for a public route that has to know; raises ``unavailable`` where nobody can
@@ -282,6 +315,15 @@ def strangers_body() -> KvError:
         "token",
         reason="missing",
     )
+
+
+def _credentials(environ: dict[str, Any]) -> list[str]:
+    """Those by which a request may come in, good or not."""
+    header = environ.get("HTTP_AUTHORIZATION")
+    if header is None:
+        return cookies_of(environ) if HALF_VARIABLE in environ else []
+    found = _BEARER.fullmatch(header)
+    return [] if found is None else [found[1]]
 
 
 def refreshed_by(table: AccessTable, who: Principal) -> Principal:

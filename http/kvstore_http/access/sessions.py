@@ -92,7 +92,7 @@ def session_of(
             "unauthenticated", "a session is only good for the page that began it", reason="cross_site"
         )
     digest = half_digest(half)
-    for cookie in _cookies(environ)[:_MAX_TRIED]:
+    for cookie in cookies_of(environ):
         if hmac.compare_digest(table.half_of(cookie), digest):
             return table.of_credential(cookie, now)
     raise KvError("unauthenticated", "this session is not known here; log in again")
@@ -153,8 +153,9 @@ def _pairs(environ: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name.strip(), value.strip()) for name, _, value in pairs]
 
 
-def _cookies(environ: dict[str, Any]) -> list[str]:
-    return [value for name, value in _pairs(environ) if _NAME.fullmatch(name)]
+def cookies_of(environ: dict[str, Any]) -> list[str]:
+    """The values of the request's cookies that may be of a session, as many as are looked at."""
+    return [value for name, value in _pairs(environ) if _NAME.fullmatch(name)][:_MAX_TRIED]
 
 
 def _is_named_for(environ: dict[str, Any]) -> bool:

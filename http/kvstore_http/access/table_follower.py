@@ -29,6 +29,16 @@ come every second; so one of them may be lost or late before anybody waits."""
 DOUBTED_SECONDS = 0.5
 """So long a table is still used after the daemon was heard to have another one, which is on its way."""
 
+LOOK_SECONDS = 0.2
+"""The least time between two questions for the sake of credentials that are not in the table, after one in
+vain."""
+
+LOOK_COST = 10
+"""How many times as long as such a question takes the next one waits: a large table takes long to send."""
+
+LOOK_PATIENCE_SECONDS = 2.0
+"""How long somebody who is not in the table waits at most for such a question."""
+
 TICK_SECONDS = 0.5
 
 UNREACHED = "the daemon cannot be reached"
@@ -67,6 +77,8 @@ class TableFollower:
         self._is_asking = self._is_another = self._is_closed = False
         self._problem = ""
         self._answered = Signal()
+        self._next_look: Signal | None = None
+        self._is_looking = False
         self._unknown_log = RateLimitedLog(log)
         self._ticker = self._hub.loop.timer(0, TICK_SECONDS)
         self._ticker.start(self._tick)
@@ -109,6 +121,33 @@ class TableFollower:
         self._is_another = True
         self._ask_soon()
         self._answered.wait(self._patience)
+
+    def look_again(self) -> AccessTable | None:
+        """The table as it was at some time after this was called, for somebody who is not in the one of now:
+        a token that another worker has just made is known there some milliseconds before it is here. Blocks,
+        but not for long, and gives the table of now if there is no answer in that time.
+
+        All who come meanwhile share one question to the daemon, and there is a pause after each in vain, so
+        that strangers with made up tokens cause little work.
+        """
+        look = self._next_look
+        if look is None:
+            look = self._next_look = Signal()
+            if not self._is_looking:
+                self._is_looking = True
+                self._hub.loop.run_callback(self._pool.run, self._look)
+        look.wait(LOOK_PATIENCE_SECONDS)
+        return self.table
+
+    def _look(self) -> None:
+        while self._next_look is not None and not self._is_closed:
+            look, self._next_look = self._next_look, None
+            begun, before = monotonic(), self.table
+            self.renew()
+            look.set()
+            if self.table is before:
+                gevent.sleep(max(LOOK_SECONDS, LOOK_COST * (monotonic() - begun)))
+        self._is_looking = False
 
     def ends(self) -> dict[str, int]:
         """When whose last credential ends, as far as is known (:meth:`AccessTable.ends`)."""

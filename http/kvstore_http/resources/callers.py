@@ -6,6 +6,7 @@ from typing import Any
 
 import falcon
 
+from kvstore_core.access.derived import MAX_SECONDS
 from kvstore_core.access.principal import ANONYMOUS, Principal
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON
@@ -16,7 +17,7 @@ from kvstore_http.protocol.bodies import read_json, require_type, send_fresh_jso
 from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.query_params import read_query
-from kvstore_http.resources.identities import end_of, members, texts
+from kvstore_http.resources.identities import NO_END, end_of, members, texts
 
 KINDS = ("none", "token", "derived", "session")
 """What somebody comes in by."""
@@ -61,6 +62,11 @@ class NarrowResource:
         now = now_ms()
         grants = tuple(texts(body, "grants")) if "grants" in body else None
         end = end_of(body, now)
+        if end == NO_END:
+            raise KvError(
+                "bad_request",
+                f"a derived token has an end: give one within {MAX_SECONDS // 3600} hours, or leave it out",
+            )
         milliseconds = NARROWED_SECONDS * 1000 if end is None else end - now
         table = self._callers.follower.wait()
         text = table.derive(req.env[WHO], now, milliseconds, grants)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import falcon
 
-from kvstore_core.access.identities import AccessTable
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON
 from kvstore_http import routes
 from kvstore_http.access import sessions
+from kvstore_http.access.table_follower import now_ms
 from kvstore_http.protocol.bodies import read_json, require_type, send_json
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.origins import refuse_other_origins
@@ -20,10 +19,10 @@ from kvstore_http.protocol.query_params import read_query
 
 
 class SessionResource:
-    """``/v1/session``. ``table`` gives the identities of now, None while access is off."""
+    """``/v1/session``. ``begin`` begins one for a token; None while access is off."""
 
-    def __init__(self, table: Callable[[], AccessTable | None]) -> None:
-        self._table = table
+    def __init__(self, begin: Callable[[str], sessions.NewSession] | None) -> None:
+        self._begin = begin
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Give a page of this service both halves of a session for its token."""
@@ -33,13 +32,11 @@ class SessionResource:
         sessions.refuse_open_network(place)
         require_type(req.env, JSON)
         token, page = _login(read_json(req.env))
-        table = self._table()
-        if table is None:
+        if self._begin is None:
             raise KvError("not_allowed", "access is off here: there is nothing to log in to")
-        now = time.time_ns() // 1_000_000
-        session = sessions.begin(table, token, now)
+        session = self._begin(token)
         assert session.who.expires_at is not None  # noqa: S101 - of a session
-        seconds = max(1, (session.who.expires_at - now) // 1000)
+        seconds = max(1, (session.who.expires_at - now_ms()) // 1000)
         line = sessions.set_cookie(place, session.cookie, seconds, is_root=page == "/")
         resp.append_header("set-cookie", line)
         resp.set_header("cache-control", "no-store")
