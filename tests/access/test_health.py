@@ -42,13 +42,10 @@ def test_the_daemon_is_asked_with_the_facades_key_where_that_can_be_read(
     assert run_kvstore("ping", "--daemon", env={**without, **where}).returncode == 5
 
 
-@pytest.mark.parametrize("access", ["off", "auto"])
-def test_a_daemon_whose_access_was_turned_off_is_asked_without_a_key(
-    daemon: Daemon, tmp_path: Path, access: str
-) -> None:
+def test_a_daemon_whose_access_was_turned_off_is_asked_without_a_key(daemon: Daemon, tmp_path: Path) -> None:
     for name in ("access.key", "facade.key"):  # as they were left behind
         (daemon.data / name).touch(0o600)
-    where = {"KVSTORE_REQUESTS": daemon.requests, "KVSTORE_DATA": str(daemon.data), "KVSTORE_ACCESS": access}
+    where = {"KVSTORE_REQUESTS": daemon.requests, "KVSTORE_DATA": str(daemon.data), "KVSTORE_ACCESS": "off"}
     done = run_kvstore("ping", "--daemon", env=clean_environment(tmp_path, **where))
     assert done.returncode == 0, done.stderr
 
