@@ -52,7 +52,8 @@ def test_a_token_is_made_and_only_its_digest_is_kept(kvstore: CommandLine) -> No
     )
     assert done.returncode == 0
     token = done.stdout.decode().removesuffix("\n")
-    assert b"access.json was made" in done.stderr
+    assert b"/data yet; the identities" in done.stderr
+    assert b"access.json was made" not in done.stderr
     assert token_id(token) is not None
     path = kvstore.folder / "data/access.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -250,6 +251,52 @@ def test_what_one_may_is_told_with_the_grant_that_decides(kvstore: CommandLine) 
     assert asked("admin")[0] == 5
     for words in (["read"], ["monitor", "app/x"], ["read", "app/x", "--prefix", "app/"], ["see", "app/x"]):
         assert asked(*words)[0] == 2
+
+
+def test_where_a_store_is_it_is_said_that_access_comes_on(kvstore: CommandLine) -> None:
+    (kvstore.folder / "data/lmdb").mkdir()
+    (kvstore.folder / "data/lmdb/data.mdb").touch()
+    make = ("--grant", "ro:*", "--data", "data")
+    done = kvstore("token", "create", "ci", *make)
+    assert b"access.json was made: from its next start on" in done.stderr
+    assert b"no store" not in done.stderr
+    assert kvstore("token", "create", "second", *make).stderr == b""
+    # a service that has been asking for tokens all along
+    (kvstore.folder / "data/facade.key").touch(0o600)
+    (kvstore.folder / "data/access.json").unlink()
+    assert kvstore("token", "create", "ci", *make).stderr == b""
+
+
+def test_the_last_admin_is_not_taken_away_without_force(kvstore: CommandLine) -> None:
+    token = created(kvstore, "root", "--grant", "admin", "--grant", "ro:*")
+    created(kvstore, "ended", "--grant", "admin", "--for", "1ms")
+    created(kvstore, "ci", "--grant", "ro:*")
+    takings = (
+        ["ungrant", "root", "admin"],
+        ["revoke", "root"],
+        ["revoke", "root", "--id", str(token_id(token))],
+    )
+    before = table(kvstore).tag
+    for words in takings:
+        done = kvstore("token", *words, "--data", "data")
+        assert done.returncode == 2, words
+        assert b"root is the last admin" in done.stderr
+        assert b"--grant admin --data DIR" in done.stderr
+    assert table(kvstore).tag == before
+    # by a key it is one as well
+    login = json.loads(kvstore.out("key", "create", "root", "--data", "data"))["*"]
+    kvstore.out("token", *takings[2], "--data", "data")
+    done = kvstore("key", "revoke", "root", "--data", "data", "--", login["public_key"])
+    assert done.returncode == 2
+    assert b"last admin" in done.stderr
+    # what leaves an admin is done, and so is the rest with --force
+    kvstore.out("token", "ungrant", "root", "ro:*", "--data", "data")
+    kvstore.out("token", "revoke", "ci", "--data", "data")
+    created(kvstore, "second", "--grant", "admin")
+    kvstore.out("token", "revoke", "root", "--data", "data")
+    assert kvstore("token", "revoke", "second", "--data", "data").returncode == 2
+    kvstore.out("token", "revoke", "second", "--force", "--data", "data")
+    assert list(listed(kvstore)) == ["ended"]
 
 
 def test_another_admin_is_told_of_the_others(kvstore: CommandLine) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from kvstore_core.access.tokens import new_token
 from support.command_line import CommandLine
-from support.scripted import Script, answer, problem, scripted
+from support.scripted import Script, answer, chunks, problem, scripted
 from support.servers import kvstore_command, wait_until
 from support.terminal import Terminal
 
@@ -73,6 +73,43 @@ def test_a_token_is_asked_for_without_an_echo(kvstore: CommandLine) -> None:
         assert terminal.wait() == 0
     assert token not in terminal.output
     assert entries(kvstore) != {}
+
+
+@pytest.mark.parametrize("code", ["unauthenticated", "not_allowed"])
+@pytest.mark.parametrize("words", [["wait", "k", "--exists"], ["subscribe", "--snapshot"]])
+def test_one_who_follows_is_told_that_access_was_taken_away(
+    kvstore: CommandLine, script: Script, words: list[str], code: str
+) -> None:
+    cursor = "7-0123456789abcdef"
+    lines = (
+        {"event": "sync", "revision": 5, "cursor": "5-0123456789abcdef"},
+        {"event": "end", "code": code, "cursor": cursor},
+    )
+    stream = chunks(*(json.dumps(line).encode() + b"\n" for line in lines), end=True)
+    script.plays = [stream, problem(code, detail="no more", request_id="r")]
+    done = kvstore(*words)
+    assert done.returncode == 5
+    said = done.stderr.decode()
+    assert f"access was taken away ({code}): no more" in said
+    assert (f"go on with --since {cursor}" in said) is (words[0] == "subscribe")
+
+
+def test_the_last_admin_of_a_service_is_not_taken_away_without_force(
+    kvstore: CommandLine, script: Script
+) -> None:
+    row = {"grants": ["admin"], "created_at": "2026-01-01T00:00:00.000Z", "keys": []}
+    tokens = [{"id": "00000001", "created_at": "2026-01-01T00:00:00.000Z"}]
+    ended = {"expires_at": "2026-01-02T00:00:00.000Z"}
+    rows = [{"name": "root", **row, "tokens": tokens}, {"name": "old", **row, **ended, "tokens": tokens}]
+    script.plays = [answer(json.dumps({"identities": rows}).encode())]
+    for words in (["ungrant", "root", "admin"], ["revoke", "root"], ["revoke", "root", "--id", "00000001"]):
+        done = kvstore("token", *words)
+        assert done.returncode == 2
+        assert b"root is the last admin" in done.stderr
+    assert {each.method for each in script.seen} == {"GET"}
+    kvstore.out("token", "revoke", "root", "--force")
+    kvstore.out("token", "revoke", "old")
+    assert [each.method for each in script.seen[-3:]] == ["DELETE", "GET", "DELETE"]
 
 
 def test_what_the_service_refuses_is_not_stored(kvstore: CommandLine, script: Script) -> None:

@@ -258,6 +258,8 @@ def test_a_subscriber_is_told_when_its_token_ends(
         kvstore.out("token", "revoke", "listening")
         assert running.wait() == 5
         assert "KVSTORE_TOKEN" in running.stderr
+        assert "access was taken away (unauthenticated)" in running.stderr
+        assert f"go on with --since {running.lines()[0]['cursor']}" in running.stderr
     finally:
         running.end()
 

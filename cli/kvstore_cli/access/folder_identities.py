@@ -13,7 +13,14 @@ from kvstore_core.access.identities import AccessTable, StoredKey, StoredToken, 
 from kvstore_core.access.principal import ANONYMOUS
 from kvstore_core.access.tokens import new_token
 from kvstore_core.errors import KvError
-from kvstore_daemon.access.access_files import edit, read_table, server_keys, table_path
+from kvstore_daemon.access.access_files import (
+    ADMIN_FILE,
+    FACADE_FILE,
+    edit,
+    read_table,
+    server_keys,
+    table_path,
+)
 from kvstore_daemon.storage.offline.run_as_owner import become_owner
 
 
@@ -27,6 +34,12 @@ class FolderIdentities(IdentityStore):
         self._name = folder
         self._folder = become_owner(folder)
         self._notice = notice
+        self._has_store = (self._folder / "lmdb" / "data.mdb").exists()
+        if not self._has_store:
+            notice(
+                f"there is no store in {folder} yet; the identities in it are for a service that makes "
+                "one there"
+            )
 
     def everybody(self) -> list[Description]:
         try:
@@ -89,12 +102,13 @@ class FolderIdentities(IdentityStore):
             return AccessTable(())
 
     def _edit(self, change: changes.Change) -> AccessTable:
-        was_there = table_path(self._folder).exists()
+        is_new = not table_path(self._folder).exists()
+        had_access = (self._folder / ADMIN_FILE).exists() or (self._folder / FACADE_FILE).exists()
         table = edit(self._folder, change).table
-        if not was_there:
+        if is_new and self._has_store and not had_access:
             self._notice(
                 f"{self._name / 'access.json'} was made: from its next start on the service asks everybody "
-                "for a token or a key"
+                "for a token or a key, unless it has --access off"
             )
         return table
 

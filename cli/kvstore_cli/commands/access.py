@@ -63,6 +63,11 @@ _data_option = click.option(
 )
 
 
+_last_admin_option = click.option(
+    "--force", is_flag=True, help="Also if nobody is left who may manage identities."
+)
+
+
 def _grant_option(help_text: str, *, required: bool = True) -> Callable[[_Function], _Function]:
     return click.option(
         "--grant", "grants", type=_GRANT, multiple=True, required=required, metavar="GRANT", help=help_text
@@ -232,8 +237,11 @@ def grant(context: click.Context, name: str, grants: tuple[str, ...], data: str 
 @subcommand("client")
 @_name_argument
 @_grants_argument
+@_last_admin_option
 @_data_option
-def ungrant(context: click.Context, name: str, grants: tuple[str, ...], data: str | None) -> None:
+def ungrant(
+    context: click.Context, name: str, grants: tuple[str, ...], force: bool, data: str | None
+) -> None:
     """Take grants away from the identity NAME, and print those that are left.
 
     A GRANT is written as it was given. Streams and subscriptions that need it end within two seconds.
@@ -243,7 +251,39 @@ def ungrant(context: click.Context, name: str, grants: tuple[str, ...], data: st
       kvstore token ungrant ci rw:logs/
     """
     with _identities(context, data) as identities:
+        if "admin" in grants and not force:
+            _refuse_last_admin(identities, name, lambda row: {**row, "grants": []})
         _print_grants(identities.regrant(name, (), grants))
+
+
+def _refuse_last_admin(
+    identities: IdentityStore, name: str, without: Callable[[Description], Description]
+) -> None:
+    """Raise a usage error if nobody could manage identities any more once NAME is as ``without`` makes it."""
+    rows = identities.everybody()
+    admins = [row for row in rows if _is_admin(row)]
+    if [row["name"] for row in admins] == [name] and not _is_admin(without(admins[0])):
+        raise click.UsageError(
+            f"{name} is the last admin; without it only 'kvstore token create NAME --grant admin --data DIR' "
+            "on the machine of the service makes another. --force takes it away"
+        )
+
+
+def _is_admin(row: Description) -> bool:
+    """Whether somebody can come in by this identity now, and manage identities."""
+    return "admin" in row["grants"] and _lasts(row) and any(map(_lasts, [*row["tokens"], *row["keys"]]))
+
+
+def _lasts(row: Description) -> bool:
+    from datetime import UTC, datetime
+
+    end = row.get("expires_at")
+    return end is None or datetime.fromisoformat(end) > datetime.now(UTC)
+
+
+def _without_token(row: Description, token_id: str | None) -> Description:
+    kept = [] if token_id is None else [each for each in row["tokens"] if each["id"] != token_id]
+    return {**row, "tokens": kept, "keys": [] if token_id is None else row["keys"]}
 
 
 def _print_grants(row: Description) -> None:
@@ -298,8 +338,9 @@ def rotate(
 @subcommand("client")
 @_name_argument
 @click.option("--id", "token_id", metavar="ID", help="Only the token with this id; the identity stays.")
+@_last_admin_option
 @_data_option
-def revoke(context: click.Context, name: str, token_id: str | None, data: str | None) -> None:
+def revoke(context: click.Context, name: str, token_id: str | None, force: bool, data: str | None) -> None:
     """Remove the identity NAME, with all its tokens and keys.
 
     Its requests are refused from now on; its streams and subscriptions end within two seconds.
@@ -312,6 +353,8 @@ def revoke(context: click.Context, name: str, token_id: str | None, data: str | 
       kvstore token revoke ci --id 7q2m9xk4
     """
     with _identities(context, data) as identities:
+        if not force:
+            _refuse_last_admin(identities, name, lambda row: _without_token(row, token_id))
         if token_id is None:
             identities.revoke(name)
         else:
@@ -496,8 +539,9 @@ def create_key(
 @subcommand("client")
 @_name_argument
 @click.argument("public_key", metavar="KEY")
+@_last_admin_option
 @_data_option
-def revoke_key(context: click.Context, name: str, public_key: str, data: str | None) -> None:
+def revoke_key(context: click.Context, name: str, public_key: str, force: bool, data: str | None) -> None:
     """Remove the public KEY from the identity NAME, which stays; 'kvstore token list' shows the keys.
 
     \b
@@ -505,6 +549,15 @@ def revoke_key(context: click.Context, name: str, public_key: str, data: str | N
       kvstore key revoke prices 'Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID'
     """
     with _identities(context, data) as identities:
+        if not force:
+            _refuse_last_admin(
+                identities,
+                name,
+                lambda row: {
+                    **row,
+                    "keys": [each for each in row["keys"] if each["public_key"] != public_key],
+                },
+            )
         identities.revoke_key(name, public_key)
 
 

@@ -15,6 +15,7 @@ from kvstore_cli.http_client import change_stream
 from kvstore_cli.http_client.client import Query
 from kvstore_cli.subscribe.sinks import ExecSink, JsonSink, Sink, TextSink
 from kvstore_cli.terminal import output
+from kvstore_core.errors import KvError
 
 if TYPE_CHECKING:
     from kvstore_cli.files.position_file import PositionFile
@@ -98,7 +99,13 @@ def command(
             notice=output.talk,
         )
         with closing(updates):
-            _deliver(updates, sink, count, kept)
+            try:
+                _deliver(updates, sink, count, kept)
+            except KvError as error:
+                cursor = error.details.get(change_stream.CURSOR)
+                if cursor is None or kept is not None:
+                    raise
+                raise KvError(error.code, f"{error.message}; go on with --since {cursor}") from error
     return sink.status
 
 

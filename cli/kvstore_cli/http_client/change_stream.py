@@ -20,6 +20,10 @@ from kvstore_core.backoff import Backoff
 from kvstore_core.errors import KvError
 
 SNAPSHOT, EVENTS, SYNC, RESET, HEARTBEAT = "snapshot", "events", "sync", "reset", "heartbeat"
+END = "end"
+CURSOR = "cursor"
+"""The detail of a refusal with the position up to which everything was delivered, if there is one."""
+
 _EVENT_NAMES = frozenset(("put", "delete", "expire"))
 
 
@@ -71,6 +75,8 @@ class StreamPosition:
         elif name in (SYNC, HEARTBEAT):
             self.cursor = line.get("cursor", self.cursor)
             yield StreamUpdate(name, [line], self.cursor)
+        elif name == END and not self._held:
+            self.cursor = line.get("cursor", self.cursor)
         # names of a newer service are ignored
 
     def _feed_event(self, line: dict[str, Any]) -> Iterator[StreamUpdate]:
@@ -98,7 +104,8 @@ def follow(
     """The updates of the stream with the parameters ``wanted``, from ``position`` on, without end.
 
     Raises the KvError of the first connection. Later ones are retried until they succeed, or fail with an
-    error that is not transient. ``notice`` is called when the stream breaks and when it is back. Raises
+    error that is not transient; one that says that access was taken away has the detail :data:`CURSOR`.
+    ``notice`` is called when the stream breaks and when it is back. Raises
     ``timed_out`` at ``deadline`` (of the monotonic clock), and BrokenPipeError when the reader of the
     file descriptor ``output`` is gone.
     """
@@ -116,9 +123,19 @@ def follow(
                     yield from position.feed(_parsed(line))
         except AttemptError as failure:
             notice(f"{failure.error.message}; reconnecting")
-            stream = _reopened(lambda: opener(service.open_stream_once), backoff, failure, deadline)
+            try:
+                stream = _reopened(lambda: opener(service.open_stream_once), backoff, failure, deadline)
+            except KvError as error:
+                raise _taken_away(error, position.cursor) from None
         notice("reconnected")
         yield from position.reopened()
+
+
+def _taken_away(error: KvError, cursor: str | None) -> KvError:
+    if error.code not in ("unauthenticated", "not_allowed"):
+        return error
+    details = {**error.details, CURSOR: cursor} if cursor else error.details
+    return KvError(error.code, f"access was taken away ({error.code}): {error.message}", **details)
 
 
 def _reopened(
