@@ -24,9 +24,10 @@ from kvstore_core.access.identities import AccessTable, Identity, StoredToken
 from kvstore_core.access.tokens import _base62, new_token, token_id
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog
+from kvstore_core.wall_clock import now_ms
 from kvstore_http.access.callers import MAX_KEPT_SESSIONS, MAX_SESSION_CHARACTERS, Callers
 from kvstore_http.access.sessions import NewSession, begin
-from kvstore_http.access.table_follower import TableFollower, now_ms
+from kvstore_http.access.table_follower import TableFollower
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.resources import ui_files

@@ -62,7 +62,7 @@ ROOMS = {
         "model",
         "connection_monitor process backoff",
         "errors",
-        "addresses limits media_types units",
+        "addresses limits media_types units wall_clock",
     ),
     "kvstore_client": (
         "*",  # all others of the top

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from kvstore_core.access.identities import AccessTable, StoredKey, StoredToken, 
 from kvstore_core.access.principal import ANONYMOUS
 from kvstore_core.access.tokens import new_token
 from kvstore_core.errors import KvError
+from kvstore_core.wall_clock import now_ms
 from kvstore_daemon.access.access_files import (
     ADMIN_FILE,
     FACADE_FILE,
@@ -55,7 +55,7 @@ class FolderIdentities(IdentityStore):
         return found
 
     def create(self, name: str, grants: Sequence[str], ends_in: int | None) -> str:
-        token, now = new_token(), _now()
+        token, now = new_token(), now_ms()
         stored = StoredToken(token.id, token.digest, now, _end(now, ends_in))
         self._edit(changes.put_identity(name, now, create=True, grants=grants, token=stored))
         return token.text
@@ -63,11 +63,11 @@ class FolderIdentities(IdentityStore):
     def regrant(self, name: str, grant: Sequence[str], ungrant: Sequence[str]) -> Description:
         # who comes without a credential is made by what they are granted
         create = None if name == ANONYMOUS and grant else False
-        change = changes.put_identity(name, _now(), create=create, grant=grant, ungrant=ungrant)
+        change = changes.put_identity(name, now_ms(), create=create, grant=grant, ungrant=ungrant)
         return _shown(described(self._edit(change).identities[name]))
 
     def rotate(self, name: str, keep: int, ends_in: int | None) -> str:
-        token, now = new_token(), _now()
+        token, now = new_token(), now_ms()
         end = None if ends_in == NEVER else _end(now, ends_in)
         stored = StoredToken(token.id, token.digest, now, end)
         change = changes.add_token(name, stored, now, keep_ms=keep, as_before=ends_in is None)
@@ -84,7 +84,7 @@ class FolderIdentities(IdentityStore):
         self._edit(changes.delete_key(name, public_key))
 
     def add_key(self, name: str, grants: Sequence[str], public_key: str, ends_in: int | None) -> str:
-        now = _now()
+        now = now_ms()
         key = StoredKey(public_key, now, _end(now, ends_in))
         if grants:
             change = changes.put_identity(name, now, create=True, grants=grants, key=key)
@@ -127,10 +127,6 @@ def _shown(row: Description) -> Description:
 def _text(ms: int) -> str:
     moment = datetime.fromtimestamp(ms // 1000, UTC).replace(microsecond=ms % 1000 * 1000)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _end(now: int, ends_in: int | None) -> int | None:

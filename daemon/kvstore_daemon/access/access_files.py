@@ -28,6 +28,7 @@ from kvstore_core.access.login_file import ANY, CurveKeys, encode_entries
 from kvstore_core.access.tokens import NewToken, digest_of, new_token, token_id
 from kvstore_core.errors import KvError
 from kvstore_core.process.files import permission_advice, reason, whole_file
+from kvstore_core.wall_clock import now_ms
 
 TABLE_FILE = "access.json"
 KEY_FILE = "access.key"
@@ -241,7 +242,7 @@ def make_first_admin(folder: Path) -> Path | None:
 
 
 def _admin(token: NewToken) -> Identity:
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     return Identity(ADMIN, GrantSet(ADMIN_GRANTS), now, tokens=(StoredToken(token.id, token.digest, now),))
 
 

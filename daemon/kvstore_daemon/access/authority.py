@@ -13,6 +13,7 @@ from kvstore_core.access.identities import AccessTable, Identity
 from kvstore_core.access.principal import THE_FACADE, UNRESTRICTED, Principal
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import announcer
+from kvstore_core.wall_clock import now_ms
 from kvstore_daemon.access.access_files import (
     ADMIN,
     KEY_FILE,
@@ -38,11 +39,6 @@ have coarse clocks."""
 UNSETTLED = Stamp(0, 0, 0)
 
 log = logging.getLogger("kvstore.daemon")
-
-
-def now_ms() -> int:
-    """The time of the wall clock, by which credentials end."""
-    return time.time_ns() // 1_000_000
 
 
 class Authority:

@@ -14,7 +14,8 @@ from kvstore_core.access import changes
 from kvstore_core.access.identities import StoredKey, StoredToken, described
 from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
-from kvstore_daemon.access.authority import Authority, access_is_off, now_ms
+from kvstore_core.wall_clock import now_ms
+from kvstore_daemon.access.authority import Authority, access_is_off
 from kvstore_daemon.record_fields import Fields
 
 log = logging.getLogger("kvstore.daemon")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from kvstore_core.access.principal import THE_FACADE, Principal
 from kvstore_core.errors import KvError
 from kvstore_core.operations import OPERATIONS
+from kvstore_core.wall_clock import now_ms
 from kvstore_core.wire import Request
-from kvstore_daemon.access.authority import Authority, now_ms
+from kvstore_daemon.access.authority import Authority
 from kvstore_daemon.requests.pending_request import PendingRequest
 
 _OF_THE_FACADE = ("http:", "facade:")

@@ -17,6 +17,7 @@ from kvstore_core.access.principal import ANONYMOUS, UNRESTRICTED, Principal
 from kvstore_core.access.tokens import TOKEN_PATTERN, token_id
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog
+from kvstore_core.wall_clock import now_ms
 from kvstore_http.access.sessions import (
     HALF_VARIABLE,
     NewSession,
@@ -26,7 +27,7 @@ from kvstore_http.access.sessions import (
     not_a_token,
     session_of,
 )
-from kvstore_http.access.table_follower import TableFollower, now_ms
+from kvstore_http.access.table_follower import TableFollower
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY, STRANGERS_BODY, WHO
 from kvstore_http.routes import SUBSCRIBE_PATH, Needs

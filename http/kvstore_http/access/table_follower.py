@@ -8,7 +8,6 @@ seconds is not used: who was let in by it may have been revoked.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -19,6 +18,7 @@ from gevent.event import Event as Signal
 from kvstore_core.access.identities import AccessTable
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog
+from kvstore_core.wall_clock import now_ms
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool
 
@@ -48,11 +48,6 @@ ANOTHERS_KEY = (
 )
 
 log = logging.getLogger("kvstore.http")
-
-
-def now_ms() -> int:
-    """The time of the wall clock, by which credentials end."""
-    return time.time_ns() // 1_000_000
 
 
 class TableFollower:

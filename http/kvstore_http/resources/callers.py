@@ -6,18 +6,19 @@ from typing import Any
 
 import falcon
 
+from kvstore_core.access.changes import NO_END
 from kvstore_core.access.derived import MAX_SECONDS
 from kvstore_core.access.principal import ANONYMOUS, Principal
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON
+from kvstore_core.wall_clock import now_ms
 from kvstore_http import routes
 from kvstore_http.access.callers import Callers
-from kvstore_http.access.table_follower import now_ms
 from kvstore_http.protocol.bodies import read_json, require_type, send_fresh_json, send_json
 from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.query_params import read_query
-from kvstore_http.resources.identities import NO_END, end_of, members, texts
+from kvstore_http.resources.identities import end_of, members, texts
 
 KINDS = ("none", "token", "derived", "session")
 """What somebody comes in by."""

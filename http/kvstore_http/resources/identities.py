@@ -10,14 +10,15 @@ from typing import Any
 
 import falcon
 
+from kvstore_core.access.changes import NO_END
 from kvstore_core.access.grants import GrantSet
 from kvstore_core.access.principal import ANONYMOUS
 from kvstore_core.access.tokens import new_token
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_MOMENT
 from kvstore_core.media_types import JSON
+from kvstore_core.wall_clock import now_ms
 from kvstore_http import routes
-from kvstore_http.access.table_follower import now_ms
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import (
     read_body,
@@ -39,9 +40,6 @@ from kvstore_http.protocol.query_params import (
     Parameter,
     read_query,
 )
-
-NO_END = 0
-"""As an end in the daemon's operations."""
 
 Description = dict[str, Any]
 

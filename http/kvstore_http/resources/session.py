@@ -9,9 +9,9 @@ import falcon
 
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON
+from kvstore_core.wall_clock import now_ms
 from kvstore_http import routes
 from kvstore_http.access import sessions
-from kvstore_http.access.table_follower import now_ms
 from kvstore_http.protocol.bodies import read_json, require_type, send_json
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.origins import refuse_other_origins
