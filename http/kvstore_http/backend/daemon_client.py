@@ -55,6 +55,7 @@ stopped, or the whole machine."""
 
 PROBE_SECONDS = 0.5
 FOREVER = float("inf")
+NOT_THERE = "does it run, and is that its --requests?"
 
 _WRITING = frozenset(row.name for row in OPERATIONS.values() if row.writes)
 
@@ -103,6 +104,8 @@ class DaemonClient:
         self._heard_at = -FOREVER
         self._next_probe = 0.0
         self.is_away = False
+        self._said = ""
+        """Why it is away, as the log has it."""
         self.epoch = ""
         """The store's epoch, as of the last reply or heartbeat."""
         self.head = 0
@@ -228,7 +231,7 @@ class DaemonClient:
         if isinstance(outcome, Reply):
             self.note_position(outcome.epoch, outcome.revision)
         if self.is_away:
-            self.is_away = False
+            self.is_away, self._said = False, ""
             log.warning("the daemon at %s answers again", self._endpoint)
 
     def note_position(self, epoch: str, revision: int) -> None:
@@ -260,8 +263,7 @@ class DaemonClient:
         if now - self._heard_at >= self._timeout:
             self.is_away = True
             if now < FOREVER:  # and not because the client is being closed
-                why = self._probe_socket.handshake_problem() or "does it run, and is that its --requests?"
-                log.warning("the daemon at %s cannot be reached: %s", self._endpoint, why)
+                self._say_why(self._probe_socket.handshake_problem() or NOT_THERE)
             self._next_probe = 0.0
             reads += self._read_socket.take_overdue(FOREVER)
             writes += self._write_socket.take_overdue(FOREVER)
@@ -290,9 +292,16 @@ class DaemonClient:
             what += "; the write may have been applied: repeat it under the same Idempotency-Key"
         return KvError(code, what, **details)
 
+    def _say_why(self, why: str) -> None:
+        """Log why the daemon is away, once for each reason: the first one may not be the last."""
+        if why != self._said:
+            self._said = why
+            log.warning("the daemon at %s cannot be reached: %s", self._endpoint, why)
+
     def _look_for_daemon(self, now: float) -> None:
         self._probe_socket.take_overdue(now)
         if now >= self._next_probe:
+            self._say_why(self._probe_socket.handshake_problem() or self._said)
             self._next_probe = now + PROBE_SECONDS
             # the reply has done its work by arriving
             self._probe_socket.send([{"op": "status"}], (), lambda _: None, now + PROBE_SECONDS)
