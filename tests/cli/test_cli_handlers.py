@@ -175,7 +175,7 @@ def test_a_minder_that_is_killed_takes_the_handler_with_it(own: Kvstore, start: 
 
 def test_a_handler_whose_minder_is_killed_at_once_is_known(tmp_path: Path) -> None:
     script = f"cd {tmp_path}; kill -9 $PPID; exec sleep 1000"
-    for _ in range(40):  # once in some hundred times the handler was quicker than its minder
+    for _ in range(15):  # once in some hundred times the handler was quicker than its minder
         assert run(script, b"", dict(os.environb)) == -signal.SIGKILL
     wait_until(lambda: not processes_in(tmp_path), what="nothing is left")
 
