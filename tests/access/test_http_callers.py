@@ -85,7 +85,6 @@ def test_the_list_of_what_is_open_names_routes_that_are_there() -> None:
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
 def test_without_a_credential_only_what_is_open_is_answered(protected: Protected, endpoint: Endpoint) -> None:
-    """Threat 1."""
     answer = ask(protected.url, endpoint)
     if name_of(endpoint) in OPEN:
         assert answer.status != 401
@@ -96,14 +95,14 @@ def test_without_a_credential_only_what_is_open_is_answered(protected: Protected
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
 def test_a_bad_credential_is_refused_everywhere(protected: Protected, endpoint: Endpoint) -> None:
-    """Threat 2: also where nobody would need one."""
+    """Also where nobody would need one."""
     answer = ask(protected.url, endpoint, token=new_token().text)
     assert assert_problem(answer, "unauthenticated")["reason"] == "unknown"
     assert answer.headers["www-authenticate"] == 'Bearer realm="kvstore", error="invalid_token"'
 
 
 def test_the_files_of_the_page_are_open_but_not_to_a_bad_credential(protected: Protected) -> None:
-    """Threat 2: files that are the same for everybody are no exception."""
+    """Files that are the same for everybody are no exception."""
     files = [path for path in ui_files.parts() if path != "/ui"]
     assert files
     for path in ("/ui", *files):
@@ -153,7 +152,6 @@ def test_a_token_without_grants_may_only_say_who_it_is(protected: Protected, end
     ],
 )
 def test_a_header_that_is_not_a_token_is_nobody(protected: Protected, header: str) -> None:
-    """Threats 4, 6."""
     token = protected.kept_token("tricks", "ro:app/")
     basic = base64.b64encode(f"{token}:{token}".encode()).decode()
     text = header.format(token=token, upper=token.upper(), basic=basic)
@@ -302,7 +300,7 @@ def test_sessions_are_looked_up_once_and_few_are_kept(monkeypatch: pytest.Monkey
 def test_header_tricks_are_never_somebody(
     protected: Protected, lines: tuple[str, ...], status: bytes
 ) -> None:
-    """Threat 6, over the wire."""
+    """Over the wire."""
     token, other = protected.kept_token("tricks", "ro:app/"), protected.kept_token("others", "ro:app/")
     sent = [line.format(token=token, other=other) for line in lines]
     answer = raw(protected.url, "GET /v1/kv/app/x HTTP/1.1", "Host: localhost", "Connection: close", *sent)
@@ -324,7 +322,6 @@ def test_a_credential_in_a_trailer_counts_for_nothing(protected: Protected) -> N
 
 
 def test_each_pipelined_request_is_judged_by_its_own_header(protected: Protected) -> None:
-    """Threat 7."""
     one, two = protected.kept_token("piped-1", "rw:p1/"), protected.kept_token("piped-2", "rw:p2/")
     head = "Host: localhost\r\nContent-Length: 1\r\n"
     requests = [
@@ -344,7 +341,7 @@ def test_each_pipelined_request_is_judged_by_its_own_header(protected: Protected
 
 
 def test_requests_of_two_at_once_never_see_each_others_keys(protected: Protected) -> None:
-    """Threat 8: what one greenlet knows of its caller stays with the request."""
+    """What one greenlet knows of its caller stays with the request."""
     names = ["beside-1", "beside-2"]
     tokens = {name: protected.kept_token(name, f"rw:{name}/") for name in names}
     wrong: list[Any] = []
@@ -377,7 +374,7 @@ MIB = 1024 * 1024
 def test_a_large_body_of_a_stranger_is_refused_at_the_end_of_the_head(
     protected: Protected, method: str, framing: str, credential: str
 ) -> None:
-    """Threat 9: nothing of the body was sent, and nobody is asked to send it."""
+    """Nothing of the body was sent, and nobody is asked to send it."""
     expect = "Expect: 100-continue\r\n" if method == "PUT" else ""
     with connect(protected.url) as sock:
         head = f"{method} /v1/kv/app/x HTTP/1.1\r\nHost: localhost\r\n{credential}{framing}\r\n{expect}\r\n"
@@ -410,7 +407,7 @@ def test_a_large_body_of_somebody_known_is_read_in_any_framing(protected: Protec
 
 
 def test_strangers_with_large_bodies_leave_no_trace_in_memory(protected: Protected) -> None:
-    """Threat 9: a hundred of them, each of whom could send 16 MiB."""
+    """A hundred of them, each of whom could send 16 MiB."""
     head = b"PUT /v1/kv/app/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16777216\r\n\r\n"
     before = resident_bytes(protected.facade.pid)
     with ExitStack() as stack:
@@ -450,7 +447,6 @@ def resident_bytes(pid: int) -> int:
     ],
 )
 def test_a_token_in_an_address_is_refused_and_reported_by_its_id(protected: Protected, target: str) -> None:
-    """Threats 4, 40."""
     token = protected.kept_token("leaky", "rw:app/")
     with closing(Session(protected.url, token)) as session:
         derived = session.post("/v1/narrow", {"for": "1m"}).json["token"]
@@ -504,7 +500,6 @@ def test_a_key_that_only_looks_like_a_token_is_a_key(protected: Protected) -> No
 
 
 def test_no_shared_cache_may_keep_an_answer(protected: Protected) -> None:
-    """Threat 38."""
     token = protected.kept_token("cached", "rw:cached/", "monitor")
     with closing(Session(protected.url, token)) as session:
         session.put("/v1/kv/cached/a", b"1")
@@ -533,7 +528,6 @@ def test_no_shared_cache_may_keep_an_answer(protected: Protected) -> None:
 
 
 def test_without_monitor_status_and_readiness_tell_less(protected: Protected) -> None:
-    """Threat 23."""
     plain, watcher = protected.kept_token("plain", "ro:app/"), protected.kept_token("watching", "monitor")
     told = call(protected.url, "GET", "/v1/status", token=plain).json
     assert {*told} == {"version", "protocol", "epoch", "revision", "floor", "writes_refused", "limits"}
@@ -592,7 +586,6 @@ def test_the_owner_of_a_secret_alone_is_told_that_it_has_expired(protected: Prot
 def test_a_batch_with_one_forbidden_op_changes_nothing(
     protected: Protected, at: int, atomic: bool, is_keyed: bool
 ) -> None:
-    """Threat 16."""
     keyed = {"Idempotency_Key": f"batched-{at}-{atomic}"} if is_keyed else {}
     with closing(Session(protected.url, protected.kept_token("batcher", "rw:b/"))) as session:
         session.delete("/v1/kv?prefix=b/")
@@ -614,7 +607,6 @@ def test_a_batch_with_one_forbidden_op_changes_nothing(
 
 
 def test_ttls_delete_and_patches_read(protected: Protected) -> None:
-    """Threats 18, 20."""
     with closing(Session(protected.url, protected.kept_token("writer", "write:w/"))) as session:
         assert session.put("/v1/kv/w/a", b"{}").status == 201
         for refused, needs in (
@@ -648,7 +640,6 @@ def test_ttls_delete_and_patches_read(protected: Protected) -> None:
 def test_what_is_not_granted_is_answered_the_same_whether_it_exists_or_not(
     protected: Protected, reader: Session, method: str, more: str
 ) -> None:
-    """Threat 17."""
     with closing(Session(protected.url, protected.kept_token("owner", "rw:secret/"))) as owner:
         owner.put("/v1/kv/secret/here", b"1")
         owner.put("/v1/kv/secret/gone", b"1")
@@ -694,7 +685,6 @@ def test_what_is_not_granted_is_answered_the_same_whether_it_exists_or_not(
     ],
 )
 def test_the_decoded_key_alone_decides(reader: Session, target: str, status: int) -> None:
-    """Threats 13, 14, 15 over HTTP."""
     assert reader.get(target).status == status
 
 
@@ -708,7 +698,7 @@ def test_changes_carry_their_author(protected: Protected) -> None:
 
 
 def test_requests_that_are_merged_keep_their_authors_and_refusals(protected: Protected) -> None:
-    """Threat 26: of requests that reach the daemon as one, each has its own author and verdict."""
+    """Of requests that reach the daemon as one, each has its own author and verdict."""
     names = [f"merged-{number}" for number in range(8)]
     tokens = {name: protected.kept_token(name, f"rw:{name}/") for name in names}
     statuses: list[tuple[int, int]] = []
@@ -732,7 +722,6 @@ def test_requests_that_are_merged_keep_their_authors_and_refusals(protected: Pro
 
 
 def test_two_who_choose_the_same_idempotency_key_share_nothing(protected: Protected) -> None:
-    """Threat 25."""
     for name in ("same-1", "same-2"):
         with closing(Session(protected.url, protected.kept_token(name, "rw:same/"))) as session:
             for _ in range(2):
@@ -794,7 +783,6 @@ def start_listed(protected: Protected, _session_starter: Any) -> Iterator[Protec
 
 
 def test_the_log_names_who_asked_and_shows_no_secret(start_listed: Protected) -> None:
-    """Threat 5."""
     token = start_listed.kept_token("logged", "rw:logged/", "monitor")
     with closing(Session(start_listed.url, token)) as session:
         derived = session.post("/v1/narrow", {"for": "1m"}).json["token"]

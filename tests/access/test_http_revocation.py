@@ -191,7 +191,7 @@ WAYS = {
 def test_a_stream_ends_with_its_reason_and_a_cursor_and_others_miss_nothing(
     service: Protected, name: str, accept: str, way: str
 ) -> None:
-    """Threats 30, 31: whoever comes back with a good token has missed nothing."""
+    """Whoever comes back with a good token has missed nothing."""
     take_away, code = WAYS[way]
     token = service.token(name, f"rw:{name}/")
     stays = service.token(f"{name}-stays", f"ro:{name}/")
@@ -264,7 +264,7 @@ def test_a_long_poll_ends_at_once_and_says_why(service: Protected, name: str, wa
 
 
 def test_a_list_ends_at_its_next_page(service: Protected, name: str) -> None:
-    """Threat 30: a list of many pages to a client that reads slowly."""
+    """A list of many pages to a client that reads slowly."""
     token = service.token(name, f"rw:{name}/")
     with closing(Session(service.url, token)) as session:
         wait_until(lambda: session.get("/v1/whoami").status == 200, what="the worker knows the token")
@@ -318,7 +318,7 @@ def test_a_stream_that_is_being_caught_up_ends_too(protected: Protected, name: s
 
 
 def test_a_stream_without_list_is_sent_no_snapshot_after_a_reset(protected: Protected, name: str) -> None:
-    """Threat 22: a cursor that leads nowhere must not show which keys there are."""
+    """A cursor that leads nowhere must not show which keys there are."""
     writer = protected.token(f"{name}-w", f"write:{name}/")
     call(protected.url, "PUT", f"/v1/kv/{name}/there", b"1", token=writer)
     watcher = protected.token(name, f"watch,read:{name}/")
@@ -335,7 +335,6 @@ def test_a_stream_without_list_is_sent_no_snapshot_after_a_reset(protected: Prot
 
 
 def test_rotating_ends_what_the_old_token_opened_and_nothing_else(protected: Protected, name: str) -> None:
-    """Threat 33."""
     old = protected.token(name, f"ro:{name}/")
     new = protected.token(name)
     streams = [following(protected.url, token, f"prefix={name}/", NDJSON) for token in (old, new)]
@@ -348,7 +347,7 @@ def test_rotating_ends_what_the_old_token_opened_and_nothing_else(protected: Pro
 
 
 def test_a_derived_token_ends_its_streams_by_itself(protected: Protected, name: str) -> None:
-    """Threat 30: what is derived expires in no table."""
+    """What is derived expires in no table."""
     token = protected.token(name, f"ro:{name}/")
     with closing(Session(protected.url, token)) as session:
         child = session.post("/v1/narrow", {"grants": [f"ro:{name}/"], "for": "2s"}).json["token"]

@@ -172,7 +172,7 @@ def test_what_anonymous_may_do_is_given_and_taken_like_any_grant(
             "writes_refused",
             "limits",
         }
-        # a token that is not good gives no more than none, and less than nothing (threat 2)
+        # a token that is not good gives no more than none, and less than nothing
         bad = call(protected.url, "GET", "/v1/kv/open/x", headers={"Authorization": "Bearer nonsense"})
         assert_problem(bad, "unauthenticated")
     finally:
