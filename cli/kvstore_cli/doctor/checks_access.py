@@ -76,7 +76,7 @@ def _strangers(probe: Probe, reply: ProbeResponse) -> Iterator[Finding]:
     elif metrics:
         yield warning("metrics_open", "/metrics is answered to whoever has no token")
     else:
-        yield ok("whoever has no token may nothing")
+        yield ok("without a token nothing is allowed")
 
 
 def _native(probe: Probe, *, is_on: bool) -> Iterator[Finding]:

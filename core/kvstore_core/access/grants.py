@@ -56,12 +56,12 @@ class KeyRange(NamedTuple):
     def __str__(self) -> str:
         """The range for a person."""
         low = self.low.decode(errors="replace")
+        if self.high == prefix_end(self.low):
+            return str(Prefix(low))
         if self.high is None:
-            return f"every key from {low!r} on" if low else "every key"
+            return f"every key from {low!r} on"
         if self.high == self.low + b"\0":
             return repr(low)
-        if self.high == prefix_end(self.low):
-            return f"every key that begins with {low!r}"
         return f"every key from {low!r} to {self.high.decode(errors='replace')!r}"
 
 
@@ -221,10 +221,6 @@ class GrantSet:
     def deciding(self, need: Need) -> str | None:
         """The text of the grant that :meth:`allow` finds, None where there is none."""
         return next((text for text in self.texts if GrantSet((text,)).allow(need)), None)
-
-    def cover(self, other: GrantSet) -> bool:
-        """Whether this allows all that ``other`` does: who has this may hand ``other`` on."""
-        return all(map(self._covers, other.texts))
 
     def _covers(self, text: str) -> bool:
         return all(map(self.allow, Grant.parse(text).needs()))
