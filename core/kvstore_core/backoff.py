@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import os
 
 
 class Backoff:
@@ -25,7 +25,10 @@ class Backoff:
         and a quarter of the pause, since the server asks all its clients for the same."""
         seconds = self._seconds
         self._seconds = min(self._growth * seconds, self._longest)
-        spread = self._jitter * (2 * random.random() - 1)  # noqa: S311 - not a secret
+        # Not from random, which is slow to import: most clients need not wait, and a parent whose children
+        # end while no file can be opened can import nothing.
+        share = int.from_bytes(os.urandom(4), "little") / 0xFFFFFFFF
+        spread = self._jitter * (2 * share - 1)
         pause = seconds * (1 + spread)
         return pause if asked_for is None else asked_for + pause / 4
 

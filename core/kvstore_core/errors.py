@@ -10,7 +10,6 @@ Only the standard library is imported here: the command-line client reads this t
 
 from __future__ import annotations
 
-import pickle
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -151,6 +150,8 @@ class KvError(Exception):
 
 def _portable(cause: BaseException) -> BaseException:
     """The cause, or what it says where it cannot be pickled: an error has to reach its caller."""
+    import pickle  # for processes that pass errors on
+
     try:
         pickle.loads(pickle.dumps(cause))  # noqa: S301 - our own
     except Exception:

@@ -12,13 +12,21 @@ MAX_MOMENT = 253_402_300_799_999
 MAX_TTL_SECONDS = 100 * 366 * 24 * 3600
 
 MAX_KEY_BYTES = 511
+MAX_SEQUENCE_PREFIX_BYTES = MAX_KEY_BYTES - 26
+"""Of the prefix of keys that number themselves: 20 digits, and ``-`` and 5 more, have to fit behind it."""
+MAX_DELIMITER_BYTES = 16
 MAX_VALUE_BYTES = 1024 * 1024
 MAX_CONTENT_TYPE_BYTES = 255
 
 MAX_OPS = 10_000
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
-MAX_ATOMIC_OPS = 100
+MAX_ATOMIC_OPS = 10_000
+MAX_CLUSTER_ATOMIC_OPS = 100
+"""In a transaction of etcd, which has at most 128 operations, and as many comparisons."""
 MAX_ATOMIC_BYTES = 1024 * 1024
+MAX_PRESENT_BYTES = 32 * 1024 * 1024
+"""Of the values that a request does not bring and still needs: to compare them, to store them with a new TTL,
+or to say that they have expired. A short request may name ten thousand keys with a megabyte each."""
 MAX_CLIENT_BYTES = 128
 MAX_REQUEST_ID = 128
 MAX_AUTHOR_BYTES = 100

@@ -7,18 +7,21 @@ lists what an operation needs besides its row.
 
 from __future__ import annotations
 
+import binascii
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from kvstore_core.access.grants import MAX_GRANTS, KeyRange, Need, OnKey, OpNeeds, Prefix
 from kvstore_core.access.identities import MAX_NAME, is_public_key
+from kvstore_core.access.principal import Principal
 from kvstore_core.access.tokens import is_digest, is_token_id
 from kvstore_core.errors import KvError
 from kvstore_core.limits import (
     INT64,
     MAX_AUTHOR_BYTES,
     MAX_CONTENT_TYPE_BYTES,
+    MAX_DELIMITER_BYTES,
     MAX_FILTERS,
     MAX_KEY_BYTES,
     MAX_MESSAGE_BYTES,
@@ -27,6 +30,7 @@ from kvstore_core.limits import (
     MAX_PAGE_BYTES,
     MAX_REQUEST_ID,
     MAX_REVISION,
+    MAX_SEQUENCE_PREFIX_BYTES,
     MAX_TTL_SECONDS,
 )
 from kvstore_core.model import check_key
@@ -35,6 +39,17 @@ STATUS_FOR_ALL = ("version", "protocol", "epoch", "revision", "floor", "writes_r
 """The fields of the status that one without the grant ``monitor`` gets: what a client has to know."""
 
 Check = Callable[[Any], bool]
+
+_OF_ALL = (Need("list", Prefix("")), Need("read", Prefix("")))
+
+
+def status_for(who: Principal, status: dict[str, Any]) -> dict[str, Any]:
+    """What ``who`` may see of a status. The digest of all records, which tells one value from another, is
+    null for one who may not read all of them."""
+    if not who.may(Need("monitor")):
+        return {name: status[name] for name in STATUS_FOR_ALL}
+    return status if all(map(who.may, _OF_ALL)) else {**status, "digest": None}
+
 
 EVENT_OPS = ("put", "delete", "expire")
 
@@ -48,9 +63,11 @@ class Field(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One row. ``has_value`` says that the op's ``size`` bytes of the value frame belong to it; of the
-    ``exclusive`` fields an op may have at most one, of the ``one_of`` fields exactly one. ``needs`` gives
-    what an op, checked, must be granted."""
+    """One row. ``writes`` says that it is done in order with the writes, where it may change something or
+    fail. ``has_value`` says that the op's ``size`` bytes of the value frame belong to it; of each of the
+    ``exclusive`` groups of fields an op may have at most one, of the ``one_of`` fields exactly one; each of
+    the ``goes_with`` fields only together with the one it names. ``needs`` gives what an op, checked, must be
+    granted."""
 
     name: str
     writes: bool
@@ -58,8 +75,9 @@ class Operation(NamedTuple):
     fields: dict[str, Field]
     meaning: str
     has_value: bool = False
-    exclusive: tuple[str, ...] = ()
+    exclusive: tuple[tuple[str, ...], ...] = ()
     one_of: tuple[str, ...] = ()
+    goes_with: tuple[tuple[str, str], ...] = ()
 
 
 def _is_int(low: int, high: int) -> Check:
@@ -96,7 +114,7 @@ def is_request_id(value: Any) -> bool:
     )
 
 
-_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What would end a line, or change how a terminal or a page shows the rest of it: controls, the separators of
 lines and paragraphs, and what sets the direction of text. Lone surrogates are no UTF-8."""
 
@@ -129,6 +147,10 @@ def _is_bound(value: Any) -> bool:
     )
 
 
+def _is_delimiter(value: Any) -> bool:
+    return _is_bound(value) and 0 < len(value.encode(errors="surrogatepass")) <= MAX_DELIMITER_BYTES
+
+
 def _is_filters(value: Any) -> bool:
     return type(value) is list and len(value) <= MAX_FILTERS and all(map(_is_bound, value))
 
@@ -141,13 +163,45 @@ def _is_event_ops(value: Any) -> bool:
     return type(value) is list and 0 < len(value) <= 3 and all(op in EVENT_OPS for op in value)
 
 
+def _is_text(value: Any) -> bool:
+    try:
+        return type(value) is str and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_base64(value: Any) -> bool:
+    try:
+        binascii.a2b_base64(value, strict_mode=True)
+    except (TypeError, ValueError):
+        return False
+    return type(value) is str
+
+
 # ── what each must be granted ────────────────────────────────────────────────────────────────────
 
 
+class _OnKeyIf(OnKey):
+    """The same, and ``read`` where the op says what the value must be: its answer tells whether it is."""
+
+    def __call__(self, op: dict[str, Any]) -> list[Need]:
+        needs = super().__call__(op)
+        if op.get("if_value") is not None or op.get("if_value_b64") is not None:
+            needs.append(Need("read", op["key"]))
+        return needs
+
+
+_ON_PUT = _OnKeyIf("write")
+
+
 def _of_put(op: dict[str, Any]) -> Iterable[Need]:
-    yield Need("write", op["key"])
+    if op.get("sequence"):
+        yield Need("write", Prefix(op["key"]))
+    else:
+        yield from _ON_PUT(op)
     if op.get("ttl") is not None or op.get("expires_at") is not None:
-        yield Need("delete", op["key"])  # who may say when a key ends can end it
+        # who may say when a key ends can end it
+        yield Need("delete", Prefix(op["key"]) if op.get("sequence") else op["key"])
 
 
 def _of_list(op: dict[str, Any]) -> Iterable[Need]:
@@ -156,6 +210,11 @@ def _of_list(op: dict[str, Any]) -> Iterable[Need]:
     yield Need("list", wanted)
     if not (op.get("keys_only") or op.get("count")):
         yield Need("read", wanted)
+
+
+def _of_digest(op: dict[str, Any]) -> Iterable[Need]:
+    wanted = KeyRange.common(op.get("prefix", ""), op.get("start", ""), op.get("end", ""))
+    return (Need("list", wanted), Need("read", wanted))
 
 
 def _of_events(op: dict[str, Any]) -> Iterable[Need]:
@@ -191,6 +250,12 @@ def _of_history(op: dict[str, Any]) -> Iterable[Need]:
 
 _KEY = Field(_is_a(str), "a text of 1 to 511 bytes of UTF-8 without NUL", required=True)
 _IF_REVISION = Field(_is_int(0, MAX_REVISION), "a revision, or 0 for 'must not exist'")
+_CONDITIONS = {
+    "if_revision": _IF_REVISION,
+    "if_value": Field(_is_text, "a text: the whole value that the key must have"),
+    "if_value_b64": Field(_is_base64, "base64, with its padding, of the whole value that the key must have"),
+}
+_ONE_CONDITION = tuple(_CONDITIONS)
 _TTL = Field(_is_ttl, "a number of seconds from 0.001 to 100 years")
 _LIMIT = Field(_is_int(1, MAX_PAGE), f"a whole number from 1 to {MAX_PAGE}")
 _PAGE_BYTES = Field(_is_int(1, MAX_PAGE_BYTES), f"a whole number from 1 to {MAX_PAGE_BYTES}")
@@ -203,12 +268,20 @@ _END = Field(_is_int(0, MAX_MOMENT), "a time in milliseconds since 1970-01-01 UT
 _TOKEN_ID = Field(is_token_id, "the id of a token, of 8 characters")
 _DIGEST = Field(is_digest, "the SHA-256 of the token's text, as 64 hexadecimal digits")
 _PUBLIC_KEY = Field(is_public_key, "a CURVE public key, as 40 characters of Z85")
+_MIN_REVISION = Field(_is_int(1, MAX_REVISION), "a revision")
+_DELIMITER = Field(_is_delimiter, f"a text of 1 to {MAX_DELIMITER_BYTES} bytes without NUL")
 _CURSOR = Field(_is_a(str), "a cursor exactly as an earlier reply gave it")
 
 OPERATIONS: dict[str, Operation] = {
     row.name: row
     for row in (
-        Operation("get", False, OnKey("read"), {"key": _KEY}, "one record"),
+        Operation(
+            "get",
+            False,
+            OnKey("read"),
+            {"key": _KEY, "stale": _FLAG, "min_revision": _MIN_REVISION},
+            "one record",
+        ),
         Operation(
             "put",
             True,
@@ -224,19 +297,25 @@ OPERATIONS: dict[str, Operation] = {
                     "a time in milliseconds since 1970-01-01 UTC, "
                     f"at most {MAX_MOMENT}, the end of the year 9999",
                 ),
-                "if_revision": _IF_REVISION,
+                **_CONDITIONS,
+                "sequence": _FLAG,
                 "message": _MESSAGE,
             },
             "store a value; a put without ttl, keep_ttl or expires_at clears the key's TTL",
             has_value=True,
-            exclusive=("ttl", "keep_ttl", "expires_at"),
+            exclusive=(
+                ("ttl", "keep_ttl", "expires_at"),
+                (*_ONE_CONDITION, "sequence"),
+                ("keep_ttl", "sequence"),
+            ),
         ),
         Operation(
             "delete",
             True,
-            OnKey("delete"),
-            {"key": _KEY, "if_revision": _IF_REVISION, "message": _MESSAGE},
+            _OnKeyIf("delete"),
+            {"key": _KEY, **_CONDITIONS, "message": _MESSAGE},
             "remove one key",
+            exclusive=(_ONE_CONDITION,),
         ),
         Operation(
             "delete_prefix",
@@ -260,29 +339,35 @@ OPERATIONS: dict[str, Operation] = {
             {
                 "key": _KEY,
                 "by": Field(_is_int(-INT64, INT64 - 1), "a signed 64-bit integer"),
-                "if_revision": _IF_REVISION,
+                **_CONDITIONS,
                 "message": _MESSAGE,
             },
             "add to a decimal integer; a missing key counts from 0; TTL and media type stay",
+            exclusive=(_ONE_CONDITION,),
         ),
         Operation(
             "touch",
             True,
-            OnKey("write", "delete"),
-            {
-                "key": _KEY,
-                "ttl": _TTL._replace(required=True),
-                "if_revision": _IF_REVISION,
-                "message": _MESSAGE,
-            },
+            _OnKeyIf("write", "delete"),
+            {"key": _KEY, "ttl": _TTL._replace(required=True), **_CONDITIONS, "message": _MESSAGE},
             "give the key a new TTL, counted from now",
+            exclusive=(_ONE_CONDITION,),
         ),
         Operation(
             "persist",
             True,
-            OnKey("write"),
-            {"key": _KEY, "if_revision": _IF_REVISION, "message": _MESSAGE},
+            _OnKeyIf("write"),
+            {"key": _KEY, **_CONDITIONS, "message": _MESSAGE},
             "take the key's TTL away",
+            exclusive=(_ONE_CONDITION,),
+        ),
+        Operation(
+            "check",
+            True,
+            OnKey("read"),
+            {"key": _KEY, **_CONDITIONS, "exists": _FLAG},
+            "fail, and in an atomic request fail it all, where the key is not as it says; it changes nothing",
+            one_of=(*_ONE_CONDITION, "exists"),
         ),
         Operation(
             "list",
@@ -296,16 +381,24 @@ OPERATIONS: dict[str, Operation] = {
                 "cursor": _CURSOR,
                 "keys_only": _FLAG,
                 "count": _FLAG,
+                "delimiter": _DELIMITER,
+                "reverse": _FLAG,
+                "counts": _FLAG,
                 "max_bytes": _PAGE_BYTES,
+                "stale": _FLAG,
+                "min_revision": _MIN_REVISION,
             },
             "a page of records in key order, or a count",
+            exclusive=(("count", "delimiter"), ("count", "reverse")),
+            goes_with=(("counts", "delimiter"),),
         ),
         Operation(
             "events",
             False,
             _of_events,
             {
-                "since": Field(_is_since, "a cursor, or a revision of this epoch", required=True),
+                "since": Field(_is_since, "a cursor, or a revision of this epoch"),
+                "since_time": Field(_is_int(0, MAX_MOMENT), "a time in milliseconds since 1970-01-01 UTC"),
                 "prefixes": Field(_is_filters, f"a list of up to {MAX_FILTERS} prefixes"),
                 "keys": Field(_is_filters, f"a list of up to {MAX_FILTERS} keys"),
                 "ops": Field(_is_event_ops, "a list out of put, delete, expire"),
@@ -313,8 +406,10 @@ OPERATIONS: dict[str, Operation] = {
                 "values": _FLAG,
                 "previous": _FLAG,
                 "max_bytes": _PAGE_BYTES,
+                "stale": _FLAG,
             },
             "a page of the change log, oldest first, never ending inside a revision",
+            one_of=("since", "since_time"),
         ),
         Operation(
             "history",
@@ -328,9 +423,25 @@ OPERATIONS: dict[str, Operation] = {
                 "cursor": _CURSOR,
                 "values": _FLAG,
                 "max_bytes": _PAGE_BYTES,
+                "stale": _FLAG,
+                "min_revision": _MIN_REVISION,
             },
             "a page of the events of one key, or of all that begin with prefix, newest first",
             one_of=("key", "prefix"),
+        ),
+        Operation(
+            "digest",
+            False,
+            _of_digest,
+            {
+                "prefix": _BOUND,
+                "start": _BOUND,
+                "end": _BOUND,
+                "cursor": _CURSOR,
+                "stale": _FLAG,
+                "min_revision": _MIN_REVISION,
+            },
+            "the digest of records, by which a copy proves that it is equal",
         ),
         Operation(
             "status",
@@ -436,26 +547,51 @@ def check_operation(op: Any, index: int) -> Operation:
             )
         if not field.check(value):
             raise KvError("bad_request", f"ops[{index}].{field_name} must be {field.must_be}", op=index)
-    for field_name in _REQUIRED[row.name]:
-        if field_name not in op:
-            raise KvError("bad_request", f"ops[{index}]: {row.name} needs {field_name!r}", op=index)
-    _check_exclusive(op, row, index)
+    given = op.keys()
+    together = row.one_of or row.goes_with
+    if not given >= _REQUIRED[row.name] or together or len(given & _EXCLUSIVE[row.name]) > 1:
+        _check_fields_together(op, row, index)
     if (key := op.get("key")) is not None:
         check_key(key)
+        if op.get("sequence"):
+            _check_sequence_prefix(key, index)
     return row
 
 
-def _check_exclusive(op: dict[str, Any], row: Operation, index: int) -> None:
-    given = [name for name in (*row.exclusive, *row.one_of) if op.get(name) not in (None, False)]
+def _check_sequence_prefix(prefix: str, index: int) -> None:
+    if len(prefix.encode()) > MAX_SEQUENCE_PREFIX_BYTES:
+        message = f"what a key that numbers itself begins with has at most {MAX_SEQUENCE_PREFIX_BYTES} bytes"
+        raise KvError("invalid_key", message, op=index, limit=MAX_SEQUENCE_PREFIX_BYTES)
+
+
+def _check_fields_together(op: dict[str, Any], row: Operation, index: int) -> None:
+    for field_name in row.fields:
+        if field_name in _REQUIRED[row.name] and field_name not in op:
+            raise KvError("bad_request", f"ops[{index}]: {row.name} needs {field_name!r}", op=index)
+    for group in row.exclusive:
+        # a flag that is false is as good as none, but the revision 0 is not
+        _check_at_most_one([name for name in group if op.get(name, False) is not False], row, index)
+    for field_name, other in row.goes_with:
+        if op.get(field_name) and other not in op:
+            message = f"ops[{index}]: {field_name} goes with {other}, which is missing"
+            raise KvError("bad_request", message, op=index)
+    if row.one_of:
+        given = [name for name in row.one_of if name in op]
+        _check_at_most_one(given, row, index)
+        if not given:
+            *but_last, last = row.one_of
+            message = f"ops[{index}]: {row.name} needs one of {', '.join(but_last)} and {last}"
+            raise KvError("bad_request", message, op=index)
+
+
+def _check_at_most_one(given: list[str], row: Operation, index: int) -> None:
     if len(given) > 1:
         message = f"ops[{index}]: {' and '.join(given)} exclude each other; {row.name} takes one of them"
-        raise KvError("bad_request", message, op=index)
-    if row.one_of and not given:
-        message = f"ops[{index}]: {row.name} needs one of {' and '.join(row.one_of)}"
         raise KvError("bad_request", message, op=index)
 
 
 _REQUIRED = {
-    row.name: tuple(name for name, field in row.fields.items() if field.required)
+    row.name: frozenset(name for name, field in row.fields.items() if field.required)
     for row in OPERATIONS.values()
 }
+_EXCLUSIVE = {row.name: frozenset().union(*row.exclusive) for row in OPERATIONS.values()}

@@ -15,6 +15,7 @@ from kvstore_core.model import Cursor, Event, Record
 from kvstore_core.wire import Reply, record_from
 
 _GETS_PER_REQUEST = 100
+_LAGS = "the daemon that answered had not seen yet what another one had"
 _LOST = "the store lost data that its snapshot showed; it has a different history now"
 
 
@@ -67,10 +68,10 @@ class SnapshotMerge:
         if self._prefixes:
             return [self._list_op(self._prefixes[0])]
         self._sent_keys = list(islice(self._keys, _GETS_PER_REQUEST))
-        return [{"op": "get", "key": key} for key in self._sent_keys]
+        return [{"op": "get", "key": key, "stale": True} for key in self._sent_keys]
 
     def _list_op(self, prefix: str) -> dict[str, Any]:
-        op: dict[str, Any] = {"op": "list", "prefix": prefix, "limit": self._page_size}
+        op: dict[str, Any] = {"op": "list", "prefix": prefix, "limit": self._page_size, "stale": True}
         if self._max_bytes < MAX_PAGE_BYTES:
             op["max_bytes"] = self._max_bytes
         if not self._values:
@@ -82,11 +83,14 @@ class SnapshotMerge:
     def accept(self, reply: Reply) -> list[Record]:
         """The records of a page, in key order.
 
-        Raises the KvError with which an op failed, and ``cursor_expired`` if the store was restored
-        since the start: what was read so far is then of another history: start over.
+        Raises the KvError with which an op failed, and ``cursor_expired`` if the page does not go with the
+        start, since the store was restored after it, or the page is that of a daemon that lags behind the
+        one that gave the start: start over.
         """
         if reply.epoch != self.start.epoch:
             raise KvError("cursor_expired", RESTORED)
+        if reply.revision < self.start.revision:
+            raise KvError("cursor_expired", _LAGS)
         if self._prefixes:
             return self._accept_page(reply)
         return self._accept_gets(reply)

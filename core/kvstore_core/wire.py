@@ -70,7 +70,8 @@ class Limits(NamedTuple):
 class Request(NamedTuple):
     """A checked request. ``values[i]`` is the value of ``ops[i]``, None where it has none.
 
-    ``writes`` counts the ops that can change the store; ``client`` and ``seq`` number a request with
+    ``writes`` counts the ops that can change the store, and ``stale`` the reads that need not be current;
+    ``client`` and ``seq`` number a request with
     any, so that it is applied once (section 6). ``author`` is for whom the sender says that it acts; whether
     it may is not checked here. ``header`` is frame 1 without the request ids and the authors: what a repeat
     is compared by.
@@ -85,17 +86,20 @@ class Request(NamedTuple):
     request_id: RequestId | None = None
     header: bytes = b""
     author: Authors | None = None
+    stale: int = 0
 
 
 class Reply(NamedTuple):
     """A decoded reply. A result is a dict, or the KvError with which its op failed.
 
-    The value of a result, or of a record or event in it, is its ``value``.
+    The value of a result, or of a record or event in it, is its ``value``. ``age`` is how many milliseconds
+    ago what was read was last known to be current, where an op asked with ``stale``; else None.
     """
 
     epoch: str
     revision: int
     results: list[dict[str, Any] | KvError]
+    age: int | None = None
 
 
 class PublishedEvent(NamedTuple):
@@ -108,13 +112,15 @@ class PublishedEvent(NamedTuple):
 
 class Heartbeat(NamedTuple):
     """The daemon is alive: its head revision, the log's floor and its clock in milliseconds. ``access`` is
-    another text whenever it has other identities, and empty while access is off."""
+    another text whenever it has other identities, and empty while access is off. ``digest`` is that of all
+    records at ``revision``; empty where it is not told."""
 
     epoch: str
     revision: int
     floor: int
     time: int
     access: str = ""
+    digest: str = ""
 
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────
@@ -191,7 +197,7 @@ def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:
         raise KvError("bad_request", "'atomic' must be true or false")
     client, seq = _decode_client(header)
     blob = frames[1] if len(frames) == 2 else b""
-    values, writes = _split_values(ops, blob, limits)
+    values, writes, stale = _split_values(ops, blob, limits)
     if atomic:
         _check_atomic(ops, blob, limits)
     if client is not None and not writes:
@@ -201,7 +207,7 @@ def decode_request(frames: Sequence[bytes], limits: Limits) -> Request:
         _check_for_each(request_id, is_request_id, len(ops), _REQUEST_ID)
         _check_for_each(author, is_author, len(ops), _AUTHOR)
         plain = orjson.dumps(header)
-    return Request(ops, values, writes, atomic, client, seq, request_id, plain, author)
+    return Request(ops, values, writes, atomic, client, seq, request_id, plain, author, stale)
 
 
 def _check_for_each(given: Any, is_one: Callable[[Any], bool], count: int, must_be: str) -> None:
@@ -251,8 +257,9 @@ def _decode_client(header: dict[str, Any]) -> tuple[str | None, int]:
     return client, seq
 
 
-def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tuple[list[bytes | None], int]:
-    """Check every op and cut its value out of ``blob``; also counts those that write."""
+def _split_values(ops: list[Any], blob: bytes, limits: Limits) -> tuple[list[bytes | None], int, int]:
+    """Check every op and cut its value out of ``blob``; also counts those that write, and those that are
+    ``stale``."""
     if len(blob) > limits.request_bytes:
         raise KvError(
             "request_too_large",
@@ -260,9 +267,11 @@ def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tup
             limit=limits.request_bytes,
         )
     values: list[bytes | None] = []
-    offset = writes = filters = 0
+    offset = writes = filters = stale = 0
     for index, op in enumerate(ops):
-        if _is_plain_get(op):
+        # A get of an ASCII key that passes every check of the table. Clients read a thousand keys with one
+        # request, and this is much quicker than the checks.
+        if type(op) is dict and len(op) == 2 and op.get("op") == "get" and is_plain_key(op.get("key")):
             values.append(None)
             continue
         plain_size = _size_of_plain_put(op)
@@ -273,6 +282,7 @@ def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tup
             continue
         operation = check_operation(op, index)
         writes += operation.writes
+        stale += op.get("stale", False)
         if operation.name == "events":
             filters += len(op.get("prefixes") or ()) + len(op.get("keys") or ())
             if filters > MAX_REQUEST_FILTERS:
@@ -296,15 +306,7 @@ def _split_values(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> tup
         offset += size
     if offset != len(blob):
         raise KvError("bad_request", f"the sizes add up to {offset} bytes; the value frame has {len(blob)}")
-    return values, writes
-
-
-def _is_plain_get(op: Any) -> bool:
-    """Whether ``op`` is a get of an ASCII key that passes every check of the table.
-
-    Clients read a thousand keys with one request, and this is much quicker than the checks.
-    """
-    return type(op) is dict and len(op) == 2 and op.get("op") == "get" and is_plain_key(op.get("key"))
+    return values, writes, stale
 
 
 def _size_of_plain_put(op: Any) -> int | None:
@@ -335,7 +337,8 @@ def _check_atomic(ops: list[dict[str, Any]], blob: bytes, limits: Limits) -> Non
     for index, op in enumerate(ops):
         if op["op"] == "delete_prefix":
             raise KvError("bad_request", "delete_prefix cannot be part of an atomic batch", op=index)
-        if not OPERATIONS[op["op"]].writes:
+        # a check may be of a key that another op changes, and what a sequence's key will be is not known yet
+        if not OPERATIONS[op["op"]].writes or op["op"] == "check" or op.get("sequence"):
             continue
         if op["key"] in seen:
             raise KvError(
@@ -355,14 +358,18 @@ def encode_reply(
     results: Sequence[dict[str, Any]],
     values: Sequence[bytes] = (),
     request_id: RequestId | None = None,
+    age: int | None = None,
 ) -> list[bytes]:
-    """The frames of a reply; ``values`` are in the order of ``size`` in ``results``.
+    """The frames of a reply; ``values`` are in the order of ``size`` in ``results``, and ``age`` is said
+    where an op was ``stale``.
 
     The second frame is there whenever any ``size`` is, even if all of them are 0.
     """
     header = {"v": VERSION, "epoch": epoch, "revision": revision, "results": results}
     if request_id is not None:
         header["request_id"] = request_id
+    if age is not None:
+        header["age"] = age
     encoded = orjson.dumps(header)
     return [encoded, b"".join(values)] if values else [encoded]
 
@@ -393,6 +400,7 @@ def decode_reply(frames: Sequence[bytes]) -> Reply:
             header["epoch"],
             header["revision"],
             [KvError.from_json(r["error"]) if "error" in r else r for r in results],
+            header.get("age"),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise KvError("internal", f"the daemon's reply is malformed: {error!r}") from error
@@ -472,8 +480,9 @@ def encode_change(key: bytes, fields: dict[str, Any], value: bytes) -> list[byte
 def encode_heartbeat(beat: Heartbeat) -> list[bytes]:
     """The frames of a heartbeat."""
     header = {"v": VERSION, **beat._asdict()}
-    if not beat.access:
-        del header["access"]
+    for name in ("access", "digest"):
+        if not header[name]:
+            del header[name]
     return [HEARTBEAT_TOPIC, orjson.dumps(header)]
 
 
@@ -490,8 +499,9 @@ def decode_change(frames: Sequence[bytes]) -> PublishedEvent | Heartbeat | None:
         if header["v"] != VERSION:
             return None
         if frames[0] == HEARTBEAT_TOPIC:
-            access = header.get("access", "")
-            return Heartbeat(header["epoch"], header["revision"], header["floor"], header["time"], access)
+            access, digest = header.get("access", ""), header.get("digest", "")
+            position = header["epoch"], header["revision"], header["floor"]
+            return Heartbeat(*position, header["time"], access, digest)
         if header["op"] == "put":
             header["value"] = frames[2]
         elif header["op"] == "expire":
