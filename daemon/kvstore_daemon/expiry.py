@@ -19,7 +19,8 @@ BATCH = 5_000
 same group waits longer."""
 
 CHECK_SECONDS = 1.0
-"""The longest time between two looks for expired keys: the clock may be set meanwhile."""
+"""The longest time between two looks for expired keys: the clock may be set meanwhile, or all that is stored
+be replaced."""
 
 RETRY_SECONDS = 1.0
 

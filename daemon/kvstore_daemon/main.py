@@ -6,6 +6,7 @@ import faulthandler
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import zmq
@@ -29,14 +30,26 @@ from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 
 log = logging.getLogger("kvstore.daemon")
 
-ENGINES = {"lmdb": LmdbEngine}
+
+def _etcd_engine(settings: EngineSettings) -> Engine:
+    try:
+        from kvstore_daemon.storage.etcd_store.engine import EtcdEngine
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("grpc", "google"):
+            raise
+        message = "--engine etcd: needs grpcio and protobuf; install them: pip install 'kvstore[etcd]'"
+        raise KvError("bad_request", message) from error
+    return EtcdEngine(settings)
+
+
+ENGINES: dict[str, Callable[[EngineSettings], Engine]] = {"lmdb": LmdbEngine, "etcd": _etcd_engine}
 """By the scheme of ``--engine``. No other module above the engines names one."""
 
 FRAME_FACTOR = 4
 """A frame this many times over the limit ends its sender's connection; up to there it gets an error."""
 
 SWITCH_SECONDS = 0.0005
-"""How long the engine's writer may hold the interpreter while the loop has a request to answer."""
+"""How long another thread may hold the interpreter while the loop has a request to answer."""
 
 
 def run(settings: DaemonSettings, notifier: Notifier) -> int:
@@ -79,7 +92,17 @@ def _serve(settings: DaemonSettings, notifier: Notifier, stack: ExitStack) -> No
     # at the end it waits until the sockets' linger is over
     context: Context = stack.enter_context(zmq.Context())
     context.max_sockets = 16_384
-    engine = stack.enter_context(closing(open_engine(settings)))
+
+    def is_over() -> bool:
+        signals.drain()
+        return bool(stopped_by)
+
+    try:
+        engine = stack.enter_context(closing(open_engine(settings, is_over)))
+    except KvError:
+        if stopped_by:
+            return
+        raise
     authority = open_authority(settings)  # the engine has made the folder, and keeps other daemons out
     limit = ConnectionLimit()
     if authority.is_on:
@@ -105,20 +128,29 @@ def _serve(settings: DaemonSettings, notifier: Notifier, stack: ExitStack) -> No
     server.stop()
 
 
-def open_engine(settings: DaemonSettings) -> Engine:
-    """Open the engine that ``settings.engine`` names; raises KvError saying why it cannot be used."""
-    scheme, colon, rest = settings.engine.partition(":")
-    engine_class = ENGINES.get(scheme)
-    if engine_class is None or not colon or rest:
+def open_engine(settings: DaemonSettings, is_over: Callable[[], bool]) -> Engine:
+    """Open the engine that ``settings.engine`` names; raises KvError saying why it cannot be used, or once
+    ``is_over`` says that it need not be opened any more."""
+    scheme, colon, _ = settings.engine.partition(":")
+    make = ENGINES.get(scheme)
+    if make is None or not colon:
         known = ", ".join(f"{name}:" for name in ENGINES)
         raise KvError("bad_request", f"--engine {settings.engine!r} is not known; there is: {known}")
     retention = Retention(settings.retain_events, settings.retain_bytes, settings.retain_age_ms)
-    engine = engine_class(
+    engine = make(
         EngineSettings(
-            settings.data, settings.sync, settings.sync_interval_ms, settings.max_store_bytes, retention
+            settings.engine,
+            settings.data,
+            settings.sync,
+            settings.sync_interval_ms,
+            settings.max_store_bytes,
+            retention,
+            settings.max_value_bytes,
+            settings.max_atomic_ops,
+            settings.max_atomic_bytes,
         )
     )
-    engine.open()
+    engine.open(is_over)
     return engine
 
 

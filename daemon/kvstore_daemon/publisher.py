@@ -11,6 +11,7 @@ import time
 
 import zmq
 
+from kvstore_core.digest import digest_text
 from kvstore_core.wire import Heartbeat, encode_change, encode_heartbeat, exact_topic
 from kvstore_daemon.access.authority import Authority
 from kvstore_daemon.bind import Context, bind, remove_socket_file
@@ -25,6 +26,8 @@ TOPIC_FRAME_BYTES = 1024
 
 RECEIVE_BUFFER = 64 * 1024
 """What the system reads ahead from a subscriber; it cannot be refused any more."""
+
+_SNDMORE = int(zmq.SNDMORE)
 
 
 class Publisher:
@@ -65,6 +68,7 @@ class Publisher:
         self._epoch = ""
         self._head = 0
         self._prev = 0
+        self._digest: int | None = None
 
     def fileno(self) -> int:
         """The descriptor to watch; edge-triggered, and consumed by any call."""
@@ -79,7 +83,8 @@ class Publisher:
     def take_subscriptions(self) -> bool:
         """Take note of subscriptions made and ended since the last call; returns whether any was made.
 
-        To be called before changes are published, which are sent only if there are subscriptions.
+        To be called whenever the descriptor is readable, and after anything was sent, which may consume that.
+        Changes are sent only if there are subscriptions that were taken note of.
         """
         return self._subscriptions.take()
 
@@ -93,15 +98,19 @@ class Publisher:
         self._subscriptions.sweep()
 
     def begin(self, position: LogPosition) -> None:
-        """Continue after the last revision that an earlier run committed."""
+        """Publish what comes after ``position``: that at which an earlier run ended, or a log that replaced
+        the one whose events were published. A subscriber sees either in the next heartbeat or event, whose
+        epoch, or revision before it, is not the one that it has."""
         self._epoch = position.epoch
         self._head = self._prev = position.head
+        self._digest = position.digest
 
     def publish(self, event: StoredEvent) -> None:
         """Send one event, if there are subscribers. Those of one revision must come one after another, in
         their order."""
         if event.revision != self._head:
             self._prev, self._head = self._head, event.revision
+        self._digest = event.digest if event.index == event.count - 1 else None
         subscriptions = self._subscriptions
         if not subscriptions:
             return
@@ -120,16 +129,24 @@ class Publisher:
         self._slow_subscribers.published(len(value))
 
     def heartbeat(self, floor: int) -> None:
-        """Send a heartbeat with the revision published last: it is never ahead of the events."""
+        """Send a heartbeat with the revision published last: it is never ahead of the events.
+
+        All get the same, so the digest is not told while access is on. Who knows it before and after a change
+        can try out which value was written.
+        """
         now = time.time_ns() // 1_000_000
-        access = self._authority.table.tag if self._authority.is_on else ""
-        self._send(encode_heartbeat(Heartbeat(self._epoch, self._head, floor, now, access)))
+        access = digest = ""
+        if self._authority.is_on:
+            access = self._authority.table.tag
+        elif self._digest is not None:
+            digest = digest_text(self._digest)
+        self._send(encode_heartbeat(Heartbeat(self._epoch, self._head, floor, now, access, digest)))
 
     def _send(self, frames: list[bytes]) -> None:
-        *firsts, last = frames
-        for frame in firsts:
-            self._socket.send(frame, zmq.SNDMORE)
-        self._socket.send(last)
+        send = self._socket.send
+        for frame in frames[:-1]:
+            send(frame, _SNDMORE)
+        send(frames[-1])
 
     def close(self) -> None:
         """Close the socket once the network has taken what was sent, or after ``FLUSH_MS``."""

@@ -3,9 +3,9 @@
 Everything here runs in the loop's thread. One turn of the loop:
 
 1. receive the requests that have come, answer those that only read;
-2. hand the writes that have gathered to the engine as one group, if it has committed the last one;
-3. publish each change that it has committed, then answer the request that made it. The next group is on its
-   way to the disk meanwhile.
+2. hand writes that have gathered to the engine as a group, if it is to have one now;
+3. if none was handed over, publish each change that it has committed, then answer the request that made it.
+   The next group is on its way to the disk meanwhile.
 
 What happens to a request is in :mod:`kvstore_daemon.requests.handler`.
 """
@@ -29,7 +29,7 @@ from kvstore_daemon.requests.handler import RequestHandler
 from kvstore_daemon.requests.router_socket import RouterSocket
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.status import Counters, Status
-from kvstore_daemon.storage.interface import Engine, StoredEvent, WriteAnswer
+from kvstore_daemon.storage.interface import Engine, LogPosition, StoredEvent, WriteAnswer
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -104,8 +104,9 @@ class Server:
         self._beats = Beats(notifier, self._committer)
         self._tick_timer = loop.timer(self._tick)
         self._early_heartbeat = loop.timer(self._send_heartbeat)
-        self._committed: deque[StoredEvent | WriteAnswer] = deque()
+        self._committed: deque[StoredEvent | WriteAnswer | LogPosition] = deque()
         """What is to be published and answered, in the order in which the engine committed it."""
+        self._has_flushed = False
 
     def start(self) -> None:
         """Watch the engine and the sockets, and publish what is committed from now on."""
@@ -120,12 +121,14 @@ class Server:
 
     def turn(self) -> None:
         """One turn of the loop; sleeps until there is something to do."""
-        requests, queue = self._requests, self._requests.queue
-        self._loop.turn(wait=not (queue.has_work() or self._committed or requests.can_receive()))
+        requests, queue, committer = self._requests, self._requests.queue, self._committer
+        can_go_on = queue.has_work() or self._committed or committer.can_flush()
+        self._loop.turn(wait=not (can_go_on or requests.can_receive()))
         requests.receive()
-        if len(self._committed) < GROUP_OPS:
-            self._committer.flush()
-        self._publish_and_answer()
+        # not both in one turn: what has come meanwhile is looked at in between
+        self._has_flushed = not self._has_flushed and len(self._committed) < GROUP_OPS and committer.flush()
+        if not self._has_flushed:
+            self._publish_and_answer()
         queue.work()
         queue.cut_off_stuck()
         if self._authority.table is not self._access:  # a request has changed it
@@ -143,17 +146,23 @@ class Server:
             self.turn()
             if time.monotonic() > deadline:
                 log.error("stopping without an answer from the engine")
+                self._requests.refuse_waiting()
                 return
         self._loop.turn(wait=False)
         self._requests.receive()
 
     def _has_work(self) -> bool:
         # not what can be received: clients that ask again at once would keep the daemon up for ever
-        return bool(self._committed) or self._requests.queue.has_work() or not self._committer.is_idle()
+        requests = self._requests
+        has_requests = requests.queue.has_work() or bool(requests.waiting)
+        return bool(self._committed) or has_requests or not self._committer.is_idle()
 
     def _collect(self) -> None:
         """Take what the engine has committed, so that it gets the next group."""
-        events, answers = self._engine.poll()
+        events, answers, restarted = self._engine.poll()
+        if restarted is not None:
+            self._requests.restart(restarted)
+            self._committed.append(restarted)
         if events:
             self._requests.head = events[-1].revision
             self._expiry.note(events)
@@ -166,21 +175,25 @@ class Server:
             )
         self._committed.extend(events)
         self._committed.extend(answers)
-        for _ in answers:
-            self._committer.answered()
+        waiting = self._requests.waiting
+        for answer in answers:
+            if answer.ticket not in waiting:
+                self._committer.answered()
 
     def _publish_and_answer(self) -> None:
         """Publish changes and answer requests for a slice of time."""
         committed = self._committed
         if not committed:
             return
-        self._note_subscriptions()
         deadline = time.monotonic() + SLICE_SECONDS
         while committed:
             item = committed.popleft()
             if isinstance(item, StoredEvent):
                 self._publisher.publish(item)
                 self._counters.changes_published += 1
+            elif isinstance(item, LogPosition):
+                self._publisher.begin(item)
+                self._send_heartbeat()
             elif item.ticket is self._expiry:
                 self._expiry.removed(item)
             else:
@@ -194,8 +207,9 @@ class Server:
         """Send new subscribers a heartbeat soon, so that they need not wait for the next tick to see what was
         committed before their subscription took effect.
 
-        Sending may consume the signal of a subscription that came meanwhile. So this is called before changes
-        are sent, which are encoded only if there are subscribers, and after anything was sent.
+        Sending may consume the signal of a subscription that came meanwhile, so this is also called after
+        anything was sent. Not before changes are sent: one that came since the loop woke up finds in the log
+        what was not sent to it, as any other that came a moment too late (protocol section 5.2).
         """
         if self._publisher.take_subscriptions() and self._early_heartbeat.at is None:
             self._early_heartbeat.set(EARLY_HEARTBEAT_SECONDS)

@@ -11,10 +11,10 @@ from importlib.metadata import version
 from operator import itemgetter
 from typing import Any
 
-from kvstore_core.access.grants import Need
 from kvstore_core.access.principal import Principal
+from kvstore_core.digest import digest_text
 from kvstore_core.limits import MAX_KEY_BYTES, MAX_PAGE
-from kvstore_core.operations import STATUS_FOR_ALL
+from kvstore_core.operations import status_for
 from kvstore_core.wire import VERSION, Limits
 from kvstore_daemon.process_usage import Usage
 from kvstore_daemon.settings import DaemonSettings
@@ -91,8 +91,7 @@ class Status:
 
     def fields_for(self, who: Principal) -> dict[str, Any]:
         """What ``who`` may see of :meth:`fields`."""
-        fields = self.fields()
-        return fields if who.may(Need("monitor")) else {name: fields[name] for name in STATUS_FOR_ALL}
+        return status_for(who, self.fields())
 
     def fields(self) -> dict[str, Any]:
         """The operation's result. Times are in milliseconds, ``uptime`` in seconds."""
@@ -102,11 +101,12 @@ class Status:
         return {
             "version": self._version,
             "protocol": VERSION,
-            "engine": settings.engine,
+            "engine": settings.engine.partition("?")[0],  # behind it are names of files, and of a user
             "sync": settings.sync,
             "epoch": position.epoch,
             "revision": position.head,
             "floor": position.floor,
+            "digest": None if position.digest is None else digest_text(position.digest),
             **statistics._asdict(),
             "writes_refused": None if refusal is None else refusal.as_json(),
             "commits": statistics.commits.as_json(),
@@ -118,6 +118,7 @@ class Status:
             },
             **self._present(),
             "access": self._access(),
+            "cluster": self._engine.cluster(),
             "started_at": self._started_at,
             "uptime": round(time.monotonic() - self._started, 3),
             "pid": os.getpid(),

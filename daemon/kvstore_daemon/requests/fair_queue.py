@@ -151,6 +151,14 @@ class FairQueue:
         else:  # finish the one that is furthest
             queue.reading.appendleft(request)
 
+    def restart_reads(self) -> None:
+        """Begin all reads again that have begun."""
+        for queue in self._queues.values():
+            self._count(queue, -queue.making)
+            for request in queue.reading:
+                request.restart_reads()
+                self._count(queue, request.held)
+
     def _queue_of(self, peer: Peer) -> _PeerQueue:
         queue = self._queues.get(peer)
         if queue is None:

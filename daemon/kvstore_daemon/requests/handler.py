@@ -1,7 +1,8 @@
 """The life of a request, from the message to its reply; this file reads from top to bottom.
 
 A message is received, and begun at once or at its peer's turn. A request that writes goes to the committer
-and comes back with the engine's answer. Then its reads are done, in slices, and it is answered."""
+and comes back with the engine's answer. One that reads waits until the engine has caught up with what others
+have committed, where it has to. Then its reads are done, in slices, and it is answered."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from kvstore_core.wire import Request, RequestId, decode_request, encode_error
 from kvstore_daemon.access.authority import Authority
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GroupCommitter
-from kvstore_daemon.peer_limits.peer import UNKNOWN
+from kvstore_daemon.peer_limits.peer import UNKNOWN, Peer
 from kvstore_daemon.record_fields import Fields
+from kvstore_daemon.requests import lone_get
 from kvstore_daemon.requests.administration import CHANGES, Administration
 from kvstore_daemon.requests.authors import authors_of, named
 from kvstore_daemon.requests.fair_queue import SLICE_SECONDS, FairQueue, PendingLimit
@@ -70,11 +72,16 @@ class RequestHandler:
         self.pending = PendingLimit(settings.max_pending_requests)
         self.queue = FairQueue(loop, socket, self.pending, counters, self._begin, self.proceed)
         self._malformed = RateLimitedLog(log)
+        # where everybody may do everything, and limits are none for what is so small
+        self._knows_lone_gets = not authority.is_on and self._limits.request_bytes >= lone_get.MAX_BYTES
         self._is_empty = False
         self._is_draining = False
         self._epoch = ""
         self.head = 0
         """The revision of replies to requests that read nothing."""
+        self.waiting: set[PendingRequest] = set()
+        """Those that wait until the engine has caught up. They count as pending, and one whose peer has gone
+        is dropped when the engine has answered."""
         self.is_stopping = False
         """Refuse what has not begun yet."""
 
@@ -84,6 +91,12 @@ class RequestHandler:
         self._loop.watch(self._socket.fileno(), self._note_readable)
         self._loop.watch(self._socket.monitor_fileno(), self._socket.note_connections)
         self._loop.watch(self._socket.incoming.fileno(), self._drain)
+
+    def restart(self, position: LogPosition) -> None:
+        """The store's history was replaced. What was read of the former one is read again, so that nothing in
+        a reply is of another history than its epoch says."""
+        self._epoch, self.head = position.epoch, position.head
+        self.queue.restart_reads()
 
     def can_receive(self) -> bool:
         """Whether a request can be received now."""
@@ -147,6 +160,10 @@ class RequestHandler:
     def _begin(self, message: RequestMessage) -> None:
         """Check a request, and hand over its writes or do its reads."""
         try:
+            key = lone_get.key_of(message.frames) if self._may_be_lone_get(message.peer) else None
+            if key is not None:
+                self._begin_lone_get(message, key)
+                return
             request = self._decode(message)
             if message.peer.is_gone and not request.writes:
                 self._drop(message)
@@ -166,9 +183,30 @@ class RequestHandler:
         except Exception as error:  # every request gets one reply
             self._refuse(message, error)
 
+    def _may_be_lone_get(self, peer: Peer) -> bool:
+        is_usual = not (self.is_stopping or peer.is_gone or peer.descriptor == UNKNOWN)
+        return self._knows_lone_gets and is_usual
+
+    def _begin_lone_get(self, message: RequestMessage, key: bytes) -> None:
+        """Answer a get of one key with its record. What needs more than that (others' commits to wait for, a
+        key that is not there, damage, a line in the log) is done as with all other requests."""
+        self._counters.count_operations(lone_get.OPS)
+        pending = PendingRequest(message, lone_get.request_for(key), UNRESTRICTED, self._authority.table)
+        pending.is_current = True
+        if not self._engine.catch_up(pending):
+            self.waiting.add(pending)
+            return
+        reply = None
+        if not log.isEnabledFor(logging.DEBUG):
+            reply = lone_get.reply_with(self._engine, key, self._epoch)
+        if reply is None:
+            self.proceed(pending)
+        else:
+            self._reply(message, reply)
+
     def _decode(self, message: RequestMessage) -> Request:
         if self.is_stopping:
-            raise KvError("unavailable", "the daemon is stopping; try again when it is back")
+            raise _stopping()
         if message.peer.descriptor == UNKNOWN:
             raise self._malformed_message(
                 "its sender speaks a version of ZMTP before 3.0; use libzmq 4 or newer"
@@ -191,19 +229,46 @@ class RequestHandler:
         return KvError("bad_request", message)
 
     def proceed(self, request: PendingRequest, answer: WriteAnswer | None = None) -> None:
-        """Take the engine's answer to the writes, if there were any; do the reads, or a slice of them; and
-        reply if all is done."""
+        """Take the engine's answer to the writes, or its word that it has caught up, if it was asked for
+        either; do the reads, or a slice of them; and reply if all is done. What comes back from the engine
+        waits for its peer's turn as what has just come does: many reads come back at once, and their peer may
+        not take its replies."""
         try:
             if answer is not None:
-                request.accept(answer)
+                self._take(answer, request)
             if request.peer.is_gone:
                 self._drop(request, is_done=request.has_writes_only())
-            elif request.has_writes_only() or self._read(request):
+            elif request.has_writes_only():
+                self._answer(request)
+            elif not (request.is_current or self._catch_up(request)):
+                self.waiting.add(request)
+            elif answer is not None and not self.queue.is_open_to(request.peer):
+                self.queue.add_reading(request)
+            elif self._read(request):
                 self._answer(request)
             else:
                 self.queue.add_reading(request)
         except Exception as error:  # every request gets one reply
             self._refuse(request, error, request.request_id)
+
+    def _take(self, answer: WriteAnswer, request: PendingRequest) -> None:
+        if request not in self.waiting:
+            request.accept(answer)
+            return
+        self.waiting.remove(request)
+        if answer.error is not None:
+            _refuse_rest(request, answer.error if self.is_stopping else _with_advice(answer.error))
+
+    def _catch_up(self, request: PendingRequest) -> bool:
+        """Whether the reads may begin at once. Also after writes: these may have changed nothing, and were
+        then not committed after what others committed."""
+        request.is_current = True
+        return not request.must_catch_up(self._epoch, self.head) or self._engine.catch_up(request)
+
+    def refuse_waiting(self) -> None:
+        """Answer those that wait until the engine has caught up, which it will not do any more."""
+        for request in list(self.waiting):
+            self.proceed(request, WriteAnswer(request, None, _stopping()))
 
     def _read(self, request: PendingRequest) -> bool:
         """Do a slice of the reads; returns whether that was the last one. It may be long after the request
@@ -213,10 +278,10 @@ class RequestHandler:
             try:
                 recheck(request, authority)
             except KvError as error:
-                if not request.has_changed_something():
-                    raise
-                request.refuse_rest(error)
+                _refuse_rest(request, error)
                 return True
+        if request.has_stale and request.age is None:
+            request.age = self._engine.age()  # before it is read: afterwards it may be younger
         return request.read(self._engine, self._reads, time.monotonic() + SLICE_SECONDS)
 
     def _answer(self, request: PendingRequest) -> None:
@@ -246,6 +311,23 @@ class RequestHandler:
         """Let go of a request whose peer has gone; one that ``is_done`` needs only a reply."""
         self._counters.requests_dropped += not is_done
         self.pending.remove(request.size)
+
+
+def _stopping() -> KvError:
+    return KvError("unavailable", "the daemon is stopping; try again when it is back")
+
+
+def _with_advice(error: KvError) -> KvError:
+    """The error for a read that has to be current and cannot be."""
+    message = f"{error.message}; a read with 'stale' is answered from what the daemon has"
+    return KvError(error.code, message, **error.details)
+
+
+def _refuse_rest(request: PendingRequest, error: KvError) -> None:
+    """Let ``error`` be the result of what was not done; raises it if nothing was."""
+    if not request.has_changed_something():
+        raise error
+    request.refuse_rest(error)
 
 
 def _answers(engine: Engine, status: Status, authority: Authority) -> dict[str, Answer]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -18,7 +17,7 @@ from kvstore_core.wire import Request, RequestId, encode_reply
 from kvstore_daemon.peer_limits.peer import Peer
 from kvstore_daemon.record_fields import Fields, record_fields
 from kvstore_daemon.requests.administration import CHANGES
-from kvstore_daemon.requests.reads import Page
+from kvstore_daemon.requests.reads import OF_ENGINE, Page, must_be_current, require_revision
 from kvstore_daemon.requests.router_socket import Frames, RequestMessage
 from kvstore_daemon.requests.writes import WRITES
 from kvstore_daemon.storage.interface import Engine, WriteAnswer, no_such_key
@@ -37,6 +36,12 @@ SHOWN_OPS = 20
 
 _RESULT_BYTES = 160
 """About what a result's JSON takes beside its key and value."""
+
+_FOLDER_BYTES = 16
+"""About what a prefix of a list takes beside its text."""
+
+MAX_VALUE_IN_REPLY = REPLY_BYTES - _RESULT_BYTES
+"""Of a reply with one record."""
 
 _CHANGE_BYTES = 1024 * 1024
 """More than what the result of a change of identities takes: a hundred grants of a kilobyte, each byte of
@@ -59,9 +64,9 @@ class PendingRequest:
     """A request that was received and not answered yet; used by the loop's thread only. It came from
     ``peer``, its reply goes back along ``envelope``, and it has ``size`` bytes.
 
-    The writes come first: the engine gets them together, and :meth:`accept` takes their results. Then
-    :meth:`read` does the reads, in slices, so that ten thousand of them do not make others wait. All reads
-    see the request's own writes.
+    The writes come first: the engine gets them together, and :meth:`accept` takes their results. Then, once
+    the engine has caught up if it :meth:`must_catch_up`, :meth:`read` does the reads, in slices, so that ten
+    thousand of them do not make others wait. All reads see the request's own writes.
     """
 
     __slots__ = (
@@ -72,7 +77,10 @@ class PendingRequest:
         "_room",
         "_values",
         "_writes",
+        "age",
         "envelope",
+        "has_stale",
+        "is_current",
         "peer",
         "request_id",
         "size",
@@ -88,6 +96,11 @@ class PendingRequest:
         self.envelope: Frames = message.envelope
         self.size = message.size
         self.request_id = request.request_id
+        self.has_stale = request.stale > 0
+        """Whether a read among the ops need not be current; the reply then has ``age``."""
+        self.age: int | None = None
+        self.is_current = False
+        """Whether the reads may begin: the engine has caught up with what was committed, or need not."""
         self._writes = request.writes
         self._ops = request.ops
         self._results: list[Any] = [] if self.has_writes_only() else [None] * len(request.ops)
@@ -110,7 +123,14 @@ class PendingRequest:
         self._values = []
         self._next = 0
         self._room = REPLY_BYTES
-        self._revision = None
+        self._revision = self.age = None
+
+    def must_catch_up(self, epoch: str, head: int) -> bool:
+        """Whether a read of it has to see all that was committed before; ``epoch`` and ``head`` are those
+        that are here already."""
+        if not self.has_stale and self._ops[0]["op"] in OF_ENGINE:
+            return True  # as nearly always
+        return any(must_be_current(op, epoch, head) for op in self._ops)
 
     def accept(self, answer: WriteAnswer) -> None:
         """Take the results of the writes; raises the error if the engine refused all of them."""
@@ -145,6 +165,7 @@ class PendingRequest:
             if not self._is_changed_by(index, op["op"]):
                 self._results[index] = refused
         self._values = []
+        self._next = len(self._ops)
 
     def _is_changed_by(self, index: int, name: str) -> bool:
         return name in WRITES or (name in CHANGES and self._results[index] is not None)
@@ -176,9 +197,18 @@ class PendingRequest:
     def _read_gets(self, engine: Engine) -> None:
         """Do the gets that follow one another here."""
         start = self._next
-        gets = self._ops[start : start + GETS_AT_ONCE]
-        keys = [op["key"].encode() for op in takewhile(lambda op: op["op"] == "get", gets)]
+        keys: list[bytes] = []
+        wanted = 0
+        for op in self._ops[start : start + GETS_AT_ONCE]:
+            if op["op"] != "get":
+                break
+            keys.append(op["key"].encode())
+            wanted = max(wanted, op.get("min_revision", 0))
         records, revision = engine.read(keys)
+        if wanted > revision:
+            records = [
+                self._if_new(*pair, revision) for pair in zip(self._ops[start:], records, strict=False)
+            ]
         self._note_revision(revision)
         self._next = start + len(records)
         results: list[Fields] = []
@@ -197,6 +227,14 @@ class PendingRequest:
             results.append(record_fields(record))
         self._room = room
         self._results[start : self._next] = results
+
+    def _if_new(self, op: dict[str, Any], record: Any, revision: int) -> Any:
+        """``record``, or what is said where it was read too early for the op."""
+        try:
+            require_revision(op, revision)
+        except KvError as error:
+            return error
+        return record
 
     def _do_change(self, change: Answer, op: dict[str, Any]) -> None:
         """Change identities, unless that was done before the reads were begun again. It is done only if the
@@ -243,7 +281,7 @@ class PendingRequest:
     def reply(self, epoch: str, head: int) -> Frames:
         """The frames of the finished reply; its revision is ``head`` if nothing was read."""
         revision = head if self._revision is None else self._revision
-        return encode_reply(epoch, revision, self._results, self._values, self.request_id)
+        return encode_reply(epoch, revision, self._results, self._values, self.request_id, self.age)
 
 
 def _failure(error: KvError, request_id: RequestId | None) -> Fields:
@@ -265,4 +303,8 @@ def _size(page: Page) -> int:
     items = page.fields.get("items") or page.fields.get("events")
     if not items:
         return sum(map(len, page.values)) + len(orjson.dumps(page.fields))
-    return sum(map(len, page.values)) + sum(_RESULT_BYTES + len(item["key"]) for item in items)
+    folders = page.fields.get("prefixes", ())
+    names = sum(_RESULT_BYTES + len(item["key"]) for item in items) + sum(
+        _FOLDER_BYTES + len(p) for p in folders
+    )
+    return sum(map(len, page.values)) + names

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import secrets
+from collections.abc import Callable
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -40,7 +41,7 @@ ZERO_COPY_BYTES = 64 * 1024
 
 # plain integers: pyzmq's enums take longer to combine than the socket takes to receive
 _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
-_NOBLOCK, _SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+_NOBLOCK, _MORE_FOLLOWS = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 _SOURCE = int(zmq.SRCFD)
 _USER_ID = "User-Id"
 
@@ -99,6 +100,8 @@ class RouterSocket:
         """The bytes of replies that peers have not taken yet."""
         self.endpoint, self._connections = bind(context, socket, "requests", endpoint, limit, authority)
         self._socket = socket
+        # the form of the base class: pyzmq's own adds only what ROUTERs have no use for
+        self._send: Callable[..., Any] = super(zmq.Socket, socket).send
         self._authority = authority
         self._has_keys = authority.is_on
         self._part_header = part_header(is_curve=authority.is_on)
@@ -127,11 +130,13 @@ class RouterSocket:
         """
         receive = self._socket.recv
         try:
-            # Frames that are not copied know whether more follow; to ask the socket takes a third longer.
-            frame: zmq.Frame = receive(_NOBLOCK, copy=False)
+            identity: bytes = receive(_NOBLOCK)
         except zmq.Again:
             return None
-        envelope: Frames = [identity := frame.bytes]
+        # Behind an identity there is always more. Frames that are not copied know whether more follow; to ask
+        # the socket takes a third longer.
+        frame: zmq.Frame = receive(_NOBLOCK, copy=False)
+        envelope: Frames = [identity]
         peer = self._peers.get(identity) or self._new_peer(identity, frame)
         # A connection that ended may still be known here, and its identity be that of another user by now.
         if self._has_keys and peer.user_id != frame.get(_USER_ID):
@@ -140,17 +145,20 @@ class RouterSocket:
         left = MAX_ENVELOPE_BYTES
         is_enclosed = True
         handed_over, part_header = 0, self._part_header
-        while frame.more:
-            frame = receive(_NOBLOCK, copy=False)
-            handed_over += part_header + len(frame)
+        while True:
+            size = len(frame)
+            handed_over += part_header + size
             if not is_enclosed:
                 if len(frames) <= REQUEST_FRAMES:
                     frames.append(frame.bytes)
-                continue
-            left -= len(frame)
-            if len(envelope) < MAX_ENVELOPE_FRAMES and left >= 0:
-                envelope.append(frame.bytes)
-                is_enclosed = len(frame) > 0
+            else:
+                left -= size
+                if len(envelope) < MAX_ENVELOPE_FRAMES and left >= 0:
+                    envelope.append(frame.bytes)
+                    is_enclosed = size > 0
+            if not frame.more:
+                break
+            frame = receive(_NOBLOCK, copy=False)
         peer.handed_over += handed_over
         if not frames:
             del envelope[1:]
@@ -236,15 +244,15 @@ class RouterSocket:
         size = sum(map(len, frames)) + sum(map(len, envelope))
         if peer.descriptor == UNKNOWN:  # what it does not take could not be counted
             return size
-        send = self._socket.send
+        send = self._send
         try:
             for frame in envelope:
-                send(frame, _NOBLOCK | _SNDMORE)
+                send(frame, _MORE_FOLLOWS)
         except zmq.ZMQError:  # the peer has gone
             return size
         *first, last = frames
         for frame in first:
-            send(frame, _NOBLOCK | _SNDMORE, copy=len(frame) < ZERO_COPY_BYTES)
+            send(frame, _MORE_FOLLOWS, copy=len(frame) < ZERO_COPY_BYTES)
         if peer.wants_mark(size):
             tracker = send(last, _NOBLOCK, copy=False, track=True)
             self.count_taken(peer)

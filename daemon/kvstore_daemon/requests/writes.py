@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import repeat
-from typing import Any
+import binascii
+from collections.abc import Iterator, Sequence
+from itertools import repeat, starmap
+from typing import Any, overload
 from zlib import crc32
 
 from kvstore_core.limits import MAX_PAGE
@@ -17,11 +18,14 @@ WRITES = frozenset(row.name for row in OPERATIONS.values() if row.writes)
 """The names of the operations that write."""
 
 
-def _write(op: dict[str, Any], value: bytes | None, author: str) -> Write:
+def _write(op: dict[str, Any], value: bytes | None, author: str | None) -> Write:
     """The write that an op asks for. Fields that its operation does not have are not there, and what stands
     for them is not looked at."""
     name, get = op["op"], op.get
-    ttl = get("ttl")
+    ttl, if_value, exists = get("ttl"), get("if_value"), get("exists")
+    wanted = if_value.encode() if if_value is not None else None
+    if wanted is None and (encoded := get("if_value_b64")) is not None:
+        wanted = binascii.a2b_base64(encoded)
     # as Write(...) does, but with one call less, since one is made with every write
     return tuple.__new__(
         Write,
@@ -31,15 +35,44 @@ def _write(op: dict[str, Any], value: bytes | None, author: str) -> Write:
             value or b"",
             get("content_type", DEFAULT_CONTENT_TYPE),
             None if ttl is None else max(1, round(ttl * 1000)),
-            get("if_revision"),
+            get("if_revision") if exists is not False else 0,
             get("by", 1),
             get("limit", MAX_PAGE),
             get("keep_ttl", False),
             get("expires_at"),
-            author,
+            author or "",
             get("message", ""),
+            wanted,
+            exists is True,
+            get("sequence", False),
         ),
     )
+
+
+class _Writes(Sequence[Write]):
+    """The writes of a request. Each is made when it is asked for, not all when the request comes: of ten
+    thousand that would hold up the loop for longer than anything else does."""
+
+    __slots__ = ("_asked",)
+
+    def __init__(self, asked: list[tuple[dict[str, Any], bytes | None, str | None]]) -> None:
+        self._asked = asked
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    @overload
+    def __getitem__(self, at: int) -> Write: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Write]: ...
+
+    def __getitem__(self, at: int | slice) -> Write | Sequence[Write]:
+        asked = self._asked[at]
+        return _Writes(asked) if isinstance(asked, list) else _write(*asked)
+
+    def __iter__(self) -> Iterator[Write]:
+        return starmap(_write, self._asked)
 
 
 def write_request(
@@ -51,13 +84,15 @@ def write_request(
     a repeat must be the same byte for byte, except for the request ids and the authors.
     """
     by = repeat(authors) if isinstance(authors, str) else authors
-    writes = [
-        _write(op, value, author or "")
-        for op, value, author in zip(request.ops, request.values, by, strict=False)
-        if op["op"] in WRITES
-    ]
-    fingerprint = _fingerprint([request.header, *frames[1:]]) if request.client is not None else 0
-    return WriteRequest(writes, request.atomic, request.client, request.seq, fingerprint, ticket)
+    asked = list(zip(request.ops, request.values, by, strict=False))
+    if request.writes < len(request.ops):
+        asked = [each for each in asked if each[0]["op"] in WRITES]
+    writes = _Writes(asked)
+    if request.client is None:
+        return WriteRequest(writes, request.atomic, ticket=ticket)
+    fingerprint = _fingerprint([request.header, *frames[1:]])
+    only_checks = all(op["op"] == "check" for op, _, _ in asked)
+    return WriteRequest(writes, request.atomic, request.client, request.seq, fingerprint, ticket, only_checks)
 
 
 def _fingerprint(frames: Sequence[bytes]) -> int:

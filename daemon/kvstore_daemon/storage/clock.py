@@ -22,6 +22,7 @@ import struct
 import threading
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ class ClockState(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """The shifts, replaced as a whole: other threads read them while the writer notices a step.
+    """The shifts, replaced as a whole: other threads read them while a step is noticed.
 
     ``shifts[i]`` applies to revisions above ``after[i]``.
     """
@@ -78,7 +79,7 @@ class _Line(NamedTuple):
 
 
 class StoreClock:
-    """The clock of one open store. Any thread may read it; only the writer's thread calls :meth:`notice`.
+    """The clock of one open store. Any thread may read it; one alone calls :meth:`notice`.
 
     ``wall`` and ``steady`` return milliseconds; tests pass their own. ``boot`` names the boot of the machine
     during which ``steady`` never jumps.
@@ -95,7 +96,7 @@ class StoreClock:
         self._begun_head = 0
         self._unconfirmed = 0
         self._most = _MANY_STEPS
-        self._held: int | None = None
+        self._held: deque[int] = deque()
         self._lock = threading.Lock()
         self.steps = 0
         self.last_step: ClockStep | None = None
@@ -202,23 +203,27 @@ class StoreClock:
 
     def hold(self) -> int:
         """Steady time now, for a transaction that writes; until :meth:`release`, :meth:`visible` returns it
-        too.
+        too, or that of an earlier one which is not over yet.
 
         What such a transaction finds alive it may keep alive, by a persist. A read at a later time but before
         the commit would show the key as gone, and the next read would show it again.
         """
         with self._lock:  # no read may come between the clock and what is held
-            self._held = self.steady()
-            return self._held
+            self._held.append(self.steady())
+            return self._held[-1]
 
-    def release(self) -> None:
-        """The transaction of :meth:`hold` is over."""
-        self._held = None
+    def release(self, held: int | None = None) -> None:
+        """The transaction to which :meth:`hold` returned ``held`` is over; None: all are."""
+        with self._lock:
+            if held is None:
+                self._held.clear()
+            else:
+                self._held.remove(held)
 
     def visible(self) -> int:
         """The steady time by which a read decides what has expired."""
         with self._lock:
-            return self.steady() if self._held is None else self._held
+            return self._held[0] if self._held else self.steady()
 
     @property
     def shift(self) -> int:
@@ -250,6 +255,24 @@ class StoreClock:
         if self._unconfirmed and revision <= self._begun_head and now - self._begun_at < GRACE_MS:
             age -= self._unconfirmed
         return age
+
+
+class SharedClock(StoreClock):
+    """The clock of a store that several machines share: ``wall`` and nothing else.
+
+    No machine can tell another what its steady clock shows, so times to live end when the wall clock of the
+    machine that looks shows their end. Its steps are not noticed: they are those of the shared time.
+    """
+
+    def __init__(self, wall: Clock) -> None:
+        super().__init__(wall, wall, "")
+        self._anchor = 0
+
+    def begin(self, *_: object) -> None:
+        """Nothing that an earlier run saw says what time it is."""
+
+    def notice(self, *_: object) -> None:
+        """No step is one of this clock."""
 
 
 def _decoded(row: bytes | None) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ class Histogram:
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
-        self.total: float = 0
+        self.total = 0.0
 
     def count(self, value: float) -> None:
         """Count one value."""
@@ -38,17 +38,19 @@ class CommitStats:
     """The commits since the engine was opened. The engine's writing thread counts.
 
     ``requests`` is the number of their requests, ``ops`` the number of writes of each commit, ``seconds`` the
-    time from its beginning until it was durable, and ``sync_seconds`` the disk's part of that. If commits are
-    not synced one by one, ``sync_seconds`` are those of the syncs that follow.
+    time from its beginning until it was durable, and ``sync_seconds`` the disk's part of that, which commits
+    that were under way together share. If commits are not synced one by one, ``sync_seconds`` are those of
+    the syncs that follow. ``checkpoint_seconds`` is how long each checkpoint took.
     """
 
-    __slots__ = ("ops", "requests", "seconds", "sync_seconds")
+    __slots__ = ("checkpoint_seconds", "ops", "requests", "seconds", "sync_seconds")
 
     def __init__(self) -> None:
         self.requests = 0
         self.ops = Histogram(SIZES)
         self.seconds = Histogram(SECONDS)
         self.sync_seconds = Histogram(SECONDS)
+        self.checkpoint_seconds = Histogram(SECONDS)
 
     def count(self, requests: int, ops: int, seconds: float) -> None:
         """Count one commit."""
@@ -65,4 +67,5 @@ class CommitStats:
             "ops": ops,
             "seconds": self.seconds.as_json(),
             "sync_seconds": self.sync_seconds.as_json(),
+            "checkpoint_seconds": self.checkpoint_seconds.as_json(),
         }

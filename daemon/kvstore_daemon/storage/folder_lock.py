@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.files import cure, permission_advice
+from kvstore_core.process.startup import patiently
 
 
 def unusable(folder: Path, error: OSError) -> str:
@@ -38,6 +39,17 @@ class FolderLock:
     def __init__(self, folder: Path, who: str = "the kvstore daemon") -> None:
         self._folder = folder
         self._who = who
+
+    def claim(self) -> None:
+        """Make the folder if there is none, and take the lock, which a daemon that is just ending may have
+        for a moment yet. Raises ``bad_request`` or ``not_allowed`` saying why it cannot be used."""
+        if "\0" in os.fspath(self._folder):
+            raise KvError("bad_request", "--data contains a NUL, which no path can")
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            patiently(self.acquire)
+        except OSError as error:
+            raise KvError("not_allowed", unusable(self._folder, error)) from error
 
     def acquire(self) -> None:
         """Take the lock; raises ``not_allowed`` naming the process that has it."""

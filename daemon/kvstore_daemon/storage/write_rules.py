@@ -10,12 +10,16 @@ from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_MOMENT
 from kvstore_core.media_types import TEXT_CONTENT_TYPE
 from kvstore_core.operations import OPERATIONS
-from kvstore_daemon.storage.interface import StoredRecord, Write, no_such_key
+from kvstore_daemon.storage.interface import StoredRecord, Write, WriteRequest, no_such_key
 
 _INTEGER = re.compile(rb"-?[0-9]{1,19}")
 _INT64 = 2**63
 
-GROWING = frozenset(row.name for row in OPERATIONS.values() if row.writes) - {"delete", "delete_prefix"}
+GROWING = frozenset(row.name for row in OPERATIONS.values() if row.writes) - {
+    "check",
+    "delete",
+    "delete_prefix",
+}
 """The ops that a full store refuses."""
 
 NEEDS_VALUE = frozenset(("incr", "touch", "persist", "expire"))
@@ -34,11 +38,25 @@ def plan(write: Write, current: StoredRecord | None, revision: int, now: int) ->
     done: ``bad_request``, ``condition_failed``, ``not_found``, ``not_an_integer``, ``out_of_range``.
     """
     if write.if_revision is not None:
-        _check_condition(write, current)
+        _check_revision(write, current)
+    elif write.if_value is not None:
+        _check_value(write, current)
+    elif write.sequence and current is not None:
+        raise _condition_failed(write, f"the key {write.key.decode()!r} is there already", current)
     return _PLANS[write.op](write, current, revision, now)
 
 
-def _check_condition(write: Write, current: StoredRecord | None) -> None:
+def needs_value(write: Write) -> bool:
+    """Whether the present value has to be read for it."""
+    return write.op in NEEDS_VALUE or write.if_value is not None
+
+
+def is_conditional(write: Write) -> bool:
+    """Whether it depends on what the key is like."""
+    return write.if_revision is not None or write.if_value is not None or write.sequence
+
+
+def _check_revision(write: Write, current: StoredRecord | None) -> None:
     wanted = write.if_revision
     found = 0 if current is None else current.revision
     if wanted == found or write.op == "expire":
@@ -49,7 +67,36 @@ def _check_condition(write: Write, current: StoredRecord | None) -> None:
         message = f"the key does not exist; revision {wanted} was asked for"
     else:
         message = f"the key is at revision {found}; {wanted} was asked for"
-    raise KvError("condition_failed", f"{message}: read it again and retry", revision=found)
+    raise _condition_failed(write, message + _advice(write), current)
+
+
+def _advice(write: Write) -> str:
+    """What to do where the key itself was to be written; what a check is for only its sender knows: it may be
+    a lock that is lost."""
+    return "" if write.op == "check" else ": read it again and retry"
+
+
+def _check_value(write: Write, current: StoredRecord | None) -> None:
+    if current is None:
+        raise _condition_failed(write, "the key does not exist; it was to have a certain value", current)
+    if current.value != write.if_value:
+        message = f"the key has another value than that, at revision {current.revision}"
+        raise _condition_failed(write, message + _advice(write), current)
+
+
+def _condition_failed(write: Write, message: str, current: StoredRecord | None) -> KvError:
+    """A check's key is named: it need not be the one that is written."""
+    found = 0 if current is None else current.revision
+    if write.op != "check":
+        return KvError("condition_failed", message, revision=found)
+    key = write.key.decode()
+    return KvError("condition_failed", f"{key!r}: {message}", revision=found, key=key)
+
+
+def _check(write: Write, current: StoredRecord | None, _revision: int, _now: int) -> PlannedWrite:
+    if write.must_exist and current is None:
+        raise _condition_failed(write, "the key does not exist", current)
+    return None, None, {"revision": 0 if current is None else current.revision}
 
 
 def _put(write: Write, current: StoredRecord | None, revision: int, now: int) -> PlannedWrite:
@@ -59,7 +106,25 @@ def _put(write: Write, current: StoredRecord | None, revision: int, now: int) ->
         expires_at = None if current is None else current.expires_at
     else:
         expires_at = write.expires_at
-    return _store(write, write.value, write.content_type, current, revision, now, expires_at)
+    planned = _store(write, write.value, write.content_type, current, revision, now, expires_at)
+    if write.sequence:
+        planned[2]["key"] = write.key.decode()
+    return planned
+
+
+def sequence_key(prefix: bytes, number: int, place: int | None = None) -> bytes:
+    """The key that numbers itself; ``place`` is which one it is of several in one atomic request. All have
+    the same length, so they are in the order in which they were committed."""
+    return prefix + (b"%020d" % number if place is None else b"%020d-%05d" % (number, place))
+
+
+_NUMBER = re.compile(rb"([0-9]{20})(-[0-9]{5})?")
+
+
+def sequence_number(key: bytes, prefix: bytes) -> int | None:
+    """The number of a key that :func:`sequence_key` made of ``prefix``, None for any other."""
+    found = _NUMBER.fullmatch(key.removeprefix(prefix))
+    return None if found is None else int(found[1])
 
 
 def _end(now: int, ttl_ms: int) -> int:
@@ -152,6 +217,7 @@ def _expire(write: Write, current: StoredRecord | None, _revision: int, now: int
 
 
 _PLANS = {
+    "check": _check,
     "put": _put,
     "incr": _incr,
     "touch": _touch,
@@ -159,3 +225,14 @@ _PLANS = {
     "delete": _delete,
     "expire": _expire,
 }
+
+
+def repeat_error(request: WriteRequest, seq: int, fingerprint: int) -> KvError | None:
+    """The error of a request whose client's last number was ``seq``, None if it is a repeat of that one."""
+    if request.seq < seq:
+        message = f"request {request.seq} of this client came after {seq} was applied; it was not applied"
+        return KvError("sequence_stale", message, seq=seq)
+    if request.fingerprint != fingerprint:
+        message = f"number {seq} of this client belongs to a request with other content; use a new one"
+        return KvError("sequence_reused", message)
+    return None

@@ -1,1 +1,1 @@
-"""The engine that keeps everything in an LMDB file on this machine: tables, reads, writes, and its rows."""
+"""The engine that keeps everything in an LMDB file on this machine, with a journal in front of it."""

@@ -1,74 +1,88 @@
-"""The engine that keeps everything in an LMDB file on this machine.
+"""The engine that keeps everything in an LMDB file on this machine, with a journal in front.
 
-One thread writes: it applies a group of requests in one transaction, syncs once, and hands events and answers
-back to the loop through a queue and a pipe (group commit). The loop's thread reads from snapshots and never
-waits for the writer, since LMDB's readers do not; and py-lmdb releases the interpreter lock while it syncs.
+The loop's thread plans a group of requests, one thread writes it to the journal with one sync, and the loop
+shows it (:mod:`kvstore_daemon.storage.lmdb_store.planner`). What the journal has is kept in memory on top of
+LMDB, until a process of its own has put it there, thousands of rows at a time
+(:mod:`kvstore_daemon.storage.lmdb_store.journaling.checkpointer`). Threads hand over what they have to say
+through a queue and a pipe.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
 from kvstore_core.errors import KvError
-from kvstore_core.process.startup import patiently
-from kvstore_daemon.storage.clock import StoreClock, machine_clock
-from kvstore_daemon.storage.folder_lock import FolderLock, unusable
+from kvstore_daemon.storage.clock import StoreClock, boot_id, machine_clock
+from kvstore_daemon.storage.folder_kinds import refuse_mirror
+from kvstore_daemon.storage.folder_lock import FolderLock
 from kvstore_daemon.storage.interface import (
+    Committed,
     EngineSettings,
     Statistics,
-    StoredEvent,
-    WriteAnswer,
     WriteRequest,
+    never,
 )
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
-from kvstore_daemon.storage.lmdb_store.free_space import FreeSpace
+from kvstore_daemon.storage.lmdb_store.free_space import FreeSpace, map_bytes
+from kvstore_daemon.storage.lmdb_store.journaling import checkpoint, journal
+from kvstore_daemon.storage.lmdb_store.journaling.checkpointer import Checkpoint, Checkpointer
+from kvstore_daemon.storage.lmdb_store.journaling.journal_thread import Appended, JournalThread
+from kvstore_daemon.storage.lmdb_store.planner import GroupPlanner, log_step
 from kvstore_daemon.storage.lmdb_store.snapshot_reads import SnapshotReads
 from kvstore_daemon.storage.lmdb_store.tables import Tables
-from kvstore_daemon.storage.lmdb_store.writer import Committed, Inbox, Writer
+
+log = logging.getLogger("kvstore.daemon")
+
+ADDRESS = "lmdb:"
 
 
 class LmdbEngine(SnapshotReads):
     """See :class:`kvstore_daemon.storage.interface.Engine`."""
 
-    def __init__(self, settings: EngineSettings, clock: StoreClock | None = None) -> None:
+    plans_at_once = True
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        clock: StoreClock | None = None,
+        journal_bytes: int = journal.FILE_BYTES,
+    ) -> None:
+        """``journal_bytes`` is where a file of the journal is full, so how often checkpoints are made."""
         self._settings = settings
         self._clock = clock or machine_clock()
         self._folder = Path(settings.data)
+        self._journal_bytes = journal_bytes
         self._lock = FolderLock(self._folder)
         self._space = FreeSpace(self._folder, settings.max_store_bytes)
-        self._committed: deque[Committed] = deque()
-        self._inbox: Inbox = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[Appended | Checkpoint] = queue.SimpleQueue()
         self._open = False
-        reserve = max(settings.max_store_bytes // 4, 64 * 1024 * 1024)
         tables = Tables(
-            self._folder / "lmdb",
-            map_size=settings.max_store_bytes + reserve,
-            sync=settings.sync == "always",
-            clock=self._clock,
+            self._folder / "lmdb", map_size=map_bytes(settings.max_store_bytes), sync=True, clock=self._clock
         )
         super().__init__(tables)
 
-    def open(self) -> None:
-        """Open or create the store in the data folder and start the writer.
+    def open(self, is_over: Callable[[], bool] = never) -> None:  # noqa: ARG002 - it waits for nobody
+        """Open or create the store in the data folder, and begin its journal.
 
-        Raises ``not_allowed`` if another daemon owns the folder or it cannot be used,
-        ``unsupported_version`` if a newer kvstore wrote it, ``damaged`` if LMDB cannot read it, and the
-        error of a disk that fails or is full. A store that could not be made leaves nothing behind.
+        Raises ``bad_request`` for an address that is not its own, ``not_allowed`` if another daemon owns the
+        folder, it cannot be used, or a cluster's mirror is in it, ``unsupported_version`` if a newer kvstore
+        wrote it, ``damaged`` if LMDB cannot read it, and the error of a disk that fails or is full. A store
+        that could not be made leaves nothing behind.
         """
-        if "\0" in self._settings.data:
-            raise KvError("bad_request", "--data contains a NUL, which no path can")
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            patiently(self._lock.acquire)
-        except OSError as error:
-            raise KvError("not_allowed", unusable(self._folder, error)) from error
+        if self._settings.address != ADDRESS:
+            raise KvError(
+                "bad_request",
+                f"--engine {self._settings.address!r}: nothing follows {ADDRESS}; --data says where it is",
+            )
+        self._lock.claim()
         try:
             self._open_store()
         except OSError as error:
@@ -79,6 +93,7 @@ class LmdbEngine(SnapshotReads):
             raise
 
     def _open_store(self) -> None:
+        refuse_mirror(self._folder)
         try:
             self._tables.open()
         except KvError as error:
@@ -87,84 +102,174 @@ class LmdbEngine(SnapshotReads):
                 raise
             self._tables.open()
         try:
-            self._start_writer()
+            self._begin_journal()
+        except (lmdb.Error, OSError) as error:
+            self._tables.close()
+            raise file_error(self._tables.file, error) from error
         except BaseException:
             self._tables.close()
             raise
 
-    def _start_writer(self) -> None:
-        try:
-            self._writer = Writer(self._tables, self._settings, self._space, self._inbox, self._deliver)
-        except lmdb.Error as error:
-            raise file_error(self._tables.file, error) from error
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._writer.start()
+    def _begin_journal(self) -> None:
+        tables, sync = self._tables, self._settings.sync
+        self._space.prepare()
+        if tables.step_at_start is not None:
+            log_step(tables.step_at_start, "while the store was closed")
+        interval = {"always": 0, "interval": self._settings.sync_interval_ms}.get(sync)
+        with contextlib.ExitStack() as undo:
+            self._journal = JournalThread(tables.folder, interval, self._tell)
+            undo.callback(self._journal.close)
+            with tables.env.begin(write=True) as txn:
+                self._begin_weak_sync(txn)
+                journal_id = checkpoint.begin(txn, tables.handles)
+            self._checkpointer = Checkpointer(tables.folder, tables.map_size, journal_id, self._tell)
+            self._planner = GroupPlanner(
+                tables,
+                self._settings,
+                self._space,
+                self._journal.append,
+                self._journal.resume,
+                self._checkpointer.begin,
+                min(self._journal_bytes, self._space.journal_bytes()),
+            )
+            self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            undo.pop_all()
+        self._journal.begin(journal_id)
+        self._checkpointer.start()
         self._open = True
 
+    def _begin_weak_sync(self, txn: lmdb.Transaction[Any]) -> None:
+        """Begin a new epoch if a crash of the machine may have taken commits back.
+
+        Without a sync on every commit, subscribers saw those commits, and their revisions will be used
+        again. While a store is open like that, a mark in it names the boot.
+        """
+        tables, boot = self._tables, boot_id().encode()
+        mark = txn.get(b"unsynced", db=tables.meta)
+        if mark is not None and bytes(mark) != boot:
+            log.warning("the machine stopped while writes were not synced: cursors start over")
+            tables.begin_epoch(txn)
+        if self._settings.sync == "always":
+            txn.delete(b"unsynced", db=tables.meta)
+        else:
+            txn.put(b"unsynced", boot, db=tables.meta)
+
     def close(self) -> None:
-        """Commit what was handed over, sync, and let go of the folder; may be called twice."""
+        """Commit what was handed over, put it all into LMDB, and let go of the folder; may be called
+        twice."""
         if not self._open:
             return
         self._open = False
-        self._inbox.put(None)
-        self._writer.join()
+        planner = self._planner
+        while planner.is_busy():
+            if planner.is_planning():
+                planner.go_on()
+            else:
+                self._note(self._news.get())
+        self._journal.stop()
+        self._checkpointer.stop()
+        self._checkpointer.join()
+        with contextlib.suppress(queue.Empty):
+            while True:  # the last sync may have failed
+                self._note(self._news.get_nowait())
+        if planner.broken is None:
+            self._end_journal()
+        else:
+            self._begin_again_with_another_epoch()
         self._tables.close()
         os.close(self._wake_reader)
         os.close(self._wake_writer)
         self._lock.release()
 
+    def _end_journal(self) -> None:
+        """Leave a store that is all in LMDB. Where that cannot be done, the next start does it."""
+        tables = self._tables
+        try:
+            with tables.env.begin(write=True) as txn:
+                checkpoint.apply(txn, tables.handles, checkpoint.read(tables.folder, txn, tables.handles))
+                if checkpoint.applied(txn, tables.handles) != self._planner.last_frame:
+                    raise KvError("damaged", "the journal has not all that was written to it")
+                checkpoint.end(txn, tables.handles)
+                txn.delete(b"unsynced", db=tables.meta)
+            for name in journal.NAMES:
+                (tables.folder / name).unlink()
+        except (KvError, lmdb.Error, OSError) as error:
+            log.error("the journal stays for the next start, the last checkpoint failed: %s", error)
+            self._begin_again_with_another_epoch()
+
+    def _begin_again_with_another_epoch(self) -> None:
+        """Where syncs come later and one failed, what was acknowledged may be gone, though the machine goes
+        on: let the next start take that for a crash of the machine."""
+        tables = self._tables
+        with contextlib.suppress(lmdb.Error), tables.env.begin(write=True) as txn:
+            if txn.get(b"unsynced", db=tables.meta) is not None:
+                txn.put(b"unsynced", b"a sync failed", db=tables.meta)
+
     def fileno(self) -> int:
         return self._wake_reader
 
     def commit(self, group: Sequence[WriteRequest]) -> None:
-        self._inbox.put(group)
+        self._planner.commit(group)
+        self._wake_for_more()
 
     def trim(self) -> None:
-        # whatever waits already trims too: on a disk that hangs, steps must not pile up before the next group
-        if self._inbox.empty():
-            self._inbox.put(())
+        if not self._planner.is_busy():
+            self._planner.commit(())
 
-    # runs in the writer's thread
-    def _deliver(self, events: list[StoredEvent], answers: list[WriteAnswer]) -> None:
-        self._committed.append((events, answers))
+    # runs in the threads of the journal and of checkpoints
+    def _tell(self, news: Appended | Checkpoint) -> None:
+        self._news.put(news)
+        self._wake()
+
+    def _wake(self) -> None:
         # a full pipe means that the loop is awake already
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_writer, b"\0")
 
+    def _wake_for_more(self) -> None:
+        if self._planner.has_news() or self._planner.is_planning():
+            self._wake()
+
     def poll(self) -> Committed:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_reader, 4096)
-        events: list[StoredEvent] = []
-        answers: list[WriteAnswer] = []
-        while self._committed:
-            more_events, more_answers = self._committed.popleft()
-            events += more_events
-            answers += more_answers
-        return events, answers
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._note(self._news.get_nowait())
+        if self._planner.is_planning():
+            self._planner.go_on()
+        done = self._planner.take()
+        self._wake_for_more()
+        return done
+
+    def _note(self, news: Appended | Checkpoint) -> None:
+        if isinstance(news, Appended):
+            self._planner.appended(news)
+        else:
+            self._planner.checkpointed(news)
+
+    def catch_up(self, _ticket: Any) -> bool:
+        return True
+
+    def age(self) -> int:
+        return 0
+
+    def cluster(self) -> None:
+        return None
 
     def statistics(self) -> Statistics:
-        tables, disk = self._tables, self._space.disk()
-        with tables.snapshot() as txn:
-            counters, used_bytes = tables.counters(txn), tables.used_bytes(txn)
-            file_bytes = tables.file_bytes()
-            oldest, newest = tables.event_times(txn)
-            return Statistics(
-                keys=txn.stat(tables.data)["entries"],
-                expiring_keys=txn.stat(tables.expiry)["entries"],
-                log_events=counters.events,
-                log_bytes=counters.size,
-                oldest_event_at=oldest,
-                newest_event_at=newest,
-                data_bytes=tables.bytes_of(txn, tables.data),
-                store_bytes=used_bytes,
-                file_bytes=file_bytes,
-                max_store_bytes=self._settings.max_store_bytes,
-                disk_bytes=disk.size,
-                disk_free_bytes=disk.free,
-                writes_refused=self._writer.broken or self._space.shortage(file_bytes, lambda: used_bytes),
-                commits=self._writer.commits,
-                clock=self._clock.state(),
-            )
+        disk, counts = self._space.disk(), self._counts()
+        shortage = self._planner.shortage()
+        return Statistics(
+            max_store_bytes=self._settings.max_store_bytes,
+            disk_bytes=disk.size,
+            disk_free_bytes=disk.free,
+            writes_refused=self._planner.broken or shortage,
+            commits=self._planner.commits,
+            journal_bytes=self._planner.journal_bytes,
+            overlay_bytes=self._planner.overlay_bytes,
+            **counts,
+        )
 
     def now(self) -> int:
         return self._clock.present()

@@ -17,6 +17,8 @@ USED_UP_BYTES = 1024 * 1024
 
 _RESERVED_SHARE = 5
 _LOG_SHARE = 4
+_JOURNAL_SHARE = 64
+_LEAST_JOURNAL_BYTES = 256 * 1024
 
 
 class Disk(NamedTuple):
@@ -27,8 +29,7 @@ class Disk(NamedTuple):
 
 
 class FreeSpace:
-    """Decides whether the store may grow. Used by the writer's thread only, except :meth:`disk`,
-    :meth:`log_bytes` and :meth:`shortage`.
+    """Decides whether the store may grow. Used by the loop's thread only.
 
     A delete needs room too, because pages are copied before they are changed. On a full disk it would find
     none, so there is a ballast file beside the store, which is removed when a delete needs its room.
@@ -67,20 +68,22 @@ class FreeSpace:
         log.warning("no space left under %s: the ballast was released for deletes", self._folder)
         return True
 
-    def refusal(self, file_bytes: int, used_bytes: Callable[[], int]) -> KvError | None:
+    def refusal(self, file_bytes: int, used_bytes: Callable[[], int], held_bytes: int = 0) -> KvError | None:
         """The ``store_full`` for writes that grow the store, None if they may.
 
         ``file_bytes`` is the size of the store's file, and ``used_bytes`` gives how much of it is in use; it
-        is called only where that matters. Makes the ballast again once there is room.
+        is called only where that matters. ``held_bytes`` is the most that the file will need besides for what
+        was committed already. Makes the ballast again once there is room.
         """
-        refusal = self.shortage(file_bytes, used_bytes)
+        refusal = self.shortage(file_bytes, used_bytes, held_bytes)
         if refusal is None and not self._ballast.exists():
             self.prepare()
         return refusal
 
-    def shortage(self, file_bytes: int, used_bytes: Callable[[], int]) -> KvError | None:
+    def shortage(self, file_bytes: int, used_bytes: Callable[[], int], held_bytes: int = 0) -> KvError | None:
         """What :meth:`refusal` returns; never makes the ballast."""
-        if file_bytes >= self._max_store_bytes and (used := used_bytes()) >= self._max_store_bytes:
+        limit = self._max_store_bytes
+        if file_bytes + held_bytes >= limit and (used := used_bytes() + held_bytes) >= limit:
             return KvError(
                 "store_full",
                 f"the store holds {used} bytes, its limit is {self._max_store_bytes}: delete keys, "
@@ -88,10 +91,11 @@ class FreeSpace:
                 limit=self._max_store_bytes,
             )
         disk = self._measure()
-        if disk is None or disk.free >= _reserve(disk):
+        if disk is None or disk.free - held_bytes >= _reserve(disk):
             return None
         # deletes leave free pages inside the file, which are room as well
-        return self.disk_full() if disk.free + file_bytes - used_bytes() < _reserve(disk) else None
+        room = disk.free + file_bytes - used_bytes() - held_bytes
+        return self.disk_full() if room < _reserve(disk) else None
 
     def is_used_up(self) -> bool:
         """Whether the disk has practically nothing left."""
@@ -112,6 +116,13 @@ class FreeSpace:
         bounds = [self._max_store_bytes] if disk is None else [self._max_store_bytes, disk.size]
         return min(retained, min(bounds) // _LOG_SHARE)
 
+    def journal_bytes(self) -> int:
+        """How large a file of the journal may be, of which there are two: little on a small disk, and for a
+        small store."""
+        disk = self._measure()
+        bounds = [self._max_store_bytes] if disk is None else [self._max_store_bytes, disk.size]
+        return max(min(bounds) // _JOURNAL_SHARE, _LEAST_JOURNAL_BYTES)
+
     def disk(self) -> Disk:
         """The store's file system as last seen; zeros if it never was."""
         return self._measure() or self._disk or Disk(0, 0)
@@ -127,6 +138,11 @@ class FreeSpace:
         self._is_silent = False
         self._disk = Disk(disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize)
         return self._disk
+
+
+def map_bytes(max_store_bytes: int) -> int:
+    """How large LMDB's file may become: more than the store may, so that there is always room for deletes."""
+    return max_store_bytes + max(max_store_bytes // 4, 64 * 1024 * 1024)
 
 
 def _reserve(disk: Disk) -> int:

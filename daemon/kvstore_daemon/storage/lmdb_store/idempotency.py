@@ -12,6 +12,7 @@ import contextlib
 import struct
 import time
 from collections.abc import Iterator
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
 import lmdb
@@ -20,10 +21,11 @@ import orjson
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.interface import WriteAnswer, WriteRequest
 from kvstore_daemon.storage.lmdb_store.tables import Tables
+from kvstore_daemon.storage.write_rules import repeat_error
 
 KEPT_MINUTES = 10
 
-# seq u64, fingerprint u32, minute of the last use u64; then the results as JSON
+# seq u64, fingerprint u32, minute of the last use u64; then the results as JSON, none of checks alone
 _ROW = struct.Struct(">QIQ")
 _MINUTE = struct.Struct(">Q")
 
@@ -43,7 +45,7 @@ class _Last(NamedTuple):
 
 class IdempotencyTable:
     """The tables ``clients`` (client -> row) and ``client_ages`` (minute -> clients); used by the
-    writer's thread only.
+    loop's thread only.
 
     The last numbers of clients are held in memory as well, so that a new request, as most are, is known to
     be new without a look into the table.
@@ -84,16 +86,14 @@ class IdempotencyTable:
         if last is None or request.seq > last.seq:
             return None
         seq, fingerprint, _ = last
-        if request.seq < seq:
-            message = f"request {request.seq} of this client came after {seq} was applied; it was not applied"
-            return WriteAnswer(request.ticket, None, KvError("sequence_stale", message, seq=seq))
-        if request.fingerprint != fingerprint:
-            message = f"number {seq} of this client belongs to a request with other content; use a new one"
-            return WriteAnswer(request.ticket, None, KvError("sequence_reused", message))
+        error = repeat_error(request, seq, fingerprint)
+        if error is not None:
+            return WriteAnswer(request.ticket, None, error)
         if refused is not None and last is refused[0]:
             return refused[1]._replace(ticket=request.ticket)
         row = txn.get(client, b"", db=self._clients)
-        return _decode(request.ticket, row[_ROW.size :])
+        answer = _decode(request.ticket, row[_ROW.size :])
+        return None if answer.results == [] else answer
 
     def _last_of(self, txn: lmdb.Transaction[bytes], client: bytes) -> _Last | None:
         last = self._last.get(client)
@@ -120,9 +120,13 @@ class IdempotencyTable:
         if len(self._last) >= _REMEMBERED:
             self._last.clear()
         last = self._last[client] = _Last(request.seq, request.fingerprint, minute)
-        # not over the row before, which may take more pages: see WriteTransaction
-        txn.delete(client, db=self._clients)
+        if request.only_checks:
+            answer = WriteAnswer(None, [])
         txn.put(client, _ROW.pack(*last) + _encode(answer), db=self._clients)
+
+    def reset(self) -> None:
+        """Forget what was kept of requests that were not committed after all."""
+        self._last.clear()
 
     def keep_refusal(self, request: WriteRequest, answer: WriteAnswer) -> None:
         """Remember that a request was refused and nothing of it applied, for a minute.
@@ -143,15 +147,14 @@ class IdempotencyTable:
         oldest = max(0, now // 60_000 - KEPT_MINUTES)
         if oldest == self._forgotten_before:
             return
-        cursor, kept = txn.cursor(self._ages), _MINUTE.pack(oldest)
-        while cursor.first() and cursor.key() < kept:
-            if budget <= 0:
-                return
-            client = cursor.value()
+        kept = _MINUTE.pack(oldest)
+        old = list(islice(takewhile(lambda age: age[0] < kept, txn.cursor(self._ages)), budget + 1))
+        for minute, client in old[:budget]:
             self._last.pop(client, None)
             txn.delete(client, db=self._clients)
-            cursor.delete()
-            budget -= 1
+            txn.delete(minute, client, db=self._ages)
+        if len(old) > budget:
+            return
         self._forgotten_before = oldest
 
 

@@ -10,7 +10,9 @@ import struct
 from typing import NamedTuple
 from zlib import crc32
 
+from kvstore_core.digest import DIGEST_BYTES, record_hash
 from kvstore_core.errors import KvError
+from kvstore_daemon.storage.damage import DamageError
 from kvstore_daemon.storage.interface import StoredEvent, StoredRecord
 
 Buffer = bytes | memoryview
@@ -29,23 +31,27 @@ _CRC = struct.Struct(">I")
 _VALUE_FORMAT = 1
 # the same with a byline between media type and value: the lengths u8 of author and message, then both (UTF-8)
 _BYLINE_FORMAT = 2
+# both with the record's hash right behind the head: so a change hashes the new value alone, and the digest of
+# a range none
+_HASHED_FORMAT, _HASHED_BYLINE_FORMAT = 3, 4
 _VALUE_HEAD = "BQQB"
 # revision u64, index u32, create_revision u64, version u64; then the value's head
 _RECORD = struct.Struct(">QIQQ" + _VALUE_HEAD)
 _SEALED_RECORD = struct.Struct(">IQIQQ" + _VALUE_HEAD)
+_ID_IN_ROW = slice(_CRC.size, _CRC.size + struct.calcsize(">QI"))
+_HASH_IN_ROW = slice(_SEALED_RECORD.size, _SEALED_RECORD.size + DIGEST_BYTES)
+_FORM_AT = struct.calcsize(">IQIQQ")
+_KIND_AT = _SEALED_RECORD.size + DIGEST_BYTES
 # op u8, count u32, time u64, id of the key's event before, key length u16, record length u32;
 # then the key, the record without its checksum (puts), a byline (where _HAS_BYLINE is set in the op; that of
 # a put is in its record), the previous record without its checksum (if inline)
 _EVENT = struct.Struct(">BIQ12sHI")
 _EVENT_ID = struct.Struct(">QI")
 _COUNTERS = struct.Struct(">QQQQ")
+_COUNTERS_AND_DIGEST = struct.Struct(f">QQQQ{DIGEST_BYTES}s")
 
 
 _HAS_BYLINE = 0x80
-
-
-class DamageError(ValueError):
-    """The bytes are not what was written."""
 
 
 class EventId(NamedTuple):
@@ -64,6 +70,10 @@ class EventId(NamedTuple):
         return cls(*_EVENT_ID.unpack(data))
 
 
+CRC_BYTES = _CRC.size
+EVENT_ID_BYTES = _EVENT_ID.size
+"""Where the body of a data row begins, and how long the id of its event is, with which it begins."""
+
 NO_EVENT = EventId(0, 0)
 NO_EVENT_ROW = NO_EVENT.encode()
 """Where an event is meant to be named and there is none."""
@@ -72,16 +82,6 @@ EXPIRY_TIME = struct.Struct(">Q")
 
 encode_event_id = _EVENT_ID.pack
 """The bytes of ``EventId(revision, index).encode()``, without making the tuple."""
-
-
-def damaged_record(key: bytes, damage: DamageError) -> KvError:
-    """The ``damaged`` that names the key of a record, which is never given out as data."""
-    name = key.decode(errors="replace")
-    return KvError(
-        "damaged",
-        f"the record of {name!r} is damaged ({damage}); put or delete it, or restore a backup",
-        key=name,
-    )
 
 
 def damaged_event(event_id: EventId, damage: DamageError) -> KvError:
@@ -94,31 +94,44 @@ def damaged_event(event_id: EventId, damage: DamageError) -> KvError:
 
 
 class LogCounters(NamedTuple):
-    """The log's counters, in one row that every commit rewrites. ``head`` and ``floor`` are those of
-    :class:`kvstore_daemon.storage.interface.LogPosition`, ``size`` is in bytes."""
+    """The log's counters, in one row that every commit rewrites. ``head``, ``floor`` and ``digest`` are those
+    of :class:`kvstore_daemon.storage.interface.LogPosition`, ``size`` is in bytes."""
 
     head: int = 0
     floor: int = 0
     events: int = 0
     size: int = 0
+    digest: int | None = 0
 
     def encode(self) -> bytes:
         """The row's bytes."""
-        return _COUNTERS.pack(*self)
+        head, floor, events, size, digest = self
+        if digest is None:
+            return _COUNTERS.pack(head, floor, events, size)
+        return _COUNTERS_AND_DIGEST.pack(head, floor, events, size, digest.to_bytes(DIGEST_BYTES))
 
     @classmethod
     def decode(cls, data: Buffer | None) -> LogCounters:
-        """The counters that :meth:`encode` wrote; all 0 in a new store, which has no row of them."""
-        return cls() if data is None else cls(*_COUNTERS.unpack(data))
+        """The counters that :meth:`encode` wrote; all 0 in a new store, which has no row of them. Those of
+        format 4 have no digest. Raises DamageError."""
+        if data is None:
+            return cls()
+        if len(data) == _COUNTERS.size:
+            return cls(*_COUNTERS.unpack(data))._replace(digest=None)
+        if len(data) != _COUNTERS_AND_DIGEST.size:
+            raise DamageError(f"the log's counters have {len(data)} bytes")
+        head, floor, events, size, digest = _COUNTERS_AND_DIGEST.unpack(data)
+        return cls(head, floor, events, size, int.from_bytes(digest))
 
 
-def record_body(stored: StoredRecord, index: int) -> bytes:
-    """A record without its checksum; ``index`` is its event's index within the revision."""
+def record_body(stored: StoredRecord, index: int, digest: bytes) -> bytes:
+    """A record without its checksum; ``index`` is its event's index within the revision, and ``digest`` its
+    own hash, empty to write it as format 4 does."""
     value, content_type, revision, create_revision, version, modified_at, expires_at, author, message = stored
-    form, kind = _VALUE_FORMAT, content_type.encode("ascii")
-    texts = kind
+    form, kind = (_HASHED_FORMAT if digest else _VALUE_FORMAT), content_type.encode("ascii")
+    texts = digest + kind
     if author or message:
-        form, texts = _BYLINE_FORMAT, kind + _byline(author, message)
+        form, texts = form + 1, texts + _byline(author, message)
     # one pack for the heads of row and value, since this is done with every put
     head = _RECORD.pack(
         revision, index, create_revision, version, form, modified_at, expires_at or 0, len(kind)
@@ -164,6 +177,30 @@ def record_event_id(data: Buffer) -> bytes:
     return bytes(data[_CRC.size : _CRC.size + _EVENT_ID.size])
 
 
+def record_expiry(data: Buffer) -> tuple[int, int]:
+    """When the record in a data row expires (0: never), and its revision; not verified. A row that is too
+    short never does."""
+    if len(data) < _SEALED_RECORD.size:
+        return 0, 0
+    _, revision, _, _, _, _, _, expires_at, _ = _SEALED_RECORD.unpack_from(data)
+    return expires_at, revision
+
+
+def hash_of_record(key: bytes, data: Buffer) -> bytes:
+    """The hash of the record in a data row that was verified: the one it keeps, or that of an old row."""
+    if data[_FORM_AT] >= _HASHED_FORMAT:
+        return bytes(data[_HASH_IN_ROW])
+    stored = _decode_body(data[_CRC.size :], value=True)
+    return record_hash(key, stored.revision, stored.value or b"")
+
+
+def id_and_hash(key: bytes, data: Buffer) -> bytes:
+    """The encoded id of the event that made the record in a data row that was verified, then its hash."""
+    if data[_FORM_AT] >= _HASHED_FORMAT:  # nearly all, and with every put
+        return bytes(data[_ID_IN_ROW]) + bytes(data[_HASH_IN_ROW])
+    return record_event_id(data) + hash_of_record(key, data)
+
+
 def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> StoredRecord:
     """The record in a data row; with ``value`` false its value is left out, the checksum is not."""
     try:
@@ -174,14 +211,14 @@ def decode_record(key: Buffer, data: Buffer, *, value: bool = True) -> StoredRec
         raise DamageError("the row is too short") from error
     if crc != crc32(data[_CRC.size :], crc32(key)):
         raise DamageError("the checksum does not match")
-    if form != _VALUE_FORMAT:
+    if form != _HASHED_FORMAT:
         return _decode_body(data[_CRC.size :], value=value)
-    value_at = _SEALED_RECORD.size + kind_length
+    value_at = _KIND_AT + kind_length
     return _new_tuple(
         StoredRecord,
         (
             bytes(data[value_at:]) if value else None,
-            str(data[_SEALED_RECORD.size : value_at], "ascii"),
+            str(data[_KIND_AT:value_at], "ascii"),
             revision,
             create_revision,
             version,
@@ -201,15 +238,16 @@ def _decode_body(body: Buffer, *, value: bool) -> StoredRecord:
         )
     except struct.error as error:
         raise DamageError(str(error)) from error
-    value_at = kind_end = _RECORD.size + kind_length
+    kind_at = _RECORD.size + (DIGEST_BYTES if form >= _HASHED_FORMAT else 0)
+    value_at = kind_end = kind_at + kind_length
     author = message = ""
-    if form == _BYLINE_FORMAT:
+    if form in (_BYLINE_FORMAT, _HASHED_BYLINE_FORMAT):
         author, message, value_at = _read_byline(body, kind_end)
-    elif form != _VALUE_FORMAT:
+    elif form not in (_VALUE_FORMAT, _HASHED_FORMAT):
         raise DamageError(f"the value has the unknown format {form}")
     return StoredRecord(
         bytes(body[value_at:]) if value else None,
-        str(body[_RECORD.size : kind_end], "ascii"),
+        str(body[kind_at:kind_end], "ascii"),
         revision,
         create_revision,
         version,
@@ -287,6 +325,13 @@ class LogRow(NamedTuple):
     def inline_previous(self, *, value: bool = True) -> StoredRecord | None:
         """The record that the event replaced, if it is kept here."""
         return _decode_body(self.inline, value=value) if self.inline else None
+
+
+def event_record(data: bytes) -> bytes:
+    """The body of the record in an event's row, empty if it stored none; not verified."""
+    *_, key_length, record_length = _EVENT.unpack_from(data, _CRC.size)
+    record_at = _CRC.size + _EVENT.size + key_length
+    return data[record_at : record_at + record_length]
 
 
 def decode_event(event_id: EventId, data: Buffer) -> LogRow:

@@ -1,8 +1,12 @@
-"""A backup: LMDB's compact copy of a store at one revision, and a trailer that describes and verifies it.
+"""A backup: a store at one revision, and a trailer that describes and verifies it.
 
-Layout: the image, which LMDB can open in place; the trailer, a JSON object; the footer: the SHA-256 of the
-trailer (32 bytes), its length (u32, big-endian), the format's version (u32), the magic (8 bytes). The
-trailer has the SHA-256 of the image, so a change of any byte is noticed.
+Layout: the image, LMDB's compact copy, which it can open in place; the frames of the journal that the image
+does not have; the trailer, a JSON object; the footer: the SHA-256 of the trailer (32 bytes), its length (u32,
+big-endian), the format's version (u32), the magic (8 bytes). The trailer has the SHA-256 of image and frames,
+so a change of any byte is noticed.
+
+The frames are kept as they are so that a backup can go to a pipe. To put them into the image first would take
+the room of a whole store somewhere, and standard output may be all that a container can write to.
 """
 
 from __future__ import annotations
@@ -19,7 +23,11 @@ import orjson
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.offline import Progress, Steps, no_progress, reader_client
 
-FORMAT = 1
+FORMAT = 2
+"""1 had no frames behind its image."""
+
+OLDEST_FORMAT = 1
+
 MAGIC = b"kvbackup"
 
 _FOOTER = struct.Struct(">32sII8s")
@@ -31,8 +39,9 @@ SAME = ("epoch", "revision", "keys", "events")
 
 
 class Backup(NamedTuple):
-    """What a backup's trailer says. ``keys`` and ``events`` are counts, ``bytes`` is the image's size,
-    ``created_at`` is in milliseconds since the epoch, ``sha256`` is the image's, in hexadecimal."""
+    """What a backup's trailer says. ``keys`` and ``events`` are counts, ``bytes`` is the size of image and
+    frames, ``created_at`` is in milliseconds since the epoch, ``sha256`` is that of image and frames, in
+    hexadecimal, and ``journal_bytes`` is the size of the frames."""
 
     kvstore: str
     store_format: int
@@ -43,6 +52,12 @@ class Backup(NamedTuple):
     bytes: int
     created_at: int
     sha256: str
+    journal_bytes: int
+
+    @property
+    def section(self) -> tuple[int, int]:
+        """The offset of the frames, and their size."""
+        return self.bytes - self.journal_bytes, self.journal_bytes
 
 
 def back_up(
@@ -72,6 +87,7 @@ def back_up(
         size,
         created_at,
         digest.hexdigest(),
+        found["journal_bytes"],
     )
     trailer = orjson.dumps({"format": FORMAT, **backup._asdict()})
     write(trailer + _FOOTER.pack(hashlib.sha256(trailer).digest(), len(trailer), FORMAT, MAGIC))
@@ -80,7 +96,7 @@ def back_up(
 
 def read_trailer(file: BinaryIO) -> Backup:
     """The trailer of the backup in ``file``. Raises ``damaged`` if it is no backup or only a part of one, and
-    ``unsupported_version``. The image is not read: see :func:`read_image`."""
+    ``unsupported_version``. What it describes is not read: see :func:`read_image`."""
     size = file.seek(0, 2)
     file.seek(max(0, size - _FOOTER.size))
     footer = file.read(_FOOTER.size)
@@ -94,9 +110,12 @@ def read_trailer(file: BinaryIO) -> Backup:
     trailer = file.read(length)
     if hashlib.sha256(trailer).digest() != checksum:
         raise KvError("damaged", "the backup's trailer is damaged")
-    if form != FORMAT:
-        raise KvError("unsupported_version", f"the backup has format {form}; this kvstore reads {FORMAT}")
-    said = orjson.loads(trailer)
+    if not OLDEST_FORMAT <= form <= FORMAT:
+        raise KvError(
+            "unsupported_version",
+            f"the backup has format {form}; this kvstore reads formats {OLDEST_FORMAT} to {FORMAT}",
+        )
+    said = {"journal_bytes": 0, **orjson.loads(trailer)}
     backup = Backup(*(said[name] for name in Backup._fields))
     if backup.bytes != start:
         raise KvError("damaged", f"the backup has {start} bytes of the store, and should have {backup.bytes}")
@@ -104,7 +123,7 @@ def read_trailer(file: BinaryIO) -> Backup:
 
 
 def read_image(file: BinaryIO, backup: Backup, progress: Progress = no_progress) -> None:
-    """Read all of the image; raises ``damaged`` if it is not what was written."""
+    """Read all of image and frames; raises ``damaged`` if it is not what was written."""
     digest, done = hashlib.sha256(), 0
     file.seek(0)
     while done < backup.bytes and (chunk := file.read(min(_CHUNK_BYTES, backup.bytes - done))):
@@ -128,7 +147,7 @@ def check_backup(file: BinaryIO, on_fault: Callable[[str], None], steps: Steps) 
     except KvError as error:
         on_fault(error.message)
     said = backup._asdict()
-    found = reader_client.check(Path(file.name), on_fault, steps("verifying the records"))
+    found = reader_client.check(Path(file.name), on_fault, steps("verifying the records"), backup.section)
     for name in SAME if found else ():
         if found[name] != said[name]:
             on_fault(f"the trailer says that {name} is {said[name]}, and it is {found[name]}")

@@ -60,11 +60,17 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 @_retried
-def check(path: Path, on_fault: Callable[[str], None], progress: Progress = no_progress) -> dict[str, Any]:
+def check(
+    path: Path,
+    on_fault: Callable[[str], None],
+    progress: Progress = no_progress,
+    section: tuple[int, int] | None = None,
+) -> dict[str, Any]:
     """Call ``on_fault`` with each fault of the store at ``path``; returns its facts, if it could be read to
-    the end. ``progress`` counts rows. Raises KvError if it cannot be opened."""
+    the end. ``progress`` counts rows. The ``section`` of a file, an offset and a length, has its journal.
+    Raises KvError if it cannot be opened."""
     found: dict[str, Any] = {}
-    with _reader("check", path) as process:
+    with _reader("check", path, *map(str, section or ())) as process:
         for event, value in _events(process):
             if event == "fault":
                 on_fault(value)
@@ -83,15 +89,16 @@ def check(path: Path, on_fault: Callable[[str], None], progress: Progress = no_p
 
 @_retried
 def copy(path: Path, write: Callable[[bytes], Any], progress: Progress = no_progress) -> dict[str, Any]:
-    """Pass the image of the store in the data folder ``path`` to ``write``, as of one revision and without
-    free pages; returns the facts of that revision. ``progress`` counts bytes.
+    """Pass the store in the data folder ``path`` to ``write``, as of one revision: its image without free
+    pages, then the frames of its journal beyond that. Returns the facts of that revision. ``progress`` counts
+    bytes.
 
     Raises KvError, maybe after a part was passed on, which is then of no use.
     """
     with _reader("copy", path) as process:
         found = _first(process)
         if found:
-            _pass_on(process, found["bytes"], write, progress)
+            _pass_on(process, found["bytes"] + found["journal_bytes"], write, progress)
         _expect_success(process, path)
     return found
 
@@ -108,10 +115,10 @@ def _pass_on(process: _Process, total: int, write: Callable[[bytes], Any], progr
 
 
 @contextmanager
-def _reader(task: str, path: Path) -> Iterator[_Process]:
+def _reader(task: str, path: Path, *more: str) -> Iterator[_Process]:
     # -P: nothing is imported from the current folder, which may be the data folder
     module = "kvstore_daemon.storage.offline.reader_process"
-    command = [sys.executable, "-P", "-m", module, task, os.fspath(path)]
+    command = [sys.executable, "-P", "-m", module, task, os.fspath(path), *more]
     with as_root():
         started = subprocess.Popen(  # noqa: S603 - our own command
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE

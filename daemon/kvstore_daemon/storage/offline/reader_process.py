@@ -4,8 +4,8 @@
 :mod:`kvstore_daemon.storage.offline.reader_client` runs it. LMDB maps the file, so a damaged page can kill
 the process that looks at it, or keep it busy for ever; here it is one that may die.
 
-LMDB's readers never wait for the writer nor block it. A reader that is killed leaves its slot in the table of
-readers taken; the daemon clears it.
+What LMDB does not have yet is read from the journal. LMDB's readers never wait for the writer nor block it. A
+reader that is killed leaves its slot in the table of readers taken; the daemon clears it.
 """
 
 from __future__ import annotations
@@ -15,24 +15,47 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import orjson
 from lmdb import verify as lmdb_verify
 
 from kvstore_core.errors import KvError
+from kvstore_daemon.storage.damage import DamageError
+from kvstore_daemon.storage.folder_kinds import require_store
 from kvstore_daemon.storage.lmdb_store.file_errors import errno_of, file_error
-from kvstore_daemon.storage.lmdb_store.row_format import DamageError, LogCounters
+from kvstore_daemon.storage.lmdb_store.journaling.journal import Frame
+from kvstore_daemon.storage.lmdb_store.row_format import LogCounters
 from kvstore_daemon.storage.lmdb_store.schema import FORMAT, OLDEST_FORMAT, open_tables
+from kvstore_daemon.storage.offline.journaled import (
+    Files,
+    JournaledView,
+    encoded,
+    files_in,
+    frames_beyond,
+    section_of,
+    size_of,
+)
 from kvstore_daemon.storage.offline.run_as_owner import become_owner
 from kvstore_daemon.storage.offline.verify import verify
 
 _MAP_RESERVE = 1 << 30
 _OPEN_ATTEMPTS = 5
+_JOURNAL_ATTEMPTS = 5
+
+
+class OpenedStore(NamedTuple):
+    """A store that is open for reading: what LMDB has in ``txn``, and the ``frames`` of the journal beyond
+    that. Where the journal is damaged, ``fault`` says how, and there are no frames."""
+
+    env: lmdb.Environment
+    txn: lmdb.Transaction[bytes]
+    frames: Sequence[Frame] = ()
+    fault: KvError | None = None
 
 
 def data_file(path: Path) -> Path:
@@ -41,14 +64,17 @@ def data_file(path: Path) -> Path:
 
 
 @contextmanager
-def open_store(path: Path) -> Iterator[tuple[lmdb.Environment, lmdb.Transaction[bytes]]]:
-    """The store in the data folder, or in the LMDB file, ``path``; and a read transaction on it.
+def open_store(path: Path, section: tuple[int, int] | None = None) -> Iterator[OpenedStore]:
+    """The store in the data folder, or in the LMDB file, ``path``; the offset and the length of the
+    ``section`` that has the file's journal.
 
     Nothing is written, except that a missing ``lock.mdb`` is made in a folder. While it is open its file is
     not replaced. Raises KvError: ``not_allowed``, ``bad_request``, ``damaged``, ``too_busy`` (another process
     may do it at once), ``unsupported_version``.
     """
     file = data_file(path)
+    if path.is_dir():
+        require_store(path)
     descriptor = _locked_file(file)
     stack = ExitStack()
     stack.callback(os.close, descriptor)
@@ -65,8 +91,38 @@ def open_store(path: Path) -> Iterator[tuple[lmdb.Environment, lmdb.Transaction[
             map_size=2 * os.fstat(descriptor).st_size + _MAP_RESERVE,
             mode=0o600,
         )
-        with env, _transaction(env) as txn:
-            yield env, txn
+
+        def files() -> Files | None:
+            return files_in(file.parent) if path.is_dir() else section_of(file, *(section or (0, 0)))
+
+        with env, _snapshot(env, file.parent, files) as store:
+            yield store
+
+
+@contextmanager
+def _snapshot(
+    env: lmdb.Environment, folder: Path, files: Callable[[], Files | None]
+) -> Iterator[OpenedStore]:
+    """One revision of the store. The daemon may write while the journal is read, so that what seems damaged
+    is looked at again."""
+    for attempt in range(_JOURNAL_ATTEMPTS):
+        # before LMDB's snapshot: a file that the daemon uses again after this is in that
+        journal = files()
+        with _transaction(env) as txn:
+            store = _with_frames(OpenedStore(env, txn), folder, journal)
+            if store.fault is None or attempt == _JOURNAL_ATTEMPTS - 1:
+                yield store
+                return
+
+
+def _with_frames(store: OpenedStore, folder: Path, files: Files | None) -> OpenedStore:
+    try:
+        tables = open_tables(store.env, store.txn)
+        return store._replace(frames=frames_beyond(folder, store.txn, tables, files))
+    except DamageError:
+        return store  # of the tables; reading them finds it
+    except KvError as fault:
+        return store._replace(fault=fault)
 
 
 @contextmanager
@@ -144,14 +200,19 @@ def _transaction(env: lmdb.Environment) -> Iterator[lmdb.Transaction[bytes]]:
         yield txn
 
 
-def facts(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> dict[str, Any]:
-    """Format, epoch, position and sizes of the store, as ``txn`` sees it. ``bytes`` is the size of its pages
-    without the free ones, which is that of a copy; ``file_bytes`` is the size of all."""
+def facts(store: OpenedStore) -> dict[str, Any]:
+    """Format, epoch, position and sizes of the store. ``bytes`` is the size of LMDB's pages without the free
+    ones, which is that of a copy, and ``file_bytes`` the size of all; ``journal_bytes`` is the size of the
+    frames beyond that. Raises KvError."""
+    env, txn, frames, fault = store
+    if fault is not None:
+        raise fault
     try:
         tables = open_tables(env, txn)
     except DamageError as damage:
         raise KvError("damaged", str(damage)) from damage
-    found = int(txn.get(b"format", b"0", db=tables["meta"]))
+    view = JournaledView(txn, tables, frames)
+    found = int(view.get(b"format", b"0", db=tables["meta"]))
     if not OLDEST_FORMAT <= found <= FORMAT:
         raise KvError(
             "unsupported_version",
@@ -159,17 +220,21 @@ def facts(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> dict[str, Any]
         )
     stats = [env.stat(), *(txn.stat(table) for table in tables.values())]
     pages = sum(stat[kind] for stat in stats for kind in ("branch_pages", "leaf_pages", "overflow_pages"))
-    position = LogCounters.decode(txn.get(b"position", db=tables["meta"]))
+    try:
+        position = LogCounters.decode(view.get(b"position", db=tables["meta"]))
+    except DamageError as damage:
+        raise KvError("damaged", str(damage)) from damage
     page_bytes = stats[0]["psize"]
     return {
         "store_format": found,
-        "epoch": txn.get(b"epoch", b"", db=tables["meta"]).decode("ascii", "replace"),
+        "epoch": view.get(b"epoch", b"", db=tables["meta"]).decode("ascii", "replace"),
         "revision": position.head,
         "floor": position.floor,
-        "keys": txn.stat(tables["data"])["entries"],
+        "keys": view.stat(tables["data"])["entries"],
         "events": position.events,
         "bytes": (pages + 2) * page_bytes,
         "file_bytes": (env.info()["last_pgno"] + 1) * page_bytes,
+        "journal_bytes": size_of(frames),
     }
 
 
@@ -179,36 +244,43 @@ def _write(event: str, value: Any) -> None:
 
 def _facts(path: Path) -> None:
     """Write the facts."""
-    with open_store(path) as (env, txn):
-        _write("facts", facts(env, txn))
+    with open_store(path) as store:
+        _write("facts", facts(store))
 
 
 def _copy(path: Path) -> None:
-    """Write the facts, then the image of the same revision."""
-    with open_store(path) as (env, txn):
-        _write("facts", facts(env, txn))
-        env.copyfd(1, compact=True, txn=txn)
+    """Write the facts, then the image that LMDB has of the same revision and the frames beyond it."""
+    with open_store(path) as store:
+        _write("facts", facts(store))
+        store.env.copyfd(1, compact=True, txn=store.txn)
+        tables = open_tables(store.env, store.txn)
+        with open(1, "wb", closefd=False) as output:
+            output.writelines(encoded(store.txn, tables, store.frames))
 
 
-def _check(path: Path) -> None:
-    """Write the facts and every fault, with progress."""
+def _check(path: Path, *section: str) -> None:
+    """Write the facts and every fault, with progress. The ``section`` of a file has the journal."""
+    start_and_length = (int(section[0]), int(section[1])) if section else None
     try:
-        with open_store(path) as (env, txn):
+        with open_store(path, start_and_length) as store:
             # until this transaction ends, its pages and those of every later one stay as they are; so the
             # file can be checked while the daemon writes
             _check_pages(data_file(path))
-            _walk(env, txn)
+            if store.fault is not None:
+                _write("fault", store.fault.message)
+            _walk(store._replace(fault=None))
     except KvError as error:
         if error.code != "damaged":
             raise
         _write("fault", error.message)
 
 
-def _walk(env: lmdb.Environment, txn: lmdb.Transaction[bytes]) -> None:
+def _walk(store: OpenedStore) -> None:
     try:
-        for fault in verify(env, txn, lambda done, total: _write("progress", [done, total])):
+        env, txn, frames, _ = store
+        for fault in verify(env, txn, frames, lambda done, total: _write("progress", [done, total])):
             _write("fault", fault)
-        _write("facts", facts(env, txn))
+        _write("facts", facts(store))
     except (lmdb.Error, ValueError) as error:
         # an error of LMDB that is not the system's comes from the pages, since it only reads
         if isinstance(error, lmdb.Error) and errno_of(error):
@@ -232,7 +304,7 @@ def _page_faults(file: Path) -> list[str]:
         return [str(error)]
 
 
-_TASKS = {"facts": _facts, "copy": _copy, "check": _check}
+_TASKS: dict[str, Callable[..., None]] = {"facts": _facts, "copy": _copy, "check": _check}
 
 
 def _failed(error: KvError) -> int:
@@ -240,7 +312,7 @@ def _failed(error: KvError) -> int:
     return 1
 
 
-def main(task: str, path: str) -> int:
+def main(task: str, path: str, *more: str) -> int:
     """Do the task and write to standard output, one JSON array a line. An error goes to standard error, since
     standard output may have an image by then; the exit status is 1."""
     # Ctrl-C reaches all processes of a terminal; the parent decides
@@ -248,7 +320,7 @@ def main(task: str, path: str) -> int:
     # the daemon beside it has clients waiting
     os.nice(10)
     try:
-        _TASKS[task](become_owner(Path(path)))
+        _TASKS[task](become_owner(Path(path)), *more)
     except KvError as error:
         return _failed(error)
     except lmdb.Error as error:

@@ -3,6 +3,9 @@
 The new one is written beside the old one, verified and synced, and then renamed over it; until then the old
 one is as it was. If the process ends in between, one of the two is there, whole; a rest of the new one is
 removed by the next process that locks the folder.
+
+The new file has everything, and no journal goes with it. So the files of the old one's journal may stay: they
+mean nothing once it is gone, and are used again.
 """
 
 from __future__ import annotations
@@ -20,18 +23,21 @@ import lmdb
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.files import sync_folder
+from kvstore_daemon.storage.folder_kinds import STORE, require_store
 from kvstore_daemon.storage.folder_lock import FolderLock, unusable
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.lmdb_store.store_file import DRAFT
 from kvstore_daemon.storage.offline import Steps, reader_client
 from kvstore_daemon.storage.offline.backup import SAME
+from kvstore_daemon.storage.offline.journaled import settle
 
 
 @contextmanager
 def locked(folder: Path, who: str) -> Iterator[Path]:
     """Lock the data folder, made if it is missing, as ``who``; gives the path of the store's file, whether
     there is one or not. Errors of the system and of LMDB in the block are raised as KvErrors."""
-    store = folder / "lmdb"
+    store = folder / STORE
+    require_store(folder)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         store.mkdir(mode=0o700, exist_ok=True)
@@ -73,9 +79,12 @@ def require_room(path: Path, size: int) -> None:
 
 
 def verify_draft(draft: Path, expected: dict[str, Any], steps: Steps) -> None:
-    """Check all of the new file; raises ``damaged`` unless it is whole and what was expected."""
+    """Check all of the new file, an image and the frames behind it; raises ``damaged`` unless it is whole and
+    what was expected."""
     faults: list[str] = []
-    found = reader_client.check(draft, faults.append, steps("verifying the records"))
+    journal_bytes = expected["journal_bytes"]
+    section = draft.stat().st_size - journal_bytes, journal_bytes
+    found = reader_client.check(draft, faults.append, steps("verifying the records"), section)
     faults += [f"{name} is {found.get(name)}" for name in SAME if found.get(name) != expected[name]]
     if faults:
         more = f", and {len(faults) - 1} more faults" if len(faults) > 1 else ""
@@ -108,15 +117,18 @@ def compact(folder: Path, steps: Steps) -> Compacted:
     Raises KvError: ``not_allowed`` while a daemon uses the folder, ``damaged``, ``store_full`` if the disk
     has no room for the new file beside the old one.
     """
-    if not (folder / "lmdb" / "data.mdb").exists():
+    require_store(folder)
+    if not (folder / STORE / "data.mdb").exists():
         raise KvError("bad_request", f"there is no store in {folder.absolute()}")
     with locked(folder, "kvstore compact") as data, draft_beside(data) as draft:
         before = data.stat().st_size
         expected = reader_client.facts(folder)
-        require_room(data, expected["bytes"])
+        require_room(data, expected["bytes"] + expected["journal_bytes"])
         reader_client.copy(folder, draft.write, steps("copying"))
         draft.flush()
         verify_draft(Path(draft.name), expected, steps)
+        if expected["journal_bytes"]:
+            settle(draft, expected["journal_bytes"])
         os.fsync(draft.fileno())
         after = os.fstat(draft.fileno()).st_size
         put_in_place(Path(draft.name), data)

@@ -8,16 +8,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import lmdb
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.files import reason, sync_folders_up
+from kvstore_daemon.storage.lmdb_store.journaling import journal
 from kvstore_daemon.storage.lmdb_store.row_format import LogCounters
 from kvstore_daemon.storage.lmdb_store.store_file import new_epoch
-from kvstore_daemon.storage.offline import Steps
+from kvstore_daemon.storage.offline import Steps, reader_client
 from kvstore_daemon.storage.offline.backup import Backup, read_image, read_trailer
+from kvstore_daemon.storage.offline.journaled import settle
 from kvstore_daemon.storage.offline.replace_store import (
     draft_beside,
     locked,
@@ -63,7 +65,7 @@ def restore(source: BinaryIO, folder: Path, now: int, *, replace: bool, steps: S
         with draft_beside(data) as draft:
             backup = _receive(source, draft, steps)
             verify_draft(Path(draft.name), backup._asdict(), steps)
-            head = _begin_epoch(Path(draft.name), backup, now)
+            head = _begin_epoch(draft, backup, now)
             kept = _keep(data) if data.exists() else None
             if kept is None:
                 sync_folders_up(data.parent)
@@ -81,7 +83,7 @@ def _reading() -> Iterator[None]:
 
 
 def _receive(source: BinaryIO, draft: BinaryIO, steps: Steps) -> Backup:
-    """Write all of ``source`` to ``draft``, check it, and cut it down to the image."""
+    """Write all of ``source`` to ``draft``, check it, and cut its trailer off."""
     size = os.fstat(source.fileno()).st_size if source.seekable() else 0
     require_room(Path(draft.name), size)
     progress, write, done = steps("reading"), draft.write, 0
@@ -103,22 +105,22 @@ def _chunk(source: BinaryIO) -> bytes:
         return source.read(_CHUNK_BYTES)
 
 
-def _begin_epoch(file: Path, backup: Backup, now: int) -> int:
-    """Begin a new epoch at a revision above all of the old one, which is returned; on disk then."""
+def _begin_epoch(draft: BinaryIO, backup: Backup, now: int) -> int:
+    """Begin a new epoch at a revision above all of the old one, which is returned."""
     # a fixed margin, for clocks that disagree; and the time passed, so that a second restore of the same
     # backup, a minute later, begins above what was given out in that minute
     elapsed = max(0, now - backup.created_at)
     head = backup.revision + _REVISION_STEP + elapsed * _REVISIONS_PER_MS
-    map_size = 2 * file.stat().st_size + (64 << 20)
-    with lmdb.open(os.fspath(file), subdir=False, lock=False, max_dbs=8, map_size=map_size) as env:
-        meta = env.open_db(b"meta", create=False)
-        with env.begin(db=meta, write=True) as txn:
-            counters = LogCounters.decode(txn.get(b"position"))
-            txn.put(b"epoch", new_epoch().encode())
-            txn.put(b"restored", b"%d" % head)
-            txn.put(b"position", counters._replace(head=head).encode())
-            txn.delete(b"unsynced")
-        env.sync(True)
+
+    def begin(txn: lmdb.Transaction[Any], meta: Any) -> None:
+        counters = LogCounters.decode(txn.get(b"position", db=meta))
+        txn.put(b"epoch", new_epoch().encode(), db=meta)
+        txn.put(b"restored", b"%d" % head, db=meta)
+        txn.put(b"position", counters._replace(head=head).encode(), db=meta)
+        txn.delete(b"unsynced", db=meta)
+
+    settle(draft, backup.journal_bytes, begin)
+    os.fsync(draft.fileno())
     return head
 
 
@@ -128,8 +130,29 @@ def _keep(data: Path) -> Path:
         kept = data.with_name(f"replaced-{number}.mdb")
         with contextlib.suppress(FileExistsError):
             os.link(data, kept)
-            return kept
+            break
         if kept.samefile(data):
-            # a restore was interrupted right after it did this
-            return kept
-    raise AssertionError("numbers do not end")
+            break  # a restore was interrupted right after it did this
+    if _needs_journal(data):
+        _keep_journal(data, kept)
+    return kept
+
+
+def _needs_journal(data: Path) -> bool:
+    """Whether the store's file lacks what its journal has, or may do so, being damaged."""
+    try:
+        return bool(reader_client.facts(data.parent.parent)["journal_bytes"])
+    except KvError:
+        return True
+
+
+def _keep_journal(data: Path, kept: Path) -> None:
+    """Copy the journal's files under the name of the kept one: the next daemon uses them again."""
+    for name in journal.NAMES:
+        # one may be missing, of a store that is damaged
+        with contextlib.suppress(FileNotFoundError):
+            content = journal.read_file(data.with_name(name))
+            with kept.with_name(f"{kept.stem}.{name}").open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())

@@ -7,63 +7,72 @@ tombstone; an expiry has its record, and a record that expires has its expiry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import lmdb
 import orjson
 
+from kvstore_core.digest import SetHash, digest_text, record_hash
 from kvstore_core.limits import MAX_KEY_BYTES
 from kvstore_daemon.storage.clock import is_whole, steady_stamps
+from kvstore_daemon.storage.damage import DamageError
 from kvstore_daemon.storage.lmdb_store import row_format
+from kvstore_daemon.storage.lmdb_store.journaling.journal import Frame
 from kvstore_daemon.storage.lmdb_store.row_format import (
     NO_EVENT,
     NO_EVENT_ROW,
-    DamageError,
     EventId,
     LogCounters,
     LogRow,
 )
 from kvstore_daemon.storage.lmdb_store.schema import META_FIELDS, TABLES, open_tables
 from kvstore_daemon.storage.offline import Progress, no_progress
+from kvstore_daemon.storage.offline.journaled import JournaledView
 
 _PROGRESS_ROWS = 5_000
 _Row = tuple[bytes, bytes]
 
 
 def verify(
-    env: lmdb.Environment, txn: lmdb.Transaction[bytes], progress: Progress = no_progress
+    env: lmdb.Environment,
+    txn: lmdb.Transaction[bytes],
+    frames: Iterable[Frame] = (),
+    progress: Progress = no_progress,
 ) -> Iterator[str]:
     """One sentence for each fault found: damaged rows, chains that break off, tables and counters that
-    disagree. Nothing for a sound store. ``progress`` counts rows."""
+    disagree. Nothing for a sound store, which is what ``txn`` sees with the journal's ``frames`` over it.
+    ``progress`` counts rows."""
     try:
         tables = open_tables(env, txn)
     except DamageError as damage:
         yield str(damage)
         return
-    yield from _Walk(tables, txn, progress).faults()
+    yield from _Walk(tables, JournaledView(txn, tables, frames), progress).faults()
 
 
 class _Walk:
-    """One walk through all tables, as ``txn`` sees them."""
+    """One walk through all tables, as ``view`` shows them."""
 
-    def __init__(self, tables: dict[str, Any], txn: lmdb.Transaction[bytes], progress: Progress) -> None:
+    def __init__(self, tables: dict[str, Any], view: JournaledView, progress: Progress) -> None:
         self._tables = tables
-        self._txn = txn
+        self._view = view
         self._progress = progress
         self._done = 0
-        self._entries = {name: int(txn.stat(table)["entries"]) for name, table in tables.items()}
+        self._entries = {name: view.stat(table)["entries"] for name, table in tables.items()}
         self._total = sum(self._entries.values())
         self._steady = steady_stamps(None)
+        self._records: SetHash | None = SetHash()
 
     def faults(self) -> Iterator[str]:
-        position = self._get("meta", b"position")
-        if position is not None and len(position) != len(LogCounters().encode()):
-            yield f"the log's counters have {len(position)} bytes"
+        try:
+            self._counters = LogCounters.decode(self._get("meta", b"position"))
+        except DamageError as damage:
+            yield str(damage)
             return
-        self._counters = LogCounters.decode(position)
         yield from self._meta()
         yield from self._each("data", self._record)
+        yield from self._check_digest()
         yield from self._events()
         yield from self._each("expiry", self._expiry)
         yield from self._each("graves", self._tombstone)
@@ -81,14 +90,17 @@ class _Walk:
 
     def _get(self, table: str, key: bytes) -> bytes | None:
         # a key from a damaged row may be none that LMDB takes
-        return self._txn.get(key, db=self._tables[table]) if 0 < len(key) <= MAX_KEY_BYTES else None
+        return self._view.get(key, db=self._tables[table]) if 0 < len(key) <= MAX_KEY_BYTES else None
+
+    def _has_pair(self, table: str, key: bytes, value: bytes) -> bool:
+        return self._view.has_pair(key, value, db=self._tables[table])
 
     def _rows(self, name: str) -> Iterator[_Row | str]:
         """The table's rows, up to one that is out of order, which is a fault: a page that points back to an
         earlier one would give rows without end."""
         before: _Row | None = None
         count, dupsort = 0, TABLES[name]
-        for row in self._txn.cursor(self._tables[name]):
+        for row in self._view.cursor(self._tables[name]):
             if before is not None and (row <= before if dupsort else row[0] <= before[0]):
                 yield f"{name}: {_shown(row[0])} comes after {_shown(before[0])}, out of order"
                 return
@@ -121,7 +133,13 @@ class _Walk:
             stored = row_format.decode_record(key, row)
         except DamageError as damage:
             yield f"{name}: {damage}"
+            self._records = None
             return
+        digest = record_hash(key, stored.revision, stored.value or b"")
+        if self._records is not None:
+            self._records.replace(b"", digest)
+        if row_format.hash_of_record(key, row) != digest:
+            yield f"{name}: the hash it keeps is not its own"
         if not stored.create_revision <= stored.revision <= self._counters.head:
             yield f"{name}: revision {stored.revision} is not between its creation and the head"
         if stored.revision > self._counters.floor:
@@ -133,10 +151,16 @@ class _Walk:
                 # its checksum is verified with the log
                 named = _named(EventId.decode(event_id))
                 yield f"{name}: the event {named} that should have made it is another's"
-        if stored.expires_at is not None and not self._txn.cursor(self._tables["expiry"]).set_key_dup(
-            self._steady(stored.expires_at, stored.revision).to_bytes(8), key
+        if stored.expires_at is not None and not self._has_pair(
+            "expiry", self._steady(stored.expires_at, stored.revision).to_bytes(8), key
         ):
             yield f"{name}: its expiry is not in the expiry table"
+
+    def _check_digest(self) -> Iterator[str]:
+        """What is said of all records, unless one is damaged, is what they add up to."""
+        said, found = self._counters.digest, self._records
+        if said is not None and found is not None and digest_text(said) != found.hexdigest():
+            yield f"the digest of all records is said to be {digest_text(said)}; it is {found.hexdigest()}"
 
     def _event(self, event_id: bytes) -> LogRow | str | None:
         """The event with the encoded id; its fault if it is damaged, None if there is none."""
@@ -236,7 +260,7 @@ class _Walk:
 
     def _reply(self, client: bytes, kept: bytes) -> Iterator[str]:
         minute, reply = kept[12:20], kept[20:]
-        if not self._txn.cursor(self._tables["client_ages"]).set_key_dup(minute, client):
+        if not self._has_pair("client_ages", minute, client):
             yield f"reply to {_shown(client)}: its age is not in the table of ages"
         try:
             orjson.loads(reply)
