@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import falcon
 
 from kvstore_core.errors import ERRORS
+from kvstore_core.media_types import JSON
 from kvstore_http import routes
 from kvstore_http.access.callers import Callers, everybody, nothing
 from kvstore_http.backend.daemon_client import DaemonClient
@@ -19,6 +19,8 @@ from kvstore_http.protocol.raw_router import RawPathRouter
 from kvstore_http.resources import ui_files
 from kvstore_http.resources.batch import BatchResource
 from kvstore_http.resources.callers import NarrowResource, WhoamiResource
+from kvstore_http.resources.changes import ChangesResource
+from kvstore_http.resources.digest import DigestResource
 from kvstore_http.resources.health import LivezResource, ReadyzResource
 from kvstore_http.resources.history import HistoryResource
 from kvstore_http.resources.identities import (
@@ -36,6 +38,7 @@ from kvstore_http.resources.session import SessionResource
 from kvstore_http.resources.status import MetricsResource, StatusResource
 from kvstore_http.resources.subscribe import SubscribeResource
 from kvstore_http.routes import Endpoint, Needs
+from kvstore_http.server.short_path import ShortPath
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
@@ -74,7 +77,9 @@ def create_app(
         **{path: KeyOpResource(daemon, op, table[path][0]) for path, op in routes.KEY_OPS.items()},
         "/v1/history/{key}": history,
         "/v1/history": history,
-        routes.SUBSCRIBE_PATH: SubscribeResource(feed, broadcaster, settings),
+        "/v1/changes": ChangesResource(daemon, feed, settings.page_bytes, refreshed),
+        routes.SUBSCRIBE_PATH: SubscribeResource(daemon, feed, broadcaster, settings),
+        "/v1/digest": DigestResource(daemon, refreshed),
         "/v1/status": StatusResource(daemon),
         "/v1/whoami": WhoamiResource(callers),
         "/v1/narrow": NarrowResource(callers),
@@ -104,18 +109,28 @@ def create_app(
     for path, part in ui_files.parts().items():
         router.mount(path, part, responders(part, table["/ui/"]))
     middleware: list[Any] = []
-    hosts = allowed_hosts(settings.http, settings.allowed_hosts)
-    if hosts is not None:
-        middleware.append(HostCheck(hosts))
-    if settings.cors_origins:
-        middleware.append(Cors(settings.cors_origins))
+    middleware += filter(None, (host_check(settings), cors(settings)))
     if callers is not None:
         middleware.append(callers)
-    app: falcon.App[Any, Any] = falcon.App(
-        router=router, middleware=middleware, response_type=UncheckedResponse
-    )
+    app: falcon.App[Any, Any] = falcon.App(router=router, middleware=middleware)
     problems.install(app)
     return app
+
+
+def host_check(settings: HttpSettings) -> HostCheck | None:
+    """What the settings say of host names; None if any is taken."""
+    hosts = allowed_hosts(settings.http, settings.allowed_hosts)
+    return None if hosts is None else HostCheck(hosts)
+
+
+def cors(settings: HttpSettings) -> Cors | None:
+    """What the settings say of pages elsewhere; None if none of them is let in."""
+    return Cors(settings.cors_origins) if settings.cors_origins else None
+
+
+def short_path(daemon: DaemonClient, settings: HttpSettings, callers: Callers | None) -> ShortPath:
+    """The short path beside the application of the same arguments."""
+    return ShortPath(daemon, callers, host_check(settings), cors(settings))
 
 
 def _responders(
@@ -128,10 +143,13 @@ def _responders(
     if "POST" in methods:
         methods["POST"] = guarded(methods["POST"], origins)
     allow = ", ".join(routes.methods_of(endpoints))
+    takes_query = "QUERY" in methods
 
     def on_options(_req: falcon.Request, resp: falcon.Response, **_params: str) -> None:
         resp.status = "204 No Content"
         resp.set_header("allow", allow)
+        if takes_query:
+            resp.set_header("accept-query", JSON)
 
     methods["OPTIONS"], needs["OPTIONS"] = on_options, "public"
     if callers is not None:
@@ -139,11 +157,3 @@ def _responders(
     if "GET" in methods:
         methods["HEAD"] = methods["GET"]  # falcon leaves the body out and keeps its length
     return methods
-
-
-class UncheckedResponse(falcon.Response):
-    """Falcon's response, which sets several headers without making sure that their names are in lower case
-    and their values texts: the resources' are."""
-
-    def set_headers(self, headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> None:
-        self._headers.update(headers)

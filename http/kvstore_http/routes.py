@@ -25,15 +25,47 @@ KEY_OPS = {"/v1/incr/{key}": "incr", "/v1/touch/{key}": "touch", "/v1/persist/{k
 # ── what a query may carry ───────────────────────────────────────────────────────────────────────
 
 NOTHING = known()
-GET_KEY = known(q.FORMAT, q.INLINE, q.REVISION, q.WAIT, q.SINCE)
-PUT_KEY = known(q.TTL, q.KEEP_TTL, q.EXPIRES_AT)
-PATCH_KEY = known(q.TTL)
-LIST = known(q.PREFIX, q.START, q.END, q.LIMIT, q.CURSOR, q.KEYS, q.COUNT, q.INLINE)
+GET_KEY = known(q.FORMAT, q.INLINE, q.REVISION, q.WAIT, q.SINCE, q.UNTIL, q.STALE, q.MIN_REVISION)
+CONDITIONS = known(q.GUARD, q.IF_VALUE)
+PUT_KEY = {**known(q.TTL, q.KEEP_TTL, q.EXPIRES_AT), **CONDITIONS}
+POST_KEY = known(q.TTL, q.EXPIRES_AT, q.GUARD)
+PATCH_KEY = known(q.TTL, q.GUARD)
+LIST = known(
+    q.PREFIX,
+    q.START,
+    q.END,
+    q.LIMIT,
+    q.CURSOR,
+    q.KEYS,
+    q.COUNT,
+    q.DELIMITER,
+    q.REVERSE,
+    q.COUNTS,
+    q.INLINE,
+    q.STALE,
+    q.MIN_REVISION,
+)
+DIGEST = known(q.PREFIX, q.START, q.END, q.STALE, q.MIN_REVISION)
 DELETE_PREFIX = known(q.DELETED_PREFIX)
 JUST_KEY = known(q.KEY)
-HISTORY = known(q.LIMIT, q.CURSOR, q.BEFORE, q.VALUES, q.INLINE)
+HISTORY = known(q.LIMIT, q.CURSOR, q.BEFORE, q.VALUES, q.INLINE, q.STALE, q.MIN_REVISION)
 HISTORY_OF_PREFIX = {**known(q.PREFIX), **HISTORY}
-BATCH = known(q.INLINE)
+BATCH = known(q.INLINE, q.STALE)
+CHANGES = known(
+    q.CHANGES_SINCE,
+    q.STREAM_PREFIX,
+    q.STREAM_KEY,
+    q.OPS,
+    q.CHANGES_LIMIT,
+    q.CHANGES_WAIT,
+    q.VALUES,
+    q.PREVIOUS,
+    q.INLINE,
+    q.STALE,
+    q.CACHE,
+)
+ROOT = known(q.KEY, q.STALE)
+ALL = known(q.STALE)
 READYZ = known(q.VERBOSE, q.EXCLUDE)
 ROTATE = known(q.KEEP)
 REVOKE = known(q.TOKEN_ID, q.PUBLIC_KEY)
@@ -47,6 +79,8 @@ SUBSCRIBE = known(
     q.VALUES,
     q.PREVIOUS,
     q.INLINE,
+    q.DELIVER,
+    q.SAMPLE,
 )
 
 
@@ -61,6 +95,7 @@ IF_MATCH = Header("If-Match", 'only if the key has this revision: `"7"`, a list 
 IF_NONE_MATCH = Header("If-None-Match", "`*`: only if the key does not exist; or tags that it must not have")
 IF_NONE_MATCH_READ = Header("If-None-Match", "the revision you have: 304 while the key still has it")
 IF_NONE_MATCH_FILE = Header("If-None-Match", "the tag of the copy you have: 304 while it is good")
+IF_NONE_MATCH_PAGE = Header("If-None-Match", "the tag of the page that you have: 304 if it is the same")
 IF_MODIFIED_SINCE = Header("If-Modified-Since", "304 unless the value is newer, by whole seconds")
 RANGE = Header("Range", "one range of the value's bytes")
 IF_RANGE = Header("If-Range", "the revision that the range is meant for")
@@ -126,6 +161,7 @@ ANYWHERE = (
 )
 
 _VALUE = ResponseSpec(200, "the value, with its own media type", {ANYTHING: "Value", JSON: "Record"})
+_GONE = ResponseSpec(204, "what was waited for: there is no such key")
 _UNCHANGED = ResponseSpec(304, "still as you know it")
 _PART = ResponseSpec(206, "the range that was asked for", {ANYTHING: "Value"})
 _STORED = (
@@ -135,9 +171,10 @@ _STORED = (
 _COUNTED = ResponseSpec(200, "the new value", {JSON: "Counted"})
 _RECORD_WRITTEN = ResponseSpec(200, "done", {JSON: "Written"})
 
-_GET_ERRORS = ("invalid_key", "not_found", "revision_gone", "invalid_cursor")
-_WRITE_ERRORS = ("invalid_key", "condition_failed", "sequence_reused", "store_full")
-_PUT_ERRORS = (*_WRITE_ERRORS, "value_too_large", "request_too_large", "unsupported_media_type")
+_GET_ERRORS = ("invalid_key", "not_found", "revision_gone", "invalid_cursor", "condition_failed")
+_WRITE_ERRORS = ("invalid_key", "condition_failed", "sequence_reused", "store_full", "request_too_large")
+_BODY_ERRORS = ("value_too_large", "unsupported_media_type")
+_PUT_ERRORS = (*_WRITE_ERRORS, *_BODY_ERRORS)
 _PATCH_ERRORS = (*_PUT_ERRORS, "not_json")
 _IDENTITY_ERRORS = ("not_found", "condition_failed", "unsupported_media_type")
 _MISSING_ERRORS = (*_WRITE_ERRORS, "not_found")
@@ -160,6 +197,17 @@ _PUT = Endpoint(
     {ANYTHING: "Value"},
     _PUT_ERRORS,
 )
+_POST = Endpoint(
+    "POST",
+    "/v1/kv/{key}",
+    "by_ops",
+    "Store the body under a key that begins with this and ends in a number of its own",
+    (ResponseSpec(201, "stored; Location and the body name the key", {JSON: "Written"}),),
+    POST_KEY,
+    (IDEMPOTENCY_KEY, MESSAGE),
+    {ANYTHING: "Value"},
+    _PUT_ERRORS,
+)
 _PATCH = Endpoint(
     "PATCH",
     "/v1/kv/{key}",
@@ -178,22 +226,34 @@ _HISTORY = Endpoint(
     "A key's events, newest first, as far as the log goes",
     (ResponseSpec(200, "a page of events", {JSON: "History"}),),
     HISTORY,
-    errors=("invalid_key", "not_found", "invalid_cursor"),
+    errors=("invalid_key", "not_found", "invalid_cursor", "condition_failed"),
     link=("history", ""),
+)
+_POST_SUBSCRIBE = Endpoint(
+    "POST",
+    SUBSCRIBE_PATH,
+    "by_ops",
+    "Every change as it happens: what is asked for is in the body, where it would make an address too long",
+    (ResponseSpec(200, "a stream that does not end", {SSE: "Event", NDJSON: "Event"}),),
+    NOTHING,
+    (LAST_EVENT_ID,),
+    {JSON: "Subscription"},
+    ("invalid_key", "invalid_cursor", "request_too_large", "unsupported_media_type"),
 )
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "GET",
         "/v1/kv/{key}",
         "by_ops",
-        "Read a key, now, as of a revision, or once it changes",
-        (_VALUE, _PART, _UNCHANGED),
+        "Read a key, now, as of a revision, or once it changes or fulfils a condition",
+        (_VALUE, _GONE, _PART, _UNCHANGED),
         GET_KEY,
         (IF_NONE_MATCH_READ, IF_MODIFIED_SINCE, RANGE, IF_RANGE),
         errors=_GET_ERRORS,
         link=("key", ""),
     ),
     _PUT,
+    _POST,
     _PATCH,
     Endpoint(
         "DELETE",
@@ -201,7 +261,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "by_ops",
         "Delete a key",
         (ResponseSpec(200, "deleted", {JSON: "Deleted"}),),
-        NOTHING,
+        CONDITIONS,
         _WRITING,
         errors=_MISSING_ERRORS,
     ),
@@ -214,8 +274,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             ResponseSpec(
                 200,
                 "a page, a count, or everything as lines",
-                {JSON: "Page", NDJSON: "Record", ANYTHING: "Value"},
+                {JSON: "Page", NDJSON: "Entry", ANYTHING: "Value"},
             ),
+            _GONE,
             _PART,
             _UNCHANGED,
         ),
@@ -225,6 +286,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         link=("list", "?prefix="),
     ),
     _in_query(_PUT, "Store the body under ?key="),
+    _in_query(_POST, "Store the body under a key that begins with ?key= and ends in a number of its own"),
     _in_query(_PATCH, "Merge a patch into the JSON value of ?key="),
     Endpoint(
         "DELETE",
@@ -232,7 +294,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "by_ops",
         "Delete everything that begins with prefix; or, with key, that one",
         (ResponseSpec(200, "deleted", {JSON: "Deleted"}),),
-        {**DELETE_PREFIX, **JUST_KEY},
+        {**DELETE_PREFIX, **JUST_KEY, **CONDITIONS},
         _WRITING,
         errors=_MISSING_ERRORS,
     ),
@@ -247,12 +309,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         {JSON: "Batch"},
         (
             *_MISSING_ERRORS,
+            *_BODY_ERRORS,
             "unknown_operation",
             "not_an_integer",
             "out_of_range",
-            "value_too_large",
-            "request_too_large",
-            "unsupported_media_type",
         ),
         link=("batch", ""),
     ),
@@ -262,7 +322,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "by_ops",
         "Add to a decimal integer; a missing key counts from 0",
         (_COUNTED,),
-        known(q.BY),
+        {**known(q.BY), **CONDITIONS},
         _WRITING,
         errors=(*_WRITE_ERRORS, "not_an_integer", "out_of_range"),
     ),
@@ -272,7 +332,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "by_ops",
         "Give a key a new TTL, counted from now",
         (_RECORD_WRITTEN,),
-        known(q.TTL),
+        {**known(q.TTL), **CONDITIONS},
         _WRITING,
         errors=_MISSING_ERRORS,
         required=(q.TTL,),
@@ -283,7 +343,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "by_ops",
         "Take a key's TTL away",
         (_RECORD_WRITTEN,),
-        NOTHING,
+        CONDITIONS,
         _WRITING,
         errors=_MISSING_ERRORS,
     ),
@@ -299,6 +359,34 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         "GET",
+        "/v1/changes",
+        "by_ops",
+        "A page of the changes after a cursor, oldest first; or the first of them once there is one",
+        (
+            ResponseSpec(
+                200,
+                "a page; as lines its events, and then the rest of it in a line of its own",
+                {JSON: "Changes", NDJSON: "ChangesLine"},
+            ),
+            ResponseSpec(304, "the page that you have"),
+        ),
+        CHANGES,
+        (IF_NONE_MATCH_PAGE,),
+        errors=("invalid_key", "invalid_cursor", "cursor_expired"),
+        link=("changes", ""),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/digest",
+        "by_ops",
+        "The digest of all records, of a prefix or of a range, by which a copy proves that it is equal",
+        (ResponseSpec(200, "the digest, as of one revision", {JSON: "Digest"}),),
+        DIGEST,
+        errors=("condition_failed",),
+        link=("digest", ""),
+    ),
+    Endpoint(
+        "GET",
         SUBSCRIBE_PATH,
         "by_ops",
         "Every change as it happens",
@@ -308,6 +396,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=("invalid_key", "invalid_cursor"),
         link=("subscribe", ""),
     ),
+    _POST_SUBSCRIBE,
+    _POST_SUBSCRIBE._replace(method="QUERY", summary="The same by QUERY, which says that nothing is changed"),
     Endpoint(
         "GET",
         "/v1/status",
@@ -463,7 +553,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             ResponseSpec(200, "links, or the value", {JSON: "Object", TEXT: "Value"}),
             ResponseSpec(303, "without key, to a browser: the page is at /ui/"),
         ),
-        JUST_KEY,
+        ROOT,
         errors=("invalid_key", "not_found"),
     ),
     Endpoint(
@@ -475,7 +565,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         NOTHING,
         (IDEMPOTENCY_KEY, MESSAGE),
         {JSON: "Pair"},
-        (*_WRITE_ERRORS, "value_too_large", "request_too_large"),
+        (*_WRITE_ERRORS, "value_too_large"),
         deprecated=True,
     ),
     Endpoint(
@@ -484,6 +574,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "by_ops",
         "All pairs as one JSON object",
         (ResponseSpec(200, "values by key", {JSON: "Object"}),),
+        ALL,
         deprecated=True,
     ),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
@@ -102,26 +101,22 @@ class Callers:
     def guarded(self, responder: Responder, needs: Needs) -> Responder:
         """The responder of a route with ``needs``, for those who may use it. What its operations need is
         asked where they are done."""
-        known, follower = self._known, self.follower
         asked = (Need(needs),) if needs in ("monitor", "admin") else _KNOWN
         is_public, has_own_need = needs == "public", needs in ("monitor", "admin", "known")
 
         def respond(req: falcon.Request, resp: falcon.Response, **params: Any) -> None:
             environ = req.env
             try:
-                who = known.get(environ.get("HTTP_AUTHORIZATION", ""))
-                if who is None or who.expires_at is not None or monotonic() >= follower.good_until:
-                    who = self._identified(environ, needs)
-                environ[WHO] = who
+                who = environ[WHO] = self._identified(environ, needs)
                 if has_own_need or (who.name == ANONYMOUS and not is_public and who is not UNDECIDED):
                     who.check(asked)
                 if STRANGERS_BODY in environ:
                     self._refuse_body_of(who)
                 responder(req, resp, **params)
             except KvError as error:
-                self._count(error)
+                self.count(error)
                 raise
-            _make_private(resp)
+            make_private(resp._headers)  # noqa: SLF001 - falcon's ways to them take longer than all the rest
 
         return respond
 
@@ -217,6 +212,17 @@ class Callers:
             self._known[header] = who
         return who
 
+    def kept(self, headers: Mapping[str, str]) -> Principal | None:
+        """Who makes a request with these headers (as the parser names them) to a route that is ``by_ops``, if
+        that is known and holds until the follower's listeners are called; None wherever somebody has to look.
+        Cookies are not looked at."""
+        table, header = self.follower.table, headers.get("AUTHORIZATION")
+        if table is None:
+            return None
+        who = table.anonymous if header is None else self._known.get(header)
+        is_let_in = who is not None and who.expires_at is None and all(map(who.may, _KNOWN))
+        return who if is_let_in else None
+
     def refreshed(self, who: Principal) -> Principal:
         """The same principal as of now, for what takes long; raises ``unauthenticated`` if its credential is
         no longer good, ``unavailable`` if nobody can say."""
@@ -263,11 +269,11 @@ class Callers:
         """As falcon's middleware, before a route is looked for: nobody's address may hold a token."""
         environ = req.env
         path = environ[RAW_PATH]
-        if "kv_" in path or "kvd_" in path or "%" in path or environ[RAW_QUERY]:
+        if may_hold_token(path) or "%" in path or environ[RAW_QUERY]:
             try:
                 self._refuse_token_in(environ)
             except KvError as error:
-                self._count(error)
+                self.count(error)
                 raise
 
     def _refuse_token_in(self, environ: dict[str, Any]) -> None:
@@ -276,7 +282,7 @@ class Callers:
         address = f"{environ[RAW_PATH]}?{environ[RAW_QUERY]}"
         if "%" in address:
             address = unquote(address)
-        if "kv_" not in address and "kvd_" not in address:
+        if not may_hold_token(address):
             return
         tokens = [match for match in TOKEN_PATTERN.finditer(address) if token_id(match[0])]
         known = next((match[1] for match in tokens if self._is_known(match[0])), None)
@@ -301,11 +307,17 @@ class Callers:
 
     # ── refusals ────────────────────────────────────────────────────────────────────────────────
 
-    def _count(self, error: KvError) -> None:
+    def count(self, error: KvError) -> None:
+        """Count an error that was answered, if it is a refusal."""
         if error.code == "unauthenticated":
             self._counters.access_refused(error.details.setdefault("reason", "unknown"))
         elif error.code == "not_allowed" and "needs" in error.details:
             self._counters.access_refused("not_granted")
+
+
+def may_hold_token(address: str) -> bool:
+    """Whether an address has to be searched for tokens, which nobody's may hold."""
+    return "kv_" in address or "kvd_" in address
 
 
 def strangers_body() -> KvError:
@@ -342,10 +354,9 @@ def _may_write(who: Principal) -> bool:
     return who.name != ANONYMOUS or who.grants.has("write")
 
 
-def _make_private(resp: falcon.Response) -> None:
-    """Keep the answer from shared caches: it is for one caller. RFC 9111 section 3.5 keeps only what answers
-    ``Authorization`` from them, and not what answers a cookie."""
-    headers = resp._headers  # noqa: SLF001 - falcon's ways to them take longer than all the rest of this room
+def make_private(headers: dict[str, str]) -> None:
+    """Keep an answer with these ``headers`` from shared caches: it is for one caller. RFC 9111 section 3.5
+    keeps only what answers ``Authorization`` from them, and not what answers a cookie."""
     cache = headers.get("cache-control", "")
     if not cache.startswith("no-store"):
         headers["cache-control"] = f"private, {cache}" if cache else "private"

@@ -5,8 +5,9 @@ loop ask for are gathered, and a callback at the end of the turn sends them toge
 in the hub's thread.
 
 - Of gathered gets one request is under way at a time, so that more gather behind it when there is much to
-  do. Other reads are not gathered; a few of them are under way at a time and the rest wait here, where one
-  whose time is up is dropped unsent.
+  do; and one of those that are ``stale``, which must not wait for what the others wait for. Other reads are
+  not gathered; a few of them are under way at a time and the rest wait here, where one whose time is up is
+  dropped unsent.
 - Writes are numbered, so that a repeat is applied once (protocol section 6). Gathered writes have few
   sequences of numbers, so that more gather; batches, which cannot be gathered, have many, so that many
   share a commit.
@@ -38,7 +39,7 @@ from kvstore_core.follower import PAGE_SECONDS
 from kvstore_core.operations import OPERATIONS, check_operation
 from kvstore_core.wire import Reply, WriteSequence
 from kvstore_http.backend.dealer_socket import DealerSocket, Outcome, SentRequest
-from kvstore_http.backend.request_queue import OpResult, RequestQueue, WaitingRequest
+from kvstore_http.backend.request_queue import OpResult, QueuedRequest, RequestQueue, WaitingRequest, with_age
 from kvstore_http.metrics.counters import WorkerCounters
 
 GETS_UNDER_WAY = 1
@@ -96,10 +97,11 @@ class DaemonClient:
         )
         reads, writes, flush = self._read_socket, self._write_socket, self._flush_soon
         self._gets = RequestQueue(reads, [None] * GETS_UNDER_WAY, flush, merges=True)
+        self._stale_gets = RequestQueue(reads, [None] * GETS_UNDER_WAY, flush, merges=True)
         self._pages = RequestQueue(reads, [None] * PAGES_UNDER_WAY, flush, merges=False)
         self._writes = RequestQueue(writes, _sequences(WRITES_UNDER_WAY), flush, merges=True)
         self._batches = RequestQueue(writes, _sequences(BATCHES_UNDER_WAY), flush, merges=False)
-        self._queues = (self._gets, self._writes, self._batches, self._pages)
+        self._queues = (self._gets, self._stale_gets, self._writes, self._batches, self._pages)
         self._is_flush_due = False
         self._heard_at = -FOREVER
         self._next_probe = 0.0
@@ -120,7 +122,8 @@ class DaemonClient:
     def call(self, op: dict[str, Any], value: bytes | None = None, *, who: Principal) -> dict[str, Any]:
         """The result of one op, which shares a request with others; raises the KvError it failed with.
 
-        ``value`` is the op's value; its ``size`` is filled in here.
+        ``value`` is the op's value; its ``size`` is filled in here. Where the op is ``stale``, the result, or
+        the error's details, have the ``age`` of the reply.
         """
         if value is not None:
             op = {**op, "size": len(value)}
@@ -132,9 +135,12 @@ class DaemonClient:
         result: OpResult
         if not row.writes and row.name != "get":
             # not gathered: others would wait for a page, which may be large
-            result = _reply(self._wait_in(self._pages, request)).results[0]
+            reply = _reply(self._wait_in(self._pages, request))
+            result = with_age(reply.results[0], reply.age)
+        elif row.writes:
+            result = self._wait_in(self._writes, request)
         else:
-            result = self._wait_in(self._writes if row.writes else self._gets, request)
+            result = self._wait_in(self._stale_gets if op.get("stale") else self._gets, request)
         if isinstance(result, KvError):
             result.details.pop("op", None)  # an index in a request that the caller never saw
             raise result
@@ -209,6 +215,18 @@ class DaemonClient:
             raise self._failure()
         return monotonic() + seconds
 
+    # ── requests that no greenlet waits for: in the hub ─────────────────────────────────────────
+
+    def begin(self, request: QueuedRequest) -> bool:
+        """Send a get or a put, its op checked and allowed, as :meth:`call` does; its outcome is what that
+        returns or raises, and its deadline is set here. False, and nothing done, while the daemon is away."""
+        if self.is_away:
+            return False
+        request.deadline = monotonic() + self._timeout
+        (self._writes if request.values else self._gets).waiting.append(request)
+        self._flush_soon()
+        return True
+
     # ── in the hub ──────────────────────────────────────────────────────────────────────────────
 
     def _flush_soon(self) -> None:
@@ -279,7 +297,7 @@ class DaemonClient:
         for waiting in unsent:
             waiting.finish(self._failure())
 
-    def _take_unsent(self, now: float) -> list[WaitingRequest]:
+    def _take_unsent(self, now: float) -> list[QueuedRequest]:
         return [late for queue in self._queues for late in queue.take_overdue(now)]
 
     def _failure(self, **details: Any) -> KvError:

@@ -23,32 +23,45 @@ _OF_IDENTITIES = frozenset(name for name in OPERATIONS if name.startswith(("iden
 OpResult = dict[str, Any] | KvError
 
 
-class WaitingRequest:
-    """A request whose greenlet waits at ``waiter`` until :meth:`finish` is called, in the hub."""
+class QueuedRequest:
+    """A request whose :meth:`finish` is called with its outcome, in the hub."""
 
-    __slots__ = ("atomic", "author", "deadline", "is_alone", "ops", "request_id", "size", "values", "waiter")
+    __slots__ = ("atomic", "author", "deadline", "is_alone", "ops", "request_id", "size", "values")
 
     def __init__(
         self,
-        hub: Hub,
         ops: Sequence[dict[str, Any]],
         values: Sequence[bytes],
         deadline: float,
         *,
         author: str,
         atomic: bool = False,
+        request_id: str | None = None,
     ) -> None:
-        self.waiter = Waiter(hub)
         self.ops = ops
         self.values = values
         self.size = sum(map(len, values)) if values else 0
         self.atomic = atomic
         self.deadline = deadline
-        self.request_id = current_request_id.get()
+        self.request_id = request_id
         self.author = author or None
         """In whose name it is made; None while access is off."""
         self.is_alone = False
         """Whether it is not to be merged with others (again)."""
+
+    def finish(self, outcome: Any) -> None:
+        """Take the ``outcome``."""
+        raise NotImplementedError
+
+
+class WaitingRequest(QueuedRequest):
+    """A request whose greenlet waits at ``waiter``."""
+
+    __slots__ = ("waiter",)
+
+    def __init__(self, hub: Hub, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, request_id=current_request_id.get(), **kwargs)
+        self.waiter = Waiter(hub)
 
     def finish(self, outcome: Any) -> None:
         """Let the greenlet go on with ``outcome``."""
@@ -71,7 +84,7 @@ class RequestQueue:
         *,
         merges: bool,
     ) -> None:
-        self.waiting: deque[WaitingRequest] = deque()
+        self.waiting: deque[QueuedRequest] = deque()
         """In the order of their deadlines."""
         self._socket = socket
         self._free = list(slots)
@@ -83,14 +96,14 @@ class RequestQueue:
         while self.waiting and self._free:
             self._send(self._take(), self._free.pop())
 
-    def take_overdue(self, now: float) -> list[WaitingRequest]:
+    def take_overdue(self, now: float) -> list[QueuedRequest]:
         """Take out the requests whose deadline has passed."""
         late = []
         while self.waiting and self.waiting[0].deadline <= now:
             late.append(self.waiting.popleft())
         return late
 
-    def _take(self) -> list[WaitingRequest]:
+    def _take(self) -> list[QueuedRequest]:
         """Take from the front what is sent as one request; at least one."""
         waiting = self.waiting
         first = waiting.popleft()
@@ -105,7 +118,7 @@ class RequestQueue:
             requests.append(waiting.popleft())
         return requests
 
-    def _send(self, requests: list[WaitingRequest], slot: WriteSequence | None) -> None:
+    def _send(self, requests: list[QueuedRequest], slot: WriteSequence | None) -> None:
         def done(outcome: Outcome) -> None:
             self._free.append(slot)
             self._finish(requests, outcome)
@@ -123,7 +136,7 @@ class RequestQueue:
             header["author"] = _authors(requests)
         self._socket.send(ops, values, done, first.deadline, **header)
 
-    def _finish(self, requests: list[WaitingRequest], outcome: Outcome) -> None:
+    def _finish(self, requests: list[QueuedRequest], outcome: Outcome) -> None:
         """Give each of the requests its part of the outcome."""
         if isinstance(outcome, KvError):
             self._refuse(requests, outcome)
@@ -134,9 +147,9 @@ class RequestQueue:
                 if isinstance(result, KvError) and result.code == "reply_too_large" and len(requests) > 1:
                     self._send_alone(request)
                 else:
-                    request.finish(result)
+                    request.finish(with_age(result, outcome.age))
 
-    def _refuse(self, requests: list[WaitingRequest], error: KvError) -> None:
+    def _refuse(self, requests: list[QueuedRequest], error: KvError) -> None:
         """A request that is wrong was not applied. If several share it, one of them is at fault, or it is
         too large only because they do: each is then sent alone."""
         is_wrong = error.row.status < 500 or error.code == "reply_too_large"
@@ -147,12 +160,19 @@ class RequestQueue:
                 # a copy each: one that was raised collects the frames of its raiser
                 request.finish(KvError(error.code, error.message, **error.details))
 
-    def _send_alone(self, request: WaitingRequest) -> None:
+    def _send_alone(self, request: QueuedRequest) -> None:
         request.is_alone = True
         self.waiting.appendleft(request)
 
 
-def _request_ids(requests: Sequence[WaitingRequest]) -> RequestId | None:
+def with_age(result: OpResult, age: int | None) -> OpResult:
+    """The result, or error, of a ``stale`` op with the ``age`` of its reply; others as they are."""
+    if age is not None:
+        (result.details if isinstance(result, KvError) else result)["age"] = age
+    return result
+
+
+def _request_ids(requests: Sequence[QueuedRequest]) -> RequestId | None:
     """The ids of requests that are sent as one; None if none of them has one."""
     ids = [request.request_id for request in requests]
     if not any(ids):
@@ -160,7 +180,7 @@ def _request_ids(requests: Sequence[WaitingRequest]) -> RequestId | None:
     return ids if len(ids) > 1 else ids[0]
 
 
-def _authors(requests: Sequence[WaitingRequest]) -> Authors | None:
+def _authors(requests: Sequence[QueuedRequest]) -> Authors | None:
     """In whose names the changes of requests that are sent as one are made."""
     authors = [request.author for request in requests]
     return authors[0] if len(set(authors)) == 1 else authors

@@ -88,8 +88,10 @@ STREAMS_RESUMED = _layout.take()
 STREAM_RESETS = _layout.take()
 STREAM_EVENTS = _layout.take()
 STREAM_BYTES = _layout.take()
+STREAM_CONFLATED = _layout.take()
 STREAMS_DROPPED = {reason: _layout.take() for reason in DROP_REASONS}
 HANDSHAKES_FAILED = _layout.take()
+WAITS_TIMED_OUT = _layout.take()
 ACCESS_REFUSED = {reason: _layout.take() for reason in REFUSAL_REASONS}
 STREAM_LAG = _layout.histogram(LAG_SECONDS, 1_000)
 DAEMON_OPS = _layout.histogram(REQUEST_OPS, 1)
@@ -226,6 +228,10 @@ class WorkerCounters:
             cells[seconds + bisect_left(_SECONDS_LIMITS, took)] += 1
             cells[seconds + _SECONDS_SUM] += took
 
+    def wait_timed_out(self) -> None:
+        """What a request waited for did not come in its time; it counts as ended too."""
+        self._cells[WAITS_TIMED_OUT] += 1
+
     def connection_rejected(self, status: str) -> None:
         """A connection was answered with this status line before it sent a request."""
         self._cells[self.request_cells[OTHER, OTHER, status][0]] += 1
@@ -290,6 +296,10 @@ class WorkerCounters:
         """Bytes were given to streams, with so many events in them."""
         self._cells[STREAM_BYTES] += size
         self._cells[STREAM_EVENTS] += events
+
+    def conflated(self, events: int) -> None:
+        """A stream was sent something newer instead of so many events."""
+        self._cells[STREAM_CONFLATED] += events
 
     def changes_sent(self, lag_ms: int) -> None:
         """Changes were sent to all streams that want them, so long after they were committed."""

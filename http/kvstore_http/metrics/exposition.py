@@ -43,7 +43,7 @@ class MetricInfo(NamedTuple):
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
-WRITE_REFUSALS = ("store_full", "internal")
+WRITE_REFUSALS = ("store_full", "internal", "unavailable")
 """The error codes with which all writes may be refused."""
 
 
@@ -142,6 +142,35 @@ def _operations(status: Status) -> Samples:
     return [((op,), count) for op, count in status["counters"]["operations_by_name"].items()]
 
 
+# ── values of the cluster, where one keeps the store ─────────────────────────────────────────────
+
+Cluster = Mapping[str, Any]
+OF_MEMBER = ("member",)
+ALARMS = ("CORRUPT", "NOSPACE")
+
+
+def _members(field: str) -> Callable[[Cluster], Samples]:
+    """A field of each member, by its endpoint: its name is not known while it is away."""
+    return lambda cluster: [((member["endpoint"],), member[field]) for member in cluster["members"]]
+
+
+def _versions(cluster: Cluster) -> Samples:
+    return [
+        ((member["endpoint"], member["name"], member["version"]), 1)
+        for member in cluster["members"]
+        if member["version"]
+    ]
+
+
+def _alarms(cluster: Cluster) -> Samples:
+    raised = {alarm["alarm"] for alarm in cluster["alarms"]}
+    return [((alarm,), int(alarm in raised)) for alarm in sorted({*ALARMS, *raised})]
+
+
+def _offsets(cluster: Cluster) -> Samples:
+    return [((node,), ahead / 1000) for node, ahead in cluster["clocks"].items()]
+
+
 # ── values of processes ──────────────────────────────────────────────────────────────────────────
 
 Processes = Mapping[str, Mapping[str, float]]
@@ -207,6 +236,11 @@ _FACADE = (
         _request_seconds,
         ("method", "route"),
     ),
+    _counter(
+        "kvstore_http_waits_timed_out_total",
+        "Requests answered with 504 that had asked to wait for something (until): it did not come in time.",
+        _cell(c.WAITS_TIMED_OUT),
+    ),
     _gauge("kvstore_http_requests_in_progress", "Requests that are being answered.", _cell(c.IN_PROGRESS)),
     _gauge("kvstore_http_connections", "Open connections, without event streams.", _cell(c.CONNECTIONS)),
     _gauge("kvstore_http_streams", "Open event streams.", _cell(c.STREAMS)),
@@ -237,6 +271,11 @@ _FACADE = (
         "kvstore_http_stream_events_total",
         "Events given to streams, one for each stream.",
         _cell(c.STREAM_EVENTS),
+    ),
+    _counter(
+        "kvstore_http_stream_events_conflated_total",
+        "Events left out of streams that asked for the latest, since a newer one of their key was sent.",
+        _cell(c.STREAM_CONFLATED),
     ),
     _counter("kvstore_http_stream_bytes_total", "Bytes given to streams.", _cell(c.STREAM_BYTES)),
     _histogram(
@@ -328,6 +367,12 @@ _DAEMON = (
     _gauge(
         "kvstore_store_max_bytes", "What the store may hold (--max-store-bytes).", _status("max_store_bytes")
     ),
+    _gauge(
+        "kvstore_journal_bytes",
+        "What was committed since the last checkpoint, about.",
+        _status("journal_bytes"),
+    ),
+    _gauge("kvstore_overlay_bytes", "The most that is kept in memory of it.", _status("overlay_bytes")),
     _gauge("kvstore_disk_bytes", "The size of the file system that the store is on.", _status("disk_bytes")),
     _gauge("kvstore_disk_free_bytes", "What is free there.", _status("disk_free_bytes")),
     _gauge("kvstore_writes_refused", "1 if writes are refused, 0 if not.", _refusals, ("reason",)),
@@ -367,6 +412,11 @@ _DAEMON = (
     _histogram(
         "kvstore_sync_duration_seconds", "Time that the disk took for a sync.", _commits("sync_seconds")
     ),
+    _histogram(
+        "kvstore_checkpoint_duration_seconds",
+        "Time that it took to put a full file of the journal into LMDB.",
+        _commits("checkpoint_seconds"),
+    ),
     _gauge(
         "kvstore_last_commit_timestamp_seconds",
         "When the newest event that is kept happened.",
@@ -396,6 +446,67 @@ _DAEMON = (
     ),
 )
 
+_CLUSTER = (
+    _gauge(
+        "kvstore_etcd_member_healthy",
+        "1 if the member answered a linearizable read at the last look, 0 if not.",
+        _members("healthy"),
+        OF_MEMBER,
+    ),
+    _gauge("kvstore_etcd_member_leader", "1 if the member leads.", _members("leader"), OF_MEMBER),
+    _gauge(
+        "kvstore_etcd_member_info",
+        "Always 1; the labels say what runs.",
+        _versions,
+        ("member", "name", "version"),
+    ),
+    _gauge(
+        "kvstore_etcd_database_bytes",
+        "The size of the member's database, with room inside that is free.",
+        _members("db_bytes"),
+        OF_MEMBER,
+    ),
+    _gauge(
+        "kvstore_etcd_database_used_bytes",
+        "What of it is in use.",
+        _members("db_used_bytes"),
+        OF_MEMBER,
+    ),
+    _gauge(
+        "kvstore_etcd_database_quota_bytes",
+        "How large it may get: as the member says, from etcd 3.6 on, or quota= in --engine.",
+        _members("quota_bytes"),
+        OF_MEMBER,
+    ),
+    _gauge("kvstore_etcd_alarm", "1 if etcd has the alarm.", _alarms, ("alarm",)),
+    _counter(
+        "kvstore_etcd_rotations_total",
+        "How often the daemon turned to another member, as one did not answer.",
+        _status("rotations"),
+    ),
+    _gauge(
+        "kvstore_mirror_age_seconds",
+        "How long ago the mirror was last known to have all that was committed.",
+        lambda cluster: _one(cluster["mirror"]["lag_ms"] / 1000),
+    ),
+    _gauge(
+        "kvstore_mirror_lag_revisions",
+        "How many revisions it is known to lack.",
+        _status("mirror", "lag_revisions"),
+    ),
+    _counter(
+        "kvstore_mirror_rebuilds_total",
+        "How often it was made: at a first start, and where it could not be continued or was wrong.",
+        _status("mirror", "rebuilds"),
+    ),
+    _gauge(
+        "kvstore_clock_offset_seconds",
+        "By how much the clock of another daemon is ahead of this one's; below 0, behind it.",
+        _offsets,
+        ("node",),
+    ),
+)
+
 _PROCESSES = (
     _counter("process_cpu_seconds_total", "CPU time.", _process("cpu_seconds"), OF_PROCESS),
     _gauge(
@@ -410,7 +521,9 @@ _PROCESSES = (
     _gauge("process_max_fds", "How many may be open.", _process("max_files"), OF_PROCESS),
 )
 
-CATALOGUE: dict[str, MetricInfo] = {row.name: row for row in (*_FACADE, _UP, *_DAEMON, *_PROCESSES)}
+CATALOGUE: dict[str, MetricInfo] = {
+    row.name: row for row in (*_FACADE, _UP, *_DAEMON, *_CLUSTER, *_PROCESSES)
+}
 
 
 class MetricsCollector:
@@ -430,6 +543,7 @@ class MetricsCollector:
             *(_family(row, facade) for row in _FACADE),
             _family(_UP, status),
             *(_family(row, status) for row in _DAEMON if status is not None),
+            *(_family(row, status["cluster"]) for row in _CLUSTER if status is not None),
             *(_family(row, processes) for row in _PROCESSES),
         ]
 
@@ -443,7 +557,8 @@ _FAMILIES: dict[str, Callable[..., Any]] = {
 
 def _family(row: MetricInfo, source: Any) -> Metric:
     family = _FAMILIES[row.kind](row.name, row.meaning, labels=row.labels)
-    for labels, value in row.read(source):
+    # without a cluster there is nothing to tell of one
+    for labels, value in () if source is None and row in _CLUSTER else row.read(source):
         if isinstance(value, tuple):
             bounds, counts, total = value
             limits = [*map(floatToGoString, bounds), "+Inf"]

@@ -4,8 +4,9 @@ beside what PEP 3333 has."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from typing import Any
 
 from kvstore_core.operations import is_request_id
 
@@ -30,6 +31,9 @@ HAND_OVER = "kvstore.hand_over"
 """From the server: a function that takes a ``HandOver`` (:mod:`kvstore_http.server.response`), to which the
 connection is given once the headers of the response are written."""
 
+STALE_AGE = "kvstore.stale_age"
+"""How many milliseconds ago the oldest of what was read, of what need not be current, was known to be."""
+
 WHO = "kvstore.who"
 """From the server or from the route's guard: the Principal that makes the request. Without one no operation
 is done."""
@@ -39,6 +43,16 @@ ROUTE = "kvstore.route"
 
 WAITS = "kvstore.waits"
 """From a resource: the client asked to wait, so how long the request took says nothing."""
+
+_HAS_LEFT = "waitress.client_disconnected"
+
+
+def leaving_of(environ: dict[str, Any]) -> Callable[[], bool]:
+    """What says whether the client has closed the connection, or at least its half of it: one that waits for
+    an answer keeps both open."""
+    has_left: Callable[[], bool] = environ[_HAS_LEFT]
+    return has_left
+
 
 current_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id that goes to the daemon with what the present greenlet asks.

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import base64
-import re
-from array import array
 from datetime import UTC, datetime
 from email.utils import formatdate
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import orjson
 
+from kvstore_core.json_depth import is_too_deep
 from kvstore_core.limits import MAX_MOMENT
 from kvstore_core.media_types import JSON
 
 _TIMES = ("modified_at", "expires_at", "time", "started_at")
 _MILLISECONDS = tuple(f".{rest:03d}Z" for rest in range(1000))
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
-_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
-_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-"""For each bracket, how the depth changes: 1, or -1 as a signed byte."""
-_NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
-
-MAX_DEPTH = 100
-"""JSON that is nested deeper is not put into other JSON: some parsers give up at such a depth, and could not
-read the whole page."""
 
 
 def timestamp(milliseconds: int) -> str:
@@ -69,18 +59,10 @@ def inline_member(value: bytes, content_type: str) -> dict[str, Any]:
         orjson.loads(value)
     except orjson.JSONDecodeError:
         return value_member(value)
-    if _depth(value) > MAX_DEPTH:
+    if is_too_deep(value):  # some parsers could not read the whole page
         return value_member(value)
     # outside of texts, where JSON has none, a line feed is a blank; in a stream it would end the line
     return {"value_json": orjson.Fragment(value.translate(_ONE_LINE))}
-
-
-def _depth(text: bytes) -> int:
-    """How deep the arrays and objects of a JSON text are nested; 0 if it cannot be too deep."""
-    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
-        return 0
-    # in C, since a value may hold half a million brackets
-    return max(accumulate(array("b", _TEXT.sub(b"", text).translate(_STEPS, _NO_BRACKETS))))
 
 
 def reply_json(fields: dict[str, Any], *, inline: bool = False, **first: Any) -> dict[str, Any]:

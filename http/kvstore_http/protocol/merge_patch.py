@@ -8,19 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
-
-import gevent
+from typing import Any, NamedTuple
 
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON
-
-T = TypeVar("T")
-
-LARGE_BYTES = 16 * 1024
-"""From this size on a text is read and merged in a thread, so that it does not hold up the other requests of
-the worker."""
+from kvstore_http.large_work import maybe_in_thread
 
 MAX_DEPTH = 100
 """How deep objects may be nested in a patch. The rest of the value may have any depth that Python's parser
@@ -36,7 +28,7 @@ class Patch:
 
     def __init__(self, body: bytes, key: str, ttl: float | None, message: str | None = None) -> None:
         try:
-            self._patch = _maybe_in_thread(len(body), lambda: _read(body))
+            self._patch = maybe_in_thread(len(body), lambda: _read(body))
         except ValueError as error:
             raise KvError("bad_request", f"the patch is not JSON: {error}") from error
         self._key = key
@@ -49,7 +41,7 @@ class Patch:
         Raises ``not_json`` for a stored value that is not JSON.
         """
         size = 0 if record is None else len(record["value"])
-        value = _maybe_in_thread(size, lambda: str(_merge(self._target(record), self._patch)))
+        value = maybe_in_thread(size, lambda: str(_merge(self._target(record), self._patch)))
         op: dict[str, Any] = {
             "op": "put",
             "key": self._key,
@@ -72,25 +64,6 @@ class Patch:
             raise KvError(
                 "not_json", f"the stored value is not JSON: {error}", revision=record["revision"]
             ) from error
-
-
-def _maybe_in_thread(size: int, work: Callable[[], T]) -> T:
-    """What ``work`` returns; run in a thread if it is about a text of many bytes."""
-    if size < LARGE_BYTES:
-        return work()
-    done, error = gevent.get_hub().threadpool.apply(_attempt, (work,))
-    if error is not None:
-        raise error
-    result: T = done
-    return result
-
-
-def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """What ``work`` returns or raises; gevent would print the traceback of what is raised in a thread."""
-    try:
-        return work(), None
-    except Exception as error:
-        return None, error
 
 
 class _Member(NamedTuple):

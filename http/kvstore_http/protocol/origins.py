@@ -30,7 +30,7 @@ _MAX_PORT = 65535
 EXPOSED = (
     "ETag, Location, Retry-After, Content-Range, X-Request-Id, X-Kvstore-Revision, "
     "X-Kvstore-Create-Revision, X-Kvstore-Version, X-Kvstore-Expires-At, "
-    "X-Kvstore-Author, X-Kvstore-Message"
+    "X-Kvstore-Author, X-Kvstore-Message, X-Kvstore-Age"
 )
 PREFLIGHT_SECONDS = 600
 
@@ -104,11 +104,11 @@ class HostCheck:
 
     def __init__(self, allowed: frozenset[str]) -> None:
         self._allowed = allowed
-        self._takes = lru_cache(KEPT)(self._judge)
+        self.takes = lru_cache(KEPT)(self._judge)
 
     def process_request(self, req: falcon.Request, _resp: falcon.Response) -> None:
         authority = req.env.get("HTTP_HOST")
-        if authority and not self._takes(authority):
+        if authority and not self.takes(authority):
             raise KvError(
                 "not_allowed",
                 f"this service does not accept the host name {authority[:MOST_CHARS]!r}; "
@@ -129,15 +129,8 @@ class Cors:
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, _resource: object, _succeeded: bool
     ) -> None:
-        if "*" in self._origins:
-            resp.set_header("access-control-allow-origin", "*")
-        else:
-            resp.append_header("vary", "origin")
-            origin = req.env.get("HTTP_ORIGIN")
-            if origin not in self._origins:
-                return
-            resp.set_header("access-control-allow-origin", origin)
-        resp.set_header("access-control-expose-headers", EXPOSED)
+        if not self.mark(resp._headers, req.env.get("HTTP_ORIGIN")):  # noqa: SLF001 - their names are ours
+            return
         if req.method == "OPTIONS" and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in req.env:
             # the preflight: all methods of the path are allowed, with any headers
             resp.set_header("access-control-allow-methods", resp.get_header("allow") or "")
@@ -146,12 +139,25 @@ class Cors:
                 resp.set_header("access-control-allow-headers", asked)
             resp.set_header("access-control-max-age", str(PREFLIGHT_SECONDS))
 
+    def mark(self, headers: dict[str, str], origin: str | None) -> bool:
+        """Say in the ``headers`` of an answer whether a page of ``origin`` may read it; the same is
+        returned."""
+        if "*" in self._origins:
+            headers["access-control-allow-origin"] = "*"
+        else:
+            headers["vary"] = f"{headers['vary']}, origin" if "vary" in headers else "origin"
+            if origin is None or origin not in self._origins:
+                return False
+            headers["access-control-allow-origin"] = origin
+        headers["access-control-expose-headers"] = EXPOSED
+        return True
+
 
 def guarded(responder: Responder, origins: tuple[str, ...]) -> Responder:
     """A POST responder that refuses pages of origins that are not listed.
 
     Browsers send a POST to any site without a preflight, so any page could increment keys of a service on its
-    visitor's machine. The other methods that write are preflighted.
+    visitor's machine. The other methods that write are preflighted, and so is QUERY.
     """
     allowed = frozenset(origins)
 
@@ -159,7 +165,7 @@ def guarded(responder: Responder, origins: tuple[str, ...]) -> Responder:
         origin = req.env.get("HTTP_ORIGIN")
         if origin is not None and not (_is_same(req.env, origin) or origin in allowed or "*" in allowed):
             raise KvError(
-                "not_allowed", f"pages of {origin} may not write here; --cors-origins lists those that may"
+                "not_allowed", f"pages of {origin} may not POST here; --cors-origins lists those that may"
             )
         responder(req, resp, **params)
 

@@ -15,7 +15,8 @@ import orjson
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import PROBLEM
 from kvstore_core.process.logging import request_extra
-from kvstore_http.protocol.environ import REQUEST_ID, ROUTE
+from kvstore_http.protocol.environ import REQUEST_ID, ROUTE, STALE_AGE
+from kvstore_http.protocol.query_params import AGE_HEADER
 
 RETRY_AFTER_SECONDS = 1
 
@@ -73,6 +74,12 @@ def _challenge(error: KvError) -> str | None:
     return None
 
 
+def failure(error: Exception, method: str, path: str, request_id: str | None) -> KvError:
+    """What is said of a request that we failed to answer, when the log has been told why."""
+    log.error("%s %s failed", method, path, exc_info=error, extra=request_extra(request_id))
+    return KvError("internal", "the facade failed; see its log")
+
+
 def install(app: falcon.App[Any, Any]) -> None:
     """Make ``app`` answer every exception with a problem document."""
     app.add_error_handler(Exception, _on_exception)
@@ -88,6 +95,8 @@ def _on_error(req: falcon.Request, resp: falcon.Response, error: KvError, _param
         resp.delete_header(name)
     resp.status, headers, resp.data = rendered(error, req.env.get(REQUEST_ID))
     resp.set_headers(headers)
+    if STALE_AGE in req.env:
+        resp.set_header(AGE_HEADER, str(req.env[STALE_AGE]))
 
 
 def _on_http_error(
@@ -104,7 +113,4 @@ def _on_http_error(
 def _on_exception(
     req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]
 ) -> None:
-    log.error(
-        "%s %s failed", req.method, req.path, exc_info=error, extra=request_extra(req.env.get(REQUEST_ID))
-    )
-    _on_error(req, resp, KvError("internal", "the facade failed; see its log"), params)
+    _on_error(req, resp, failure(error, req.method, req.path, req.env.get(REQUEST_ID)), params)

@@ -10,15 +10,26 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from kvstore_core.access.identities import is_public_key
 from kvstore_core.access.tokens import is_token_id
 from kvstore_core.errors import KvError
-from kvstore_core.limits import INT64, MAX_KEY_BYTES, MAX_MOMENT, MAX_PAGE, MAX_REVISION, MAX_TTL_SECONDS
+from kvstore_core.limits import (
+    INT64,
+    MAX_DELIMITER_BYTES,
+    MAX_FILTERS,
+    MAX_KEY_BYTES,
+    MAX_MOMENT,
+    MAX_PAGE,
+    MAX_REVISION,
+    MAX_TTL_SECONDS,
+)
 from kvstore_core.model import Cursor, check_key
 from kvstore_core.operations import EVENT_OPS
+from kvstore_core.predicates import GRAMMAR, MAX_PREDICATE_BYTES, parse_predicate
 from kvstore_core.units import DURATION_PATTERN, parse_flag, split_duration
+from kvstore_core.wall_clock import now_ms
 from kvstore_http.protocol.environ import RAW_QUERY
 from kvstore_http.protocol.raw_router import percent_decoded
 
@@ -26,16 +37,19 @@ T = TypeVar("T")
 
 MAX_WAIT_SECONDS = 600
 DEFAULT_LIMIT = 100
+MIN_SAMPLE_MS, MAX_SAMPLE_MS = 10, 3_600_000
+MAX_CACHE_SECONDS = 366 * 24 * 3600
 
 USUAL_CHECKS = ("daemon", "writes", "disk", "store", "log", "clock", "connections", "feed", "streams")
-CHECKS = (*USUAL_CHECKS, "certificate", "access")
-"""The checks of ``/readyz``: the last two are made with TLS, and with access."""
+CHECKS = (*USUAL_CHECKS, "cluster", "mirror", "certificate", "access")
+"""The checks of ``/readyz``: the last four are made where a cluster keeps the store (two), with TLS, and with
+access."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter(Generic[T]):
     """One query parameter. ``parse`` raises ValueError for a text that is not ``must_be``, or a
-    KvError."""
+    KvError. What ``tells_value`` has a stored value in it, or part of one, and is in no log."""
 
     name: str
     parse: Callable[[str], T]
@@ -43,6 +57,7 @@ class Parameter(Generic[T]):
     meaning: str
     schema: dict[str, Any] = field(default_factory=lambda: {"type": "string"})
     many: bool = False
+    tells_value: bool = False
 
     def read(self, text: str) -> T:
         """The parsed value; raises ``bad_request`` saying what it must be."""
@@ -135,6 +150,15 @@ def _decoded(raw: str, name: str) -> str:
         raise KvError(code, f"{name} is not percent-encoded UTF-8: {error}", parameter=name) from error
 
 
+def filters_of(query: Query, parameter: Parameter[str]) -> list[str]:
+    """The prefixes or keys that are given; raises ``bad_request`` for more than an op may name."""
+    texts = query.all(parameter)
+    if len(texts) > MAX_FILTERS:
+        message = f"{parameter.name} is given {len(texts)} times; the limit is {MAX_FILTERS}"
+        raise KvError("bad_request", message, parameter=parameter.name, limit=MAX_FILTERS)
+    return texts
+
+
 # ── parsers ──────────────────────────────────────────────────────────────────────────────────────
 
 _MOMENT = re.compile(
@@ -176,6 +200,13 @@ def _parse_wait(text: str) -> float:
     return seconds
 
 
+def _parse_cache(text: str) -> int:
+    seconds = parse_duration(text)
+    if not 1 <= seconds <= MAX_CACHE_SECONDS:
+        raise ValueError(text)
+    return int(seconds)
+
+
 def _parse_flag(text: str) -> bool:
     return text == "" or parse_flag(text)
 
@@ -197,10 +228,27 @@ def _parse_bound(text: str) -> str:
     return text
 
 
+def _parse_delimiter(text: str) -> str:
+    if not 0 < len(text.encode()) <= MAX_DELIMITER_BYTES:
+        raise ValueError(text)
+    return _parse_bound(text)
+
+
 def _parse_prefix(text: str) -> str:
     if not text:
         raise ValueError(text)
     return _parse_bound(text)
+
+
+def _parse_guard(text: str) -> dict[str, Any]:
+    """The op that checks it. A key may hold any character, also the one that ends it here."""
+    key, _, revision = text.rpartition("@")
+    if not key or not revision.isascii() or not revision.isdigit() or len(revision) > 19:
+        raise ValueError(text)
+    check_key(key)
+    if int(revision) > MAX_REVISION:
+        raise ValueError(text)
+    return {"op": "check", "key": key, "if_revision": int(revision)}
 
 
 def _parse_since(text: str) -> Cursor:
@@ -210,11 +258,40 @@ def _parse_since(text: str) -> Cursor:
     return Cursor.parse(text)
 
 
+class SinceTime(NamedTuple):
+    """A time to begin from, in milliseconds since 1970."""
+
+    milliseconds: int
+
+
+def _parse_begin(text: str) -> Cursor | SinceTime:
+    """What :func:`_parse_since` takes, a date, or a duration ago."""
+    if text.endswith("-ago"):
+        ago = parse_duration(text.removesuffix("-ago")) * 1000
+        return SinceTime(round(max(0.0, now_ms() - ago)))
+    if "T" in text:
+        return SinceTime(parse_moment(text))
+    return _parse_since(text)
+
+
 def _parse_keep(text: str) -> float:
     seconds = parse_duration(text)
     if seconds > MAX_TTL_SECONDS:
         raise ValueError(text)
     return seconds
+
+
+def _parse_delivery(text: str) -> bool:
+    if text not in ("all", "latest"):
+        raise ValueError(text)
+    return text == "latest"
+
+
+def _parse_sample(text: str) -> int:
+    milliseconds = parse_duration(text) * 1000
+    if not MIN_SAMPLE_MS <= milliseconds <= MAX_SAMPLE_MS:
+        raise ValueError(text)
+    return round(milliseconds)
 
 
 def _parse_token_id(text: str) -> str:
@@ -276,6 +353,16 @@ TTL = Parameter(
     _DURATION_SCHEMA,
 )
 KEEP_TTL = _flag("keep_ttl", "1: the key expires when it would have")
+GUARD = Parameter(
+    "guard",
+    _parse_guard,
+    "KEY@REVISION, such as locks/deploy@41; the revision is 0 for a key that must not exist",
+    "only if this other key has this revision when the write is done",
+    many=True,
+)
+IF_VALUE = Parameter(
+    "if_value", str, "a text", "only if this is the key's value, all of it", tells_value=True
+)
 EXPIRES_AT = Parameter(
     "expires_at",
     parse_moment,
@@ -306,6 +393,14 @@ SINCE = Parameter(
     "a revision, 0 for a missing key, or a cursor",
     "with wait: the revision you know; a later change is answered at once",
 )
+UNTIL = Parameter(
+    "until",
+    parse_predicate,
+    GRAMMAR,
+    f"with wait: until the key fulfils this, {GRAMMAR}",
+    {"type": "string", "maxLength": MAX_PREDICATE_BYTES, "examples": ["exists", '/state == "done"']},
+    tells_value=True,
+)
 PREFIX = Parameter("prefix", _parse_bound, _BOUND, "only keys that begin with this")
 DELETED_PREFIX = Parameter(
     "prefix",
@@ -326,10 +421,30 @@ TOTAL = _integer("limit", 1, MAX_REVISION, "a whole number from 1 on", LIMIT.mea
 CURSOR = Parameter("cursor", str, "a cursor", "where the page before this one ended")
 KEYS = _flag("keys", "1: leave the values out")
 COUNT = _flag("count", "1: only count the keys")
+DELIMITER = Parameter(
+    "delimiter",
+    _parse_delimiter,
+    f"a text of 1 to {MAX_DELIMITER_BYTES} bytes without NUL",
+    "one level: keys that have this after the prefix are shown by what they begin with up to there",
+)
+REVERSE = _flag("reverse", "1: from the last key to the first")
+COUNTS = _flag("counts", "1, with delimiter: also how many keys are below each prefix")
 VALUES = _flag("values", "0: leave the values out")
 INLINE = _flag("json", "1: values that are JSON are given as such, in value_json")
+STALE = _flag(
+    "stale", "1: what the daemon has, at once, without asking the others that share the store for what is new"
+)
+AGE_HEADER = "x-kvstore-age"
+"""What an answer with STALE has: how many milliseconds ago what it shows was last known to be current. Not
+Age (RFC 9111 section 5.1), which has whole seconds and to which caches add theirs."""
+MIN_REVISION = _integer(
+    "min_revision", 1, MAX_REVISION, "a revision", "what is shown is at least as new as this revision"
+)
 BEFORE = _integer("before", 1, MAX_REVISION, "a revision", "only events with a lower revision")
-BY = _integer("by", -INT64, INT64 - 1, "a signed 64-bit integer", "what to add; 1 by default")
+BY = replace(
+    _integer("by", -INT64, INT64 - 1, "a signed 64-bit integer", "what to add; 1 by default"),
+    tells_value=True,
+)
 VERBOSE = _flag("verbose", "also what was checked, and what was found")
 EXCLUDE = Parameter(
     "exclude",
@@ -355,14 +470,15 @@ PUBLIC_KEY = Parameter(
 
 STREAM_PREFIX = replace(PREFIX, many=True)
 STREAM_KEY = replace(KEY, meaning="only this key", many=True)
+BEGIN = "a cursor, a revision, a time ago such as 10m-ago, or a date such as 2026-01-31T12:00:00Z"
 STREAM_SINCE = Parameter(
-    "since",
-    _parse_since,
-    "a cursor or a revision",
-    "continue after this; the Last-Event-ID header overrides it",
+    "since", _parse_begin, BEGIN, "continue after this; the Last-Event-ID header overrides it"
+)
+EVENT_ID = Parameter(
+    "Last-Event-ID", _parse_since, "a cursor or a revision", "the id of the last event that was seen"
 )
 LAST_EVENT_IDS: tuple[Parameter[str], ...] = tuple(
-    Parameter(name, str, STREAM_SINCE.must_be, "like the header, for clients that cannot set it", many=True)
+    Parameter(name, str, EVENT_ID.must_be, "like the header, for clients that cannot set it", many=True)
     for name in ("lastEventId", "last-event-id")
 )
 SNAPSHOT = _flag("snapshot", "1: start with the current records")
@@ -372,4 +488,33 @@ OPS = Parameter(
     f"names out of {', '.join(EVENT_OPS)}, with commas",
     "only these kinds of events",
 )
+CHANGES_SINCE = Parameter(
+    "since",
+    _parse_begin,
+    BEGIN,
+    "the changes after this; without it the page is empty, and its cursor is now",
+)
+CHANGES_LIMIT = replace(LIMIT, meaning="the most events of a page, but all of a revision; 1000 if not given")
+CHANGES_WAIT = replace(WAIT, meaning="where there is no change yet, wait up to this long for one")
+CACHE = Parameter(
+    "cache",
+    _parse_cache,
+    "a time such as 1h, from 1s to 1 year",
+    "how long caches may keep the page, if it is full and since is a cursor",
+    _DURATION_SCHEMA,
+)
 PREVIOUS = _flag("prev", "1: add the record that was replaced")
+DELIVER = Parameter(
+    "deliver",
+    _parse_delivery,
+    "all or latest",
+    "latest: where newer changes of a key come before older ones could be sent, only the newest is",
+    {"type": "string", "enum": ["all", "latest"]},
+)
+SAMPLE = Parameter(
+    "sample",
+    _parse_sample,
+    "a time such as 1s or 500ms, from 10ms to 1h",
+    "as deliver=latest, and at most one change of each key in this time: the first at once, then the newest",
+    _DURATION_SCHEMA,
+)

@@ -19,7 +19,15 @@ from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import reply_json
 from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.problems import problem
-from kvstore_http.protocol.query_params import EXPIRES_AT, INLINE, TTL, read_query
+from kvstore_http.protocol.query_params import (
+    AGE_HEADER,
+    EXPIRES_AT,
+    GUARD,
+    INLINE,
+    STALE,
+    TTL,
+    read_query,
+)
 from kvstore_http.resources.writes import say_why, write_batch
 
 OPS = ("get", *(row.name for row in OPERATIONS.values() if row.writes))
@@ -35,13 +43,22 @@ class BatchResource:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         refuse_conditions(req.env, "give each operation its own if_revision")
         require_type(req.env, JSON)
-        inline = read_query(req.env, routes.BATCH).get(INLINE) or False
+        query = read_query(req.env)
+        if GUARD in query:
+            message = 'a batch has operations in place of guards: {"op": "check", "key": …, "if_revision": …}'
+            raise KvError("bad_request", message, parameter=GUARD.name)
+        query.expect(routes.BATCH)
+        inline = query.get(INLINE) or False
         ops, values, atomic = _parsed(read_json(req.env))
+        if query.get(STALE):
+            ops = [{**op, "stale": True} if op["op"] == "get" else op for op in ops]
         say_why(req.env, *ops)
-        results = write_batch(
+        reply = write_batch(
             self._daemon, ops, values, idempotency_key_of(req.env), req.env[WHO], atomic=atomic
         )
-        pairs = zip(ops, results, strict=True)
+        if reply.age is not None:
+            resp.set_header(AGE_HEADER, str(reply.age))
+        pairs = zip(ops, reply.results, strict=True)
         send_json(resp, {"results": [_result(*pair, inline) for pair in pairs]})
 
 

@@ -54,6 +54,9 @@ CERTIFICATE_SECONDS = 14 * 86_400.0
 SILENT_SECONDS = 5.0
 """The daemon publishes a heartbeat every second."""
 
+LATE_SECONDS = 5.0
+"""A mirror that was last known to be current so long ago is a warning; it is asked for every second."""
+
 Figures = dict[str, Any]
 Status = Mapping[str, Any]
 
@@ -138,6 +141,10 @@ class ReadyzResource:
             if not problem:  # with one, the daemon may take this for somebody whom it tells less
                 for check in (_writes, _disk, _store, _log, _clock, _connections):
                     yield check(status)
+                cluster = status["cluster"]
+                if cluster is not None:
+                    yield _cluster(cluster)
+                    yield _mirror(cluster["mirror"])
                 access = status["access"]
         yield _heard(self._feed.silent_seconds)
         yield _streams(self._shared_counters, is_away=is_away)
@@ -286,6 +293,33 @@ def _connections(status: Status) -> ReadinessCheck:
         advice = "further ones are closed: raise its limit of open files (ulimit -n, LimitNOFILE=)"
         return ReadinessCheck("connections", WARNING, f"{room}, {advice}", figures)
     return ReadinessCheck("connections", OK, room, figures)
+
+
+def _cluster(cluster: Figures) -> ReadinessCheck:
+    members, leader = cluster["members"], cluster["leader"]
+    working = [member for member in members if member["healthy"]]
+    figures = {"members": len(members), "healthy": len(working), "leader": leader}
+    message = f"{len(working)} of {len(members)} members of the cluster serve requests"
+    if not working:
+        return ReadinessCheck("cluster", FAILED, f"{message}: {cluster['warnings'][0]['message']}", figures)
+    message += f", {leader or 'nobody'} leads"
+    # a version that should be upgraded some day is said by status, and would be here for ever
+    found = [warning["message"] for warning in cluster["warnings"] if warning["about"] != "version"]
+    if found:
+        return ReadinessCheck("cluster", WARNING, f"{message}: {'; '.join(found)}", figures)
+    return ReadinessCheck("cluster", OK, message, figures)
+
+
+def _mirror(mirror: Figures) -> ReadinessCheck:
+    age, behind = mirror["lag_ms"] / 1000, mirror["lag_revisions"]
+    figures = {"lag_seconds": age, "lag_revisions": behind, "rebuilds": mirror["rebuilds"]}
+    message = (
+        f"the mirror was current {_duration(age)} ago; since the start it was made {mirror['rebuilds']} times"
+    )
+    if age < LATE_SECONDS:
+        return ReadinessCheck("mirror", OK, message, figures)
+    message += f"; {behind} revisions are known to be missing. Stale reads are as old, others wait"
+    return ReadinessCheck("mirror", WARNING, message, figures)
 
 
 def _heard(silent_seconds: float) -> ReadinessCheck:

@@ -10,6 +10,7 @@ from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.backend.stale_reads import Reads, reads_of, say_age
 from kvstore_http.protocol.bodies import send_fresh_json
 from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import reply_json
@@ -20,14 +21,19 @@ from kvstore_http.protocol.query_params import (
     INLINE,
     KEY,
     LIMIT,
+    MIN_REVISION,
     PREFIX,
     VALUES,
+    Parameter,
     Query,
     read_keyed_query,
     read_query,
 )
 from kvstore_http.resources.writes import present_record
 from kvstore_http.streaming.long_poll import is_history
+
+_OF_OP: tuple[Parameter[Any], ...] = (BEFORE, CURSOR, VALUES, MIN_REVISION)
+"""The parameters that are fields of the op."""
 
 
 class HistoryResource:
@@ -41,9 +47,12 @@ class HistoryResource:
         of, query = _read_query(req.env, key)
         limit, inline = query.get(LIMIT) or DEFAULT_LIMIT, query.get(INLINE) or False
         op: dict[str, Any] = {"op": "history", **of, "limit": limit, "max_bytes": self._page_bytes}
-        chosen = {"before": query.get(BEFORE), "cursor": query.get(CURSOR), "values": query.get(VALUES)}
-        op |= {name: choice for name, choice in chosen.items() if choice is not None}
-        page = self._daemon.call(op, who=req.env[WHO])
+        for parameter in _OF_OP:
+            choice = query.get(parameter)
+            if choice is not None:
+                op[parameter.name] = choice
+        page = reads_of(self._daemon, query, req.env).call(op, who=req.env[WHO])
+        say_age(req.env, resp)
         events = [reply_json(event, inline=inline) for event in page["events"]]
         body = {**of, "events": events, "cursor": page["cursor"], "truncated": page["truncated"]}
         send_fresh_json(req, resp, body)
@@ -63,13 +72,16 @@ def _read_query(environ: dict[str, Any], key: str | None) -> tuple[dict[str, str
     return {"key": key}, query
 
 
-def read_as_of(daemon: DaemonClient, key: str, revision: int, who: Principal) -> dict[str, Any]:
+def read_as_of(daemon: Reads, key: str, revision: int, who: Principal) -> dict[str, Any]:
     """The record that ``key`` had right after ``revision``.
 
     Raises ``not_found`` if there was none, ``revision_gone`` if the log no longer says, and
     ``bad_request`` for a revision that is still to come.
     """
     present = present_record(daemon, key, who)
+    if revision > daemon.head:
+        is_history(daemon, revision)  # where the daemon lags, and reads are stale, this waits for it
+        present = present_record(daemon, key, who)
     if revision > daemon.head:
         raise KvError("bad_request", f"revision {revision} is in the future", revision=daemon.head)
     if not is_history(daemon, revision):
@@ -84,7 +96,7 @@ def read_as_of(daemon: DaemonClient, key: str, revision: int, who: Principal) ->
     return event
 
 
-def _last_event(daemon: DaemonClient, key: str, revision: int, who: Principal) -> dict[str, Any]:
+def _last_event(daemon: Reads, key: str, revision: int, who: Principal) -> dict[str, Any]:
     """The key's last event up to ``revision``, with its value."""
     op: dict[str, Any] = {"op": "history", "key": key, "before": revision + 1, "limit": 1, "values": True}
     while True:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import calendar
 import re
-import time
 from email.utils import parsedate
 from functools import partial
-from typing import Any, Final
-from urllib.parse import quote
+from typing import Any
 
 import falcon
 
@@ -19,6 +17,8 @@ from kvstore_core.operations import OPERATIONS
 from kvstore_http import routes
 from kvstore_http.access.callers import Refreshed
 from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.backend.stale_reads import reads_of, say_age
+from kvstore_http.large_work import LARGE_BYTES
 from kvstore_http.protocol.bodies import (
     read_body,
     read_value,
@@ -27,9 +27,10 @@ from kvstore_http.protocol.bodies import (
     send_json,
     value_type,
 )
-from kvstore_http.protocol.environ import BODY_AWAITED, WAITS, WHO
-from kvstore_http.protocol.json_records import http_date, reply_json, timestamp
-from kvstore_http.protocol.merge_patch import LARGE_BYTES, Patch
+from kvstore_http.protocol.environ import BODY_AWAITED, WAITS, WHO, leaving_of
+from kvstore_http.protocol.json_records import reply_json
+from kvstore_http.protocol.key_answers import VALUE_HEADERS, key_address, record_headers, written
+from kvstore_http.protocol.merge_patch import Patch
 from kvstore_http.protocol.preconditions import (
     check_write,
     condition_of,
@@ -37,17 +38,22 @@ from kvstore_http.protocol.preconditions import (
     is_listed,
     message_of,
     parse_tags,
+    refuse_conditions,
     refuse_idempotency_key,
 )
 from kvstore_http.protocol.query_params import (
     EMPTY,
     EXPIRES_AT,
     FORMAT,
+    GUARD,
+    IF_VALUE,
     INLINE,
     KEEP_TTL,
+    MIN_REVISION,
     REVISION,
     SINCE,
     TTL,
+    UNTIL,
     WAIT,
     Query,
     read_keyed_query,
@@ -57,19 +63,13 @@ from kvstore_http.resources.history import read_as_of
 from kvstore_http.resources.writes import read_then_write, write
 from kvstore_http.routes import Endpoint
 from kvstore_http.streaming.change_feed import ChangeFeed
-from kvstore_http.streaming.long_poll import Unchanged, read_after_change
-
-# Anybody may store a value, and it is served from the origin of this service: a browser must neither guess
-# that it is a page nor run scripts in it.
-_VALUE_HEADERS: Final = {
-    "cache-control": "no-cache",
-    "x-content-type-options": "nosniff",
-    "content-security-policy": "default-src 'none'; sandbox",
-    "accept-ranges": "bytes",
-}
-
-_IN_HEADERS: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-"""What is not percent-encoded in a header's text: all that is printable ASCII, as people write it."""
+from kvstore_http.streaming.long_poll import (
+    Held,
+    Poll,
+    Unchanged,
+    read_after_change,
+    read_once_it_holds,
+)
 
 _ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
@@ -88,11 +88,20 @@ class KeyResource:
         key, query = read_keyed_query(req.env, key, routes.GET_KEY)
         if query is not EMPTY and WAIT in query:
             req.env[WAITS] = True
-        record = self._record(key, query, req.env[WHO])
+        record = self._record(key, query, req.env)
+        if isinstance(record, Held):
+            if record.record is None:
+                _send_gone(resp, record.revision)
+                say_age(req.env, resp)
+                return
+            record = record.record
         if isinstance(record, Unchanged):
             _send_unchanged(resp, record)
+            say_age(req.env, resp)
             return
-        resp.set_headers(_headers(record))
+        resp.set_headers(record_headers(record))
+        if query is not EMPTY:
+            say_age(req.env, resp)
         if _is_unmodified(req.env, record):
             resp.status = "304 Not Modified"
         elif query is not EMPTY and _wants_record(query):
@@ -103,42 +112,71 @@ class KeyResource:
             if "HTTP_RANGE" in req.env:
                 _send_range(req.env, resp, record)
 
-    def _record(self, key: str, query: Query, who: Principal) -> dict[str, Any] | Unchanged:
+    def _record(self, key: str, query: Query, environ: dict[str, Any]) -> dict[str, Any] | Unchanged | Held:
         """The record that the query asks for; raises ``not_found``."""
+        who: Principal = environ[WHO]
         if query is EMPTY:
             return self._daemon.call({"op": "get", "key": key}, who=who)
+        reads = reads_of(self._daemon, query, environ)
         revision, wait, since = query.get(REVISION), query.get(WAIT), query.get(SINCE)
+        newest = query.get(MIN_REVISION)
+        if newest is not None and not (wait is None and revision is None):
+            message = "min_revision goes with a read of what is there now, not with revision or wait"
+            raise KvError("bad_request", message, parameter="min_revision")
         if wait is None:
+            if UNTIL in query:
+                raise KvError(
+                    "bad_request", "until goes with wait: ?wait=30s&until=exists", parameter="until"
+                )
             if since is not None:
                 raise KvError("bad_request", "since goes with wait: ?wait=30s&since=7", parameter="since")
+            if newest is not None:
+                return reads.call({"op": "get", "key": key, "min_revision": newest}, who=who)
             if revision is None:
-                return self._daemon.call({"op": "get", "key": key}, who=who)
-            return read_as_of(self._daemon, key, revision, who)
+                return reads.call({"op": "get", "key": key}, who=who)
+            return read_as_of(reads, key, revision, who)
         if revision is not None:
             raise KvError("bad_request", "revision asks for the past, wait for the future: use one of them")
-        asks = partial(self._refreshed, who)
-        return read_after_change(self._daemon, self._feed, key, since, wait, asks)
+        poll = Poll.of_key(key, since, wait, partial(self._refreshed, who), leaving_of(environ))
+        until = query.get(UNTIL)
+        if until is not None:
+            return read_once_it_holds(reads, self._feed, poll, until)
+        return read_after_change(reads, self._feed, poll)
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
         key, query = read_keyed_query(req.env, key, routes.PUT_KEY)
-        environ = req.env
-        op: dict[str, Any] = {"op": "put", "key": key, "content_type": value_type(environ)}
-        ttl, expires_at = query.get(TTL), query.get(EXPIRES_AT)
-        if query.get(KEEP_TTL):
-            op["keep_ttl"] = True
-        if expires_at is not None:
-            op["expires_at"] = expires_at
+        op: dict[str, Any] = {"op": "put", "key": key, "content_type": value_type(req.env)}
+        send_written(resp, key, self._stored(req.env, op, query))
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
+        """Store the body under a key that begins with ``key`` and has a number of its own behind it."""
+        key, query = read_keyed_query(req.env, key, routes.POST_KEY)
+        refuse_conditions(req.env, "the key is a new one; guard=KEY@REVISION is about another")
+        op = {"op": "put", "key": key, "content_type": value_type(req.env), "sequence": True}
+        result = self._stored(req.env, op, query)
+        resp.set_header("location", key_address(result["key"]))
+        send_written(resp, result["key"], result)
+
+    def _stored(self, environ: dict[str, Any], op: dict[str, Any], query: Query) -> dict[str, Any]:
+        """The result of the put ``op``, with the body as its value and what the ``query`` says."""
+        guards: list[dict[str, Any]] = []
+        if query is not EMPTY:
+            ttl, expires_at = query.get(TTL), query.get(EXPIRES_AT)
+            if query.get(KEEP_TTL):
+                op["keep_ttl"] = True
+            if expires_at is not None:
+                op["expires_at"] = expires_at
+            if ttl is not None:
+                op["ttl"] = ttl
+            _refuse_several_ends(op)
+            _add_if_value(op, query, environ)
+            guards = query.all(GUARD)
         if BODY_AWAITED in environ:
             check_write(environ)
             self._check_size("value", int(environ["CONTENT_LENGTH"]))
-        value = read_value(environ)
-        if ttl is not None:
-            op["ttl"] = ttl
-        if query is not EMPTY:
-            _refuse_several_ends(op)
-        send_written(resp, key, write(self._daemon, environ, op, value))
+        return write(self._daemon, environ, op, read_value(environ), guards)
 
     def _check_size(self, what: str, size: int) -> None:
         """Raise ``value_too_large``. The daemon knows the limit; asking it costs less than the upload."""
@@ -148,9 +186,12 @@ class KeyResource:
             raise KvError("value_too_large", message, limit=limit)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
-        key, _ = read_keyed_query(req.env, key, routes.NOTHING)
+        key, query = read_keyed_query(req.env, key, routes.CONDITIONS)
+        op = {"op": "delete", "key": key}
+        _add_if_value(op, query, req.env)
+        guards = query.all(GUARD)
         refuse_body(req.env)
-        result = write(self._daemon, req.env, {"op": "delete", "key": key})
+        result = write(self._daemon, req.env, op, guards=guards)
         send_json(resp, {"key": key, **result})
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response, key: str | None = None) -> None:
@@ -159,14 +200,15 @@ class KeyResource:
         refuse_idempotency_key(
             req.env, "a merge patch applied twice is the same as once; If-Match guards the rest"
         )
+        ttl, guards = query.get(TTL), query.all(GUARD)
         if BODY_AWAITED in req.env:
             check_write(req.env)
         size = int(req.env.get("CONTENT_LENGTH") or 0)
         if size > LARGE_BYTES:  # nearly all are smaller and are not checked here
             self._check_size("patch", size)
-        patch = Patch(read_body(req.env), key, query.get(TTL), message_of(req.env))
+        patch = Patch(read_body(req.env), key, ttl, message_of(req.env))
         condition, who = condition_of(req.env), req.env[WHO]
-        send_written(resp, key, read_then_write(self._daemon, key, condition, patch.applied_to, who))
+        send_written(resp, key, read_then_write(self._daemon, key, condition, patch.applied_to, who, guards))
 
 
 class KeyOpResource:
@@ -180,22 +222,35 @@ class KeyOpResource:
     def on_post(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
         query = read_query(req.env, self._endpoint.query)
         op: dict[str, Any] = {"op": self._name, "key": key}
-        for parameter in self._endpoint.query.values():
-            if parameter in query or parameter in self._endpoint.required:
-                op[parameter.name] = query.required(parameter)
+        for name, parameter in self._endpoint.query.items():
+            if name not in routes.CONDITIONS and (parameter in query or parameter in self._endpoint.required):
+                op[name] = query.required(parameter)
+        _add_if_value(op, query, req.env)
+        guards = query.all(GUARD)
         if self._name == "incr":  # under an idempotency key, ?by=1 is the same request as none
             op.setdefault("by", 1)
         refuse_body(req.env)
-        result = write(self._daemon, req.env, op)
+        result = write(self._daemon, req.env, op, guards=guards)
         resp.set_header("etag", etag(result["revision"]))
         send_json(resp, reply_json(result, key=key))
 
 
 def _refuse_several_ends(op: dict[str, Any]) -> None:
     """Refuse in the words of HTTP what the daemon would refuse too."""
-    given = [name for name in OPERATIONS["put"].exclusive if name in op]
+    ends = OPERATIONS["put"].exclusive[0]
+    given = [name for name in ends if name in op]
     if len(given) > 1:
         raise KvError("bad_request", f"{' and '.join(given)} exclude each other", parameter=given[0])
+
+
+def _add_if_value(op: dict[str, Any], query: Query, environ: dict[str, Any]) -> None:
+    text = query.get(IF_VALUE)
+    if text is None:
+        return
+    if condition_of(environ) is not None:
+        message = "if_value excludes If-Match and If-None-Match: a guard of the key itself goes with it"
+        raise KvError("bad_request", message, parameter="if_value")
+    op["if_value"] = text
 
 
 def _wants_record(query: Query) -> bool:
@@ -203,47 +258,23 @@ def _wants_record(query: Query) -> bool:
 
 
 def send_written(resp: falcon.Response, key: str, result: dict[str, Any]) -> None:
-    """Answer a put: 201 for a key that was not there before."""
-    if result["version"] == 1:
-        resp.status = "201 Created"
-    resp.set_header("etag", etag(result["revision"]))
-    send_json(resp, reply_json(result, key=key))
+    """Answer a put."""
+    resp.status, headers, resp.data = written(key, result)
+    resp.set_headers(headers)
 
 
 def _send_unchanged(resp: falcon.Response, unchanged: Unchanged) -> None:
     resp.status = "304 Not Modified"
     if unchanged.record is None:
-        resp.set_headers({**_VALUE_HEADERS, "x-kvstore-revision": str(unchanged.revision)})
+        resp.set_headers({**VALUE_HEADERS, "x-kvstore-revision": str(unchanged.revision)})
     else:
-        resp.set_headers(_headers(unchanged.record))
+        resp.set_headers(record_headers(unchanged.record))
 
 
-def _headers(record: dict[str, Any]) -> dict[str, str]:
-    revision = str(record["revision"])
-    headers = {
-        **_VALUE_HEADERS,
-        "etag": f'"{revision}"',
-        "last-modified": http_date(_last_modified(record)),
-        "x-kvstore-revision": revision,
-        "x-kvstore-create-revision": str(record["create_revision"]),
-        "x-kvstore-version": str(record["version"]),
-    }
-    if "expires_at" in record:
-        headers["x-kvstore-expires-at"] = timestamp(record["expires_at"])
-    for name in ("author", "message"):
-        if name in record:
-            text = record[name]
-            # spaces at the ends of a field's value are not part of it (RFC 9110 section 5.5)
-            headers[f"x-kvstore-{name}"] = quote(text, safe=_IN_HEADERS if text == text.strip(" ") else "")
-    return headers
-
-
-def _last_modified(record: dict[str, Any]) -> int:
-    """The second for Last-Modified: not later than the answer's Date (RFC 9110 section 8.8.2.1), though the
-    daemon's clock may have been ahead when the value was stored. If-Modified-Since is compared with the
-    stored time: while that lies ahead, no copy is fresh."""
-    modified: int = record["modified_at"] // 1000
-    return min(modified, int(time.time()))
+def _send_gone(resp: falcon.Response, revision: int) -> None:
+    """Answer one who waited until there is no record: for them it is no error that there is none."""
+    resp.status = "204 No Content"
+    resp.set_headers({**VALUE_HEADERS, "x-kvstore-revision": str(revision)})
 
 
 def _is_unmodified(environ: dict[str, Any], record: dict[str, Any]) -> bool:

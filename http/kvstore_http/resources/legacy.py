@@ -19,6 +19,7 @@ from kvstore_core.model import check_key
 from kvstore_http import routes
 from kvstore_http.access.callers import Refreshed
 from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.backend.stale_reads import Reads, reads_of, say_age
 from kvstore_http.protocol.bodies import joined, preferred, read_json, used_up
 from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import value_member
@@ -42,7 +43,8 @@ class RootResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """The key's value as text; without ``key``, the index, or for a browser the page."""
-        key = read_query(req.env, routes.JUST_KEY).get(KEY)
+        query = read_query(req.env, routes.ROOT)
+        key = query.get(KEY)
         resp.set_header("cache-control", "no-store")
         if key is None:
             resp.set_header("vary", "Accept")
@@ -54,7 +56,9 @@ class RootResource:
             resp.data = orjson.dumps(index, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
             resp.content_type = JSON
             return
-        resp.data = self._daemon.call({"op": "get", "key": key}, who=req.env[WHO])["value"]
+        reads = reads_of(self._daemon, query, req.env)
+        resp.data = reads.call({"op": "get", "key": key}, who=req.env[WHO])["value"]
+        say_age(req.env, resp)
         resp.content_type = TEXT_CONTENT_TYPE if "value" in value_member(resp.data) else DEFAULT_CONTENT_TYPE
         resp.set_header("x-content-type-options", "nosniff")
 
@@ -77,14 +81,14 @@ class AllResource:
         self._op = {"op": "list", "max_bytes": part_bytes}
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        read_query(req.env, routes.NOTHING)
-        who = req.env[WHO]
-        first = self._daemon.call(self._op, who=who)
+        reads, who = reads_of(self._daemon, read_query(req.env, routes.ALL), req.env), req.env[WHO]
+        first = reads.call(self._op, who=who)
+        say_age(req.env, resp)
         resp.set_header("cache-control", "no-store")
         resp.content_type = JSON
-        resp.stream = self._object(first, who)
+        resp.stream = self._object(reads, first, who)
 
-    def _object(self, page: dict[str, Any], who: Principal) -> Iterator[bytes]:
+    def _object(self, reads: Reads, page: dict[str, Any], who: Principal) -> Iterator[bytes]:
         """One JSON object, a page at a time; after an error midway it lacks its closing brace."""
         separators = itertools.chain((b"{",), itertools.repeat(b","))
         is_empty = True
@@ -95,7 +99,7 @@ class AllResource:
             yield from joined(map(_separated, map(_member, used_up(items)), separators))
             if cursor is None:
                 break
-            page = self._daemon.call({**self._op, "cursor": cursor}, who=self._refreshed(who))
+            page = reads.call({**self._op, "cursor": cursor}, who=self._refreshed(who))
         yield b"{}\n" if is_empty else b"}\n"
 
 

@@ -14,6 +14,7 @@ from kvstore_core.limits import MAX_KEY_BYTES
 from kvstore_core.media_types import JSON, PROBLEM
 from kvstore_core.operations import EVENT_OPS
 from kvstore_http import routes
+from kvstore_http.protocol import subscription_body
 from kvstore_http.protocol.query_params import Parameter, read_query
 from kvstore_http.resources.batch import OPS
 from kvstore_http.resources.callers import KINDS
@@ -72,8 +73,14 @@ def reference(schema: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{schema}"}
 
 
+def member_of(method: str) -> str:
+    """Where a path's item has the operation of ``method``. OpenAPI 3.1 has no place for QUERY; 3.2 has, which
+    few programs read so far."""
+    return "x-query" if method == "QUERY" else method.lower()
+
+
 def _path(endpoints: list[Endpoint]) -> dict[str, Any]:
-    item: dict[str, Any] = {endpoint.method.lower(): _operation(endpoint) for endpoint in endpoints}
+    item: dict[str, Any] = {member_of(endpoint.method): _operation(endpoint) for endpoint in endpoints}
     if "get" in item:
         item["head"] = _head(item["get"])
     if "{key}" in endpoints[0].path:
@@ -215,9 +222,19 @@ _EVENT: Schema = {
     "index": _INTEGER,
     "count": _INTEGER,
     "snapshot": {"const": True, "description": "of a stream: a record that was there, and no change"},
+    "skipped": {
+        **_INTEGER,
+        "description": "of a stream of the latest: how many changes of the key were left out",
+    },
     "time": _TIME,
     "previous_revision": _INTEGER,
     "previous": reference("Record"),
+}
+_PAGE_END: Schema = {
+    "cursor": {"type": "string", "description": "where the next page begins"},
+    "floor": {**_INTEGER, "description": "events up to here are no longer kept; not in a page with cache"},
+    "head": {**_INTEGER, "description": "the newest revision; not in a page with cache"},
+    "more": {**_FLAG, "description": "whether there are changes behind the cursor already"},
 }
 _DIGITS: Schema = {
     "type": "string",
@@ -232,6 +249,17 @@ _BATCH_OP: Schema = {
     "keep_ttl": _FLAG,
     "expires_at": {"type": ["string", "integer"], "description": "a date, or milliseconds since 1970"},
     "if_revision": _INTEGER,
+    "if_value": {"type": "string", "description": "the whole value that the key must have"},
+    "if_value_b64": {
+        "type": "string",
+        "contentEncoding": "base64",
+        "description": "the bytes that it must be",
+    },
+    "exists": {"type": "boolean", "description": "of a check: whether there must be such a key"},
+    "sequence": {
+        "type": "boolean",
+        "description": "the key begins with this one, and has a number of its own",
+    },
     "by": _INTEGER,
     "prefix": _TEXT,
     "limit": _INTEGER,
@@ -244,12 +272,21 @@ _PROBLEM: Schema = {
     "detail": _TEXT,
     "code": _TEXT,
     "retryable": _FLAG,
+    "key": {"type": "string", "description": "the key of the guard or check that failed"},
+    "op": {"type": "integer", "description": "of a batch: the operation that is concerned, from 0 on"},
     "revision": _INTEGER,
+    "cursor": {"type": "string", "description": "of a wait that was in vain: where to wait on"},
+    "floor": {**_INTEGER, "description": "of a cursor that has expired: the log begins after it"},
     "outcome": {"const": "unknown"},
     "request_id": _TEXT,
 }
 
 _TEXTS: Schema = {"type": "array", "items": _TEXT}
+_MANY: Schema = {
+    "type": ["integer", "null"],
+    "format": "int64",
+    "description": "how many keys are below a prefix; null: more than are counted",
+}
 _SECRET: Schema = {"type": "string", "description": "shown only here"}
 _ENDS: Schema = {
     "for": {"type": ["string", "number"], "description": "how long it is good: 90d, or seconds"},
@@ -288,8 +325,18 @@ SCHEMAS: dict[str, Schema] = {
         "revision",
     ),
     "Page": _object(
-        {"items": _list("Record"), "count": _INTEGER, "revision": _INTEGER, "cursor": _CURSOR}, "revision"
+        {
+            "items": _list("Record"),
+            "prefixes": {**_TEXTS, "description": "with a delimiter: what folded keys begin with"},
+            "counts": {"type": "array", "items": _MANY},
+            "count": _INTEGER,
+            "revision": _INTEGER,
+            "cursor": _CURSOR,
+        },
+        "revision",
     ),
+    "Entry": {"anyOf": [reference("Record"), reference("Folder")]},
+    "Folder": _object({"prefix": _TEXT, "count": _MANY}, "prefix"),
     "Event": _object(_EVENT, "op", "key", "revision", "index", "count", "time", "previous_revision"),
     "History": _object(
         {"key": _TEXT, "prefix": _TEXT, "events": _list("Event"), "cursor": _CURSOR, "truncated": _FLAG},
@@ -297,7 +344,18 @@ SCHEMAS: dict[str, Schema] = {
         "cursor",
         "truncated",
     ),
+    "Changes": _object({"events": _list("Event"), **_PAGE_END}, "events", "cursor", "more"),
+    "ChangesLine": {"anyOf": [reference("Event"), reference("ChangesEnd")]},
+    "ChangesEnd": _object(_PAGE_END, "cursor", "more"),
+    "Digest": _object(
+        {"digest": _TEXT, "count": _INTEGER, "revision": _INTEGER, "epoch": _TEXT},
+        "digest",
+        "count",
+        "revision",
+        "epoch",
+    ),
     "Pair": _object({"key": _TEXT, "value": _TEXT}, "key", "value"),
+    "Subscription": subscription_body.schema(),
     "Batch": _object({"atomic": {"type": "boolean", "default": False}, "ops": _list("BatchOp")}, "ops"),
     "BatchOp": _object(_BATCH_OP, "op"),
     "BatchResult": _object(
@@ -311,7 +369,11 @@ SCHEMAS: dict[str, Schema] = {
         "status",
     ),
     "BatchResults": _object({"results": _list("BatchResult")}, "results"),
-    "Status": _object({"epoch": _TEXT, "revision": _INTEGER, "floor": _INTEGER}, "epoch", "revision"),
+    "Status": _object(
+        {"epoch": _TEXT, "revision": _INTEGER, "floor": _INTEGER, "digest": {"type": ["string", "null"]}},
+        "epoch",
+        "revision",
+    ),
     "Login": _object(
         {
             "token": _TEXT,

@@ -8,10 +8,9 @@ from typing import Any
 import falcon
 from prometheus_client.exposition import choose_encoder
 
-from kvstore_core.access.grants import Need
 from kvstore_core.access.principal import THE_FACADE, Principal
 from kvstore_core.errors import KvError
-from kvstore_core.operations import STATUS_FOR_ALL
+from kvstore_core.operations import status_for
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
@@ -31,9 +30,7 @@ class StatusResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         read_query(req.env, routes.NOTHING)
         who: Principal = req.env[WHO]
-        status = reply_json(self._daemon.call({"op": "status"}, who=who))
-        if not who.may(Need("monitor")):
-            status = {name: status[name] for name in STATUS_FOR_ALL}
+        status = status_for(who, reply_json(self._daemon.call({"op": "status"}, who=who)))
         for name in ("oldest_event_at", "newest_event_at"):
             if status.get(name) is not None:
                 status[name] = timestamp(status[name])

@@ -1,4 +1,4 @@
-"""``GET /v1/subscribe``: checked here, then the connection is handed over to the broadcaster."""
+"""``/v1/subscribe``: checked here, then the connection is handed over to the broadcaster."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import falcon
 from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
-from kvstore_core.limits import MAX_FILTERS
-from kvstore_core.media_types import NDJSON, SSE
+from kvstore_core.media_types import JSON, NDJSON, SSE
 from kvstore_http import routes
+from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol import query_params
-from kvstore_http.protocol.bodies import choose_type
+from kvstore_http.protocol.bodies import choose_type, read_json, require_type
 from kvstore_http.protocol.environ import HAND_OVER, NO_ROOM, WHO
-from kvstore_http.protocol.query_params import Parameter, Query, read_query
+from kvstore_http.protocol.query_params import Query, SinceTime, filters_of, read_query
+from kvstore_http.protocol.subscription_body import read_subscription
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
+from kvstore_http.streaming.change_pages import position_at
 from kvstore_http.streaming.event_format import Format
 from kvstore_http.streaming.stream_sockets import Stream, StreamSpec, StreamStart
 
@@ -39,7 +41,10 @@ class SubscribeResource:
     at once, and the EventSource comes back later.
     """
 
-    def __init__(self, feed: ChangeFeed, broadcaster: Broadcaster, settings: HttpSettings) -> None:
+    def __init__(
+        self, daemon: DaemonClient, feed: ChangeFeed, broadcaster: Broadcaster, settings: HttpSettings
+    ) -> None:
+        self._daemon = daemon
         self._feed = feed
         self._broadcaster = broadcaster
         self._patience = settings.daemon_timeout_ms / 1000
@@ -48,9 +53,31 @@ class SubscribeResource:
         """Answer with the stream's headers; after them the server hands the connection over."""
         query = read_query(req.env, routes.SUBSCRIBE)
         media_type = choose_type(req, SSE, NDJSON)
-        who: Principal = req.env[WHO]
-        spec, start = _spec(query, media_type), _start(req, query)
         is_event_source = media_type == SSE and SSE in (req.get_header("Accept") or "").lower()
+        self._begin(req, resp, query, media_type, is_event_source=is_event_source)
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The same, with the parameters in a JSON body."""
+        require_type(req.env, JSON)
+        read_query(req.env, routes.NOTHING)
+        media_type = choose_type(req, SSE, NDJSON)
+        query = read_subscription(read_json(req.env))
+        self._begin(req, resp, query, media_type, is_event_source=False)
+
+    on_query = on_post
+
+    def _begin(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        query: Query,
+        media_type: str,
+        *,
+        is_event_source: bool,
+    ) -> None:
+        who: Principal = req.env[WHO]
+        spec, begin = _spec(query, media_type), _start(req, query)
+        start = StreamStart(None) if isinstance(begin, SinceTime) else begin
         resp.content_type = media_type
         resp.set_header("cache-control", "no-store, no-transform")
         resp.set_header("x-accel-buffering", "no")
@@ -64,8 +91,10 @@ class SubscribeResource:
                 raise req.env[NO_ROOM]
             spec = _permitted(spec, start, who)
             self._wait_for_daemon(is_event_source=is_event_source)
+            if isinstance(begin, SinceTime):
+                start = StreamStart(position_at(self._daemon, begin.milliseconds))
             if req.method != "HEAD":
-                self._broadcaster.check_room()
+                self._broadcaster.check_room(spec)
         except KvError as error:
             if not is_event_source or not error.row.is_temporary:
                 raise
@@ -109,12 +138,12 @@ def _permitted(spec: StreamSpec, start: StreamStart, who: Principal) -> StreamSp
     return spec
 
 
-def _start(req: falcon.Request, query: Query) -> StreamStart:
+def _start(req: falcon.Request, query: Query) -> StreamStart | SinceTime:
     last_id = _last_event_id(req, query)
-    since = query_params.STREAM_SINCE.read(last_id) if last_id else query.get(query_params.STREAM_SINCE)
-    if since is None:
-        return StreamStart(None, snapshot=query.get(query_params.SNAPSHOT) or False)
-    return StreamStart(since)
+    since = query_params.EVENT_ID.read(last_id) if last_id else query.get(query_params.STREAM_SINCE)
+    if isinstance(since, SinceTime):
+        return since
+    return StreamStart(since, snapshot=since is None and (query.get(query_params.SNAPSHOT) or False))
 
 
 def _last_event_id(req: falcon.Request, query: Query) -> str:
@@ -130,18 +159,22 @@ def _last_of(ids: str) -> str:
 
 
 def _spec(query: Query, media_type: str) -> StreamSpec:
-    prefixes, keys = _several(query, query_params.STREAM_PREFIX), _several(query, query_params.STREAM_KEY)
+    prefixes = filters_of(query, query_params.STREAM_PREFIX)
+    keys = filters_of(query, query_params.STREAM_KEY)
     ops = query.get(query_params.OPS) or []
     wanted = Filter.normalized(prefixes, keys, ops)
     has_values = query.get(query_params.VALUES) is not False
     inline = query.get(query_params.INLINE) or False
     form = Format(media_type == SSE, has_values, is_chunked=False, inline=inline)
-    return StreamSpec(wanted, form, query.get(query_params.PREVIOUS) or False)
-
-
-def _several(query: Query, parameter: Parameter[str]) -> list[str]:
-    texts = query.all(parameter)
-    if len(texts) > MAX_FILTERS:
-        message = f"{parameter.name} is given {len(texts)} times; the limit is {MAX_FILTERS}"
-        raise KvError("bad_request", message, parameter=parameter.name, limit=MAX_FILTERS)
-    return texts
+    is_latest, sample = query.get(query_params.DELIVER), query.get(query_params.SAMPLE)
+    if sample is not None and is_latest is False:
+        raise KvError(
+            "bad_request", "sample implies deliver=latest; leave deliver=all out", parameter="sample"
+        )
+    return StreamSpec(
+        wanted,
+        form,
+        query.get(query_params.PREVIOUS) or False,
+        is_latest=bool(is_latest or sample),
+        sample_ms=sample or 0,
+    )

@@ -16,7 +16,6 @@ from typing import Any
 from kvstore_core.access.tokens import without_secrets
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_http import routes
-from kvstore_http.protocol import query_params
 
 log = logging.getLogger("kvstore.http")
 access = logging.getLogger("kvstore.access")
@@ -28,7 +27,7 @@ _SHOWN = frozenset(
     parameter.name
     for endpoint in routes.ENDPOINTS
     for parameter in endpoint.query.values()
-    if parameter is not query_params.BY  # it is part of the resulting value
+    if not parameter.tells_value
 )
 
 Ended = Callable[[str, int, int], None]

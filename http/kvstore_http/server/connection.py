@@ -6,6 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from gevent.hub import Waiter
@@ -13,11 +14,19 @@ from waitress.buffers import OverflowableBuffer
 from waitress.channel import ClientDisconnected, HTTPChannel
 
 from kvstore_core.errors import KvError
+from kvstore_http.backend.request_queue import QueuedRequest
 from kvstore_http.protocol.environ import NO_ROOM
 from kvstore_http.routes import SUBSCRIBE_PATH
 from kvstore_http.server.access_log import Ended
 from kvstore_http.server.parser import Parser, RefusalError
-from kvstore_http.server.response import HandOver, RefusalTask, Task, refused_by_head, wants_stream
+from kvstore_http.server.response import (
+    JOINED_BYTES,
+    HandOver,
+    RefusalTask,
+    Task,
+    refused_by_head,
+    wants_stream,
+)
 from kvstore_http.server.tls_socket import READ, WRITE
 
 log = logging.getLogger("kvstore.http")
@@ -62,6 +71,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     """Why this is one connection too many. It is closed after its first request."""
     hand_over: tuple[HandOver, bool] | None = None
     on_stream_end: Ended | None = None
+    short: QueuedRequest | None = None
+    """The request that is under way on the short path. ``serving`` is set as well."""
     _counted = 0
     _drained: Waiter | None = None
     _writer: Any = None
@@ -94,7 +105,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def _on_readable(self) -> None:
         try:
-            self.handle_read()
+            if self.handle_read():
+                return
             if self.no_room is not None:
                 self._refuse_for_lack_of_room(self.no_room)
             self._serve_if_due()
@@ -110,23 +122,62 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             log.exception("a connection failed while it was written")
             self.handle_close()
 
-    def handle_read(self) -> None:
-        """Read once. A request that is being served goes on at the end of the input: a client may close its
-        sending side and still read."""
+    def handle_read(self) -> bool:
+        """Read once; whether that began a request on the short path. A request that is being served goes on
+        at the end of the input: a client may close its sending side and still read."""
         try:
             data = self.socket.recv(self.adj.recv_bytes)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             self.handle_close()
-            return
+            return False
         if data:
-            self.last_activity = time.monotonic()
+            self._last_activity = time.monotonic()
+            if self._begins_short(data):
+                return True
             self.received(data)
-        elif self.requests:
+        elif self.requests or self.short is not None:
             self.peer_finished = True
         else:
             self.handle_close()
+        return False
+
+    def _begins_short(self, data: bytes) -> bool:
+        short_path = self.server.short_path
+        is_between = not (self.serving or self.request or self.requests or self.total_outbufs_len)
+        if short_path is None or not is_between or self.close_when_flushed or self.no_room is not None:
+            return False
+        self.short = short_path.begin(self, data)
+        if self.short is None:
+            return False
+        self.serving = True
+        if self.short.size:
+            self.count_held()
+        return True
+
+    def send_short(self, head: bytes, body: bytes) -> None:
+        """Send the answer to the request on the short path, unless the client has left."""
+        if self.connected:
+            pieces = (head + body,) if len(body) <= JOINED_BYTES else (head, body)
+            with suppress(ClientDisconnected):
+                self._send_at_once(pieces, len(head) + len(body))
+
+    def end_short(self) -> None:
+        """Go on with what came while it was under way."""
+        self.short, self.serving = None, False
+        if self.server.stopping:
+            # the answer said that it is the last
+            while self.requests:
+                self.requests.pop().close()
+            self.close_when_flushed = True
+        elif self.peer_finished and not self.requests:  # else that is said behind the last of them
+            self.close_when_flushed = True
+        is_done = not (self.total_outbufs_len or self.close_when_flushed or self.will_close)
+        if is_done and not (self.request or self.requests or self._counted):
+            return
+        self._serve_if_due()
+        self._flush_and_watch()
 
     def check_client_disconnected(self) -> bool:
         return self.peer_finished or not self.connected
@@ -206,11 +257,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def count_held(self) -> None:
         """Report to the server how many bytes are kept for this connection: unsent answers and received
         requests, in memory or in a temporary file."""
-        if not (self._counted or self.total_outbufs_len or self.requests or self.request):
+        if not (self._counted or self.total_outbufs_len or self.requests or self.request or self.short):
             return
         held: int = self.total_outbufs_len + sum(map(_size_of, self.requests)) if self.connected else 0
         if self.request is not None and self.connected:
             held += _size_of(self.request)
+        if self.short is not None and self.connected:
+            held += self.short.size
         if held != self._counted:
             change, self._counted = held - self._counted, held
             self.server.held_changed(self, change, held)
@@ -285,7 +338,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Serve a request that has already arrived; close the connection if there is none."""
         if not self.requests:
             self._on_readable()
-        if not self.requests and not self.total_outbufs_len:
+        if not (self.requests or self.short or self.total_outbufs_len):
             self.handle_close()
 
     def sweep(self, now: float) -> None:
@@ -300,7 +353,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         elif self.total_outbufs_len:
             if idle > STALL_SECONDS:
                 self.handle_close()
-        elif self.requests:
+        elif self.requests or self.short:
             return
         elif self.request is None:
             if idle > IDLE_SECONDS:
@@ -319,6 +372,9 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def _serve(self) -> None:
         try:
+            with suppress(ClientDisconnected):
+                # what is left of an answer on the short path: the next one may be long in coming
+                self._flush_outbufs_below_high_watermark()
             while self.connected:
                 if self.requests:
                     self.service()

@@ -40,10 +40,12 @@ _PLAIN_LINE = re.compile(
 """A request line whose target is a path and perhaps a query: visible ASCII without ``#``, and no ``//`` in
 front, which could be read as the name of a host."""
 
-_PLAIN_HEAD_BYTES = 2048
-"""A longer head is not plain. This also bounds the memory of the lines that are kept."""
-_KEPT_LINES = 1024
-"""How many parsed header lines are kept: a client sends nearly the same ones in each request."""
+PLAIN_HEAD_BYTES = 2048
+"""A longer head is not plain, nor one of more lines. This also bounds the memory of the headers that are
+kept."""
+_PLAIN_LINES = 32
+_KEPT_BLOCKS = 1024
+"""How many heads' headers are kept: most clients send the same ones in each request."""
 
 _NOT_PLAIN = frozenset((b"TRANSFER_ENCODING", b"EXPECT", b"UPGRADE"))
 
@@ -87,31 +89,7 @@ def refusal_of(problem: Error) -> KvError:
     return KvError(_CODES.get(problem.code, "internal"), str(problem.body))
 
 
-_SECRET_LINES = (b"authorization:", b"cookie:")
-_MOST_SECRET = max(map(len, _SECRET_LINES))
-_secret_field = lru_cache(_KEPT_LINES)(lambda line: _parsed_field(line))
-"""Of lines with credentials, which are many and so would push out those that are the same for everybody."""
-
-
 def _plain_field(line: bytes) -> tuple[str, str] | None:
-    """As :func:`_parsed_field`, which a few lines are kept of."""
-    field = _kept_fields.get(line)
-    if field is not None:
-        return field
-    if line[:_MOST_SECRET].lower().startswith(_SECRET_LINES):
-        return _secret_field(line)
-    field = _parsed_field(line)
-    if field is not None:
-        if len(_kept_fields) >= _KEPT_LINES:
-            _kept_fields.clear()
-        _kept_fields[line] = field
-    return field
-
-
-_kept_fields: dict[bytes, tuple[str, str]] = {}
-
-
-def _parsed_field(line: bytes) -> tuple[str, str] | None:
     """Name and value as waitress keeps them; None for a line that is not plain: folded, malformed, with a
     name that waitress drops, or one that changes how the request is read."""
     found = FIELD.fullmatch(line)
@@ -128,10 +106,15 @@ def _parsed_field(line: bytes) -> tuple[str, str] | None:
     return kept_name.decode("latin-1"), value.decode("latin-1")
 
 
-def _plain_fields(block: bytes) -> dict[str, str] | None:
-    """The headers of a plain request, None if they are not plain: one is there twice, or there is no Host."""
+@lru_cache(_KEPT_BLOCKS)
+def plain_headers(block: bytes) -> dict[str, str] | None:
+    """The headers in the lines of a head, as waitress keeps them; None if they are not plain: one is there
+    twice, or there is no Host. Not to be changed."""
     fields: dict[str, str] = {}
-    for line in block.split(b"\r\n"):
+    lines = block.split(b"\r\n")
+    if len(lines) > _PLAIN_LINES:
+        return None
+    for line in lines:
         field = _plain_field(line)
         if field is None or field[0] in fields:
             return None
@@ -229,11 +212,11 @@ class Parser(HTTPRequestParser):  # type: ignore[misc]
         bytes that was, 0 if the request is not plain. Sets the same attributes as waitress's parser, in a
         fraction of the time.
         """
-        end = data.find(b"\r\n\r\n", 0, _PLAIN_HEAD_BYTES)
+        end = data.find(b"\r\n\r\n", 0, PLAIN_HEAD_BYTES)
         line = _PLAIN_LINE.match(data)
         if line is None or end < line.end() or end + 4 >= self.adj.max_request_header_size:
             return 0
-        headers = _plain_fields(data[line.end() : end])
+        headers = plain_headers(data[line.end() : end])
         if headers is None:
             return 0
         length = int(headers.get("CONTENT_LENGTH", "0"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from socket import socket
 from time import perf_counter_ns
@@ -44,7 +44,7 @@ framed as chunks (HTTP/1.1) or ends with the connection (HTTP/1.0). Returns an o
 _OURS = frozenset(("content-length", "connection", "date", "server", "x-request-id"))
 """Headers that the server writes; those of the application are dropped."""
 
-_JOINED_BYTES = 64 * 1024
+JOINED_BYTES = 64 * 1024
 """A head is joined with a body of up to this size; a larger body is sent behind it without being copied."""
 
 _PLAIN_HEADERS = frozenset(("CONTENT_LENGTH", "CONTENT_TYPE"))
@@ -82,6 +82,18 @@ def _spelled(name: str) -> str:
 def _tail(ident: str, second: int) -> str:
     """The end of every head that is written within ``second``."""
     return f"\r\nServer: {ident}\r\nDate: {build_http_date(second)}\r\n\r\n"
+
+
+def response_head(line: str, headers: Iterable[tuple[str, str]], own: list[str], ident: str) -> bytes:
+    """A response up to its body: the status line, the application's headers, those of the server's ``own``
+    that are about this response, and those that all have. Raises ValueError for a line feed in one."""
+    lines = [line]
+    lines += [prefix + value for name, value in headers if (prefix := _PREFIXES[name])]
+    lines += own
+    head = "\r\n".join(lines)
+    if head.count("\n") != len(lines) - 1:
+        raise ValueError("a header of the response holds a line feed")
+    return (head + _tail(ident, int(time.time()))).encode("latin-1")
 
 
 class _ResponseHead:
@@ -124,6 +136,8 @@ class _ResponseHead:
             is_open_ended = self.has_body and self.content_length is None
             took = None if is_open_ended or self.is_long_poll else elapsed
             counters.request_ended(self.route, self.request.command, self.status, took)
+            if self.is_long_poll and self.status.startswith("504"):
+                counters.wait_timed_out()
             if elapsed >= access_log.slow_ns or access_log.is_noting:
                 access_log.request_ended(self, elapsed, is_ours=took is not None)
 
@@ -134,18 +148,15 @@ class _ResponseHead:
         has_length = has_body and self.content_length is not None
         is_open_ended = has_body and not has_length
         self.chunked_response = is_open_ended and self.version == "1.1"
-        lines = [f"HTTP/{self.version} {self.status}"]
-        lines += [prefix + value for name, value in self.response_headers if (prefix := _PREFIXES[name])]
+        own: list[str] = []
         if has_length:
-            lines.append(f"Content-Length: {self.content_length}")
+            own.append(f"Content-Length: {self.content_length}")
         elif self.chunked_response:
-            lines.append("Transfer-Encoding: chunked")
-        lines.append(f"X-Request-Id: {self.request_id}")
-        lines += self._connection(is_open_ended)
-        head = "\r\n".join(lines)
-        if head.count("\n") != len(lines) - 1:
-            raise ValueError("a header of the response holds a line feed")
-        return (head + _tail(self.channel.server.adj.ident, int(time.time()))).encode("latin-1")
+            own.append("Transfer-Encoding: chunked")
+        own.append(f"X-Request-Id: {self.request_id}")
+        own += self._connection(is_open_ended)
+        line = f"HTTP/{self.version} {self.status}"
+        return response_head(line, self.response_headers, own, self.channel.server.adj.ident)
 
     def _connection(self, is_open_ended: bool) -> list[str]:
         wish = self.request.headers.get("CONNECTION", "").lower()
@@ -238,7 +249,7 @@ class Task(_ResponseHead, WSGITask):  # type: ignore[misc]  # waitress has no ty
         if not self.has_body:
             data = b""
         self.content_bytes_written += len(data)
-        if len(data) > _JOINED_BYTES:
+        if len(data) > JOINED_BYTES:
             pieces: tuple[bytes, ...] = (head, data)
             if self.chunked_response:
                 pieces = (b"%b%X\r\n" % (head, len(data)), data, b"\r\n")
@@ -300,7 +311,7 @@ def refused_by_head(channel: Any, request: Any) -> Error | None:
     body refuses one first. Methods without a body are not tried, since they would do their work; a stranger's
     large body is refused with them.
     """
-    if request.command not in ("DELETE", "PATCH", "POST", "PUT"):
+    if request.command not in ("DELETE", "PATCH", "POST", "PUT", "QUERY"):
         return RefusalError(strangers_body()) if request.is_from_stranger else None
     task = Task(channel, request)
     task.request_id = sent_id(request.headers) or new_id()

@@ -39,6 +39,7 @@ from kvstore_http.server.access_log import AccessLog
 from kvstore_http.server.certificate import Certificate
 from kvstore_http.server.connection import HEADER_SECONDS, LINGER_SECONDS, Channel, LingeringClose
 from kvstore_http.server.listen import BACKLOG
+from kvstore_http.server.short_path import ShortPath
 from kvstore_http.server.tls_socket import READ, Handshake
 
 log = logging.getLogger("kvstore.http")
@@ -101,6 +102,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
     that made it. While ``stopping``, every response says that its connection ends. With a ``certificate`` it
     speaks TLS, and answers those who do not with 400.
 
+    Requests that ``short_path`` recognises do not reach the application.
     ``environ`` is part of that of every request. A large body is read only if the application wants it, asked
     without it, where ``is_stranger`` says so of the request's headers."""
 
@@ -117,6 +119,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         held_bytes: int | None = None,
         certificate: Certificate | None = None,
         environ: Mapping[str, Any] | None = None,
+        short_path: ShortPath | None = None,
         **adjustments: Any,
     ) -> None:
         # a streamed answer holds the next part of it as well
@@ -128,6 +131,7 @@ class HttpServer(BaseWSGIServer):  # type: ignore[misc]
         self._unaccepted_log = RateLimitedLog(log)
         self.counters = counters or WorkerCounters.alone()
         self.access_log = access_log or AccessLog()
+        self.short_path = short_path
         self.hub = gevent.get_hub()
         self.loop = self.hub.loop
         self.pool = GreenletPool(self.hub)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
@@ -20,6 +20,7 @@ import gevent
 from kvstore_core.access.grants import Need
 from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
+from kvstore_core.filters import Filter
 from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor
 from kvstore_http.backend.daemon_client import DaemonClient
@@ -29,9 +30,11 @@ from kvstore_http.streaming import event_format
 from kvstore_http.streaming.catch_up import CatchUp
 from kvstore_http.streaming.change_cursor import ChangeCursor
 from kvstore_http.streaming.change_feed import ChangeFeed
+from kvstore_http.streaming.conflation import KeptChange
 from kvstore_http.streaming.event_format import Encoder
 from kvstore_http.streaming.filter_index import FilterIndex
 from kvstore_http.streaming.lagging_streams import LaggingStreams
+from kvstore_http.streaming.latest_streams import LatestStreams
 from kvstore_http.streaming.stream_sockets import Stream, StreamSockets, StreamSpec, StreamStart
 
 EXPIRY_SECONDS = 0.5
@@ -39,6 +42,9 @@ EXPIRY_SECONDS = 0.5
 
 LEAVING_SECONDS = 10.0
 """How long a stream that its caller may not have any more may take to read its end."""
+
+MAX_FILTER_BYTES = 64 * 1024 * 1024
+"""What the filters of all streams of a worker may hold, equal ones counted once."""
 
 BEATS = 15
 """Heartbeats of all streams are spread over this many ticks of the interval."""
@@ -95,9 +101,15 @@ class Broadcaster:
         self._sockets = StreamSockets(
             self._hub, settings.stream_buffer_bytes, self._drained, self._forget, counters
         )
-        self._lagging = LaggingStreams(daemon, feed, self._sockets, counters, self._caught_up)
+        self._latest = LatestStreams(
+            self._loop, self._sockets, counters, self._given_to, lambda stream: self._lagging.drained(stream)
+        )
+        self._lagging = LaggingStreams(
+            daemon, feed, self._sockets, counters, self._caught_up, self._latest.send
+        )
         self._catch_up = CatchUp(daemon, feed, self._lagging)
         self._groups: dict[StreamSpec, StreamGroup] = {}
+        self._filter_bytes = 0
         self._indexes: dict[bool, FilterIndex[StreamGroup]] = {False: FilterIndex(), True: FilterIndex()}
         self._ahead_of_feed: set[StreamGroup] = set()
         self._is_stopping = False
@@ -118,14 +130,23 @@ class Broadcaster:
 
     # ── streams come and go ─────────────────────────────────────────────────────────────────────
 
-    def check_room(self) -> None:
-        """Raise ``too_busy`` if no further stream is taken."""
+    def check_room(self, spec: StreamSpec) -> None:
+        """Raise ``too_busy`` if no further stream, or none that asks for so many keys, is taken."""
         if self._is_stopping:
             raise KvError("unavailable", "the service is stopping; connect again")
         if len(self._sockets) >= self._max_streams:
             limit = self._max_streams
             self._counters.stream_refused()
             raise KvError("too_busy", f"{limit} streams are open, the limit (--max-streams)", limit=limit)
+        if self._filter_bytes + _size_of(spec.wanted) > MAX_FILTER_BYTES and not self._has_filter(spec):
+            self._counters.stream_refused()
+            raise KvError("too_busy", "the open streams name too many keys and prefixes; name fewer")
+
+    def _has_filter(self, spec: StreamSpec) -> bool:
+        return any(
+            spec._replace(form=spec.form._replace(is_chunked=is_chunked)) in self._groups
+            for is_chunked in (True, False)
+        )
 
     def adopt(
         self, spec: StreamSpec, start: StreamStart, who: Principal, sock: socket, unsent: bytes
@@ -136,6 +157,8 @@ class Broadcaster:
         stream.group = group = self._group(spec)
         group.size += 1
         self._sockets.add(stream)
+        if spec.is_latest:
+            self._latest.open(stream, spec)
         self._counters.stream_opened(is_resumed=start.since is not None)
         self._beats[stream.fd % BEATS].add(stream)
         hello = event_format.retry(form, random.randint(*RETRY_MS))  # noqa: S311  # not a secret
@@ -145,7 +168,7 @@ class Broadcaster:
         if self._is_stopping:
             self._sockets.end(stream)
         else:
-            self._catch_up.add(stream, spec, start)
+            self._catch_up.add(stream, group.spec, start)  # not another copy of a long filter
         if self._judge is not None:
             self._by_caller.setdefault(who, set()).add(stream)
             self._review({who: {stream}})  # it may have lost what it needs since it was asked
@@ -155,6 +178,7 @@ class Broadcaster:
         group = self._groups.get(spec)
         if group is None:
             group = self._groups[spec] = StreamGroup(spec)
+            self._filter_bytes += _size_of(spec.wanted)
             self._indexes[spec.previous].add(group, spec.wanted)
         return group
 
@@ -163,6 +187,7 @@ class Broadcaster:
         self._leaving.pop(stream, None)
         self._forget_caller(stream)
         self._lagging.discard(stream)
+        self._latest.forget(stream)
         group.leave(stream)
         self._beats[stream.fd % BEATS].discard(stream)
         group.size -= 1
@@ -170,19 +195,25 @@ class Broadcaster:
             return
         previous = group.spec.previous
         del self._groups[group.spec]
+        self._filter_bytes -= _size_of(group.spec.wanted)
         self._ahead_of_feed.discard(group)
         self._indexes[previous].remove(group)
         if previous and not self._indexes[True]:
             self.feed.close_previous_cursor()
 
     def _drained(self, stream: Stream) -> None:
-        self._lagging.drained(stream)
+        self._latest.send(stream)
+        if not stream.is_blocked:
+            self._lagging.drained(stream)
 
     def _caught_up(self, stream: Stream, data: bytes, sync: bytes, position: int) -> None:
         """Send the last of what the stream missed, and let it have what the feed delivers from now on."""
-        end = stream.form.framed(sync)
-        self._counters.sent(len(end))
-        self._sockets.queue(stream, data + end)
+        if stream.conflation is not None:
+            stream.conflation.owes_sync |= bool(sync)
+        else:
+            end = stream.form.framed(sync)
+            self._counters.sent(len(end))
+            self._sockets.queue(stream, data + end)
         if stream.is_gone or stream.is_ending:
             return
         group: StreamGroup = stream.group
@@ -191,6 +222,7 @@ class Broadcaster:
             self._ahead_of_feed.add(group)
         else:
             group.enter(stream)
+        self._latest.send(stream)
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────
 
@@ -205,15 +237,18 @@ class Broadcaster:
                 # the cursor has moved on: a stream that stayed would never get these changes
                 log.exception("changes could not be written; the streams that need them are cut off")
                 self._cut_off(group)
-        self._enter_reached(cursor)
-        self._lagging.feed_moved()
         # not in the next turn of the loop: requests may be served first
         self._sockets.flush()
+        self._enter_reached(cursor)
+        self._lagging.feed_moved()
         if found:
             self._counters.changes_sent(time.time_ns() // 1_000_000 - batches[-1][0].time)
 
     def _deliver_to(self, group: StreamGroup, encoder: Encoder, taken: list[Batch]) -> None:
         form = group.spec.form
+        if group.spec.is_latest:
+            self._deliver_newest(group, encoder, taken)
+            return
         if group.caught_up:
             data = form.framed(encoder.batches(form, taken))
             readers, events = len(group.caught_up), sum(map(len, taken))
@@ -223,6 +258,39 @@ class Broadcaster:
                 self._sockets.queue(stream, data)
         if group.ahead_of_feed:
             self._deliver_ahead(group, encoder, taken)
+
+    def _deliver_newest(self, group: StreamGroup, encoder: Encoder, taken: list[Batch]) -> None:
+        form, bound = group.spec.form, self._sockets.buffer_bytes
+        changes = encoder.newest(form, taken)
+        waits = bool(group.spec.sample_ms) or sum(change.size for change in changes) > bound
+        data, readers = b"", 0
+        for stream in list(group.caught_up):
+            if waits or stream.is_blocked or stream.conflation:
+                self._give(stream, taken, changes)
+                continue
+            if not data:
+                epoch = self.feed.cursor(previous=group.spec.previous).position.epoch
+                data = form.framed(event_format.newest(form, changes, epoch))
+            stream.events += len(changes)
+            readers += 1
+            if stream.unsent <= bound:
+                self._sockets.queue(stream, data)
+            else:
+                self._sockets.offer(stream, data)
+        self._counters.sent(readers * len(data), readers * len(changes))
+        self._counters.conflated(readers * sum(change.skipped for change in changes))
+        for stream, position in list(group.ahead_of_feed.items()):
+            later = [batch for batch in taken if batch[0].revision > position]
+            if later:
+                self._give(stream, later, encoder.newest(form, later))
+
+    def _give(self, stream: Stream, batches: list[Batch], changes: Sequence[KeptChange]) -> None:
+        """Let ``stream`` have the newest of ``batches``, or, if that is too much to wait, read them later."""
+        group: StreamGroup = stream.group
+        if not self._latest.give(stream, changes) and not stream.is_gone:
+            epoch = self.feed.cursor(previous=group.spec.previous).position.epoch
+            group.leave(stream)
+            self._catch_up.go_on(stream, group.spec, Cursor(batches[0][0].revision - 1, epoch))
 
     def _cut_off(self, group: StreamGroup) -> None:
         for stream in [*group.caught_up, *group.ahead_of_feed]:
@@ -259,6 +327,8 @@ class Broadcaster:
                 self._counters.streams_reset(len(streams))
                 for stream in streams:
                     group.leave(stream)
+                    if stream.conflation is not None:
+                        stream.conflation.clear()
                     self._catch_up.add(stream, group.spec, start)
         self._lagging.feed_moved()
 
@@ -309,10 +379,21 @@ class Broadcaster:
         self._sockets.end(stream, f"its caller is {code}")
 
     def _position_of(self, stream: Stream) -> Cursor | None:
+        """From where ``stream`` can be resumed; None if it cannot be yet."""
+        position = self._followed_to(stream) or self._lagging.position_of(stream)
+        if position is not None and stream.conflation:
+            return position._replace(revision=stream.conflation.sent_through(position.revision))
+        return position
+
+    def _given_to(self, stream: Stream) -> Cursor | None:
+        return self._followed_to(stream) or self._lagging.given_to(stream)
+
+    def _followed_to(self, stream: Stream) -> Cursor | None:
+        """The position of a stream that is not being caught up."""
         group: StreamGroup = stream.group
         ahead = group.ahead_of_feed.get(stream)
         if ahead is None and stream not in group.caught_up:
-            return self._lagging.position_of(stream)
+            return None
         position = self.feed.cursor(previous=group.spec.previous).position
         return position if ahead is None else Cursor(ahead, position.epoch)
 
@@ -343,6 +424,7 @@ class Broadcaster:
                 continue  # it is being sent something else
             group: StreamGroup = stream.group
             cursor, is_caught_up = self.feed.cursor(previous=group.spec.previous), stream in group.caught_up
+            is_caught_up = is_caught_up and not stream.conflation
             which = (stream.form, group.spec.previous, is_caught_up)
             data = made.get(which)
             if data is None:
@@ -365,3 +447,7 @@ class Broadcaster:
         self._expiry_ticker.close()
         self._catch_up.close()
         self._sockets.close()
+
+
+def _size_of(wanted: Filter) -> int:
+    return sum(len(text.encode()) for texts in (wanted.prefixes, wanted.keys) for text in texts)

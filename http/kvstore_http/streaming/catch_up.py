@@ -26,6 +26,7 @@ from collections.abc import Callable
 
 import gevent
 
+from kvstore_core.model import Cursor
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.greenlet_pool import GreenletPool
 from kvstore_http.streaming.change_feed import ChangeFeed
@@ -69,6 +70,11 @@ class CatchUp:
         self._feed.wake_up()
         if self._feed.is_started:
             self._streams.start()
+        self._run()
+
+    def go_on(self, stream: Stream, spec: StreamSpec, position: Cursor) -> None:
+        """Catch ``stream``, which was caught up and has everything up to ``position``, up again."""
+        self._streams.go_on(stream, spec, position)
         self._run()
 
     def close(self) -> None:

@@ -146,7 +146,7 @@ class ChangeCursor:
             self.is_reading = False
 
     def _read_page(self, follower: Follower, cursor: Cursor) -> None:
-        op = {"op": "events", "since": str(cursor), "limit": MAX_PAGE}
+        op = {"op": "events", "since": str(cursor), "limit": MAX_PAGE, "stale": True}
         if self.previous:
             op["previous"] = True
         try:
@@ -179,5 +179,10 @@ class ChangeCursor:
 
 def value_bytes(events: Iterable[Event]) -> int:
     """The bytes of all values in ``events``, of those that they replaced too."""
-    records = (record for event in events for record in (event.record, event.previous) if record is not None)
-    return sum(len(record.value or b"") for record in records)
+    size = 0
+    for event in events:
+        if event.record is not None:
+            size += len(event.record.value or b"")
+        if event.previous is not None:
+            size += len(event.previous.value or b"")
+    return size

@@ -13,20 +13,19 @@ something is missing. Streams wait for the position, not for a heartbeat.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import gevent
 import zmq
 from gevent.event import Event as Signal
-from gevent.hub import Waiter
 
 from kvstore_core.access.login_file import CurveKeys
 from kvstore_core.access.principal import THE_FACADE
-from kvstore_core.connection_monitor import notice_death
+from kvstore_core.connection_monitor import NOBLOCK, POLLIN, notice_death
 from kvstore_core.curve import apply_curve
 from kvstore_core.errors import KvError
+from kvstore_core.filters import Filter
 from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor
 from kvstore_core.wire import HEARTBEAT_TOPIC, Heartbeat, decode_change
@@ -34,6 +33,8 @@ from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.backend.dealer_socket import READ, RECONNECT_MAX_MS, RECONNECT_MS
 from kvstore_http.greenlet_pool import GreenletPool
 from kvstore_http.streaming.change_cursor import RETRY_SECONDS, ChangeCursor, ChangeListener
+from kvstore_http.streaming.filter_index import only
+from kvstore_http.streaming.waiting import Asking, WaitingRequests, Woken
 
 MESSAGES_PER_TURN = 500
 """How many messages are received before the loop serves everything else."""
@@ -47,17 +48,11 @@ that reconnects, finds it awake."""
 
 EVERYTHING = b""
 
+_EVENTS = int(zmq.EVENTS)
+
 
 def _ignore(_tag: str) -> None:
     """While access is off nobody listens."""
-
-
-class _Waiting(NamedTuple):
-    """A long poll: the revision of its last read, and how it is told to go on."""
-
-    since: int
-    waiter: Waiter
-    check: Callable[[], None]
 
 
 class FeedListener(ChangeListener, Protocol):
@@ -86,8 +81,9 @@ class ChangeFeed:
         self._is_awake = False
         self._is_idle = False
         self._started = Signal()  # awake, and the cursor has the store's present position
-        self._is_closed = False
-        self._waiting: dict[str, list[_Waiting]] = {}
+        self.is_closed = False
+        """Whether the service stops, so that nothing is waited for any more."""
+        self._waiting = WaitingRequests(self._hub)
         self._cursor = ChangeCursor(daemon, self._pool, self, previous=False)
         self._previous_cursor: ChangeCursor | None = None
         self._heard_at = self._published_at = monotonic()
@@ -140,7 +136,7 @@ class ChangeFeed:
     def wake_up(self) -> None:
         """Follow the changes, since somebody listens."""
         self._is_idle = False
-        if not self._is_awake and not self._is_closed:
+        if not self._is_awake and not self.is_closed:
             self._is_awake = True
             self._socket.subscribe(EVERYTHING)
             self._loop.run_callback(self._receive)  # the edge of ZMQ_FD may have been consumed
@@ -150,7 +146,7 @@ class ChangeFeed:
     def _start(self) -> None:
         """Follow from the present on. No stream needs what was missed, since none was there; a long poll
         that read before that finds it forgotten, and reads again."""
-        while not self._is_closed:
+        while not self.is_closed:
             try:
                 reply = self._daemon.request([{"op": "status"}], who=THE_FACADE)
             except KvError:
@@ -171,6 +167,7 @@ class ChangeFeed:
         self._loop.run_callback(self._receive)
 
     def _tick(self) -> None:
+        self._waiting.end_those_who_left()
         if not self._started.is_set():
             return
         if monotonic() - self._heard_at >= SILENCE_SECONDS:
@@ -210,17 +207,14 @@ class ChangeFeed:
         if self.listener is not None:
             self.listener.deliver(cursor, batches)
         if self._waiting and cursor is self._cursor:
-            for batch in batches:
-                for event in batch:
-                    self._wake(event.key, event.revision)
+            self._waiting.tell(batches)
 
     def reset(self, cursor: ChangeCursor, reason: str, floor: int) -> None:
-        """Pass the reset on, and wake all long polls: every key may have changed. (ChangeListener)"""
+        """Pass the reset on, and wake all long polls: anything may have changed. (ChangeListener)"""
         if self.listener is not None:
             self.listener.reset(cursor, reason, floor)
         if cursor is self._cursor:
-            for key in list(self._waiting):
-                self._wake(key, None)
+            self._waiting.tell_all()
 
     # ── PUB ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -246,11 +240,16 @@ class ChangeFeed:
 
     def _receive_messages(self) -> list[list[bytes]]:
         received: list[list[bytes]] = []
-        if self._socket.closed:
+        socket = self._socket
+        if socket.closed:
             return received
         try:
-            for _ in range(MESSAGES_PER_TURN):
-                received.append(self._socket.recv_multipart(zmq.NOBLOCK))  # noqa: PERF401  # ends by an error
+            received.append(socket.recv_multipart(NOBLOCK))
+            # Often a lone change came: to ask takes less than to receive nothing.
+            if not socket.get(_EVENTS) & POLLIN:
+                return received
+            for _ in range(MESSAGES_PER_TURN - 1):
+                received.append(socket.recv_multipart(NOBLOCK))  # noqa: PERF401  # ends by an error
         except zmq.Again:
             return received
         # there may be more, and ZMQ_FD, which is edge-triggered, does not report it again
@@ -261,65 +260,48 @@ class ChangeFeed:
 
     # ── long polls ──────────────────────────────────────────────────────────────────────────────
 
-    def wait_for_change(self, key: str, since: int, timeout: float, check: Callable[[], None]) -> bool:
-        """Block up to ``timeout`` seconds until ``key`` may have changed after revision ``since`` of the
-        store, which should be the revision of the caller's last read; returns whether it may have.
+    def wait_for_change(self, wanted: Filter, since: Cursor, timeout: float, asking: Asking) -> Woken:
+        """Block up to ``timeout`` seconds until something that is ``wanted`` (normalized) may have happened
+        after ``since``, up to which the caller has read.
 
-        Also True if the changes since then are no longer remembered: read again; and if ``check``, which
-        raises a KvError for a caller who may no longer read the key, says so. False at the end of the time,
-        and earlier if the service stops.
+        It also ends, with ``goes_on``, if the changes since then are no longer remembered or belong to
+        another history, or if ``asking.check`` raises: read again. Without, it ends at the end of the time
+        and, within two seconds, when the client has left; and when the service stops.
         """
         deadline = monotonic() + timeout
         self.wake_up()
-        if not self._started.wait(timeout) or self._is_closed:
-            return False
-        if self._may_have_changed(key, since):
-            return True
-        waiter = Waiter(self._hub)
-        entry = _Waiting(since, waiter, check)
-        self._waiting.setdefault(key, []).append(entry)
-        timer = self._loop.timer(max(deadline - monotonic(), 0.0))
-        timer.start(waiter.switch, False)
-        try:
-            return bool(waiter.get())
-        finally:
-            timer.close()
-            self._forget(key, entry)
+        if not self._started.wait(timeout) or self.is_closed:
+            return Woken(goes_on=False, revision=since.revision)
+        is_here = self._cursor.position.epoch == since.epoch
+        if not is_here and since.epoch != self._daemon.epoch:
+            return Woken(goes_on=True, revision=since.revision)
+        if is_here:  # else the feed is about to notice another history, and tells all
+            batches = self._cursor.after(since.revision)
+            first = None if batches is None else next(only(wanted, batches), None)
+            if batches is None or first:
+                return Woken(
+                    goes_on=True, revision=since.revision if first is None else first[0].revision - 1
+                )
+        goes_on, quiet_until = self._waiting.wait(wanted, since.revision, deadline - monotonic(), asking)
+        if quiet_until is None:
+            reached = self._cursor.position
+            is_here = reached.epoch == since.epoch
+            quiet_until = max(since.revision, reached.revision) if is_here else since.revision
+        return Woken(goes_on, quiet_until)
 
     def end_waits(self) -> None:
         """Let all long polls go on as if their time were up."""
-        self._is_closed = True
+        self.is_closed = True
         self._started.set()
-        for entries in self._waiting.values():
-            for entry in entries:
-                self._loop.run_callback(entry.waiter.switch, False)
+        self._waiting.end()
 
     def end_waits_of_refused(self) -> None:
         """Let the long polls go on whose callers may no longer read what they wait for: they are told so."""
-        for entry in chain.from_iterable(self._waiting.values()):
-            try:
-                entry.check()
-            except KvError:
-                self._loop.run_callback(entry.waiter.switch, True)
-
-    def _may_have_changed(self, key: str, since: int) -> bool:
-        batches = self._cursor.after(since)
-        return batches is None or any(event.key == key for batch in batches for event in batch)
-
-    def _wake(self, key: str, revision: int | None) -> None:
-        for entry in self._waiting.get(key, ()):
-            if revision is None or revision > entry.since:
-                self._loop.run_callback(entry.waiter.switch, True)
-
-    def _forget(self, key: str, entry: _Waiting) -> None:
-        entries = self._waiting[key]
-        entries.remove(entry)
-        if not entries:
-            del self._waiting[key]
+        self._waiting.end_those_refused()
 
     def close(self) -> None:
         """Stop following the changes; streams are not touched."""
-        self._is_closed = True
+        self.is_closed = True
         self._cursor.close()
         if self._previous_cursor is not None:
             self._previous_cursor.close()

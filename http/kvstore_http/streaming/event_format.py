@@ -9,7 +9,7 @@ inside a revision gets all of it again.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -18,6 +18,7 @@ from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor, Event, Record
 from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_http.protocol.json_records import inline_member, timestamp, value_member
+from kvstore_http.streaming.conflation import KeptChange, newest_of
 
 LAST_CHUNK = b"0\r\n\r\n"
 KEPT_PARTS = 16
@@ -35,8 +36,8 @@ class Format(NamedTuple):
     def message(self, name: str, body: bytes, cursor: str | None) -> bytes:
         """One event of the stream. ``body`` is a JSON object."""
         if self.is_sse:
-            ident = f"id: {cursor}\n" if cursor is not None else ""
-            return b"event: %b\n%bdata: %b\n\n" % (name.encode(), ident.encode(), body)
+            head = f"event: {name}\n" if cursor is None else f"event: {name}\nid: {cursor}\n"
+            return b"%bdata: %b\n\n" % (head.encode(), body)
         tail = f',"cursor":"{cursor}"}}\n' if cursor is not None else "}\n"
         inner = body[1:-1]
         return b'{"event":"%b"%b%b%b' % (name.encode(), b"," if inner else b"", inner, tail.encode())
@@ -65,6 +66,15 @@ class Encoder:
     def batches(self, form: Format, batches: Iterable[Batch]) -> bytes:
         """The messages of ``batches``, unframed. Each batch has what a stream gets of one revision."""
         return b"".join(self._message(form, event, batch) for batch in batches for event in batch)
+
+    def newest(self, form: Format, batches: Iterable[Batch]) -> list[KeptChange]:
+        """The newest change of each key in ``batches``, in their order, as they wait for a stream."""
+        return [
+            KeptChange(
+                event.key, event.op, event.revision, event.index, self._body(event, form), skipped, after
+            )
+            for event, skipped, after in newest_of(batches)
+        ]
 
     def _message(self, form: Format, event: Event, batch: Batch) -> bytes:
         cursor = f"{event.revision}-{self._epoch}" if event is batch[-1] else None
@@ -136,12 +146,39 @@ def messages_of(
     batches: Iterable[Batch], encoder: Encoder, form: Format, merge: SnapshotMerge | None
 ) -> Messages:
     """The messages of ``batches``, without the changes that the snapshot ``merge`` has shown."""
-    messages = []
+    messages = [
+        Message(left[0].revision, encoder.batches(form, [left]), len(left))
+        for left in not_shown(batches, merge)
+    ]
+    return Messages(messages) if messages else NOTHING
+
+
+def not_shown(batches: Iterable[Batch], merge: SnapshotMerge | None) -> Iterator[Batch]:
+    """``batches`` without the changes that the snapshot ``merge`` has shown."""
     for batch in batches:
         left = batch if merge is None else [event for event in batch if not merge.shows(event)]
         if left:
-            messages.append(Message(left[0].revision, encoder.batches(form, [left]), len(left)))
-    return Messages(messages) if messages else NOTHING
+            yield left
+
+
+def newest(form: Format, changes: Sequence[KeptChange], epoch: str, waits_after: int | None = None) -> bytes:
+    """``changes`` with what they stand for, in the order of the log; unframed. ``waits_after`` is the
+    revision before what still waits, None if nothing does.
+
+    A change has a cursor if all up to its revision has been sent then. The last one has one in any case, so
+    that a client which waits for a cursor has all that was sent: where something older waits, it is from
+    before that.
+    """
+    made: list[bytes] = []
+    least = changes[-1].revision if waits_after is None else waits_after
+    cursor: int | None = min(least, changes[-1].revision)
+    for change in reversed(changes):
+        if cursor is None and change.revision <= least:
+            cursor = change.revision
+        body = b'%b,"skipped":%d}' % (change.body[:-1], change.skipped)
+        made.append(form.message(change.op, body, None if cursor is None else f"{cursor}-{epoch}"))
+        least, cursor = min(least, change.after), None
+    return b"".join(reversed(made))
 
 
 def snapshot(form: Format, records: Iterable[Record]) -> bytes:
@@ -206,18 +243,18 @@ def event_json(event: Event, *, has_value: bool, inline: bool = False) -> dict[s
         "previous_revision": event.previous_revision,
     }
     if event.record is not None:
-        body |= _record_json(event.record, has_value, inline)
+        _add_record(body, event.record, has_value, inline)
     else:
-        body |= _byline(event)
+        _add_byline(body, event)
     if event.previous is not None:
-        body["previous"] = _record_json(event.previous, has_value, inline)
+        body["previous"] = _add_record({}, event.previous, has_value, inline)
     return body
 
 
 def _record_event(record: Record, form: Format) -> dict[str, Any]:
     """A present record as a change is written: alone in its revision, at the time of its put, and the
     first of its key."""
-    return {
+    body: dict[str, Any] = {
         "op": "put",
         "key": record.key,
         "snapshot": True,
@@ -226,27 +263,29 @@ def _record_event(record: Record, form: Format) -> dict[str, Any]:
         "count": 1,
         "time": timestamp(record.modified_at),
         "previous_revision": 0,
-        **_record_json(record, form.has_values, form.inline),
     }
+    return _add_record(body, record, form.has_values, form.inline)
 
 
-def _byline(change: Event | Record) -> dict[str, str]:
-    """Who made a change and why, as far as that is known."""
-    known = {"author": change.author, "message": change.message}
-    return {name: text for name, text in known.items() if text is not None}
+def _add_byline(body: dict[str, Any], change: Event | Record) -> None:
+    """Add who made a change and why, as far as that is known."""
+    if change.author is not None:
+        body["author"] = change.author
+    if change.message is not None:
+        body["message"] = change.message
 
 
-def _record_json(record: Record, has_value: bool, inline: bool) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "content_type": record.content_type,
-        "revision": record.revision,
-        "create_revision": record.create_revision,
-        "version": record.version,
-        "modified_at": timestamp(record.modified_at),
-    }
+def _add_record(body: dict[str, Any], record: Record, has_value: bool, inline: bool) -> dict[str, Any]:
+    """Add what a record has beside its key; returns ``body``."""
+    value = record.value
+    body["content_type"] = record.content_type
+    body["revision"] = record.revision
+    body["create_revision"] = record.create_revision
+    body["version"] = record.version
+    body["modified_at"] = timestamp(record.modified_at)
     if record.expires_at is not None:
         body["expires_at"] = timestamp(record.expires_at)
-    body |= _byline(record)
-    if has_value and record.value is not None:
-        body |= inline_member(record.value, record.content_type) if inline else value_member(record.value)
+    _add_byline(body, record)
+    if has_value and value is not None:
+        body |= inline_member(value, record.content_type) if inline else value_member(value)
     return body

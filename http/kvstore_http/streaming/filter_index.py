@@ -110,19 +110,15 @@ class FilterIndex(Generic[G]):
                         taken.append([event])
         return found
 
-    def _takers(self, event: Event) -> Iterator[G]:
+    def _takers(self, event: Event) -> list[G]:
         """A normalized filter takes a key in one way at most, so no group comes twice."""
-        for group in self._key_takers(event.key):
-            ops = self._filters[group].ops
-            if not ops or event.op in ops:
-                yield group
-
-    def _key_takers(self, key: str) -> Iterator[G]:
-        yield from self._everything
-        yield from self._by_key.get(key, ())
+        key = event.key
+        found = [*self._everything, *self._by_key.get(key, ())]
         for length in self._prefix_lengths:
             if length <= len(key):
-                yield from self._by_prefix.get(key[:length], ())
+                found += self._by_prefix.get(key[:length], ())
+        filters = self._filters
+        return [group for group in found if not (ops := filters[group].ops) or event.op in ops]
 
 
 def _discard(table: dict[str, dict[G, None]], name: str, group: G) -> None:

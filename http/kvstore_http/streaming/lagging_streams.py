@@ -13,6 +13,8 @@ import gevent
 from gevent.event import Event as Signal
 
 from kvstore_core.errors import KvError
+from kvstore_core.follower import Batch
+from kvstore_core.limits import MAX_PAGE
 from kvstore_core.model import Cursor
 from kvstore_core.snapshot_merge import SnapshotMerge
 from kvstore_core.wire import Reply
@@ -21,7 +23,7 @@ from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.streaming import event_format
 from kvstore_http.streaming.change_cursor import RETRY_SECONDS, ChangeCursor
 from kvstore_http.streaming.change_feed import ChangeFeed
-from kvstore_http.streaming.event_format import NOTHING, Messages
+from kvstore_http.streaming.event_format import NOTHING, Encoder, Messages
 from kvstore_http.streaming.stream_sockets import Stream, StreamSockets, StreamSpec, StreamStart
 
 TURN_SECONDS = 0.001
@@ -53,6 +55,8 @@ class LaggingStream:
     shares with others at the same page of the same snapshot, it is being sent that snapshot, or has been
     sent it and what follows has to be compared with it. ``page`` is the page that it is being sent, from
     message ``next_message`` on. ``unsent`` and ``progress_at`` tell whether a blocked one still reads.
+    ``is_back`` says that it was caught up once, and fell behind; ``reach`` is of how many revisions the
+    newest changes are looked for at once: about as many as there was room for.
     """
 
     stream: Stream
@@ -65,6 +69,8 @@ class LaggingStream:
     next_message: int = 0
     unsent: int = 0
     progress_at: float = 0.0
+    is_back: bool = False
+    reach: int = MAX_PAGE
 
     @property
     def audience(self) -> Audience:
@@ -84,6 +90,7 @@ class LaggingStream:
     def begin(self, start: StreamStart, here: Cursor) -> None:
         """Begin from ``start``, with the store at ``here``; forgets what it was sent before."""
         self.start, self.merge, self.page, self.next_message = start, None, NOTHING, 0
+        self.is_back = False  # it is to be told once it has what it begins with
         since = start.since
         if not start.snapshot and since is not None:
             # the store may never have used this revision: the log has to confirm it
@@ -137,6 +144,7 @@ class LaggingStreams:
         sockets: StreamSockets,
         counters: WorkerCounters,
         on_caught_up: OnCaughtUp,
+        send_newest: Callable[[Stream], None],
     ) -> None:
         self.for_snapshot, self.for_log = Queue(), Queue()
         self._unstarted, self._ahead_of_feed, self._blocked = Queue(), Queue(), Queue()
@@ -147,6 +155,7 @@ class LaggingStreams:
         self._sockets = sockets
         self._counters = counters
         self._on_caught_up = on_caught_up
+        self._send_newest = send_newest
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -165,6 +174,13 @@ class LaggingStreams:
         lagging = self._streams[stream] = LaggingStream(stream, spec, start)
         self._unstarted.add(lagging)
         self._count()
+
+    def go_on(self, stream: Stream, spec: StreamSpec, position: Cursor) -> None:
+        """Catch ``stream``, which was caught up and has everything up to ``position``, up again."""
+        lagging = LaggingStream(stream, spec, StreamStart(position), position, is_back=True)
+        self._streams[stream] = lagging
+        self._count()
+        self.enqueue(lagging)
 
     def discard(self, stream: Stream) -> None:
         """``stream`` is gone, or caught up."""
@@ -193,6 +209,8 @@ class LaggingStreams:
                 self._begin(lagging, lagging.start)
 
     def _begin(self, lagging: LaggingStream, start: StreamStart) -> None:
+        if lagging.stream.conflation is not None:
+            lagging.stream.conflation.clear()
         lagging.begin(start, self.cursor(lagging).position)
         self.enqueue(lagging)
 
@@ -211,6 +229,11 @@ class LaggingStreams:
             return None
         return lagging.start.since if lagging in self._unstarted else lagging.position
 
+    def given_to(self, stream: Stream) -> Cursor | None:
+        """Up to where ``stream`` was sent everything, or has it waiting; None if it has not begun."""
+        lagging = self._streams.get(stream)
+        return None if lagging is None or lagging in self._unstarted else lagging.position
+
     def enqueue(self, lagging: LaggingStream) -> None:
         """Let ``lagging`` have what it needs next, when it is its turn."""
         stream = lagging.stream
@@ -218,6 +241,8 @@ class LaggingStreams:
             return
         if stream.pending is not None and stream.is_blocked:
             lagging.unsent, lagging.progress_at = stream.unsent, monotonic()
+            self._blocked.add(lagging)
+        elif stream.conflation is not None and stream.conflation.wants_room:
             self._blocked.add(lagging)
         elif lagging.needs_snapshot or lagging.has_page:
             self.for_snapshot.add(lagging)
@@ -235,7 +260,7 @@ class LaggingStreams:
                 self.enqueue(lagging)
 
     def drained(self, stream: Stream) -> None:
-        """The socket of ``stream`` has taken everything that waited."""
+        """The socket of ``stream`` has taken everything that waited, or there is room for more to wait."""
         lagging = self._streams.get(stream)
         if lagging is not None and lagging in self._blocked:
             self._blocked.discard(lagging)
@@ -246,6 +271,8 @@ class LaggingStreams:
         now = monotonic()
         for lagging in list(self._blocked):
             stream = lagging.stream
+            if lagging.spec.is_latest and not lagging.has_page:
+                continue  # nothing piles up for it, however long it takes
             if stream.unsent < lagging.unsent:
                 lagging.unsent, lagging.progress_at = stream.unsent, now
             elif now - lagging.progress_at >= STALL_SECONDS:
@@ -317,6 +344,40 @@ class LaggingStreams:
         del self._streams[stream]
         self._count()
         self._on_caught_up(stream, data, event_format.sync(form, reached), reached.revision)
+
+    def keep_newest(
+        self, lagging: LaggingStream, batches: list[Batch], encoder: Encoder, reached: Cursor
+    ) -> bool:
+        """Let the newest of ``batches`` wait for the stream, which then has everything up to ``reached``; or
+        of the first of them, as far as there is room, and send what waits. Returns whether all was taken."""
+        conflation, form = lagging.stream.conflation, lagging.spec.form
+        assert conflation is not None  # noqa: S101 - for mypy
+        share, taken = self._share(), 0
+        while taken < len(batches):
+            some = batches[taken : taken + lagging.reach]
+            is_least = len(some) == 1 and not conflation.size
+            if conflation.add(encoder.newest(form, some), share, whatever=is_least):
+                taken += len(some)
+                lagging.reach = min(2 * lagging.reach, MAX_PAGE)
+            elif len(some) > 1:
+                lagging.reach = len(some) // 2
+            else:
+                break
+        if taken == len(batches):
+            lagging.position = reached
+            return True
+        if taken:
+            lagging.position = Cursor(batches[taken - 1][0].revision, reached.epoch)
+        self._send_newest(lagging.stream)
+        return False
+
+    def end_with_newest(self, lagging: LaggingStream) -> None:
+        """The stream is caught up: all that it has not been sent waits for it."""
+        del self._streams[lagging.stream]
+        self._count()
+        position = lagging.position
+        sync = b"" if lagging.is_back else event_format.sync(lagging.spec.form, position)
+        self._on_caught_up(lagging.stream, b"", sync, position.revision)
 
     def _count_sent(self, stream: Stream, data: bytes, events: int) -> None:
         stream.events += events

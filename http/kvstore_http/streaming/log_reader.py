@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
 from itertools import chain, islice
@@ -10,12 +11,12 @@ from typing import Any
 
 from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
-from kvstore_core.follower import LogPage, by_revision
+from kvstore_core.follower import Batch, LogPage, by_revision
 from kvstore_core.limits import MAX_PAGE
 from kvstore_core.model import Cursor
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.streaming.change_cursor import ChangeCursor, value_bytes
-from kvstore_http.streaming.event_format import NOTHING, Encoder, Messages, messages_of
+from kvstore_http.streaming.event_format import NOTHING, Encoder, Messages, messages_of, not_shown
 from kvstore_http.streaming.filter_index import FilterIndex, covers, only, union
 from kvstore_http.streaming.lagging_streams import Audience, LaggingStream, LaggingStreams
 from kvstore_http.streaming.stream_sockets import StreamSpec
@@ -46,7 +47,9 @@ class SharedPage:
         self.batches = by_revision(page.events)
         self.size = EVENT_BYTES * len(page.events) + value_bytes(page.events)
         self.messages: dict[Audience, Messages] = {}
-        self._encoder = Encoder(page.epoch)
+        self.taken: dict[Audience, list[Batch]] = {}
+        """For streams of the latest: they are written once it is known from where each goes on."""
+        self.encoder = Encoder(page.epoch)
         self._asked = asked
 
     def serves(self, lagging: LaggingStream) -> bool:
@@ -65,14 +68,20 @@ class SharedPage:
         event."""
         if sum(messages.size for messages in self.messages.values()) > WRITTEN_BYTES:
             self.messages.clear()
+        if len(self.taken) > SPECS_AT_ONCE:
+            self.taken.clear()
         index: FilterIndex[StreamSpec] = FilterIndex()
         missing = {lagging.audience for lagging in streams} - self.messages.keys()
+        missing -= self.taken.keys()
         for spec in {spec for spec, _ in missing}:
             index.add(spec, spec.wanted)
         found = index.matches(self.batches) if missing else {}
         for spec, merge in missing:
             batches = found.get(spec, ())
-            self.messages[spec, merge] = messages_of(batches, self._encoder, spec.form, merge)
+            if spec.is_latest:
+                self.taken[spec, merge] = list(not_shown(batches, merge))
+            else:
+                self.messages[spec, merge] = messages_of(batches, self.encoder, spec.form, merge)
 
 
 class LogReader:
@@ -137,10 +146,14 @@ class LogReader:
             revision = lagging.position.revision
             begins[lagging.audience] = min(begins.get(lagging.audience, revision), revision)
         rests: dict[Audience, tuple[Cursor, Messages]] = {}
+        found: dict[tuple[Audience, Cursor, Cursor], list[Batch]] = {}
         encoder = Encoder(streams[0].position.epoch)
         for lagging in self._streams.in_turns(streams):
             if not self._is_remembered(lagging):
                 self._streams.enqueue(lagging)
+                continue
+            if lagging.spec.is_latest:
+                self._complete_newest(lagging, encoder, found)
                 continue
             cursor, audience = self._streams.cursor(lagging), lagging.audience
             reached, messages = rests.get(audience, (None, NOTHING))
@@ -148,6 +161,23 @@ class LogReader:
                 messages = _remembered(encoder, cursor, audience, begins[audience])
                 rests[audience] = cursor.position, messages
             self._streams.send_rest(lagging, messages, max(lagging.position, cursor.position))
+
+    def _complete_newest(
+        self,
+        lagging: LaggingStream,
+        encoder: Encoder,
+        found: dict[tuple[Audience, Cursor, Cursor], list[Batch]],
+    ) -> None:
+        cursor, position, (spec, merge) = self._streams.cursor(lagging), lagging.position, lagging.audience
+        which = (lagging.audience, position, cursor.position)
+        batches = found.get(which)
+        if batches is None:
+            remembered = cursor.after(position.revision) or []
+            batches = found[which] = list(not_shown(only(spec.wanted, remembered), merge))
+        if self._streams.keep_newest(lagging, batches, encoder, max(position, cursor.position)):
+            self._streams.end_with_newest(lagging)
+        else:
+            self._streams.enqueue(lagging)
 
     # ── from the log ────────────────────────────────────────────────────────────────────────────
 
@@ -200,7 +230,8 @@ class LogReader:
             # one after another comes back: a page from which all of them can go on is read once
             begin = Cursor(min(needed.revision, max(self._floor, end)), needed.epoch)
             wanted, values = Filter(), True
-        op: dict[str, Any] = {"op": "events", "since": str(begin), "limit": limit, **wanted.fields()}
+        op: dict[str, Any] = {"op": "events", "since": str(begin), "limit": limit, "stale": True}
+        op |= wanted.fields()
         if not values:
             op["values"] = False
         if spec.previous:
@@ -250,6 +281,12 @@ class LogReader:
                     self._streams.await_feed(lagging)
 
     def _send_part(self, page: SharedPage, lagging: LaggingStream) -> None:
+        if lagging.spec.is_latest:
+            # not sent before there is no more to read, or no more room: then it stands for the most changes
+            taken, position = page.taken[lagging.audience], lagging.position.revision
+            later = taken[bisect_right(taken, position, key=_revision_of) :]
+            self._streams.keep_newest(lagging, later, page.encoder, Cursor(page.next, page.epoch))
+            return
         messages = page.messages[lagging.audience]
         begin = messages.after(lagging.position.revision)
         end = self._streams.send(lagging, messages, begin)
@@ -270,6 +307,10 @@ class LogReader:
             else:
                 reason = at.reset_reason(epoch, floor)
                 self._streams.reset(lagging, KvError(error.code, error.message, reason=reason, floor=floor))
+
+
+def _revision_of(batch: Batch) -> int:
+    return batch[0].revision
 
 
 def _remembered(encoder: Encoder, cursor: ChangeCursor, audience: Audience, begin: int) -> Messages:

@@ -20,6 +20,7 @@ from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.operations import OPERATIONS
 from kvstore_http.metrics.counters import WorkerCounters
+from kvstore_http.streaming.conflation import Conflation
 from kvstore_http.streaming.event_format import Format
 
 READ = 1
@@ -38,13 +39,17 @@ class StreamSpec(NamedTuple):
 
     ``wanted`` is normalized (:meth:`kvstore_core.filters.Filter.normalized`); with ``previous``
     events carry what they replaced. ``lists`` says that it may be sent a snapshot: one that may not learn
-    which keys there are gets none after a reset.
+    which keys there are gets none after a reset. With ``is_latest`` a key's older changes are left out where
+    the newer ones have come before they could be sent; with ``sample_ms``, so many milliseconds after one of
+    its key at the soonest.
     """
 
     wanted: Filter
     form: Format
     previous: bool
     lists: bool = True
+    is_latest: bool = False
+    sample_ms: int = 0
 
     def needs(self) -> list[Need]:
         """What a stream's caller must be granted for it."""
@@ -75,7 +80,8 @@ class StreamStart(NamedTuple):
 @dataclass(slots=True, eq=False)
 class Stream:
     """One open stream. ``is_blocked`` says that the socket takes no more for now; ``pending`` is what
-    waits for it then, else what is sent in this turn, and None when there is nothing.
+    waits for it then, else what is sent in this turn, and None when there is nothing. With a ``conflation``
+    nothing is added to it while the socket is blocked.
 
     ``sent`` counts bytes and ``events`` events (without those that its group counts for it); when the
     stream has ended, ``on_end`` is called with the reason and both counts.
@@ -86,6 +92,7 @@ class Stream:
     form: Format
     who: Principal = UNRESTRICTED
     group: Any = None
+    conflation: Conflation | None = None
     pending: list[bytes | memoryview] | None = None
     unsent: int = 0
     sent: int = 0
@@ -139,7 +146,7 @@ class StreamSockets:
     @property
     def backlog_bytes(self) -> int:
         """How many bytes wait for the stream that is furthest behind."""
-        return max((stream.unsent for stream in self._blocked), default=0)
+        return max(map(_backlog_of, self._blocked), default=0)
 
     def queue(self, stream: Stream, data: bytes) -> None:
         """Send ``data`` soon, together with what else is queued until then."""
@@ -277,3 +284,7 @@ class StreamSockets:
         self._watcher.close()
         self._flusher.close()
         self._epoll.close()
+
+
+def _backlog_of(stream: Stream) -> int:
+    return stream.unsent + (stream.conflation.size if stream.conflation is not None else 0)

@@ -2,23 +2,13 @@
 // What the page asks of the service. Addresses are relative to the page's own, so that it works below any
 // path, and keys stand in the query, where neither browsers nor proxies tidy them up.
 
+import { KvError, connect } from "./kvstore.js";
 import { HOME, half, keepHalf } from "./session.js";
 
 const ROOT = new URL("../", document.baseURI);
-const PATIENCE_MS = 20_000;
 
 /** What the service refused, or that it cannot be reached (`status` 0). `message` is the detail. */
-export class Problem extends Error {
-  /** @param {Record<string, any>} document */
-  constructor(document) {
-    super(document.detail ?? "");
-    this.title = document.title ?? "Something went wrong";
-    this.code = document.code ?? "unknown";
-    this.status = document.status ?? 0;
-    this.retryable = document.retryable ?? false;
-    this.revision = document.revision;
-  }
-}
+export { KvError as Problem };
 
 /**
  * @typedef {{ key: string, revision: number, create_revision: number, version: number, content_type: string,
@@ -50,42 +40,46 @@ export function address(path, query = {}) {
 /** Where the value of `key` lies, for links and pictures. @param {string} key @param {number} [revision] */
 export const valueAddress = (key, revision) => address("v1/kv", { key, revision });
 
-/** A request with the page's half of its session. Whoever makes it ends it. @param {string} url @param {RequestInit} init */
-const send = (url, init) => fetch(url, { cache: "no-store", ...init, headers: { ...(half() && { "X-Kvstore-Page": half() }), ...init.headers } });
+/** The service, with the page's half of its session. What is not answered the reader tries again, or not. */
+export const kv = connect({
+  url: ROOT,
+  retries: 0,
+  headers: () => ({ ...(half() && { "X-Kvstore-Page": half() }) }),
+  fetch: async (url, init) => {
+    const response = await fetch(url, init);
+    noteClock(Date.parse(response.headers.get("Date") ?? ""));
+    return response;
+  },
+});
 
-/** The problem in an answer; told to whoever asks for another token, or for other grants. @param {Record<string, any>} answer */
-export function problemOf(answer) {
-  const problem = new Problem(answer);
+/** Note a refusal that another token, or other grants, may cure. @param {KvError} problem */
+export function noteRefusal(problem) {
   if (problem.status === 401 || problem.status === 403) reach.dispatchEvent(new CustomEvent("refused", { detail: problem }));
-  return problem;
 }
 
 /** @param {"yes" | "daemon" | "service"} detail */
 const tellReach = (detail) => reach.dispatchEvent(new CustomEvent("reached", { detail }));
 
-/**
- * @param {string} method @param {string} path @param {Record<string, any>} [query]
- * @param {{ headers?: Record<string, string>, body?: BodyInit }} [rest]
- */
-async function ask(method, path, query = {}, { headers = {}, body } = {}) {
-  const url = address(path, query);
-  const signal = AbortSignal.timeout(PATIENCE_MS);
-  let response;
-  let answer;
+/** Note how the service fares, by what becomes of a request. @template T @param {Promise<T>} request @returns {Promise<T>} */
+async function noted(request) {
   try {
-    response = await send(url, { method, headers: { Accept: "application/json", ...headers }, body, signal });
-    answer = await response.json();
+    const answer = await request;
+    tellReach("yes");
+    return answer;
   } catch (error) {
-    tellReach("service");
-    const detail = response
-      ? "The answer was cut off, or does not come from kvstore."
-      : "No answer came. It may have stopped, or the network between is gone.";
-    throw new Problem({ title: "The service cannot be reached", detail, code: "unreachable", retryable: true });
+    const problem = /** @type {KvError} */ (error);
+    const { code } = problem;
+    tellReach(code === "unreachable" ? "service" : code === "unavailable" || code === "timed_out" ? "daemon" : "yes");
+    noteRefusal(problem);
+    throw problem;
   }
-  tellReach(answer.code === "unavailable" || answer.code === "timed_out" ? "daemon" : "yes");
-  noteClock(Date.parse(response.headers.get("Date") ?? ""));
-  if (!response.ok) throw problemOf(answer);
-  return answer;
+}
+
+/** @param {string} method @param {string} path @param {Record<string, any>} [query] @param {object} [json] @returns {Promise<any>} */
+function ask(method, path, query = {}, json) {
+  const given = Object.fromEntries(Object.entries(query).filter(([, value]) => value !== ""));
+  const body = json && { body: JSON.stringify(json), headers: { "Content-Type": "application/json" } };
+  return noted(kv.request(method, path, { query: given, ...body }));
 }
 
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
@@ -115,59 +109,36 @@ export function withBytes(fields) {
 /** @param {string} key @param {number} [revision] @returns {Promise<Value>} */
 export const get = async (key, revision) => withBytes(await ask("GET", "v1/kv", { key, revision, format: "json" }));
 
-/** A page of records without values. @param {{ prefix: string, start?: string, cursor?: string, limit: number }} query
- * @returns {Promise<{ items: Fields[], revision: number, cursor: string | null }>} */
+/** @typedef {{ items: Fields[], prefixes?: string[], counts?: (number | null)[], revision: number, cursor: string | null }} ListPage */
+
+/** A page of records without values. @param {Record<string, any>} query @returns {Promise<ListPage>} */
 export const list = (query) => ask("GET", "v1/kv", { ...query, keys: 1 });
-
-/** The condition that `key` has `revision`, 0: that it does not exist. @param {number} revision
- * @returns {Record<string, string>} */
-const condition = (revision) => (revision ? { "If-Match": `"${revision}"` } : { "If-None-Match": "*" });
-
-/** Why a change is made, "" if nobody says. @param {string} message @returns {Record<string, string>} */
-const reason = (message) => (message ? { "X-Kvstore-Message": encodeURIComponent(message) } : {});
 
 /**
  * Store a value, once however often it is sent under the same `number`.
  * @param {string} key @param {Uint8Array} bytes
  * @param {{ contentType: string, ttl?: string, keepsTtl?: boolean, revision: number, number: string, message?: string }} how
- * @returns {Promise<Fields>}
+ * @returns {Promise<any>}
  */
-export const put = (key, bytes, { contentType, ttl, keepsTtl, revision, number, message = "" }) =>
-  ask("PUT", "v1/kv", { key, ttl, keep_ttl: keepsTtl ? "1" : undefined }, {
-    headers: { "Content-Type": contentType, "Idempotency-Key": number, ...condition(revision), ...reason(message) },
-    body: /** @type {any} */ (bytes),
-  });
+export const put = (key, bytes, { contentType, ttl, keepsTtl, revision, number, message }) =>
+  noted(kv.put(key, bytes, { contentType, ttl: ttl || undefined, keepTtl: keepsTtl || undefined, ifRevision: revision, idempotencyKey: number, message: message || undefined }));
 
 /** @param {string} key @param {number} revision */
-export const remove = (key, revision) => ask("DELETE", "v1/kv", { key }, { headers: condition(revision) });
+export const remove = (key, revision) => noted(kv.delete(key, { ifRevision: revision }));
 
-/** One operation of a batch: those routes have the key in their path, where `..` cannot stand.
- * @param {Record<string, any>} op */
-async function operate(op) {
-  const body = JSON.stringify({ ops: [op] });
-  const { results } = await ask("POST", "v1/batch", {}, { headers: { "Content-Type": "application/json" }, body });
-  if (results[0].error) throw new Problem(results[0].error);
-  return results[0];
-}
+/** @param {any} op */
+const operate = (op) => noted(kv.batch([op], { atomic: true }).then(([result]) => result));
 
 /** @param {string} key @param {string} ttl @param {number} revision */
-export const touch = (key, ttl, revision) => operate({ op: "touch", key, ttl, if_revision: revision });
+export const touch = (key, ttl, revision) => operate({ op: "touch", key, ttl, ifRevision: revision });
 
 /** @param {string} key @param {number} revision */
-export const persist = (key, revision) => operate({ op: "persist", key, if_revision: revision });
+export const persist = (key, revision) => operate({ op: "persist", key, ifRevision: revision });
 
 /** @param {string} key @param {string | null} cursor @param {number} limit */
 export const history = (key, cursor, limit) => ask("GET", "v1/history", { key, limit, cursor: cursor ?? undefined });
 
 export const status = () => ask("GET", "v1/status");
-
-/** A stream of changes; raises whatever keeps it from beginning. @param {[string, string][]} query @param {AbortSignal} signal */
-export async function subscribe(query, signal) {
-  const text = query.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&");
-  const response = await send(`${address("v1/subscribe")}?${text}`, { headers: { Accept: "text/event-stream" }, signal });
-  if (!response.ok) throw problemOf(await response.json());
-  return response;
-}
 
 /** @typedef {{ name: string, grants: string[], expires_at?: string }} Who `name` is empty where access is off */
 
@@ -177,14 +148,13 @@ export const whoami = () => ask("GET", "v1/whoami");
 /** Begin a session. The token goes to the service and is not kept. @param {string} token */
 export async function logIn(token) {
   keepHalf("");
-  const body = JSON.stringify({ token, page: HOME });
-  const answer = await ask("POST", "v1/session", {}, { headers: { "Content-Type": "application/json" }, body });
+  const answer = await ask("POST", "v1/session", {}, { token, page: HOME });
   keepHalf(answer.half);
 }
 
 export async function logOut() {
   keepHalf("");
-  await send(address("v1/session"), { method: "DELETE" }).catch(() => null); // without its half the cookie is nothing
+  await kv.request("DELETE", "v1/session").catch(() => null); // without its half the cookie is nothing
 }
 
 /** A number that no other write uses. Not randomUUID: browsers have it on https and localhost only. */

@@ -78,7 +78,7 @@ export class ChangesView {
   /** Go on with the rights that the reader has now. */
   resume() {
     if (!this.follower.wish) return;
-    this.follower.follow({ ...this.#scopes(this.prefix ?? ""), since: this.follower.wish.since });
+    this.follower.follow({ ...this.#scopes(this.prefix ?? ""), since: this.follower.cursor || this.follower.wish.since });
     this.follower.resume();
   }
 

@@ -6,12 +6,13 @@ import { byId, button, el, problemBox } from "./dom.js";
 import { counted } from "./format.js";
 import { behindFolder, compareKeys, folderOf, hashOf, innerFolder, shownKey, trail } from "./keys.js";
 
-const WANTED = 200; // entries that are read at once, in at most …
-const REQUESTS = 12; // … this many requests: a folder may fill whole pages and be one entry
-const PAGE = 200;
+const WANTED = 200; // entries that are read at once
+const MOST = 1000; // the most that a page of the service has
 const CHECK_MS = 300;
 
-/** @typedef {{ id: string, isFolder: boolean, revision: number, expires?: string, row?: HTMLElement }} Entry */
+/** A key or a folder. `revision` is that of the key, or up to which the folder's `count` of keys is right: null where
+ * they are many, or were not counted.
+ * @typedef {{ id: string, isFolder: boolean, revision: number, expires?: string, count?: number | null, row?: HTMLElement }} Entry */
 
 export class ListView {
   /** @param {{ onShown: (count: number, isWhole: boolean) => void, grants: () => import("./grants.js").Grants }} page */
@@ -29,8 +30,8 @@ export class ListView {
     this.entries = [];
     /** @type {Map<string, Entry>} */
     this.byId = new Map();
-    /** @type {{ start?: string, cursor?: string } | null} where to read on, null at the end */
-    this.next = {};
+    /** @type {string | null} the cursor to read on with, empty at the beginning, null at the end */
+    this.next = "";
     this.turn = 0;
     /** @type {import("./stream.js").Change[]} that came while the list was being read */
     this.missed = [];
@@ -66,20 +67,21 @@ export class ListView {
   }
 
   async #read(isAnew = false, wanted = WANTED) {
-    if (!isAnew && (this.isReading || !this.next)) return;
+    if (!isAnew && (this.isReading || this.next === null)) return;
     const turn = ++this.turn;
     this.isReading = true;
     /** @type {Entry[]} */
     const found = [];
     if (isAnew) this.isRoots = this.#roots(found);
-    let next = this.isRoots ? null : isAnew ? {} : this.next;
+    let next = null;
     let revision = this.revision;
     try {
-      for (let asked = 0; next && found.length < wanted && asked < REQUESTS; asked++) {
-        const page = await list({ prefix: this.prefix, limit: PAGE, ...next });
+      if (!this.isRoots) {
+        const page = await this.#ask({ limit: Math.min(wanted, MOST), cursor: isAnew ? "" : this.next });
         if (turn !== this.turn) return;
-        if (isAnew && !asked) revision = page.revision;
-        next = this.#sort(page, found);
+        if (isAnew) revision = page.revision;
+        next = page.cursor;
+        found.push(...this.#entriesOf(page));
       }
     } catch (problem) {
       if (turn !== this.turn) return;
@@ -109,16 +111,16 @@ export class ListView {
     return found.length > 0;
   }
 
-  /** Put a page's records into `found`; where to read on. @param {any} page @param {Entry[]} found */
-  #sort({ items, cursor }, found) {
-    let last = null;
-    for (const { key, revision, expires_at: expires } of items) {
-      last = this.#folderOf(key);
-      if (!last) found.push({ id: key, isFolder: false, revision, expires });
-      else if (found.at(-1)?.id !== last) found.push({ id: last, isFolder: true, revision: 0 });
-    }
-    if (!cursor) return null;
-    return last ? { start: behindFolder(last) } : { cursor };
+  /** A page of what is below the prefix. @param {Record<string, any>} query */
+  #ask(query) {
+    return list({ prefix: this.prefix, ...(!this.isFlat && { delimiter: "/", counts: 1 }), ...query });
+  }
+
+  /** @param {import("./api.js").ListPage} page @returns {Entry[]} */
+  #entriesOf({ items, prefixes = [], counts = [], revision }) {
+    const keys = items.map(({ key, revision, expires_at: expires }) => ({ id: key, isFolder: false, revision, expires }));
+    const folders = prefixes.map((id, at) => ({ id, isFolder: true, revision, count: counts[at] }));
+    return [...keys, ...folders].sort((one, other) => compareKeys(one.id, other.id));
   }
 
   /** @param {string} key */
@@ -165,8 +167,9 @@ export class ListView {
   }
 
   /** @param {Entry} entry */
-  #meta({ isFolder, revision, expires }) {
-    if (isFolder || !revision) return "";
+  #meta({ isFolder, revision, expires, count }) {
+    if (isFolder) return count ? counted(count, "key") : "";
+    if (!revision) return "";
     return expires ? `expires · ${revision}` : `${revision}`;
   }
 
@@ -213,22 +216,40 @@ export class ListView {
       this.missed.push(change);
       return;
     }
-    const { op, key, revision } = change;
+    const { op, key, revision, version } = change;
     if (!this.isLoaded || this.isRoots || !key.startsWith(this.prefix) || revision <= this.revision) return;
     const folder = this.#folderOf(key);
-    const id = folder ?? key;
-    const entry = this.byId.get(id);
-    if (op !== "put") {
-      if (folder) this.#checkFolder(folder);
-      else if (entry) this.#drop(entry);
+    const entry = this.byId.get(folder ?? key);
+    if (folder) {
+      if (entry && revision > entry.revision) this.#recount(entry, op, version);
+      // right up to the revision before: others of this one may follow
+      else if (!entry && op === "put") this.#insert({ id: folder, isFolder: true, revision: revision - 1, count: 1 });
+    } else if (op !== "put") {
+      if (entry) this.#drop(entry);
     } else if (!entry) {
-      this.#insert({ id, isFolder: folder !== null, revision, expires: change.expires_at });
-    } else if (!folder && revision > entry.revision) {
+      this.#insert({ id: key, isFolder: false, revision, expires: change.expires_at });
+    } else if (revision > entry.revision) {
       entry.revision = revision;
       entry.expires = change.expires_at;
-      const meta = /** @type {any} */ (entry.row?.querySelector(".meta"));
-      meta.textContent = this.#meta(entry);
+      this.#showMeta(entry);
       this.#flash(entry);
+    }
+  }
+
+  /** @param {Entry} entry */
+  #showMeta(entry) {
+    const meta = /** @type {any} */ (entry.row?.querySelector(".meta"));
+    meta.textContent = this.#meta(entry);
+  }
+
+  /** A key in a folder came, changed or went. @param {Entry} entry @param {string} op @param {number} [version] */
+  #recount(entry, op, version) {
+    const by = op !== "put" ? -1 : version === 1 ? 1 : 0;
+    // one that expired may have been gone already when the folder was counted
+    if (by < 0 && (op === "expire" || !entry.count || entry.count === 1)) this.#checkFolder(entry.id);
+    else if (by && entry.count) {
+      entry.count += by;
+      this.#showMeta(entry);
     }
   }
 
@@ -264,15 +285,21 @@ export class ListView {
     this.#count();
   }
 
-  /** A key was taken out of a folder: was it the last one? @param {string} folder */
+  /** A key was taken out of a folder: was it the last one, and how many are left? @param {string} folder */
   #checkFolder(folder) {
     if (this.checks.has(folder)) return;
     this.checks.add(folder);
     setTimeout(async () => {
       this.checks.delete(folder);
-      const page = await list({ prefix: folder, limit: 1 }).catch(() => null);
+      if (!this.byId.has(folder)) return; // another place is shown by now
+      const page = await this.#ask({ start: folder, end: behindFolder(folder), limit: 1 }).catch(() => null);
       const entry = this.byId.get(folder);
-      if (page && !page.items.length && entry) this.#drop(entry);
+      if (!page || !entry || page.cursor || page.revision < entry.revision) return;
+      const [left] = this.#entriesOf(page);
+      if (!left) return this.#drop(entry);
+      entry.count = left.count;
+      entry.revision = left.revision;
+      this.#showMeta(entry);
     }, CHECK_MS);
   }
 

@@ -22,13 +22,14 @@ from kvstore_core.process.startup import raise_descriptor_limit, relax_garbage_c
 from kvstore_core.process.supervision import BEAT_SECONDS
 from kvstore_http.access.callers import Callers
 from kvstore_http.access.table_follower import TableFollower
-from kvstore_http.app import create_app
+from kvstore_http.app import create_app, short_path
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.environ import WHO
 from kvstore_http.server.access_log import AccessLog
 from kvstore_http.server.certificate import LOOK_SECONDS, Certificate
 from kvstore_http.server.server import HttpServer
+from kvstore_http.server.short_path import ShortPath
 from kvstore_http.settings import HttpSettings
 from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
@@ -74,7 +75,10 @@ def serve(
     callers = None if keys is None else _callers(daemon, feed, broadcaster, settings, counters, keys)
     app = create_app(daemon, feed, broadcaster, settings, counters, callers)
     access_log = AccessLog(settings.access_log, settings.slow_request_ms, shows_who=callers is not None)
-    servers = [_server(app, sock, certificate, counters, access_log, settings, callers) for sock in sockets]
+    short = short_path(daemon, settings, callers)
+    servers = [
+        _server(app, short, sock, certificate, counters, access_log, settings, callers) for sock in sockets
+    ]
 
     def change_level(number: int) -> None:
         on_level(number)
@@ -153,6 +157,7 @@ def _callers(
 
 def _server(
     app: object,
+    short: ShortPath,
     sock: socket.socket,
     certificate: Certificate | None,
     counters: WorkerCounters,
@@ -171,6 +176,7 @@ def _server(
         settings.stream_buffer_bytes,
         settings.max_held_bytes,
         certificate,
+        short_path=short,
         max_body_bytes=settings.max_body_bytes,
         max_header_bytes=settings.max_header_bytes,
         max_connections=settings.max_connections,
