@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from kvstore_client.async_client import AsyncClient
     from kvstore_client.async_subscription import AsyncSubscription
     from kvstore_client.client import Client
+    from kvstore_client.mirroring.async_mirror import AsyncMirror
+    from kvstore_client.mirroring.mirror import Mirror
     from kvstore_client.subscription import Subscription
     from kvstore_client.subscription_state import Reset, Sync
+    from kvstore_client.transactions.async_transaction import AsyncTransaction
+    from kvstore_client.transactions.transaction import Transaction
     from kvstore_core.errors import *
     from kvstore_core.filters import Filter
     from kvstore_core.model import Cursor, Event, Record
@@ -35,7 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "AsyncMirror",
     "AsyncSubscription",
+    "AsyncTransaction",
     "BadRequest",
     "Client",
     "ConditionFailed",
@@ -54,6 +60,7 @@ __all__ = [
     "KvError",
     "LengthRequired",
     "MethodNotAllowed",
+    "Mirror",
     "NoSuchRoute",
     "NotAcceptable",
     "NotAllowed",
@@ -74,6 +81,7 @@ __all__ = [
     "Sync",
     "TimedOut",
     "TooBusy",
+    "Transaction",
     "Unauthenticated",
     "Unavailable",
     "UnknownOperation",
@@ -87,16 +95,20 @@ __all__ = [
 
 _HOMES = {
     "AsyncClient": "kvstore_client.async_client",
+    "AsyncMirror": "kvstore_client.mirroring.async_mirror",
     "AsyncSubscription": "kvstore_client.async_subscription",
+    "AsyncTransaction": "kvstore_client.transactions.async_transaction",
     "Client": "kvstore_client.client",
     "Cursor": "kvstore_core.model",
     "Event": "kvstore_core.model",
     "Filter": "kvstore_core.filters",
     "Heartbeat": "kvstore_core.wire",
+    "Mirror": "kvstore_client.mirroring.mirror",
     "Record": "kvstore_core.model",
     "Reset": "kvstore_client.subscription_state",
     "Subscription": "kvstore_client.subscription",
     "Sync": "kvstore_client.subscription_state",
+    "Transaction": "kvstore_client.transactions.transaction",
 }
 
 

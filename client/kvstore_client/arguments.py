@@ -67,6 +67,23 @@ def flag_of(name: str, value: Any) -> bool:
     return value
 
 
+def function_of(name: str, value: Any) -> Any:
+    """Something that can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} is a function, not {_kind(value)}")
+    return value
+
+
+def path_of(name: str, value: Any) -> str:
+    """The path of a file."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} is the path of a file, not {_kind(value)}")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise KvError("bad_request", f"{name} is the path of a file, and {text!r} is none")
+    return text
+
+
 def count_of(name: str, value: Any) -> int:
     """A whole number from 1 to 10,000."""
     if type(value) is not int:
@@ -105,6 +122,18 @@ def requests_of(endpoint: str | None) -> str:
 def changes_of(endpoint: str | None) -> str:
     """The changes endpoint: the given one, else ``KVSTORE_CHANGES``, else the default."""
     return _endpoint("changes", endpoint, "KVSTORE_CHANGES", DEFAULT_CHANGES)
+
+
+def changes_beside(requests: str | None, changes: str | None) -> str:
+    """The changes endpoint that belongs to the request endpoint ``requests``: the given one; else, where
+    ``requests`` is given, the port above; else as :func:`changes_of`. Raises ``bad_request`` where there is
+    no such port."""
+    if changes is not None or requests is None:
+        return changes_of(changes)
+    host, _, port = requests.rpartition(":")
+    if not port.isdecimal():
+        raise KvError("bad_request", f"the changes of {requests} have no known address: pass 'changes'")
+    return f"{host}:{int(port) + 1}"
 
 
 def _endpoint(name: str, endpoint: str | None, variable: str, default: str) -> str:

@@ -10,25 +10,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, cast, overload
 
 from kvstore_client import arguments, commands, multi_request
 from kvstore_client.multi_request import MultiRequest
-from kvstore_client.transport.connection import RequestBody
+from kvstore_client.subscription import Subscription
+from kvstore_client.subscription_base import filter_of
+from kvstore_client.subscription_state import Reset, Sync
+from kvstore_client.transactions.transaction import Transaction
+from kvstore_client.transport.connection import RequestBody, check_endpoint
 from kvstore_client.transport.forks import NotPortable
-from kvstore_client.transport.sync_io import ConnectionPool, drive
+from kvstore_client.transport.sync_io import ConnectionPool, exchange, sleep
 from kvstore_core.access.tokens import new_token
-from kvstore_core.errors import KvError, NotFound
+from kvstore_core.backoff import Backoff
+from kvstore_core.errors import ConditionFailed, KvError, NotFound
 from kvstore_core.filters import Filter
 from kvstore_core.follower import LogPage
-from kvstore_core.model import Cursor, Record
+from kvstore_core.model import Cursor, Event, Record
+from kvstore_core.predicates import parse_predicate
 from kvstore_core.wire import Reply
 
 T = TypeVar("T")
 D = TypeVar("D")
 BatchResults = list[T | KvError]
+
+DEFAULT_ATTEMPTS = 10
 
 
 class Client(NotPortable):
@@ -46,6 +54,13 @@ class Client(NotPortable):
     most ``connections`` at a time. A process forked from this one may use it too, and has connections of
     its own. Use it as a context manager, or :meth:`close` it.
 
+    Reads see every write that was answered before them, whoever made it. With ``stale`` a read gives at once
+    what the daemon has, though others that share its store may have written since; how old that may be is in
+    the ``age`` of a Reply, which :meth:`request` gives.
+
+    ``changes`` is the daemon's endpoint for changes, to which :meth:`wait` and :meth:`changes` listen: by
+    default what ``KVSTORE_CHANGES`` says, or the port above that of ``requests`` if this is given.
+
     ``login`` is the path of a login file, by default what ``KVSTORE_LOGIN_FILE`` says or
     ``~/.config/kvstore/login.json``: its keys for ``requests``, if it has any, are this client's. Where the
     daemon does not take them, or wants some, calls raise ``unauthenticated``.
@@ -55,6 +70,7 @@ class Client(NotPortable):
         self,
         requests: str | None = None,
         *,
+        changes: str | None = None,
         timeout: float = arguments.DEFAULT_TIMEOUT,
         connections: int = arguments.DEFAULT_CONNECTIONS,
         login: str | os.PathLike[str] | None = None,
@@ -62,17 +78,21 @@ class Client(NotPortable):
         endpoint = arguments.requests_of(requests)
         self._timeout = arguments.seconds_of("timeout", timeout)
         size, keys = arguments.count_of("connections", connections), arguments.keys_of(login, endpoint)
+        if changes is not None:
+            check_endpoint(arguments.changes_of(changes))
         self._pool = ConnectionPool(endpoint, size, keys)
+        self._given = requests, changes
+        self._login = login
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
-        """A client of the daemon at ``kvstore://HOST[:PORT][?timeout=SECONDS&connections=N]``.
+        """A client of the daemon at ``kvstore://HOST[:PORT][?changes=PORT&timeout=SECONDS&connections=N]``.
 
         ``options`` are those of the constructor, and win over the URL's. Raises ValueError for
         another kind of URL.
         """
         address = arguments.address_of(url)
-        return cls(address.requests, **{**address.options, **options})
+        return cls(address.requests, **{"changes": address.changes, **address.options, **options})
 
     def __enter__(self) -> Self:
         return self
@@ -95,7 +115,7 @@ class Client(NotPortable):
         pool = self._pool
         connection = pool.take(seconds, body)
         try:
-            return drive(connection.call(body, seconds - (time.monotonic() - began)))
+            return exchange(connection, body, seconds - (time.monotonic() - began))
         finally:
             pool.give_back(connection)
 
@@ -124,23 +144,76 @@ class Client(NotPortable):
         return commands.results_of(batch, self.request(commands.body_of(batch, atomic=atomic), timeout))
 
     @overload
-    def get(self, key: str, *, timeout: float | None = None) -> Record: ...
+    def get(
+        self, key: str, *, stale: bool = False, min_revision: int | None = None, timeout: float | None = None
+    ) -> Record: ...
     @overload
-    def get(self, key: str, default: D, *, timeout: float | None = None) -> Record | D: ...
-    def get(self, key: str, default: Any = arguments.REQUIRED, *, timeout: float | None = None) -> Any:
+    def get(
+        self,
+        key: str,
+        default: D,
+        *,
+        stale: bool = False,
+        min_revision: int | None = None,
+        timeout: float | None = None,
+    ) -> Record | D: ...
+    def get(
+        self,
+        key: str,
+        default: Any = arguments.REQUIRED,
+        *,
+        stale: bool = False,
+        min_revision: int | None = None,
+        timeout: float | None = None,
+    ) -> Any:
         """The record of ``key``. If there is none, returns ``default`` or, without one, raises
-        :class:`NotFound`."""
+        :class:`NotFound`. ``stale`` as for the class. ``min_revision``, here and in all that takes it: as of
+        that revision or a later one; raises ``condition_failed`` where the store has not come that far."""
+        command = commands.get(key, stale=stale, min_revision=min_revision)
         try:
-            return self.run(commands.get(key), timeout=timeout)
+            return self.run(command, timeout=timeout)
         except NotFound:
             if default is arguments.REQUIRED:
                 raise
             return default
 
-    def get_many(self, keys: Sequence[str], *, timeout: float | None = None) -> dict[str, Record]:
+    def get_many(
+        self, keys: Sequence[str], *, stale: bool = False, timeout: float | None = None
+    ) -> dict[str, Record]:
         """The records of those of ``keys`` that exist. Up to 1,000 keys are one request, which sees one
         state of the store."""
-        return self._run_multi(multi_request.get_many(keys), timeout)
+        return self._run_multi(multi_request.get_many(keys, stale=stale), timeout)
+
+    def check(
+        self,
+        key: str,
+        *,
+        if_revision: int | None = None,
+        if_value: bytes | str | None = None,
+        exists: bool | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """The revision of ``key``, 0 for none, if it has the revision ``if_revision`` (0: must not exist) or
+        the value ``if_value``, or, by ``exists``, is or is not there; give one of the three. Raises
+        ``condition_failed`` otherwise, as :meth:`put` does. Changes nothing, but is done in order with the
+        writes. To make writes depend on it, use ``guards``, :meth:`transaction` or an atomic batch."""
+        command = commands.check(key, if_revision=if_revision, if_value=if_value, exists=exists)
+        return self.run(command, timeout=timeout)
+
+    def _run_guarded(
+        self, command: commands.Command[T], guards: Mapping[str, int] | None, timeout: float | None
+    ) -> T:
+        if not guards:
+            return self.run(command, timeout=timeout)
+        batch = commands.guarded(command, guards)
+        try:
+            results = self.batch(batch, atomic=True, timeout=timeout)
+        except KvError as error:
+            # the caller knows no index of an op
+            if (index := error.details.pop("op", None)) is not None:
+                error.details.setdefault("key", batch[index].op["key"])
+            raise
+        return cast("T", results[-1])  # an atomic batch has no failed command
 
     def put(
         self,
@@ -152,6 +225,9 @@ class Client(NotPortable):
         keep_ttl: bool = False,
         expires_at: int | None = None,
         if_revision: int | None = None,
+        if_value: bytes | str | None = None,
+        sequence: bool = False,
+        guards: Mapping[str, int] | None = None,
         message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Written:
@@ -160,10 +236,17 @@ class Client(NotPortable):
         Text is stored as UTF-8, as ``text/plain; charset=utf-8`` unless ``content_type`` is given; bytes
         without one are ``application/octet-stream``. ``ttl`` in seconds, whole or not, from 0.001 to 100
         years, or a timedelta; a put without one clears the key's TTL, unless ``keep_ttl`` leaves its end as
-        it is or ``expires_at`` names it, in milliseconds since the epoch. ``if_revision`` is the revision
-        that the record must have, 0 for "must not exist"; raises ``condition_failed`` otherwise, with
-        the present one in ``details["revision"]``. ``message`` says why, here and wherever something is
-        written: up to 200 bytes of UTF-8 in one line, kept in the record and the event.
+        it is or ``expires_at`` names it, in milliseconds since the epoch. ``message`` says why, here and
+        wherever something is written: up to 200 bytes of UTF-8 in one line, kept in the record and the event.
+
+        ``if_revision`` is the revision that the record must have, 0 for "must not exist"; ``if_value``
+        instead is the value that it must have. ``guards``, here and in all single writes, are other keys and
+        the revisions that they must have, 0 again for none: ``guards={"locks/deploy": 41}``. Raises
+        ``condition_failed`` otherwise, with the present revision in ``details["revision"]`` and the key in
+        ``details["key"]``; nothing is written then.
+
+        With ``sequence`` the record is stored under ``key`` and a number behind it, such that such keys are
+        in the order in which they were committed; the result has the ``key``.
         """
         command = commands.put(
             key,
@@ -173,9 +256,11 @@ class Client(NotPortable):
             keep_ttl=keep_ttl,
             expires_at=expires_at,
             if_revision=if_revision,
+            if_value=if_value,
+            sequence=sequence,
             message=message,
         )
-        return self.run(command, timeout=timeout)
+        return self._run_guarded(command, guards, timeout)
 
     def create(
         self,
@@ -184,24 +269,27 @@ class Client(NotPortable):
         *,
         content_type: str | None = None,
         ttl: float | timedelta | None = None,
+        guards: Mapping[str, int] | None = None,
         message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Written:
         """Store ``value`` if there is no such key yet; raises ``condition_failed`` if there is."""
-        return self.put(
-            key, value, content_type=content_type, ttl=ttl, if_revision=0, message=message, timeout=timeout
-        )
+        command = commands.put(key, value, content_type=content_type, ttl=ttl, if_revision=0, message=message)
+        return self._run_guarded(command, guards, timeout)
 
     def delete(
         self,
         key: str,
         *,
         if_revision: int | None = None,
+        if_value: bytes | str | None = None,
+        guards: Mapping[str, int] | None = None,
         message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Deleted:
         """Remove ``key``; raises ``not_found``, or ``condition_failed`` as :meth:`put` does."""
-        return self.run(commands.delete(key, if_revision=if_revision, message=message), timeout=timeout)
+        command = commands.delete(key, if_revision=if_revision, if_value=if_value, message=message)
+        return self._run_guarded(command, guards, timeout)
 
     def delete_prefix(
         self, prefix: str, *, message: str | None = None, timeout: float | None = None
@@ -219,13 +307,15 @@ class Client(NotPortable):
         by: int = 1,
         *,
         if_revision: int | None = None,
+        if_value: bytes | str | None = None,
+        guards: Mapping[str, int] | None = None,
         message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Incremented:
         """Add ``by`` to a decimal integer, exactly once however often it had to be sent; a missing key
         counts from 0. Raises ``not_an_integer`` or ``out_of_range``."""
-        command = commands.incr(key, by, if_revision=if_revision, message=message)
-        return self.run(command, timeout=timeout)
+        command = commands.incr(key, by, if_revision=if_revision, if_value=if_value, message=message)
+        return self._run_guarded(command, guards, timeout)
 
     def touch(
         self,
@@ -233,24 +323,74 @@ class Client(NotPortable):
         ttl: float | timedelta,
         *,
         if_revision: int | None = None,
+        if_value: bytes | str | None = None,
+        guards: Mapping[str, int] | None = None,
         message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Written:
         """Give ``key`` a new TTL, seconds or a timedelta, counted from now; raises ``not_found``."""
-        command = commands.touch(key, ttl, if_revision=if_revision, message=message)
-        return self.run(command, timeout=timeout)
+        command = commands.touch(key, ttl, if_revision=if_revision, if_value=if_value, message=message)
+        return self._run_guarded(command, guards, timeout)
 
     def persist(
         self,
         key: str,
         *,
         if_revision: int | None = None,
+        if_value: bytes | str | None = None,
+        guards: Mapping[str, int] | None = None,
         message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Written:
         """Take the TTL of ``key`` away; raises ``not_found``."""
-        command = commands.persist(key, if_revision=if_revision, message=message)
-        return self.run(command, timeout=timeout)
+        command = commands.persist(key, if_revision=if_revision, if_value=if_value, message=message)
+        return self._run_guarded(command, guards, timeout)
+
+    # ── transactions ─────────────────────────────────────────────────────────────────────────────
+
+    def transaction(self, *, timeout: float | None = None) -> Transaction:
+        """A transaction, for one ``with``: what is read in it is asserted at its end, together with
+        the writes, in one atomic request. Raises ``condition_failed`` there if something has changed, since
+        a block cannot be run again; :meth:`transact` can. ``timeout`` is that of each request."""
+        seconds = None if timeout is None else arguments.seconds_of("timeout", timeout)
+        return Transaction(self.request, seconds)
+
+    def transact(
+        self,
+        work: Callable[[Transaction], T],
+        *,
+        attempts: int = DEFAULT_ATTEMPTS,
+        timeout: float | None = None,
+    ) -> T:
+        """Run ``work`` in a transaction, and again in a new one whenever something that it read has changed
+        before its end; returns what it returned::
+
+            def move(t):
+                left = int((t.get("stock/tea")).text)
+                t.put("stock/tea", str(left - 1))
+                return left - 1
+
+            left = store.transact(move)
+
+        So ``work`` may run several times, and should do nothing else than read and write ``t``. Waits a
+        little longer after each attempt, and raises ``condition_failed`` after the last. What ``work``
+        raises, and what it would be in vain to repeat, is raised at once: a check, or a condition of its own,
+        that does not hold, and a write of which the outcome is unknown.
+        """
+        arguments.function_of("work", work)
+        pauses = Backoff(0.005, 0.5, jitter=0.9)
+        for left in reversed(range(arguments.count_of("attempts", attempts))):
+            transaction = self.transaction(timeout=timeout)
+            try:
+                with transaction:
+                    return work(transaction)
+            except ConditionFailed:
+                if not transaction.is_conflict or not left:
+                    raise
+            sleep(pauses.next())
+        raise AssertionError("attempts is at least 1")
+
+    # ── ranges and changes ───────────────────────────────────────────────────────────────────────
 
     def list_page(
         self,
@@ -261,12 +401,24 @@ class Client(NotPortable):
         limit: int | None = None,
         cursor: str | None = None,
         keys_only: bool = False,
+        reverse: bool = False,
+        stale: bool = False,
+        min_revision: int | None = None,
         timeout: float | None = None,
     ) -> commands.RecordPage:
-        """A page of the records in start <= key < end that begin with ``prefix``, in key order, from
-        one snapshot. A page may be short, or empty, and not be the last: only ``cursor`` says so."""
+        """A page of the records in start <= key < end that begin with ``prefix``, in key order or with
+        ``reverse`` the last first, from one snapshot. A page may be short, or empty, and not be the last:
+        only ``cursor`` says so."""
         command = commands.list_page(
-            prefix=prefix, start=start, end=end, limit=limit, cursor=cursor, keys_only=keys_only
+            prefix=prefix,
+            start=start,
+            end=end,
+            limit=limit,
+            cursor=cursor,
+            keys_only=keys_only,
+            reverse=reverse,
+            stale=stale,
+            min_revision=min_revision,
         )
         return self.run(command, timeout=timeout)
 
@@ -277,15 +429,86 @@ class Client(NotPortable):
         start: str | None = None,
         end: str | None = None,
         keys_only: bool = False,
+        reverse: bool = False,
+        stale: bool = False,
+        min_revision: int | None = None,
         timeout: float | None = None,
     ) -> Iterator[Record]:
-        """All records of the range, page by page; each page is from its own snapshot."""
+        """All records of the range, page by page; each page is from its own snapshot. With ``reverse`` the
+        last come first, so that ``islice`` takes the last few."""
         cursor = None
         while True:
             page = self.list_page(
-                prefix=prefix, start=start, end=end, cursor=cursor, keys_only=keys_only, timeout=timeout
+                prefix=prefix,
+                start=start,
+                end=end,
+                cursor=cursor,
+                keys_only=keys_only,
+                reverse=reverse,
+                stale=stale,
+                min_revision=min_revision,
+                timeout=timeout,
             )
             yield from page.records
+            if (cursor := page.cursor) is None:
+                return
+
+    def level_page(
+        self,
+        *,
+        prefix: str | None = None,
+        delimiter: str = "/",
+        limit: int | None = None,
+        cursor: str | None = None,
+        keys_only: bool = False,
+        reverse: bool = False,
+        counts: bool = False,
+        stale: bool = False,
+        min_revision: int | None = None,
+        timeout: float | None = None,
+    ) -> commands.LevelPage:
+        """A page of one level of keys: the records directly below ``prefix``, and the prefixes of those
+        further down, each up to the next ``delimiter`` and told once, however many keys it has; ``limit``
+        counts both."""
+        command = commands.level_page(
+            prefix=prefix,
+            delimiter=delimiter,
+            limit=limit,
+            cursor=cursor,
+            keys_only=keys_only,
+            reverse=reverse,
+            counts=counts,
+            stale=stale,
+            min_revision=min_revision,
+        )
+        return self.run(command, timeout=timeout)
+
+    def ls(
+        self,
+        prefix: str | None = None,
+        *,
+        delimiter: str = "/",
+        reverse: bool = False,
+        stale: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[str]:
+        """The names of one level, in their order: keys, and prefixes that end with ``delimiter``; page by
+        page, each from its own snapshot."""
+        arguments.flag_of("reverse", reverse)
+        cursor = None
+        while True:
+            page = self.level_page(
+                prefix=prefix,
+                delimiter=delimiter,
+                cursor=cursor,
+                keys_only=True,
+                reverse=reverse,
+                stale=stale,
+                timeout=timeout,
+            )
+            names = [*page.prefixes, *(record.key for record in page.records)]
+            names.sort(reverse=reverse)
+            yield from names
             if (cursor := page.cursor) is None:
                 return
 
@@ -295,26 +518,153 @@ class Client(NotPortable):
         prefix: str | None = None,
         start: str | None = None,
         end: str | None = None,
+        stale: bool = False,
         timeout: float | None = None,
     ) -> int:
         """How many keys there are in the range; large ranges are counted in parts, each from its
         own snapshot."""
-        return self._run_multi(multi_request.count(prefix, start, end), timeout)
+        return self._run_multi(multi_request.count(prefix, start, end, stale=stale), timeout)
+
+    def digest_page(
+        self,
+        *,
+        prefix: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        cursor: str | None = None,
+        stale: bool = False,
+        min_revision: int | None = None,
+        timeout: float | None = None,
+    ) -> commands.DigestPage:
+        """The digest of the records in the range, or in a bounded part of it. That of all records, so without
+        a range, is told whole. See :mod:`kvstore_core.digest` for what it proves."""
+        command = commands.digest_page(
+            prefix=prefix, start=start, end=end, cursor=cursor, stale=stale, min_revision=min_revision
+        )
+        return self.run(command, timeout=timeout)
 
     def events(
         self,
-        since: Cursor | str | int,
+        since: Cursor | str | int | None = None,
         wanted: Filter = commands.EVERYTHING,
         *,
+        since_time: int | None = None,
         limit: int | None = None,
         values: bool = True,
         previous: bool = False,
+        stale: bool = False,
         timeout: float | None = None,
     ) -> LogPage:
-        """A page of the log after ``since``, oldest first, whole revisions only; go on from its
-        ``next``. Raises ``cursor_expired``. To follow the store, use a Subscription."""
-        command = commands.events(since, wanted, limit=limit, values=values, previous=previous)
+        """A page of the log after ``since``, or after ``since_time`` in milliseconds since the epoch, oldest
+        first, whole revisions only; go on from its ``next``. Raises ``cursor_expired``. :meth:`changes` also
+        waits; to follow the store, use a Subscription."""
+        command = commands.events(
+            since,
+            wanted,
+            since_time=since_time,
+            limit=limit,
+            values=values,
+            previous=previous,
+            stale=stale,
+        )
         return self.run(command, timeout=timeout)
+
+    def changes(
+        self,
+        since: Cursor | str | int | None = None,
+        *,
+        since_time: int | None = None,
+        prefixes: Collection[str] = (),
+        keys: Collection[str] = (),
+        ops: Collection[str] = (),
+        limit: int | None = None,
+        values: bool = True,
+        previous: bool = False,
+        wait: float = 0,
+        stale: bool = False,
+        timeout: float | None = None,
+    ) -> commands.EventsPage:
+        """A page of the changes after ``since``, a cursor or a revision of the present epoch, or after
+        ``since_time``, in milliseconds since the epoch; without either there are none yet, and the page has
+        the cursor from which to go on. ``prefixes``, ``keys`` and ``ops`` choose as for a Subscription.
+
+        The page holds about ``limit`` events at most, and never ends inside a revision. Where it would be
+        empty, waits up to ``wait`` seconds for the first change that is wanted. For programs that look from
+        time to time, and keep the page's ``cursor``; raises ``cursor_expired``, with the ``floor``, where the
+        log no longer reaches back to it.
+        """
+        wanted = filter_of(prefixes, keys, ops)
+        deadline = time.monotonic() + arguments.seconds_of("wait", wait, may_be_zero=True)
+        if since is None and since_time is None:
+            reply = self.request(commands.body_of_one(commands.status()), timeout)
+            since = Cursor(reply.revision, reply.epoch)
+
+        def read(since: Cursor | str | int | None) -> commands.EventsPage:
+            page = self.events(
+                since,
+                wanted,
+                since_time=since_time if since is None else None,
+                limit=limit,
+                values=values,
+                previous=previous,
+                stale=stale,
+                timeout=timeout,
+            )
+            cursor = Cursor(page.next, page.epoch)
+            return commands.EventsPage(page.events, cursor, page.next < page.head, page.floor, page.head)
+
+        page = read(since)
+        if not wait or page.events or page.more:
+            return page
+        with self._subscription(
+            prefixes=wanted.prefixes, keys=wanted.keys, ops=wanted.ops, since=page.cursor, values=False
+        ) as subscription:
+            while not page.events:
+                item = subscription.next_batch(max(0.0, deadline - time.monotonic()))
+                if item is None:
+                    return page._replace(cursor=subscription.cursor or page.cursor)
+                if not isinstance(item, Sync):
+                    page = read(page.cursor)
+        return page
+
+    def wait(self, key: str, until: str = "exists", *, timeout: float | None = None) -> Record | None:
+        """Wait until ``key`` fulfils a condition, and return its record then, None if it is gone::
+
+            store.wait("jobs/7", until='/state == "done"', timeout=30)
+
+        ``until`` is ``exists``, ``gone``, ``equals TEXT``, or looks into a JSON value: ``POINTER exists``,
+        ``POINTER gone``, or ``POINTER OP JSON`` with a JSON pointer (RFC 6901) and one of ``==``, ``!=``,
+        ``<``, ``<=``, ``>`` and ``>=``; ``docs/http.md`` has the grammar. The state at the call and every
+        change after it are looked at, in the order of the log, so none is missed however short it lasts.
+        Raises ``timed_out`` after ``timeout`` seconds (None: no limit). Needs the grants ``watch`` and
+        ``read`` on the key.
+        """
+        predicate = parse_predicate(until)
+        arguments.must_be("key", key, str, "a text")
+        seconds = arguments.LONGEST_TIMEOUT if timeout is None else arguments.seconds_of("timeout", timeout)
+        deadline = time.monotonic() + seconds
+        with self._subscription(keys=[key], snapshot=True) as subscription:
+            is_known = False
+            while True:
+                item = subscription.next(max(0.0, deadline - time.monotonic()))
+                if item is None:
+                    position = subscription.cursor
+                    message = f"{key!r} did not fulfil the condition within {seconds:g} s"
+                    raise KvError("timed_out", message, revision=0 if position is None else position.revision)
+                if isinstance(item, Event):
+                    is_known, record = True, item.record
+                elif isinstance(item, Sync) and not is_known:
+                    is_known, record = True, None
+                else:
+                    is_known = is_known and not isinstance(item, Reset)
+                    continue
+                if predicate.holds(None if record is None else record.value):
+                    return record
+
+    def _subscription(self, **options: Any) -> Subscription:
+        return Subscription(
+            self._pool.endpoint, arguments.changes_beside(*self._given), login=self._login, **options
+        )
 
     def history(
         self,
@@ -325,21 +675,30 @@ class Client(NotPortable):
         limit: int | None = None,
         cursor: str | None = None,
         values: bool = True,
+        stale: bool = False,
+        min_revision: int | None = None,
         timeout: float | None = None,
     ) -> commands.HistoryPage:
         """A page of the events of ``key``, or of all keys that begin with ``prefix``, below revision
         ``before``, newest first; raises ``not_found`` for a key of which the log has none."""
         command = commands.history(
-            key, prefix=prefix, before=before, limit=limit, cursor=cursor, values=values
+            key,
+            prefix=prefix,
+            before=before,
+            limit=limit,
+            cursor=cursor,
+            values=values,
+            stale=stale,
+            min_revision=min_revision,
         )
         return self.run(command, timeout=timeout)
 
-    def get_at(self, key: str, revision: int, *, timeout: float | None = None) -> Record:
+    def get_at(self, key: str, revision: int, *, stale: bool = False, timeout: float | None = None) -> Record:
         """The record as it was after ``revision``.
 
         Raises ``not_found`` if there was none then, and ``revision_gone`` if the log no longer reaches back.
         """
-        return self._run_multi(multi_request.get_at(key, revision), timeout)
+        return self._run_multi(multi_request.get_at(key, revision, stale=stale), timeout)
 
     def status(self, *, timeout: float | None = None) -> dict[str, Any]:
         """The daemon's version, position, counts and limits, as in protocol section 4."""

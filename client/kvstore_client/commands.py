@@ -12,8 +12,9 @@ It holds no connection and may be run any number of times. Times to live are sec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from binascii import b2a_base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -36,14 +37,18 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Fields = dict[str, Any]
 
+_CONDITIONS = ("if_revision", "if_value", "if_value_b64")
+
 
 class Written(NamedTuple):
-    """The record's state after a write. ``version`` is 1 when the write created it."""
+    """The record's state after a write. ``version`` is 1 when the write created it; ``key`` is that of a put
+    with ``sequence``, None otherwise."""
 
     revision: int
     create_revision: int
     version: int
     expires_at: int | None = None
+    key: str | None = None
 
 
 class Incremented(NamedTuple):
@@ -76,10 +81,45 @@ class RecordPage(NamedTuple):
     revision: int
 
 
+class LevelPage(NamedTuple):
+    """A page of one level of keys: the records whose keys have no delimiter after the prefix, and the common
+    prefixes of the others, each once, up to and including the delimiter. ``counts`` has how many keys each
+    prefix has, None where that is not known without a long look; it is empty unless asked for. ``cursor``
+    continues, None at the end."""
+
+    records: list[Record]
+    prefixes: list[str]
+    counts: list[int | None]
+    cursor: str | None
+    revision: int
+
+
+class EventsPage(NamedTuple):
+    """A page of changes in their order. ``cursor`` is where to go on, whatever was wanted of what is before
+    it; ``more`` says that there is more already. The log begins after ``floor``, and the store was at
+    ``head``."""
+
+    events: list[Event]
+    cursor: Cursor
+    more: bool
+    floor: int
+    head: int
+
+
 class CountPage(NamedTuple):
     """How many keys there are in a part of a range; ``cursor`` continues, None at the end."""
 
     total: int
+    cursor: str | None
+    revision: int
+
+
+class DigestPage(NamedTuple):
+    """The digest of so many ``records`` in a part of a range, as 64 hexadecimal digits; ``cursor``
+    continues, None at the end. The digests of parts read at one ``revision`` add up."""
+
+    digest: str
+    records: int
     cursor: str | None
     revision: int
 
@@ -163,13 +203,25 @@ def result_of(command: Command[T], reply: Reply) -> T:
     raise fields
 
 
-def get(key: str) -> Command[Record]:
-    """The record of ``key``; ``not_found`` if there is none."""
+def _base64(value: bytes | str | None) -> str | None:
+    return None if value is None else b2a_base64(value_of(value), newline=False).decode()
+
+
+def _flag(value: bool) -> bool | None:
+    """A field that is left out where it is False; anything but a bool is left to the table's check."""
+    return None if value is False else value
+
+
+def get(key: str, *, stale: bool = False, min_revision: int | None = None) -> Command[Record]:
+    """The record of ``key``; ``not_found`` if there is none. ``stale``, here and in all that read: at once,
+    what the daemon has, though others that share its store may have written since; the reply's ``age`` says
+    how many milliseconds ago that was last known to be current. ``min_revision``: as of that revision or a
+    later one; ``condition_failed`` where the store has not come that far."""
     read = partial(_record, key)
     # is_plain_key is all that the table checks of such a key, and quicker
-    if is_plain_key(key):
+    if stale is False and min_revision is None and is_plain_key(key):
         return Command({"op": "get", "key": key}, read)
-    return _command("get", read, key=key)
+    return _command("get", read, key=key, stale=_flag(stale), min_revision=min_revision)
 
 
 def put(
@@ -181,19 +233,24 @@ def put(
     keep_ttl: bool = False,
     expires_at: int | None = None,
     if_revision: int | None = None,
+    if_value: bytes | str | None = None,
+    sequence: bool = False,
     message: str | None = None,
 ) -> Command[Written]:
     """Store ``value``; text is stored as UTF-8, with ``text/plain; charset=utf-8`` as its media type
     unless another is given. It stays until it is changed unless one of these is given: ``ttl``;
     ``keep_ttl``, to leave the end of the time to live that the key has as it is; ``expires_at``, in
     milliseconds since the epoch. ``if_revision`` must be the record's revision, 0 for "must not exist";
-    the error ``condition_failed`` holds the present one. ``message`` says why, here and in all that write:
+    the error ``condition_failed`` holds the present one. ``if_value`` instead is what the value must be. With
+    ``sequence`` the key is made from ``key`` and the revision in 20 digits, in an atomic batch followed by
+    ``-`` and the number of the change in it. ``message`` says why, here and in all that write:
     up to 200 bytes of UTF-8 in one line, kept with the change."""
     raw = value_of(value)
     if content_type is None and isinstance(value, str):
         content_type = TEXT_CONTENT_TYPE
     is_plain = content_type is None and ttl is None and expires_at is None and if_revision is None
-    if is_plain and keep_ttl is False and message is None and is_plain_key(key):
+    is_plain = is_plain and if_value is None and sequence is False and message is None
+    if is_plain and keep_ttl is False and is_plain_key(key):
         # as in get
         return Command({"op": "put", "key": key, "size": len(raw)}, _written, raw)
     return _command(
@@ -204,16 +261,25 @@ def put(
         size=len(raw),
         content_type=content_type,
         ttl=ttl_of(ttl),
-        keep_ttl=None if keep_ttl is False else keep_ttl,
+        keep_ttl=_flag(keep_ttl),
         expires_at=expires_at,
         if_revision=if_revision,
+        if_value_b64=_base64(if_value),
+        sequence=_flag(sequence),
         message=message,
     )
 
 
-def delete(key: str, *, if_revision: int | None = None, message: str | None = None) -> Command[Deleted]:
+def delete(
+    key: str,
+    *,
+    if_revision: int | None = None,
+    if_value: bytes | str | None = None,
+    message: str | None = None,
+) -> Command[Deleted]:
     """Remove ``key``; ``not_found`` if there is none."""
-    return _command("delete", _deleted, key=key, if_revision=if_revision, message=message)
+    value = _base64(if_value)
+    return _command("delete", _deleted, key=key, if_revision=if_revision, if_value_b64=value, message=message)
 
 
 def delete_prefix(prefix: str, *, limit: int = MAX_PAGE, message: str | None = None) -> Command[Deleted]:
@@ -222,22 +288,83 @@ def delete_prefix(prefix: str, *, limit: int = MAX_PAGE, message: str | None = N
 
 
 def incr(
-    key: str, by: int = 1, *, if_revision: int | None = None, message: str | None = None
+    key: str,
+    by: int = 1,
+    *,
+    if_revision: int | None = None,
+    if_value: bytes | str | None = None,
+    message: str | None = None,
 ) -> Command[Incremented]:
     """Add ``by`` to a decimal integer; a missing key counts from 0, TTL and media type stay."""
-    return _command("incr", _incremented, key=key, by=by, if_revision=if_revision, message=message)
+    value = _base64(if_value)
+    return _command(
+        "incr", _incremented, key=key, by=by, if_revision=if_revision, if_value_b64=value, message=message
+    )
 
 
 def touch(
-    key: str, ttl: float | timedelta, *, if_revision: int | None = None, message: str | None = None
+    key: str,
+    ttl: float | timedelta,
+    *,
+    if_revision: int | None = None,
+    if_value: bytes | str | None = None,
+    message: str | None = None,
 ) -> Command[Written]:
     """Give ``key`` a new TTL, counted from now; ``not_found`` if there is no such key."""
-    return _command("touch", _written, key=key, ttl=ttl_of(ttl), if_revision=if_revision, message=message)
+    return _command(
+        "touch",
+        _written,
+        key=key,
+        ttl=ttl_of(ttl),
+        if_revision=if_revision,
+        if_value_b64=_base64(if_value),
+        message=message,
+    )
 
 
-def persist(key: str, *, if_revision: int | None = None, message: str | None = None) -> Command[Written]:
+def persist(
+    key: str,
+    *,
+    if_revision: int | None = None,
+    if_value: bytes | str | None = None,
+    message: str | None = None,
+) -> Command[Written]:
     """Take the TTL of ``key`` away; ``not_found`` if there is no such key."""
-    return _command("persist", _written, key=key, if_revision=if_revision, message=message)
+    value = _base64(if_value)
+    return _command(
+        "persist", _written, key=key, if_revision=if_revision, if_value_b64=value, message=message
+    )
+
+
+def check(
+    key: str,
+    *,
+    if_revision: int | None = None,
+    if_value: bytes | str | None = None,
+    exists: bool | None = None,
+) -> Command[int]:
+    """Fail with ``condition_failed``, and an atomic batch as a whole, where ``key`` is not at ``if_revision``
+    (0: must not exist), has not ``if_value``, or, by ``exists``, is or is not there. Give one of the three.
+    The result is the key's revision, 0 where there is none."""
+    value = _base64(if_value)
+    return _command("check", _revision, key=key, if_revision=if_revision, if_value_b64=value, exists=exists)
+
+
+def guarded(command: Command[T], guards: Mapping[str, int]) -> list[Command[Any]]:
+    """The atomic batch in which ``command``, its last, is done only while each key of ``guards`` has its
+    revision there, 0 for "must not exist"."""
+    must_be("guards", guards, Mapping, "keys with their revisions, such as {'locks/deploy': 41}")
+    return [*(check(key, if_revision=revision) for key, revision in guards.items()), command]
+
+
+def without_condition(command: Command[T]) -> tuple[Command[T], Command[int] | None]:
+    """The write without its condition, and the check that asserts the same of the key."""
+    op = command.op
+    condition = {name: op[name] for name in _CONDITIONS if name in op}
+    if not condition:
+        return command, None
+    left = {name: value for name, value in op.items() if name not in condition}
+    return replace(command, op=left), _command("check", _revision, key=op["key"], **condition)
 
 
 def list_page(
@@ -248,9 +375,13 @@ def list_page(
     limit: int | None = None,
     cursor: str | None = None,
     keys_only: bool = False,
+    reverse: bool = False,
+    stale: bool = False,
+    min_revision: int | None = None,
 ) -> Command[RecordPage]:
     """A page of the records in start <= key < end that begin with ``prefix``, in byte order of their
-    keys; with ``keys_only`` without values. A page may be short, or empty, and not be the last."""
+    keys, or with ``reverse`` the last first; with ``keys_only`` without values. A page may be short, or
+    empty, and not be the last."""
     return _command(
         "list",
         _record_page,
@@ -259,37 +390,111 @@ def list_page(
         end=end,
         limit=limit,
         cursor=cursor,
-        keys_only=None if keys_only is False else keys_only,
+        keys_only=_flag(keys_only),
+        reverse=_flag(reverse),
+        stale=_flag(stale),
+        min_revision=min_revision,
+    )
+
+
+def level_page(
+    *,
+    prefix: str | None = None,
+    delimiter: str = "/",
+    limit: int | None = None,
+    cursor: str | None = None,
+    keys_only: bool = False,
+    reverse: bool = False,
+    counts: bool = False,
+    stale: bool = False,
+    min_revision: int | None = None,
+) -> Command[LevelPage]:
+    """A page of what is directly below ``prefix``, as a folder is listed; ``limit`` counts records and
+    prefixes together."""
+    return _command(
+        "list",
+        _level_page,
+        prefix=prefix,
+        delimiter=delimiter,
+        limit=limit,
+        cursor=cursor,
+        keys_only=_flag(keys_only),
+        reverse=_flag(reverse),
+        counts=_flag(counts),
+        stale=_flag(stale),
+        min_revision=min_revision,
     )
 
 
 def count_page(
-    *, prefix: str | None = None, start: str | None = None, end: str | None = None, cursor: str | None = None
+    *,
+    prefix: str | None = None,
+    start: str | None = None,
+    end: str | None = None,
+    cursor: str | None = None,
+    stale: bool = False,
 ) -> Command[CountPage]:
     """How many keys there are in the range, or in a bounded part of it."""
-    return _command("list", _count_page, prefix=prefix, start=start, end=end, cursor=cursor, count=True)
+    return _command(
+        "list",
+        _count_page,
+        prefix=prefix,
+        start=start,
+        end=end,
+        cursor=cursor,
+        count=True,
+        stale=_flag(stale),
+    )
+
+
+def digest_page(
+    *,
+    prefix: str | None = None,
+    start: str | None = None,
+    end: str | None = None,
+    cursor: str | None = None,
+    stale: bool = False,
+    min_revision: int | None = None,
+) -> Command[DigestPage]:
+    """The digest of the records in the range, or in a bounded part of it; that of all records is told whole,
+    unless a record was replaced that could not be read."""
+    return _command(
+        "digest",
+        _digest_page,
+        prefix=prefix,
+        start=start,
+        end=end,
+        cursor=cursor,
+        stale=_flag(stale),
+        min_revision=min_revision,
+    )
 
 
 def events(
-    since: Cursor | str | int,
+    since: Cursor | str | int | None = None,
     wanted: Filter = EVERYTHING,
     *,
+    since_time: int | None = None,
     limit: int | None = None,
     values: bool = True,
     previous: bool = False,
+    stale: bool = False,
 ) -> Command[LogPage]:
-    """A page of the log after ``since``, oldest first, whole revisions only. ``previous`` adds the
-    replaced records. ``cursor_expired`` if the log does not reach back that far."""
+    """A page of the log after ``since``, oldest first, whole revisions only; or after ``since_time``, in
+    milliseconds since the epoch. ``previous`` adds the replaced records. ``cursor_expired`` if the log does
+    not reach back that far."""
     must_be("wanted", wanted, Filter, "a Filter")
     for name in ("prefixes", "keys", "ops"):
         texts_of(f"wanted.{name}", getattr(wanted, name))
     return _command(
         "events",
         _log_page,
-        since=since_of(since),
+        since=None if since is None else since_of(since),
+        since_time=since_time,
         limit=limit,
         values=None if values is True else values,
-        previous=None if previous is False else previous,
+        previous=_flag(previous),
+        stale=_flag(stale),
         **wanted.fields(),
     )
 
@@ -302,6 +507,8 @@ def history(
     limit: int | None = None,
     cursor: str | None = None,
     values: bool = True,
+    stale: bool = False,
+    min_revision: int | None = None,
 ) -> Command[HistoryPage]:
     """A page of the events of ``key``, or of all keys that begin with ``prefix``, below revision ``before``,
     newest first, as far as the log goes; ``not_found`` for a key that has none."""
@@ -314,6 +521,8 @@ def history(
         limit=limit,
         cursor=cursor,
         values=None if values is True else values,
+        stale=_flag(stale),
+        min_revision=min_revision,
     )
 
 
@@ -450,11 +659,18 @@ def _identities(fields: Fields, _: Reply) -> list[Fields]:
 
 
 def _written(fields: Fields, _: Reply) -> Written:
-    return Written(fields["revision"], fields["create_revision"], fields["version"], fields.get("expires_at"))
+    get = fields.get
+    return Written(
+        fields["revision"], fields["create_revision"], fields["version"], get("expires_at"), get("key")
+    )
 
 
 def _incremented(fields: Fields, reply: Reply) -> Incremented:
-    return Incremented(fields["value"], *_written(fields, reply))
+    return Incremented(fields["value"], *_written(fields, reply)[:4])
+
+
+def _revision(fields: Fields, _: Reply) -> int:
+    return int(fields["revision"])
 
 
 def _deleted(fields: Fields, _: Reply) -> Deleted:
@@ -465,8 +681,17 @@ def _record_page(fields: Fields, reply: Reply) -> RecordPage:
     return RecordPage([record_from(item) for item in fields["items"]], fields["cursor"], reply.revision)
 
 
+def _level_page(fields: Fields, reply: Reply) -> LevelPage:
+    records = [record_from(item) for item in fields["items"]]
+    return LevelPage(records, fields["prefixes"], fields.get("counts", []), fields["cursor"], reply.revision)
+
+
 def _count_page(fields: Fields, reply: Reply) -> CountPage:
     return CountPage(fields["count"], fields["cursor"], reply.revision)
+
+
+def _digest_page(fields: Fields, reply: Reply) -> DigestPage:
+    return DigestPage(fields["digest"], fields["count"], fields["cursor"], reply.revision)
 
 
 def _history_page(fields: Fields, _: Reply) -> HistoryPage:

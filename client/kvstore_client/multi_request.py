@@ -29,14 +29,14 @@ def single(command: Command[T]) -> MultiRequest[T]:
     return result  # type: ignore[no-any-return]
 
 
-def get_many(keys: Sequence[str]) -> MultiRequest[dict[str, Record]]:
+def get_many(keys: Sequence[str], *, stale: bool = False) -> MultiRequest[dict[str, Record]]:
     """The records of those keys that exist. A request has a bounded number of keys; those whose values did
     not fit into the reply go into the next one."""
     found: dict[str, Record] = {}
     left = list(dict.fromkeys(texts_of("keys", keys)))
     while left:
         some, left = left[:MAX_PAGE], left[MAX_PAGE:]
-        results = yield [commands.get(key) for key in some]
+        results = yield [commands.get(key, stale=stale) for key in some]
         postponed = []
         for key, result in zip(some, results, strict=True):
             if not isinstance(result, KvError):
@@ -59,18 +59,22 @@ def delete_prefix(prefix: str, message: str | None) -> MultiRequest[Deleted]:
             return Deleted(total, revision)
 
 
-def count(prefix: str | None, start: str | None, end: str | None) -> MultiRequest[int]:
+def count(
+    prefix: str | None, start: str | None, end: str | None, *, stale: bool = False
+) -> MultiRequest[int]:
     """Count a range part by part."""
     page = CountPage(0, None, 0)
     total = 0
     while True:
-        page = yield from single(commands.count_page(prefix=prefix, start=start, end=end, cursor=page.cursor))
+        page = yield from single(
+            commands.count_page(prefix=prefix, start=start, end=end, cursor=page.cursor, stale=stale)
+        )
         total += page.total
         if page.cursor is None:
             return total
 
 
-def get_at(key: str, revision: int) -> MultiRequest[Record]:
+def get_at(key: str, revision: int, *, stale: bool = False) -> MultiRequest[Record]:
     """The record as of ``revision``: from the newest event up to it, or the present record if that has not
     changed since. Raises ``revision_gone`` where the log does not reach back."""
     if type(revision) is not int:
@@ -78,8 +82,8 @@ def get_at(key: str, revision: int) -> MultiRequest[Record]:
     cursor = None
     while True:
         past, present, status = yield [
-            commands.history(key, before=revision + 1, limit=1, cursor=cursor),
-            commands.get(key),
+            commands.history(key, before=revision + 1, limit=1, cursor=cursor, stale=stale),
+            commands.get(key, stale=stale),
             commands.status(),
         ]
         if isinstance(present, Record) and present.revision <= revision:

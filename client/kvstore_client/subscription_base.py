@@ -63,7 +63,7 @@ class SubscriptionBase(forks.NotPortable):
         heartbeats: bool = False,
         login: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._wanted = _filter(prefixes, keys, ops)
+        self._wanted = filter_of(prefixes, keys, ops)
         self._requests, self._changes = requests_of(requests), changes_of(changes)
         self._keys = keys_of(login, self._requests)
         self._state = SubscriptionState(
@@ -261,7 +261,7 @@ class SubscriptionBase(forks.NotPortable):
         self._call_waits = SocketWait((), 0)
 
 
-def _filter(prefixes: Collection[str], keys: Collection[str], ops: Collection[str]) -> Filter:
+def filter_of(prefixes: Collection[str], keys: Collection[str], ops: Collection[str]) -> Filter:
     """The checked filter; raises ``invalid_key`` or ``bad_request``."""
     prefixes, keys, ops = texts_of("prefixes", prefixes), texts_of("keys", keys), texts_of("ops", ops)
     for text in (*keys, *filter(None, prefixes)):

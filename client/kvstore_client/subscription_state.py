@@ -73,6 +73,7 @@ class SubscriptionState:
         self._follower: Follower | None = None
         self._merge: SnapshotMerge | None = None
         self._beat: Heartbeat | None = None
+        self._access = ""
         self._is_synced = False
         if isinstance(since, Cursor):
             self._follow(since)
@@ -111,6 +112,10 @@ class SubscriptionState:
             return
         if isinstance(message, Heartbeat):
             self._beat = message
+            if self._access != message.access:
+                # PUB sends nothing more where a grant was taken away; the log says so
+                self._access = message.access
+                self._follower.doubt()
         self._deliver(self._follower.hear(message), self._follower)
 
     def silent_at(self) -> float:
@@ -122,6 +127,12 @@ class SubscriptionState:
         self._heard_at = now
         if self._follower is not None:
             self._follower.doubt()
+
+    def sync_again(self) -> None:
+        """Ask the log now, and say by another Sync when all up to its end has been delivered."""
+        if self._follower is not None:
+            self._follower.doubt()
+            self._is_synced = False
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
@@ -135,7 +146,7 @@ class SubscriptionState:
         return [{"op": "status"}]
 
     def _events_op(self, since: Cursor) -> dict[str, Any]:
-        op = {"op": "events", "since": str(since), **self._wanted.fields()}
+        op = {"op": "events", "since": str(since), "stale": True, **self._wanted.fields()}
         if not self._values:
             op["values"] = False
         if self._previous:

@@ -18,8 +18,11 @@ from kvstore_client.transport.connection import Connection, RequestBody
 from kvstore_client.transport.pool import PoolBase, pool_timeout
 from kvstore_client.transport.wait import IoGenerator, SocketWait
 from kvstore_core.connection_monitor import Socket
+from kvstore_core.wire import Reply
 
 T = TypeVar("T")
+
+sleep = asyncio.sleep
 
 _NO_READERS = (
     "this event loop cannot watch sockets, as Windows' ProactorEventLoop cannot; run the program with "
@@ -127,6 +130,11 @@ async def drive(generator: IoGenerator[T]) -> T:
             await _until_ready(wait)
     finally:
         generator.close()
+
+
+async def exchange(connection: Connection, body: RequestBody, seconds: float) -> Reply:
+    """The reply to a request over ``connection``; raises as :meth:`Connection.call` does."""
+    return await drive(connection.call(body, seconds))
 
 
 class AsyncConnectionPool(PoolBase):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -29,6 +28,22 @@ JITTER = 0.25
 
 _request_ids = count(1)
 """No other process sends on this one's sockets, so its requests need no random ids; ``next`` is atomic."""
+
+
+def enveloped(request: Sequence[bytes]) -> list[bytes]:
+    """The frames of a request as they are sent: an id of its own, the empty delimiter, the request."""
+    return [next(_request_ids).to_bytes(8, "big"), b"", *request]
+
+
+def reply_at_once(sent: Sequence[bytes], received: Sequence[bytes]) -> Reply | None:
+    """The reply to ``sent`` if ``received`` is one that needs nothing more to be done; what else it may be is
+    for :meth:`RetryState.receive` to say."""
+    if len(received) < 3 or received[0] != sent[0]:
+        return None
+    try:
+        return decode_reply(received[2:])
+    except KvError:
+        return None
 
 
 class NextAction(NamedTuple):
@@ -52,10 +67,11 @@ class RetryState:
     """
 
     def __init__(
-        self, request: Sequence[bytes], *, writes: bool, endpoint: str, seconds: float, now: float
+        self, frames: list[bytes], *, writes: bool, endpoint: str, seconds: float, now: float
     ) -> None:
-        self._id = next(_request_ids).to_bytes(8, "big")
-        self.frames = [self._id, b"", *request]
+        """``frames`` are :func:`enveloped`."""
+        self._id = frames[0]
+        self.frames = frames
         self._writes = writes
         self._endpoint = endpoint
         self._seconds = seconds
@@ -69,6 +85,8 @@ class RetryState:
         self._was_sent = False
         self._may_be_applied = False
         self._refusal: KvError | None = None
+        self._pauses: Backoff | None = None
+        self._attempts: Backoff | None = None
         # the others are spread by their Backoff
         self._until = now + self._attempt_seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
 
@@ -97,7 +115,7 @@ class RetryState:
         # that an idle socket lost its connection some time ago is no reason to wait
         is_old = self._is_sending and not self._was_lost
         self._was_lost = True
-        self._pause(now if is_old else now + self._pauses.next())
+        self._pause(now if is_old else now + self._next_pause())
 
     def receive(self, frames: Sequence[bytes], now: float) -> Reply | None:
         """The reply in ``frames``; None if it answers another request, or refuses this one for now. Raises
@@ -116,21 +134,24 @@ class RetryState:
         self._refusal = refusal
         self._may_be_applied |= refusal.details.get("outcome") == "unknown"
         # the connection is as good as it was: the daemon has just answered on it
-        self._pause(now + self._pauses.next())
+        self._pause(now + self._next_pause())
 
     def _pause(self, until: float) -> None:
         self._is_sending = False
         self._is_pausing = True
         self._until = until
 
-    @cached_property
-    def _pauses(self) -> Backoff:
-        """Made when it is needed: most requests are answered without a pause."""
-        return Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, jitter=JITTER)
+    def _next_pause(self) -> float:
+        """Its Backoff is made when it is needed: most requests are answered without a pause."""
+        if self._pauses is None:
+            self._pauses = Backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, jitter=JITTER)
+        return self._pauses.next()
 
-    @cached_property
-    def _longer_attempts(self) -> Backoff:
-        return Backoff(1.5 * self._attempt_seconds, LONGEST_ATTEMPT_SECONDS, growth=1.5, jitter=JITTER)
+    def _next_attempt_seconds(self) -> float:
+        if self._attempts is None:
+            first = 1.5 * self._attempt_seconds
+            self._attempts = Backoff(first, LONGEST_ATTEMPT_SECONDS, growth=1.5, jitter=JITTER)
+        return self._attempts.next()
 
     @property
     def _is_unanswered(self) -> bool:
@@ -140,7 +161,7 @@ class RetryState:
     def _try_again(self, now: float) -> None:
         if not self._is_pausing:  # no connection came in time
             self._is_lost = True
-            self._attempt_seconds = self._longer_attempts.next()
+            self._attempt_seconds = self._next_attempt_seconds()
         self._needs_new_socket = self._is_lost
         self._is_lost = self._is_pausing = False
         self._is_sending = True

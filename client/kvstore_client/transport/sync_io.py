@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from typing import TypeVar
 
 import zmq
@@ -12,8 +13,11 @@ from kvstore_client.transport.connection import Connection, RequestBody
 from kvstore_client.transport.pool import PoolBase, pool_timeout
 from kvstore_client.transport.wait import IoGenerator
 from kvstore_core.connection_monitor import Socket
+from kvstore_core.wire import Reply
 
 T = TypeVar("T")
+
+sleep = time.sleep
 
 Context: type[zmq.Context[Socket]] = zmq.Context
 
@@ -29,6 +33,12 @@ def drive(generator: IoGenerator[T]) -> T:
         return done.value  # type: ignore[no-any-return]
     finally:
         generator.close()
+
+
+def exchange(connection: Connection, body: RequestBody, seconds: float) -> Reply:
+    """The reply to a request over ``connection``; raises as :meth:`Connection.call` does."""
+    answer = connection.call_at_once(body, seconds)
+    return answer if isinstance(answer, Reply) else drive(answer)
 
 
 class ConnectionPool(PoolBase):
