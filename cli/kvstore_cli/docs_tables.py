@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from kvstore_cli.command_line.group import SECTIONS
 from kvstore_cli.config.options import CONFIG, OPTIONS, Option
-from kvstore_cli.main import EXIT_INTERRUPTED, SECTIONS
 from kvstore_cli.subscribe.sinks import VARIABLES
+from kvstore_cli.terminal.output import EXIT_INTERRUPTED
 from kvstore_core.errors import ERRORS, EXIT_DONE, EXIT_USAGE
 
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

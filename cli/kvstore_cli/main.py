@@ -1,214 +1,79 @@
-"""The ``kvstore`` command: runs the subcommand, and turns errors into a message and an exit status."""
+"""The ``kvstore`` command: runs the command line, and turns errors into a message and an exit status.
+
+``kvstore get KEY`` takes as long as what it imports. So nothing is imported here that some lines can do
+without, and the usual ones are run without click.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from importlib import import_module
-
-import click
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_ERROR, EXIT_USAGE, KvError
 
-EXIT_INTERRUPTED = 130
-
-# The table of commands, by section of the help text. Their modules are only imported to run one, to keep the
-# start-up short.
-SECTIONS = {
-    "Keys and values": {
-        "get": "Print the value of a key, or of many with their keys",
-        "put": "Store a value",
-        "patch": "Change members of a JSON value",
-        "delete": "Remove keys, or all keys with a prefix",
-        "list": "List keys",
-        "incr": "Add to a number, atomically",
-        "touch": "Give a key a new TTL",
-        "persist": "Remove the TTL of a key",
-        "history": "Show the changes of a key",
-        "batch": "Run many operations, each on its own or all or none",
-    },
-    "Changes": {
-        "subscribe": "Print every change as it happens, or run a command for it",
-        "log": "Show the changes of all keys, newest first: who, when, what, why",
-        "blame": "Show who changed each key last, and why",
-        "wait": "Wait until a key exists, is gone, changes, or has a value",
-    },
-    "Data": {
-        "backup": "Write the store, as of one revision, to a file",
-        "restore": "Restore a store from a backup",
-        "export": "Write all records, as of one revision, to a file",
-        "import": "Put the records of a file",
-        "check": "Verify a whole store or backup",
-        "compact": "Give the store's free pages back to the disk",
-    },
-    "Access": {
-        "login": "Store a token for all commands to use",
-        "logout": "Forget a stored token",
-        "whoami": "Print who you are to the service, and what you may do",
-        "token": "Manage identities, their tokens and what they may do",
-        "key": "Manage the keys of native clients",
-    },
-    "The service": {
-        "serve": "Run the service: daemon and HTTP facade",
-        "daemon": "Run only the daemon",
-        "http": "Run only the HTTP facade",
-        "status": "Print the state of the service",
-        "top": "Show what the service is doing, as it happens",
-        "ping": "Check that the service answers, for health checks",
-        "doctor": "Check the service through any proxy, and say what to change",
-        "config": "Show and check the configuration",
-        "completion": "Print the completion script for a shell",
-    },
-}
-
-
-def _by_word(table: dict[str, str]) -> dict[str, str]:
-    """Each word of the values with its key."""
-    return {word: name for name, words in table.items() for word in words.split()}
-
-
-# what users of other tools type
-_MEANT = _by_word(
-    {
-        "get": "cat read show fetch mget hget getall hgetall exists ttl lookup",
-        "put": "set write store add create update insert save mset hset setex setnx echo",
-        "delete": "rm del remove unset unlink hdel erase clear",
-        "list": "ls keys scan dir find count dbsize",
-        "incr": "incrby decr decrby increment",
-        "touch": "expire pexpire renew lease",
-        "history": "revisions versions",
-        "log": "audit changelog recent",
-        "blame": "annotate who why",
-        "batch": "txn transaction multi pipeline",
-        "patch": "merge edit",
-        "subscribe": "watch monitor psubscribe follow tail events changes listen",
-        "wait": "await until",
-        "export": "dump",
-        "import": "load",
-        "backup": "snapshot",
-        "check": "verify fsck",
-        "compact": "defrag vacuum",
-        "serve": "server run start up",
-        "status": "info stats member health",
-        "top": "stat",
-        "login": "auth authenticate signin",
-        "logout": "signout",
-        "whoami": "who me id",
-        "token": "user users role roles acl grant identity identities revoke",
-        "key": "curve keygen",
-        "--help": "help",
-        "--version": "version",
-    }
-)
-# the commands that share a module, each under its name there; any other is ``command`` in a module of its own
-SHARED_MODULES = _by_word(
-    {
-        "updates": "patch incr touch persist",
-        "offline": "backup restore check compact",
-        "servers": "serve daemon http",
-        "status": "status ping",
-        "log": "log blame",
-        "login": "login logout whoami",
-        "access": "token key",
-    }
-)
-COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
-
-
-class LazyGroup(click.Group):
-    """The commands of the table, imported on demand and shown by section."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in COMMANDS:
-            return None
-        module = import_module(f"kvstore_cli.commands.{SHARED_MODULES.get(cmd_name, cmd_name)}")
-        command: click.Command = getattr(module, cmd_name if cmd_name in SHARED_MODULES else "command")
-        command.name, command.short_help = cmd_name, COMMANDS[cmd_name]
-        return command
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The command and its arguments; a usage error for an option before the command."""
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            from kvstore_cli.config.options import OPTIONS
-
-            name = error.option_name
-            if name.removeprefix("--") not in OPTIONS:
-                raise
-            raise click.UsageError(
-                f"{name} comes after the command: kvstore COMMAND {name} ...", ctx
-            ) from error
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command; for an unknown one, a usage error that suggests the nearest."""
-        if args[0] in COMMANDS or args[0].startswith("-") or ctx.resilient_parsing:
-            return super().resolve_command(ctx, args)
-        from difflib import get_close_matches
-
-        meant = _MEANT.get(args[0].lower()) or next(iter(get_close_matches(args[0], COMMANDS, n=1)), None)
-        hint = f"; did you mean 'kvstore {meant}'?" if meant else ""
-        raise click.UsageError(f"there is no command '{args[0]}'{hint}", ctx)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        for section, commands in SECTIONS.items():
-            with formatter.section(section):
-                formatter.write_dl(list(commands.items()))
-
-
-@click.command(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
-@click.version_option(package_name="kvstore", message="%(prog)s %(version)s")
-def cli() -> None:
-    """A key-value store with subscriptions.
-
-    \b
-    kvstore serve                      start the service
-    kvstore put greeting 'Hello'       store a value
-    kvstore get greeting               print it
-    kvstore subscribe                  see every change as it happens
-
-    The commands use the service at KVSTORE_URL, by default http://127.0.0.1:5000. 'kvstore COMMAND
-    --help' explains a command with examples.
-
-    \b
-    Exit status: 0 done, 1 error, 2 usage, 3 no such key, 4 condition failed, 5 not allowed,
-    6 cannot reach the service, 124 timed out, 130 interrupted.
-    """
-
 
 def main() -> int:
     """Run the command line; returns the exit status."""
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        output.end_line()
+        return output.EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of standard output is gone
+        output.drop()
+        return EXIT_ERROR
+    except Exception as error:
+        known = _known(error)
+        if known is None:
+            raise
+        message, status = known
+        output.talk(message)
+        return status
+
+
+def _run() -> int:
+    if output.COMPLETE_VARIABLE not in os.environ:
+        with _uncollected():
+            from kvstore_cli.command_line.short import understood
+
+            line = understood(sys.argv[1:])
+            if line is not None:
+                return line()
+    from kvstore_cli.command_line.group import run
+
+    return run()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    # there is little garbage so soon, and looking for it takes a sixth of the time, at the exit too
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _known(error: Exception) -> tuple[str, int] | None:
+    """What is said of an error, and the exit status; None for one that is a fault of ours."""
     from kvstore_cli.config.resolve import ConfigurationError
 
-    if output.COMPLETE_VARIABLE in os.environ:
-        import_module("kvstore_cli.commands.completion")
-    try:
-        return int(
-            cli.main(prog_name="kvstore", standalone_mode=False, complete_var=output.COMPLETE_VARIABLE) or 0
-        )
-    except click.UsageError as error:
-        error.show()
-        return EXIT_USAGE
-    except click.ClickException as error:
-        return _complain(error.format_message(), error.exit_code)
-    except ConfigurationError as error:
-        return _complain(str(error), EXIT_USAGE)
-    except KvError as error:
-        return _complain(_with_request_id(error), error.row.exit)
-    except click.Abort:
-        return EXIT_INTERRUPTED
-    except OSError as error:
+    if isinstance(error, ConfigurationError):
+        return str(error), EXIT_USAGE
+    if isinstance(error, output.OutputError):
+        return error.message, EXIT_ERROR
+    if isinstance(error, KvError):
+        return _with_request_id(error), error.row.exit
+    if isinstance(error, OSError):
         from kvstore_core.process.files import reason
 
-        return _complain(": ".join(filter(None, (error.filename, reason(error)))), EXIT_ERROR)
+        return ": ".join(filter(None, (error.filename, reason(error)))), EXIT_ERROR
+    return None
 
 
 def _with_request_id(error: KvError) -> str:
@@ -217,11 +82,6 @@ def _with_request_id(error: KvError) -> str:
     return (
         f"{error.message} (request {request_id})" if request_id and error.row.status >= 500 else error.message
     )
-
-
-def _complain(message: str, status: int) -> int:
-    output.talk(message)
-    return status
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ class FolderIdentities(IdentityStore):
         self._name = folder
         self._folder = become_owner(folder)
         self._notice = notice
-        self._has_store = (self._folder / "lmdb" / "data.mdb").exists()
+        # the store itself, or the mirror of one that a cluster keeps
+        self._has_store = any((self._folder / kind / "data.mdb").exists() for kind in ("lmdb", "mirror"))
         if not self._has_store:
             notice(
                 f"there is no store in {folder} yet; the identities in it are for a service that makes "

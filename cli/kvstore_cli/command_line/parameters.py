@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from kvstore_cli.command_line.subcommand import KindType, configuration_of, new_client
+from kvstore_cli.command_line.service import new_client
+from kvstore_cli.command_line.subcommand import KindType, configuration_of
 from kvstore_cli.config.options import DURATION
 from kvstore_cli.config.token_source import TokenSource
 
@@ -18,37 +20,61 @@ if TYPE_CHECKING:
     from kvstore_cli.http_client.client import Query
 
 _MOST_COMPLETIONS = 50
+_MOST_LEVELS = 8
 _COMPLETION_TIMEOUT_MS = 1000
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def complete_key(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Up to 50 keys that begin with ``incomplete``; none if the service does not answer within 1 s.
+def complete_key(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem[Any]]:
+    """Up to 50 keys and folders that begin with ``incomplete``, as a shell completes files, and what is in a
+    folder that is alone; none if the service does not answer within 1 s.
 
     Errors are swallowed: what is printed here would land in the line that is being typed.
     """
-    query = [("prefix", incomplete), ("keys", "1"), ("limit", str(_MOST_COMPLETIONS))]
-    keys = [item["key"] for item in _asked(context, "/v1/kv", query, "items")]
+    return _completed(context, incomplete, lambda item: str(item["key"]))
+
+
+def _completed(
+    context: click.Context, incomplete: str, word: Callable[[dict[str, Any]], str]
+) -> list[CompletionItem[Any]]:
+    """For each key of the level that ``incomplete`` begins its ``word``, and the folders there."""
+    from click.shell_completion import CompletionItem
+
+    how = (("delimiter", "/"), ("limit", str(_MOST_COMPLETIONS)), ("keys", "1"), ("stale", "1"))
+    keys, folders = [], [incomplete]
+    for _ in range(_MOST_LEVELS):
+        found = _asked(context, "/v1/kv", (("prefix", folders[0]), *how))
+        keys, folders = found.get("items", []), found.get("prefixes", [])
+        if keys or len(folders) != 1:
+            break
+    words = [(item["key"], word(item), "plain") for item in keys]
+    words += [(folder, folder, "folder") for folder in folders]
     # a shell could not type the others, or the command would take them for options
-    return [key for key in keys if key.isprintable() and key[0] != "-"]
+    return [
+        CompletionItem(text, type=kind)
+        for name, text, kind in sorted(words)
+        if name.isprintable() and name[0] != "-"
+    ]
 
 
 def complete_identity(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """The names of identities that begin with ``incomplete``, for whoever may see them; as for keys."""
-    names = [row["name"] for row in _asked(context, "/v1/tokens", (), "identities")]
+    names = [row["name"] for row in _asked(context, "/v1/tokens", ()).get("identities", ())]
     return [name for name in names if name.startswith(incomplete)][:_MOST_COMPLETIONS]
 
 
-def _asked(context: click.Context, path: str, query: Query, member: str) -> list[dict[str, Any]]:
+def _asked(context: click.Context, path: str, query: Query) -> dict[str, Any]:
     try:
         configuration = configuration_of(context, "client")
         tokens = TokenSource(configuration, may_read_stdin=False)
         with new_client(configuration, _COMPLETION_TIMEOUT_MS, tokens=tokens) as service:
-            found: list[dict[str, Any]] = service.request("GET", path, query).json()[member]
+            found: dict[str, Any] = service.request("GET", path, query).json()
             return found
     except Exception:
-        return []
+        return {}
 
 
 def complete_file(
@@ -123,6 +149,30 @@ class MessageType(TextType):
         return text
 
 
+class GuardType(TextType):
+    """``KEY@REVISION``, as the service takes it: a key, which may have ``@`` in it, and a whole number."""
+
+    name = "guard"
+
+    def __init__(self) -> None:
+        super().__init__(may_be_empty=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = super().convert(value, param, ctx)
+        key, _, revision = text.rpartition("@")
+        if not key or not revision:
+            self.fail(f"{text!r} is not KEY@REVISION, such as locks/deploy@41", param, ctx)
+        WholeNumber(0).convert(revision, param, ctx)
+        return text
+
+
+def complete_guard(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem[Any]]:
+    """As for keys, each with its present revision."""
+    return _completed(context, incomplete, lambda item: f"{item['key']}@{item['revision']}")
+
+
 KEY = TextType(may_be_empty=False)
 TEXT = TextType(may_be_empty=True)
 TIME = KindType(DURATION)
@@ -136,6 +186,26 @@ if_revision_option = click.option(
     metavar="REV",
     help="Only if the key still has revision REV; 0: only if there is no such key.",
 )
+if_value_option = click.option(
+    "--if-value",
+    type=TEXT,
+    metavar="TEXT",
+    help="Only if TEXT is the whole value; of any bytes: kvstore batch.",
+)
+guards_option = click.option(
+    "--guard",
+    "guards",
+    type=GuardType(),
+    metavar="KEY@REV",
+    multiple=True,
+    shell_complete=complete_guard,
+    help="Only if KEY, another one, has revision REV (0: there is no such key); may be repeated.",
+)
+
+
+def condition_options(function: _Function) -> _Function:
+    """``--if-revision``, ``--if-value``, and ``--guard``, which is passed as ``guards``."""
+    return if_revision_option(if_value_option(guards_option(function)))
 
 
 def _key_option(
@@ -184,6 +254,65 @@ def ttl_option(help_text: str, *, required: bool = False) -> Callable[[_Function
 def json_option(help_text: str) -> Callable[[_Function], _Function]:
     """``--json``, passed as ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
+reverse_option = click.option("--reverse", is_flag=True, help="From the last key to the first.")
+limit_option = click.option("--limit", type=WholeNumber(1), metavar="N", help="At most N.  [default: all]")
+min_revision_option = click.option(
+    "--min-revision",
+    type=WholeNumber(1),
+    metavar="REV",
+    help="Only what is at least as new as REV; with --stale, waits where this daemon is behind.",
+)
+
+
+def min_revision_query(min_revision: int | None) -> list[tuple[str, str]]:
+    """The query of ``--min-revision``."""
+    return [] if min_revision is None else [("min_revision", str(min_revision))]
+
+
+stale_option = click.option(
+    "--stale", is_flag=True, help="At once, what this daemon has; others may have written since."
+)
+
+
+def is_cursor(text: str) -> bool:
+    """Whether ``text`` looks like a cursor or a revision."""
+    return re.fullmatch(r"[0-9]{1,19}(?:-[0-9a-f]+)?", text) is not None
+
+
+def is_beginning(text: str) -> bool:
+    """Whether changes may begin there: at a cursor, a revision, a time ago, or a date. The service looks more
+    closely."""
+    return is_cursor(text) or re.fullmatch(r"[0-9]\S*-ago|[0-9-]{10}[Tt]\S+", text) is not None
+
+
+def query_of_changes(
+    keys: Iterable[str], prefixes: Iterable[str], ops: Iterable[str], *, values: bool
+) -> list[tuple[str, str]]:
+    """Which changes are wanted, and whether with their values."""
+    query = [*(("key", key) for key in keys), *(("prefix", prefix) for prefix in prefixes)]
+    if ops:
+        query.append(("ops", ",".join(ops)))
+    if not values:
+        query.append(("values", "0"))
+    return query
+
+
+ops_option = click.option(
+    "--op",
+    "ops",
+    multiple=True,
+    type=click.Choice(["put", "delete", "expire"]),
+    help="Only events of this kind; may be repeated.",
+)
+
+
+def at_most_one(given: dict[str, bool]) -> None:
+    """A usage error if several things in ``given`` are set."""
+    names = [name for name, is_set in given.items() if is_set]
+    if len(names) > 1:
+        raise click.UsageError(f"{' and '.join(names)} exclude each other")
 
 
 def exactly_one(given: dict[str, Any]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from click.shell_completion import CompletionItem
 
-    from kvstore_cli.config.token_source import TokenSource
     from kvstore_cli.http_client.client import ServiceClient
 
 _NEGATIVE = r"(?s)-\.?[0-9].*"
@@ -140,34 +140,27 @@ def configuration_of(context: click.Context, *parts: str) -> Configuration:
 
 def client_of(context: click.Context) -> ServiceClient:
     """A client for the service that the flags, the environment or the configuration file name."""
-    return new_client(configuration_of(context, "client"))
+    from kvstore_cli.command_line.service import client_for  # servers need none
+
+    return client_for(given_flags(context))
 
 
-def new_client(
-    configuration: Configuration,
-    at_most_ms: int | None = None,
-    *,
-    retries: bool = True,
-    tokens: TokenSource | None = None,
-    is_anonymous: bool = False,
-) -> ServiceClient:
-    """A client for the service that ``configuration`` names, with its token, that of ``tokens``, or, if it
-    ``is_anonymous``, without one. ``at_most_ms`` caps the time for an answer. Without ``retries``,
-    ``retry-for`` is ignored: the caller retries by itself, or not at all."""
-    from kvstore_cli.config.token_source import TokenSource
-    from kvstore_cli.http_client.client import ServiceClient  # servers need none
+@contextmanager
+def reader_of(context: click.Context, *, stale: bool) -> Iterator[ServiceClient]:
+    """As :func:`client_of`, for a command that only reads. If ``stale``, its reads need not be current, and
+    in the end a line on standard error says how old what it printed may be, unless that is current."""
+    with client_of(context) as service:
+        if not stale:
+            yield service
+            return
+        service.age_ms = 0
+        try:
+            yield service
+        finally:
+            if service.age_ms:
+                from kvstore_cli.terminal import output
 
-    timeout_ms, retry_ms = configuration["request-timeout"], configuration["retry-for"] or 0
-    if at_most_ms is not None:
-        timeout_ms, retry_ms = min(timeout_ms, at_most_ms), min(retry_ms, at_most_ms)
-    return ServiceClient(
-        configuration["url"],
-        timeout_ms=timeout_ms,
-        ca_file=configuration["ca-file"],
-        checks_certificate=not configuration.asks_itself,
-        retry_ms=retry_ms if retries else 0,
-        tokens=None if is_anonymous else tokens or TokenSource(configuration),
-    )
+                output.talk(f"this may be {service.age_ms / 1000:.3f} s old")
 
 
 def long_retry_ms(configuration: Configuration) -> int:

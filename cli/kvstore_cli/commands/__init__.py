@@ -1,1 +1,1 @@
-"""The commands, one or several alike in a module, which ``kvstore_cli.main`` imports only to run one."""
+"""The commands, one or several alike in a module, imported only to run one."""

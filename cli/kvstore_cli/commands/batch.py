@@ -31,13 +31,17 @@ def command(context: click.Context, file: str, atomic: bool, message: str | None
 
     \b
     An operation is
-      {"op": "put", "key": K, "value": TEXT}    also value_b64, content_type, ttl, if_revision
+      {"op": "put", "key": K, "value": TEXT}    also value_b64, content_type, ttl, sequence
       {"op": "get", "key": K}
-      {"op": "delete", "key": K}                also if_revision
+      {"op": "delete", "key": K}
       {"op": "delete_prefix", "prefix": P}
       {"op": "incr", "key": K, "by": N}
       {"op": "touch", "key": K, "ttl": SECONDS}
       {"op": "persist", "key": K}
+      {"op": "check", "key": K, "if_revision": REV}    or "if_value": TEXT, or "exists": true
+
+    Each that names a KEY and changes it may have one of if_revision, if_value and if_value_b64. A check
+    changes nothing; with --atomic one that does not hold is the end of all.
 
     Each that writes may have a "message", which says why; the others get that of --message.
 
@@ -49,7 +53,8 @@ def command(context: click.Context, file: str, atomic: bool, message: str | None
     Examples:
       kvstore batch changes.ndjson
       jq -c '.[] | {op: "put", key: .id, value: .name}' users.json | kvstore batch -
-      echo '[{"op": "incr", "key": "a"}, {"op": "delete", "key": "b"}]' | kvstore batch - --atomic
+      echo '[{"op": "check", "key": "a", "if_value": "1"}, {"op": "delete", "key": "b"}]' |
+        kvstore batch - --atomic
     """
     ops, says_atomic = _parse(read_batch(file))
     with client_of(context) as service:

@@ -39,7 +39,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 _ZSH = """\
 #compdef %(prog_name)s
 %(complete_func)s() {
-    local -a plain described
+    local -a plain folders described
     local answer type value help word=$PREFIX
     [[ -z $compstate[quote] ]] && word=${(Q)word}
     local -a before=("${(@Q)words[2,CURRENT-1]}")
@@ -56,6 +56,7 @@ _ZSH = """\
                     plain+=("$value")
                 fi
                 ;;
+            folder) folders+=("$value") ;;
             file)
                 [[ $PREFIX == @* ]] && compset -P 1 @
                 _files
@@ -64,6 +65,7 @@ _ZSH = """\
         esac
     done
     (( $#described )) && _describe -V unsorted described
+    (( $#folders )) && compadd -V unsorted -S '' -a folders
     (( $#plain )) && compadd -V unsorted -a plain
 }
 if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
@@ -84,7 +86,7 @@ function %(complete_func)s
     for answer in $answers
         set -l parts (string split \\t -- $answer)
         switch $parts[1]
-            case plain
+            case plain folder
                 printf '%%s\\t%%s\\n' $parts[2] $parts[3]
             case file
                 for path in (__fish_complete_path $parts[2])
@@ -180,8 +182,9 @@ class BashComplete(ShellComplete):
 
     def _whole(self, item: CompletionItem[Any], incomplete: str) -> Iterator[CompletionItem[Any]]:
         """The words that ``item`` stands for."""
-        if item.type == "plain":
-            yield CompletionItem(_option_of(incomplete) + item.value, help=item.help)
+        if item.type in ("plain", "folder"):
+            kind = "dir" if item.type == "folder" else "plain"
+            yield CompletionItem(_option_of(incomplete) + item.value, type=kind, help=item.help)
             return
         front = incomplete[: len(incomplete) - len(item.value)]
         has_tilde = self._typed.has_tilde and not front
@@ -238,10 +241,10 @@ class _WordComplete(ShellComplete):
     def format_completion(self, item: CompletionItem[Any]) -> str:
         """A line; for a file, with the text before its name instead of the help."""
         word = os.environ.get("COMP_WORD", "")
-        if item.type != "plain":
+        if item.type not in ("plain", "folder"):
             return f"{item.type}\t{item.value}\t{word[: len(word) - len(item.value)]}"
         front = _option_of(word) if self.completes_whole_word else ""
-        return f"plain\t{front}{item.value}\t{' '.join((item.help or '').split())}"
+        return f"{item.type}\t{front}{item.value}\t{' '.join((item.help or '').split())}"
 
 
 class ZshComplete(_WordComplete):

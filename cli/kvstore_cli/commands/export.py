@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from kvstore_cli.command_line import parameters
+from kvstore_cli.command_line.service import new_client
 from kvstore_cli.command_line.subcommand import (
     configuration_of,
     exit_on_signals,
     long_retry_ms,
-    new_client,
     subcommand,
 )
 from kvstore_cli.http_client.client import RetryLimit, ServiceClient

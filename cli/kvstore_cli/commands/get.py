@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.subcommand import client_of, subcommand
+from kvstore_cli.command_line.reads import print_one
+from kvstore_cli.command_line.subcommand import reader_of, subcommand
 from kvstore_cli.http_client.client import Query, ServiceClient, key_path
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, KvError
@@ -28,6 +29,8 @@ from kvstore_core.errors import EXIT_DONE, KvError
     help="If there is no such key, print VALUE and succeed.",
 )
 @click.option("--revision", type=parameters.WholeNumber(1), metavar="REV", help="The value as it was at REV.")
+@parameters.stale_option
+@parameters.min_revision_option
 def command(
     context: click.Context,
     keys: tuple[str, ...],
@@ -38,6 +41,8 @@ def command(
     as_json: bool,
     default: str | None,
     revision: int | None,
+    stale: bool,
+    min_revision: int | None,
 ) -> int:
     """Print the value of KEY, or, of several KEYs, of all with --prefix, or of --all, each key with its
     value.
@@ -62,38 +67,22 @@ def command(
         raise click.UsageError("--raw, --null and --json exclude each other")
     if which != "KEY" and (default is not None or revision is not None):
         raise click.UsageError("--default and --revision need a KEY")
-    query = [] if revision is None else [("revision", str(revision))]
-    with client_of(context) as service:
+    if revision is not None and min_revision is not None:
+        raise click.UsageError("--revision, which is of the past, and --min-revision exclude each other")
+    newest = parameters.min_revision_query(min_revision)
+    query = newest if revision is None else [("revision", str(revision))]
+    with reader_of(context, stale=stale) as service:
         if len(keys) == 1 and not null:
-            _print_one(service, keys[0], query, raw=raw, as_json=as_json, default=default)
+            print_one(service, keys[0], query, raw=raw, as_json=as_json, default=default)
             return EXIT_DONE
         if keys:
             failed: list[KvError] = []
             records = _records(service, keys, query, default, failed)
             _print_many(records, raw=raw, null=null, as_json=as_json)
             return failed[0].row.exit if failed else EXIT_DONE
-        _print_many(service.items("/v1/kv", [("prefix", prefix or "")]), raw=raw, null=null, as_json=as_json)
+        records = service.items("/v1/kv", [("prefix", prefix or ""), *newest])
+        _print_many(records, raw=raw, null=null, as_json=as_json)
         return EXIT_DONE
-
-
-def _print_one(
-    service: ServiceClient, key: str, query: Query, *, raw: bool, as_json: bool, default: str | None
-) -> None:
-    path = key_path("kv", key)
-    try:
-        if as_json:
-            output.write_json(service.request("GET", path, [*query, ("format", "json")]).json())
-            return
-        answer = service.request("GET", path, query, headers={"Accept": "*/*"})
-        value, content_type = answer.body, answer.headers.get("Content-Type", "")
-    except KvError as error:
-        if error.code != "not_found" or default is None:
-            raise
-        if as_json:
-            output.write_json({"key": key, "value": default})
-            return
-        value, content_type = default.encode(), "from --default"
-    output.write_value(value, content_type, raw=raw)
 
 
 def _records(
@@ -113,13 +102,14 @@ def _records(
 
 def _results(service: ServiceClient, keys: Sequence[str], query: Query) -> Iterator[Any]:
     """For each key its record, or the KvError."""
-    if query:  # these are one snapshot, too
+    if "revision" in dict(query):  # these are one snapshot, too
         yield from (_alone(service, key, query) for key in keys)
         return
     from kvstore_cli.http_client.batch import run_ops
     from kvstore_cli.http_client.errors import problem_error
 
-    results = run_ops(service, [{"op": "get", "key": key} for key in keys])
+    newest = {name: int(revision) for name, revision in query}
+    results = run_ops(service, [{"op": "get", "key": key, **newest} for key in keys])
     for key, result in zip(keys, results, strict=True):
         del result["status"]
         error = problem_error(result["error"]) if "error" in result else None

@@ -6,8 +6,15 @@ from typing import Any
 
 import click
 
-from kvstore_cli.command_line.parameters import WholeNumber, json_option, key_argument
-from kvstore_cli.command_line.subcommand import client_of, subcommand
+from kvstore_cli.command_line.parameters import (
+    WholeNumber,
+    json_option,
+    key_argument,
+    min_revision_option,
+    min_revision_query,
+    stale_option,
+)
+from kvstore_cli.command_line.subcommand import reader_of, subcommand
 from kvstore_cli.http_client.client import key_path
 from kvstore_cli.terminal import output
 
@@ -16,9 +23,21 @@ from kvstore_cli.terminal import output
 @key_argument
 @click.option("--limit", type=WholeNumber(1), metavar="N", help="At most N events.  [default: all]")
 @click.option("--before", type=WholeNumber(1), metavar="REV", help="Only events before revision REV.")
+@stale_option
+@min_revision_option
 @json_option("One JSON object a line, with the values.")
-def command(context: click.Context, key: str, limit: int | None, before: int | None, as_json: bool) -> None:
+def command(
+    context: click.Context,
+    key: str,
+    limit: int | None,
+    before: int | None,
+    stale: bool,
+    min_revision: int | None,
+    as_json: bool,
+) -> None:
     """Show what happened to KEY, newest first, as far back as the log goes.
+
+    A line on standard error says so where there was more, which the log does not have any longer.
 
     Without --json: revision, time, op, and the value of a put; then, where any of them is known, the
     author and the message of each.
@@ -31,14 +50,16 @@ def command(context: click.Context, key: str, limit: int | None, before: int | N
       kvstore history config/port --limit 1 --json
       kvstore history config/port --before 1042
     """
-    query = [] if before is None else [("before", str(before))]
-    with client_of(context) as service:
+    query = min_revision_query(min_revision) + ([] if before is None else [("before", str(before))])
+    with reader_of(context, stale=stale) as service:
         events = service.items(key_path("history", key), query, limit, "events")
         if not as_json:
             _write(list(events))
-            return
-        for event in events:
-            output.write_json(event)
+        else:
+            for event in events:
+                output.write_json(event)
+        if service.is_truncated:
+            output.talk("the log does not reach further back")
 
 
 def _write(events: list[dict[str, Any]]) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from kvstore_cli.command_line.parameters import TEXT, complete_file, file_argument, message_option
+from kvstore_cli.command_line.service import new_client
 from kvstore_cli.command_line.subcommand import (
     configuration_of,
     exit_on_signals,
     long_retry_ms,
-    new_client,
     subcommand,
 )
 from kvstore_cli.files.input_file import shown_name

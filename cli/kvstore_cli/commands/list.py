@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.subcommand import client_of, subcommand
+from kvstore_cli.command_line.subcommand import reader_of, subcommand
 from kvstore_cli.terminal import output
 
 
@@ -16,10 +14,13 @@ from kvstore_cli.terminal import output
 @parameters.prefix_option("Same as PREFIX.")
 @parameters.start_option
 @parameters.end_option
-@click.option("--limit", type=parameters.WholeNumber(1), metavar="N", help="At most N keys.  [default: all]")
+@parameters.limit_option
+@parameters.reverse_option
 @click.option("--count", is_flag=True, help="Print only how many there are.")
 @click.option("--long", "-l", "long", is_flag=True, help="With revision, version, times and media type.")
 @click.option("--null", "-0", "null", is_flag=True, help="End each key with a NUL, as xargs -0 takes them.")
+@parameters.stale_option
+@parameters.min_revision_option
 @parameters.json_option("One JSON object a line, without the value.")
 def command(
     context: click.Context,
@@ -28,13 +29,16 @@ def command(
     start: str | None,
     end: str | None,
     limit: int | None,
+    reverse: bool,
     count: bool,
     long: bool,
     null: bool,
+    stale: bool,
+    min_revision: int | None,
     as_json: bool,
 ) -> None:
-    """List the keys that begin with PREFIX, or all, in byte order, one a line. 'kvstore get --all' prints
-    values too.
+    """List the keys that begin with PREFIX, or all, in byte order, one a line. 'kvstore ls' shows one level
+    of them, and 'kvstore get --all' prints values too.
 
     A key may contain any character except NUL, even a newline, so programs should use --null or
     --json.
@@ -44,6 +48,7 @@ def command(
       kvstore list user:
       kvstore list session: -0 | xargs -0 kvstore delete
       kvstore list --start a --end b --long
+      kvstore list jobs/ --reverse --limit 10
       kvstore list --prefix queue/ --count
     """
     prefix = parameters.prefix_of(start_of_keys, prefix)
@@ -51,33 +56,24 @@ def command(
         raise click.UsageError("--null excludes --count, --long and --json")
     bounds = [("prefix", prefix), ("start", start), ("end", end)]
     query = [(name, text) for name, text in bounds if text is not None]
-    with client_of(context) as service:
+    query += parameters.min_revision_query(min_revision)
+    with reader_of(context, stale=stale) as service:
         if count:
-            if limit is not None or long:
-                raise click.UsageError("--count excludes --limit and --long")
+            if limit is not None or long or reverse:
+                raise click.UsageError("--count excludes --limit, --long and --reverse")
             total = service.request("GET", "/v1/kv", [*query, ("count", "1")]).json()
             output.write_json(total) if as_json else output.write_line(str(total["count"]))
             return
+        if reverse:
+            query.append(("reverse", "1"))
         records = service.items("/v1/kv", [*query, ("keys", "1")], limit)
         if long and not as_json:
-            output.write_table(_HEAD, [_row(record) for record in records])
+            from kvstore_cli.command_line.reads import RECORD_HEAD, record_row
+
+            output.write_table(RECORD_HEAD, [record_row(record) for record in records])
             return
         for record in records:
             if null:
                 output.write(record["key"].encode() + b"\0")
             else:
                 output.write_json(record) if as_json else output.write_line(output.shown(record["key"]))
-
-
-_HEAD = ("REVISION", "VERSION", "MODIFIED", "EXPIRES", "TYPE", "KEY")
-
-
-def _row(record: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        str(record["revision"]),
-        str(record["version"]),
-        record["modified_at"],
-        record.get("expires_at", "-"),
-        record["content_type"],
-        record["key"],
-    )

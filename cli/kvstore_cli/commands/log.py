@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.subcommand import client_of, subcommand
+from kvstore_cli.command_line.subcommand import reader_of, subcommand
 from kvstore_cli.terminal import output
 
 _ROWS_AT_ONCE = 1000
@@ -25,6 +25,7 @@ _ROWS_AT_ONCE = 1000
 @click.option(
     "--before", type=parameters.WholeNumber(1), metavar="REV", help="Only changes before revision REV."
 )
+@parameters.stale_option
 @parameters.json_option("One JSON object a line, without the values.")
 def log(
     context: click.Context,
@@ -32,6 +33,7 @@ def log(
     prefix: str | None,
     limit: int | None,
     before: int | None,
+    stale: bool,
     as_json: bool,
 ) -> None:
     """Show the changes of all keys that begin with PREFIX, or of all keys, newest first, as far back as
@@ -50,7 +52,7 @@ def log(
     query = [("prefix", prefix or ""), ("values", "0")]
     if before is not None:
         query.append(("before", str(before)))
-    with client_of(context) as service:
+    with reader_of(context, stale=stale) as service:
         events = service.items("/v1/history", query, limit, "events")
         _write(_LOG_HEAD, events, _log_row, as_json=as_json)
 
@@ -58,8 +60,11 @@ def log(
 @subcommand("client")
 @parameters.start_of_keys_argument
 @parameters.prefix_option("Same as PREFIX.")
+@parameters.stale_option
 @parameters.json_option("One JSON object a line, without the values.")
-def blame(context: click.Context, start_of_keys: str | None, prefix: str | None, as_json: bool) -> None:
+def blame(
+    context: click.Context, start_of_keys: str | None, prefix: str | None, stale: bool, as_json: bool
+) -> None:
     """Show for each key that begins with PREFIX, or for each key, who changed it last: revision,
     when the value was written, author, key, and the message that was given with the change.
 
@@ -71,7 +76,7 @@ def blame(context: click.Context, start_of_keys: str | None, prefix: str | None,
       kvstore blame --json | jq -r 'select(.author == "deploy") | .key'
     """
     prefix = parameters.prefix_of(start_of_keys, prefix)
-    with client_of(context) as service:
+    with reader_of(context, stale=stale) as service:
         records = service.items("/v1/kv", [("prefix", prefix or ""), ("keys", "1")])
         _write(_BLAME_HEAD, records, _blame_row, as_json=as_json)
 

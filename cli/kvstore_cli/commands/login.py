@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from kvstore_cli.command_line.parameters import json_option
+from kvstore_cli.command_line.service import new_client
 from kvstore_cli.command_line.subcommand import (
     client_of,
     configuration_of,
     given_flags,
-    new_client,
     subcommand,
 )
 from kvstore_cli.terminal import output

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from kvstore_cli.command_line.parameters import json_option
-from kvstore_cli.command_line.subcommand import client_of, configuration_of, new_client, subcommand
+from kvstore_cli.command_line.service import new_client
+from kvstore_cli.command_line.subcommand import client_of, configuration_of, subcommand
 from kvstore_cli.config.option_values import connectable
 from kvstore_cli.config.resolve import Configuration
 from kvstore_cli.terminal import output
@@ -155,8 +156,40 @@ def _digest(status: dict[str, Any]) -> dict[str, str]:
             f"{size(process['resident_bytes'])} of memory, {duration(process['cpu_seconds'])} of CPU time, "
             f"{count(process['open_files'])} of {count(process['max_files'])} files open"
         ),
+        **_cluster(status.get("cluster")),
         "limits": _limits(status),
     }
+
+
+def _cluster(cluster: dict[str, Any] | None) -> dict[str, str]:
+    """The lines of a store that a cluster keeps: its members, and what an operator should know of them."""
+    if cluster is None:
+        return {}
+    mirror, members = cluster["mirror"], cluster["members"]
+    healthy = sum(member["healthy"] for member in members)
+    lines = {
+        "cluster": (
+            f"{healthy} of {len(members)} members serve requests, {cluster['leader'] or 'nobody'} leads; "
+            f"this daemon asks {cluster['endpoint']}, after {count(cluster['rotations'])} turns to another"
+        ),
+        "mirror": (
+            f"known to be current {duration(mirror['lag_ms'] / 1000)} ago, "
+            f"{count(mirror['lag_revisions'])} revisions behind; since the start it was made "
+            f"{count(mirror['rebuilds'])} times"
+        ),
+    }
+    for number, member in enumerate(members, 1):
+        lines[f"member {number}"] = _member(member)
+    for number, warning in enumerate(cluster["warnings"], 1):
+        lines[f"warning {number}"] = warning["message"]
+    return lines
+
+
+def _member(member: dict[str, Any]) -> str:
+    state = "leads" if member["leader"] else "serves" if member["healthy"] else "AWAY"
+    room = "" if member["db_bytes"] is None else f", {size(member['db_bytes'])}"
+    what = f", etcd {member['version']}" if member["version"] else ""
+    return f"{member['name'] or '?'} at {member['endpoint']}: {state}{what}{room}"
 
 
 def _digest_for_all(status: dict[str, Any]) -> dict[str, str]:
@@ -196,6 +229,10 @@ def _flattened(fields: dict[str, Any], above: str = "") -> Iterator[tuple[str, s
             yield f"{above}{name}", _summary(value)
         elif isinstance(value, dict):
             yield from _flattened(value, f"{above}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from _flattened(
+                {str(number): each for number, each in enumerate(value, 1)}, f"{above}{name}."
+            )
         else:
             yield f"{above}{name}", "-" if value is None else str(value)
 

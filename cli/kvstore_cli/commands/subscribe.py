@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import TYPE_CHECKING
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.subcommand import configuration_of, exit_on_signals, new_client, subcommand
+from kvstore_cli.command_line.service import new_client
+from kvstore_cli.command_line.subcommand import configuration_of, exit_on_signals, subcommand
 from kvstore_cli.http_client import change_stream
 from kvstore_cli.http_client.client import Query
 from kvstore_cli.subscribe.sinks import ExecSink, JsonSink, Sink, TextSink
@@ -24,16 +24,23 @@ if TYPE_CHECKING:
 @subcommand("client", "stream")
 @parameters.keys_argument
 @parameters.prefixes_option("Keys that begin with P")
+@parameters.ops_option
 @click.option(
-    "--op",
-    "ops",
-    multiple=True,
-    type=click.Choice(["put", "delete", "expire"]),
-    help="Only events of this kind; may be repeated.",
+    "--since", metavar="C", help="Start after the cursor, revision or time C: 10m-ago, 2026-01-31T12:00:00Z."
 )
-@click.option("--since", metavar="C", help="Start after the cursor or revision C.")
 @click.option("--snapshot", is_flag=True, help="Start with the current records.")
 @click.option("--count", type=parameters.WholeNumber(1), metavar="N", help="Stop after N events.")
+@click.option(
+    "--deliver",
+    type=click.Choice(["all", "latest"]),
+    help="latest: where newer changes of a key come before older ones could be delivered, only the newest.",
+)
+@click.option(
+    "--sample",
+    type=parameters.TIME,
+    metavar="TIME",
+    help="As --deliver latest, and at most one change of each key in TIME: 1s, 500ms, 5m.",
+)
 @click.option("--no-values", is_flag=True, help="Do not print values.")
 @parameters.json_option("One JSON object a line.")
 @click.option("--exec", "shell_command", metavar="CMD", help="Run the shell command CMD for each event.")
@@ -49,6 +56,8 @@ def command(
     since: str | None,
     snapshot: bool,
     count: int | None,
+    deliver: str | None,
+    sample: int | None,
     no_values: bool,
     as_json: bool,
     shell_command: str | None,
@@ -66,10 +75,14 @@ def command(
     keeps the position for the next run; an event counts as delivered once it is printed or its
     command has ended.
 
+    --deliver latest is for readers that cannot keep up, as a slow CMD or terminal: they get the newest
+    change of each key instead of all, each with how many it stands for ("skipped"), and are not cut off.
+    With --sample TIME a key's first change comes at once, and the newest again at the end of each TIME.
+
     --exec runs CMD in a shell, one event at a time, with the value (the last one, of an expired key)
     on standard input and the event in KVSTORE_EVENT_OP, _KEY, _REVISION, _INDEX, _COUNT, _TIME,
-    _CONTENT_TYPE, _VERSION, _EXPIRES_AT, _PREVIOUS_REVISION, _AUTHOR, _MESSAGE and _CURSOR. A command
-    that fails is reported on standard error and the stream continues; the exit status is then 1. With
+    _CONTENT_TYPE, _VERSION, _EXPIRES_AT, _PREVIOUS_REVISION, _AUTHOR, _MESSAGE, _SKIPPED and _CURSOR. A
+    command that fails is reported on standard error and the stream continues; the exit status is then 1. With
     --fail-fast it stops there, and the event stays undelivered. A CMD never outlives this command.
 
     \b
@@ -78,11 +91,15 @@ def command(
       kvstore subscribe config/port --prefix user: --json
       kvstore subscribe --snapshot --prefix user: --exec './sync-user "$KVSTORE_EVENT_KEY"'
       kvstore subscribe --cursor /var/lib/mirror/position --json >> changes.ndjson
+      kvstore subscribe sensor/7 --sample 1s
     """
     if fail_fast and shell_command is None:
         raise click.UsageError("--fail-fast needs --exec")
-    if since is not None and not _is_position(since):
-        raise click.UsageError(f"--since {output.readable(since)} is neither a cursor nor a revision")
+    if since is not None and not parameters.is_beginning(since):
+        raise click.UsageError(
+            f"--since {output.readable(since)} is neither a cursor, a revision nor a time, such as "
+            "10m-ago or 2026-01-31T12:00:00Z"
+        )
     configuration = configuration_of(context, "client", "stream")
     sink = _sink(shell_command, fail_fast=fail_fast, as_json=as_json, with_sync=snapshot)
     if shell_command is not None:
@@ -91,12 +108,16 @@ def command(
         start = _cursor_in(kept) or since
         updates = change_stream.follow(
             service,
-            _wanted(keys, prefixes, ops, values=not no_values),
+            [
+                *parameters.query_of_changes(keys, prefixes, ops, values=not no_values),
+                *_delivery(deliver, sample),
+            ],
             change_stream.StreamPosition(start, snapshot and start is None),
             stall_ms=configuration["stall-timeout"],
             # a command of --exec may not write anything, and then needs no reader
             output=None if shell_command is not None else output.descriptor(),
             notice=output.talk,
+            newest=deliver == "latest" or sample is not None,
         )
         with closing(updates):
             try:
@@ -120,23 +141,17 @@ def _kept(path: str | None) -> AbstractContextManager[PositionFile | None]:
 def _cursor_in(kept: PositionFile | None) -> str | None:
     """The cursor that was kept, if there is one; a usage error if the file holds anything else."""
     cursor = kept.read() if kept else None
-    if kept and cursor and not _is_position(cursor):
+    if kept and cursor and not parameters.is_cursor(cursor):
         raise click.UsageError(f"{kept.name} does not contain a cursor; remove it to start over")
     return cursor
 
 
-def _is_position(text: str) -> bool:
-    """Whether ``text`` looks like a cursor or a revision."""
-    return re.fullmatch(r"[0-9]{1,19}(?:-[0-9a-f]+)?", text) is not None
-
-
-def _wanted(keys: Iterable[str], prefixes: Iterable[str], ops: Iterable[str], *, values: bool) -> Query:
-    query = [*(("key", key) for key in keys), *(("prefix", prefix) for prefix in prefixes)]
-    if ops:
-        query.append(("ops", ",".join(ops)))
-    if not values:
-        query.append(("values", "0"))
-    return query
+def _delivery(deliver: str | None, sample: int | None) -> Query:
+    if sample is None:
+        return [] if deliver is None else [("deliver", deliver)]
+    if deliver == "all":
+        raise click.UsageError("--sample goes with --deliver latest, which it implies")
+    return [("sample", f"{sample}ms")]
 
 
 def _sink(shell_command: str | None, *, fail_fast: bool, as_json: bool, with_sync: bool) -> Sink:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import ssl  # noqa: F401 - before http.client, which prometheus_client needs whole: see kvstore_cli.http_client.connection
+import ssl  # noqa: F401 - before http.client, which prometheus_client needs whole: see kvstore_cli.http_client.whole
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvstore_cli.command_line.parameters import TIME, WholeNumber, json_option
-from kvstore_cli.command_line.subcommand import configuration_of, new_client, subcommand
+from kvstore_cli.command_line.service import new_client
+from kvstore_cli.command_line.subcommand import configuration_of, subcommand
 from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.config.resolve import Configuration
 from kvstore_cli.config.token_source import TokenSource

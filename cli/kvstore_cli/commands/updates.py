@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.subcommand import client_of, subcommand
 from kvstore_cli.command_line.writes import (
     condition_headers,
+    condition_query,
     message_headers,
     print_revision,
     read_value,
@@ -23,6 +26,7 @@ from kvstore_core.media_types import MERGE_PATCH
 @click.argument("patch", shell_complete=parameters.complete_value)
 @parameters.ttl_option("A new TTL.  [default: the key keeps the one it has]")
 @parameters.if_revision_option
+@parameters.guards_option
 @parameters.message_option
 @parameters.json_option("Print key, revision and version as JSON.")
 def patch(
@@ -31,6 +35,7 @@ def patch(
     patch: str,
     ttl: int | None,
     if_revision: int | None,
+    guards: tuple[str, ...],
     message: str | None,
     as_json: bool,
 ) -> None:
@@ -42,7 +47,7 @@ def patch(
 
     If the answer is lost, the patch is not repeated: the value may have been changed since.
 
-    Exit status: 0; 4 if the condition does not hold; 1 if the value or PATCH is not JSON.
+    Exit status: 0; 4 if a condition does not hold; 1 if the value or PATCH is not JSON.
 
     \b
     Examples:
@@ -50,7 +55,9 @@ def patch(
       kvstore patch config @changes.json --if-revision 1042
       jq -n '{seen: now}' | kvstore patch user:42 -
     """
-    query = [] if ttl is None else [ttl_parameter(ttl)]
+    query = condition_query(None, guards)
+    if ttl is not None:
+        query.append(ttl_parameter(ttl))
     headers = {"Content-Type": MERGE_PATCH, **condition_headers(if_revision), **message_headers(message)}
     with client_of(context) as service:
         body = read_value(patch, service)
@@ -62,7 +69,7 @@ def patch(
 @parameters.key_argument
 @click.argument("number", metavar="[N]", type=parameters.WholeNumber(-(2**63)), required=False)
 @click.option("--by", type=parameters.WholeNumber(-(2**63)), metavar="N", help="Same as N.")
-@parameters.if_revision_option
+@parameters.condition_options
 @parameters.message_option
 @parameters.json_option("Print value, revision and version as JSON.")
 def incr(
@@ -71,6 +78,8 @@ def incr(
     number: int | None,
     by: int | None,
     if_revision: int | None,
+    if_value: str | None,
+    guards: tuple[str, ...],
     message: str | None,
     as_json: bool,
 ) -> None:
@@ -79,7 +88,7 @@ def incr(
 
     This is atomic: concurrent increments are never lost. The key keeps its TTL and media type.
 
-    Exit status: 0, or 4 if the condition does not hold.
+    Exit status: 0, or 4 if a condition does not hold.
 
     \b
     Examples:
@@ -89,46 +98,77 @@ def incr(
     if number is not None and by is not None:
         raise click.UsageError("give N or --by, not both")
     amount = next((given for given in (number, by) if given is not None), 1)
+    query = [("by", str(amount)), *_conditions(if_revision, if_value, guards)]
     headers = condition_headers(if_revision) | message_headers(message)
     with client_of(context) as service:
-        made = service.request("POST", key_path("incr", key), [("by", str(amount))], headers=headers).json()
+        made = service.request("POST", key_path("incr", key), query, headers=headers).json()
     output.write_json(made) if as_json else output.write_line(str(made["value"]))
 
 
 @subcommand("client")
 @parameters.key_argument
 @parameters.ttl_option("Counted from now: 30, 30s, 5m, 2h, 7d, 500ms.", required=True)
+@parameters.condition_options
 @parameters.message_option
 @parameters.json_option("Print revision, version and expiry as JSON.")
-def touch(context: click.Context, key: str, ttl: int, message: str | None, as_json: bool) -> None:
+def touch(
+    context: click.Context,
+    key: str,
+    ttl: int,
+    if_revision: int | None,
+    if_value: str | None,
+    guards: tuple[str, ...],
+    message: str | None,
+    as_json: bool,
+) -> None:
     """Give KEY a new TTL and keep its value; prints the new revision.
 
-    Exit status: 0, or 3 if there is no such key.
+    Exit status: 0; 3 if there is no such key; 4 if a condition does not hold.
 
     \b
-    Example:
+    Examples:
       kvstore touch session:42 --ttl 30m
+      kvstore touch lock:build --ttl 60s --if-value "$HOSTNAME"
     """
+    query = [ttl_parameter(ttl), *_conditions(if_revision, if_value, guards)]
+    headers = condition_headers(if_revision) | message_headers(message)
     with client_of(context) as service:
-        made = service.request(
-            "POST", key_path("touch", key), [ttl_parameter(ttl)], headers=message_headers(message)
-        ).json()
+        made = service.request("POST", key_path("touch", key), query, headers=headers).json()
     print_revision(made, as_json=as_json)
 
 
 @subcommand("client")
 @parameters.key_argument
+@parameters.condition_options
 @parameters.message_option
 @parameters.json_option("Print revision and version as JSON.")
-def persist(context: click.Context, key: str, message: str | None, as_json: bool) -> None:
+def persist(
+    context: click.Context,
+    key: str,
+    if_revision: int | None,
+    if_value: str | None,
+    guards: tuple[str, ...],
+    message: str | None,
+    as_json: bool,
+) -> None:
     """Remove the TTL of KEY, so that it does not expire; prints the new revision.
 
-    Exit status: 0, or 3 if there is no such key.
+    Exit status: 0; 3 if there is no such key; 4 if a condition does not hold.
 
     \b
     Example:
       kvstore persist session:42
     """
+    query = _conditions(if_revision, if_value, guards)
+    headers = condition_headers(if_revision) | message_headers(message)
     with client_of(context) as service:
-        made = service.request("POST", key_path("persist", key), headers=message_headers(message)).json()
+        made = service.request("POST", key_path("persist", key), query, headers=headers).json()
     print_revision(made, as_json=as_json)
+
+
+def _conditions(
+    if_revision: int | None, if_value: str | None, guards: Sequence[str]
+) -> list[tuple[str, str]]:
+    """The query of a write on these conditions; a usage error where two exclude each other."""
+    parameters.at_most_one({"--if-revision": if_revision is not None, "--if-value": if_value is not None})
+    return condition_query(if_value, guards)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import click
 
 from kvstore_cli.command_line import parameters
-from kvstore_cli.command_line.subcommand import configuration_of, new_client, subcommand
+from kvstore_cli.command_line.service import new_client
+from kvstore_cli.command_line.subcommand import configuration_of, subcommand
 from kvstore_cli.config.option_values import show_duration
 from kvstore_cli.http_client import change_stream
+from kvstore_cli.http_client.client import SLICE_SECONDS, key_path, new_backoff
 from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError
 
@@ -26,6 +28,12 @@ Record = dict[str, Any] | None
 @click.option("--gone", is_flag=True, help="Until the key does not exist.")
 @click.option("--equals", metavar="V", help="Until the value is V.")
 @click.option("--changed", is_flag=True, help="Until anything happens to the key.")
+@click.option(
+    "--until",
+    type=parameters.TEXT,
+    metavar="CONDITION",
+    help="Until its JSON fulfils this: '/state == \"done\"', '/jobs/0 exists', '/n >= 3'.",
+)
 @click.option(
     "--since",
     type=parameters.WholeNumber(0),
@@ -48,6 +56,7 @@ def command(
     gone: bool,
     equals: str | None,
     changed: bool,
+    until: str | None,
     since: int | None,
     timeout: int | None,
     raw: bool,
@@ -59,6 +68,10 @@ def command(
     This returns at once if the condition already holds, and misses no change between the check and the
     wait. Without --timeout it waits for ever, also through restarts of the service.
 
+    The CONDITION of --until is POINTER OP JSON, where POINTER is a JSON pointer (nothing: the whole value)
+    and OP one of == != < <= > >=; or POINTER exists, POINTER gone; or as the other options: exists, gone,
+    'equals V'. It is enough that it held for a moment. If the key is gone then, nothing is printed.
+
     Exit status: 0, or 124 after --timeout.
 
     \b
@@ -67,14 +80,18 @@ def command(
       kvstore wait lock:build --gone && make
       kvstore wait deploy/state --equals done --timeout 1h
       kvstore wait config --changed --since 1042
+      kvstore wait jobs/42 --until '/state == "done"' --timeout 1h
     """
     which = parameters.exactly_one(
-        {"--exists": exists, "--gone": gone, "--equals": equals, "--changed": changed}
+        {"--exists": exists, "--gone": gone, "--equals": equals, "--changed": changed, "--until": until}
     )
     if since is not None and not changed:
         raise click.UsageError("--since needs --changed")
-    is_fulfilled = _conditions(equals, since)[which]
-    record = _wait(context, key, is_fulfilled, timeout, _SHORTFALLS[which].format(equals))
+    if until is not None:
+        record = _wait_until(context, key, until, timeout)
+    else:
+        is_fulfilled = _conditions(equals, since)[which]
+        record = _wait(context, key, is_fulfilled, timeout, _SHORTFALLS[which].format(equals))
     if record is not None and not quiet:
         _print(record, raw=raw, as_json=as_json)
 
@@ -104,6 +121,38 @@ def _conditions(equals: str | None, since: int | None) -> dict[str, Callable[[Re
         "--equals": lambda record: record is not None and output.value_of(record) == wanted,
         "--changed": has_changed,
     }
+
+
+def _wait_until(context: click.Context, key: str, until: str, timeout: int | None) -> Record:
+    """The record that fulfilled ``until``, None if it was fulfilled by there being none.
+
+    The service looks at each change. It is asked again and again, each time from where the last answer ended.
+    Raises the KvError of the first request.
+    """
+    deadline = None if timeout is None else monotonic() + timeout / 1000
+    query, since, backoff = [("until", until), ("format", "json")], "", new_backoff()
+    with new_client(configuration_of(context, "client"), at_most_ms=timeout) as service:
+        while True:
+            left = SLICE_SECONDS if deadline is None else deadline - monotonic()
+            # the first looks only: a service that is there from the beginning is waited for when it restarts
+            seconds = min(SLICE_SECONDS, max(0.0, left)) if since else 0.0
+            asked = [*query, ("wait", f"{seconds * 1000:.0f}ms"), *([("since", since)] if since else [])]
+            try:
+                answer = service.request("GET", key_path("kv", key), asked, wait_seconds=seconds)
+            except KvError as error:
+                if error.code == "bad_request":  # the service alone knows the grammar
+                    raise click.UsageError(f"--until: {error.message}") from error
+                if not error.row.is_temporary or not service.was_reached:
+                    raise
+                since = error.details.get("cursor", since)
+                pause = 0.0 if error.code == "timed_out" else backoff.next()
+                if deadline is not None and monotonic() + pause >= deadline:
+                    message = f"{key!r} did not fulfil {until!r} within {show_duration(timeout or 0)}"
+                    raise KvError("timed_out", message) from error
+                sleep(pause)
+            else:
+                record: Record = None if answer.status == 204 else answer.json()
+                return record
 
 
 def _wait(

@@ -12,18 +12,10 @@ from typing import Any
 from kvstore_core import units
 from kvstore_core.units import BYTES, MILLISECONDS, split_duration
 
-# compiled when first used: most commands import this module and read no size
-_SIZE = r"(?ai)(\d+(?:\.\d+)?) *(?:([kmgt])(i?b)?|b)?"
-
 
 def parse_size(given: Any) -> int:
     """Bytes. A bare letter means powers of 1024 and ``kB`` powers of 1000, as in coreutils."""
-    match = re.fullmatch(_SIZE, _text_or_number(given))
-    if match is None:
-        raise ValueError(f"{given!r} is not a size; write bytes, or for example 512k, 1MiB, 2GiB")
-    number, letter, suffix = match.groups()
-    base = 1000 if (suffix or "").lower() == "b" else 1024
-    return _whole(number, base ** (" kmgt".index(letter.lower())) if letter else 1, given, "bytes")
+    return units.parse_size(_text_or_number(given))
 
 
 def show_size(size: int) -> str:
@@ -41,7 +33,7 @@ def parse_duration(given: Any) -> int:
     except ValueError as error:
         example = "write seconds, or for example 500ms, 30s, 5m, 2h, 7d"
         raise ValueError(f"{given!r} is not a duration; {example}") from error
-    return _whole(number, unit, given, "milliseconds")
+    return units.whole(number, unit, given, "milliseconds")
 
 
 def show_duration(ms: int) -> str:
@@ -180,17 +172,6 @@ def _text(given: Any) -> str:
 
 def _text_or_number(given: Any) -> str:
     return "" if isinstance(given, bool) else str(given).strip()
-
-
-def _whole(number: str, factor: int, given: Any, unit: str) -> int:
-    from decimal import Decimal
-
-    if "." not in number:
-        return int(number) * factor
-    exact = Decimal(number) * factor
-    if exact != int(exact):
-        raise ValueError(f"{given!r} is not a whole number of {unit}")
-    return int(exact)
 
 
 def _is_port(text: str) -> bool:

@@ -174,7 +174,14 @@ OPTIONS: dict[str, Option] = {
             _STORE,
             "$XDG_DATA_HOME/kvstore, else ~/.local/share/kvstore",
         ),
-        Option("engine", _ENGINE, "lmdb:", "The storage engine.", _DAEMON),
+        Option(
+            "engine",
+            _ENGINE,
+            "lmdb:",
+            "What keeps the store: lmdb: a file in --data; etcd://HOST:PORT,HOST:PORT/PREFIX a cluster of "
+            "etcd, of which --data then has a copy.",
+            _DAEMON,
+        ),
         Option(
             "sync",
             _choice("always", "interval", "none"),
@@ -227,7 +234,7 @@ OPTIONS: dict[str, Option] = {
             "max-value-bytes",
             _size(1, 2**30),
             limits.MAX_VALUE_BYTES,
-            "The largest value. A larger one is refused with value_too_large.",
+            "The largest value; with a cluster 1 MiB at most. A larger one is refused with value_too_large.",
             _DAEMON,
         ),
         Option(
@@ -256,14 +263,14 @@ OPTIONS: dict[str, Option] = {
             "max-atomic-ops",
             _count(1, limits.MAX_OPS),
             limits.MAX_ATOMIC_OPS,
-            "The most operations in one atomic batch. Another engine may refuse more than 100.",
+            "The most operations in one atomic batch; with a cluster 100, and no more.",
             _DAEMON,
         ),
         Option(
             "max-atomic-bytes",
             _size(1024, 2**30),
             limits.MAX_ATOMIC_BYTES,
-            "The most bytes of values in one atomic batch. Another engine may refuse more than 1 MiB.",
+            "The most bytes of values in one atomic batch; with a cluster 1 MiB at most.",
             _DAEMON,
         ),
         Option(

@@ -17,6 +17,7 @@ from kvstore_cli.config.options import (
     Option,
     options_of,
 )
+from kvstore_core.limits import MAX_CLUSTER_ATOMIC_OPS
 
 if TYPE_CHECKING:
     from kvstore_daemon.settings import DaemonSettings
@@ -102,6 +103,7 @@ class Configuration:
         self._refuse_more("max-value-bytes", "max-batch-bytes")
         self._refuse_more("max-atomic-bytes", "max-batch-bytes")
         self._refuse_more("max-atomic-ops", "max-batch-ops")
+        self._check_engine()
         return DaemonSettings(**{**self._fields("daemon"), "access": access})
 
     def http_settings(self) -> HttpSettings:
@@ -154,6 +156,31 @@ class Configuration:
     def _fields(self, part: str) -> dict[str, Any]:
         return {row.field: self[row.name] for row in options_of(part)}
 
+    def _check_engine(self) -> None:
+        from kvstore_daemon.main import ENGINES
+
+        engine = self["engine"]
+        scheme, _, rest = engine.partition(":")
+        if scheme == "etcd":
+            self._check_etcd()
+        elif scheme not in ENGINES or rest:
+            raise ConfigurationError(
+                f"--engine {engine!r} is not known; write lmdb:, or etcd://HOST:PORT,HOST:PORT/PREFIX"
+            )
+
+    def _check_etcd(self) -> None:
+        from kvstore_core.errors import KvError
+        from kvstore_daemon.storage.etcd_store.fit import checked_address
+
+        limits = {
+            name.replace("-", "_"): self[name]
+            for name in ("max-value-bytes", "max-atomic-ops", "max-atomic-bytes")
+        }
+        try:
+            checked_address(self["engine"], sync=self["sync"], **limits)
+        except KvError as error:
+            raise ConfigurationError(error.message) from error
+
     def _refuse_more(self, part: str, whole: str) -> None:
         if self[part] > self[whole]:
             raise ConfigurationError(f"--{part} is larger than --{whole}; it must not be")
@@ -176,7 +203,8 @@ def resolve(flags: Mapping[str, Any], *parts: str, environ: Mapping[str, str] | 
     """The settings of the options of ``parts``.
 
     ``flags`` has the parsed values of the given flags, by option name. Unless ``url`` is set, it follows from
-    ``http`` and ``tls-cert``, so that a configuration that moves the service moves its clients, too. Raises
+    ``http`` and ``tls-cert``, so that a configuration that moves the service moves its clients, too; and
+    ``max-atomic-ops`` is no more than ``engine`` and ``max-batch-ops`` allow. Raises
     ConfigurationError for a value that cannot be read, for a ``KVSTORE_*`` variable that looks like a
     misspelt option, and for an unknown key in the file, also of other parts.
     """
@@ -229,6 +257,8 @@ class _Sources(NamedTuple):
         given = self._given(row)
         if given is None and row.name == "url":
             given = self._url_of_http()
+        if given is None and row.name == "max-atomic-ops":
+            given = self._atomic_ops_that_fit(row)
         if row.name == "token-file" and self.variables.get(TOKEN_VARIABLE) and _is_of_file(given):
             given = None  # a variable wins over the file
         return given or Setting(row, row.default_value(), "default")
@@ -242,6 +272,14 @@ class _Sources(NamedTuple):
         if row.name in self.keys:
             value = _parsed(row, self.keys[row.name], f"{self.path}: {row.name}")
             return Setting(row, value, f"file {self.path}")
+        return None
+
+    def _atomic_ops_that_fit(self, row: Option) -> Setting | None:
+        engine, batch = (self._given(OPTIONS[name]) for name in ("engine", "max-batch-ops"))
+        if engine is not None and engine.value.startswith("etcd:"):
+            return Setting(row, MAX_CLUSTER_ATOMIC_OPS, f"engine, {engine.origin}")
+        if batch is not None and batch.value < row.default:
+            return Setting(row, batch.value, f"max-batch-ops, {batch.origin}")
         return None
 
     def _url_of_http(self) -> Setting | None:

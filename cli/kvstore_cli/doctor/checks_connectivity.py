@@ -95,7 +95,9 @@ def daemon(probe: Probe) -> Iterator[Finding]:
         ready = probe.ask("GET", "/readyz")
     if ready.status != 200:
         detail = ready.json().get("detail", "")
-        yield failed("daemon_away", f"the facade is not ready ({ready.shown}): {detail}")
+        failing = {check["name"] for check in ready.json().get("checks", ()) if check["status"] == "failed"}
+        cause = "service_fails" if "cluster" in failing else "daemon_away"
+        yield failed(cause, f"the facade is not ready ({ready.shown}): {detail}")
         return
     reply = probe.ask("GET", "/v1/status")
     if reply.code in ("unauthenticated", "not_allowed"):  # the check of access says more
@@ -133,6 +135,9 @@ def _judged(status: dict[str, Any]) -> Iterator[Finding]:
     if status.get("sync", "always") != "always":
         message = f"sync is {status['sync']}: a power cut loses acknowledged writes"
         yield warning("weak_sync", message)
+    for found in (status.get("cluster") or {}).get("warnings", ()):
+        if found["about"] == "version":  # the others are among those of /readyz
+            yield note(found["message"], about=found["about"])
     if status.get("writes_refused") is not None:
         yield failed("store_full", f"writes are refused: {status['writes_refused'].get('message')}")
 
@@ -235,7 +240,8 @@ def durable_writes(probe: Probe) -> Iterator[Finding]:
     after = _syncs(probe)
     (put_median, put_p99), (get_median, get_p99) = percentiles(puts), percentiles(gets)
     commits, synced = after[0] - before[0], after[1] - before[1]
-    sync = round(synced / commits * 1000, 2) if commits else None
+    # where a cluster keeps the store its members sync, and the daemon does not see it
+    sync = round(synced / commits * 1000, 2) if commits and synced else None
     extra = max(0.0, round(put_median - get_median, 2))
     message = (
         f"{WRITES} sequential puts: p50 {put_median} ms, p99 {put_p99} ms, {extra} ms more than a get "

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from kvstore_cli.config.token_source import TokenSource
 from kvstore_cli.http_client.client import encode_query, key_path
-from kvstore_cli.http_client.connection import connect, http_client, reason
+from kvstore_cli.http_client.connection import reason
+from kvstore_cli.http_client.whole import connect, http_client
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON, PROBLEM
 
@@ -64,6 +65,10 @@ class ProbeResponse(NamedTuple):
         return f"{self.status} {self.code}" if self.code else f"{self.status}"
 
 
+OWN_FAILURES = ("unavailable", "store_full")
+"""Codes with which the service says that it cannot write now: that is no fault of the way to it."""
+
+
 class NotStoredError(Exception):
     """A put of ``size`` bytes, which the service accepts, was refused."""
 
@@ -95,6 +100,8 @@ class Probe:
     are_streams_live: bool = True
     shortcoming: str = ""
     """What one's token lacks for checks that use keys, empty if nothing."""
+    is_refused: bool = False
+    """Whether the service has refused a write for a reason of its own; nothing more is written then."""
     deadline: float = inf
 
     def __post_init__(self) -> None:
@@ -210,9 +217,13 @@ class Probe:
 
     def put(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> ProbeResponse:
         """Store a scratch value, with a TTL, by ``?key=``: a path that a proxy rewrites could name another
-        key."""
+        key. Raises NotStoredError if the service itself cannot write now."""
         self.has_written = True
-        return self.ask("PUT", by_query(key, ttl=f"{_TTL_SECONDS}s"), value, headers)
+        reply = self.ask("PUT", by_query(key, ttl=f"{_TTL_SECONDS}s"), value, headers)
+        if reply.code in OWN_FAILURES:
+            self.is_refused = True
+            raise NotStoredError(reply, len(value))
+        return reply
 
     def store(self, key: str, value: bytes, headers: dict[str, str] | None = None) -> ProbeResponse:
         """Like :meth:`put`; raises NotStoredError if it was refused."""

@@ -48,7 +48,16 @@ CAUSES: dict[str, Fix] = {
         "start kvstore with --allowed-hosts and the name, or have the proxy send Host: 127.0.0.1",
     ),
     "daemon_away": Fix("", "start the daemon, and compare its --requests with that of the facade"),
-    "store_full": Fix("", "free room: see 'When something is full' in docs/operations.md"),
+    "store_full": Fix(
+        "",
+        "free room: see 'When something is full' in docs/operations.md, of a cluster 'When etcd is full' in "
+        "docs/cluster.md",
+    ),
+    "service_fails": Fix(
+        "",
+        "look at kvstore status and the daemon's log; of a cluster see 'What happens when something fails' "
+        "in docs/cluster.md",
+    ),
     "service_warns": Fix("", "see docs/monitoring.md for what the service's own checks mean"),
     "weak_sync": Fix("", "start the daemon with --sync always, unless losing the last writes is all right"),
     "version_differs": Fix("", "install the same release here and there"),

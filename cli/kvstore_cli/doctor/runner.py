@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kvstore_cli.doctor import checks_access, checks_connectivity, checks_passthrough, checks_streams
 from kvstore_cli.doctor.findings import FAILED, NOTE, OK, SKIPPED, WARNING, Finding, failed, skipped
-from kvstore_cli.doctor.probe import NotStoredError, Probe
+from kvstore_cli.doctor.probe import OWN_FAILURES, NotStoredError, Probe
 from kvstore_cli.http_client.connection import reason
 from kvstore_core.errors import ERRORS, EXIT_DONE, EXIT_ERROR, KvError
 
@@ -51,6 +51,7 @@ _FIRST = ("reachable", "daemon")
 _CODES = {
     "no_upstream": "unavailable",
     "daemon_away": "unavailable",
+    "service_fails": "unavailable",
     "wants_https": "unavailable",
     "login_wanted": "not_allowed",
     "host_refused": "not_allowed",
@@ -106,7 +107,7 @@ def run_checks(
 def _reason_to_skip(check: DoctorCheck, probe: Probe, *, is_quick: bool, is_read_only: bool) -> str:
     if check.does_write and is_read_only:
         return "writes, and --read-only was given"
-    if check.does_write and probe.status.get("writes_refused"):
+    if check.does_write and (probe.is_refused or probe.status.get("writes_refused")):
         return "writes, and writes are refused"
     if check.needs_keys and probe.shortcoming:
         return probe.shortcoming
@@ -120,6 +121,11 @@ def _findings_of(check: DoctorCheck, probe: Probe) -> Iterator[Finding]:
     try:
         yield from check.run(probe)
     except NotStoredError as refused:
+        if refused.reply.code in OWN_FAILURES:
+            cause = "store_full" if refused.reply.code == "store_full" else "service_fails"
+            detail = refused.reply.json().get("detail", "")
+            yield failed(cause, f"the service cannot write ({refused.reply.shown}): {detail}")
+            return
         is_ours = refused.reply.code is not None
         cause = "body_limit" if refused.reply.status == 413 and not is_ours else "no_answer"
         who = "kvstore" if is_ours else "something in front of it"

@@ -8,7 +8,7 @@ all of them have arrived.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import Any, NamedTuple
@@ -23,6 +23,9 @@ SNAPSHOT, EVENTS, SYNC, RESET, HEARTBEAT = "snapshot", "events", "sync", "reset"
 END = "end"
 CURSOR = "cursor"
 """The detail of a refusal with the position up to which everything was delivered, if there is one."""
+
+_NEWEST_BYTES = 64 * 1024
+"""What the system keeps unread for a reader of the newest. By itself it would be megabytes, all of it old."""
 
 _EVENT_NAMES = frozenset(("put", "delete", "expire"))
 
@@ -100,6 +103,7 @@ def follow(
     deadline: float | None = None,
     output: int | None = None,
     notice: Callable[[str], None] = lambda _: None,
+    newest: bool = False,
 ) -> Generator[StreamUpdate, None, None]:
     """The updates of the stream with the parameters ``wanted``, from ``position`` on, without end.
 
@@ -108,19 +112,29 @@ def follow(
     ``notice`` is called when the stream breaks and when it is back. Raises
     ``timed_out`` at ``deadline`` (of the monotonic clock), and BrokenPipeError when the reader of the
     file descriptor ``output`` is gone.
+
+    With ``newest``, of what has come by the time it is wanted only the newest change of each key is given,
+    with the others added to its ``skipped``; little is kept unread, so that the service sees a slow reader.
     """
 
     def opener(open_it: Callable[..., LineStream]) -> LineStream:
-        return open_it("/v1/subscribe", [*wanted, *position.query()], stall_seconds=stall_ms / 1000)
+        query = [*wanted, *position.query()]
+        return open_it(
+            "/v1/subscribe",
+            query,
+            stall_seconds=stall_ms / 1000,
+            receive_bytes=_NEWEST_BYTES if newest else None,
+        )
 
     stream = opener(service.open_stream)
     backoff = new_backoff()
     while True:
         try:
             with stream:
-                for line in stream.lines(deadline, output):
+                for lines in _read(stream, deadline, output, newest):
                     backoff.reset()
-                    yield from position.feed(_parsed(line))
+                    updates = (update for line in lines for update in position.feed(_parsed(line)))
+                    yield from _newest_of(updates) if newest else updates
         except AttemptError as failure:
             notice(f"{failure.error.message}; reconnecting")
             try:
@@ -129,6 +143,34 @@ def follow(
                 raise _taken_away(error, position.cursor) from None
         notice("reconnected")
         yield from position.reopened()
+
+
+def _read(
+    stream: LineStream, deadline: float | None, output: int | None, newest: bool
+) -> Iterator[list[bytes]]:
+    """The lines: as many as have come, or one by one, so that each is dealt with before the next is read."""
+    return stream.bursts(deadline, output) if newest else ([line] for line in stream.lines(deadline, output))
+
+
+def _newest_of(updates: Iterable[StreamUpdate]) -> Iterator[StreamUpdate]:
+    """``updates`` with all neighbouring ones of events in one, which has the newest of each key."""
+    kept: dict[str, dict[str, Any]] = {}
+    cursor: str | None = None
+    for update in updates:
+        if update.kind == EVENTS:
+            cursor = update.cursor
+            for line in update.lines:
+                older = kept.pop(line["key"], None)
+                if older is not None:
+                    line["skipped"] = line.get("skipped", 0) + 1 + older.get("skipped", 0)
+                kept[line["key"]] = line
+            continue
+        if kept:
+            yield StreamUpdate(EVENTS, list(kept.values()), cursor)
+            kept = {}
+        yield update
+    if kept:
+        yield StreamUpdate(EVENTS, list(kept.values()), cursor)
 
 
 def _taken_away(error: KvError, cursor: str | None) -> KvError:

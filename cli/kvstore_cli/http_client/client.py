@@ -1,33 +1,36 @@
 """The client of the HTTP service: requests that are safe to repeat, and streams of lines.
 
-Every failure is a KvError of the one table. It is made with http.client because commands are short: other
-HTTP clients take longer to import than the service takes to answer.
+Every failure is a KvError of the one table. Commands are short: HTTP clients, also Python's own, take longer
+to import than the service takes to answer.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from itertools import count
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
-from kvstore_cli.http_client.connection import connect, http_client, reason, speaks_tls
+from kvstore_cli.http_client.connection import connected, reason, speaks_tls
 from kvstore_cli.http_client.errors import AttemptError, HttpResponse, WrongAddressError, successful
+from kvstore_cli.http_client.exchange import ExchangeError, Headers, HttpConnection, NotHttpError
 from kvstore_core.backoff import Backoff
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import JSON, NDJSON
 
 if TYPE_CHECKING:
     from kvstore_cli.config.token_source import TokenSource
-    from kvstore_cli.http_client.line_stream import LineStream
+    from kvstore_cli.http_client.line_stream import LineStream, StreamRequest
 
 ATTEMPTS = 4
 _PAGE_ITEMS = 1000
 # For a service that was there before: the attempts then last longer than a restart takes.
 _RESTART_PAUSE_SECONDS = 1.0
+
+SLICE_SECONDS = 50.0
+"""What waits longer asks again after this time: proxies often give a request up after 60 s."""
 
 Query = Sequence[tuple[str, str]]
 _Result = TypeVar("_Result")
@@ -68,7 +71,13 @@ class ServiceClient:
         parts = urlsplit(url)
         self._secure = parts.scheme == "https"
         self._host, self._port, self._base = parts.hostname or "", parts.port, parts.path
-        self._connection: http_client.HTTPConnection | None = None
+        self._named_port = None if self._port == (443 if self._secure else 80) else self._port
+        self._connection: HttpConnection | None = None
+        self.age_ms: int | None = None
+        """None: reads are current. Else they are ``stale``, and this is how many milliseconds ago the oldest
+        of what they gave was last known to be current."""
+        self.is_truncated = False
+        """Whether the last list that was read to its end had more, which the log does not have any longer."""
 
     def request(
         self,
@@ -80,8 +89,9 @@ class ServiceClient:
         headers: dict[str, str] | None = None,
         attempts: int = ATTEMPTS,
         is_once: bool = False,
+        wait_seconds: float = 0.0,
     ) -> HttpResponse:
-        """The service's response.
+        """The service's response, which may take ``wait_seconds`` longer than others if it is asked to wait.
 
         A request that fails with a broken connection, a timeout, or a service that is temporarily
         unavailable is repeated, up to ``attempts`` in all and within the timeout. Writes are repeated under
@@ -93,39 +103,58 @@ class ServiceClient:
         is_once = method != "GET" and (is_once or method == "PATCH")
         if method != "GET" and not is_once:
             sent.setdefault("Idempotency-Key", os.urandom(16).hex())
-        target = self._base + path + encode_query(query)
+        stale = () if self.age_ms is None else (("stale", "1"),)
+        target = self._base + path + encode_query((*query, *stale))
         return self._authorized(
             lambda: self._repeat(
-                lambda seconds: self._attempt(method, target, body, sent, seconds, is_once=is_once), attempts
+                lambda seconds: self._attempt(method, target, body, sent, seconds, is_once=is_once),
+                attempts,
+                wait_seconds,
             )
         )
 
     def items(self, path: str, query: Query, limit: int | None = None, name: str = "items") -> Iterator[Any]:
         """The items of all pages of a list, ``limit`` at most. Each page is a snapshot of its own."""
+        for page in self.pages(path, query, limit, (name,)):
+            yield from page[name]
+
+    def pages(
+        self, path: str, query: Query, limit: int | None = None, names: Sequence[str] = ("items",)
+    ) -> Iterator[Any]:
+        """All pages of a list, with ``limit`` at most of what its members ``names`` have together."""
         cursor: str | None = None
         while limit is None or limit > 0:
             wanted = [*query, ("limit", str(_PAGE_ITEMS if limit is None else min(_PAGE_ITEMS, limit)))]
             if cursor is not None:
                 wanted.append(("cursor", cursor))
             page = self.request("GET", path, wanted).json()
-            yield from page[name]
             cursor = page["cursor"]
+            if limit is not None:
+                limit -= sum(len(page[name]) for name in names)
+            if cursor is None:
+                self.is_truncated = page.get("truncated", False)
+            yield page
             if cursor is None:
                 return
-            if limit is not None:
-                limit -= len(page[name])
 
-    def open_stream(self, path: str, query: Query, *, stall_seconds: float) -> LineStream:
-        """A response whose lines come over time. Raises like :meth:`request`."""
-        target = self._base + path + encode_query(query)
-        return self._authorized(
-            lambda: self._repeat(lambda seconds: self._open(target, seconds, stall_seconds))
-        )
+    def open_stream(
+        self, path: str, query: Query, *, stall_seconds: float, receive_bytes: int | None = None
+    ) -> LineStream:
+        """A response whose lines come over time, of which the system keeps ``receive_bytes`` unread at most.
+        Raises like :meth:`request`."""
+        from kvstore_cli.http_client.line_stream import StreamRequest
 
-    def open_stream_once(self, path: str, query: Query, *, stall_seconds: float) -> LineStream:
+        wanted = StreamRequest(self._base + path, encode_query(query), query, stall_seconds, receive_bytes)
+        return self._authorized(lambda: self._repeat(lambda seconds: self._open(wanted, seconds)))
+
+    def open_stream_once(
+        self, path: str, query: Query, *, stall_seconds: float, receive_bytes: int | None = None
+    ) -> LineStream:
         """Like :meth:`open_stream`, in one attempt; raises AttemptError if another may succeed."""
-        target = self._base + path + encode_query(query)
-        return self._authorized(lambda: self._open(target, self._timeout_seconds, stall_seconds))
+        from kvstore_cli.http_client.line_stream import StreamRequest
+
+        wanted = StreamRequest(self._base + path, encode_query(query), query, stall_seconds, receive_bytes)
+        return self._authorized(lambda: self._open(wanted, self._timeout_seconds))
 
     def close(self) -> None:
         """Close the connection."""
@@ -153,9 +182,17 @@ class ServiceClient:
         token = None if self._tokens is None else self._tokens.token()
         return {} if token is None else {"Authorization": f"Bearer {token.text}"}
 
-    def _repeat(self, attempt: Callable[[float], _Result], attempts: int = ATTEMPTS) -> _Result:
+    @property
+    def was_reached(self) -> bool:
+        """Whether the service has ever answered."""
+        return self._was_reached
+
+    def _repeat(
+        self, attempt: Callable[[float], _Result], attempts: int = ATTEMPTS, wait_seconds: float = 0.0
+    ) -> _Result:
         began = monotonic()
-        deadline = began + self._timeout_seconds
+        timeout_seconds = self._timeout_seconds + wait_seconds
+        deadline = began + timeout_seconds
         backoff = new_backoff()
         for left in count(attempts - 1, -1):
             try:
@@ -167,7 +204,7 @@ class ServiceClient:
                 pause = backoff.next(_RESTART_PAUSE_SECONDS if is_restart else failure.retry_after)
                 again_at = monotonic() + pause
                 if again_at < began + self._retry_seconds:
-                    deadline = again_at + self._timeout_seconds
+                    deadline = again_at + timeout_seconds
                 elif left <= 0 or again_at >= deadline or (failure.refused and not is_restart):
                     raise failure.error from failure
                 sleep(pause)
@@ -185,48 +222,59 @@ class ServiceClient:
     ) -> HttpResponse:
         headers = {**headers, **self._authorization()}
         kept = self._connection is not None
-        connection = self._connection or self._connect(seconds)
+        connection = self._connection or self._reached(
+            lambda **how: HttpConnection(
+                connected(self._host, self._port, **how), self._host, self._named_port
+            ),
+            seconds,
+        )
         self._connection = None
         try:
-            response = _exchange(connection, method, target, body, headers, seconds)
-        except (OSError, http_client.HTTPException) as error:
-            connection.close()
+            response = HttpResponse(*connection.exchange(method, target, body, headers, seconds))
+        except (OSError, ExchangeError) as error:
             self._refuse_other_protocol(error)
             # the service may have closed a connection that was kept open
             raise AttemptError(
                 self._no_answer(error, method), 0.0 if kept else None, is_final=is_once
             ) from error
         self._was_reached = True
-        if connection.sock is not None:  # None after Connection: close
+        if connection.is_open:
             self._connection = connection
+        if self.age_ms is not None:
+            self.age_ms = max(self.age_ms, int(response.headers.get("X-Kvstore-Age", "0")))
         return successful(response)
 
-    def _open(self, target: str, seconds: float, stall_seconds: float) -> LineStream:
+    def _open(self, wanted: StreamRequest, seconds: float) -> LineStream:
+        from kvstore_cli.http_client.line_stream import LineStream
+        from kvstore_cli.http_client.whole import connect, http_client
+
+        method, target, body = wanted.sent()
         headers = {"Accept": NDJSON, **self._authorization()}
-        connection = self._connect(seconds)
+        if body is not None:
+            headers["Content-Type"] = JSON
+        connection = self._reached(lambda **how: connect(self._host, self._port, **how), seconds)
         opened = connection.sock
         try:
-            connection.request("GET", target, headers=headers)
+            wanted.prepare(opened)
+            connection.request(method, target, body, headers)
             response = connection.getresponse()
             if response.status != 200:
-                successful(HttpResponse(response.status, response.headers, response.read()))
+                named = Headers((name.lower(), value) for name, value in response.headers.items())
+                successful(HttpResponse(response.status, named, response.read()))
         except (OSError, http_client.HTTPException) as error:
             connection.close()
-            self._refuse_other_protocol(error)
+            is_strange = isinstance(error, http_client.BadStatusLine) and not isinstance(error, OSError)
+            self._refuse_other_protocol(NotHttpError() if is_strange else error)
             raise AttemptError(self._no_answer(error, "GET")) from error
         except BaseException:
             connection.close()
             raise
-        from kvstore_cli.http_client.line_stream import LineStream
-
         self._was_reached = True
-        return LineStream(connection, opened, response, stall_seconds)
+        return LineStream(connection, opened, response, wanted.stall_seconds)
 
-    def _connect(self, seconds: float) -> http_client.HTTPConnection:
+    def _reached(self, connect: Callable[..., _Result], seconds: float) -> _Result:
         try:
             return connect(
-                self._host,
-                self._port,
                 seconds=seconds,
                 secure=self._secure,
                 ca_file=self._ca_file,
@@ -240,12 +288,12 @@ class ServiceClient:
 
     def _refuse_other_protocol(self, error: Exception) -> None:
         """Raise ``unavailable``, which is not retried, if the port turns out not to speak HTTP."""
-        if self._secure or self._was_reached or not isinstance(error, (OSError, http_client.BadStatusLine)):
+        if self._secure or self._was_reached or not isinstance(error, (OSError, NotHttpError)):
             return
         if not isinstance(error, TimeoutError) and speaks_tls(self._host, self._port):
             secure_url = f"https:{self.url.partition(':')[2]}"
             raise WrongAddressError("unavailable", f"{self.url} speaks TLS; write {secure_url}") from error
-        if isinstance(error, http_client.BadStatusLine) and not isinstance(error, ConnectionError):
+        if isinstance(error, NotHttpError):
             advice = "give the address of kvstore's HTTP facade"
             raise WrongAddressError("unavailable", f"{self.url} does not speak HTTP; {advice}") from error
 
@@ -329,20 +377,3 @@ def encode_query(query: Query) -> str:
     except UnicodeEncodeError as error:
         raise KvError("bad_request", "an argument is not UTF-8 text") from error
     return f"?{'&'.join(pairs)}" if pairs else ""
-
-
-def _exchange(
-    connection: http_client.HTTPConnection,
-    method: str,
-    target: str,
-    body: bytes | None,
-    headers: dict[str, str],
-    seconds: float,
-) -> HttpResponse:
-    connection.sock.settimeout(seconds)
-    # A service that refuses a large body answers before it has read it all, and closes: the response may
-    # be here already, and says more than the broken pipe.
-    with suppress(ConnectionError):
-        connection.request(method, target, body, headers)
-    response = connection.getresponse()
-    return HttpResponse(response.status, response.headers, response.read())

@@ -5,26 +5,15 @@ from __future__ import annotations
 import re
 import socket
 import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, cast
 
 from kvstore_cli.http_client.errors import WrongAddressError
+from kvstore_cli.http_client.exchange import CUT_OFF
 from kvstore_core.errors import KvError
-
-# http.client takes an absent ssl for "no HTTPS"
-_HIDE_SSL = "ssl" not in sys.modules
-if _HIDE_SSL:
-    sys.modules["ssl"] = None  # type: ignore[assignment]
-try:
-    import http.client as http_client
-finally:
-    if _HIDE_SSL:
-        del sys.modules["ssl"]
 
 if TYPE_CHECKING:
     import ssl
-
-__all__ = ["connect", "http_client", "reason", "speaks_tls"]
 
 _HANDSHAKE_SECONDS = 2.0
 """After this long, check that the port speaks TLS at all: a server that takes the ClientHello for the start
@@ -37,7 +26,7 @@ _OTHER_NAMES = (62, 64)
 _NAMES_SHOWN = 5
 
 
-def connect(
+def connected(
     host: str,
     port: int | None,
     *,
@@ -45,18 +34,22 @@ def connect(
     secure: bool,
     ca_file: str | None,
     checks_certificate: bool = True,
-) -> http_client.HTTPConnection:
-    """An open connection. Raises OSError if it fails, ``not_allowed`` for a certificate that is not trusted,
+) -> socket.socket:
+    """A connected socket. Raises OSError if it fails, ``not_allowed`` for a certificate that is not trusted,
     has expired or is for another name, and ``unavailable`` for a port without TLS: no other attempt
     would change those."""
     if secure:
         context = _context(ca_file) if checks_certificate else _unchecked_context()
-        connection = _connect_with_tls(context, host, port or 443, seconds)
-    else:
-        connection = http_client.HTTPConnection(host, port, timeout=seconds)
-        connection.connect()
-    connection.auto_open = 0  # http.client would reconnect by itself, and without TLS
-    return connection
+        return _connect_with_tls(context, host, port or 443, seconds)
+    return _connect(host, port or 80, seconds)
+
+
+def _connect(host: str, port: int, seconds: float) -> socket.socket:
+    # a name as bytes spares the codec of others, which is slow to import
+    name: Any = host.encode() if host.isascii() else host
+    sock = socket.create_connection((name, port), seconds)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 def _context(ca_file: str | None) -> ssl.SSLContext:
@@ -76,9 +69,7 @@ def _unchecked_context() -> ssl.SSLContext:
     return context
 
 
-def _connect_with_tls(
-    context: ssl.SSLContext, host: str, port: int, seconds: float
-) -> http_client.HTTPConnection:
+def _connect_with_tls(context: ssl.SSLContext, host: str, port: int, seconds: float) -> socket.socket:
     import ssl
 
     try:
@@ -95,16 +86,9 @@ def _connect_with_tls(
     return _handshake(context, host, port, seconds - _HANDSHAKE_SECONDS)
 
 
-def _handshake(context: ssl.SSLContext, host: str, port: int, seconds: float) -> http_client.HTTPConnection:
-    # http.client's own class for this is missing where ssl was hidden from it
-    connection = http_client.HTTPConnection(host, port, timeout=seconds)
-    try:
-        connection.connect()
-        connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
-    except OSError:
-        connection.close()
-        raise
-    return connection
+def _handshake(context: ssl.SSLContext, host: str, port: int, seconds: float) -> socket.socket:
+    with closing(_connect(host, port, seconds)) as sock:  # the wrapped one has taken it over, if there is one
+        return context.wrap_socket(sock, server_hostname=host)
 
 
 def _refused_certificate(
@@ -162,6 +146,7 @@ def reason(error: Exception) -> str:
     """What went wrong, in the system's own words where it has any."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    if isinstance(error, http_client.IncompleteRead):
-        return "it was cut off in the middle"
+    whole = sys.modules.get("http.client")  # what was not imported cannot have raised it
+    if whole is not None and isinstance(error, whole.IncompleteRead):
+        return CUT_OFF
     return str(error) or type(error).__name__

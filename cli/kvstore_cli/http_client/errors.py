@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kvstore_core.errors import KvError
 
 if TYPE_CHECKING:
-    import http.client as http_client
+    from http.client import HTTPMessage
+
+    from kvstore_cli.http_client.exchange import Headers
 
 _MEMBERS = {"type", "title", "status", "detail", "instance", "code", "retryable"}
 
@@ -17,7 +19,7 @@ class HttpResponse(NamedTuple):
     """A response that was read to its end."""
 
     status: int
-    headers: http_client.HTTPMessage
+    headers: Headers
     body: bytes
 
     def json(self) -> Any:
@@ -37,7 +39,7 @@ class WrongAddressError(KvError):
 class AttemptError(Exception):
     """An attempt that failed with ``error`` and may be repeated, in ``retry_after`` seconds if the service
     said so. ``refused``: the port is closed, as while the service restarts. ``is_final``: it must not be
-    repeated, since it may have succeeded."""
+    repeated as it was, since it may have succeeded or has done its work."""
 
     def __init__(
         self,
@@ -60,7 +62,8 @@ def successful(response: HttpResponse) -> HttpResponse:
         return response
     error = error_from(response)
     if error.row.is_temporary and not isinstance(error, WrongAddressError):
-        raise AttemptError(error, _retry_after(response.headers))
+        # what is waited for did not come: the next request is another one, from where this one ended
+        raise AttemptError(error, _retry_after(response.headers), is_final="cursor" in error.details)
     raise error
 
 
@@ -75,7 +78,7 @@ def error_from(response: HttpResponse) -> KvError:
         return _foreign_error(response)
 
 
-def https_wanted(status: int, headers: http_client.HTTPMessage, body: bytes) -> str | None:
+def https_wanted(status: int, headers: Headers | HTTPMessage, body: bytes) -> str | None:
     """What to do where a server that was asked over plain HTTP says that it wants HTTPS, None where it does
     not: its port speaks TLS, or it redirects there."""
     if 300 <= status < 400 and headers.get("Location", "").startswith("https://"):
@@ -99,7 +102,7 @@ def _foreign_error(response: HttpResponse) -> KvError:
     return KvError(code, f"got status {status} from something that is not kvstore; check the address")
 
 
-def _retry_after(headers: http_client.HTTPMessage) -> float | None:
+def _retry_after(headers: Headers) -> float | None:
     """The seconds of a Retry-After; the service does not send its other form, a date."""
     given = headers.get("Retry-After", "")
     return float(given) if given.isascii() and given.isdigit() else None

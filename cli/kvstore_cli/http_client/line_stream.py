@@ -3,20 +3,57 @@
 from __future__ import annotations
 
 import errno
+import json
 import select
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Self
+from typing import Any, NamedTuple, Self
 
-from kvstore_cli.http_client.connection import http_client, reason
+from kvstore_cli.http_client.connection import reason
 from kvstore_cli.http_client.errors import AttemptError
+from kvstore_cli.http_client.whole import http_client
 from kvstore_core.errors import KvError
 
-if TYPE_CHECKING:
-    import socket
-
 _CHUNK_BYTES = 64 * 1024
+_BURST_BYTES = 1024 * 1024
+
+
+_LONGEST_QUERY = 4000
+"""What every proxy takes in an address; a longer query is sent in a body."""
+
+_LISTS = {"prefix": "prefixes", "key": "keys"}
+_FLAGS = ("snapshot", "values", "prev", "json")
+
+
+class StreamRequest(NamedTuple):
+    """A stream as it is asked for: ``path`` and ``encoded``, which is ``query`` in an address."""
+
+    path: str
+    encoded: str
+    query: Sequence[tuple[str, str]]
+    stall_seconds: float
+    receive_bytes: int | None
+
+    def sent(self) -> tuple[str, str, str | None]:
+        """Method, target and body: a long query is in a body."""
+        if len(self.encoded) <= _LONGEST_QUERY:
+            return "GET", self.path + self.encoded, None
+        body: dict[str, Any] = {}
+        for name, text in self.query:
+            if name in _LISTS:
+                body.setdefault(_LISTS[name], []).append(text)
+            elif name == "ops":
+                body[name] = text.split(",")
+            else:
+                body[name] = text == "1" if name in _FLAGS else text
+        return "POST", self.path, json.dumps(body)
+
+    def prepare(self, connected: socket.socket) -> None:
+        """Set how much the system keeps unread."""
+        if self.receive_bytes is not None:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_bytes)
 
 
 @dataclass(eq=False)
@@ -39,8 +76,30 @@ class LineStream:
         ``deadline`` (of the monotonic clock). A line that was cut off is left out.
         """
         while True:
-            *lines, self._rest = (self._rest + self._read(deadline, output)).split(b"\n")
-            yield from lines
+            yield from self._read_lines(deadline, output)
+
+    def bursts(self, deadline: float | None = None, output: int | None = None) -> Iterator[list[bytes]]:
+        """The same, together with all further lines that have come by then, up to about 1 MiB."""
+        while True:
+            lines = self._read_lines(deadline, output)
+            size = sum(map(len, lines))
+            while size < _BURST_BYTES and self._is_ready():
+                more = self._read_lines(deadline, output)
+                lines += more
+                size += sum(map(len, more))
+            yield lines
+
+    def _read_lines(self, deadline: float | None, output: int | None) -> list[bytes]:
+        *lines, self._rest = (self._rest + self._read(deadline, output)).split(b"\n")
+        return lines
+
+    def _is_ready(self) -> bool:
+        """Whether there is something to read at once."""
+        if self._has_buffered():
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _read(self, deadline: float | None, output: int | None) -> bytes:
         timeout = self._stall_seconds

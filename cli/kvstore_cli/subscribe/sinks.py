@@ -27,6 +27,7 @@ VARIABLES = {
     "previous_revision": "the revision that the key had before, 0 if there was no such key",
     "author": "who made the change, where that is known",
     "message": "why it was made, where that was said",
+    "skipped": "how many changes of the key were left out before it (`--deliver latest`, `--sample`)",
     "cursor": "the position after the event (last event of a revision)",
 }
 """The members of an event that a command gets as ``KVSTORE_EVENT_*``, and what each holds."""

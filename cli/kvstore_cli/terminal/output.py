@@ -11,10 +11,11 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-import click
-
+EXIT_INTERRUPTED = 130
+"""The exit status of a command that Ctrl-C ended."""
 COMPLETE_VARIABLE = "_KVSTORE_COMPLETE"
 """Set by a shell that asks what a line can be completed to: what is printed then lands in that line."""
 
@@ -31,14 +32,19 @@ def descriptor() -> int | None:
     return None if sys.stdout is None else sys.stdout.fileno()
 
 
-class OutputFailed(click.ClickException):
+class OutputError(Exception):
     """Standard output cannot be written: it is closed, or its disk is full."""
+
+    @property
+    def message(self) -> str:
+        """What is said of it."""
+        return str(self)
 
 
 def write(data: bytes) -> None:
-    """Write ``data`` to stdout and flush it. Raises OutputFailed, and BrokenPipeError for a closed pipe."""
+    """Write ``data`` to stdout and flush it. Raises OutputError, and BrokenPipeError for a closed pipe."""
     if sys.stdout is None:
-        raise OutputFailed("standard output is closed")
+        raise OutputError("standard output is closed")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -47,12 +53,12 @@ def write(data: bytes) -> None:
             raise
         from kvstore_core.process.files import reason
 
-        _drop_output()
-        raise OutputFailed(f"cannot write to standard output: {reason(error)}") from error
+        drop()
+        raise OutputError(f"cannot write to standard output: {reason(error)}") from error
 
 
-def _drop_output() -> None:
-    # at exit, Python would try to write the buffered data again, and print its own error
+def drop() -> None:
+    """Let what was not written go nowhere: at exit, Python would try again, and print its own error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -78,6 +84,13 @@ def talk(message: str) -> None:
     sys.stderr.flush()
 
 
+def end_line() -> None:
+    """Begin a line on stderr, behind what a terminal shows for Ctrl-C."""
+    if sys.stderr is not None:
+        sys.stderr.write("\n")
+        sys.stderr.flush()
+
+
 def counted(number: int, noun: str) -> str:
     """``1 record``, ``2 records``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -92,19 +105,21 @@ def coloured(text: str, colour: str) -> str:
 
 def visible(text: str) -> str:
     """``text`` with control characters and invisible ones escaped."""
-    if text.isprintable() and (text.isascii() or not _BLANK.search(text)):
+    if text.isprintable() and (text.isascii() or not _blank().search(text)):
         return text
     return "".join(
-        char if char.isprintable() and not _BLANK.match(char) else char.encode("unicode_escape").decode()
+        char if char.isprintable() and not _blank().match(char) else char.encode("unicode_escape").decode()
         for char in text
     )
 
 
-# printable according to Python, but invisible: the letters and marks of Default_Ignorable_Code_Point, which
-# unicodedata does not have, and the blank Braille cell
-_BLANK = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
-)
+@cache  # most commands never ask for it
+def _blank() -> re.Pattern[str]:
+    # printable according to Python, but invisible: the letters and marks of Default_Ignorable_Code_Point,
+    # which unicodedata does not have, and the blank Braille cell
+    return re.compile(
+        "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    )
 
 
 def readable(argument: str) -> str:

@@ -55,12 +55,21 @@ class Scope(NamedTuple):
         return {name: text for name, text in (("start", self.start), ("end", self.end)) if text}
 
     def count(self, service: ServiceClient) -> int:
-        """How many records there are now."""
+        """About how many records there are now."""
         bounds = self.bounds().items()
         queries = [
-            [("count", "1"), ("prefix", prefix), *bounds] for prefix in disjoint(self.prefixes or ("",))
+            [("count", "1"), ("stale", "1"), ("prefix", prefix), *bounds]
+            for prefix in disjoint(self.prefixes or ("",))
         ]
         return sum(service.request("GET", "/v1/kv", query).json()["count"] for query in queries)
+
+    def head(self, service: ServiceClient) -> int:
+        """The store's revision, by a read that is not stale: of a range without keys, so that it takes no
+        longer for more records."""
+        prefix = (*self.prefixes, "")[0]
+        query = [("count", "1"), ("prefix", prefix), ("end", prefix or "\x01")]
+        revision: int = service.request("GET", "/v1/kv", query).json()["revision"]
+        return revision
 
 
 class RecordSpool:
@@ -111,6 +120,8 @@ class RecordSpool:
         self, service: ServiceClient, stall_seconds: float, retry: RetryLimit, advance: Callable[[int], None]
     ) -> None:
         self._clear()
+        # a stream is answered from what the daemon has, which in a cluster may not be all
+        least = self._scope.head(service)
         query = self._scope.stream_query()
         with service.open_stream("/v1/subscribe", query, stall_seconds=stall_seconds) as stream:
             for number, line in enumerate(stream.lines()):
@@ -121,6 +132,11 @@ class RecordSpool:
                 if fields["event"] == "sync":
                     revision, _, self.epoch = fields["cursor"].partition("-")
                     self.revision = int(revision)
+                    if self.revision < least:
+                        message = (
+                            f"the records are of revision {revision}, and revision {least} was there before"
+                        )
+                        raise KvError("unavailable", f"{message}: the daemon lags behind")
                     return
                 self._take(fields)
 

@@ -1,0 +1,45 @@
+"""How commands read one record, and print it, or many as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvstore_cli.http_client.client import Query, ServiceClient, key_path
+from kvstore_cli.terminal import output
+from kvstore_core.errors import KvError
+
+RECORD_HEAD = ("REVISION", "VERSION", "MODIFIED", "EXPIRES", "TYPE", "KEY")
+
+
+def print_one(
+    service: ServiceClient, key: str, query: Query, *, raw: bool, as_json: bool, default: str | None
+) -> None:
+    """Print the value of ``key``, ``raw`` or its record as JSON; ``default`` if there is none. Raises the
+    KvError."""
+    path = key_path("kv", key)
+    try:
+        if as_json:
+            output.write_json(service.request("GET", path, [*query, ("format", "json")]).json())
+            return
+        answer = service.request("GET", path, query, headers={"Accept": "*/*"})
+        value, content_type = answer.body, answer.headers.get("Content-Type", "")
+    except KvError as error:
+        if error.code != "not_found" or default is None:
+            raise
+        if as_json:
+            output.write_json({"key": key, "value": default})
+            return
+        value, content_type = default.encode(), "from --default"
+    output.write_value(value, content_type, raw=raw)
+
+
+def record_row(record: dict[str, Any]) -> tuple[str, ...]:
+    """The record as a row under :data:`RECORD_HEAD`."""
+    return (
+        str(record["revision"]),
+        str(record["version"]),
+        record["modified_at"],
+        record.get("expires_at", "-"),
+        record["content_type"],
+        record["key"],
+    )
