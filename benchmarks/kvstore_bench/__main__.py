@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kvstore_bench.before import Checkout, python_of
+from kvstore_bench.comparison import comparison
 from kvstore_bench.registry import ROWS, Row, chosen
 from kvstore_bench.report import conditions, markdown, readme_part, summary_table, with_part
 from kvstore_bench.results import Results
@@ -36,6 +38,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--largest", type=int, help=f"keys in the largest store ({LARGEST:,})")
     parser.add_argument("--folder", type=Path, help="where the stores are made, and removed again")
     parser.add_argument(
+        "--before", type=Path, metavar="CHECKOUT", help="measure another checkout in turn with this one"
+    )
+    parser.add_argument(
         "--render", action="store_true", help="write report, plots and README anew, measure nothing"
     )
     return parser.parse_args()
@@ -46,12 +51,15 @@ def main() -> int:
     asked = arguments()
     try:
         rows = chosen(asked.only)
+        if asked.before is not None:
+            python_of(asked.before)
     except ValueError as error:
         say(str(error))
         return 2
     is_full = not (asked.quick or asked.only or options())
     folder = RESULTS if is_full or asked.render else RESULTS / "quick"
-    folder.mkdir(parents=True, exist_ok=True)
+    for each in (folder, RESULTS / "quick"):
+        each.mkdir(parents=True, exist_ok=True)
     results = Results.load(folder / "results.json") if asked.render else _measure(asked, rows, folder)
     show(results, folder, rows, in_readme=is_full or asked.render)
     return 1 if results.failures else 0
@@ -66,7 +74,15 @@ def _measure(asked: argparse.Namespace, rows: list[Row], folder: Path) -> Result
             seconds=asked.seconds or (1 if asked.quick else 3),
             largest=asked.largest or (QUICK_LARGEST if asked.quick else LARGEST),
         )
-        return run(rows, stage, asked.rounds or (1 if asked.quick else 3), folder / "results.json")
+        rounds = asked.rounds or (1 if asked.quick else 3)
+        if asked.before is None:
+            return run(rows, stage, rounds, folder / "results.json")
+        with Checkout.started(asked.before, stage, RESULTS / "quick" / "before.json") as before:
+            results = run(rows, stage, rounds, folder / "results.json", before)
+        compared = comparison(before.results, results, rows)
+        (RESULTS / "quick" / "compared.md").write_text(compared + "\n")
+        print(f"{compared}\n")
+        return results
 
 
 def show(results: Results, folder: Path, rows: list[Row], *, in_readme: bool) -> None:

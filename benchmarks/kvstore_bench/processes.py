@@ -34,7 +34,7 @@ class Process:
             self._process = subprocess.Popen(
                 _dies_with_us(command),
                 cwd=folder,
-                env=_environment(folder),
+                env=environment(folder),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -85,8 +85,9 @@ def _dies_with_us(command: Sequence[str]) -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else list(command)
 
 
-def _environment(home: Path) -> dict[str, str]:
-    # No configuration of this machine's user reaches a contender, but KVSTORE_* do: to try a setting.
+def environment(home: Path) -> dict[str, str]:
+    """For a contender: no configuration of this machine's user reaches it, but KVSTORE_* do, to try a
+    setting."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD", "PYTHON"))}
     return {**kept, "HOME": str(home), "XDG_CONFIG_HOME": str(home)}
 

@@ -191,9 +191,10 @@ def readme_part(results: Results | None) -> str:
     if results is None:
         return summary_table(None)
     named = {**results.machine, "Python": f"Python {results.machine['Python']}"}
-    machine = ", ".join(map(str, named.values()))
+    machine, began = ", ".join(map(str, named.values())), results.settings["began"]
+    ours = f"kvstore {results.versions['kvstore']}"
     lines = [
-        f"Ratios of medians, above 1 where kvstore is better; {results.settings['began']}, on {machine}.",
+        f"Ratios of medians, above 1 where kvstore is better; {began}, {ours} on {machine}.",
         "All figures: [benchmarks/results/report.md](benchmarks/results/report.md).",
         "",
         summary_table(results),

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,10 +56,10 @@ def kvstore(folder: Path, *access: str, workers: int = WORKERS) -> AbstractConte
     return _kvstore(folder, "serve", http, "kvstore http: ready", port)
 
 
-def kvstore_daemon(folder: Path, *access: str) -> AbstractContextManager[Kvstore]:
-    """The daemon alone, synced on every commit; ``access`` are options of it. While access is on,
+def kvstore_daemon(folder: Path, *options: str) -> AbstractContextManager[Kvstore]:
+    """The daemon alone, synced on every commit, with these options. While access is on,
     ``data/facade.key`` in ``folder`` is a login file for it."""
-    return _kvstore(folder, "daemon", list(access), "kvstore daemon: ready", 0)
+    return _kvstore(folder, "daemon", list(options), "kvstore daemon: ready", 0)
 
 
 @contextmanager
@@ -84,15 +85,40 @@ def constant(folder: Path, *, workers: int = WORKERS) -> Iterator[Peer]:
 @contextmanager
 def etcd(folder: Path) -> Iterator[Peer]:
     """One member of its own, synced on every commit, as etcd always is."""
-    port, peer = free_port(), f"http://127.0.0.1:{free_port()}"
-    command = ["etcd", "--data-dir", str(folder / "etcd"), "--logger", "zap", "--log-level", "error"]
-    command += _flags("client-urls", f"http://127.0.0.1:{port}", "listen", "advertise")
-    command += _flags("peer-urls", peer, "listen", "initial-advertise")
-    command += ["--initial-cluster", f"default={peer}"]
-    command += ["--quota-backend-bytes", str(ETCD_QUOTA_BYTES), "--max-txn-ops", str(ETCD_TXN_OPS)]
-    with running(command, folder, "etcd") as process:
-        process.wait_until(lambda: _is_etcd_ready(port))
-        yield Peer(process, port)
+    with etcd_cluster(folder, 1) as cluster:
+        yield Peer(cluster.processes[0], cluster.ports[0])
+
+
+class EtcdCluster(NamedTuple):
+    """Members that are one cluster."""
+
+    processes: tuple[Process, ...]
+    ports: tuple[int, ...]
+
+    @property
+    def address(self) -> str:
+        """What ``--engine`` takes."""
+        return f"etcd://{','.join(f'127.0.0.1:{port}' for port in self.ports)}/bench"
+
+
+@contextmanager
+def etcd_cluster(folder: Path, size: int = 3) -> Iterator[EtcdCluster]:
+    """Members with etcd's defaults but for what loading needs, all on this machine."""
+    ports = tuple(free_port() for _ in range(size))
+    peers = [f"http://127.0.0.1:{free_port()}" for _ in range(size)]
+    names = ",".join(f"etcd{number}={peer}" for number, peer in enumerate(peers))
+    with ExitStack() as stack:
+        processes = []
+        for number, (port, peer) in enumerate(zip(ports, peers, strict=True)):
+            command = ["etcd", "--name", f"etcd{number}", "--data-dir", str(folder / f"etcd{number}")]
+            command += ["--logger", "zap", "--log-level", "error", "--initial-cluster", names]
+            command += _flags("client-urls", f"http://127.0.0.1:{port}", "listen", "advertise")
+            command += _flags("peer-urls", peer, "listen", "initial-advertise")
+            command += ["--quota-backend-bytes", str(ETCD_QUOTA_BYTES), "--max-txn-ops", str(ETCD_TXN_OPS)]
+            processes.append(stack.enter_context(running(command, folder, f"etcd{number}")))
+        for process, port in zip(processes, ports, strict=True):
+            process.wait_until(partial(_is_etcd_ready, port))
+        yield EtcdCluster(tuple(processes), ports)
 
 
 def _flags(name: str, address: str, *prefixes: str) -> list[str]:
@@ -170,7 +196,7 @@ _VERSIONS = {
     "Redis": (["redis-server", "--version"], r"v=(\S+)"),
     "webdis": (["dpkg-query", "-W", "-f", "${Version}", "webdis"], r"(\S+)"),
     "wrk": (["wrk", "--version"], r"wrk (?:debian/)?(\S+)"),
-    "kvstore": ([kvstore_program(), "--version"], r"(\d\S*)"),
+    "kvstore": ([kvstore_program(), "--version"], r"kvstore (.+)"),  # which build it is, too
 }
 
 

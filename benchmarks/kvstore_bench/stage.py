@@ -17,6 +17,7 @@ class Stage:
 
     def __init__(self, folder: Path, *, quick: bool, seconds: int, largest: int) -> None:
         self.folder = folder
+        self.settings = {"quick": quick, "seconds": seconds, "largest": largest}
         self.quick = quick
         self.seconds = seconds
         self.largest = largest

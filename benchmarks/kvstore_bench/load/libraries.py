@@ -7,8 +7,10 @@ imported when they are used: those of the peers are there only where ``make benc
 from __future__ import annotations
 
 import http.client
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,93 @@ def _pipelines(port: int, fill: Callable[[Any], None], size: int) -> Work:
     return _repeated(connect, size)
 
 
+# ── over a cluster ───────────────────────────────────────────────────────────────────────────────
+
+GROUP = 100
+"""Puts in one batch, and in one Txn."""
+
+
+def _group(client: int, number: int) -> list[str]:
+    """The names of one group: of eight clients no two have any in common."""
+    first = (number % 10 * 8 + client % 8) * GROUP
+    return [key(each) for each in range(first, first + GROUP)]
+
+
+def etcd_txns(address: str, data: bytes, under_way: int) -> Work:
+    """Txns of 100 puts through the client that the daemon has too, from so many threads."""
+
+    def work(_number: int, start: Start) -> Tally:
+        from kvstore_daemon.storage.etcd_store.connection import api
+
+        with _cluster(address) as cluster:
+
+            def put(client: int, number: int) -> None:
+                request = api.TxnRequest()
+                for name in _group(client, number):
+                    api.add_put(request.success, name.encode(), data)
+                cluster.call(api.TXN, request, 30)
+
+            def repeat(client: int) -> int:
+                for done in itertools.count():
+                    if time.monotonic() > span.end:
+                        return done
+                    put(client, done)
+                raise AssertionError("unreachable")
+
+            put(0, 0)
+            with ThreadPoolExecutor(under_way) as pool:
+                span = start()
+                return tally(GROUP * sum(pool.map(repeat, range(under_way))), span)
+
+    return work
+
+
+@contextmanager
+def etcd_get(address: str) -> Iterator[Operation]:
+    """A linearizable range of one key through the client that the daemon has too."""
+    from kvstore_daemon.storage.etcd_store.connection import api
+
+    with _cluster(address) as cluster:
+        yield lambda name: cluster.call(api.RANGE, api.RangeRequest(key=name.encode()), 30)
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    from kvstore_daemon.storage.etcd_store.connection.address import parse_address
+    from kvstore_daemon.storage.etcd_store.connection.cluster import Cluster
+
+    with closing(Cluster(parse_address(address))) as cluster:
+        yield cluster
+
+
+def kvstore_groups(requests: str, data: bytes) -> Work:
+    """``Client.batch`` of 100 independent puts, one batch after another."""
+
+    def work(client: int, start: Start) -> Tally:
+        from kvstore_client import Client, commands
+
+        batches = [[commands.put(name, data) for name in _group(client, number)] for number in range(10)]
+        with Client(requests, timeout=30) as store:
+            store.batch(batches[0])
+            span, done = start(), 0
+            while time.monotonic() < span.end:
+                store.batch(batches[done % 10])
+                done += 1
+            return tally(done * GROUP, span)
+
+    return work
+
+
+def sockets_groups(requests: str, data: bytes, under_way: int) -> Work:
+    """A DEALER with so many requests of 100 puts under way, replies not decoded."""
+    groups = [_group(client, number) for number in range(10) for client in range(8)]
+
+    def headers() -> list[bytes]:
+        return [_header(*({"op": "put", "key": n, "size": len(data)} for n in names)) for names in groups]
+
+    return _dealer(requests, headers, under_way=under_way, size=GROUP, values=data * GROUP)
+
+
 # ── bare ZeroMQ sockets: what the daemon can do when its clients cost next to nothing ────────────
 
 
@@ -251,54 +340,56 @@ def sockets_put(requests: str, data: bytes, clients: int, *, total: int = KEYS) 
     return work
 
 
-def sockets_get_many(requests: str, *, total: int = KEYS) -> Work:
+def sockets_get_many(requests: str, *, total: int = KEYS, **fields: Any) -> Work:
     """A DEALER with two requests of 1,000 gets under way, replies not decoded. The requests ask for
-    20,000 of the ``total`` keys in turn."""
+    20,000 of the ``total`` keys in turn; ``fields`` are further ones of each get."""
 
     def headers() -> list[bytes]:
         names = [key(number) for number in spread(20 * GETS, total)]
         parts = [names[first : first + GETS] for first in range(0, len(names), GETS)]
-        return [_header(*({"op": "get", "key": name} for name in part)) for part in parts]
+        return [_header(*({"op": "get", "key": name, **fields} for name in part)) for part in parts]
 
     return _dealer(requests, headers, under_way=2, size=GETS)
 
 
-def sockets_get_singles(requests: str) -> Work:
+def sockets_get_singles(requests: str, **fields: Any) -> Work:
     """A DEALER with 256 requests of one get under way, replies not decoded."""
 
     def headers() -> list[bytes]:
-        return [_header({"op": "get", "key": name}) for name in _names()]
+        return [_header({"op": "get", "key": name, **fields}) for name in _names()]
 
     return _dealer(requests, headers, under_way=256, size=1)
 
 
-def _dealer(requests: str, headers_of: Callable[[], list[bytes]], *, under_way: int, size: int) -> Work:
+def _dealer(
+    requests: str, headers_of: Callable[[], list[bytes]], *, under_way: int, size: int, values: bytes = b""
+) -> Work:
     def work(_number: int, start: Start) -> Tally:
         import zmq
 
         headers = headers_of()
         with _Sockets(requests, 1, kind=zmq.DEALER) as (sock,):
             for header in headers[:under_way]:
-                sock.send_multipart([b"", header])
+                sock.send_multipart([b"", header, values])
             span, done = start(), 0
             while time.monotonic() < span.end:
                 sock.recv_multipart()
                 done += 1
-                sock.send_multipart([b"", headers[done % len(headers)]])
+                sock.send_multipart([b"", headers[done % len(headers)], values])
             return tally(done * size, span)
 
     return work
 
 
 @contextmanager
-def socket_get(requests: str) -> Iterator[Operation]:
+def socket_get(requests: str, **fields: Any) -> Iterator[Operation]:
     """One REQ socket, the reply decoded and nothing more."""
     import orjson
 
     with _Sockets(requests, 1) as (sock,):
 
         def get(name: str) -> object:
-            sock.send(_header({"op": "get", "key": name}))
+            sock.send(_header({"op": "get", "key": name, **fields}))
             return orjson.loads(sock.recv_multipart()[0])
 
         yield get

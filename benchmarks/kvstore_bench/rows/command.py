@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from statistics import median
 
 from kvstore_bench import preload, servers
+from kvstore_bench.processes import environment
 from kvstore_bench.results import Sample
 from kvstore_bench.stage import Stage
 from kvstore_bench.workload import key
 
 KVSTORE = "kvstore get"
-CLICK = 'python -c "import click"'
+PYTHON = "python -c pass"
 CURL = "curl"
 ETCDCTL = "etcdctl get"
 REDIS_CLI = "redis-cli get"
@@ -37,7 +38,7 @@ def cli_get(stage: Stage) -> Iterator[Sample]:
         preload.etcd(etcd.port, 10)
         commands = {
             KVSTORE: [servers.kvstore_program(), "get", key(1), "--url", ours.url],
-            CLICK: [sys.executable, "-c", "import click"],
+            PYTHON: [sys.executable, "-c", "pass"],
             CURL: ["curl", "-s", f"{ours.url}/v1/kv/{key(1)}"],
             ETCDCTL: ["etcdctl", "--endpoints", f"http://127.0.0.1:{etcd.port}", "get", key(1)],
             REDIS_CLI: ["redis-cli", "-p", str(redis.port), "get", key(1)],
@@ -45,28 +46,24 @@ def cli_get(stage: Stage) -> Iterator[Sample]:
         yield from _timed(
             {name: line for name, line in commands.items() if shutil.which(line[0])},
             QUICK_RUNS if stage.quick else RUNS,
+            {**environment(folder), "ETCDCTL_API": "3"},
         )
 
 
-def _timed(commands: dict[str, list[str]], runs: int) -> Iterator[Sample]:
+def _timed(commands: dict[str, list[str]], runs: int, env: dict[str, str]) -> Iterator[Sample]:
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(runs):
         for name, line in commands.items():
-            taken[name].append(_run(line))
+            taken[name].append(_run(line, env))
     for name, each in taken.items():
         yield Sample("wall clock", name, 1e3 * median(wall for wall, _ in each), "ms", less_is_better=True)
         yield Sample("CPU", name, 1e3 * median(cpu for _, cpu in each), "ms", less_is_better=True)
 
 
-def _run(line: list[str]) -> tuple[float, float]:
+def _run(line: list[str], env: dict[str, str]) -> tuple[float, float]:
     """Seconds by the clock, and of CPU."""
     before = time.monotonic()
-    process = subprocess.Popen(
-        line,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "ETCDCTL_API": "3"},
-    )
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     _, status, used = os.wait4(process.pid, 0)
     taken = time.monotonic() - before
     process.returncode = os.waitstatus_to_exitcode(status)
