@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support.etcd import EtcdCluster, fresh_prefix
+from support.lagging import LaggingDaemon
 from support.lengths import EXAMPLES, LONG_EXAMPLES, PROPERTY, Survived, summary
 from support.servers import Daemon, Facade, Serve, Server, Service
 
 STDERR_SHOWN_BYTES = 20_000
+ENGINES = ("etcd", "lmdb")
 
 # Examples take as long as the machine needs: a slow one is not a wrong one.
 settings.register_profile(
@@ -35,6 +38,16 @@ for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the switch that runs the same suites over another engine."""
+    parser.addoption(
+        "--engine",
+        choices=ENGINES,
+        help="the engine of every server that the tests start, and of the engines' own tests; without it "
+        "servers have the default engine, and the engines' own tests run on each",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Choose Hypothesis' profile, and under CI a new seed for each run."""
     if not config.getoption("--hypothesis-profile", None):
@@ -50,15 +63,31 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if seed is None else f"to search the same examples again: --hypothesis-seed={seed}"
 
 
-SERVERS = {"_starter", "_shared_starter", "_session_starter"}
-"""Fixtures that every fixture which starts a server of ours asks for."""
+SERVERS = {"_starter", "_shared_starter", "_session_starter", "etcd", "start_etcd"}
+"""Fixtures that every fixture which starts a server asks for."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the engines' own tests on each engine that they are for."""
+    if "engine_kind" not in metafunc.fixturenames:
+        return
+    chosen = metafunc.config.getoption("--engine")
+    is_for_lmdb_only = metafunc.definition.get_closest_marker("lmdb_only") is not None
+    engines = [chosen] if chosen else ["lmdb"] if is_for_lmdb_only else ENGINES
+    metafunc.parametrize("engine_kind", engines, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark as ``quick`` what neither starts a server by a fixture nor says that it is ``slow``."""
+    is_without_lmdb = config.getoption("--engine") not in (None, "lmdb")
     for item in items:
+        of_lmdb = item.get_closest_marker("lmdb_only")
+        if is_without_lmdb and of_lmdb is not None:
+            (reason,) = of_lmdb.args
+            item.add_marker(pytest.mark.skip(f"of LMDB only: {reason}"))
         fixtures = getattr(item, "fixturenames", ())
-        if SERVERS.isdisjoint(fixtures) and item.get_closest_marker("slow") is None:
+        needs_etcd = "etcd" in getattr(getattr(item, "callspec", None), "params", {}).values()
+        if SERVERS.isdisjoint(fixtures) and not needs_etcd and item.get_closest_marker("slow") is None:
             item.add_marker("quick")
     # What takes long goes first, so that no worker of pytest-xdist is left alone with it at the end.
     items.sort(
@@ -169,6 +198,12 @@ def start_serve(_starter: _Starter) -> Callable[..., Serve]:
 
 
 @pytest.fixture
+def start_lagging(_starter: _Starter) -> Callable[..., LaggingDaemon]:
+    """``start_lagging()``: a ready daemon whose reads have to catch up when the test says so."""
+    return lambda environment=None, **options: _starter.start(LaggingDaemon, options, environment)
+
+
+@pytest.fixture
 def daemon(start_daemon: Callable[..., Daemon]) -> Daemon:
     """A daemon with an empty store and the default options."""
     return start_daemon()
@@ -215,3 +250,40 @@ def _session_starter(
     starter = _Starter(request.node, tmp_path_factory.mktemp("session"))
     yield starter
     starter.stop_all()
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    """One member of etcd for all tests that keep to a prefix of their own and stop nothing."""
+    with EtcdCluster(tmp_path_factory.mktemp("etcd"), is_durable=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stores(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have every daemon that is started keep its store where ``--engine`` says."""
+    if request.config.getoption("--engine") == "etcd":
+        cluster: EtcdCluster = request.getfixturevalue("etcd")
+        Daemon.engine_address = cluster.store_address
+    yield
+    Daemon.engine_address = None
+
+
+@pytest.fixture
+def etcd_address(etcd: EtcdCluster) -> str:
+    """What ``--engine`` takes for an empty store in the shared etcd."""
+    return etcd.address(fresh_prefix())
+
+
+@pytest.fixture
+def start_etcd(tmp_path: Path) -> Iterator[Callable[..., EtcdCluster]]:
+    """``start_etcd(3, flags=[...])``: a cluster of the test's own, stopped after it."""
+    clusters: list[EtcdCluster] = []
+
+    def start(size: int = 1, **options: Any) -> EtcdCluster:
+        clusters.append(EtcdCluster(tmp_path / f"cluster{len(clusters)}", size, **options))
+        return clusters[-1].start()
+
+    yield start
+    for cluster in clusters:
+        cluster.stop()

@@ -621,6 +621,7 @@ def test_a_change_of_the_file_is_taken_by_a_running_daemon(start_daemon: StartDa
     wait_until(lambda: "took the identities in" in daemon.stderr, what="the daemon takes the file")
 
 
+@pytest.mark.lmdb_only("backup and restore of its file")
 def test_no_backup_has_what_is_secret_and_a_restore_revives_nothing(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:

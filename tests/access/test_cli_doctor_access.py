@@ -21,6 +21,8 @@ from kvstore_cli.top.overview import stamp
 from kvstore_core.access.tokens import new_token
 from support.scripted import Script, answer, problem, scripted
 
+pytestmark = pytest.mark.slow
+
 ANONYMOUS = {"name": "anonymous", "grants": []}
 CI = {"name": "ci", "grants": [f"rw:{SCRATCH}"]}
 

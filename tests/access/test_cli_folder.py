@@ -16,6 +16,8 @@ from kvstore_core.access.tokens import token_id
 from kvstore_core.errors import KvError
 from support.command_line import CommandLine
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def kvstore(tmp_path: Path) -> CommandLine:

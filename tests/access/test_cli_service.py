@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvstore_cli.main import COMMANDS
+from kvstore_cli.command_line.group import COMMANDS
 from kvstore_core.access.tokens import token_id
 from support.command_line import CommandLine
 from support.protected import Protected
@@ -83,6 +83,9 @@ def test_a_refusal_says_what_was_needed_and_what_one_has(
     assert b"kvstore login" in done.stderr
 
 
+URL = "URL"
+"""Stands for the address of the service."""
+
 ASKING = {
     **{name: [name, "no/x"] for name in ("get", "delete", "incr", "persist", "history", "subscribe")},
     "put": ["put", "no/x", "1"],
@@ -93,6 +96,9 @@ ASKING = {
     "import": ["import", "ops"],
     "export": ["export"],
     **{name: [name, "--prefix", "no/"] for name in ("list", "log")},
+    "changes": ["changes", "--since", "0", "--prefix", "no/"],
+    **{name: [name, "no/"] for name in ("ls", "digest")},
+    "verify": ["verify", URL, URL, "--prefix", "no/"],
     "blame": ["blame", "no/"],
     "top": ["top", "--count", "1", "--json"],
     "token": ["token", "list"],
@@ -118,7 +124,8 @@ def test_what_is_refused_ends_with_status_5_and_prints_nothing(
     (stranger.folder / "ops").write_text('{"op":"put","key":"no/x","value":"1"}\n')
     other = protected.token(f"other-{name}", "rw:cli-yes/")
     for environment in ({}, {"KVSTORE_TOKEN": other}):
-        done = stranger(*ASKING[name], env=environment)
+        arguments = [protected.url if each is URL else each for each in ASKING[name]]
+        done = stranger(*arguments, env=environment)
         assert (done.returncode, done.stdout) == (5, b""), done.stderr
         assert b"this needs" in done.stderr
     assert kvstore.out("list", "--prefix", "no/") == b""

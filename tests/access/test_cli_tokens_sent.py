@@ -19,6 +19,8 @@ from kvstore_core.errors import KvError
 from support.command_line import CommandLine
 from support.scripted import Script, answer, chunks, problem, scripted
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = "http://kv.example:5000"
 """An address of another machine. Nothing is looked up where nothing is sent."""
 

@@ -162,6 +162,24 @@ def test_the_status_without_monitor_is_what_a_client_has_to_know(
     assert status["access"]["identities"] == len(names(protected_daemon))
 
 
+def test_the_digest_of_all_is_told_to_those_who_may_read_and_list_all(
+    protected_daemon: Protected, unique: str
+) -> None:
+    """Who hears it before and after a change can try out which value was written."""
+    of_all = protected_daemon.root.ask({"op": "digest"})[0]["digest"]
+    for verb, is_told in (("read", False), ("list", False), ("ro", True)):
+        keys = protected_daemon.keys(f"{unique}-{verb}", "monitor", f"{verb}:*")
+        peer = protected_daemon.peer(keys)
+        assert peer.ask({"op": "status"})[0]["digest"] == (of_all if is_told else None)
+        if is_told:
+            assert peer.ask({"op": "digest"})[0]["digest"] == of_all
+        else:
+            assert peer.refusal({"op": "digest"})["code"] == "not_allowed"
+    part = protected_daemon.peer(protected_daemon.keys(unique, f"ro:{unique}/"))
+    assert part.ask({"op": "digest", "prefix": f"{unique}/"})[0]["count"] == 0
+    assert part.refusal({"op": "digest"})["code"] == "not_allowed"
+
+
 def test_whoami_tells_what_one_has(protected_daemon: Protected, unique: str) -> None:
     end = time.time_ns() // 1_000_000 + 3_600_000
     keys = protected_daemon.keys(unique, "ro:a/", "monitor", credential_expires_at=end)

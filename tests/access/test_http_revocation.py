@@ -222,6 +222,28 @@ def test_a_stream_ends_with_its_reason_and_a_cursor_and_others_miss_nothing(
     again.close()
 
 
+def test_a_sampled_stream_ends_with_a_cursor_before_what_it_was_not_sent(
+    service: Protected, name: str
+) -> None:
+    token, stays = service.token(name, f"rw:{name}/"), service.token(f"{name}-stays", f"rw:{name}/")
+    stream = following(service.url, token, f"prefix={name}/&sample=1h", NDJSON)
+    stream.await_sync()
+    put(service.url, stays, f"{name}/k")
+    for value in (b"2", b"3"):
+        assert call(service.url, "PUT", f"/v1/kv/{name}/k", value, token=stays).status == 200
+    put(service.url, stays, f"{name}/other")
+    wait_until(lambda: len(stream.seen("put")) == 2, what="the first of each key has come")
+    service.change("identity_delete", name)
+    cursor = stream.end()["cursor"]
+    again = following(service.url, stays, f"prefix={name}/&deliver=latest&since={cursor}", NDJSON)
+    again.await_sync()
+    assert [(each["key"], each["value"], each["skipped"]) for each in again.seen("put")] == [
+        (f"{name}/k", "3", 1),
+        (f"{name}/other", "1", 0),
+    ]
+    again.close()
+
+
 def test_an_event_source_that_comes_back_is_refused_for_good(protected: Protected, name: str) -> None:
     token = protected.token(name, f"ro:{name}/")
     stream = following(protected.url, token, f"prefix={name}/", SSE)
@@ -236,12 +258,15 @@ def test_an_event_source_that_comes_back_is_refused_for_good(protected: Protecte
     )
 
 
+@pytest.mark.parametrize(
+    "what", ["kv/{}/k?since=0", "kv/{}/k?until=exists", "changes?prefix={}/"], ids=["key", "until", "changes"]
+)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_long_poll_ends_at_once_and_says_why(service: Protected, name: str, way: str) -> None:
+def test_a_long_poll_ends_at_once_and_says_why(service: Protected, name: str, way: str, what: str) -> None:
     take_away, code = WAYS[way]
     token = service.token(name, f"ro:{name}/")
     answers: list[Answer] = []
-    target = f"/v1/kv/{name}/k?wait=60s&since=0"
+    target = f"/v1/{what.format(name)}&wait=60s"
     with closing(Session(service.url, token)) as session:
         # of several workers the one that has this connection may hear a little later of the token
         wait_until(lambda: session.get("/v1/whoami").status == 200, what="the worker knows the token")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvstore_client import AsyncClient, AsyncSubscription, Client, Subscription, Sync
+from kvstore_client import AsyncClient, AsyncSubscription, Client, Mirror, Subscription, Sync
 from kvstore_core.access.login_file import CurveKeys
 from kvstore_core.errors import BadRequest, KvError, NotAllowed, Unauthenticated
 from kvstore_core.model import Event
@@ -139,6 +139,39 @@ def test_a_grant_on_one_key_is_enough_to_follow_it(start: Callable[..., Service]
         assert seen == [str(number).encode() for number in range(20)]
         with service.subscription("bob", prefixes=["app/"]) as other:
             assert refusal_of(other).code == "not_allowed"
+
+
+def test_a_subscription_that_hears_nothing_ends_when_its_grant_is_taken_away(
+    start: Callable[..., Service],
+) -> None:
+    service = start(bob=["ro:app/"], boss=["admin"])
+    with service.client("boss") as boss, service.subscription("bob", prefixes=["app/"]) as subscription:
+        until_sync(subscription)
+        boss.identity_put("bob", grants=["ro:other/"])
+        assert refusal_of(subscription).code == "not_allowed"
+
+
+def test_a_mirror_whose_access_is_taken_away_says_so_and_goes_on_when_it_is_given_back(
+    start: Callable[..., Service],
+) -> None:
+    service = start(bob=["ro:app/"], boss=["admin"])
+    options: dict[str, Any] = {"prefixes": ["app/"], "timeout": LONG}
+    requests, changes = service.daemon.requests, service.daemon.changes
+    with service.client("root") as root, service.client("boss") as boss:
+        root.put("app/a", "1")
+        with Mirror(requests, changes, login=service.login("bob"), **options) as mirror:
+            mirror.verify()
+            boss.identity_put("bob", grants=["ro:other/"])
+            wait_until(lambda: mirror.error is not None, timeout=20, what="gone")
+            assert not mirror.is_current
+            with pytest.raises(NotAllowed):
+                mirror.wait(root.put("app/a", "2").revision)
+            assert mirror["app/a"].text == "1", "what it had is gone"
+            boss.identity_put("bob", grants=["ro:app/"])
+            wait_until(lambda: mirror.error is None and mirror.is_current, timeout=20, what="back")
+            assert mirror["app/a"].text == "2"
+        with pytest.raises(NotAllowed), Mirror(requests, changes, login=service.login("bob"), timeout=LONG):
+            pass
 
 
 @pytest.mark.parametrize("endpoint", ["tcp", "ipc"])

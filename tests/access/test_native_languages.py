@@ -52,6 +52,6 @@ def test_a_client_in_another_language(client: list[str], start_daemon: StartDaem
     key = identities.add("writer", "rw:app/")
     daemon = start_daemon(access="required", data=str(tmp_path / "data"))
     reply, change = said_by(client, daemon, identities, key)
-    assert json.loads(reply)["results"][0]["revision"] == 1
+    assert json.loads(reply)["results"][0]["version"] == 1
     assert change in ("app/node hi", "app/c hi")
     assert said_by(client, daemon, identities, new_key()) == ["refused 400"]

@@ -39,9 +39,11 @@ EVERY_OP: dict[str, dict[str, Any]] = {
     "incr": {"key": "app/k"},
     "touch": {"key": "app/k", "ttl": 1},
     "persist": {"key": "app/k"},
+    "check": {"key": "app/k", "exists": True},
     "list": {"prefix": "app/"},
     "events": {"since": 0, "prefixes": ["app/"]},
     "history": {"key": "app/k"},
+    "digest": {"prefix": "app/"},
     "status": {},
     "whoami": {},
     "access": {},
@@ -84,7 +86,7 @@ def test_every_op_is_here() -> None:
     ("who", "may"),
     [
         (NOBODY, {"status", "whoami"}),
-        (READER, {"get", "list", "events", "history", "status", "whoami"}),
+        (READER, {"get", "check", "list", "events", "history", "digest", "status", "whoami"}),
         (WRITER, {"put", "persist", "status", "whoami"}),
         (ADMIN, {"status", "whoami", *ADMINS}),
         (THE_FACADE, set(OPERATIONS)),
@@ -108,7 +110,9 @@ def test_what_each_may_is_written_out(who: Principal, may: set[str]) -> None:
         op_of("history"),
         op_of("list", keys_only=True),
         op_of("list", count=True),
+        op_of("list", keys_only=True, delimiter="/", counts=True, reverse=True),
         op_of("events", values=False),
+        op_of("digest"),
     ],
     ids=str,
 )
@@ -145,6 +149,7 @@ def test_a_range_must_be_covered_as_a_whole(fields: dict[str, Any], may: bool) -
     op = {"op": "list", **fields}
     assert is_allowed(READER, op) is may
     assert is_allowed(READER, {**op, "cursor": "YWFhYWFhYWE"}) is may  # a cursor gives nothing
+    assert is_allowed(READER, {**op, "delimiter": "/", "counts": True, "reverse": True}) is may
 
 
 @pytest.mark.parametrize(

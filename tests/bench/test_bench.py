@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from kvstore_bench.before import Checkout, python_of
+from kvstore_bench.comparison import comparison
 from kvstore_bench.machine import Conditions
 from kvstore_bench.registry import ROWS, Goal, Row, chosen
 from kvstore_bench.report import (
@@ -216,6 +219,51 @@ def test_the_readme_keeps_everything_around_its_part() -> None:
     assert with_part(text, "new") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
     with pytest.raises(ValueError, match="the README has no"):
         with_part("nothing", "new")
+
+
+# ── before and after ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_checkouts_are_shown_side_by_side() -> None:
+    before, after = (
+        results(
+            ("a_row", 0, Sample("gets", "ours", ours, "/s", server_cpu=cpu)),
+            ("a_row", 0, Sample("gets", "theirs", 100, "/s")),
+            ("a_row", 0, Sample("wait", "ours", wait, "µs", less_is_better=True)),
+        )
+        for ours, cpu, wait in ((50, 0.4, 30), (150, 0.1, 20))
+    )
+    before.settings, before.versions["kvstore"], after.versions["kvstore"] = {"checkout": "/old"}, "1", "2"
+    before.failures["a_row"] = "it fell over"
+    shown = comparison(before, after, [row(Goal("ours", "theirs", 1.25, label="them"))])
+    assert "Before: /old, 1; after: this checkout, 2; 3 rounds" in shown
+    assert "| a_row | gets | them | 0.50 | 1.50 | 1.25 | yes |" in shown
+    assert "| a_row | gets | ours | 50 /s | 150 /s | 3.00 | 400 µs | 100 µs | 4.00 |" in shown
+    assert "| a_row | wait | ours | 30 µs | 20 µs | 1.50 |  |  |  |" in shown
+    assert "a_row failed before:\n```\nit fell over" in shown
+
+
+def test_another_checkout_is_asked_round_by_round_and_goes_on_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv = tmp_path / "old" / ".venv"
+    venv.parent.mkdir()
+    venv.symlink_to(sys.prefix)
+    stage = Stage(tmp_path, quick=True, seconds=1, largest=10)
+    monkeypatch.setenv("PATH", str(tmp_path))  # where no program is
+    with Checkout.started(venv.parent, stage, tmp_path / "before.json") as checkout:
+        with pytest.raises(RuntimeError, match=r"(?s)/old:\n.*No such file or directory: 'etcd'"):
+            list(checkout.samples("http_get", 1))
+        assert list(checkout.samples("cluster_memory", 1)) == [], "it is only measured in the first round"
+        checkout.save()
+    saved = Results.load(tmp_path / "before.json")
+    assert saved.settings["checkout"] == str(venv.parent)
+    assert re.match(r"\d", saved.versions["kvstore"])
+
+
+def test_a_checkout_without_an_environment_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no \.venv: run 'make bench"):
+        python_of(tmp_path)
 
 
 # ── the work ─────────────────────────────────────────────────────────────────────────────────────

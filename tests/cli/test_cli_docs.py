@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 import pytest
 
+from kvstore_cli.command_line.group import COMMANDS, SECTIONS, cli
 from kvstore_cli.commands import get
 from kvstore_cli.docs_tables import TABLES, refreshed
 from kvstore_cli.http_client.batch import _REQUEST_OPS
-from kvstore_cli.main import COMMANDS, SECTIONS, cli
 from kvstore_core.errors import ERRORS
 from kvstore_daemon.requests.pending_request import GETS_AT_ONCE
 from kvstore_daemon.storage.lmdb_store.snapshot_reads import _READ_BYTES
@@ -76,7 +76,7 @@ def shell_blocks(page: str) -> str:
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the command parse its arguments; usage errors come out."""
     monkeypatch.setenv("HOME", "/nonexistent")
-    words = ["1042" if word == "$revision" else word for word in words]
+    words = [word.replace("$revision", "1042").replace("$token", "1042") for word in words]
     command: click.Command = cli
     context = click.Context(cli, info_name="kvstore")
     while isinstance(command, click.Group):

@@ -200,6 +200,21 @@ def test_a_limit_that_another_one_hides_is_refused(part: str, whole: str) -> Non
         resolve({part: 5000, whole: 4000}, "daemon", environ={}).daemon_settings()
 
 
+@pytest.mark.parametrize(
+    ("flags", "ops"),
+    [
+        ({}, 10_000),
+        ({"engine": "etcd://127.0.0.1:2379/kv"}, 100),
+        ({"max-batch-ops": 500}, 500),
+        ({"max-batch-ops": 500, "max-atomic-ops": 400}, 400),
+        ({"engine": "etcd://127.0.0.1:2379/kv", "max-batch-ops": 500, "max-atomic-ops": 60}, 60),
+    ],
+    ids=str,
+)
+def test_an_atomic_batch_is_by_itself_as_large_as_the_rest_allows(flags: dict[str, Any], ops: int) -> None:
+    assert resolve(flags, "daemon", environ={})["max-atomic-ops"] == ops
+
+
 # ── values, as people write them ─────────────────────────────────────────────────────────────────
 
 

@@ -23,16 +23,16 @@ Kvstore = Any
 
 
 def processes_of(folder: Path) -> dict[int, list[str]]:
-    """The command lines of the running processes that have ``folder`` for a home, by process id."""
+    """The command lines of the running processes that were started in ``folder``, by process id."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (entry / "environ").read_bytes()
+            started_in = (entry / "cwd").readlink()
             command = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:  # gone meanwhile
             continue
-        if f"HOME={folder}".encode() in environment.split(b"\0") and state != "Z":
+        if started_in == folder and state != "Z":
             found[int(entry.name)] = command
     return found
 

@@ -46,6 +46,10 @@ KEYS = {
     "minus/-x": "minus/",
     "paren/$(touch owned)": "paren/",
     "tilde/~": "tilde/",
+    "deep/er/key": f"de{TAB}er{TAB}k",
+    "deep/er/other": f"de{TAB}er{TAB}o",
+    "deep/ly/with space/x": f"de{TAB}l",
+    "col:on/at@x/y": "col:o",
 }
 
 
@@ -84,6 +88,29 @@ def test_keys_are_completed_as_arguments_and_as_prefixes(completing: Kvstore) ->
         completing.out("put", key, "")
     for command in ("get", "get --prefix", "delete --prefix", "list --prefix", "subscribe --prefix"):
         assert completed(completing, f"kvstore {command} complete/") == ["complete/one", "complete/two"]
+
+
+def test_keys_are_completed_folder_by_folder(completing: Kvstore) -> None:
+    for key in ("level/a", "level/b/1", "level/b/2", "level/c/x", "level/-d/x"):
+        completing.out("put", key, "")
+    for typed in ("lev", "level/"):  # one that is alone is looked into
+        shown = completed(completing, f"kvstore ls {typed}")
+        assert shown == ["level/-d/", "level/a", "level/b/", "level/c/"]
+    assert completed(completing, "kvstore get level/c") == ["level/c/x"]
+    assert completed(completing, "kvstore get level/b/") == ["level/b/1", "level/b/2"]
+    revision = completing.lines("get", "level/a", "--json")[0]["revision"]
+    assert completed(completing, "kvstore put k v --guard level/", " \t\n") == [
+        "level/-d/",
+        f"level/a@{revision}",
+        "level/b/",
+        "level/c/",
+    ]
+
+
+def test_a_guard_is_completed_with_the_revision_that_its_key_has(completing: Kvstore) -> None:
+    revision = completing.out("put", "guard/lock", "").decode().strip()
+    assert completed(completing, "kvstore put k v --guard guard/", " \t\n") == [f"guard/lock@{revision}"]
+    assert completed(completing, "kvstore put k v --guard=guard/", " \t\n=") == [f"guard/lock@{revision}"]
 
 
 def test_files_are_completed_where_files_are_read(completing: Kvstore) -> None:

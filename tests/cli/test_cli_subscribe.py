@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,6 +160,61 @@ def test_exec_gets_the_last_value_of_a_key_that_expired(kvstore: Kvstore, start:
     kvstore.out("put", "gone/k", "the last words", "--ttl", "100ms")
     assert running.wait() == 0
     assert running.stdout == b"the last words"
+
+
+def test_of_the_latest_a_slow_command_gets_the_newest_and_how_many_it_stands_for(
+    kvstore: Kvstore, start: Start, tmp_path: Path
+) -> None:
+    gate, seen = tmp_path / "gate", tmp_path / "seen"
+    os.mkfifo(gate)
+    # the first run waits until all changes are made
+    script = f'[ -s {seen} ] || read x < {gate}; echo "$KVSTORE_EVENT_SKIPPED $(cat)" >> {seen}'
+    following(start, kvstore, "latest/k", "--deliver", "latest", "--exec", script)
+    changes, padding = 400, "x" * 5000
+    ops = [{"op": "put", "key": "latest/k", "value": f"{number} {padding}"} for number in range(changes)]
+    for begin in range(0, changes, 100):
+        kvstore.out("batch", "-", stdin=json.dumps({"ops": ops[begin : begin + 100]}).encode())
+    with gate.open("w") as opened:  # waits until the command reads
+        opened.write("go\n")
+
+    def rows() -> list[list[str]]:
+        return [line.split() for line in seen.read_text().splitlines()] if seen.exists() else []
+
+    wait_until(lambda: rows() and rows()[-1][1] == str(changes - 1), what="the newest has come")
+    assert sum(1 + int(row[0]) for row in rows()) == changes, "delivered and skipped are all changes"
+    assert len(rows()) < changes // 2, "it was not run for what was old by then"
+
+
+def test_with_a_sample_each_key_comes_at_once_and_its_next_change_waits(
+    kvstore: Kvstore, start: Start
+) -> None:
+    running = following(start, kvstore, "--prefix", "sample/", "--sample", "1h", "--json", "--count", "2")
+    for key in ("sample/a", "sample/a", "sample/b"):
+        kvstore.out("put", key, "v")
+    assert running.wait() == 0
+    assert [(line["key"], line["skipped"]) for line in running.lines()] == [("sample/a", 0), ("sample/b", 0)]
+
+
+def test_what_cannot_be_delivered_is_said(kvstore: Kvstore) -> None:
+    for arguments, status in (
+        (["--sample", "1s", "--deliver", "all"], 2),
+        (["--sample", "soon"], 2),
+        (["--deliver", "newest"], 2),
+        (["--sample", "2h"], 1),
+    ):
+        refused = kvstore("subscribe", *arguments)
+        assert refused.returncode == status, refused
+        assert b"sample" in refused.stderr or b"deliver" in refused.stderr
+
+
+def test_any_number_of_keys_is_followed(kvstore: Kvstore, start: Start) -> None:
+    names = [f"number/{'k' * 100}{number}" for number in range(900)]
+    running = following(start, kvstore, *names, "--op", "put", "--no-values", "--count", "1", "--json")
+    kvstore.out("put", "number/other", "v")
+    kvstore.out("put", names[-1], "v")
+    assert running.wait() == 0
+    (line,) = running.lines()
+    assert (line["key"], "value" in line) == (names[-1], False)
 
 
 def test_a_command_may_itself_run_kvstore(kvstore: Kvstore, start: Start) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from kvstore_cli.http_client.client import ATTEMPTS, ServiceClient, encode_query, key_path, new_backoff
-from kvstore_cli.http_client.connection import http_client
 from kvstore_cli.http_client.errors import AttemptError
+from kvstore_cli.http_client.whole import http_client
 from kvstore_core.errors import ERRORS, KvError
 from support.programs import make_certificate
 from support.scripted import Play, answer, chunks, problem, scripted

@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvstore_client import Client, commands
-from support.servers import Daemon, Service, wait_until
+from support.servers import Daemon, Service, children, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.lmdb_only("backup, check, compaction and restore of its file")]
 
 Kvstore = Any
 
@@ -233,8 +234,9 @@ def test_a_reader_whose_place_is_taken_is_told_so(offline: Kvstore, shared: Daem
     """As by a reader with the same process id in another container on the same volume."""
     with (shared.data / "lmdb" / "lock.mdb").open("r+b") as lock:
         # LMDB locks the byte that has the reader's process id as its number
-        for start, end in ((2, shared.pid), (shared.pid + 1, 2**22)):
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, end - start, start)
+        own = sorted((shared.pid, *children(shared.pid)))
+        for start, end in pairwise((1, *own, 2**22)):
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, end - start - 1, start + 1)
         done = offline("backup", "b.kvb", "--data", str(shared.data))
     assert done.returncode == 1
     assert b"is taken" in done.stderr

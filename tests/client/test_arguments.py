@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from kvstore_client import AsyncClient, AsyncSubscription, Client, Cursor, KvError, Subscription, commands
+from kvstore_client import (
+    AsyncClient,
+    AsyncSubscription,
+    Client,
+    Cursor,
+    KvError,
+    Mirror,
+    Subscription,
+    commands,
+)
 from kvstore_client.arguments import address_of
 from kvstore_client.commands import Command
 from kvstore_client.transport.connection import RequestBody
@@ -36,6 +45,7 @@ GOOD: dict[str, Any] = {
     "token_id": "0" * 8,
     "public_key": "0" * 40,
     "body": RequestBody([{"op": "status"}]),
+    "work": lambda t: t.revision,
 }
 """What the methods have to be given; the other arguments have defaults."""
 
@@ -84,14 +94,19 @@ def test_each_argument_of_a_client_is_checked(shared_daemon: Daemon, method: str
         for name, parameter in parameters.items()
         if name != "self" and parameter.default is inspect.Parameter.empty
     }
-    with Client(shared_daemon.requests, timeout=30) as client:
+    if method == "wait":
+        needed["timeout"] = 0.01
+    elif method == "changes":
+        needed["since"] = 0  # what is there is not waited for
+    with Client(shared_daemon.requests, changes=shared_daemon.changes, timeout=30) as client:
+        client.put("k", b"5")
         for wrong in WRONG:
             arguments = {**needed, argument: wrong}
             is_refused_clearly(lambda: run(client, method, arguments), f"{method}({argument}={wrong!r})")  # noqa: B023
         client.put("alive", b"")
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient, Subscription, AsyncSubscription])
+@pytest.mark.parametrize("kind", [Client, AsyncClient, Subscription, AsyncSubscription, Mirror])
 def test_each_argument_of_a_constructor_is_checked(kind: type[Any]) -> None:
     for argument in list(inspect.signature(kind).parameters):
         for wrong in WRONG:

@@ -31,7 +31,15 @@ from kvstore_client import (
     Sync,
     commands,
 )
-from kvstore_client.commands import CountPage, Deleted, HistoryPage, Incremented, RecordPage, Written
+from kvstore_client.commands import (
+    CountPage,
+    Deleted,
+    DigestPage,
+    HistoryPage,
+    Incremented,
+    RecordPage,
+    Written,
+)
 from kvstore_core import errors
 from kvstore_core.errors import ERRORS
 from kvstore_core.follower import LogPage
@@ -135,6 +143,7 @@ HANDED_OUT = [
     Deleted(1, 7),
     RecordPage([RECORD], None, 7),
     CountPage(1, None, 7),
+    DigestPage("0" * 64, 0, None, 7),
     HistoryPage([EVENT], None, False),
     LogPage([EVENT], 7, 0, 7, "e"),
     Filter(("a",), frozenset({"k"})),

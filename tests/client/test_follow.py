@@ -313,6 +313,18 @@ def test_a_snapshot_and_what_follows_show_each_change_once_and_end_in_the_presen
     assert state == {key: record for key, record in store.records.items() if wanted.matches("put", key)}
 
 
+def test_a_page_of_a_daemon_that_lags_does_not_go_with_the_start_of_another() -> None:
+    """What happened between the two would be neither in the page nor after the start."""
+    merge = SnapshotMerge(Filter(), Cursor(7, EPOCHS[0]))
+    (op,) = merge.next_ops()
+    assert op["stale"], "it need not be current: what is new comes by the log"
+    with pytest.raises(KvError, match="another one had") as caught:
+        merge.accept(Reply(EPOCHS[0], 6, [{"items": [], "cursor": None}]))
+    assert caught.value.code == "cursor_expired"
+    merge.accept(Reply(EPOCHS[0], 7, [{"items": [], "cursor": None}]))
+    assert merge.is_complete
+
+
 def test_a_snapshot_of_a_store_that_was_restored_meanwhile_is_refused() -> None:
     merge = SnapshotMerge(Filter(), Cursor(0, EPOCHS[0]))
     with pytest.raises(KvError, match="restored"):

@@ -46,7 +46,7 @@ def test_any_keys_and_values_survive_a_request(pairs: list[tuple[str, bytes]], a
     frames = encode_request(ops, [value for _, value in pairs], atomic=atomic, client="c", seq=7)
     request = decode_request(frames, Limits())
     assert [(op["key"], value) for op, value in zip(request.ops, request.values, strict=True)] == pairs
-    assert request[2:] == (len(pairs), atomic, "c", 7, None, frames[0], None)
+    assert request[2:] == (len(pairs), atomic, "c", 7, None, frames[0], None, 0)
 
 
 @given(items=st.lists(st.tuples(keys, values, values), max_size=20))

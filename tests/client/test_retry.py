@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvstore_client.transport.retry import LONGEST_ATTEMPT_SECONDS, LONGEST_PAUSE_SECONDS, RetryState
+from kvstore_client.transport.retry import (
+    LONGEST_ATTEMPT_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    RetryState,
+    enveloped,
+)
 from kvstore_core.backoff import Backoff
 from kvstore_core.errors import KvError
 from kvstore_core.wire import encode_error, encode_reply, encode_request
@@ -47,7 +52,7 @@ REPLY = encode_reply("e" * 16, 1, [{}])
 
 
 def begin(seconds: float = 5, writes: bool = True) -> RetryState:
-    return RetryState(REQUEST, writes=writes, endpoint="tcp://nowhere", seconds=seconds, now=0)
+    return RetryState(enveloped(REQUEST), writes=writes, endpoint="tcp://nowhere", seconds=seconds, now=0)
 
 
 def sent() -> RetryState:

@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from kvstore_client.subscription_state import Reset, SubscriptionState
+from kvstore_core.digest import SetHash, record_hash
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import decode_reply
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "docs" / "vectors"
 CONVERSATIONS = json.loads((VECTORS / "requests.json").read_text())["conversations"]
 SCENARIOS = json.loads((VECTORS / "subscriptions.json").read_text())["scenarios"]
+DIGESTS = json.loads((VECTORS / "digests.json").read_text())["sets"]
 
 
 def frame_of(shown: dict[str, Any]) -> bytes:
@@ -42,6 +44,7 @@ def values_in(results: list[Any]) -> list[bytes]:
     return found
 
 
+@pytest.mark.lmdb_only("the printed revisions are those of a new store in a file")
 def test_the_daemon_answers_the_requests_so_and_our_decoder_finds_the_values(daemon: Daemon) -> None:
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.linger, socket.rcvtimeo = 0, 20_000
@@ -95,12 +98,28 @@ def test_our_subscriber_does_so(scenario: dict[str, Any]) -> None:
         assert not asked or asked[0]["since"] == f"{step['position']}-{subscription.cursor.epoch}", number
 
 
+@pytest.mark.parametrize("shown", DIGESTS, ids=lambda shown: re.sub(r"\W+", "-", shown["name"]))
+def test_our_digests_are_so(shown: dict[str, Any]) -> None:
+    hashes = [
+        record_hash(record["key"].encode(), record["revision"], frame_of(record["value"]))
+        for record in shown["records"]
+    ]
+    assert [each.hex() for each in hashes] == [record["hash"] for record in shown["records"]]
+    there = SetHash()
+    for each in reversed(hashes):
+        there.replace(b"", each)
+    assert there.hexdigest() == shown["digest"]
+    for each in hashes:
+        there.replace(each, b"")
+    assert there.hexdigest() == SetHash().hexdigest() == "0" * 64
+
+
+@pytest.mark.lmdb_only("the printed revisions are those of a new store in a file")
 def test_a_client_in_another_language_passes_them(daemon: Daemon, tmp_path: Path) -> None:
     node = install_examples(tmp_path)
     script = shutil.copy(Path(__file__).with_name("vectors.mjs"), tmp_path)
     done = subprocess.run([node, script, str(VECTORS), daemon.requests], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = done.stdout.splitlines()
-    assert passed == [f"subscription: {scenario['name']}" for scenario in SCENARIOS] + [
-        f"requests: {conversation['name']}" for conversation in CONVERSATIONS
-    ]
+    of_kinds = {"subscription": SCENARIOS, "digest": DIGESTS, "requests": CONVERSATIONS}
+    assert passed == [f"{kind}: {each['name']}" for kind, shown in of_kinds.items() for each in shown]

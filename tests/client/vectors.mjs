@@ -3,6 +3,7 @@
 // node vectors.mjs FOLDER ENDPOINT: prints a line for each vector that it passed, and fails at the first other.
 
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { Request } from "zeromq";
@@ -117,6 +118,24 @@ for (const { name, start, prefixes, steps } of read("subscriptions.json").scenar
     );
   }
   console.log(`subscription: ${name}`);
+}
+
+// ── the digest of a set of records ──────────────────────────────────────────────────────────────────
+
+function hashOf({ key, revision, value }) {
+  const name = Buffer.from(key);
+  const head = Buffer.alloc(10);
+  head.writeBigUInt64BE(BigInt(String(revision).replace(MARK, "")));
+  head.writeUInt16BE(name.length, 8);
+  return createHash("sha256").update(head).update(name).update(frameOf(value)).digest("hex");
+}
+
+for (const { name, records, digest } of read("digests.json").sets) {
+  const hashes = records.map(hashOf);
+  assert.deepEqual(hashes, records.map(({ hash }) => hash), name);
+  const sum = hashes.reduce((total, hash) => BigInt.asUintN(256, total + BigInt(`0x${hash}`)), 0n);
+  assert.equal(sum.toString(16).padStart(64, "0"), digest, name);
+  console.log(`digest: ${name}`);
 }
 
 const requests = new Request({ linger: 0, receiveTimeout: 20000 });

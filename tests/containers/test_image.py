@@ -59,6 +59,10 @@ for module in list(sys.modules.values()):
     assert run("run", "--rm", "--entrypoint=/opt/kvstore/bin/python", image, "-c", look).stdout == ""
 
 
+def test_the_modules_that_can_be_compiled_are(image: str) -> None:
+    assert run("run", "--rm", image, "--version").stdout.rstrip().endswith("(compiled)")
+
+
 def test_it_runs_as_a_user_with_a_number_that_stays(image: str) -> None:
     assert run("run", "--rm", "--entrypoint=id", image, "-u").stdout.strip() == "5000"
 

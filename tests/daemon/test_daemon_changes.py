@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import zmq
 
+from kvstore_core.digest import SetHash, record_hash
 from support.servers import Daemon, StartDaemon, wait_until
 from support.wire import Connect, Peer, get, pack, put
 
@@ -18,7 +19,9 @@ def test_a_subscriber_filters_by_key_prefix_with_nothing_but_a_sub_socket(
     daemon: Daemon, connect: Connect, subscribe: Connect
 ) -> None:
     subscriber = subscribe(daemon, b"b/")
-    connect(daemon).ask(put("a/1"), put("b/1", b"\0\1", content_type="image/png"), put("c/1"))
+    peer = connect(daemon)
+    [before] = peer.ask(put("a/1"))
+    [written] = peer.ask(put("b/1", b"\0\1", content_type="image/png"))
     key, header, value = subscriber.change()
     assert (key, value) == (b"b/1", b"\0\1")
     assert header.pop("time") == header.pop("modified_at") <= time.time() * 1000
@@ -26,45 +29,47 @@ def test_a_subscriber_filters_by_key_prefix_with_nothing_but_a_sub_socket(
     assert header == {
         "v": 1,
         "op": "put",
-        "revision": 2,
+        "revision": written["revision"],
         "index": 0,
         "count": 1,
-        "prev": 1,
+        "prev": before["revision"],
         "previous_revision": 0,
         "content_type": "image/png",
-        "create_revision": 2,
+        "create_revision": written["revision"],
         "version": 1,
     }
 
 
 def test_prev_names_the_revision_before_for_all_events_of_a_batch(subscriber: Peer, client: Peer) -> None:
-    client.ask(put("a"))
-    client.ask(put("b"), put("c"), put("d"), atomic=True)
-    client.ask({"op": "delete", "key": "a"})
+    before = client.reply_to({"op": "status"})["revision"]
+    [first] = [result["revision"] for result in client.ask(put("a"))]
+    second, *_ = [result["revision"] for result in client.ask(put("b"), put("c"), put("d"), atomic=True)]
+    [third] = [result["revision"] for result in client.ask({"op": "delete", "key": "a"})]
     headers = [subscriber.change()[1] for _ in range(5)]
     assert [(h["revision"], h["prev"], h["index"], h["count"]) for h in headers] == [
-        (1, 0, 0, 1),
-        (2, 1, 0, 3),
-        (2, 1, 1, 3),
-        (2, 1, 2, 3),
-        (3, 2, 0, 1),
+        (first, before, 0, 1),
+        (second, first, 0, 3),
+        (second, first, 1, 3),
+        (second, first, 2, 3),
+        (third, second, 0, 1),
     ]
 
 
 def test_prev_continues_over_a_restart(daemon: Daemon, connect: Connect, subscribe: Connect) -> None:
-    connect(daemon).ask(put("a"), put("b"))
+    _, before = connect(daemon).ask(put("a"), put("b"))
     daemon.restart()
     subscriber = subscribe(daemon)
-    connect(daemon).ask(put("c"))
+    [written] = connect(daemon).ask(put("c"))
     header = subscriber.change()[1]
-    assert (header["prev"], header["revision"]) == (2, 3)
+    assert (header["prev"], header["revision"]) == (before["revision"], written["revision"])
 
 
 def test_a_delete_has_an_empty_value(subscriber: Peer, client: Peer) -> None:
-    client.ask(put("a"), {"op": "delete", "key": "a"})
+    written, _ = client.ask(put("a"), {"op": "delete", "key": "a"})
     subscriber.change()
     key, header, value = subscriber.change()
-    assert (key, header["op"], header["previous_revision"], value) == (b"a", "delete", 1, b"")
+    assert (key, header["op"], value) == (b"a", "delete", b"")
+    assert header["previous_revision"] == written["revision"]
     assert "previous" not in header
 
 
@@ -111,11 +116,45 @@ def test_events_on_pub_are_those_of_the_log(subscriber: Peer, client: Peer) -> N
 
 def test_a_heartbeat_every_second_tells_head_and_floor(subscriber: Peer, client: Peer) -> None:
     reply = client.reply_to(put("a"), put("b"))
-    beat = wait_until(lambda: next(iter(b for b in [subscriber.heartbeat()] if b["revision"] == 2), None))
+    head = reply["revision"]
+    beat = wait_until(lambda: next(iter(b for b in [subscriber.heartbeat()] if b["revision"] == head), None))
     later = subscriber.heartbeat()
     assert beat is not None
     assert 500 < later["time"] - beat["time"] < 5_000
-    assert later == {"v": 1, "epoch": reply["epoch"], "revision": 2, "floor": 0, "time": later["time"]}
+    expected = {"v": 1, "epoch": reply["epoch"], "revision": head, "floor": 0, "time": later["time"]}
+    assert later == {**expected, "digest": client.ask({"op": "digest"})[0]["digest"]}
+
+
+def test_every_heartbeat_has_the_digest_of_its_own_revision(subscriber: Peer, client: Peer) -> None:
+    """Also beside writes: what a subscriber that takes every change adds up to is the digest it hears."""
+    there = SetHash(int(client.ask({"op": "digest"})[0]["digest"], 16))
+    records: dict[bytes, bytes] = {}
+    at: dict[int, str] = {}
+    for number in range(60):
+        client.ask(put(f"sum/{number % 7}", b"%d" % number), {"op": "incr", "key": "sum/n"})
+        client.ask(put("sum/a"), put("sum/b"), {"op": "persist", "key": "sum/b"}, put("sum/c", ttl=0.01))
+        client.ask(put("sum/a", b"x"), put("sum/d"), {"op": "delete", "key": "sum/b"}, atomic=True)
+    client.ask({"op": "delete_prefix", "prefix": "sum/3"})
+    wait_until(lambda: client.ask({"op": "status"})[0]["expiring_keys"] == 0)
+    head = client.reply_to({"op": "delete_prefix", "prefix": "sum/d"})["revision"]
+    beats: list[dict[str, Any]] = []
+    while not beats or beats[-1]["revision"] < head:
+        key, header, *values = subscriber.socket.recv_multipart()
+        fields = orjson.loads(header)
+        if key == b"\0heartbeat":
+            beats.append(fields)
+            continue
+        old, new = records.pop(key, b""), b""
+        if fields["op"] == "put":
+            records[key] = new = record_hash(key, fields["revision"], values[0])
+        there.replace(old, new)
+        at[fields["revision"]] = there.hexdigest()
+    heard = [beat for beat in beats if beat["revision"] in at]
+    assert heard[-1]["revision"] == head
+    for beat in heard:
+        assert beat["digest"] == at[beat["revision"]]
+    status = client.ask({"op": "status"})[0]
+    assert (status["revision"], status["digest"]) == (head, beats[-1]["digest"])
 
 
 def test_a_key_expires_with_an_event_that_holds_its_last_value(subscriber: Peer, client: Peer) -> None:
@@ -158,9 +197,10 @@ def test_keys_that_expire_together_are_each_published_once(client: Peer, subscri
     changes = [subscriber.change() for _ in range(2 * keys)]
     expired = [key for key, header, _ in changes if header["op"] == "expire"]
     assert len(expired) == len(set(expired)) == keys
-    assert [header["prev"] + 1 for _, header, _ in changes] == [
-        header["revision"] for _, header, _ in changes
-    ]
+    headers = [header for _, header, _ in changes]
+    for before, after in pairwise(headers):
+        expected = "prev" if before["revision"] == after["revision"] else "revision"
+        assert after["prev"] == before[expected]
 
 
 def test_a_slow_subscriber_loses_events_but_can_tell(
@@ -172,10 +212,10 @@ def test_a_slow_subscriber_loses_events_but_can_tell(
     value = bytes(100_000)
     for _ in range(60):
         peer.ask(*(put(f"k{number}", value) for number in range(10)))
-    peer.ask(put("last"))
+    [end] = peer.ask(put("last"))
     last = 0
     gaps = 0
-    while last < 601:
+    while last < end["revision"]:
         frames = subscriber.socket.recv_multipart()
         if frames[0].startswith(b"\0"):
             peer.ask(put("again"))
@@ -189,14 +229,13 @@ def test_a_slow_subscriber_loses_events_but_can_tell(
 def test_what_was_written_while_nobody_subscribed_shows_in_prev(
     daemon: Daemon, subscribe: Connect, client: Peer
 ) -> None:
-    client.ask(put("a"), put("b"))
-    for revision in (3, 5, 7):
+    for _ in range(3):
+        [unheard] = client.ask(put("perhaps unheard"))
         subscriber = subscribe(daemon)
-        client.ask(put("heard"))
+        [heard] = client.ask(put("heard"))
         _, header, _ = subscriber.change()
-        assert (header["prev"], header["revision"]) == (revision - 1, revision)
+        assert (header["prev"], header["revision"]) == (unheard["revision"], heard["revision"])
         subscriber.socket.close(0)
-        client.ask(put("perhaps unheard"))
 
 
 def test_a_heartbeat_follows_a_subscription_before_the_next_is_due(

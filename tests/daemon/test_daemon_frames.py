@@ -89,7 +89,7 @@ MALFORMED: dict[str, tuple[list[bytes], str]] = {
         "bad_request",
     ),
     "an atomic batch over its ops": (
-        [header(*({"op": "incr", "key": f"k{n}"} for n in range(101)), atomic=True)],
+        [header(*({"op": "incr", "key": f"k{n}"} for n in range(10_001)), atomic=True)],
         "request_too_large",
     ),
     "an atomic batch over its bytes": (

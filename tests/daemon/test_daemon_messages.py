@@ -30,8 +30,8 @@ NO_MESSAGES = [
 ]  # fmt: skip
 
 
-def test_every_op_that_writes_is_here() -> None:
-    assert set(WRITES) == {row.name for row in OPERATIONS.values() if row.writes}
+def test_every_op_that_changes_something_is_here() -> None:
+    assert set(WRITES) == {row.name for row in OPERATIONS.values() if row.writes} - {"check"}
     assert set(WRITES) == {row.name for row in OPERATIONS.values() if "message" in row.fields}
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -22,7 +23,7 @@ from kvstore_core.operations import OPERATIONS
 from kvstore_core.process.sd_notify import NoticeSocket, Notifier
 from kvstore_core.wire import Limits, Request, decode_request
 from kvstore_daemon.event_loop import Loop
-from kvstore_daemon.group_commit import GROUP_BYTES, GROUP_OPS, GroupCommitter
+from kvstore_daemon.group_commit import GROUP_BYTES, GROUP_OPS, SLICE_BYTES, SLICE_OPS, GroupCommitter
 from kvstore_daemon.peer_limits.connections import ConnectionWatcher
 from kvstore_daemon.requests.administration import CHANGES
 from kvstore_daemon.requests.reads import READS, _bounds, _cursor, _parse_cursor
@@ -32,7 +33,7 @@ from kvstore_daemon.status import Counters
 from kvstore_daemon.storage.interface import Engine, Write, WriteRequest
 from kvstore_daemon.storage.write_rules import _PLANS
 from support.disk import write_lock_held
-from support.engine_store import opened
+from support.engine_store import opened, refused
 from support.manager import notifier_on
 from support.wire import pack, put
 
@@ -50,7 +51,8 @@ def test_every_operation_is_either_read_or_written_as_its_row_says() -> None:
 class RecordingEngine:
     """Keeps the groups that it is handed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, plans_at_once: bool) -> None:
+        self.plans_at_once = plans_at_once
         self.groups: list[Sequence[WriteRequest]] = []
 
     def commit(self, group: Sequence[WriteRequest]) -> None:
@@ -61,30 +63,66 @@ def write(ops: int = 1, size: int = 1) -> WriteRequest:
     return WriteRequest([Write("put", b"k", bytes(size))] * ops)
 
 
-def grouped(*requests: WriteRequest) -> list[int]:
-    """The sizes of the groups in which ``requests``, all waiting at once, are handed over."""
-    engine = RecordingEngine()
+def grouped(*requests: WriteRequest, plans_at_once: bool = False) -> list[list[int]]:
+    """The sizes of the groups in which ``requests``, all waiting at once, are handed over: a list of those
+    that are under way together, each time that all before are answered."""
+    engine = RecordingEngine(plans_at_once=plans_at_once)
     committer = GroupCommitter(cast(Engine, engine), Counters())
     for request in requests:
         committer.add(request, sum(len(write.key) + len(write.value) for write in request.writes))
+    together: list[list[int]] = []
     while not committer.is_idle():
-        committer.flush()
-        committer.flush()
-        for _ in engine.groups[-1]:
+        before = len(engine.groups)
+        while committer.can_flush():
+            assert committer.flush()
+        assert not committer.flush()
+        assert committer.group_under_way() == before + 1
+        together.append([len(group) for group in engine.groups[before:]])
+        for _ in range(sum(together[-1])):
             committer.answered()
+    assert committer.group_under_way() is None
     assert [request for group in engine.groups for request in group] == list(requests)
-    return [len(group) for group in engine.groups]
+    return together
 
 
 def test_all_that_waits_is_one_group() -> None:
-    assert grouped(*[write()] * 100) == [100]
+    assert grouped(*[write()] * 100) == [[100]]
 
 
 def test_a_group_is_bounded_by_ops_and_bytes_but_takes_any_single_request() -> None:
-    assert grouped(*[write(GROUP_OPS // 2)] * 3) == [2, 1]
-    assert grouped(*[write(1, GROUP_BYTES // 2 - 1)] * 3) == [2, 1]
-    assert grouped(write(), write(GROUP_OPS), write()) == [1, 1, 1]
-    assert grouped(write(1, 2 * GROUP_BYTES)) == [1]
+    assert grouped(*[write(GROUP_OPS // 2)] * 3) == [[2], [1]]
+    assert grouped(*[write(1, GROUP_BYTES // 2 - 1)] * 3) == [[2], [1]]
+    assert grouped(write(), write(GROUP_OPS), write()) == [[1], [1], [1]]
+    assert grouped(write(1, 2 * GROUP_BYTES)) == [[1]]
+
+
+def test_an_engine_that_plans_at_once_gets_small_groups_and_full_ones_ahead() -> None:
+    full, half = SLICE_OPS, SLICE_OPS // 2
+    assert grouped(*[write()] * (2 * full + 1), plans_at_once=True) == [[full, full], [1]]
+    assert grouped(*[write(half)] * 3, plans_at_once=True) == [[2], [1]]
+    assert grouped(write(), write(full), write(), plans_at_once=True) == [[1, 1], [1]]
+    # of bytes, a group has a slice; and it does not matter whether what waits has
+    assert grouped(*[write(1, SLICE_BYTES // 2 - 1)] * 3, plans_at_once=True) == [[2], [1]]
+
+
+def test_peers_take_turns_in_each_group() -> None:
+    engine = RecordingEngine(plans_at_once=True)
+    committer = GroupCommitter(cast(Engine, engine), Counters())
+    greedy, late = (SimpleNamespace(peer=name, request_id=None) for name in ("greedy", "late"))
+    for _ in range(3 * SLICE_OPS):
+        committer.add(write()._replace(ticket=greedy), 1)
+    assert committer.flush()
+    committer.add(write()._replace(ticket=late), 1)
+    assert committer.flush()
+    assert [request.ticket for request in engine.groups[0]] == [greedy] * SLICE_OPS
+    assert [request.ticket for request in engine.groups[1][:3]] == [greedy, late, greedy]
+
+
+def test_what_is_under_way_is_bounded_however_much_an_engine_plans_at_once() -> None:
+    many = [write(SLICE_OPS)] * (GROUP_OPS // SLICE_OPS + 2)
+    assert grouped(*many, plans_at_once=True) == [[1] * (GROUP_OPS // SLICE_OPS + 1), [1]]
+    large = [write(SLICE_OPS, GROUP_BYTES // SLICE_OPS // 4)] * 5
+    assert grouped(*large, plans_at_once=True) == [[1] * 4, [1]]
 
 
 @given(prefix=st.binary(max_size=4), key=st.binary(max_size=6))
@@ -95,23 +133,25 @@ def test_a_prefix_is_the_range_up_to_its_end(prefix: bytes, key: bytes) -> None:
 
 @given(prefix=keys | st.just(""), start=keys | st.just(""), end=keys | st.just(""), key=keys)
 def test_the_bounds_of_a_list_are_the_intersection(prefix: str, start: str, end: str, key: str) -> None:
-    low, high = _bounds({"prefix": prefix, "start": start, "end": end})
+    low, high = _bounds({"prefix": prefix, "start": start, "end": end}, reverse=False)
     raw = key.encode()
     wanted = key.startswith(prefix) and raw >= start.encode() and (not end or raw < end.encode())
     assert wanted == (raw >= low and (high is None or raw < high))
 
 
-@given(key=keys)
-def test_a_cursor_leads_back_to_its_key(key: str) -> None:
-    cursor = _cursor(key.encode())
+@given(key=keys, reverse=st.booleans())
+def test_a_cursor_leads_back_to_its_key_in_one_direction(key: str, reverse: bool) -> None:
+    cursor = _cursor(key.encode(), reverse=reverse)
     assert cursor is not None
-    assert _parse_cursor(cursor) == key.encode()
+    assert _parse_cursor(cursor, reverse=reverse) == key.encode()
+    with refused("invalid_cursor"):
+        _parse_cursor(cursor, reverse=not reverse)
 
 
-@given(cursor=st.text(max_size=12))
-def test_a_cursor_is_accepted_only_as_it_was_written(cursor: str) -> None:
+@given(cursor=st.text(max_size=12), reverse=st.booleans())
+def test_a_cursor_is_accepted_only_as_it_was_written(cursor: str, reverse: bool) -> None:
     with contextlib.suppress(KvError):
-        assert _cursor(_parse_cursor(cursor)) == cursor
+        assert _cursor(_parse_cursor(cursor, reverse=reverse), reverse=reverse) == cursor
 
 
 def translated(*ops: dict[str, Any], **header: Any) -> WriteRequest:

@@ -214,6 +214,7 @@ def test_sigterm_under_load_ends_the_daemon_with_status_0(ending_daemon: Daemon,
     assert status_after(ending_daemon, signal.SIGTERM) == 0
 
 
+@pytest.mark.lmdb_only("other ways to sync than always")
 @pytest.mark.parametrize(("sync", "warns"), [("always", False), ("interval", True), ("none", True)])
 def test_a_sync_that_may_lose_writes_is_said_at_the_start(
     start_daemon: StartDaemon, sync: str, warns: bool

@@ -44,17 +44,21 @@ def test_writes_that_wait_are_committed_together_and_answered_apart(daemon: Daem
     assert after["groups_committed"] - before["groups_committed"] < requests
 
 
-def test_no_revision_is_given_twice(daemon: Daemon, connect: Connect) -> None:
+def test_each_write_is_one_event_and_no_key_gets_a_revision_twice(daemon: Daemon, connect: Connect) -> None:
     dealers = [connect(daemon, zmq.DEALER).socket for _ in range(4)]
     for number in range(100):
         for index, dealer in enumerate(dealers):
-            dealer.send_multipart([b"", *pack(put(f"{index}"), put(f"{number}"))])
-    revisions = []
+            dealer.send_multipart([b"", *pack(put(f"d{index}"), put(f"n{number}"))])
+    written = []
     for dealer in dealers:
-        for _ in range(100):
-            results = unpack(dealer.recv_multipart()[1:])["results"]
-            revisions += [result["revision"] for result in results]
-    assert sorted(revisions) == list(range(1, len(revisions) + 1))
+        replies = [unpack(dealer.recv_multipart()[1:])["results"] for _ in range(100)]
+        own = [first["revision"] for first, _ in replies]
+        assert own == sorted(set(own))
+        written += own + [second["revision"] for _, second in replies]
+    [page] = connect(daemon).ask({"op": "events", "since": 0})
+    events = [(event["revision"], event["key"]) for event in page["events"]]
+    assert len(set(events)) == len(events)
+    assert [revision for revision, _ in events] == sorted(written)
 
 
 def test_an_acknowledged_write_is_read_by_everybody(daemon: Daemon, connect: Connect) -> None:
@@ -133,8 +137,9 @@ def test_sigkill_loses_nothing_acknowledged_and_repeats_apply_once(daemon: Daemo
 
 def test_sigkill_under_load_loses_nothing_acknowledged(daemon: Daemon, connect: Connect) -> None:
     acknowledged: dict[str, bytes] = {}
-    revisions: set[int] = set()
+    before = 0
     for crash in range(3):
+        revisions = []
         dealer = connect(daemon, zmq.DEALER).socket
         for number in range(1_000):
             key = f"{crash}/{number}"
@@ -142,9 +147,10 @@ def test_sigkill_under_load_loses_nothing_acknowledged(daemon: Daemon, connect: 
         for _ in range(300):
             key, _, *frames = dealer.recv_multipart()
             [result] = unpack(frames)["results"]
-            assert result["revision"] not in revisions
-            revisions.add(result["revision"])
+            revisions.append(result["revision"])
             acknowledged[key.decode()] = key.split(b"/")[1]
+        assert before < min(revisions)
+        before = max(revisions)
         daemon.kill()
         daemon.start()
     records = connect(daemon).ask(*map(get, acknowledged))

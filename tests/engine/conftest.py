@@ -1,21 +1,18 @@
-"""A real engine for each test. Adding an engine to ``ENGINES`` runs the whole suite against it."""
+"""A real engine for each test, of each kind that the test is for."""
 
 from __future__ import annotations
 
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
-from support.engine_store import FakeClock, OpenStore, Store, opened
+from support.engine_store import LMDB, EngineKind, FakeClock, OpenStore, Store, opened
 from support.recorded import Recorded
-
-ENGINES: dict[str, Callable[..., Any]] = {"lmdb": LmdbEngine}
 
 
 @pytest.fixture
@@ -23,13 +20,23 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture(params=sorted(ENGINES))
-def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[OpenStore]:
+@pytest.fixture
+def engine_kind(request: pytest.FixtureRequest) -> EngineKind:
+    """The engine under test, which ``--engine`` chooses."""
+    if request.param == "lmdb":
+        return LMDB
+    from support.etcd_engine import etcd_kind  # needs what only that engine needs
+
+    return etcd_kind(request.getfixturevalue("etcd"))
+
+
+@pytest.fixture
+def open_store(engine_kind: EngineKind, tmp_path: Path, clock: FakeClock) -> Iterator[OpenStore]:
     """Open (again) the engine on the test's data folder; each is verified when the test ends."""
     stores: list[Store] = []
 
     def open_one(*, data: Path = tmp_path / "data", **settings: Any) -> Store:
-        stores.append(opened(data, clock, engine=ENGINES[request.param], **settings))
+        stores.append(opened(data, clock, kind=engine_kind, **settings))
         return stores[-1]
 
     yield open_one

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from keep_writing import RETENTION
+from keep_writing import KEYS, RETENTION
 
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.interface import Engine
+from kvstore_daemon.storage.interface import Engine, StoredRecord
 from kvstore_daemon.storage.offline.reader_process import open_store
 from kvstore_daemon.storage.offline.verify import verify
 from support.disk import Disk, lay_out, steps
@@ -60,16 +60,28 @@ class Promised:
             elif found.revision <= self.head:
                 yield f"{key} is of revision {found.revision}; {revision} was acknowledged"
 
+    def settle(self, engine: Engine) -> None:
+        """Take what the store has for acknowledged from now on: a write may be in it whose note was never
+        written."""
+        self.head = engine.position().head
+        for key in (*KEYS, b"count"):
+            (found,), _ = engine.read([key])
+            if isinstance(found, StoredRecord):
+                self._newest[key.decode()] = (found.revision, crc32(found.value or b""))
+            else:
+                self._newest[key.decode()] = (self.head, None)
+
     def _has_expired(self, engine: Engine, key: str) -> bool:
         due, _ = engine.due(1000)
         return key.encode() in [each for each, _ in due]
 
 
-def faults(data: Path, promised: Promised) -> Iterator[str]:
-    """What is wrong with the store in ``data``, to `kvstore check` and then to a daemon that starts."""
+def faults(data: Path, promised: Promised, *, settles: bool = False) -> Iterator[str]:
+    """What is wrong with the store in ``data``, to `kvstore check` and then to a daemon that starts. With
+    ``settles`` others go on with it."""
     try:
-        with open_store(data) as (env, txn):
-            yield from verify(env, txn)
+        with open_store(data) as store:
+            yield from verify(store.env, store.txn, store.frames)
     except KvError as error:
         if error.code != "bad_request" or promised.epoch is not None:
             yield error.message
@@ -79,6 +91,8 @@ def faults(data: Path, promised: Promised) -> Iterator[str]:
         yield f"it cannot be opened: {error.message}"
         return
     yield from promised.missing(engine)
+    if settles:
+        promised.settle(engine)
     engine.close()
 
 

@@ -25,7 +25,7 @@ from kvstore_daemon.storage.interface import Retention
 from support.engine_store import Store, opened
 
 CALLS = ("open", "mkdir", "write", "pwrite", "writev", "fdatasync", "fsync", "ftruncate", "flock", "mmap")
-CALLS += ("statvfs", "rename", "unlink")
+CALLS += ("statvfs", "rename", "unlink", "fallocate")
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EACCES, errno.EROFS, 0)
 ALWAYS = 1_000_000
 

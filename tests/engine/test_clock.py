@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from zlib import crc32
 
 import orjson
@@ -12,8 +12,11 @@ import pytest
 
 from kvstore_daemon.storage.clock import StoreClock
 from kvstore_daemon.storage.interface import Retention, Write, WriteRequest
-from kvstore_daemon.storage.lmdb_store.write_transaction import WriteTransaction
+from kvstore_daemon.storage.lmdb_store.journaling import journal
+from kvstore_daemon.storage.lmdb_store.journaling.overlay import Generation
 from support.engine_store import OpenStore, Store, refused
+
+pytestmark = pytest.mark.lmdb_only("times to live by a clock that nobody can set")
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -55,13 +58,13 @@ def test_what_a_write_finds_alive_no_read_has_shown_as_gone(
     store.write("put", ttl_ms=100)
     decided, may_commit = threading.Event(), threading.Event()
 
-    def finish(applying: WriteTransaction) -> Any:
+    def encode_rows(staged: Generation) -> Generator[None, None, bytes]:
         decided.set()
         assert may_commit.wait(30)
-        return original(applying)
+        return original(staged)
 
-    original = WriteTransaction.finish
-    monkeypatch.setattr(WriteTransaction, "finish", finish)
+    original = journal.encode_rows
+    monkeypatch.setattr(journal, "encode_rows", encode_rows)
     with ThreadPoolExecutor(1) as pool:
         persisted = pool.submit(store.write, "persist")
         assert decided.wait(30)

@@ -18,7 +18,7 @@ from support.lengths import SHARE, Survived, times
 from support.servers import Serve, StartDaemon, clean_environment, kvstore_command, wait_until
 from support.session import call
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.lmdb_only("calls for its file that fail")]
 
 TRIED = max(0.03, SHARE)
 """Of the engine's calls, the share that is let fail."""
@@ -53,10 +53,11 @@ def test_whichever_call_of_a_command_fails_its_files_are_whole_and_a_second_try_
     survived(failed_calls_of_commands=tried)
 
 
-def test_after_a_failed_meta_page_reads_go_on_and_a_restart_cures_it(
-    start_daemon: StartDaemon, root: Path
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync"])
+def test_after_a_failed_write_of_the_journal_reads_go_on_and_a_restart_cures_it(
+    start_daemon: StartDaemon, root: Path, call: str
 ) -> None:
-    broken = preloaded(root, fail="pwrite:5:10:1000000:data.mdb")
+    broken = preloaded(root, fail=f"{call}:5:10:1000000:journal")
     daemon = start_daemon(data=root / "data", environment=broken)
     written, failure = [], None
     with Client(daemon.requests) as client:

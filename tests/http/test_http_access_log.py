@@ -194,6 +194,7 @@ def attempts(key: str, value: bytes, text: str) -> list[tuple[str, str, bytes | 
     """Requests that carry a value in every place for one, right or wrong."""
     path = path_of(key)
     ops = [{"op": "put", "key": key, "value": text}, {"op": "put", "key": key, "value": text, "bad": text}]
+    checks = {"op": "check", "key": key, "if_value": text}
     return [
         ("PUT", path, value, {"Content-Type": "text/plain"}),
         ("PUT", path, value, {"If-None-Match": "*"}),
@@ -201,6 +202,13 @@ def attempts(key: str, value: bytes, text: str) -> list[tuple[str, str, bytes | 
         ("PUT", path + "?ttl=never", value, {}),
         ("PUT", path + f"?value={CANARY}", value, {}),
         ("PUT", path + f"?{CANARY}", value, {}),
+        ("PUT", path + f"?if_value={CANARY}", value, {}),
+        ("DELETE", path + f"?if_value={CANARY}&if_value={CANARY}", None, {}),
+        ("POST", path_of(key, "persist") + f"?if_value={CANARY}", None, {"If-Match": "*"}),
+        ("POST", path, value, {}),
+        ("POST", path + "?ttl=never", value, {}),
+        ("GET", path + f"?wait=1ms&until=equals%20{CANARY}", None, {}),
+        ("GET", path + f"?wait=1ms&until={CANARY}", None, {}),
         ("PUT", path, value * 1000, {"Idempotency-Key": "same"}),
         ("PATCH", path, json.dumps({"a": text}).encode(), PATCH_TYPE),
         ("PATCH", path, value, PATCH_TYPE),
@@ -211,6 +219,8 @@ def attempts(key: str, value: bytes, text: str) -> list[tuple[str, str, bytes | 
         ("POST", "/v1/batch", json.dumps({"ops": ops}).encode(), JSON_TYPE),
         ("POST", "/v1/batch", json.dumps({"atomic": True, "ops": ops[:1] * 2}).encode(), JSON_TYPE),
         ("POST", "/v1/batch", value, JSON_TYPE),
+        ("POST", "/v1/batch", json.dumps({"ops": [{**ops[0], "if_value": text}]}).encode(), JSON_TYPE),
+        ("POST", "/v1/batch", json.dumps({"ops": [checks], "atomic": True}).encode(), JSON_TYPE),
         ("PUT", "/", json.dumps({"key": key, "value": text}).encode(), JSON_TYPE),
         ("PUT", "/", value, JSON_TYPE),
         ("GET", path, None, {"Authorization": CANARY, "Cookie": CANARY}),

@@ -180,12 +180,13 @@ def test_a_batch_has_to_say_that_it_is_json(session: Session, sent: str | None) 
 
 @pytest.mark.parametrize(
     ("count", "size", "atomic"),
-    [(10_001, 0, False), (101, 0, True), (2, MIB // 2 + 1, True)],
+    [(10_001, 0, False), (0, 0, True), (2, MIB // 2 + 1, True)],
     ids=["too many", "too many for an atomic one", "too large for an atomic one"],
 )
 def test_a_batch_over_a_limit_is_refused_whole(
     session: Session, key: str, count: int, size: int, atomic: bool
 ) -> None:
+    count = count or session.get("/v1/status").json["limits"]["atomic_ops"] + 1
     ops = [{"op": "put", "key": f"{key}/{number}", "value": "x" * size} for number in range(count)]
     assert assert_problem(session.batch(*ops, atomic=atomic), "request_too_large")["limit"] > 0
     assert session.get(f"/v1/kv?count=1&prefix={key}").json["count"] == 0
@@ -213,6 +214,19 @@ def test_a_batch_may_be_as_large_as_the_limits(session: Session, key: str) -> No
     assert all(result["status"] == 201 for result in results(session, *ops))
     atomic = [{"op": "put", "key": f"{key}/a{number}", "value": "x" * 10_000} for number in range(100)]
     assert len({result["revision"] for result in results(session, *atomic, atomic=True)}) == 1
+
+
+def test_an_atomic_batch_may_be_of_checks_and_writes_up_to_the_limit(session: Session, key: str) -> None:
+    half = session.get("/v1/status").json["limits"]["atomic_ops"] // 2
+    session.put(path_of(f"{key}/lock"), b"mine")
+    lock = {"op": "check", "key": f"{key}/lock", "if_value": "mine"}
+    checks = [lock, *({"op": "check", "key": f"{key}/{n}", "if_revision": 0} for n in range(half - 1))]
+    puts = [{"op": "put", "key": f"{key}/{number}", "value": "x"} for number in range(half)]
+    found = results(session, *checks, *puts, atomic=True)
+    assert len({result["revision"] for result in found[half:]}) == 1
+    assert all(result["revision"] == 0 for result in found[1:half])
+    problem = assert_problem(session.batch(*checks, *puts, atomic=True), "condition_failed")
+    assert (problem["op"], problem["key"]) == (1, f"{key}/0")
 
 
 def test_one_value_over_the_limit_names_its_operation(session: Session, key: str) -> None:

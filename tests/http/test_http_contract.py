@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from kvstore_core.errors import ERRORS
-from kvstore_http.resources.openapi import SCHEMAS, document
+from kvstore_http.resources.openapi import SCHEMAS, document, member_of
 from kvstore_http.routes import ENDPOINTS, Endpoint, methods_of, paths
 from support.markdown import ROOT, table_rows
 from support.session import Answer, Session, assert_problem
 
 PAGE = (ROOT / "docs/http.md").read_text()
-METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "QUERY", "OPTIONS", "TRACE", "PROPFIND")
 
 
 def name_of(endpoint: Endpoint) -> str:
@@ -137,7 +137,7 @@ def test_the_description_is_a_valid_openapi_document(session: Session) -> None:
 
 def test_the_description_names_every_route_and_no_other() -> None:
     described = {
-        (method.upper(), path)
+        (method.removeprefix("x-").upper(), path)
         for path, item in document()["paths"].items()
         for method in item
         if method != "parameters"
@@ -150,7 +150,7 @@ def test_the_description_names_every_route_and_no_other() -> None:
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
 def test_the_description_names_every_parameter(endpoint: Endpoint) -> None:
-    operation = document()["paths"][endpoint.path][endpoint.method.lower()]
+    operation = document()["paths"][endpoint.path][member_of(endpoint.method)]
     assert [p["name"] for p in operation["parameters"] if p["in"] == "query"] == list(endpoint.query)
     assert [p["name"] for p in operation["parameters"] if p["in"] == "header"] == [
         h.name for h in endpoint.headers
@@ -166,7 +166,7 @@ def test_the_description_names_every_parameter(endpoint: Endpoint) -> None:
 def test_the_description_says_which_parameter_a_request_must_have(
     session: Session, endpoint: Endpoint
 ) -> None:
-    operation = document()["paths"][endpoint.path][endpoint.method.lower()]
+    operation = document()["paths"][endpoint.path][member_of(endpoint.method)]
     required = [each["name"] for each in operation["parameters"] if each.get("required")]
     answer = ask(session, endpoint, "")
     missing = answer.json.get("parameter") if answer.status == 400 else None
@@ -200,6 +200,8 @@ ANSWERS = [
     ("POST", "/v1/touch/described?ttl=1h", "Written"),
     ("POST", "/v1/persist/described", "Written"),
     ("GET", "/v1/history/described", "History"),
+    ("GET", "/v1/digest", "Digest"),
+    ("GET", "/v1/digest?prefix=described", "Digest"),
     ("GET", "/v1/status", "Status"),
     ("GET", "/livez", "Health"),
     ("GET", "/readyz", "Health"),

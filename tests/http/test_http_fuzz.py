@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvstore_core.errors import ERRORS
+from kvstore_http.resources.batch import OPS
 from kvstore_http.routes import ENDPOINTS, Endpoint
 from support.lengths import examples
 from support.session import Session
@@ -28,7 +29,7 @@ NASTY = (
     "Sun, 06 Nov 0000 08:49:37 GMT", "Sun, 06 Nov -1 08:49:37 GMT", "Sun, 06 Nov 1994 99:99:99 +9999",
     "Sun Nov  6 08:49:37 1994", "Sunday, 06-Nov-94 08:49:37 GMT", "0", "06 Nov " + "9" * 5000, "put,",
     "put,get", "http://a", "null", "same-origin", "cross-site", "gzip", "identity;q=0", "a" * 200, "%",
-    "%zz", "a=b&c=d",
+    "%zz", "a=b&c=d", "fuzzed@0", "fuzzed@1", "@@", "a@", "@0", "fuzzed@-1", "fuzzed@" + "9" * 30,
 )  # fmt: skip
 HEADERS = (
     "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range", "Range",
@@ -52,6 +53,10 @@ fields = (
     "content_type",
     "ttl",
     "if_revision",
+    "if_value",
+    "if_value_b64",
+    "exists",
+    "sequence",
     "by",
     "prefix",
     "limit",
@@ -59,7 +64,7 @@ fields = (
     "message",
 )
 ops = st.fixed_dictionaries(
-    {"op": st.sampled_from(["get", "put", "delete", "delete_prefix", "incr", "touch", "persist"]) | nasty},
+    {"op": st.sampled_from(OPS) | nasty},
     optional=dict.fromkeys(fields, values | st.just("fuzzed")),
 )
 

@@ -36,10 +36,14 @@ def checks(session: Session, target: str = "/readyz?verbose") -> dict[str, dict[
     return {check["name"]: check for check in session.get(target).json["checks"]}
 
 
+OF_A_CLUSTER = {"cluster", "mirror"}
+"""The checks that there are only with such a store."""
+
+
 def test_all_is_well_with_a_new_service(session: Session) -> None:
     assert session.get("/readyz").json == {"status": "ready"}
     found = checks(session)
-    assert tuple(found) == USUAL_CHECKS
+    assert tuple(name for name in found if name not in OF_A_CLUSTER) == USUAL_CHECKS
     assert {check["status"] for check in found.values()} <= {"ok", "warning"}
     assert found["daemon"]["status"] == found["writes"]["status"] == "ok"
     assert 0 < found["daemon"]["round_trip_seconds"] < 30
@@ -60,14 +64,15 @@ def test_plain_text_is_as_etcd_and_kubernetes_write_it(session: Session) -> None
     *lines, verdict = session.get("/readyz?verbose", accept=TEXT).body.decode().splitlines()
     assert verdict == "readyz check passed"
     shown = [re.fullmatch(r"\[([+!])\]([a-z]+) (ok|warning): \S.*", line) for line in lines]
-    assert [match and match[2] for match in shown] == list(USUAL_CHECKS)
+    names = [match and match[2] for match in shown]
+    assert [name for name in names if name not in OF_A_CLUSTER] == list(USUAL_CHECKS)
     assert all(match and (match[1] == "+") == (match[3] == "ok") for match in shown)
 
 
 @pytest.mark.parametrize("target", ["exclude=disk,log", "exclude=disk&exclude=log"])
 def test_checks_can_be_left_out(session: Session, target: str) -> None:
     found = checks(session, f"/readyz?verbose&{target}")
-    assert set(found) == set(USUAL_CHECKS) - {"disk", "log"}
+    assert set(found) - OF_A_CLUSTER == set(USUAL_CHECKS) - {"disk", "log"}
 
 
 @pytest.mark.parametrize("excluded", ["", "dusk", "disk,", "disk,dusk"])
@@ -284,3 +289,63 @@ def raw_status(session: Session) -> dict[str, Any]:
     """The daemon's status, with the times as the protocol has them."""
     status = session.get("/v1/status").json
     return {**status, "newest_event_at": None, "oldest_event_at": None}
+
+
+# ── where a cluster keeps the store ──────────────────────────────────────────────────────────────
+
+
+def member(number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "endpoint": f"n{number}:2379",
+        "name": f"n{number}",
+        "healthy": True,
+        "leader": number == 1,
+        **more,
+    }
+
+
+def with_cluster(session: Session, **more: Any) -> dict[str, Any]:
+    """The status of a daemon whose store is kept by a cluster of three."""
+    cluster = {
+        "leader": "n1",
+        "members": [member(1), member(2), member(3)],
+        "warnings": [],
+        "mirror": {"lag_ms": 12, "lag_revisions": 0, "rebuilds": 0},
+    }
+    return {**raw_status(session), "cluster": {**cluster, **more}}
+
+
+def test_a_cluster_that_is_well_says_who_leads(session: Session) -> None:
+    answer = readyz_where(with_cluster(session))
+    assert answer.status_code == 200
+    assert "[+]cluster ok: 3 of 3 members of the cluster serve requests, n1 leads\n" in answer.text
+    assert "[+]mirror ok: the mirror was current 0.0 s ago" in answer.text
+
+
+def test_a_member_that_is_away_is_a_warning_and_an_old_version_is_none(session: Session) -> None:
+    old = {"about": "version", "message": "n1: etcd 3.4.23 has defects"}
+    assert "[+]cluster ok" in readyz_where(with_cluster(session, warnings=[old])).text
+    gone = {"about": "member", "message": "the member n2 cannot be used: connection refused"}
+    members = [member(1), member(2, healthy=False), member(3)]
+    answer = readyz_where(with_cluster(session, members=members, warnings=[old, gone]))
+    assert answer.status_code == 200
+    assert "[!]cluster warning: 2 of 3 members of the cluster serve requests, n1 leads: the member n2" in (
+        answer.text
+    )
+    assert "defects" not in answer.text
+
+
+def test_without_a_member_that_serves_it_is_not_ready(session: Session) -> None:
+    members = [member(number, healthy=False, leader=False) for number in (1, 2, 3)]
+    lost = {"about": "majority", "message": "no member of the cluster serves requests"}
+    answer = readyz_where(with_cluster(session, members=members, leader=None, warnings=[lost]))
+    assert answer.status_code == 503
+    assert "[-]cluster failed: 0 of 3 members of the cluster serve requests: no member" in answer.text
+
+
+def test_a_mirror_that_is_late_is_a_warning(session: Session) -> None:
+    late = {"lag_ms": 7_100, "lag_revisions": 41, "rebuilds": 2}
+    answer = readyz_where(with_cluster(session, mirror=late))
+    assert answer.status_code == 200
+    assert "[!]mirror warning: the mirror was current 7.1 s ago" in answer.text
+    assert "41 revisions are known to be missing" in answer.text

@@ -120,6 +120,113 @@ def test_a_page_of_large_values_ends_early_and_goes_on(own: Session) -> None:
     assert [item["key"] for item in listed(own)] == list("012345")
 
 
+def test_a_level_is_shown_as_a_page_and_as_lines(session: Session, key: str) -> None:
+    fill(session, {f"{key}/{name}": name for name in ("a", "b/1", "b/2", "c", "d//e", "ü/x")})
+    level = f"prefix={key}/&delimiter=/&keys=1"
+    page = session.get(f"/v1/kv?{level}&counts=1").json
+    assert [item["key"] for item in page["items"]] == [f"{key}/a", f"{key}/c"]
+    assert page["prefixes"] == [f"{key}/{name}/" for name in ("b", "d", "ü")]
+    assert page["counts"] == [2, 1, 1]
+    assert list(page) == ["items", "prefixes", "counts", "revision", "cursor"]
+    assert list(session.get(f"/v1/kv?{level}").json) == ["items", "prefixes", "revision", "cursor"]
+    shown = [f"{key}/{name}" for name in ("a", "b/", "c", "d/", "ü/")]
+    for reverse in ("", "&reverse=1"):
+        wanted = shown[::-1] if reverse else shown
+        found = lines(session, level + reverse)
+        assert [line.get("prefix") or line["key"] for line in found] == wanted
+        assert lines(session, f"{level}{reverse}&limit=2") == found[:2]
+    counted = lines(session, f"{level}&counts=1")
+    assert {"prefix": f"{key}/b/", "count": 2} in counted
+    assert session.get(f"/v1/kv?prefix={key}/&delimiter=//&keys=1").json["prefixes"] == [f"{key}/d//"]
+
+
+def test_pages_of_a_level_join_in_both_directions(own: Session) -> None:
+    fill(own, {f"{folder:02}/{name}": "v" for folder in range(25) for name in range(3)} | {"05": "v"})
+    wanted = sorted(["05", *(f"{folder:02}/" for folder in range(25))])
+    for reverse in ("", "&reverse=1"):
+        for limit in (1, 7, 1000):
+            shown: list[str] = []
+            cursor: str | None = ""
+            while cursor is not None:
+                page = own.get(
+                    f"/v1/kv?delimiter=/&limit={limit}{reverse}{cursor and '&cursor=' + cursor}"
+                ).json
+                entries = [*page["prefixes"], *(item["key"] for item in page["items"])]
+                assert len(entries) <= limit
+                shown += sorted(entries, reverse=bool(reverse))
+                cursor = page["cursor"]
+            assert shown == (wanted[::-1] if reverse else wanted)
+    assert [item["key"] for item in own.get("/v1/kv?reverse=1&limit=2").json["items"]] == ["24/2", "24/1"]
+    assert [line["key"] for line in lines(own, "reverse=1")] == [item["key"] for item in listed(own)][::-1]
+
+
+def test_lines_of_a_level_go_on_over_pages(own: Session) -> None:
+    fill(own, {f"{folder:04}/x": "v" for folder in range(2300)})
+    shown = [line["prefix"] for line in lines(own, "delimiter=/")]
+    assert shown == [f"{folder:04}/" for folder in range(2300)]
+    assert [line["prefix"] for line in lines(own, "delimiter=/&reverse=1&limit=1500")] == shown[:799:-1]
+
+
+def test_a_cursor_of_one_direction_is_none_of_the_other(own: Session) -> None:
+    fill(own, dict.fromkeys(("a/1", "b/1", "c"), "v"))
+    for way, other in (("0", "1"), ("1", "0")):
+        cursor = own.get(f"/v1/kv?delimiter=/&limit=1&reverse={way}").json["cursor"]
+        assert own.get(f"/v1/kv?limit=1&reverse={way}&cursor={cursor}").json["items"]
+        for accept in ("application/json", NDJSON):
+            answer = own.get(f"/v1/kv?reverse={other}&cursor={cursor}", accept=accept)
+            assert "direction" in assert_problem(answer, "invalid_cursor")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("target", "parameter"),
+    [
+        ("/v1/kv?delimiter=", "delimiter"),
+        ("/v1/kv?delimiter", "delimiter"),
+        ("/v1/kv?delimiter=%00", "delimiter"),
+        ("/v1/kv?delimiter=12345678901234567", "delimiter"),
+        ("/v1/kv?delimiter=%ff", "delimiter"),
+        ("/v1/kv?delimiter=/&delimiter=:", "delimiter"),
+        ("/v1/kv?counts=1", "counts"),
+        ("/v1/kv?delimiter=/&counts=x", "counts"),
+        ("/v1/kv?delimiter=/&count=1", "delimiter"),
+        ("/v1/kv?reverse=1&count=1", "reverse"),
+        ("/v1/kv?reverse=yes-please", "reverse"),
+        ("/v1/kv?min_revision=0", "min_revision"),
+        ("/v1/kv/k?min_revision=x", "min_revision"),
+        ("/v1/kv/k?min_revision=1&wait=1s", "min_revision"),
+        ("/v1/kv/k?min_revision=1&revision=1", "min_revision"),
+        ("/v1/history/k?min_revision=-1", "min_revision"),
+    ],
+)
+def test_what_no_level_has_is_refused_by_its_name(session: Session, target: str, parameter: str) -> None:
+    for accept in ("application/json", NDJSON) if "/kv?" in target else ("*/*",):
+        problem = assert_problem(session.get(target, accept=accept), "bad_request")
+        assert problem["parameter"] == parameter
+
+
+def test_a_read_is_as_new_as_it_is_asked_to_be(session: Session, key: str) -> None:
+    here = session.put(path_of(key), b"x").json["revision"]
+    targets = [
+        f"{path_of(key)}?",
+        f"/v1/kv?key={key}&",
+        f"/v1/kv?prefix={key}&",
+        f"/v1/kv?prefix={key}&count=1&",
+        f"/v1/kv?prefix={key}&delimiter=/&",
+        f"{path_of(key, 'history')}?",
+        f"/v1/history?prefix={key}&",
+    ]
+    for target in targets:
+        for stale in ("", "&stale=1"):
+            assert session.get(f"{target}min_revision={here}{stale}").status == 200
+            problem = assert_problem(
+                session.get(f"{target}min_revision={here + 1}{stale}"), "condition_failed"
+            )
+            assert problem["revision"] == here
+    assert_problem(session.get(f"/v1/kv?min_revision={here + 1}", accept=NDJSON), "condition_failed")
+    results = session.batch({"op": "get", "key": key, "min_revision": here + 1}).json["results"]
+    assert (results[0]["status"], results[0]["error"]["code"]) == (412, "condition_failed")
+
+
 @pytest.mark.parametrize(
     "query",
     [

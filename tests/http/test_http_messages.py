@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kvstore_core.operations import MESSAGE, is_message
 from kvstore_http.protocol.preconditions import MESSAGE_HEADER
-from kvstore_http.routes import ENDPOINTS
+from kvstore_http.routes import ENDPOINTS, SUBSCRIBE_PATH
 from support.servers import Service
 from support.session import Answer, Session, assert_problem, kv_path, path_of
 from support.streams import open_stream
@@ -23,6 +23,11 @@ WHY = "weil der Käse alle ist ✓"
 
 Ask = Callable[[Session, str, dict[str, str]], Answer]
 
+
+def dashed(headers: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): text for name, text in headers.items()}
+
+
 WRITES: dict[str, Ask] = {
     "PUT /v1/kv/{key}": lambda s, key, headers: s.put(path_of(key), b"{}", **headers),
     "PATCH /v1/kv/{key}": lambda s, key, headers: s.patch(path_of(key), {"a": 1}, **headers),
@@ -30,6 +35,10 @@ WRITES: dict[str, Ask] = {
     "PUT /v1/kv": lambda s, key, headers: s.put(f"/v1/kv?key={quote(key)}", b"5", **headers),
     "PATCH /v1/kv": lambda s, key, headers: s.patch(f"/v1/kv?key={quote(key)}", {"a": 2}, **headers),
     "DELETE /v1/kv": lambda s, key, headers: s.delete(f"/v1/kv?prefix={quote(key)}", **headers),
+    "POST /v1/kv/{key}": lambda s, key, headers: s.request("POST", path_of(key), b"5", dashed(headers)),
+    "POST /v1/kv": lambda s, key, headers: s.request(
+        "POST", f"/v1/kv?key={quote(key)}", b"5", dashed(headers)
+    ),
     "POST /v1/batch": lambda s, key, headers: s.post(
         "/v1/batch", {"ops": [{"op": "put", "key": key, "value": "5"}, {"op": "get", "key": key}]}, **headers
     ),
@@ -37,17 +46,16 @@ WRITES: dict[str, Ask] = {
     "POST /v1/touch/{key}": lambda s, key, headers: s.post(path_of(key, "touch") + "?ttl=1h", **headers),
     "POST /v1/persist/{key}": lambda s, key, headers: s.post(path_of(key, "persist"), **headers),
     "PUT /": lambda s, key, headers: s.request(
-        "PUT",
-        "/",
-        json.dumps({"key": key, "value": "{}"}).encode(),
-        {name.replace("_", "-"): text for name, text in headers.items()},
+        "PUT", "/", json.dumps({"key": key, "value": "{}"}).encode(), dashed(headers)
     ),
 }
+NUMBERED = ("POST /v1/kv/{key}", "POST /v1/kv")
+"""Those that store under a key which they make."""
 
 
 def test_every_route_that_writes_is_here() -> None:
     taking = {f"{e.method} {e.path}" for e in ENDPOINTS if MESSAGE_HEADER in {h.name for h in e.headers}}
-    on_keys = [e for e in ENDPOINTS if e.needs == "by_ops"]
+    on_keys = [e for e in ENDPOINTS if e.needs == "by_ops" and e.path != SUBSCRIBE_PATH]
     writing = {f"{e.method} {e.path}" for e in on_keys if e.method in ("PUT", "PATCH", "DELETE", "POST")}
     assert taking == writing == set(WRITES)
 
@@ -57,13 +65,16 @@ def test_every_route_that_writes_is_here() -> None:
 def test_a_message_is_told_wherever_the_change_is(
     session: Session, shared_service: Service, key: str, route: str, headers: dict[str, str]
 ) -> None:
-    if headers and (route in ("DELETE /v1/kv", "POST /v1/batch") or route.startswith("PATCH")):
+    takes_none = route in ("DELETE /v1/kv", "POST /v1/batch", *NUMBERED) or route.startswith("PATCH")
+    if headers and takes_none:
         headers = {}  # which take neither, or one of them
     since = session.put(path_of(key) + "?ttl=2h", b"7" if "incr" in route else b"{}").json["revision"]
     if "idempotency_key" in headers:
         headers = {"idempotency_key": quote(key + route)}
     done = WRITES[route](session, key, {**headers, "x_kvstore_message": quote(WHY)})
-    assert done.status == 200, done
+    assert done.status == (201 if route in NUMBERED else 200), done
+    if route in NUMBERED:
+        key = done.json["key"]
     told = [session.get(path_of(key, "history") + "?limit=1").json["events"][0]]
     told += session.get(f"/v1/history?prefix={quote(key)}&limit=1&values=0").json["events"]
     with closing(open_stream(shared_service.url, f"key={quote(key)}&since={since}&values=0")) as stream:

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from kvstore_http.metrics.exposition import CATALOGUE, HISTOGRAM
 from support.markdown import ROOT, table_rows
-from support.metrics import ONLY_SECURED, Scrape, let_things_happen, scrape
+from support.metrics import NOT_ALWAYS, Scrape, let_things_happen, scrape
 from support.programs import require_program
 from support.servers import Daemon, Facade, Service, children, wait_until
 from support.session import Session
@@ -43,13 +43,17 @@ def test_what_is_exposed_is_what_the_catalogue_says(seen: Scrape) -> None:
     for name, row in CATALOGUE.items():
         family = seen.families[name]
         assert family.documentation == row.meaning
-        assert family.samples or name in ONLY_SECURED, f"{name} has nothing to tell"
+        assert family.samples or name in NOT_ALWAYS, f"{name} has nothing to tell"
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == set(row.labels)
 
 
 def test_the_page_lists_every_metric_and_no_other() -> None:
-    rows = [row for part in ("The facade", "The daemon", "Processes") for row in table_rows(PAGE, part)]
+    rows = [
+        row
+        for part in ("The facade", "The daemon", "The cluster", "Processes")
+        for row in table_rows(PAGE, part)
+    ]
     described = {
         name.strip("`"): (kind, labels.replace("`", "").replace(" ", ""), meaning)
         for name, kind, labels, meaning in rows
@@ -71,7 +75,9 @@ def test_histograms_are_whole(seen: Scrape) -> None:
                 if sample.name == f"{name}_bucket" and labels.items() <= sample.labels.items()
             ]
             assert all(low <= high for low, high in pairwise(buckets))
-            assert buckets[-1] == seen.value(f"{name}_count", **labels) > 0
+            assert buckets[-1] == seen.value(f"{name}_count", **labels)
+            # not every engine syncs by itself, and a checkpoint comes when a file of the journal is full
+            assert buckets[-1] > 0 or "sync" in name or "checkpoint" in name
 
 
 def test_open_metrics_is_given_to_who_asks_for_it(shared_service: Service) -> None:
@@ -100,6 +106,7 @@ def test_requests_are_counted_by_method_route_and_status(service: Service, own: 
         own.get(target)
     own.request("HEAD", "/v1/kv/a%2Fb")
     own.request("POST", "/v1/kv/a%2Fb")
+    own.request("REPORT", "/v1/kv/a%2Fb")
     found = scrape(service.url)
 
     def count(**labels: str) -> float:
@@ -111,9 +118,10 @@ def test_requests_are_counted_by_method_route_and_status(service: Service, own: 
     assert count(method="GET", route="/v1/kv", status="400") == 1
     assert count(method="GET", route="other", status="404") == 1
     assert count(method="HEAD", route="/v1/kv/{key}", status="200") == 1
+    assert count(method="POST", route="/v1/kv/{key}", status="201") == 1
     assert count(method="other", route="/v1/kv/{key}", status="405") == 1
-    assert found.total("kvstore_http_requests_total") == 8
-    assert found.total("kvstore_http_request_duration_seconds_count") == 8
+    assert found.total("kvstore_http_requests_total") == 9
+    assert found.total("kvstore_http_request_duration_seconds_count") == 9
     assert found.value("kvstore_http_requests_in_progress") == 1, "the scrape"
     assert found.value("kvstore_http_connections") == 2
 
@@ -143,19 +151,16 @@ def test_how_long_a_wait_or_a_stream_took_is_not_counted(service: Service, own: 
 
 def test_writes_of_one_moment_share_requests_and_commits(service: Service, own: Session) -> None:
     own.batch(*({"op": "put", "key": f"k{number}", "value": "x"} for number in range(30)))
-    own.batch({"op": "get", "key": "k1"})
+    revision = own.batch({"op": "get", "key": "k29"}).json["results"][0]["revision"]
     found = scrape(service.url)
     assert found.value("kvstore_operations_total", op="put") == 30
     assert found.value("kvstore_commits_total") == found.value("kvstore_commit_requests_total") == 1
     assert found.value("kvstore_commit_ops_sum") == 30
     assert found.value("kvstore_http_daemon_request_ops_bucket", le="20.0") == 2, "the get, the status"
     assert found.value("kvstore_http_daemon_request_ops_sum") >= 31
-    assert (
-        0
-        < found.value("kvstore_sync_duration_seconds_sum")
-        < found.value("kvstore_commit_duration_seconds_sum")
-    )
-    assert (found.value("kvstore_keys"), found.value("kvstore_revision")) == (30, 30)
+    seconds = found.value("kvstore_commit_duration_seconds_sum")
+    assert 0 <= found.value("kvstore_sync_duration_seconds_sum") < seconds
+    assert (found.value("kvstore_keys"), found.value("kvstore_revision")) == (30, revision)
 
 
 def test_streams_are_counted_with_what_they_were_sent(service: Service, own: Session) -> None:

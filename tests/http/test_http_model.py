@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, quote_plus, unquote
+from urllib.parse import quote, quote_plus, unquote, urlencode
 
 import pytest
 from hypothesis import settings
@@ -26,6 +26,7 @@ from support.session import Answer, Session, assert_problem, path_of
 
 KEYS = ["a", "a/", "a//b", "..", "%2F", "b c", "ключ", "\U0001f600", "~" * 511]
 FAR = "1h"
+NUMBERED = "a/"
 
 keys = st.sampled_from(KEYS)
 values = st.binary(max_size=8) | st.integers(-5, 10**6).map(lambda n: str(n).encode())
@@ -56,7 +57,9 @@ class ServiceModel(RuleBasedStateMachine):
         super().__init__()
         for key in KEYS:
             self.session.delete(path_of(key))
+        self.session.delete(f"/v1/kv?prefix={quote_plus(NUMBERED)}0")
         self.model: dict[str, Known] = {}
+        self.last_numbered = ""
         self.head = int(self.session.get("/v1/status").json["revision"])
 
     # ── what a step must say ────────────────────────────────────────────────────────────────────
@@ -151,6 +154,65 @@ class ServiceModel(RuleBasedStateMachine):
                 key, self.moved_to(answer), str(number).encode(), content_type, bool(old and old.expires)
             )
 
+    @rule(
+        key=keys,
+        others=st.lists(st.tuples(keys, st.integers(1, 3)), min_size=1, max_size=2),
+        how=st.sampled_from(["put", "delete", "numbered"]),
+        value=values,
+    )
+    def guarded(self, key: str, others: list[tuple[str, int]], how: str, value: bytes) -> None:
+        """A write on condition that other keys, or its own, have certain revisions."""
+        guards = [(other, self.some_revision(choice, other)) for other, choice in others]
+        query = "&".join(f"guard={quote(other)}@{revision}" for other, revision in guards)
+        broken = next((other for other, revision in guards if not self.must_hold(other, revision)), None)
+        if how == "put":
+            answer = self.session.put(f"{path_of(key)}?{query}", value, content_type="image/x")
+        elif how == "delete":
+            answer = self.session.delete(f"{path_of(key)}?{query}")
+        else:
+            answer = self.session.request("POST", f"{path_of(NUMBERED)}?{query}", value)
+        if broken is not None:
+            problem = assert_problem(answer, "condition_failed")
+            present = self.model[broken].revision if broken in self.model else 0
+            assert (problem["key"], problem["revision"]) == (broken, present)
+        elif how == "put":
+            self.stored(key, self.moved_to(answer), value, "image/x", False)
+        elif how == "numbered":
+            self._numbered(answer.json, self.moved_to(answer), value)
+        elif key not in self.model:
+            assert_problem(answer, "not_found")
+        else:
+            self.moved_to(answer)
+            del self.model[key]
+
+    @rule(value=values)
+    def numbered(self, value: bytes) -> None:
+        answer = self.session.request("POST", path_of(NUMBERED), value)
+        assert answer.status == 201
+        self._numbered(answer.json, self.moved_to(answer), value)
+
+    def _numbered(self, made: dict[str, Any], revision: int, value: bytes) -> None:
+        key = made["key"]
+        assert key.startswith(NUMBERED)
+        assert key > self.last_numbered
+        assert key not in self.model
+        self.last_numbered = key
+        self.stored(key, revision, value, "application/octet-stream", False)
+
+    @rule(key=keys, right=st.booleans(), value=values)
+    def put_by_value(self, key: str, right: bool, value: bytes) -> None:
+        old = self.model.get(key)
+        try:
+            wanted = old.value.decode() if right and old is not None else "another"
+        except UnicodeDecodeError:
+            return  # in an address there is text
+        answer = self.session.put(f"{path_of(key)}?if_value={quote(wanted)}", value, content_type="image/x")
+        if old is None or old.value != wanted.encode():
+            problem = assert_problem(answer, "condition_failed")
+            assert problem["revision"] == (0 if old is None else old.revision)
+        else:
+            self.stored(key, self.moved_to(answer), value, "image/x", False)
+
     @rule(key=keys, expires=st.booleans(), choice=st.integers(0, 3))
     def change_lifetime(self, key: str, expires: bool, choice: int) -> None:
         if_revision = self.some_revision(choice, key)
@@ -222,16 +284,29 @@ class ServiceModel(RuleBasedStateMachine):
     @rule(
         chosen=st.lists(st.tuples(keys, values), min_size=1, max_size=4, unique_by=lambda p: p[0]),
         fails=st.booleans(),
+        checks=st.lists(st.tuples(keys, st.integers(1, 3)), max_size=2),
     )
-    def atomic_batch(self, chosen: list[tuple[str, bytes]], fails: bool) -> None:
+    def atomic_batch(
+        self, chosen: list[tuple[str, bytes]], fails: bool, checks: list[tuple[str, int]]
+    ) -> None:
         ops = [_op("put", *pair) for pair in chosen]
+        for at, (key, choice) in enumerate(checks):
+            ops.insert(at, {"op": "check", "key": key, "if_revision": self.some_revision(choice, key)})
+        broken = [at for at, op in enumerate(ops) if not self.must_hold(op["key"], op.get("if_revision"))]
+        if broken:
+            problem = assert_problem(self.session.batch(*ops, atomic=True), "condition_failed")
+            assert (problem["op"], problem["key"]) == (broken[0], ops[broken[0]]["key"])
+            return
         if fails:
             ops[-1]["if_revision"] = self.head + 7
         answer = self.session.batch(*ops, atomic=True)
         if fails:
             assert assert_problem(answer, "condition_failed")["op"] == len(ops) - 1
             return
-        revisions = {result["revision"] for result in answer.json["results"]}
+        results = answer.json["results"]
+        for op, result in zip(ops, results[: len(checks)], strict=False):
+            assert result == {"status": 200, "key": op["key"], "revision": op["if_revision"]}
+        revisions = {result["revision"] for result in results[len(checks) :]}
         assert len(revisions) == 1
         assert revisions > {self.head} or min(revisions) > self.head
         self.head = revisions.pop()
@@ -266,6 +341,32 @@ class ServiceModel(RuleBasedStateMachine):
             assert (item["revision"], item["version"]) == (known.revision, known.version)
             assert ("expires_at" in item) is known.expires
             assert item.get("message") == known.message
+
+    @rule(
+        prefix=st.just("") | prefixes,
+        delimiter=st.sampled_from(["/", "a", "é", "//"]),
+        reverse=st.booleans(),
+        limit=st.integers(1, 4),
+    )
+    def level(self, prefix: str, delimiter: str, reverse: bool, limit: int) -> None:
+        expected: dict[str, int | None] = {}
+        for key in filter(lambda key: key.startswith(prefix), self.model):
+            name, found, _ = key[len(prefix) :].partition(delimiter)
+            shown = prefix + name + found
+            expected[shown] = (expected.get(shown) or 0) + 1 if found else None
+        query = {"prefix": prefix, "delimiter": delimiter, "counts": 1, "reverse": int(reverse)}
+        shown_so_far: list[tuple[str, int | None]] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            more = {"limit": limit, "cursor": cursor} if cursor else {"limit": limit}
+            page = self.session.get(f"/v1/kv?{urlencode({**query, **more})}").json
+            entries = [*zip(page["prefixes"], page["counts"], strict=True)]
+            entries += [(item["key"], None) for item in page["items"]]
+            assert len(entries) <= limit
+            shown_so_far += sorted(entries, key=lambda entry: entry[0].encode(), reverse=reverse)
+            cursor = page["cursor"]
+        wanted = sorted(expected.items(), key=lambda entry: entry[0].encode(), reverse=reverse)
+        assert shown_so_far == wanted
 
     def _pages(self, query: str) -> Iterator[dict[str, Any]]:
         cursor: str | None = ""

@@ -129,7 +129,7 @@ PROVOKED: dict[str, Provoke] = {
     "invalid_cursor": lambda session, _: session.get("/v1/kv?cursor=!"),
     "not_allowed": lambda session, key: session.post(path_of(key, "incr"), origin="http://elsewhere.example"),
     "no_such_route": lambda session, _: session.get("/v2/kv"),
-    "method_not_allowed": lambda session, key: session.post(path_of(key)),
+    "method_not_allowed": lambda session, key: session.delete(path_of(key, "incr")),
     "not_acceptable": lambda session, _: session.get("/v1/status", accept="image/png"),
     "value_too_large": lambda session, key: session.put(path_of(key), b"x" * (MIB + 1)),
     "request_too_large": lambda session, key: session.put(path_of(key), b"x" * (18 * MIB)),

@@ -12,12 +12,15 @@ import pytest
 
 from support.browser import Browser, Page, open_browser
 from support.servers import Service, wait_until
-from support.session import Session, assert_problem, path_of
+from support.session import Session, assert_problem, call, path_of
 
 _numbers = itertools.count()
 
 MARK = "document.documentElement.dataset.ran = 'yes'"
 """What hostile values try to do to the page; nobody may find the mark."""
+
+METAS = "[...document.querySelectorAll('#entries .meta')].map((each) => each.textContent)"
+"""What stands beside the names in the list: the revision of a key, how many keys a folder has."""
 
 STRANGE_KEYS = [
     "..",
@@ -99,7 +102,7 @@ def test_keys_are_browsed_by_folder(page: Page, session: Session, folder: str) -
         stored(session, folder + name, name)
     page.open(prefix=folder)
     page.wait_for_rows("a/", "b", "c/")
-    page.click("a/")
+    page.ask("document.querySelector('#entries a.folder').click()")
     page.wait_for_rows("1", "2/")
     page.ask("document.querySelector('#entries a.key').click()")
     page.wait_for("a/1", "#detail pre")
@@ -144,6 +147,50 @@ def test_a_large_list_is_read_as_far_as_it_is_scrolled_and_folders_are_skipped(
     assert page.rows() == [*names[:701], "0700/", *names[701:]]
 
 
+def lists_asked_for(page: Page) -> list[str]:
+    """The queries of all lists that the page asked for since it was watched."""
+    sent = [each["request"]["url"] for each in page.browser.heard("Network.requestWillBeSent")]
+    return [url.partition("?")[2] for url in sent if "/v1/kv?" in url]
+
+
+def test_a_view_is_one_request_however_much_is_in_its_folders(
+    page: Page, session: Session, folder: str
+) -> None:
+    for each in "abc":
+        session.batch(*({"op": "put", "key": f"{folder}{each}/{n:04}", "value": "x"} for n in range(450)))
+    stored(session, f"{folder}a/deep/x", "x")
+    stored(session, f"{folder}key", "x")
+    page.open(prefix=folder)
+    page.wait_for_rows("a/", "b/", "c/", "key")
+    assert page.ask(METAS)[:3] == ["451 keys", "450 keys", "450 keys"]
+    assert len(lists_asked_for(page)) == 1
+    page.ask("document.querySelector('#entries a.folder').click()")
+    page.wait("document.querySelectorAll('#entries li').length >= 200")
+    assert len(lists_asked_for(page)) == 2
+
+
+def test_the_counts_of_folders_follow_changes(page: Page, session: Session, folder: str) -> None:
+    stored(session, f"{folder}a/1", "x")
+    page.open(prefix=folder)
+    page.wait_for_rows("a/")
+    assert page.ask(METAS) == ["1 key"]
+    stored(session, f"{folder}a/1", "again")
+    stored(session, f"{folder}a/2", "x")
+    page.wait(METAS + "[0] === '2 keys'")
+    # two of one revision, in a folder that was not there
+    session.batch(*({"op": "put", "key": f"{folder}b/{n}", "value": "x"} for n in range(3)), atomic=True)
+    page.wait_for_rows("a/", "b/")
+    page.wait(METAS + "[1] === '3 keys'")
+    session.delete(path_of(f"{folder}a/1"))
+    page.wait(METAS + "[0] === '1 key'")
+    asked = len(lists_asked_for(page))
+    assert asked == 1, "what is known is not asked for"
+    session.delete(path_of(f"{folder}a/2"))
+    page.wait_for_rows("b/")
+    assert len(lists_asked_for(page)) == 2
+    assert page.ask(METAS) == ["3 keys"]
+
+
 @pytest.mark.parametrize("key", STRANGE_KEYS, ids=range(len(STRANGE_KEYS)))
 def test_any_key_can_be_linked_to_shown_edited_and_looked_back_at(
     page: Page, session: Session, key: str
@@ -176,7 +223,8 @@ def test_an_empty_store_says_how_to_begin(own_page: Page, service: Service) -> N
     page.click("Save")
     page.wait_for("words", "#detail pre")
     page.wait_for_rows("first")
-    page.wait_for("revision 1 · 1 key", "#figures")
+    revision = call(service.url, "GET", "/v1/status").json["revision"]
+    page.wait_for(f"revision {revision} · 1 key", "#figures")
 
 
 # ── values ───────────────────────────────────────────────────────────────────────────────────────

@@ -1,8 +1,7 @@
-"""The page's modules that need no page, run by Node.js: keys, comparisons, formats, event streams."""
+"""The page's modules that need no page, run by Node.js: keys, comparisons, formats."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import kvstore_http
@@ -21,7 +20,7 @@ from support.programs import require_program
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(kvstore_http.__file__).parent / "ui"
-MODULES = ("keys", "diff", "format", "events", "grants")
+MODULES = ("keys", "diff", "format", "grants")
 RUNNER = """
 import { createInterface } from "node:readline";
 const modules = {};
@@ -29,17 +28,6 @@ for (const name of process.argv.slice(2)) Object.assign(modules, await import(`.
 modules.may = (texts, verb, key) => new modules.Grants(texts).may(verb, key);
 modules.covers = (texts, verb, prefix) => new modules.Grants(texts).covers(verb, prefix);
 modules.below = (texts, prefix, verbs) => new modules.Grants(texts).below(prefix, verbs);
-modules.eventsIn = async (chunks) => {
-  const found = [];
-  const body = new ReadableStream({
-    start(stream) {
-      for (const chunk of chunks) stream.enqueue(Buffer.from(chunk, "latin1"));
-      stream.close();
-    },
-  });
-  for await (const event of modules.eventsOf(body)) found.push(event);
-  return found;
-};
 for await (const line of createInterface({ input: process.stdin })) {
   const [name, ...given] = JSON.parse(line);
   let answer;
@@ -214,23 +202,6 @@ def test_json_by_lines_is_the_same_json(call: Call, value: Any, indent: int | No
 @pytest.mark.parametrize("text", ["", "{", "{'a': 1}", "[1,]", "nope", "1 2"])
 def test_what_is_not_json_is_not_shown_as_it(call: Call, text: str) -> None:
     assert call("prettyJson", text) == {"error": "SyntaxError"}
-
-
-@example(texts=["\u2028"], cuts=[])
-@given(
-    texts=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=9), max_size=5),
-    cuts=st.lists(st.integers(0, 200), max_size=9),
-)
-def test_events_are_the_same_however_their_bytes_arrive(
-    call: Call, texts: list[str], cuts: list[int]
-) -> None:
-    datas = [json.dumps(text, ensure_ascii=False) for text in texts]
-    events = [{"event": "put", "id": f"{at}-e", "data": data} for at, data in enumerate(datas)]
-    blocks = ["".join(f"{name}: {value}\n" for name, value in event.items()) for event in events]
-    sent = "\n".join(["retry: 1000\n", ": a comment\n", *blocks, "event: put\ndata: cut o"]).encode()
-    edges = [0, *sorted(cuts), len(sent)]
-    chunks = [sent[a:b].decode("latin1") for a, b in itertools.pairwise(edges)]
-    assert call("eventsIn", chunks) == [{"retry": "1000"}, {}, *events]
 
 
 names = st.text("ab/", max_size=4)

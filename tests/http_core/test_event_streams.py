@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -128,9 +128,11 @@ def test_a_stream_goes_on_after_a_cursor_and_after_a_bare_revision(
     era = epoch(url)
     for since in (f"{revisions[9]}-{era}", str(revisions[9])):
         with stream(url, f"prefix={prefix}&since={since}") as events:
-            found = through_sync(events)
-            assert [event.json["revision"] for event in found[:-1]] == revisions[10:]
-            assert [event.id for event in found[:-1]] == [f"{r}-{era}" for r in revisions[10:]]
+            found = [event for event in through_sync(events) if event.name != "sync"]
+            later = [revision for revision in revisions if revision > revisions[9]]
+            assert [event.json["revision"] for event in found] == later
+            last = [event.id for event in found if event.json["index"] + 1 == event.json["count"]]
+            assert last == [f"{revision}-{era}" for revision in sorted(set(later))]
 
 
 def test_last_event_id_wins_over_the_address_that_a_browser_repeats(
@@ -476,7 +478,17 @@ def test_many_streams_of_many_kinds_all_get_their_own(shared_service: Service, p
         each.close()
 
 
-@pytest.mark.parametrize("query", ["since=0", "since=0&prev=1", "prefix=k&since=0", "snapshot=1"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "since=0",
+        "since=0&prev=1",
+        "prefix=k&since=0",
+        "snapshot=1",
+        "deliver=latest&since=0",
+        "sample=1h&prev=1",
+    ],
+)
 def test_an_open_stream_outlives_the_daemon_and_misses_nothing(
     daemon: Daemon, start_facade: Callable[..., Facade], query: str
 ) -> None:
@@ -520,7 +532,10 @@ def test_a_stream_that_begins_while_the_daemon_is_away_goes_on_when_it_is_back(
         assert [event.name for event in through_sync(events)] == ["put", "sync"]
 
 
-@pytest.mark.parametrize("query", ["", "snapshot=1", "since=0", "since=0&prev=1"])
+@pytest.mark.parametrize(
+    "query",
+    ["", "snapshot=1", "since=0", "since=0&prev=1", "since=0&deliver=latest", "snapshot=1&sample=1s"],
+)
 def test_an_event_source_that_comes_before_the_daemon_begins_when_that_is_there(
     daemon: Daemon, start_facade: Callable[..., Facade], query: str
 ) -> None:
@@ -541,19 +556,27 @@ def test_an_event_source_that_comes_before_the_daemon_begins_when_that_is_there(
         assert next(changes(iter(opened))).json["key"] == "live"
 
 
+@pytest.mark.lmdb_only("a backup that is restored in place of its file")
 def test_a_restored_store_resets_the_open_streams(
     daemon: Daemon, start_facade: Callable[..., Facade]
 ) -> None:
     facade = start_facade(daemon)
     put(facade.url, "old")
-    with stream(facade.url, "") as events, stream(facade.url, "prev=1") as others:
-        through_sync(events)
-        through_sync(others)
+    queries = ("", "prev=1", "deliver=latest", "sample=1h", "sample=1h&prev=1")
+    with ExitStack() as stack:
+        streams = [stack.enter_context(stream(facade.url, query)) for query in queries]
+        for each in streams:
+            through_sync(each)
+        put(facade.url, "old")
+        put(facade.url, "old")  # which waits, where there is a sample
+        for each, query in zip(streams, queries, strict=True):
+            for _ in range(1 if "sample" in query else 2):
+                next(changes(each))
         daemon.stop()
         shutil.rmtree(daemon.data)
         daemon.start()
         put_when_it_is_back(facade.url, "new")
-        for each in (events, others):
+        for each in streams:
             reset, *_, sync = through_sync(each)
             assert (reset.name, reset.json["reason"]) == ("reset", "epoch")
             assert sync.id is not None
@@ -562,7 +585,9 @@ def test_a_restored_store_resets_the_open_streams(
 
 def test_sigterm_ends_every_stream_properly(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
     facade = start_facade(daemon, workers=2)
-    opened = [open_stream(facade.url, "") for _ in range(20)]
+    opened = [
+        open_stream(facade.url, query) for query in ("", "deliver=latest", "sample=1h") for _ in range(8)
+    ]
     for each in opened:
         assert each.first().name == "sync"
     facade.stop()

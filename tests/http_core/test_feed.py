@@ -32,6 +32,7 @@ from kvstore_http.streaming.broadcaster import Broadcaster
 from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
 from kvstore_http.streaming.stream_sockets import StreamSpec, StreamStart
+from kvstore_http.streaming.waiting import Asking
 
 pytestmark = pytest.mark.slow
 
@@ -102,8 +103,10 @@ class Store:
         self.context.term()
 
 
-def always() -> None:
-    """The check of a long poll whose caller may always read."""
+ALWAYS = Asking(lambda: None, lambda: False)
+"""A long poll whose caller may always read, and stays."""
+
+K = Filter(keys=frozenset("k"))
 
 
 class Reader:
@@ -294,20 +297,46 @@ def test_a_key_that_changed_while_the_feed_was_asleep_is_looked_at_again(
 ) -> None:
     known = store.head
     store.commit()
-    assert feed.wait_for_change("k", known, 60, always)
+    assert feed.wait_for_change(K, Cursor(known, EPOCH), 60, ALWAYS).goes_on
 
 
 def test_a_change_ends_a_wait_that_woke_the_feed(store: Store, feed: ChangeFeed) -> None:
     known = store.commit()
-    waiting = gevent.spawn(feed.wait_for_change, "k", known, 60, always)
+    waiting = gevent.spawn(feed.wait_for_change, K, Cursor(known, EPOCH), 60, ALWAYS)
     until(lambda: "events" in store.asked and not feed.cursor(previous=False).is_reading)
-    store.commit()
+    changed = store.commit()
     store.beat()
-    assert waiting.get(timeout=30)
+    assert waiting.get(timeout=30) == (True, changed - 1)
+
+
+def test_a_wait_says_up_to_where_nothing_happened_that_it_waits_for(store: Store, feed: ChangeFeed) -> None:
+    begun = Cursor(store.commit(), EPOCH)
+    waiting = gevent.spawn(feed.wait_for_change, Filter(prefixes=("other/",)), begun, 0.5, ALWAYS)
+    until(lambda: feed.is_started)
+    passed = store.publish()
+    woken = waiting.get(timeout=30)
+    assert not woken.goes_on
+    assert woken.revision == passed
+
+
+def test_a_wait_ends_soon_after_its_client_has_left(store: Store, feed: ChangeFeed) -> None:
+    leaving: list[bool] = []
+    asking = ALWAYS._replace(has_left=lambda: bool(leaving))
+    waiting = gevent.spawn(feed.wait_for_change, K, Cursor(store.head, EPOCH), 600, asking)
+    until(lambda: feed.is_started)
+    leaving.append(True)
+    assert not waiting.get(timeout=30).goes_on
+
+
+def test_a_wait_in_another_history_than_the_feeds_is_told_to_read_again(
+    store: Store, feed: ChangeFeed
+) -> None:
+    feed.wait_until_started(30)
+    assert feed.wait_for_change(K, Cursor(store.head, "f" * 16), 600, ALWAYS).goes_on
 
 
 def test_a_wait_that_woke_the_feed_ends_when_its_time_is_up(store: Store, feed: ChangeFeed) -> None:
-    assert not feed.wait_for_change("k", store.head, 0.05, always)
+    assert not feed.wait_for_change(K, Cursor(store.head, EPOCH), 0.05, ALWAYS).goes_on
 
 
 def test_a_stream_for_which_a_change_cannot_be_written_is_cut_off_before_it(

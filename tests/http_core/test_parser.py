@@ -88,6 +88,7 @@ NOT_PLAIN = (
     b"PUT /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"PUT /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
     b"PUT /a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n",
+    b"GET /a HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X%d:\r\n" % number for number in range(40)) + b"\r\n",
     b"GET /a HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 1500 + b"\r\n\r\n",
 )
 

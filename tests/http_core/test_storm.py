@@ -28,13 +28,21 @@ VALUE = "v" * 100
 
 
 @pytest.fixture
-def facade(daemon: Daemon, start_facade: Callable[..., Facade]) -> Facade:
-    """One that has heard of no change: what streams want from before has to be read."""
+def revisions(daemon: Daemon, start_facade: Callable[..., Facade]) -> list[int]:
+    """Those of the events that there are."""
     writer = start_facade(daemon)
+    written = []
     for _ in range(EVENTS // 50):
         ops = [{"op": "put", "key": f"s/{number}", "value": VALUE} for number in range(50)]
         answer = ask(writer.url, "POST", "/v1/batch", json.dumps({"ops": ops}))
-        assert all("revision" in result for result in answer["results"]), answer
+        written += [result["revision"] for result in answer["results"]]
+    return written
+
+
+@pytest.fixture
+def facade(daemon: Daemon, revisions: list[int], start_facade: Callable[..., Facade]) -> Facade:
+    """One that has heard of no change: what streams want from before has to be read."""
+    assert len(revisions) == EVENTS
     return start_facade(daemon, workers=1)
 
 
@@ -96,14 +104,17 @@ def storm(url: str, queries: list[str]) -> Iterator[list[StreamEvent]]:
     ids=["scattered", "many-kinds", "many-kinds-scattered"],
 )
 def test_streams_that_come_back_together_read_the_log_together(
-    facade: Facade, survived: Survived, query: str
+    facade: Facade, revisions: list[int], survived: Survived, query: str
 ) -> None:
     before = operations(facade.url)
     epoch = ask(facade.url, "GET", "/v1/status")["epoch"]
-    queries = [query.format(n=number % EVENTS, k=number % 50, epoch=epoch) for number in range(STREAMS)]
+    since = [0, *revisions]
+    queries = [
+        query.format(n=since[number % EVENTS], k=number % 50, epoch=epoch) for number in range(STREAMS)
+    ]
     for number, events in enumerate(storm(facade.url, queries)):
-        behind = number % EVENTS if "{n}" in query else 0
-        wanted = [f"s/{at % 50}" for at in range(EVENTS)][behind:]
+        behind = since[number % EVENTS] if "{n}" in query else 0
+        wanted = [f"s/{at % 50}" for at, revision in enumerate(revisions) if revision > behind]
         if "{k}" in query and "key=" in query:
             wanted = [key for key in wanted if key == f"s/{number % 50}"]
         elif "{k}" in query:
@@ -111,6 +122,55 @@ def test_streams_that_come_back_together_read_the_log_together(
         assert [event.json["key"] for event in events[:-1]] == wanted, queries[number]
     assert asked(facade.url, before, "events") <= STREAMS // 3
     survived(storms=1, streams_that_came_back=STREAMS)
+
+
+@pytest.mark.parametrize("query", ["deliver=latest", "sample=1h"])
+def test_streams_of_the_latest_that_come_back_together_each_get_their_own(
+    facade: Facade, revisions: list[int], survived: Survived, query: str
+) -> None:
+    before = operations(facade.url)
+    epoch = ask(facade.url, "GET", "/v1/status")["epoch"]
+    since = [0, *revisions]
+    queries = [f"{query}&prefix=s/&since={since[number % EVENTS]}-{epoch}" for number in range(STREAMS)]
+    for number, events in enumerate(storm(facade.url, queries)):
+        behind = since[number % EVENTS]
+        missed = [at for at, revision in enumerate(revisions) if revision > behind]
+        newest = missed[-50:]
+        assert [event.json["key"] for event in events[:-1]] == [f"s/{at % 50}" for at in newest]
+        assert sum(1 + event.json["skipped"] for event in events[:-1]) == len(missed)
+    assert asked(facade.url, before, "events") <= STREAMS // 3
+    survived(storms=1, streams_that_came_back=STREAMS)
+
+
+def test_streams_of_the_latest_that_read_nothing_take_little_and_miss_nothing(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon, workers=1)
+    begun = resident_bytes(facade.url)
+    with ExitStack() as open_ones:
+        silent = []
+        for _ in range(times(300, full=1_000)):
+            connection = open_ones.enter_context(connect(facade.url, 4096))
+            connection.sendall(
+                b"GET /v1/subscribe?key=hot&deliver=latest HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            )
+            silent.append(connection)
+        for connection in silent:
+            while b"event: sync" not in connection.recv(65536):
+                pass
+        for begin in range(0, 3000, 500):
+            ops = [
+                {"op": "put", "key": "hot", "value": f"{number} " + "v" * 1000}
+                for number in range(begin, begin + 500)
+            ]
+            ask(facade.url, "POST", "/v1/batch", json.dumps({"ops": ops}))
+        assert resident_bytes(facade.url) - begun < 60 * 2**20, "not three megabytes for each"
+        for connection in silent:
+            last, tail = b'"value":"2999 ', b""
+            while last not in tail:
+                received = connection.recv(65536)
+                assert received, "it was cut off"
+                tail = tail[-len(last) :] + received
 
 
 @pytest.mark.parametrize("query", ["snapshot=1&prefix=s/", "since=7-0011223344556677&prefix=s/"])

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from kvstore_cli.config.options import options_of
+from kvstore_daemon.storage.etcd_store.connection.address import parse_address
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +96,66 @@ def test_the_compose_file_publishes_on_loopback_unless_told_otherwise() -> None:
     services = parsed(COMPOSE)["services"]
     assert services["http"]["ports"] == ["${KVSTORE_HTTP:-127.0.0.1:5000}:5000"]
     assert "ports" not in services["daemon"]
+
+
+# ── the cluster ──────────────────────────────────────────────────────────────────────────────────
+
+CLUSTER = ROOT / "deploy/compose-cluster.yaml"
+
+
+def cluster_services() -> dict[str, dict[str, Any]]:
+    """The services of the cluster's file, with what they inherit."""
+    services: dict[str, dict[str, Any]] = parsed(CLUSTER)["services"]
+    return services
+
+
+def test_the_clusters_file_is_what_its_schema_says() -> None:
+    check_schema(CLUSTER, "vendor.compose-spec")
+
+
+def test_the_daemons_of_the_cluster_know_all_members_and_the_members_each_other() -> None:
+    services = cluster_services()
+    members = {name for name in services if name.startswith("etcd-")}
+    assert len(members) == 3
+    for name in members:
+        given = services[name]["environment"]
+        assert given["ETCD_NAME"] == name
+        assert given["ETCD_ADVERTISE_CLIENT_URLS"] == f"http://{name}:2379"
+        assert given["ETCD_INITIAL_ADVERTISE_PEER_URLS"] == f"http://{name}:2380"
+        peers = {f"{each}=http://{each}:2380" for each in members}
+        assert set(given["ETCD_INITIAL_CLUSTER"].split(",")) == peers
+    daemons = [services["daemon-a"], services["daemon-b"]]
+    for daemon in daemons:
+        address = parse_address(daemon["environment"]["KVSTORE_ENGINE"])
+        assert set(address.endpoints) == {f"{name}:2379" for name in members}
+    assert len({daemon["environment"]["KVSTORE_ENGINE"] for daemon in daemons}) == 1
+
+
+def test_etcd_of_the_cluster_is_reached_by_the_daemons_alone_and_one_port_is_published() -> None:
+    services = cluster_services()
+    assert parsed(CLUSTER)["networks"]["store"] == {"internal": True}
+    on_it = {name for name, service in services.items() if "store" in service["networks"]}
+    assert on_it == {"etcd-1", "etcd-2", "etcd-3", "daemon-a", "daemon-b"}
+    assert {name for name, service in services.items() if "ports" in service} == {"nginx"}
+    assert services["nginx"]["ports"] == ["${KVSTORE_HTTP:-127.0.0.1:5000}:80"]
+
+
+def test_every_option_of_the_cluster_exists_and_access_is_required() -> None:
+    for name, part in (
+        ("daemon-a", "daemon"),
+        ("daemon-b", "daemon"),
+        ("http-a", "http"),
+        ("http-b", "http"),
+    ):
+        given = cluster_services()[name]["environment"]
+        assert set(given) <= {row.variable for row in options_of(part)}
+        assert given["KVSTORE_ACCESS"] == "required"
+
+
+def test_one_daemon_of_the_cluster_keeps_the_identities_and_the_others_only_read_them() -> None:
+    services = cluster_services()
+    assert "KVSTORE_ACCESS_FILE" not in services["daemon-a"]["environment"]
+    assert services["daemon-b"]["environment"]["KVSTORE_ACCESS_FILE"] == "/first/access.json"
+    assert "a:/first:ro" in services["daemon-b"]["volumes"]
+    for name in ("http-a", "http-b"):
+        assert all(volume.endswith(":ro") for volume in services[name]["volumes"])

@@ -9,10 +9,14 @@ from pathlib import Path
 import click
 import pytest
 
+from kvstore_cli.command_line.group import cli
 from kvstore_cli.config.options import OPTIONS
 from kvstore_cli.doctor.remedies import CAUSES
 from kvstore_cli.doctor.runner import CHECKS
-from kvstore_cli.main import cli
+from kvstore_core.access.identities import check_name
+from kvstore_core.limits import MAX_ATOMIC_BYTES, MAX_CLUSTER_ATOMIC_OPS
+from kvstore_daemon.storage.etcd_store import versions
+from kvstore_daemon.storage.etcd_store.connection.address import PARAMETERS, parse_address
 from support.markdown import ROOT, anchors, blocks, links, steps, table_rows
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[a-z]*/README.md")])
@@ -200,3 +204,72 @@ def test_the_files_that_are_named_are_there(page: str) -> None:
     named = re.findall(r"`((?:[a-z_]+/)+[a-z_.]*)`", (ROOT / page).read_text())
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+# ── the cluster ──────────────────────────────────────────────────────────────────────────────────
+
+CLUSTER = (ROOT / "docs/cluster.md").read_text()
+
+
+def test_the_page_of_the_cluster_lists_the_defects_of_etcd() -> None:
+    listed = [tuple(row) for row in table_rows(CLUSTER, "Versions of etcd")]
+    assert listed == [
+        (
+            f"{defect.words}{' (refused)' if defect.is_refused else ''}",
+            ", ".join(map(versions.dotted, defect.fixed)),
+        )
+        for defect in versions.DEFECTS
+    ]
+
+
+def test_the_versions_of_etcd_that_are_advised_have_no_known_defect() -> None:
+    (advised,) = re.findall(r"; ((?:\d+\.\d+\.\d+, )+\d+\.\d+\.\d+) or later", CLUSTER)
+    for version in advised.split(", "):
+        assert versions.version_warning(version) is None
+        major, minor, patch = versions.parse(version) or (0, 0, 0)
+        assert versions.version_warning(f"{major}.{minor}.{patch - 1}") is not None, "an older one will do"
+    for version in re.findall(r"Debian \d+ has (\d+\.\d+\.\d+)", CLUSTER):
+        assert versions.version_warning(version) is not None
+
+
+def test_the_page_of_the_cluster_lists_what_an_address_takes() -> None:
+    listed = {
+        name for row in table_rows(CLUSTER, "Setting it up") for name in re.findall(r"`([a-z-]+)=", row[0])
+    }
+    assert listed == set(PARAMETERS)
+    shown = re.findall(r"--engine '(etcd:[^']+)'", CLUSTER)
+    assert shown
+    for address in shown:
+        assert parse_address(address).endpoints == ("n1:2379", "n2:2379", "n3:2379")
+
+
+def test_the_drop_in_for_a_cluster_names_the_credentials_that_it_loads() -> None:
+    text = (ROOT / "deploy/systemd/cluster.conf").read_text()
+    (address,) = re.findall(r'"KVSTORE_ENGINE=([^"]+)"', text)
+    found = parse_address(address.replace("%N", "kvstore-daemon"))
+    loaded = set(re.findall(r"^LoadCredential=([^:]+):", text, re.MULTILINE))
+    assert {found.ca, found.cert, found.key} == {
+        f"/run/credentials/kvstore-daemon.service/{name}" for name in loaded
+    }
+    files = set(re.findall(r"^LoadCredential=[^:]+:(.+)$", text, re.MULTILINE))
+    assert files <= set(re.findall(r"/etc/etcd/\S+", CLUSTER)), "the page puts them elsewhere"
+
+
+def test_the_page_of_the_cluster_says_which_limits_are_etcds() -> None:
+    row = next(
+        row for row in table_rows(CLUSTER, "What differs from one machine") if row[0] == "atomic batch"
+    )
+    assert row[2] == f"{MAX_CLUSTER_ATOMIC_OPS} operations and {MAX_ATOMIC_BYTES >> 20} MiB"
+
+
+def test_identities_that_are_shown_may_be_made() -> None:
+    """Some names are kvstore's own."""
+    files = [*PAGES, *ROOT.glob("deploy/*.yaml")]
+    names = {
+        name
+        for file in files
+        for name in re.findall(r"kvstore (?:token|key) create ([a-z][\w.-]*)", file.read_text())
+    }
+    assert len(names) > 1
+    for name in names:
+        check_name(name)

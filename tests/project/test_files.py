@@ -21,7 +21,9 @@ from kvstore_cli.config.options import CONFIG, OPTIONS, SECRET_VARIABLES
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = [line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra]
 PINNED = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+HOOK: dict[str, Any] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
 PYTHONS = ("3.11", "3.12", "3.13")
 
 
@@ -50,14 +52,16 @@ def pinned_in(name: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["constraints.txt", "requirements.txt"])
 def test_constraints_hold_versions_and_hashes_and_no_address(name: str) -> None:
     for line in (ROOT / name).read_text().splitlines():
-        assert re.fullmatch(r"#.*|[a-z0-9.-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
+        assert re.fullmatch(r"|#.*|[a-z0-9.-]+==\S+ \\|    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
 
 
 def requirements() -> Iterator[Requirement]:
     """What the project asks for itself."""
     yield from map(Requirement, PROJECT["project"]["dependencies"])
+    yield from map(Requirement, EXTRAS)
     yield from map(Requirement, PROJECT["dependency-groups"]["dev"])
     yield from map(Requirement, PROJECT["build-system"]["requires"])
+    yield from map(Requirement, HOOK["dependencies"])
 
 
 @pytest.mark.parametrize("requirement", list(requirements()), ids=str)
@@ -74,7 +78,8 @@ def test_the_image_gets_the_constrained_versions() -> None:
 
 def test_the_image_gets_what_kvstore_is_run_and_built_with_and_no_more() -> None:
     needed: set[str] = set()
-    lines = [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]]
+    lines = [*PROJECT["project"]["dependencies"], *EXTRAS, *PROJECT["build-system"]["requires"]]
+    lines += HOOK["dependencies"]
     while lines:
         requirement = Requirement(lines.pop())
         name = canonicalize_name(requirement.name)
@@ -119,8 +124,11 @@ def test_the_changelog_speaks_of_the_version() -> None:
 
 
 def test_the_license_is_the_one_that_the_package_names() -> None:
-    assert PROJECT["project"]["license"] == "MIT"
-    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    assert PROJECT["project"]["license"] == "MIT AND Apache-2.0"
+    ours, etcds = PROJECT["project"]["license-files"]
+    assert ours == "LICENSE"
+    assert (ROOT / ours).read_text().startswith("MIT License")
+    assert "Apache License\n" in (ROOT / etcds).read_text()
 
 
 # Put together here, so that this file does not hold what it looks for.
@@ -178,7 +186,7 @@ def test_shell_scripts_can_be_run_and_stop_at_the_first_failure(script: Path) ->
 def test_every_target_of_the_makefile_is_in_its_help() -> None:
     text = (ROOT / "Makefile").read_text()
     phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())  # type: ignore[index]
-    assert phony == set(re.findall(r"^([a-z]+):.* ## ", text, re.MULTILINE))
+    assert phony == set(re.findall(r"^([a-z-]+):.* ## ", text, re.MULTILINE))
 
 
 def test_the_image_is_given_every_package_and_nothing_secret() -> None:
@@ -188,7 +196,8 @@ def test_the_image_is_given_every_package_and_nothing_secret() -> None:
     }
     assert ignored[1] == "*"
     assert {
-        f"!{name}" for name in (*roots, "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
+        f"!{name}"
+        for name in (*roots, HOOK["path"], "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
     } == {line for line in ignored if line.startswith("!")}
 
 

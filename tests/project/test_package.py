@@ -1,4 +1,7 @@
-"""Wheel and sdist hold all of kvstore and nothing else, are the same every time, and work once installed."""
+"""Wheel and sdist hold all of kvstore and nothing else, are the same every time, and work once installed.
+
+On the compiled form, under 'make test-compiled', it is the compiled wheel that is installed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
 import venv
@@ -27,6 +29,9 @@ VERSION = PROJECT["project"]["version"]
 PACKAGES = [ROOT / name for name in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
 WHEEL = f"kvstore-{VERSION}-py3-none-any.whl"
 SDIST = f"kvstore-{VERSION}.tar.gz"
+COMPILED = next(Path(sys.prefix, "wheels").glob("*.whl"), None)
+"""What 'make compiled' has installed in this environment, None in one with the pure form."""
+FORM = "compiled" if COMPILED else "pure Python"
 
 
 def build(folder: Path, source: Path = ROOT) -> None:
@@ -106,10 +111,11 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-deps",
         "--no-index",
     ]
-    subprocess.run([*command, built / WHEEL], check=True)
+    subprocess.run([*command, COMPILED or built / WHEEL], check=True)
     # A folder that a .pth file names has its own .pth files ignored, and with them the editable install.
     library = next(folder.glob("lib/python*/site-packages"))
-    (library / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    ours = [path for path in sys.path if path.endswith("site-packages")]
+    (library / "dependencies.pth").write_text("\n".join(ours) + "\n")
     return folder / "bin"
 
 
@@ -122,7 +128,7 @@ def test_the_installed_command_says_its_version(installed: Path, tmp_path: Path)
     done = subprocess.run(
         [installed / "kvstore", "--version"], cwd=tmp_path, env=environment(tmp_path), capture_output=True
     )
-    assert (done.returncode, done.stdout.decode()) == (0, f"kvstore {VERSION}\n")
+    assert (done.returncode, done.stdout.decode()) == (0, f"kvstore {VERSION} ({FORM})\n")
 
 
 def test_the_installed_service_serves_its_page_too(installed: Path, tmp_path: Path) -> None:

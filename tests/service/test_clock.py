@@ -18,6 +18,8 @@ from support.programs import require_program
 from support.servers import Serve, wait_until
 from support.session import call
 
+pytestmark = pytest.mark.lmdb_only("a clock whose steps are noticed")
+
 HOUR = 3600
 MINUTE = 60
 

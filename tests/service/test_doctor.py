@@ -81,7 +81,7 @@ def test_an_idle_time_below_the_heartbeat_is_told_as_cut_by_something_in_front(
     examined = examine(front(with_setting("proxy_read_timeout 1s;")), tmp_path, "--idle", "20s")
     assert examined.causes == {"idle_cut", "wait_cut"}
     (cut,) = [check for check in examined.checks if check.get("cause") == "idle_cut"]
-    assert cut["figures"]["heartbeats"] == 0
+    assert cut["figures"]["heartbeats"] <= 1  # one may be due in the very second
     assert "a proxy or the network cut it" in cut["message"]
     assert cut["fix"]["nginx"] == "proxy_read_timeout 660s;"
 

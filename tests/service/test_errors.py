@@ -83,7 +83,7 @@ CASES = [
         None,  # the command refuses it as wrong usage, before it asks
     ),
     Case("no_such_route", None, Http("GET", "/v2/kv/text"), None),
-    Case("method_not_allowed", None, Http("POST", "/v1/kv/text", b"v"), None),
+    Case("method_not_allowed", None, Http("POST", "/v1/status", b"v"), None),
     Case("not_acceptable", None, Http("GET", "/v1/kv", None, {"Accept": "image/png"}), None),
     Case(
         "value_too_large",
@@ -95,7 +95,7 @@ CASES = [
         "request_too_large",
         ops(*[{"op": "get", "key": "text"}] * 10_001),
         Http("PUT", "/v1/kv/k", b"v" * (17 * MIB + 1)),
-        file(*[{"op": "delete", "key": f"k{number}"} for number in range(101)]),
+        file(*[{"op": "delete", "key": f"k{number}"} for number in range(10_001)]),
     ),
     Case("unsupported_media_type", None, Http("PATCH", "/v1/kv/text", b"{}", JSON_TYPE), None),
     Case("headers_too_large", None, Http("GET", "/livez", None, {"X-Long": "x" * 65_536}), None),
@@ -246,6 +246,7 @@ def test_cursor_expired_and_revision_gone(
         for number in range(50):
             client.put("k", str(number).encode())
     assert native_error(daemon.requests, ops({"op": "events", "since": 1})) == "cursor_expired"
+    assert_problem(call(facade.url, "GET", "/v1/changes?since=1"), "cursor_expired")
     assert_problem(call(facade.url, "GET", "/v1/kv/k?revision=1"), "revision_gone")
     check_exit(facade.url, tmp_path, "revision_gone", Shell(["get", "k", "--revision", "1"]))
 

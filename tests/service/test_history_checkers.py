@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from kvstore_client import Event, Record
+from support.accounts import check_log, check_state, check_watcher
+from support.gaps import longest_gap
 from support.history import Effect, Found, Operation, WrongHistoryError, check_keys, check_witness
-from support.load import seen_event
+from support.load import COUNTER, Acknowledged, Ledger, Seen, seen_event
 from support.mirrors import Mirror, Told, Truth, check_messages, check_mirror
 
 LATE = 100_000
@@ -73,6 +75,13 @@ class Story:
             self.log.append(Event(op, key, revision, index, len(changes), time, record, None, previous))
         return self
 
+    def persist(self, revision: int, time: int, key: str) -> Story:
+        """Add to the log that a key lost its end."""
+        before = self.state[key]
+        record = self.state[key] = before._replace(revision=revision, expires_at=None)
+        self.log.append(Event("put", key, revision, 0, 1, time, record, None, before.revision))
+        return self
+
     def expire(self, revision: int, time: int, key: str) -> Story:
         """Add to the log that a key expired."""
         before = self.state.pop(key)
@@ -98,6 +107,10 @@ def incr(key: str, total: int, revision: int) -> tuple[Effect, Found]:
 
 def delete(key: str, revision: int) -> tuple[Effect, Found]:
     return Effect("delete", key), Found(revision)
+
+
+def check(key: str, revision: int) -> tuple[Effect, Found]:
+    return Effect("check", key, if_revision=revision), Found(revision)
 
 
 def get(key: str, number: int | None, revision: int = 0, *, ends: int | None = None) -> tuple[Effect, Found]:
@@ -135,6 +148,18 @@ RIGHT = {
     .ok(0, 1, put("a", 1, 1), put("b", 1, 1)).ok(2, 9, put("a", 2, 2), put("b", 2, 2))
     .ok(3, 4, get("a", 1, 1), get("b", 1, 1)).ok(5, 6, get("a", 2, 2), get("b", 2, 2))
     .commit(1, 1, ("a", 1), ("b", 1)).commit(2, 5, ("a", 2), ("b", 2)),
+    "a write under a check that held when it was made": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(2, 9, check("a", 1), check("c", 0), put("b", 1, 2)).ok(2, 9, put("a", 2, 3))
+    .ok(10, 11, check("a", 3), delete("b", 4)).failed(12, 13, Effect("check", "a", if_revision=1), 3)
+    .commit(1, 1, ("a", 1)).commit(2, 3, ("b", 1)).commit(3, 4, ("a", 2)).commit(4, 11, ("b", None)),
+    "an unknown write under a check": Story()
+    .ok(0, 1, put("a", 1, 1)).unknown(2, Effect("check", "a", if_revision=1), Effect("put", "b", 1))
+    .ok(3, 4, put("a", 2, 3)).ok(5, 6, get("b", 1, 2))
+    .commit(1, 1, ("a", 1)).commit(2, 3, ("b", 1)).commit(3, 4, ("a", 2)),
+    "a persist that finds what an unknown one has done": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=5000, ends=5001)).unknown(2, Effect("persist", "a"))
+    .ok(6, 7, put("b", 1, 3)).ok(8, 9, (Effect("persist", "a"), Found(2)))
+    .commit(1, 1, ("a", 1, 5001)).persist(2, 3, "a").commit(3, 7, ("b", 1)),
     "a condition that failed": Story()
     .ok(0, 1, put("a", 1, 1))
     .failed(2, 3, Effect("put", "a", 2, None, 7), 1).failed(2, 3, Effect("put", "a", 3, None, 0), 1)
@@ -179,6 +204,12 @@ WRONG = {
     "a condition that did not hold": Story()
     .ok(0, 1, put("a", 1, 1)).ok(2, 3, put("a", 2, 2)).ok(4, 5, put("a", 3, 3, only=1))
     .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2)).commit(3, 5, ("a", 3)),
+    "a write under a check that no longer held": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(2, 3, put("a", 2, 2)).ok(4, 5, check("a", 1), put("b", 1, 3))
+    .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2)).commit(3, 5, ("b", 1)),
+    "a check that did hold and failed": Story()
+    .ok(0, 1, put("a", 1, 1)).failed(2, 3, Effect("check", "a", if_revision=1), 1)
+    .commit(1, 1, ("a", 1)),
     "a condition that did hold and failed": Story()
     .ok(0, 1, put("a", 1, 1)).failed(2, 3, Effect("put", "a", 2, None, 1), 1)
     .commit(1, 1, ("a", 1)),
@@ -202,6 +233,13 @@ WRONG_AS_A_WHOLE = {
     .ok(0, 9, put("a", 1, 1)).ok(0, 9, put("b", 1, 2))
     .ok(1, 2, get("a", None), get("b", 1, 2))
     .commit(1, 1, ("a", 1)).commit(2, 1, ("b", 1)),
+    "a write that was made when its check had ceased to hold": Story()
+    .ok(0, 1, put("a", 1, 1)).ok(2, 9, check("a", 1), put("b", 1, 3)).ok(2, 9, put("a", 2, 2))
+    .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2)).commit(3, 5, ("b", 1)),
+    "an unknown write that was made when its check had ceased to hold": Story()
+    .ok(0, 1, put("a", 1, 1)).unknown(2, Effect("check", "a", if_revision=1), Effect("put", "b", 1))
+    .ok(3, 4, put("a", 2, 2)).ok(8, 9, get("b", 1, 3))
+    .commit(1, 1, ("a", 1)).commit(2, 4, ("a", 2)).commit(3, 6, ("b", 1)),
     "a revision lower than one before": Story()
     .ok(0, 1, put("a", 1, 2)).ok(2, 3, put("b", 1, 1))
     .commit(1, 3, ("b", 1)).commit(2, 3, ("a", 1)),
@@ -231,6 +269,82 @@ def test_what_is_wrong_is_found_by_both(story: Story) -> None:
 def test_what_no_key_shows_alone_is_found_by_the_order_of_the_log(story: Story) -> None:
     with pytest.raises(WrongHistoryError):
         check_witness(story.operations, story.log)
+
+
+RIGHT_TOGETHER = {
+    "two in one revision": Story()
+    .ok(0, 9, put("a", 1, 1)).ok(1, 8, put("b", 2, 1)).ok(10, 11, get("a", 1, 1), get("b", 2, 1))
+    .commit(1, 5, ("a", 1), ("b", 2)),
+    "batches beside each other": Story()
+    .ok(0, 9, put("a", 1, 1), put("b", 2, 1)).ok(0, 9, incr("c", 1, 1))
+    .ok(0, 9, put("d", 3, 1), put("e", 4, 1))
+    .commit(1, 5, ("a", 1), ("b", 2), ("c", 1), ("d", 3), ("e", 4)),
+    "one that is known between two that are not": Story()
+    .unknown(0, Effect("put", "a", 1), Effect("put", "b", 2)).ok(0, 9, put("c", 3, 1))
+    .unknown(0, Effect("incr", "d", 1))
+    .commit(1, 5, ("a", 1), ("b", 2), ("c", 3), ("d", 1)),
+}  # fmt: skip
+
+WRONG_TOGETHER = {
+    "one that began when the other had returned": Story()
+    .ok(0, 4, put("a", 1, 1)).ok(6, 9, put("b", 2, 1))
+    .commit(1, 3, ("a", 1), ("b", 2)),
+    "a batch with another in its middle": Story()
+    .ok(0, 9, put("a", 1, 1), put("c", 2, 1)).ok(0, 9, put("b", 2, 1))
+    .commit(1, 5, ("a", 1), ("b", 2), ("c", 2)),
+    "a write that is not in the revision it was told": Story()
+    .ok(0, 9, put("a", 1, 1)).ok(0, 9, put("b", 2, 1)).ok(0, 9, put("c", 2, 1))
+    .commit(1, 5, ("a", 1), ("b", 2)).commit(2, 5, ("c", 2)),
+    "a change beside it that nobody made": Story()
+    .ok(0, 9, put("a", 1, 1))
+    .commit(1, 5, ("a", 1), ("b", 2)),
+    "one change for two": Story()
+    .ok(0, 9, incr("a", 1, 1)).ok(0, 9, incr("a", 1, 1))
+    .commit(1, 5, ("a", 1)),
+    "an unknown one applied twice": Story()
+    .unknown(0, Effect("incr", "a", 1)).ok(0, 9, put("b", 1, 1)).ok(0, 9, put("c", 1, 2))
+    .commit(1, 5, ("a", 1), ("b", 1)).commit(2, 5, ("a", 2), ("c", 1)),
+    "half of an unknown batch": Story()
+    .unknown(0, Effect("put", "a", 1), Effect("put", "b", 2)).ok(0, 9, put("c", 3, 1))
+    .commit(1, 5, ("a", 1), ("c", 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("story", RIGHT_TOGETHER.values(), ids=RIGHT_TOGETHER.keys())
+def test_what_several_did_in_one_commit_is_taken_where_that_is_done(story: Story) -> None:
+    check_witness(story.operations, story.log, is_shared=True)
+    check_keys(story.operations)
+    with pytest.raises(WrongHistoryError):
+        check_witness(story.operations, story.log)
+
+
+@pytest.mark.parametrize(
+    "story", [*WRONG_TOGETHER.values(), *WRONG.values()], ids=[*WRONG_TOGETHER.keys(), *WRONG.keys()]
+)
+def test_what_is_wrong_is_found_where_several_share_a_commit(story: Story) -> None:
+    with pytest.raises(WrongHistoryError):
+        check_witness(story.operations, story.log, is_shared=True)
+
+
+def test_a_key_that_another_daemon_does_not_show_any_more_may_be_kept() -> None:
+    touch = Effect("touch", "a", None, 50), Found(2, expires_at=101)
+    story = (
+        Story()
+        .ok(0, 1, put("a", 1, 1, ttl=50, ends=51))
+        .ok(49, 90, touch)
+        .ok(80, 81, get("a", None))
+        .ok(95, 96, get("a", 1, 2, ends=101))
+    )
+    check_keys(story.operations, is_shared=True)
+    with pytest.raises(WrongHistoryError):
+        check_keys(story.operations)
+    with pytest.raises(WrongHistoryError):
+        check_keys(WRONG["a key that is gone before its time"].operations, is_shared=True)
+
+
+@pytest.mark.parametrize("story", RIGHT.values(), ids=RIGHT.keys())
+def test_what_is_right_alone_is_right_where_several_share_a_commit(story: Story) -> None:
+    check_witness(story.operations, story.log, is_shared=True)
 
 
 def test_a_read_that_is_changed_in_a_long_right_history_is_found() -> None:
@@ -326,3 +440,71 @@ def test_a_gap_that_prev_hides_is_found() -> None:
         check_messages([(A1, 0), (B5, 1)], Truth(LOG.log))
     with pytest.raises(AssertionError, match="out of order"):
         check_messages([(A3, 2), (A1, 0)], Truth(LOG.log))
+
+
+# ── what was acknowledged, and what watchers saw ─────────────────────────────────────────────────
+
+SEEN = [Seen(1, 0, "put", "w/1", "one"), Seen(2, 0, "put", COUNTER, "1"), Seen(3, 0, "put", "w/2", "two")]
+
+
+def ledger_of(*writes: Acknowledged) -> Ledger:
+    ledger = Ledger()
+    ledger.note(*writes)
+    ledger.note_increment()
+    return ledger
+
+
+RIGHT_LEDGER = ledger_of(Acknowledged(1, "put", "w/1", "one"), Acknowledged(3, "put", "w/2", "two"))
+
+
+def test_what_was_acknowledged_and_is_there_is_taken() -> None:
+    check_log(SEEN, RIGHT_LEDGER)
+    check_state({"w/1": "one", COUNTER: "1", "w/2": "two"}, SEEN, RIGHT_LEDGER)
+    check_watcher("one", SEEN, SEEN)
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        SEEN[:2],
+        [*SEEN, Seen(4, 0, "put", "w/1", "one")],
+        [SEEN[0], SEEN[2], SEEN[1]],
+        [*SEEN[:2], SEEN[2]._replace(value="three")],
+    ],
+    ids=["a write is lost", "a write is applied twice", "out of order", "a write became another"],
+)
+def test_a_log_that_does_not_hold_what_was_acknowledged_is_found(log: list[Seen]) -> None:
+    with pytest.raises(AssertionError):
+        check_log(log, RIGHT_LEDGER)
+
+
+def test_an_increment_that_was_applied_twice_is_found() -> None:
+    log = [*SEEN, Seen(4, 0, "put", COUNTER, "2")]
+    check_log(log, RIGHT_LEDGER)
+    with pytest.raises(AssertionError):
+        check_state({"w/1": "one", COUNTER: "2", "w/2": "two"}, log, RIGHT_LEDGER)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [[SEEN[1], SEEN[0], SEEN[2]], [SEEN[0], *SEEN], SEEN[:2], [SEEN[0], SEEN[2]]],
+    ids=["swapped", "twice", "without the last", "without one in the middle"],
+)
+def test_a_watcher_that_saw_anything_else_is_found(seen: list[Seen]) -> None:
+    with pytest.raises(AssertionError):
+        check_watcher("one", seen, SEEN)
+
+
+# ── gaps ─────────────────────────────────────────────────────────────────────────────────────────
+
+BEATS = [0.0, 5.0, 6.0, 9.0, 10.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "longest"),
+    [(6.5, 8.5, 3.0), (5.5, 9.5, 3.0), (6.0, 9.0, 3.0), (9.5, 30.0, 10.0), (5.1, 5.9, 1.0)],
+)
+def test_a_gap_is_the_longest_time_without_a_beat_around_the_fault(
+    start: float, end: float, longest: float
+) -> None:
+    assert longest_gap(BEATS, start, end) == longest

@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from kvstore_client import Client
+from kvstore_core.digest import SetHash, record_hash
+from support.accounts import check_log, check_state, check_watcher
 from support.lengths import Survived, times
 from support.load import (
-    COUNTER,
     LAST_KEY,
     CommandWatcher,
     HttpWriter,
@@ -22,7 +22,6 @@ from support.load import (
     NativeWatcher,
     NativeWriter,
     PlainSubscriber,
-    Seen,
     SseWatcher,
     Watcher,
     Writer,
@@ -69,7 +68,12 @@ def test_kill_9_loses_nothing_repeats_nothing_and_reorders_nothing(
         client.put(LAST_KEY, b"")
         log = list(map(seen_event, whole_log(client)))
         check_log(log, ledger)
-        check_state(client, log, ledger)
+        found = {record.key: (record.value or b"").decode() for record in client.list()}
+        check_state(found, log, ledger)
+        there = SetHash()
+        for record in client.list():
+            there.replace(b"", record_hash(record.key.encode(), record.revision, record.value or b""))
+        assert client.digest_page().digest == client.status()["digest"] == there.hexdigest()
     for watcher in watchers:
         watcher.finish()
         check_watcher(watcher.name, watcher.seen, log)
@@ -79,39 +83,3 @@ def test_kill_9_loses_nothing_repeats_nothing_and_reorders_nothing(
     published = {seen for seen, _ in plain.messages}
     assert published <= set(log), "something was published that was not committed"
     print(f"{len(ledger)} writes, {ledger.increments} increments, {len(log)} events: all accounted for")
-
-
-def check_log(log: list[Seen], ledger: Ledger) -> None:
-    """Every acknowledged write is there once, as acknowledged, and no revision stands for two commits."""
-    places = [(event.revision, event.index) for event in log]
-    assert places == sorted(set(places)), "revisions are reused or out of order"
-    by_place = {(event.revision, event.op, event.key): event for event in log}
-    for write in ledger.writes:
-        event = by_place.get((write.revision, write.op, write.key))
-        assert event is not None, f"{write} was acknowledged and is missing"
-        assert event.value == write.value, f"{write} was acknowledged and became {event}"
-    written = Counter(
-        event.value for event in log if event.op == "put" and event.key not in (COUNTER, LAST_KEY)
-    )
-    repeated = [value for value, times in written.items() if times > 1]
-    assert not repeated, f"applied more than once: {repeated[:5]}"
-
-
-def check_state(client: Client, log: list[Seen], ledger: Ledger) -> None:
-    """What can be read is what the events add up to; increments were applied once each."""
-    expected: dict[str, str | None] = {}
-    for event in log:
-        if event.op == "put":
-            expected[event.key] = event.value
-        else:
-            del expected[event.key]
-    found = {record.key: (record.value or b"").decode() for record in client.list()}
-    assert found == expected
-    assert int(found[COUNTER]) == ledger.increments
-
-
-def check_watcher(name: str, seen: list[Seen], log: list[Seen]) -> None:
-    """Every event once and in order."""
-    for number, (told, committed) in enumerate(zip(seen, log, strict=False)):
-        assert told == committed, f"{name}: event {number} of {len(log)} differs"
-    assert len(seen) == len(log), f"{name} saw {len(seen)} of {len(log)} events"

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from support.markdown import ROOT, anchors
-from support.metrics import ONLY_SECURED, Prometheus, Scrape, let_things_happen, scrape
+from support.metrics import NOT_ALWAYS, Prometheus, Scrape, let_things_happen, scrape
 from support.programs import require_program
 from support.servers import Daemon, Facade, Service, wait_until
 from support.session import Session
@@ -43,7 +43,7 @@ def seen(shared_service: Service) -> Scrape:
 def series_of(found: Scrape) -> set[str]:
     """The names that a query can ask for."""
     there = {sample.name for family in found.families.values() for sample in family.samples}
-    return there | ONLY_SECURED
+    return there | NOT_ALWAYS
 
 
 CREDENTIALS = "credentials_file: /etc/prometheus/kvstore.token"
@@ -218,7 +218,7 @@ def test_every_expression_is_one_for_prometheus_and_has_something_to_show(
     ]
     # a quotient of errors has nothing to show where there is none
     missing = [expression for expression in asked if 'status=~"5.."' not in expression]
-    missing = [expression for expression in missing if ONLY_SECURED.isdisjoint(NAME.findall(expression))]
+    missing = [expression for expression in missing if NOT_ALWAYS.isdisjoint(NAME.findall(expression))]
 
     def nothing_is_missing() -> bool:
         let_things_happen(facade.url)

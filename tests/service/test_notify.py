@@ -227,7 +227,7 @@ def test_what_hung_says_where_when_the_watchdog_ends_it(start_daemon: Callable[.
     assert daemon.process.wait(60) == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in daemon.stderr
     assert re.search(r'File ".*/kvstore_daemon/main.py", line \d+ in _serve', daemon.stderr)
-    assert re.search(r'File ".*/lmdb_store/\w+.py", line \d+ in run', daemon.stderr)
+    assert re.search(r'File ".*/\w+_store/(?:\w+/)?\w+.py", line \d+ in run', daemon.stderr)
 
 
 # ── the environment ──────────────────────────────────────────────────────────────────────────────

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
+import yaml
 
 from kvstore_cli.doctor.probe import Probe
 from support.markdown import ROOT, blocks
+from support.metrics import scrape
 from support.programs import PLAIN, HaProxy, Nginx, make_certificate
-from support.servers import Service, wait_until
-from support.session import call
+from support.servers import Daemon, Facade, Service, free_port, wait_until
+from support.session import Answer, call
 from support.surfaces import examine
 
 SHIPPED = (ROOT / "deploy/nginx/kvstore.conf").read_text()
@@ -29,7 +34,26 @@ def shipped(service: str) -> str:
     return text.replace("127.0.0.1:5000", service)
 
 
+def before_a_cluster(*facades: str) -> str:
+    """The shipped configuration as deploy/compose-cluster.yaml changes it, for the addresses of a test."""
+    nginx = yaml.safe_load((ROOT / "deploy/compose-cluster.yaml").read_text())["services"]["nginx"]
+    expressions = re.findall(r"-e '([^']+)'", nginx["command"][0].replace("$$", "$"))
+    assert expressions
+    command = ["sed", *(part for each in expressions for part in ("-e", each))]
+    text = subprocess.run(command, input=SHIPPED, capture_output=True, text=True, check=True).stdout
+    for name, facade in zip(("http-a:5000", "http-b:5000"), facades, strict=True):
+        assert name in text
+        text = text.replace(name, facade)
+    return text.replace("listen 80;", "listen 127.0.0.1:{port};")
+
+
 # ── nginx as it should be ────────────────────────────────────────────────────────────────────────
+
+
+def notes(examined: Any) -> set[str]:
+    """The checks with a note, but for one that the distribution's etcd is old."""
+    found = [check for check in examined.checks if check["status"] == "note"]
+    return {check["check"] for check in found if "has defects that later" not in check["message"]}
 
 
 def test_the_shipped_configuration_is_accepted_without_a_warning(tmp_path: Path) -> None:
@@ -43,7 +67,7 @@ def test_through_the_shipped_configuration_everything_is_as_without_it(
     examined = examine(front(shipped("{service}")), tmp_path, "--idle", "3s")
     assert examined.causes == set()
     assert examined.exit == 0
-    assert {check["check"] for check in examined.checks if check["status"] == "note"} == {"protocol"}
+    assert notes(examined) == {"protocol"}
     assert not [check for check in examined.checks if check["status"] == "skipped"]
 
 
@@ -51,6 +75,32 @@ def test_the_shipped_configuration_refuses_names_that_are_not_its_own(front: Cal
     own = front(shipped("{service}"))
     assert call(own, "GET", "/v1/status").status == 200
     assert call(own, "GET", "/v1/status", headers={"Host": "evil.example.org"}).status == 421
+
+
+def test_before_a_cluster_it_spreads_requests_and_passes_over_a_facade_that_cannot_answer(
+    daemon: Daemon, start_facade: Callable[..., Facade], front: Callable[[str], str]
+) -> None:
+    """Also over one whose daemon is away, which answers 503."""
+    facades = [start_facade(daemon), start_facade(daemon)]
+    own = front(before_a_cluster(*(urlsplit(facade.url).netloc for facade in facades)))
+    for number in range(8):
+        assert call(own, "PUT", f"/v1/kv/{number}", b"x").status == 201
+    for facade in facades:
+        puts = scrape(facade.url).value(
+            "kvstore_http_requests_total", method="PUT", route="/v1/kv/{key}", status="201"
+        )
+        assert 0 < puts < 8
+    facades[1].kill()
+    assert {call(own, "GET", f"/v1/kv/{number}").status for number in range(8)} == {200}
+    assert call(own, "GET", "/v1/tokens").status == 403, "of the first facade, which has no access"
+
+    class Away:
+        requests = changes = f"tcp://127.0.0.1:{free_port()}"
+
+    cut_off = start_facade(Away(), daemon_timeout="300ms")
+    netlocs = (urlsplit(facade.url).netloc for facade in (facades[0], cut_off))
+    own = front(before_a_cluster(*netlocs))
+    assert {call(own, "GET", f"/v1/kv/{number}").status for number in range(8)} == {200}
 
 
 def test_a_page_of_the_proxys_own_site_may_write_and_another_may_not(front: Callable[[str], str]) -> None:
@@ -89,7 +139,7 @@ def test_with_tls_as_the_shipped_configuration_has_it_browsers_get_http2(
     secure = front(text).replace("http:", "https:")
     examined = examine(secure, tmp_path, "--ca-file", str(certificate), "--quick")
     assert examined.causes == set()
-    assert not [check for check in examined.checks if check["status"] == "note"]
+    assert not notes(examined)
 
 
 def test_with_passwords_as_the_shipped_configuration_has_them_strangers_are_refused(
@@ -131,13 +181,57 @@ def test_a_body_that_is_cut_off_is_seen_as_cut_off_only_with_http_1_1(
 def test_under_a_path_of_another_site_everything_is_as_without_it(
     front: Callable[[str], str], tmp_path: Path
 ) -> None:
-    (example,) = [block.text for block in blocks(PAGE) if block.language == "nginx"]
+    example, _ = [block.text for block in blocks(PAGE) if block.language == "nginx"]
     cut_out, _, inside = example.partition("\n\n")
     location, proxied = inside.strip().splitlines()
     text = shipped("{service}").replace("location / {", location)
     text = text.replace("proxy_pass http://kvstore;", proxied.strip())
     examined = examine(f"{front(cut_out + text)}/kv", tmp_path)
     assert (examined.exit, examined.causes) == (0, set())
+
+
+def cached_requests(url: str) -> float:
+    """How many requests for pages of changes the service has answered."""
+    return scrape(url).total("kvstore_http_requests_total", route="/v1/changes")
+
+
+def test_a_cache_as_the_page_shows_it_keeps_full_pages_of_changes_and_nothing_else(
+    start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade], tmp_path: Path
+) -> None:
+    _, example = [block.text for block in blocks(PAGE) if block.language == "nginx"]
+    path, _, location = example.partition("\n\n")
+    path = path.replace("/var/cache/nginx/kvstore", str(tmp_path / "cache"))
+    facade = start_facade(start_daemon())
+    text = shipped(facade.url.removeprefix("http://")).replace(
+        "    location / {", f"{location}\n    location / {{"
+    )
+
+    def page(query: str, **headers: str) -> Answer:
+        answer = call(nginx.url, "GET", f"/v1/changes?{query}", headers=headers)
+        assert answer.status == 200, answer
+        return answer
+
+    with Nginx(tmp_path / "nginx", path + text) as nginx:
+        begin = page("").json["cursor"]
+        for number in range(5):
+            call(facade.url, "PUT", f"/v1/kv/k{number}", b"1")
+        full, rest = f"since={begin}&limit=2&cache=1h", f"since={begin}&cache=1h"
+        first, before = page(full), cached_requests(facade.url)
+        lines = page(full, Accept="application/x-ndjson")
+        assert lines.body.count(b"\n") == 3, "not the page that is kept as JSON"
+        for _ in range(10):
+            assert page(full).body == first.body
+            assert page(full, Accept="application/x-ndjson").body == lines.body
+        assert cached_requests(facade.url) == before + 1
+        for query in (rest, f"since={begin}&limit=2", f"since={begin.partition('-')[0]}&limit=2&cache=1h"):
+            before = cached_requests(facade.url)
+            assert [page(query).json["head"] for _ in range(3)] == [5, 5, 5]
+            assert cached_requests(facade.url) == before + 3, query
+        assert len(page(rest).json["events"]) == 5
+        call(facade.url, "PUT", "/v1/kv/k5", b"1")
+        assert len(page(rest).json["events"]) == 6
+        facade.kill()
+        assert page(full).body == first.body
 
 
 def test_keys_that_climb_above_the_root_are_refused_by_nginx_and_go_as_a_parameter(

@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,12 +33,21 @@ FLAGS = [
     "--disable-extensions",
     # Names that are not of this machine, and lead here.
     "--host-resolver-rules=MAP *.example 127.0.0.1",
+    "--remote-debugging-pipe",
+]
+
+ONE_PROCESS = [
     # One process for all pages and none kept for going back: a process of its own for each page takes as
     # long as everything that a test does there. What a page may do to another is decided above that.
     "--disable-site-isolation-trials",
     "--disable-features=IsolateOrigins,site-per-process,BackForwardCache",
     "--renderer-process-limit=1",
-    "--remote-debugging-pipe",
+]
+
+PROCESS_FOR_EACH_TAB = [
+    # Tabs of one site would share a process where memory is short, and one would be kept in reserve.
+    "--renderer-process-limit=100",
+    "--disable-features=SpareRendererForSitePerProcess",
 ]
 
 _CODES = {
@@ -54,21 +64,42 @@ _CODES = {
 """Windows' numbers of keys whose character is not their number."""
 
 
+_LEFT = ("Inspected target navigated or closed", "Execution context was destroyed.")
+
+
+class PageLeftError(AssertionError):
+    """The page went to another place before it had answered."""
+
+
 class Browser:
     """One page. Commands are those of the DevTools protocol, JSON ended by NUL, over two pipes: a
     WebSocket would need a library and a port, and this needs neither."""
 
-    def __init__(self, to_browser: int, from_browser: int) -> None:
+    def __init__(self, to_browser: int, from_browser: int, pid: int) -> None:
+        self.pid = pid
         self._out = os.fdopen(to_browser, "wb", buffering=0)
         self._in = from_browser
         self._received = bytearray()
         self._number = 0
         self.events: list[tuple[str, dict[str, Any]]] = []
         self._session: str | None = None
-        target = self.command("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.command("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
+        _, self._session = self.attach()
         self.command("Page.enable")
+
+    def attach(self) -> tuple[str, str]:
+        """Open a further page, and attach to it: its target and its session."""
+        with self.within(None):
+            target = self.command("Target.createTarget", url="about:blank")["targetId"]
+            return target, self.command("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+
+    @contextlib.contextmanager
+    def within(self, session: str | None) -> Iterator[None]:
+        """Meanwhile commands are for another page, or for the browser itself (None)."""
+        usual, self._session = self._session, session
+        try:
+            yield
+        finally:
+            self._session = usual
 
     def command(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and return its result; events that come before it are kept in ``events``."""
@@ -76,6 +107,8 @@ class Browser:
         while True:
             answer = self._receive()
             if answer.get("id") == number:
+                if answer.get("error", {}).get("message") in _LEFT:
+                    raise PageLeftError(f"{method}: {answer['error']}")
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 result: dict[str, Any] = answer["result"]
                 return result
@@ -84,6 +117,10 @@ class Browser:
             if answer.get("method") == "Page.javascriptDialogOpening":
                 # "Leave the page?" would hold up everything; its answer to this is skipped above.
                 self._send("Page.handleJavaScriptDialog", {"accept": True})
+
+    def tell(self, method: str, **parameters: Any) -> None:
+        """Send a command that has no answer."""
+        self._send(method, parameters)
 
     def _send(self, method: str, parameters: dict[str, Any]) -> int:
         self._number += 1
@@ -106,8 +143,16 @@ class Browser:
         """Go to ``url`` and return once its document is there."""
         answer = self.command("Page.navigate", url=url)
         assert "errorText" not in answer, answer["errorText"]
-        while self.run("document.readyState") != "complete":
-            pass
+        is_there = partial(self.holds, lambda: self.run("document.readyState") == "complete")
+        wait_until(is_there, what=f"{url} is there", every=LOOK_SECONDS)
+
+    @staticmethod
+    def holds(condition: Callable[[], bool]) -> bool:
+        """Whether it is so now; not so while the page goes to another place."""
+        try:
+            return condition()
+        except PageLeftError:
+            return False
 
     def run(self, script: str) -> Any:
         """The value of the last expression of ``script`` in the page; a promise is waited for."""
@@ -151,9 +196,10 @@ class Browser:
 
 
 @contextlib.contextmanager
-def open_browser(profile: Path) -> Iterator[Browser]:
+def open_browser(profile: Path, flags: Sequence[str] = ONE_PROCESS) -> Iterator[Browser]:
     """A browser with a fresh profile in ``profile``, closed afterwards."""
-    program = require_program("chromium", "chromium-browser", "google-chrome")
+    # the first is Chromium without the parts for a window, which take as much time as the pages do
+    program = require_program("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
     its_in, our_out = os.pipe()
     our_in, its_out = os.pipe()
     # The browser looks for its pipes at the descriptors 3 and 4; the shell puts them there.
@@ -161,7 +207,7 @@ def open_browser(profile: Path) -> Iterator[Browser]:
     folder = f"--user-data-dir={profile}"
     with (profile.parent / f"{profile.name}.stderr").open("wb") as log:
         process = subprocess.Popen(
-            ["bash", "-c", command, "browser", str(its_in), str(its_out), program, *FLAGS, folder],
+            ["bash", "-c", command, "browser", str(its_in), str(its_out), program, *FLAGS, *flags, folder],
             pass_fds=(its_in, its_out),
             stdout=log,
             stderr=log,
@@ -169,7 +215,7 @@ def open_browser(profile: Path) -> Iterator[Browser]:
     os.close(its_in)
     os.close(its_out)
     try:
-        browser = Browser(our_out, our_in)
+        browser = Browser(our_out, our_in, process.pid)
         try:
             yield browser
         finally:
@@ -205,9 +251,15 @@ class Page:
 
     def wait(self, script: str) -> None:
         """Wait until the script's value is true."""
-        wait_until(
-            lambda: self.ask(f"Boolean({script})"), what=f"{script} in\n{self.text()}", every=LOOK_SECONDS
-        )
+        self._until(lambda: self.ask(f"Boolean({script})"), lambda: f"{script} in\n{self.text()}")
+
+    def _until(self, condition: Callable[[], bool], what: Callable[[], str]) -> None:
+        """``what`` says how the page is if the condition did not come true: to read all of it takes as long
+        as most waits."""
+        try:
+            wait_until(partial(self.browser.holds, condition), every=LOOK_SECONDS)
+        except AssertionError as late:
+            raise AssertionError(f"{late}: {what()}") from None
 
     def text(self, selector: str = "body") -> str:
         """What is to be read in the first element that matches; empty if there is none."""
@@ -215,10 +267,9 @@ class Page:
 
     def wait_for(self, text: str, selector: str = "body") -> None:
         """Wait until ``text`` is to be read in what matches."""
-        wait_until(
+        self._until(
             lambda: text in self.text(selector),
-            what=f"{text!r} in {selector}, which says\n{self.text(selector)}",
-            every=LOOK_SECONDS,
+            lambda: f"{text!r} in {selector}, which says\n{self.text(selector)}",
         )
 
     def click(self, label: str, within: str = "body") -> None:
@@ -254,11 +305,7 @@ class Page:
 
     def wait_for_rows(self, *names: str) -> None:
         """Wait until the list shows just these."""
-        wait_until(
-            lambda: self.rows() == list(names),
-            what=f"the list shows {names}, not {self.rows()}",
-            every=LOOK_SECONDS,
-        )
+        self._until(lambda: self.rows() == list(names), lambda: f"the list shows {names}, not {self.rows()}")
 
     def focused(self) -> str:
         """The text, or else the id, of what has the focus."""

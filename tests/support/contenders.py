@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from http.client import HTTPConnection, HTTPException
 from typing import Any
@@ -23,10 +24,11 @@ from support.history import Effect, Found, History, Operation, end
 from support.load import Party
 from support.wire import pack, unpack
 
-PREFIX = "key/"
-KEYS = [f"{PREFIX}{number}" for number in range(5)]
+KEYS = 5
 PATIENCE_SECONDS = 60
 ATTEMPT_SECONDS = 1.0
+HURRIED_SECONDS = 1.5
+"""How long one waits who can ask elsewhere."""
 PAUSE_SECONDS = 0.02
 Turn = Callable[[int], None]
 
@@ -42,6 +44,24 @@ class NoAnswerError(Exception):
         self.may_be_done = may_be_done
 
 
+class Ground:
+    """The few keys that are contended for. An operation that is never known of may still be done at any
+    time, and the longer a history of the same keys, the more of them have to be thought of: so one
+    :meth:`move`\\ s on to others now and then."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def move(self) -> None:
+        """From now on contend for other keys."""
+        self._number += 1
+
+    @property
+    def keys(self) -> list[str]:
+        """The present ones."""
+        return [f"key/{self._number}/{number}" for number in range(KEYS)]
+
+
 class Contender(Party):
     """Does random operations until it is told to stop. A subclass says how one reaches the service.
 
@@ -53,24 +73,28 @@ class Contender(Party):
         self.random = random.Random(f"{seed} {name}")
         self._history = history
         self._turn = turn
-        self._known = dict.fromkeys(KEYS, 0)
+        self.ground = Ground()
+        self._known: defaultdict[str, int] = defaultdict(int)
 
     def work(self) -> None:
         while not self.stopping.is_set():
-            self._turn(max(self._known.values()))
+            self._turn(max(self._known.values(), default=0))
             self._contend(self._effects())
 
     # ── what to do ───────────────────────────────────────────────────────────────────────────────
 
     def _effects(self) -> list[Effect]:
-        chance = self.random
-        kinds = ["get", "put", "delete", "incr", "touch", "persist", "batch", "all", LISTING]
-        kind = chance.choices(kinds, [22, 22, 7, 14, 7, 5, 12, 6, 3])[0]
+        chance, keys = self.random, self.ground.keys
+        kinds = ["get", "put", "delete", "incr", "touch", "persist", "batch", "guarded", "all", LISTING]
+        kind = chance.choices(kinds, [22, 20, 7, 12, 7, 5, 10, 12, 6, 3])[0]
+        if kind == "guarded":  # one write or two, that depend on others
+            guard, *changed = chance.sample(keys, chance.choice((2, 2, 3)))
+            return [Effect("check", guard, if_revision=self._known[guard]), *map(self._change, changed)]
         if kind == "batch":
-            return [self._change(key) for key in chance.sample(KEYS, chance.choice((2, 3)))]
+            return [self._change(key) for key in chance.sample(keys, chance.choice((2, 3)))]
         if kind in ("all", LISTING):
-            return [Effect("get" if kind == "all" else LISTING, key) for key in KEYS]
-        key = chance.choice(KEYS)
+            return [Effect("get" if kind == "all" else LISTING, key) for key in keys]
+        key = chance.choice(keys)
         return [Effect("get", key)] if kind == "get" else [self._change(key, kind)]
 
     def _change(self, key: str, kind: str | None = None) -> Effect:
@@ -101,7 +125,11 @@ class Contender(Party):
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                found = self.listed() if listing else self.attempt(effects, number, hurried=gives_up)
+                found = (
+                    self.listed([effect.key for effect in effects])
+                    if listing
+                    else self.attempt(effects, number, hurried=gives_up)
+                )
             except NoAnswerError as failure:
                 may_be_done |= failure.may_be_done
                 if gives_up or not writes:
@@ -122,7 +150,10 @@ class Contender(Party):
         details = error.details
         assert error.code in ("condition_failed", "not_found"), (operation, error, details)
         found = Found(int(details.get("revision", 0)))
-        end(operation, "failed", [found], code=error.code, at=int(details.get("op", 0)))
+        at = int(details.get("op", 0))
+        if "key" in details:
+            assert operation.effects[at].key == details["key"], (operation, details)
+        end(operation, "failed", [found], code=error.code, at=at)
         self._known[operation.effects[operation.at].key] = operation.found[0].revision
 
     def _learn(self, operation: Operation) -> None:
@@ -135,8 +166,8 @@ class Contender(Party):
         given much time."""
         raise NotImplementedError
 
-    def listed(self) -> list[Found]:
-        """What a list says of all keys."""
+    def listed(self, keys: list[str]) -> list[Found]:
+        """What a list says of all keys of a ground."""
         raise NotImplementedError
 
 
@@ -161,21 +192,26 @@ def found_in(fields: dict[str, Any]) -> Found:
     )
 
 
-def _all_found(items: list[dict[str, Any]]) -> list[Found]:
+def _all_found(keys: list[str], items: list[dict[str, Any]]) -> list[Found]:
     by_key = {item["key"]: found_in(item) for item in items}
-    return [by_key.get(key, Found(0)) for key in KEYS]
+    return [by_key.get(key, Found(0)) for key in keys]
+
+
+def _prefix(keys: list[str]) -> str:
+    return keys[0].rpartition("/")[0] + "/"
 
 
 class HttpContender(Contender):
     """Over HTTP, with conditions in headers and an ``Idempotency-Key``.
 
     Now and then it hangs up before the answer is there and asks again, as a client does whose connection
-    broke.
+    broke. One that has several addresses then asks the next.
     """
 
-    def __init__(self, name: str, history: History, seed: int, turn: Turn, url: str) -> None:
+    def __init__(self, name: str, history: History, seed: int, turn: Turn, *urls: str) -> None:
         super().__init__(name, history, seed, turn)
-        self._connection = HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_SECONDS)
+        patience = PATIENCE_SECONDS if len(urls) == 1 else HURRIED_SECONDS
+        self._connections = [HTTPConnection(urlsplit(url).netloc, timeout=patience) for url in urls]
         self._hangs_up = False
 
     def attempt(self, effects: list[Effect], number: str, *, hurried: bool) -> list[Found]:
@@ -192,26 +228,43 @@ class HttpContender(Contender):
                 raise
             return [Found(0)]
 
-    def listed(self) -> list[Found]:
-        return _all_found(self._call("GET", f"/v1/kv?prefix={PREFIX}")["items"])
+    def listed(self, keys: list[str]) -> list[Found]:
+        return _all_found(keys, self._call("GET", f"/v1/kv?prefix={_prefix(keys)}")["items"])
 
     def _write(self, effects: list[Effect], headers: dict[str, str], *, hurried: bool) -> list[Found]:
         self._hangs_up = hurried or self.random.random() < 0.08
+        if len(effects) == 2 and effects[0].op == "check":
+            return self._write_under_guard(*effects, headers)
         if len(effects) > 1:
             ops = [_op_in_json(effect) for effect in effects]
             return [found_in(result) for result in self._batch(ops, headers, atomic=True)]
-        effect = effects[0]
+        return [self._write_one(effects[0], headers)]
+
+    def _write_under_guard(self, guard: Effect, effect: Effect, headers: dict[str, str]) -> list[Found]:
+        assert guard.if_revision is not None
+        try:
+            found = self._write_one(effect, headers, [f"guard={guard.key}@{guard.if_revision}"])
+        except KvError as error:
+            error.details["op"] = int(
+                "key" not in error.details
+            )  # it names the key of the guard, and no other
+            raise
+        return [Found(guard.if_revision), found]  # that is what it had, then
+
+    def _write_one(self, effect: Effect, headers: dict[str, str], query: Sequence[str] = ()) -> Found:
         if effect.if_revision is not None:
             headers |= (
                 {"If-Match": f'"{effect.if_revision}"'} if effect.if_revision else {"If-None-Match": "*"}
             )
-        ttl = "" if effect.ttl_ms is None else f"?ttl={effect.ttl_ms}ms"
-        if effect.op == "put":
-            return [found_in(self._call("PUT", f"/v1/kv/{effect.key}{ttl}", str(effect.number), headers))]
-        if effect.op == "delete":
-            return [found_in(self._call("DELETE", f"/v1/kv/{effect.key}", "", headers))]
-        query = f"?by={effect.number}" if effect.op == "incr" else ttl
-        return [found_in(self._call("POST", f"/v1/{effect.op}/{effect.key}{query}", "", headers))]
+        parameters = [*query]
+        if effect.ttl_ms is not None:
+            parameters.append(f"ttl={effect.ttl_ms}ms")
+        if effect.op == "incr":
+            parameters.append(f"by={effect.number}")
+        method = {"put": "PUT", "delete": "DELETE"}.get(effect.op, "POST")
+        group = "kv" if method != "POST" else effect.op
+        target = f"/v1/{group}/{effect.key}?{'&'.join(parameters)}"
+        return found_in(self._call(method, target, str(effect.number) if effect.op == "put" else "", headers))
 
     def _batch(
         self, ops: list[dict[str, Any]], headers: dict[str, str], *, atomic: bool = False
@@ -225,24 +278,31 @@ class HttpContender(Contender):
         self, method: str, target: str, body: str = "", headers: dict[str, str] | None = None
     ) -> dict[str, Any]:
         hangs_up, self._hangs_up = self._hangs_up, False
+        connection = self._connections[0]
         try:
-            self._connection.request(method, target, body.encode() or None, headers or {})
+            connection.request(method, target, body.encode() or None, headers or {})
             if hangs_up:
                 time.sleep(self.random.random() * 0.01)
                 raise ConnectionError("the client hung up")
-            response = self._connection.getresponse()
+            response = connection.getresponse()
             answer: dict[str, Any] = json.loads(response.read() or b"{}")
         except (OSError, HTTPException) as failure:
-            self._connection.close()
+            connection.close()
+            self._go_elsewhere()
             raise NoAnswerError from failure
         if response.status < 300:
             return answer
         if response.status in (503, 504, 304):
+            self._go_elsewhere()
             raise NoAnswerError(may_be_done=answer.get("outcome") == "unknown")
         raise KvError.from_json({"message": answer["detail"], **answer})
 
+    def _go_elsewhere(self) -> None:
+        self._connections.append(self._connections.pop(0))
+
     def close(self) -> None:
-        self._connection.close()
+        for connection in self._connections:
+            connection.close()
 
 
 class Poller(HttpContender):
@@ -250,12 +310,14 @@ class Poller(HttpContender):
 
     def __init__(self, name: str, history: History, seed: int, turn: Turn, url: str) -> None:
         super().__init__(name, history, seed, turn, url)
-        self._since = 0
+        self._key, self._since = "", 0
 
     def _effects(self) -> list[Effect]:
-        return [Effect("get", KEYS[0])]
+        return [Effect("get", self.ground.keys[0])]
 
     def attempt(self, effects: list[Effect], number: str, *, hurried: bool) -> list[Found]:
+        if effects[0].key != self._key:
+            self._key, self._since = effects[0].key, 0
         target = f"/v1/kv/{effects[0].key}?format=json&wait=1s&since={self._since}"
         try:
             found = found_in(self._call("GET", target))
@@ -311,11 +373,11 @@ class NativeContender(Contender):
                 raise result
         return [_found(result) for result in results]
 
-    def listed(self) -> list[Found]:
-        page = self._client.list_page(prefix=PREFIX)
+    def listed(self, keys: list[str]) -> list[Found]:
+        page = self._client.list_page(prefix=_prefix(keys))
         assert page.cursor is None
         by_key = {record.key: _found(record) for record in page.records}
-        return [by_key.get(key, Found(0)) for key in KEYS]
+        return [by_key.get(key, Found(0)) for key in keys]
 
     def close(self) -> None:
         self._client.close()
@@ -323,6 +385,8 @@ class NativeContender(Contender):
 
 def _command(effect: Effect) -> commands.Command[Any]:
     key, condition = effect.key, effect.if_revision
+    if effect.op == "check":
+        return commands.check(key, if_revision=condition)
     ttl = None if effect.ttl_ms is None else effect.ttl_ms / 1000
     if effect.op == "put":
         return commands.put(key, str(effect.number).encode(), ttl=ttl, if_revision=condition)
@@ -337,8 +401,8 @@ def _command(effect: Effect) -> commands.Command[Any]:
 
 def _found(result: Any) -> Found:
     """What a record, or the result of a write, says."""
-    if result is None:
-        return Found(0)
+    if result is None or isinstance(result, int):  # a check's
+        return Found(result or 0)
     value = getattr(result, "value", None)
     told = (getattr(result, name, None) for name in ("version", "create_revision", "expires_at"))
     return Found(result.revision, None if value is None else int(value), *told)
@@ -346,9 +410,9 @@ def _found(result: Any) -> Found:
 
 class WireContender(Contender):
     """A DEALER socket and nothing of ours: sends every write twice under one number, and once more on a
-    fresh socket when no answer comes. Both answers must be the same."""
+    fresh socket when no answer comes. Both answers must be the same. Of several daemons each gets a copy."""
 
-    def __init__(self, name: str, history: History, seed: int, turn: Turn, requests: str) -> None:
+    def __init__(self, name: str, history: History, seed: int, turn: Turn, *requests: str) -> None:
         super().__init__(name, history, seed, turn)
         self._requests = requests
         self._context = zmq.Context()
@@ -369,8 +433,8 @@ class WireContender(Contender):
                 raise KvError.from_json(result["error"])
         return [found_in(result) for result in results]
 
-    def listed(self) -> list[Found]:
-        return _all_found(self._ask([{"op": "list", "prefix": PREFIX}], 1)[0]["items"])
+    def listed(self, keys: list[str]) -> list[Found]:
+        return _all_found(keys, self._ask([{"op": "list", "prefix": _prefix(keys)}], 1)[0]["items"])
 
     def _op(self, effect: Effect) -> dict[str, Any]:
         op = _op_in_json(effect)
@@ -394,13 +458,13 @@ class WireContender(Contender):
             received = socket.recv_multipart()
             if received[0] == name:
                 replies.append(unpack(received[2:]))
+        errors = [KvError.from_json(reply["error"]) for reply in replies if "error" in reply]
+        if any(error.row.retryable for error in errors):
+            raise NoAnswerError
         told = [(reply.get("results"), reply.get("error")) for reply in replies]
         assert told == told[:1] * copies, f"a repeat was told something else: {told}"
-        if "error" in replies[0]:
-            error = KvError.from_json(replies[0]["error"])
-            if error.row.retryable:
-                raise NoAnswerError
-            raise error
+        if errors:
+            raise errors[0]
         results: list[dict[str, Any]] = replies[0]["results"]
         return results
 
@@ -408,7 +472,8 @@ class WireContender(Contender):
         if self._socket is None:
             self._socket = self._context.socket(zmq.DEALER)
             self._socket.linger = 0
-            self._socket.connect(self._requests)
+            for endpoint in self._requests:
+                self._socket.connect(endpoint)
         return self._socket
 
     def _drop_socket(self) -> None:

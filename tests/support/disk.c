@@ -165,6 +165,21 @@ static void wrote(int fd, const char *path, uint64_t offset, const struct iovec 
 POSITIONED(pwrite, off_t)
 POSITIONED(pwrite64, off64_t)
 
+#define ALLOCATE(name, type) \
+    int name(int fd, type offset, type length) { \
+        REAL(name); \
+        char path[PATH_MAX]; \
+        struct stat found; \
+        if (!path_of(fd, path)) return real(fd, offset, length); \
+        if (fails("fallocate", path)) return fail_errno; \
+        off_t before = fstat(fd, &found) ? 0 : found.st_size; \
+        int failed = real(fd, offset, length); \
+        if (!failed && offset + length > before) note('T', path, found.st_ino, offset + length, "", 0); \
+        return failed; \
+    }
+ALLOCATE(posix_fallocate, off_t)
+ALLOCATE(posix_fallocate64, off64_t)
+
 ssize_t read(int fd, void *data, size_t bytes) {
     REAL(read);
     char path[PATH_MAX];
@@ -242,8 +257,9 @@ int msync(void *start, size_t length, int how) {
 TRUNCATE(ftruncate, off_t)
 TRUNCATE(ftruncate64, off64_t)
 
-static int opened(int fd, const char *path, int was_there) {
+static int opened(int fd, const char *path, int flags, int was_there) {
     if (fd >= 0 && !was_there) note('C', path, inode_of(fd, NULL, NULL), 0, "", 0);
+    else if (fd >= 0 && flags & O_TRUNC) note('T', path, inode_of(fd, NULL, NULL), 0, "", 0);
     return fd;
 }
 
@@ -258,7 +274,7 @@ static int opened(int fd, const char *path, int was_there) {
         if (!absolute(at, given, path)) return call; \
         if (fails("open", path)) return -1; \
         int was_there = !(flags & O_CREAT) || !access(path, F_OK); \
-        return opened(call, path, was_there); \
+        return opened(call, path, flags, was_there); \
     }
 OPEN(openat, at, real(at, given, flags, mode), int at)
 OPEN(openat64, at, real(at, given, flags, mode), int at)
@@ -274,7 +290,7 @@ OPEN(openat64, at, real(at, given, flags, mode), int at)
         if (!absolute(AT_FDCWD, given, path)) return real(given, flags, mode); \
         if (fails("open", path)) return -1; \
         int was_there = !(flags & O_CREAT) || !access(path, F_OK); \
-        return opened(real(given, flags, mode), path, was_there); \
+        return opened(real(given, flags, mode), path, flags, was_there); \
     }
 OPEN_HERE(open)
 OPEN_HERE(open64)

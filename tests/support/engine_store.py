@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import select
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,6 +18,7 @@ from kvstore_daemon.storage.interface import (
     EventFilter,
     EventPage,
     History,
+    LogPosition,
     Retention,
     StoredEvent,
     StoredRecord,
@@ -25,7 +27,10 @@ from kvstore_daemon.storage.interface import (
     WriteRequest,
 )
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
+from kvstore_daemon.storage.lmdb_store.journaling import checkpoint, journal
+from kvstore_daemon.storage.offline.journaled import files_in as journal_files
 from kvstore_daemon.storage.offline.verify import verify
+from support.servers import wait_until
 
 MIB = 1024 * 1024
 WIDE = Retention(1_000_000, 1 << 30, 7 * 86_400_000)
@@ -68,22 +73,56 @@ class FakeClock:
         return StoreClock(lambda: self.now, lambda: self._since_boot, f"boot {self._boots}")
 
 
+class EngineKind(NamedTuple):
+    """One of the engines that the suites run on: how it is made, the address that belongs to a data folder,
+    and what is wrong with a store of it, found by reading all of it."""
+
+    make: Callable[[EngineSettings, FakeClock | None], Engine]
+    address: Callable[[Path], str]
+    faults: Callable[[Any], list[str]]
+
+
+def _faults_of_file(engine: Any) -> list[str]:
+    tables = engine._tables
+    files = journal_files(tables.folder)
+    with tables.env.begin() as txn:
+        frames = checkpoint.read(tables.folder, txn, tables.handles, files)
+        return list(verify(tables.env, txn, frames))
+
+
+def lmdb_engine(journal_bytes: int = journal.FILE_BYTES) -> EngineKind:
+    """LMDB's engine with a journal whose files are full, and go into LMDB, at ``journal_bytes``."""
+
+    def make(settings: EngineSettings, clock: FakeClock | None) -> LmdbEngine:
+        return LmdbEngine(settings, clock and clock.seen(), journal_bytes)
+
+    return EngineKind(make, lambda _: "lmdb:", _faults_of_file)
+
+
+LMDB = lmdb_engine()
+
+
 class Store:
     """An engine, its clock, and the few lines that every test of it would repeat."""
 
-    def __init__(self, engine: Engine, clock: FakeClock) -> None:
-        self.engine = engine
-        self.clock = clock
+    def __init__(self, kind: EngineKind, settings: EngineSettings, clock: FakeClock | None) -> None:
+        self.kind = kind
+        self.engine = kind.make(settings, clock)
+        self.clock = clock or FakeClock()
         self.feed: list[StoredEvent] = []
 
     def submit(self, *requests: WriteRequest) -> list[WriteAnswer]:
         """Commit requests as one group and wait for all their answers."""
         self.engine.commit(requests)
+        return self.answers(len(requests))
+
+    def answers(self, count: int) -> list[WriteAnswer]:
+        """The next ``count`` answers to what was handed over."""
         answers: list[WriteAnswer] = []
-        while len(answers) < len(requests):
+        while len(answers) < count:
             readable, _, _ = select.select([self.engine.fileno()], [], [], 30)
             assert readable, "the engine never answered"
-            changes, more = self.engine.poll()
+            changes, more, _ = self.engine.poll()
             self.feed += changes
             answers += more
         return answers
@@ -110,9 +149,7 @@ class Store:
 
     def faults(self) -> list[str]:
         """What is wrong with the store, found by reading all of it."""
-        env = self.engine._tables.env  # type: ignore[attr-defined]
-        with env.begin() as txn:
-            return list(verify(env, txn))
+        return self.kind.faults(self.engine)
 
     def get(self, key: bytes = b"k") -> StoredRecord | None:
         (found,), _ = self.engine.read([key])
@@ -137,6 +174,19 @@ class Store:
     def recent(self, prefix: bytes = b"", before: int | None = None, limit: int = 10, **more: Any) -> History:
         return self.engine.recent(prefix, before, more.get("cursor"), limit, values=True, max_bytes=MIB)
 
+    def trim_until(self, condition: Callable[[LogPosition], bool]) -> LogPosition:
+        """Do what the daemon does again and again, until the log's position is as wanted. One step may take a
+        while, and then another is needed."""
+
+        def trimmed() -> LogPosition | None:
+            self.engine.trim()
+            position = self.engine.position()
+            return position if condition(position) else None
+
+        position = wait_until(trimmed, what="the log is trimmed", every=0.02)
+        assert position is not None
+        return position
+
     def expire_due(self) -> None:
         """Do what the daemon's timer does."""
         due, _ = self.engine.due(1000)
@@ -152,16 +202,27 @@ def opened(
     data: Path,
     clock: FakeClock | None = None,
     *,
-    engine: Callable[..., Engine] = LmdbEngine,
+    kind: EngineKind = LMDB,
     sync: str = "always",
     max_store_bytes: int = 1 << 34,
     retention: Retention = WIDE,
 ) -> Store:
     """The store in the folder ``data``, by the machine's clock unless another is given."""
-    settings = EngineSettings(str(data), sync, 1000, max_store_bytes, retention)
-    store = Store(engine(settings, clock and clock.seen()), clock or FakeClock())
+    address = kind.address(data)
+    settings = EngineSettings(address, str(data), sync, 1000, max_store_bytes, retention, MIB, 100, MIB)
+    store = Store(kind, settings, clock)
     store.engine.open()
     return store
+
+
+def fill(store: Store) -> list[bytes]:
+    """Put until the store refuses it; the keys."""
+    written: list[bytes] = []
+    with refused("store_full"):
+        while True:
+            store.write("put", key := b"k%03d" % len(written), value=os.urandom(100_000))
+            written.append(key)
+    return written
 
 
 def flipped(data: bytes, bit: int) -> bytes:

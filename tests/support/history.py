@@ -32,7 +32,7 @@ MOST_STATES = 200_000
 """A search over more than this is given up, loudly."""
 
 WRITE_MS = 5_000
-"""A write of which nothing was heard is under way for no longer than this."""
+"""A write of which nothing was heard is under way for no longer than this, unless a history says more."""
 
 CHANGING = frozenset(("put", "delete", "incr", "touch", "persist"))
 
@@ -42,7 +42,8 @@ class WrongHistoryError(AssertionError):
 
 
 class Effect(NamedTuple):
-    """What an operation does to one key. ``number`` is what a put stores and an incr adds."""
+    """What an operation does to one key, or by ``check`` requires of it. ``number`` is what a put stores and
+    an incr adds."""
 
     op: str
     key: str
@@ -94,7 +95,7 @@ class Operation:
     @property
     def writes(self) -> bool:
         """Whether it asks for a change."""
-        return self.effects[0].op in CHANGING
+        return any(effect.op in CHANGING for effect in self.effects)
 
     def ends(self) -> float:
         """When it is certain that it was done, in the nanoseconds of ``invoked``."""
@@ -109,6 +110,13 @@ class Operation:
             if effect.key == key:
                 return effect, self.found[number] if self.found else None
         return None
+
+    def looks_at(self, key: str) -> bool:
+        """Whether it leaves ``key`` as it is, and was answered."""
+        part = self.part(key)
+        if part is None or self.returned is None:
+            return False
+        return self.outcome == "failed" or part[0].op in ("get", "check")
 
     def __str__(self) -> str:
         ended = "…" if self.returned is None else f"{self.returned / 1e6:.3f}"
@@ -127,6 +135,8 @@ class History:
     """All operations of all clients; they may be added from any thread."""
 
     operations: list[Operation] = field(default_factory=list)
+    write_ms: int = WRITE_MS
+    _writing: list[Operation] = field(default_factory=list, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def begin(self, client: str, effects: Sequence[Effect]) -> Operation:
@@ -134,9 +144,12 @@ class History:
         wall = time.time_ns() // 1_000_000
         with self._lock:
             operation = Operation(client, len(self.operations), tuple(effects), time.monotonic_ns(), wall)
-            for other in self.operations:
-                if other.writes and other.returned is None and other.began_at > wall - WRITE_MS:
-                    operation.as_of = min(operation.as_of, other.began_at)
+            self._writing = [
+                o for o in self._writing if o.returned is None and o.began_at > wall - self.write_ms
+            ]
+            operation.as_of = min([wall, *(other.began_at for other in self._writing)])
+            if operation.writes:
+                self._writing.append(operation)
             self.operations.append(operation)
         return operation
 
@@ -144,6 +157,7 @@ class History:
         """Forget an operation that certainly did nothing and told nothing."""
         with self._lock:
             self.operations.remove(operation)
+            self._writing = [other for other in self._writing if other is not operation]
 
     def __len__(self) -> int:
         return len(self.operations)
@@ -203,20 +217,25 @@ def _is_as_found(state: Event | None, found: Found, operation: Operation) -> boo
     return expires_at is None or expires_at > operation.as_of - CLOCK_SLACK_MS
 
 
-def check_witness(operations: Sequence[Operation], log: Sequence[Event]) -> None:
-    """Raise WrongHistoryError unless ``log``, all events of the store in order, explains ``operations``."""
-    _Witness(operations, log).check()
+def check_witness(operations: Sequence[Operation], log: Sequence[Event], *, is_shared: bool = False) -> None:
+    """Raise WrongHistoryError unless ``log``, all events of the store in order, explains ``operations``.
+
+    ``is_shared``: what several clients asked may have been committed together, in one revision; the changes
+    of each still stand beside each other.
+    """
+    _Witness(operations, log, is_shared=is_shared).check()
 
 
 class _Witness:
-    def __init__(self, operations: Sequence[Operation], log: Sequence[Event]) -> None:
+    def __init__(self, operations: Sequence[Operation], log: Sequence[Event], *, is_shared: bool) -> None:
+        self._is_shared = is_shared
         self._operations = sorted(operations, key=lambda operation: operation.invoked)
         self._past: dict[str, _Past] = defaultdict(_Past)
         self._commits = {
             r: list(events) for r, events in itertools.groupby(log, key=lambda event: event.revision)
         }
         self._before: dict[tuple[int, str], Event | None] = {}
-        self._claims: dict[int, Operation] = {}
+        self._claims: dict[tuple[int, str], Operation] = {}
         self._bounds: dict[int, int] = {}
         self._check_log(log)
 
@@ -230,8 +249,8 @@ class _Witness:
                 _demand(wanted not in (None, found), f"the condition did hold: {operation}")
         self._check_time()
         self._match_the_unknown()
-        for revision, operation in self._claims.items():
-            self._check_effects(operation, revision)
+        for (revision, key), operation in self._claims.items():
+            self._check_claim(operation, revision, key)
 
     def _check_log(self, log: Sequence[Event]) -> None:
         """The log by itself makes sense: places in order, and each event builds on the one before."""
@@ -249,23 +268,47 @@ class _Witness:
             self._past[event.key].add(event)
 
     def _claim(self, operation: Operation) -> None:
-        """The operation's revision is its own and holds what it did, all of it and nothing else."""
-        pairs = list(zip(operation.effects, operation.found, strict=True))
+        """The operation's revision is its own and holds what it did, all of it and nothing else; and right
+        before it the keys were as it required."""
+        pairs = [
+            (effect, found)
+            for effect, found in zip(operation.effects, operation.found, strict=True)
+            if effect.op != "check"
+        ]
         own = {found.revision for effect, found in pairs if effect.op != "persist"}
         _demand(len(own) <= 1, f"not atomic: {operation}")
-        revision = max(found.revision for found in operation.found)
-        events = self._commits.get(revision, [])
+        revision = max(found.revision for _, found in pairs)
+        commit = self._commits.get(revision, [])
         changed = [effect.key for effect, found in pairs if found.revision == revision]
-        fits = changed == [event.key for event in events]
+        events = self._together(commit, changed)
+        fits = bool(events) and (self._is_shared or len(events) == len(commit))
         if not own:  # only the log tells whether a persist found a time to live to take away
             if fits and all(_is_persist(event, self._before) for event in events):
-                self._claims.setdefault(revision, operation)
+                for event in events:
+                    self._claims.setdefault((revision, event.key), operation)
             return
         _demand(
-            own == {revision} and fits, f"the log has {events} at revision {revision}, and not {operation}"
+            own == {revision} and fits, f"the log has {commit} at revision {revision}, and not {operation}"
         )
-        other = self._claims.setdefault(revision, operation)
-        _demand(other is operation, f"one revision for two: {other} and {operation}")
+        for event in events:
+            other = self._claims.setdefault((revision, event.key), operation)
+            _demand(other is operation, f"one change for two: {other} and {operation}")
+        _demand(self._held_before(operation, revision), f"not required of what was there: {operation}")
+
+    def _held_before(self, operation: Operation, revision: int) -> bool:
+        """Whether all that the operation checks was so right before ``revision``."""
+        return all(
+            _revision(self._past[effect.key].at(revision - 1)) == effect.if_revision
+            for effect in operation.effects
+            if effect.op == "check"
+        )
+
+    @staticmethod
+    def _together(commit: list[Event], keys: list[str]) -> list[Event]:
+        """The events of ``keys``, if they stand beside each other in this order; else none."""
+        start = next((n for n, event in enumerate(commit) if event.key == keys[0]), len(commit))
+        events = commit[start : start + len(keys)]
+        return events if [event.key for event in events] == keys else []
 
     def _check_time(self) -> None:
         """Put each operation at the lowest revision that what it says and the clock allow; whoever began
@@ -284,7 +327,16 @@ class _Witness:
     def _place(self, operation: Operation, bound: int) -> int:
         if operation.outcome == "ok" and operation.writes:
             revision = max(found.revision for found in operation.found)
-            if self._claims.get(revision) is operation:
+            claimed = [
+                place
+                for effect in operation.effects
+                if self._claims.get(place := (revision, effect.key)) is operation
+            ]
+            if claimed and revision <= bound and {e.op for e in operation.effects} <= {"persist", "check"}:
+                # it found no time to live: who took that away is one of which nobody knows
+                for place in claimed:
+                    del self._claims[place]
+            elif claimed:
                 _demand(revision > bound, f"after {bound} was seen came {operation}")
                 return revision
         keys = [(e.key, f) for e, f in zip(operation.effects, operation.found, strict=False)]
@@ -301,35 +353,46 @@ class _Witness:
             place = latest
 
     def _match_the_unknown(self) -> None:
-        """Each commit that nobody was told of is that of one operation whose outcome is unknown."""
+        """Each change that nobody was told of is that of one operation whose outcome is unknown."""
         free = [o for o in self._operations if o.outcome == "unknown" and o.writes]
-        for revision, events in self._commits.items():
-            if revision in self._claims or events[0].op == "expire":
-                continue
-            fitting = [o for o in free if self._bounds[id(o)] < revision and self._may_have_made(o, events)]
-            _demand(bool(fitting), f"nobody did this, or somebody twice: {events}")
-            self._claims[revision] = fitting[0]
-            free.remove(fitting[0])
+        for revision, commit in self._commits.items():
+            rest = [e for e in commit if e.op != "expire" and (revision, e.key) not in self._claims]
+            while rest:
+                for operation in free:
+                    if self._bounds[id(operation)] < revision and (made := self._made(operation, rest)):
+                        break
+                else:
+                    raise WrongHistoryError(f"nobody did this, or somebody twice: {rest}")
+                self._claims.update(((revision, event.key), operation) for event in made)
+                free.remove(operation)
+                del rest[: len(made)]
+
+    def _made(self, operation: Operation, rest: list[Event]) -> list[Event]:
+        """Those of the first events that the operation may have made; it has to be all where changes of
+        several are never in one commit."""
+        keys = {effect.key for effect in operation.effects if effect.op != "check"}
+        made = list(itertools.takewhile(lambda event: event.key in keys, rest))
+        is_whole = self._is_shared or len(made) == len(rest)
+        return made if made and is_whole and self._may_have_made(operation, made) else []
 
     def _may_have_made(self, operation: Operation, events: list[Event]) -> bool:
-        by_key = {effect.key: effect for effect in operation.effects}
-        if not {event.key for event in events} <= by_key.keys():
+        by_key = {effect.key: effect for effect in operation.effects if effect.op != "check"}
+        if not self._held_before(operation, events[0].revision):
             return False
         try:
             for event in events:
                 self._check_effect(by_key[event.key], event, None, operation)
         except WrongHistoryError:
             return False
-        return all(
-            e.op == "persist" for e in operation.effects if e.key not in {event.key for event in events}
-        )
+        changed = {event.key for event in events}
+        return all(effect.op == "persist" for key, effect in by_key.items() if key not in changed)
 
-    def _check_effects(self, operation: Operation, revision: int) -> None:
-        for event in self._commits[revision]:
-            part = operation.part(event.key)
-            _demand(part is not None, f"{event} by {operation}")
-            if part is not None:
-                self._check_effect(part[0], event, part[1], operation)
+    def _check_claim(self, operation: Operation, revision: int, key: str) -> None:
+        event = next(event for event in self._commits[revision] if event.key == key)
+        part = operation.part(key)
+        _demand(part is not None, f"{event} by {operation}")
+        if part is not None:
+            self._check_effect(part[0], event, part[1], operation)
 
     def _check_effect(self, effect: Effect, event: Event, found: Found | None, operation: Operation) -> None:
         """The event is what the effect makes of the key's state before it, and what was told of it."""
@@ -468,14 +531,18 @@ class _Frontier:
                 yield _Configuration(state, done, used)
 
 
-def check_keys(operations: Sequence[Operation]) -> None:
+def check_keys(operations: Sequence[Operation], *, is_shared: bool = False) -> None:
     """:func:`check_key` for every key that occurs; if each of them is linearizable, so are all together."""
     for key in sorted({effect.key for operation in operations for effect in operation.effects}):
-        check_key(key, operations)
+        check_key(key, operations, is_shared=is_shared)
 
 
-def check_key(key: str, operations: Sequence[Operation]) -> None:
-    """Raise WrongHistoryError unless some order explains what ``operations`` did to ``key`` and were told."""
+def check_key(key: str, operations: Sequence[Operation], *, is_shared: bool = False) -> None:
+    """Raise WrongHistoryError unless some order explains what ``operations`` did to ``key`` and were told.
+
+    ``is_shared``: several daemons serve the store. Then one may not show a key any more whose time is over,
+    while a write that found it alive is still on its way from another, and keeps it.
+    """
     concerned = [operation for operation in operations if operation.part(key) is not None]
     moments = sorted(
         [(float(o.invoked), 0, n) for n, o in enumerate(concerned)]
@@ -487,7 +554,7 @@ def check_key(key: str, operations: Sequence[Operation]) -> None:
         if not is_return:
             pending.add(number)
             continue
-        after = _linearized(key, number, configurations, pending, concerned)
+        after = _linearized(key, number, configurations, pending, concerned, is_shared=is_shared)
         if not after:
             raise WrongHistoryError(_shown(key, number, configurations, pending, concerned))
         configurations = after
@@ -500,10 +567,25 @@ def _linearized(
     before: Sequence[_Configuration],
     pending: set[int],
     concerned: Sequence[Operation],
+    *,
+    is_shared: bool,
 ) -> list[_Configuration]:
     """All configurations in which operation ``number`` was done."""
     seen, after = _Frontier(), _Frontier()
-    queue = deque(configuration for configuration in before if seen.add(configuration))
+    looking = {other for other in pending if concerned[other].looks_at(key)}
+
+    def with_looks(configuration: _Configuration) -> _Configuration:
+        """The same, and done is also whatever only looks at the key and finds it so. It is under way, and
+        changes nothing for what comes after it, so to do it later could not explain more."""
+        state, done, used = configuration
+        fits = {
+            other
+            for other in looking - done
+            if list(_steps(key, concerned[other], state, is_shared=is_shared)) == [state]
+        }
+        return _Configuration(state, done | fits, used) if fits else configuration
+
+    queue = deque(configuration for configuration in map(with_looks, before) if seen.add(configuration))
     while queue:
         state, done, used = queue.popleft()
         if number in done:
@@ -511,13 +593,14 @@ def _linearized(
             continue
         for other in pending - done - used:
             is_known = concerned[other].returned is not None
-            for changed in _steps(key, concerned[other], state):
+            for changed in _steps(key, concerned[other], state, is_shared=is_shared):
                 if is_known:
                     new = _Configuration(changed, done | {other}, used)
                 elif changed != state:
                     new = _Configuration(changed, done, used | {other})
                 else:
                     continue
+                new = with_looks(new)
                 if seen.add(new):
                     queue.append(new)
         if seen.size > MOST_STATES:
@@ -525,14 +608,19 @@ def _linearized(
     return list(after)
 
 
-def _steps(key: str, operation: Operation, state: _State | None) -> Iterator[_State | None]:
+def _steps(
+    key: str, operation: Operation, state: _State | None, *, is_shared: bool
+) -> Iterator[_State | None]:
     """The states that the operation may leave behind, where it can be done at all."""
     part = operation.part(key)
     assert part is not None
     effect, found = part
     ended_at = inf if operation.ended_at is None else operation.ended_at
     if state is not None and state.soonest <= ended_at + CLOCK_SLACK_MS:
-        yield from _step(operation, effect, found, None)
+        for changed in _step(operation, effect, found, None):
+            yield changed
+            if is_shared and changed is None and effect.op != "delete":
+                yield state
     if state is None or state.latest > operation.as_of - CLOCK_SLACK_MS:
         yield from _step(operation, effect, found, state)
 
@@ -546,6 +634,9 @@ def _step(
             yield from _observed(found, state)
         return
     if effect.if_revision is not None and not _has_revision(state, effect.if_revision):
+        return
+    if effect.op == "check":
+        yield from [state] if found is None else _observed(found, state)
         return
     if effect.op not in ("put", "incr") and state is None:
         return

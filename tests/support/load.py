@@ -116,12 +116,17 @@ class Writer(Party):
     says how a write reaches the service.
     """
 
+    pace_seconds = 0.0
+    """How long it rests after each write."""
+
     def __init__(self, name: str, ledger: Ledger) -> None:
         super().__init__(name)
         self._ledger = ledger
 
     def work(self) -> None:
-        for number in itertools.takewhile(lambda _: not self.stopping.is_set(), itertools.count()):
+        for number in itertools.count():
+            if self.stopping.wait(self.pace_seconds):
+                return
             self._write(number)
 
     def _write(self, number: int) -> None:

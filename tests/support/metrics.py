@@ -12,12 +12,22 @@ from urllib.request import urlopen
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvstore_http.metrics.exposition import CATALOGUE
 from support.programs import Program
 from support.session import Answer, Session
 from support.streams import open_stream
 
 ONLY_SECURED = {"kvstore_tls_certificate_expires_at_seconds", "kvstore_access_expires_at_seconds"}
 """What a service without TLS and access has nothing to say of."""
+
+OF_CLUSTER = {
+    name
+    for name in CATALOGUE
+    if name.startswith(("kvstore_etcd_", "kvstore_mirror_", "kvstore_clock_offset_"))
+}
+"""What one whose store is on its own machine has nothing to say of."""
+
+NOT_ALWAYS = ONLY_SECURED | OF_CLUSTER
 
 
 class Scrape:

@@ -34,15 +34,23 @@ def wait_until(
     """Call ``condition`` until it is true and return what it gave.
 
     ``timeout`` (seconds) keeps a broken test from hanging and is no promise about speed: choose it
-    generously. ``what`` names the condition in the AssertionError that is raised after it. ``every``
-    (seconds) is for a condition that is dear to look at.
+    generously. ``what`` names the condition in the AssertionError that is raised after it. The first pauses
+    are ``every`` seconds long, and later ones longer, up to a quarter of a second, the more the condition
+    costs and the longer the wait is: many tests share the machine, and one that waits leaves it to others.
+    With 0 there is no pause at all.
     """
-    deadline = time.monotonic() + timeout
+    began = asked = time.monotonic()
     while not (answer := condition()):
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > began + timeout:
             raise AssertionError(f"not within {timeout:g} s: {what or condition}")
-        time.sleep(every)
+        slower = min(_MOST_PAUSE_SECONDS, 2 * (now - asked), (now - began) / 20)
+        time.sleep(every and max(every, slower))
+        asked = time.monotonic()
     return answer
+
+
+_MOST_PAUSE_SECONDS = 0.25
 
 
 def is_stopped(pid: int) -> bool:
@@ -56,7 +64,8 @@ def is_stopped(pid: int) -> bool:
 
 def children(pid: int) -> list[int]:
     """The process ids of a process's children."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    lists = Path(f"/proc/{pid}/task").glob("*/children")  # a thread has those that it started
+    return sorted(int(child) for each in lists for child in each.read_text().split())
 
 
 # Below the range from which Linux takes the ports of outgoing connections (32768 on). A client that
@@ -299,6 +308,19 @@ class Daemon(Server):
     requests: str
     changes: str
     data: Path
+    engine_address: ClassVar[Callable[[Path], str] | None] = None
+    """Gives the ``--engine`` of the store that belongs to a data folder; None: the default. A test may name
+    one itself."""
+
+    def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
+        super().__init__(folder, options, environment)
+        self._has_own_engine = "engine" in self.options
+
+    def start(self) -> Self:
+        if self.engine_address is not None and not self._has_own_engine:
+            self.options["engine"] = self.engine_address(Path(self.options["data"]))
+            self.options.pop("sync", None)  # the file's; all others sync always
+        return super().start()
 
 
 StartDaemon = Callable[..., Daemon]

@@ -26,12 +26,14 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from kvstore_cli.main import COMMANDS, SHARED_MODULES, main
+from kvstore_cli.command_line.group import COMMANDS, SHARED_MODULES
+from kvstore_cli.main import main
 from kvstore_cli.terminal.output import COMPLETE_VARIABLE
 from kvstore_core.process.linux import end_with_parent
 
@@ -41,7 +43,12 @@ _DECIDED_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "TZ", "GEVENT", "ZMQ_")
 """What is read before anything runs, or by an import; a call that changes these has a start of its own."""
 
 LOADED = frozenset(COMMANDS) - {"serve", "daemon", "http", "config", "top"}
-"""Commands that load nothing heavy and need no signals of their own; the others are run as usual."""
+"""Commands that load nothing heavy and need no signals of their own."""
+_KINDS = {"serve": "serve", "daemon": "daemon", "http": "http", "config": "serve"}
+"""Which process has loaded what another command needs; one that is not named is run as usual."""
+_WHOLE_ENDS = 8
+"""Of so many servers one is taken apart at its end, by the interpreter, which takes as long as its start."""
+_CHILD = "kvstore_cli.serve.child"
 _PARTS = (
     "kvstore_cli.serve.socket_activation",
     "kvstore_cli.serve.logging_setup",
@@ -49,10 +56,16 @@ _PARTS = (
     "encodings.idna",
 )
 _MODULES = {
-    "command": sorted({f"kvstore_cli.commands.{SHARED_MODULES.get(name, name)}" for name in LOADED}),
+    "command": (
+        *sorted({f"kvstore_cli.commands.{SHARED_MODULES.get(name, name)}" for name in LOADED}),
+        "click._textwrap",
+        "encodings.idna",
+        "shutil",
+    ),
     "daemon": ("kvstore_cli.commands.servers", "kvstore_daemon.main", *_PARTS),
     "http": ("kvstore_cli.commands.servers", "kvstore_http.main", "kvstore_http.workers.worker", *_PARTS),
 }
+_MODULES["serve"] = (*_MODULES["daemon"], *_MODULES["http"], "kvstore_cli.serve.supervisor", _CHILD)
 """What each kind loads, the servers until they are ready. None of it makes a thread, a socket, a hub of
 gevent or a context of ZeroMQ, which would not outlive the fork."""
 
@@ -95,11 +108,15 @@ def warm_run(
     timeout: float,
 ) -> subprocess.CompletedProcess[bytes]:
     """As :func:`subprocess.run` with its output captured."""
-    warm = _warm(program, "command")
     words = [os.fsdecode(word) for word in (program, *arguments)]
-    call = warm.encoded(arguments, env, cwd)
-    is_loaded = COMPLETE_VARIABLE in env or not LOADED.isdisjoint(words[1:2])
-    if not is_loaded or len(call) > _MOST_BYTES or _starts_otherwise(env):
+    is_command = COMPLETE_VARIABLE in env or not LOADED.isdisjoint(words[1:2])
+    kind = "command" if is_command else _KINDS.get("".join(words[1:2]))
+    if kind is None or _starts_otherwise(env):
+        warm, call = None, b""
+    else:
+        warm = _warm(program, kind)
+        call = warm.encoded(arguments, env, cwd)
+    if warm is None or len(call) > _MOST_BYTES:
         return subprocess.run(
             words, input=stdin, capture_output=True, cwd=cwd, env=env, timeout=timeout, check=False
         )
@@ -171,7 +188,7 @@ def start_server(
     """Begin a server by its whole command line, with its output in the descriptor ``output``; None where it
     has to be started as usual."""
     program, *arguments = command
-    if arguments[0] not in ("daemon", "http") or _starts_otherwise(env):
+    if arguments[0] not in ("daemon", "http", "serve") or _starts_otherwise(env):
         return None
     warm = _warm(program, arguments[0])
     null = os.open(os.devnull, os.O_RDONLY)
@@ -232,21 +249,45 @@ def _warm(program: str, kind: str) -> Warm:
 # ── the process that forks ──────────────────────────────────────────────────────────────────────────
 
 
-def _serve(calls: socket.socket) -> None:
-    """Fork for each call. Returns in the process that is to run one; the others end in here."""
+def _serve(calls: socket.socket) -> int:
+    """Fork for each call, and tell how each of the processes ends. Returns in the one that runs a call, which
+    call it is."""
+    number = 0
     forking = os.getpid()
+    running: dict[int, tuple[int, int]] = {}
+    poll = select.poll()
+    poll.register(calls, select.POLLIN)
     while True:
-        call, descriptors, _, _ = socket.recv_fds(calls, 2 * _MOST_BYTES, 4)
-        if not call:  # whoever calls is gone
-            os._exit(0)
-        if os.fork() == 0:
-            calls.close()
-            return _run(json.loads(call), descriptors, forking)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        for ready, _ in poll.poll():
+            if ready != calls.fileno():
+                poll.unregister(ready)
+                _tell_end(ready, *running.pop(ready))
+                continue
+            call, descriptors, _, _ = socket.recv_fds(calls, 2 * _MOST_BYTES, 4)
+            if not call:  # the caller is gone
+                os._exit(0)
+            *streams, status = descriptors
+            if (pid := os.fork()) == 0:
+                calls.close()
+                for descriptor in (status, *running, *(theirs for _, theirs in running.values())):
+                    os.close(descriptor)
+                _become(json.loads(call), streams, forking)
+                return number
+            number += 1
+            for descriptor in streams:
+                os.close(descriptor)
+            os.write(status, b"%d " % pid)
+            ended = os.pidfd_open(pid)
+            running[ended] = pid, status
+            poll.register(ended, select.POLLIN)
+
+
+def _tell_end(ended: int, pid: int, status: int) -> None:
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with contextlib.suppress(BrokenPipeError):
+        os.write(status, b"%d" % code)
+    os.close(status)
+    os.close(ended)
 
 
 def _end_with(parent: int) -> None:
@@ -255,26 +296,9 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _run(call: list[Any], descriptors: Sequence[int], forking: int) -> None:
-    *streams, status = descriptors
-    runner = os.getpid()
-    _end_with(forking)
-    pid = os.fork()
-    if pid == 0:
-        os.close(status)
-        _become(call, streams, runner)
-        return
-    for descriptor in streams:
-        os.close(descriptor)
-    os.write(status, b"%d " % pid)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    os.write(status, b"%d" % code)
-    os._exit(0)
-
-
-def _become(call: list[Any], streams: Sequence[int], runner: int) -> None:
+def _become(call: list[Any], streams: Sequence[int], forking: int) -> None:
     """Be a process that was started like this."""
-    _end_with(runner)
+    _end_with(forking)
     words, env, folder = call
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
@@ -298,30 +322,81 @@ def _writer(descriptor: int, is_unbuffered: bool, **how: Any) -> io.TextIOWrappe
     )
 
 
-def _end(run: Callable[[], int]) -> None:
-    """Run the command and end with its status, without taking apart all that is loaded: that would copy
-    each page of it."""
+def _end(run: Callable[[], int]) -> NoReturn:
+    """Run it and end with its status, without taking apart all that is loaded: that would copy each page of
+    it."""
     try:
         status = run()
     except SystemExit as end:
-        if not isinstance(end.code, int):
-            raise
-        status = end.code
-    atexit._run_exitfuncs()
+        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 1
     with contextlib.suppress(OSError, ValueError):
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        if threading.active_count() == 1:
-            os._exit(status)
-    sys.exit(status)
+    os._exit(status)
+
+
+class _Part:
+    """What ``kvstore serve`` uses of :class:`subprocess.Popen` to start its two parts, made by a fork."""
+
+    def __init__(self, command: list[str], *, pass_fds: Sequence[int], **_: Any) -> None:
+        assert command[1:4] == ["-P", "-m", _CHILD], command
+        said, says = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.dup2(says, 2)
+            _become_part(command, pass_fds)
+        os.close(says)
+        self.stderr = io.FileIO(said)
+
+    def wait(self) -> int:
+        """Its status, once it has ended."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def _become_part(command: list[str], kept: Sequence[int]) -> NoReturn:
+    """Give up what an exec would have taken from the process, and run the part to its end."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor in {int(each.name) for each in Path("/proc/self/fd").iterdir()} - {0, 1, 2, *kept}:
+        with contextlib.suppress(OSError):  # the one of the list itself
+            os.close(descriptor)
+    _show(command)
+    sys.argv[:] = [command[3], *command[4:]]
+    _end(lambda: import_module(_CHILD).main(command[4:]))
+
+
+def _show(command: list[str]) -> None:
+    """Have ``ps`` show this command line, or as much of it as the process's own was long."""
+    stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    first, end = int(stat[45]), int(stat[46])
+    line = "\0".join(command).encode()[: end - first - 1]
+    with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
+        memory.seek(first)
+        memory.write(line.ljust(end - first, b"\0"))
 
 
 if __name__ == "__main__":
     for name in sys.argv[2:]:
         import_module(name)
     gc.freeze()  # for the same reason
-    _serve(socket.socket(fileno=int(sys.argv[1])))
-    if sys.argv[1:2] in (["daemon"], ["http"]):
-        # taken apart, as always: this is where a thread or a socket too many shows
+    number = _serve(socket.socket(fileno=int(sys.argv[1])))
+    if sys.argv[1:2] == ["serve"]:
+        supervisor = import_module("kvstore_cli.serve.supervisor")
+        supervisor.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": _Part})
+    if sys.argv[1:2] in (["daemon"], ["http"], ["serve"]) and number % _WHOLE_ENDS == 0:
+        # taken apart, as always: this is where a socket too many shows
         sys.exit(main())
     _end(main)

@@ -115,9 +115,9 @@ def put(key: str, value: bytes = b"v", **fields: Any) -> dict[str, Any]:
     return {"op": "put", "key": key, "value": value, **fields}
 
 
-def get(key: str) -> dict[str, Any]:
+def get(key: str, **fields: Any) -> dict[str, Any]:
     """A get."""
-    return {"op": "get", "key": key}
+    return {"op": "get", "key": key, **fields}
 
 
 PATIENCE_SECONDS = 20
