@@ -55,13 +55,13 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def base() -> Target:
-    """The requirements of the package, of its development group and of its build."""
+    """The requirements of the package and its extras, of its development group and of its build."""
     wanted = [*_run_and_built_with(), *PROJECT["dependency-groups"]["dev"]]
     return Target(BASE, "running, testing or building kvstore", wanted, [])
 
 
 def image() -> Target:
-    """The requirements of the package and of its build, without those of development."""
+    """The requirements of the package, its extras and its build, without those of development."""
     return Target(IMAGE, "running or building kvstore", _run_and_built_with(), _settled())
 
 
@@ -71,7 +71,13 @@ def bench() -> Target:
 
 
 def _run_and_built_with() -> list[str]:
-    return [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]]
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    return [
+        *PROJECT["project"]["dependencies"],
+        *(line for extra in extras for line in extra),
+        *PROJECT["build-system"]["requires"],
+        *PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["dependencies"],
+    ]
 
 
 def _settled() -> list[str]:

@@ -13,7 +13,12 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "client" / "kvstore_client"
-FORMS = {"async_client.py": "client.py", "async_subscription.py": "subscription.py"}
+FORMS = {
+    "async_client.py": "client.py",
+    "async_subscription.py": "subscription.py",
+    "mirroring/async_mirror.py": "mirroring/mirror.py",
+    "transactions/async_transaction.py": "transactions/transaction.py",
+}
 
 SUBSTITUTIONS = {
     # a paragraph of a docstring that is about asyncio only
@@ -23,7 +28,9 @@ SUBSTITUTIONS = {
     r"\bawait ": "",
     r"__a(enter|exit|iter|next)__": r"__\1__",
     r"\bAsync(?=[A-Z])": "",
+    r"\bAwaitable\[(\w+)\]": r"\1",
     r"\basync_io\b": "sync_io",
+    r"\basync_(?=(transaction|mirror|worker|client|subscription)\b)": "",
     r"for (\w+) in (\S+):\n +yield \1\n": r"yield from \2\n",
     r"\btask(s?)\b": r"thread\1",
     r"\bTask(s?)\b": r"Thread\1",
@@ -36,11 +43,11 @@ def generated(source: str) -> str:
     text = (PACKAGE / source).read_text()
     for pattern, replacement in SUBSTITUTIONS.items():
         text = re.sub(pattern, replacement, text)
-    for command in (["check", "--quiet", "--fix", "--select", "I"], ["format", "--quiet"]):
+    for command in (["check", "--quiet", "--fix", "--select", "I,F401"], ["format", "--quiet"]):
         file = str(PACKAGE / FORMS[source])
         ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", file, "-"]
         text = subprocess.run(ruff, input=text, capture_output=True, text=True, check=True).stdout
-    return HEADER.format(source) + text
+    return HEADER.format(Path(source).name) + text
 
 
 def main() -> None:
