@@ -563,7 +563,7 @@ def test_trimming_forgets_events_and_no_record(open_store: OpenStore) -> None:
     store.write("delete", b"gone")
     for n in range(10):
         last = store.write("put", b"k%d" % n)["revision"]
-    store.trim_until(lambda position: len(store.log(position.floor).events) == 3)
+    store.trim_to(3)
     assert store.engine.position().head == last
     assert store.get(b"kept").value == b"here"  # type: ignore[union-attr]
     history = store.history(b"kept")
@@ -579,7 +579,7 @@ def test_the_previous_value_of_a_fresh_event_outlives_the_trimming_of_the_old_on
     store.write("put", b"config", value=b"old")
     for n in range(20):
         store.write("put", b"noise%d" % n)
-    store.trim_until(lambda position: len(store.log(position.floor).events) == 8)
+    store.trim_to(8)
     store.write("put", b"config", value=b"new")
     change = store.log(since=store.engine.position().floor).events[-1]
     assert change.previous is not None
@@ -655,7 +655,7 @@ def test_statistics_tell_how_far_back_the_log_reaches(open_store: OpenStore) -> 
         store.clock.now += 1_000
         times.append(store.clock.now)
         store.write("put")
-    store.trim_until(lambda position: len(store.log(position.floor).events) == 2)
+    store.trim_to(2)
     statistics = store.engine.statistics()
     assert (statistics.oldest_event_at, statistics.newest_event_at) == (times[2], times[3])
 
