@@ -187,15 +187,15 @@ class Store:
         assert position is not None
         return position
 
-    def trim_to(self, events: int) -> LogPosition:
-        """As `trim_until`, until the log holds that many events."""
+    def trim_to(self, fewest: int, most: int | None = None) -> LogPosition:
+        """As `trim_until`, until the log holds that many events: `fewest` where no `most` is given."""
 
         def is_there(position: LogPosition) -> bool:
             page = self.engine.log(
                 position.floor, EventFilter(), 1000, values=True, previous=True, max_bytes=MIB
             )
             # over etcd the floor may have moved since the position was read; then there is no page
-            return isinstance(page, EventPage) and len(page.events) == events
+            return isinstance(page, EventPage) and fewest <= len(page.events) <= (most or fewest)
 
         return self.trim_until(is_there)
 
