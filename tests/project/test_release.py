@@ -1,0 +1,52 @@
+"""What a release says of itself, and what people are asked when they open an issue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from release_notes import notes
+
+from project.test_containers import check_schema
+
+ROOT = Path(__file__).parents[2]
+FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml"))
+CHANGELOG = """# Changelog
+
+## 0.3.0 (not released yet)
+
+- New.
+
+## 0.2.0 (2027-01-31)
+
+- Two.
+
+## 0.2.0.1
+
+- No.
+"""
+
+
+def test_the_notes_of_a_release_are_its_section_of_the_changelog() -> None:
+    assert notes(CHANGELOG, "0.2.0") == "- Two.\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "advice"), [("0.3.0", "write the day"), ("0.2", "no section"), ("0.2.0.1", "write the day")]
+)
+def test_a_version_without_notes_or_day_is_not_released(version: str, advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        notes(CHANGELOG, version)
+
+
+def test_the_release_begins_by_looking_for_its_notes_and_shows_them() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yaml").read_text())["jobs"]
+    assert "tools/release_notes.py" in jobs["version"]["steps"][-1]["run"]
+    assert "--notes-file" in jobs["release"]["steps"][-1]["run"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS, ids=lambda file: file.name)
+def test_the_forms_of_issues_are_what_their_schema_says(form: Path) -> None:
+    check_schema(form, "vendor.github-issue-forms")
