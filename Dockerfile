@@ -18,7 +18,7 @@ RUN pip wheel --only-binary :all: --require-hashes --requirement requirements.tx
 COPY . .
 RUN HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /wheels . \
     && python -m venv --without-pip /opt/kvstore \
-    && pip --python /opt/kvstore/bin/python install --no-index --find-links /wheels 'kvstore[etcd]' \
+    && pip --python /opt/kvstore/bin/python install --no-index --find-links /wheels 'kvstored[etcd]' \
     && find /opt/kvstore -type d -name tests -prune -exec rm -rf {} +
 
 

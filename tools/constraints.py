@@ -56,12 +56,12 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def base() -> Target:
     """The requirements of the package and its extras, of its development group and of its build."""
-    wanted = [*_run_and_built_with(), *PROJECT["dependency-groups"]["dev"]]
+    wanted = [*_run_and_built_with(), *_extra("test"), *PROJECT["dependency-groups"]["dev"]]
     return Target(BASE, "running, testing or building kvstore", wanted, [])
 
 
 def image() -> Target:
-    """The requirements of the package, its extras and its build, without those of development."""
+    """The requirements of the package, of the extras that run it, and of its build."""
     return Target(IMAGE, "running or building kvstore", _run_and_built_with(), _settled())
 
 
@@ -71,13 +71,19 @@ def bench() -> Target:
 
 
 def _run_and_built_with() -> list[str]:
-    extras = PROJECT["project"]["optional-dependencies"].values()
     return [
         *PROJECT["project"]["dependencies"],
-        *(line for extra in extras for line in extra),
+        *(line for extra in ("cli", "server", "etcd") for line in _extra(extra)),
         *PROJECT["build-system"]["requires"],
         *PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["dependencies"],
     ]
+
+
+def _extra(name: str) -> list[str]:
+    """The requirements of an extra, without the extra of the project itself that it holds."""
+    project = PROJECT["project"]
+    lines = project["optional-dependencies"][name]
+    return [line for line in lines if not line.startswith(f"{project['name']}[")]
 
 
 def _settled() -> list[str]:

@@ -69,11 +69,23 @@ def _known(error: Exception) -> tuple[str, int] | None:
         return error.message, EXIT_ERROR
     if isinstance(error, KvError):
         return _with_request_id(error), error.row.exit
+    if isinstance(error, ModuleNotFoundError):
+        return _missing(error.name or "")
     if isinstance(error, OSError):
         from kvstore_core.process.files import reason
 
         return ": ".join(filter(None, (error.filename, reason(error)))), EXIT_ERROR
     return None
+
+
+def _missing(module: str) -> tuple[str, int] | None:
+    from kvstore_core.distribution import extra_of, how_to_install
+
+    extra = extra_of(module)
+    if extra is None:
+        return None
+    more = f" for the command, {how_to_install('server')} for the service too" if extra == "cli" else ""
+    return f"{module} is not installed: {how_to_install(extra)}{more}", EXIT_ERROR
 
 
 def _with_request_id(error: KvError) -> str:

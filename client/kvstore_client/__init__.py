@@ -116,9 +116,9 @@ def __getattr__(name: str) -> Any:
     if name == "commands":
         return import_module("kvstore_client.commands")
     if name == "__version__":
-        from importlib.metadata import version
+        from kvstore_core.distribution import installed_version
 
-        return version("kvstore")
+        return installed_version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # the other names are the errors

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 
 import zmq
 
+from kvstore_core.distribution import how_to_install
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
 from kvstore_core.process.logging import LEVEL_SIGNALS, LogLevel, announcer
 from kvstore_core.process.sd_notify import Notifier
@@ -37,7 +38,7 @@ def _etcd_engine(settings: EngineSettings) -> Engine:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("grpc", "google"):
             raise
-        message = "--engine etcd: needs grpcio and protobuf; install them: pip install 'kvstore[etcd]'"
+        message = f"--engine etcd: needs grpcio and protobuf; install them: {how_to_install('etcd')}"
         raise KvError("bad_request", message) from error
     return EtcdEngine(settings)
 

@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from operator import itemgetter
 from typing import Any
 
 from kvstore_core.access.principal import Principal
 from kvstore_core.digest import digest_text
+from kvstore_core.distribution import installed_version
 from kvstore_core.limits import MAX_KEY_BYTES, MAX_PAGE
 from kvstore_core.operations import status_for
 from kvstore_core.wire import VERSION, Limits
@@ -85,7 +85,7 @@ class Status:
         self._present = present
         self._access = access
         self._usage = Usage()
-        self._version = version("kvstore")
+        self._version = installed_version()
         self._started_at = time.time_ns() // 1_000_000
         self._started = time.monotonic()
 

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ from kvstore_cli.config.options import CONFIG, OPTIONS, SECRET_VARIABLES
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-EXTRAS = [line for extra in PROJECT["project"]["optional-dependencies"].values() for line in extra]
+EXTRAS = {
+    name: [line for line in lines if not line.startswith("kvstored[")]
+    for name, lines in PROJECT["project"]["optional-dependencies"].items()
+}
+"""What each extra asks for beside the extra of ours that it holds."""
 PINNED = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
 HOOK: dict[str, Any] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
 PYTHONS = ("3.11", "3.12", "3.13")
@@ -58,7 +63,7 @@ def test_constraints_hold_versions_and_hashes_and_no_address(name: str) -> None:
 def requirements() -> Iterator[Requirement]:
     """What the project asks for itself."""
     yield from map(Requirement, PROJECT["project"]["dependencies"])
-    yield from map(Requirement, EXTRAS)
+    yield from map(Requirement, chain.from_iterable(EXTRAS.values()))
     yield from map(Requirement, PROJECT["dependency-groups"]["dev"])
     yield from map(Requirement, PROJECT["build-system"]["requires"])
     yield from map(Requirement, HOOK["dependencies"])
@@ -78,8 +83,8 @@ def test_the_image_gets_the_constrained_versions() -> None:
 
 def test_the_image_gets_what_kvstore_is_run_and_built_with_and_no_more() -> None:
     needed: set[str] = set()
-    lines = [*PROJECT["project"]["dependencies"], *EXTRAS, *PROJECT["build-system"]["requires"]]
-    lines += HOOK["dependencies"]
+    lines = [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]]
+    lines += [*EXTRAS["cli"], *EXTRAS["server"], *EXTRAS["etcd"], *HOOK["dependencies"]]
     while lines:
         requirement = Requirement(lines.pop())
         name = canonicalize_name(requirement.name)

@@ -64,7 +64,7 @@ ROOMS = {
         "model",
         "connection_monitor process backoff",
         "errors",
-        "addresses digest json_depth limits media_types units wall_clock",
+        "addresses digest distribution json_depth limits media_types units wall_clock",
     ),
     "kvstore_client": (
         "aio",
@@ -106,6 +106,7 @@ ROOMS = {
     ),
     "kvstore_cli": (
         "docs_tables",
+        "__main__",
         "main",
         "commands",
         "access doctor top transfer subscribe serve",

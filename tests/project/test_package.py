@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSION = PROJECT["project"]["version"]
 PACKAGES = [ROOT / name for name in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
-WHEEL = f"kvstore-{VERSION}-py3-none-any.whl"
-SDIST = f"kvstore-{VERSION}.tar.gz"
+WHEEL = f"kvstored-{VERSION}-py3-none-any.whl"
+SDIST = f"kvstored-{VERSION}.tar.gz"
 COMPILED = next(Path(sys.prefix, "wheels").glob("*.whl"), None)
 """What 'make compiled' has installed in this environment, None in one with the pure form."""
 FORM = "compiled" if COMPILED else "pure Python"
@@ -61,12 +61,12 @@ def test_two_packages_are_built(built: Path) -> None:
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(built: Path) -> None:
     names = zipfile.ZipFile(built / WHEEL).namelist()
     assert sorted(name for name in names if ".dist-info/" not in name) == sorted(files_of_packages())
-    assert f"kvstore-{VERSION}.dist-info/licenses/LICENSE" in names
+    assert f"kvstored-{VERSION}.dist-info/licenses/LICENSE" in names
 
 
 def test_the_sdist_holds_the_repository_and_nothing_that_was_made_in_it(built: Path) -> None:
     with tarfile.open(built / SDIST) as archive:
-        names = {name.removeprefix(f"kvstore-{VERSION}/") for name in archive.getnames()}
+        names = {name.removeprefix(f"kvstored-{VERSION}/") for name in archive.getnames()}
     for needed in (
         "pyproject.toml",
         "constraints.txt",
@@ -90,7 +90,7 @@ def test_the_same_bytes_come_out_every_time(built: Path, tmp_path: Path) -> None
 def test_the_wheel_can_be_built_from_the_sdist(built: Path, tmp_path: Path) -> None:
     # not extractall, whose filter is wanted by Python 3.12 and not yet known to Debian 12's 3.11.2
     subprocess.run(["tar", "-xzf", built / SDIST, "-C", tmp_path], check=True)
-    build(tmp_path / "dist", tmp_path / f"kvstore-{VERSION}")
+    build(tmp_path / "dist", tmp_path / f"kvstored-{VERSION}")
     assert (tmp_path / "dist" / WHEEL).read_bytes() == (built / WHEEL).read_bytes()
 
 

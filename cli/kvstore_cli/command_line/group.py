@@ -173,12 +173,13 @@ def _show_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> Non
     """Print the version, and which form of the modules that can be compiled would be imported."""
     if not is_asked or ctx.resilient_parsing:
         return
-    from importlib.metadata import version
     from importlib.util import find_spec
+
+    from kvstore_core.distribution import installed_version
 
     spec = find_spec("kvstore_core.wire")
     form = "pure Python" if spec is None or str(spec.origin).endswith(".py") else "compiled"
-    click.echo(f"kvstore {version('kvstore')} ({form})")
+    click.echo(f"kvstore {installed_version()} ({form})")
     ctx.exit()
 
 

@@ -14,6 +14,7 @@ import click
 from kvstore_cli.command_line.subcommand import configuration_of, given_flags, subcommand
 from kvstore_cli.config.option_values import connectable
 from kvstore_cli.config.options import OPTIONS, default_data
+from kvstore_core.distribution import require
 
 
 @subcommand("daemon", "http")
@@ -33,6 +34,8 @@ def serve(context: click.Context) -> int:
       kvstore serve --access required
       kvstore serve --http 0.0.0.0:5000 --allow-anonymous
     """
+    # the two processes would say it one by one, each time that they are started
+    require("server")
     daemon, http = configuration_of(context, "daemon", "http").service_settings()
     from kvstore_cli.serve.logging_setup import chosen_format, set_up, write_through
     from kvstore_cli.serve.supervisor import ServiceSupervisor, announce

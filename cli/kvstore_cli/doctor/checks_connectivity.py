@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from importlib.metadata import version
 from time import monotonic, time
 from typing import Any
 
@@ -16,6 +15,7 @@ from kvstore_cli.doctor.probe import Probe, ProbeResponse, by_query, percentiles
 from kvstore_cli.http_client.connection import reason, speaks_tls
 from kvstore_cli.http_client.errors import https_wanted
 from kvstore_core.addresses import is_loopback
+from kvstore_core.distribution import installed_version
 from kvstore_core.errors import KvError
 
 _ROUND_TRIPS = 15
@@ -128,7 +128,7 @@ def _service_warnings(checks: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _judged(status: dict[str, Any]) -> Iterator[Finding]:
-    own = version("kvstore")
+    own = installed_version()
     if status["version"] != own:
         message = f"the service is kvstore {status['version']}, this command is {own}"
         yield warning("version_differs", message, own=own, version=status["version"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 import falcon
 import orjson
 
 from kvstore_core.access.identities import MAX_NAME
+from kvstore_core.distribution import installed_version
 from kvstore_core.errors import ERRORS
 from kvstore_core.limits import MAX_KEY_BYTES
 from kvstore_core.media_types import JSON, PROBLEM
@@ -58,7 +58,7 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "kvstore",
-            "version": version("kvstore"),
+            "version": installed_version(),
             "description": "A key-value store that notifies subscribers of every change.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },

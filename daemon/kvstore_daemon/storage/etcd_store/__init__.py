@@ -1,6 +1,6 @@
 """The engine that commits to etcd and reads from a mirror on this machine.
 
-Needs the extra ``kvstore[etcd]``: only ``open_engine`` imports it, and only where ``--engine`` asks for it.
+Needs the extra ``kvstored[etcd]``: only ``open_engine`` imports it, and only where ``--engine`` asks for it.
 """
 
 import os

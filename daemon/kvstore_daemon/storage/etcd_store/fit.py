@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from kvstore_core.distribution import how_to_install
 from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_ATOMIC_BYTES, MAX_CLUSTER_ATOMIC_OPS, MAX_VALUE_BYTES
 from kvstore_daemon.storage.etcd_store.connection.address import EtcdAddress, parse_address
@@ -39,6 +40,6 @@ def checked_address(
         raise KvError(
             "bad_request",
             f"--engine {found.redacted} needs {' and '.join(missing)}, which are not installed: "
-            "pip install 'kvstore[etcd]'",
+            f"{how_to_install('etcd')}",
         )
     return found

@@ -14,12 +14,12 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
+from kvstore_core.distribution import installed_version
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.offline import Progress, Steps, no_progress, reader_client
 
@@ -78,7 +78,7 @@ def back_up(
 
     found = reader_client.copy(folder, take, progress)
     backup = Backup(
-        version("kvstore"),
+        installed_version(),
         found["store_format"],
         found["epoch"],
         found["revision"],
