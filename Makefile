@@ -25,7 +25,7 @@ LOADED := [ -d tests/engine/__pycache__ ] || { $(BIN)/python -m pytest --collect
 # are busy, and a slow disk under them must not decide which test passes.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --timeout 180
 
-.PHONY: help run test test-etcd test-compiled compiled quick check format js torture torture-cluster mutations containers bench dist constraints clean
+.PHONY: help run test test-etcd test-compiled compiled quick check format js vendor torture torture-cluster mutations containers bench dist constraints clean
 .DEFAULT_GOAL := help
 # Images of containers often set it; then each of the thousands of processes compiles all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -71,6 +71,9 @@ format: $(READY) ## format the code and write the generated part of the client a
 js: ## build kvstore.js from js/src, type-checked, and put it where the facade serves it; needs npm
 	@cd js && npm ci --ignore-scripts --no-audit --no-fund && npm run build
 	@cp js/dist/kvstore.js http/kvstore_http/ui/kvstore.js
+
+vendor: ## bundle the libraries of the page from the versions in js/vendor, with their licences; needs npm
+	@cd js/vendor && npm ci --ignore-scripts --no-audit --no-fund && npm run build
 
 torture: $(READY) ## break the service in every way for as long as it takes; TORTURE=0.1: a tenth of it
 	@TORTURE=$(or $(TORTURE),1) $(BIN)/python -m pytest -m torture --timeout 7200 -s $(ARGS)

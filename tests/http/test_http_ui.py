@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -10,13 +13,17 @@ import pytest
 import kvstore_http
 from support.session import Session, assert_problem, path_of
 
+ROOT = Path(__file__).parents[2]
 FOLDER = Path(kvstore_http.__file__).parent / "ui"
-FILES = sorted(file.name for file in FOLDER.iterdir())
+FILES = sorted(str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*") if file.is_file())
+VENDOR = FOLDER / "vendor"
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
     ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
 }
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 
@@ -42,6 +49,20 @@ def test_a_file_comes_as_it_is_with_its_type(session: Session, name: str) -> Non
     headed = session.request("HEAD", target_of(name))
     assert headed.body == b""
     assert headed.headers["content-length"] == answer.headers["content-length"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_comes_compressed_for_those_who_take_that(session: Session, name: str) -> None:
+    plain = session.get(target_of(name), accept_encoding="br, gzip;q=0")
+    assert (plain.body, "content-encoding" in plain.headers) == ((FOLDER / name).read_bytes(), False)
+    packed = session.get(target_of(name), accept_encoding="br;q=1.0, gzip;q=0.8, *;q=0.1")
+    assert packed.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(packed.body) == plain.body
+    assert packed.headers["content-length"] == str(len(packed.body))
+    assert packed.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
+    assert packed.headers["etag"] != plain.headers["etag"]
+    tag = packed.headers["etag"]
+    assert session.get(target_of(name), accept_encoding="gzip", if_none_match=tag).status == 304
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -79,19 +100,33 @@ def test_a_file_may_do_nothing_but_what_the_page_needs(session: Session, name: s
     assert "camera=()" in headers["permissions-policy"]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith(".txt")])
 def test_a_file_names_no_other_host_and_no_path_from_the_root(name: str) -> None:
-    text = (FOLDER / name).read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
+    text = (FOLDER / name).read_text().replace('"http://www.w3.org/2000/svg"', "")
     assert not re.search(r"\w+://", text)
     assert not re.search(r"""(?:src|href|from|import)\s*[=(]?\s*["']/""", text)
 
 
 def test_no_code_makes_markup_out_of_text() -> None:
-    for file in FOLDER.glob("*.js"):
+    for file in FOLDER.rglob("*.js"):
         found = re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", file.read_text()
         )
         assert found is None, f"{file.name} has {found}"
+
+
+def test_vendored_files_are_those_of_the_manifest_with_the_licence_of_every_package() -> None:
+    manifest = json.loads((VENDOR / "manifest.json").read_text())
+    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in VENDOR.iterdir()}
+    del found["manifest.json"]
+    assert found == manifest["sha256"], "run 'make vendor'"
+    licences = (VENDOR / "LICENSES.txt").read_text()
+    for name, version in manifest["packages"].items():
+        assert re.search(
+            rf"^{re.escape(f'{name} {version}')} \((MIT|BSD-3-Clause)\)$", licences, re.MULTILINE
+        ), name
+    pinned = json.loads((ROOT / "js/vendor/package.json").read_text())["dependencies"]
+    assert pinned.items() <= manifest["packages"].items()
 
 
 def test_the_page_has_nothing_inline() -> None:

@@ -276,22 +276,85 @@ def test_a_picture_is_shown_and_binary_is_only_replaced_by_a_file(
     assert value_of(session, f"{folder}p") == b"\0\xff\r\n"
 
 
-def test_broken_json_is_saved_as_json_only_after_a_question(
-    page: Page, session: Session, folder: str
-) -> None:
+def is_coloured(page: Page) -> None:
+    """Wait until the editor of JSON is there and has coloured what it holds."""
+    page.wait("document.querySelector('code-field')?.shadowRoot.querySelectorAll('.cm-line span').length > 0")
+
+
+def test_broken_json_is_saved_as_json_only_by_who_insists(page: Page, session: Session, folder: str) -> None:
     key = f"{folder}j"
     stored(session, key, "{}", "application/vnd.x+json; charset=utf-8")
     page.open(key=key)
     page.edit('{"a":1,}')
-    page.wait_for("Save broken JSON?", "dialog[open]")
-    page.click("Cancel", "dialog[open]")
+    page.wait_for("This is not JSON", "#detail [role=alert]")
     assert value_of(session, key) == b"{}"
-    page.click("Save", "#detail")
-    page.click("Save as it is", "dialog[open]")
-    page.wait_for('{"a":1,}', "#detail pre")
-    assert value_of(session, key) == b'{"a":1,}'
+    page.fill("#edit-value", '{"a":2,}')  # what was insisted on was another text
+    page.click("Save")
+    page.click("Save anyway")
+    page.wait_for('{"a":2,}', "#detail pre")
+    assert value_of(session, key) == b'{"a":2,}'
     page.edit('{"a":1}')
     page.wait_for('"a": 1', "#detail pre")
+
+
+def test_json_is_edited_with_colours_checked_formatted_and_saved_by_keys(
+    page: Page, session: Session, folder: str
+) -> None:
+    key = f"{folder}j"
+    stored(session, key, '{"n":12345678901234567890,"list":[1.10,null]}', "application/json")
+    page.open(key=key)
+    page.ask("document.addEventListener('securitypolicyviolation', (event) => console.error(event))")
+    page.click("Edit")
+    is_coloured(page)
+    assert page.focused() == "edit-value"
+    colours = (
+        "new Set([...document.querySelector('code-field').shadowRoot.querySelectorAll('.cm-line span')]"
+        ".map((each) => getComputedStyle(each).color)).size"
+    )
+    assert page.ask(colours) >= 3
+    names = [
+        node["name"]["value"]
+        for node in page.browser.command("Accessibility.getFullAXTree")["nodes"]
+        if node["role"]["value"] == "textbox" and not node["ignored"]
+    ]
+    assert "Value" in names
+    page.click("Format")
+    pretty = '{\n  "n": 12345678901234567890,\n  "list": [\n    1.10,\n    null\n  ]\n}'
+    assert page.ask("document.querySelector('#edit-value').value") == pretty
+    page.browser.press("f", control=True)  # its styles and fields too are to pass the policy
+    page.wait("document.querySelector('code-field').shadowRoot.querySelector('.cm-search')")
+    page.browser.press("Escape")
+    page.wait("!document.querySelector('code-field').shadowRoot.querySelector('.cm-search')")
+    assert page.ask("document.querySelector('#edit-value').checkVisibility()"), "Esc closed only the search"
+    page.browser.press("a", control=True)
+    page.browser.write('{"e":')
+    page.wait("document.querySelector('code-field').shadowRoot.querySelector('.cm-lint-marker-error')")
+    page.browser.write("1}")
+    page.wait("!document.querySelector('code-field').shadowRoot.querySelector('.cm-lint-marker-error')")
+    page.browser.press("Enter", control=True)
+    page.wait_for('"e": 1', "#detail pre")
+    assert value_of(session, key) == b'{"e":1}'
+
+
+def test_json_that_is_large_or_without_its_editor_is_edited_as_a_text(
+    page: Page, session: Session, folder: str
+) -> None:
+    stored(session, f"{folder}large", json.dumps(["x" * 600_000]), "application/json")
+    page.open(key=f"{folder}large")
+    page.edit("[1]")
+    page.wait_for("1", "#detail pre")
+    assert value_of(session, f"{folder}large") == b"[1]"
+    page.browser.command("Network.setCacheDisabled", cacheDisabled=True)
+    page.browser.command("Network.setBlockedURLs", urls=["*/codemirror.js"])
+    try:
+        stored(session, f"{folder}j", "{}", "application/json")
+        page.open(key=f"{folder}j")
+        page.edit('{"a":1}')
+        page.wait_for('"a": 1', "#detail pre")
+        assert page.ask("document.querySelector('code-field')") is None
+    finally:
+        page.browser.command("Network.setBlockedURLs", urls=[])
+        page.browser.command("Network.setCacheDisabled", cacheDisabled=False)
 
 
 def test_why_a_change_was_made_is_asked_for_and_shown(page: Page, session: Session, folder: str) -> None:
@@ -350,6 +413,41 @@ def test_a_conflict_is_merged(page: Page, session: Session, folder: str) -> None
     page.click("Save")
     page.wait_for("FIVE", "#detail pre")
     assert value_of(session, f"{folder}k") == b"ONE\ntwo\nthree\nfour\nFIVE\n"
+
+
+def test_changes_of_json_are_compared_and_merged_by_members_and_a_phone_has_room_for_it(
+    page: Page, session: Session, folder: str
+) -> None:
+    key = f"{folder}j"
+    stored(session, key, '{"one":"a small house","two":2,"three":3}', "application/json")
+    page.browser.command(
+        "Emulation.setDeviceMetricsOverride", width=390, height=720, deviceScaleFactor=1, mobile=True
+    )
+    page.open(key=key)
+    page.click("Edit")
+    page.fill("#edit-value", '{"one":"a large house","two":2,"three":3}')
+    stored(session, key, '{"one":"a small house","two":2,"three":33}', "application/json")
+    page.click("Save")
+    page.wait_for("Theirs, revision", ".conflict")
+    marked = "[...document.querySelectorAll('.conflict mark')].map((each) => each.textContent)"
+    assert page.ask(marked) == ["small", "large", "33", "3"]
+    assert page.ask("document.documentElement.scrollWidth") == 390
+    for label in ("Keep theirs", "Edit a merge", "Overwrite with mine"):
+        bottom = page.ask(
+            "[...document.querySelectorAll('.conflict button')]"
+            f".find((each) => each.innerText === '{label}').getBoundingClientRect().bottom"
+        )
+        assert bottom <= 720
+    page.click("Edit a merge")
+    page.wait_for("Both changes are in the text below")
+    page.click("Save")
+    page.wait_for("33", "#detail pre")
+    assert json.loads(value_of(session, key)) == {"one": "a large house", "two": 2, "three": 33}
+    page.click("History")
+    page.wait("document.querySelector('.events .diff')")
+    assert page.ask("document.querySelectorAll('.events mark').length") == 2
+    page.click("Value", ".change")
+    page.wait_for('"one": "a large house"', ".change pre")
 
 
 def test_a_conflict_is_overwritten_with_the_new_revision_as_the_condition(
@@ -625,7 +723,7 @@ def test_a_hostile_value_is_only_shown(page: Page, session: Session, folder: str
             page.click(form)
     page.wait_for("3c", "#detail pre")
     page.click("History")
-    page.wait("document.querySelector('.diff')")
+    page.wait("document.querySelector('.change')")
     page.open(view="changes", prefix=folder)
     page.wait_for("onerror", ".tail")
     assert page.ask("document.documentElement.dataset.ran ?? 'no'") == "no"

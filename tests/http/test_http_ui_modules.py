@@ -24,7 +24,7 @@ MODULES = ("keys", "diff", "format", "grants")
 RUNNER = """
 import { createInterface } from "node:readline";
 const modules = {};
-for (const name of process.argv.slice(2)) Object.assign(modules, await import(`./${name}.mjs`));
+for (const name of process.argv.slice(2)) Object.assign(modules, await import(`./${name}.js`));
 modules.may = (texts, verb, key) => new modules.Grants(texts).may(verb, key);
 modules.covers = (texts, verb, prefix) => new modules.Grants(texts).covers(verb, prefix);
 modules.below = (texts, prefix, verbs) => new modules.Grants(texts).below(prefix, verbs);
@@ -51,8 +51,8 @@ def call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call]:
     """``call("compareKeys", a, b)``: what an exported function gives for these, or ``{"error": name}``."""
     node = require_program("node")
     folder = tmp_path_factory.mktemp("modules")
-    for name in MODULES:  # as .mjs: nothing else tells Node that they are modules
-        shutil.copy(FOLDER / f"{name}.js", folder / f"{name}.mjs")
+    shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
+    (folder / "package.json").write_text('{"type": "module"}')  # as browsers take them anyway
     (folder / "runner.mjs").write_text(RUNNER)
     with subprocess.Popen(
         [node, folder / "runner.mjs", *MODULES], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -152,6 +152,22 @@ def test_a_comparison_holds_both_texts(call: Call, before: str, after: str) -> N
     assert marked == len(before.split("\n")) + len(after.split("\n")) - 2 * longest_common(before, after)
 
 
+words = st.lists(st.sampled_from(["a", "bc", " ", ": ", "12"]), max_size=10).map("".join)
+
+
+@given(before=words, after=words)
+def test_the_words_of_two_lines_are_all_there_and_marked_only_where_they_differ(
+    call: Call, before: str, after: str
+) -> None:
+    pieces = call("diffWords", before, after)
+    if pieces is None:
+        assert before != after
+        return
+    assert ["".join(piece["text"] for piece in side) for side in pieces] == [before, after]
+    common = [[piece["text"] for piece in side if not piece["isMarked"]] for side in pieces]
+    assert common[0] == common[1]
+
+
 def longest_common(before: str, after: str) -> int:
     """The most lines that both have in the same order."""
     a, b = before.split("\n"), after.split("\n")
@@ -197,6 +213,14 @@ def test_json_by_lines_is_the_same_json(call: Call, value: Any, indent: int | No
     pretty = call("prettyJson", json.dumps(value, indent=indent))
     assert json.loads(pretty) == value
     assert pretty == call("prettyJson", pretty)
+
+
+@given(value=json_values, indent=st.none() | st.integers(0, 3))
+def test_json_on_one_line_is_the_same_json(call: Call, value: Any, indent: int | None) -> None:
+    compact = call("compactJson", json.dumps(value, indent=indent))
+    assert json.loads(compact) == value
+    assert "\n" not in compact
+    assert call("prettyJson", compact) == call("prettyJson", json.dumps(value, indent=indent))
 
 
 @pytest.mark.parametrize("text", ["", "{", "{'a': 1}", "[1,]", "nope", "1 2"])

@@ -184,13 +184,14 @@ const SHORTCUTS = {
 
 /** @param {KeyboardEvent} event */
 function onKey(event) {
+  if (event.defaultPrevented) return; // a field has made use of it
   const target = /** @type {HTMLElement} */ (event.target);
-  const isTyping = target.matches("input:not([type=checkbox]), textarea, select");
+  const isTyping = target.matches("input:not([type=checkbox]), textarea, select, code-field");
   if (document.querySelector("dialog[open]") || event.defaultPrevented || event.isComposing) return;
   if ((event.ctrlKey || event.metaKey) && !event.altKey && (event.key === "Enter" || event.key.toLowerCase() === "s")) {
     if (!value.editor) return;
     event.preventDefault();
-    value.editor.store();
+    if (!event.repeat) value.editor.store();
   } else if (event.key === "Escape") {
     onEscape(target);
   } else if (target.id === "prefix" && (event.key === "ArrowDown" || event.key === "Enter")) {

@@ -1,9 +1,9 @@
 // @ts-check
-// Two texts beside or below each other, with what differs marked.
+// Two texts beside or below each other, with the lines and words marked that differ.
 
-import { diffLines, shortened } from "./diff.js";
+import { diffLines, diffWords, shortened } from "./diff.js";
 import { el } from "./dom.js";
-import { counted } from "./format.js";
+import { counted, prettyIfJson } from "./format.js";
 
 const SIGNS = { same: " ", removed: "−", added: "+" };
 const SPOKEN = { same: "", removed: "removed: ", added: "added: " };
@@ -19,44 +19,72 @@ function compared(before, after) {
 /** @param {number} count */
 const skipped = (count) => el("p", { class: "skipped" }, `${counted(count, "unchanged line")}`);
 
-/** @param {"same" | "removed" | "added"} kind @param {string} text */
-const lineOf = (kind, text) =>
-  el("div", { class: `line ${kind}` }, el("span", { class: "sign", "aria-hidden": "true" }, SIGNS[kind]), SPOKEN[kind] && el("span", { class: "unseen" }, SPOKEN[kind]), el("span", { class: "text" }, text));
+/** @param {"same" | "removed" | "added"} kind @param {string} text @param {import("./diff.js").Piece[]} [pieces] */
+const lineOf = (kind, text, pieces) =>
+  el(
+    "div",
+    { class: `line ${kind}` },
+    el("span", { class: "sign", "aria-hidden": "true" }, SIGNS[kind]),
+    SPOKEN[kind] && el("span", { class: "unseen" }, SPOKEN[kind]),
+    el("span", { class: "text" }, ...(pieces?.map((piece) => (piece.isMarked ? el("mark", {}, piece.text) : piece.text)) ?? [text])),
+  );
 
-/** What became of `before`, in one column. @param {string} before @param {string} after */
-export function changesOf(before, after) {
-  const lines = compared(before, after);
-  if (lines.every((line) => line.kind === "same")) return el("p", { class: "quiet" }, "The text is the same.");
-  return el("div", { class: "diff" }, ...shortened(lines).map((line) => (typeof line === "number" ? skipped(line) : lineOf(line.kind, line.text))));
-}
-
-/** Both texts side by side, the same lines level. @param {string} left @param {string} right @param {Node} leftTitle @param {Node} rightTitle */
-export function sideBySide(left, right, leftTitle, rightTitle) {
+/** The rows of a comparison: what is left out, a line that both have, or lines that stand for each other, of
+ * which one side may lack some. @param {(import("./diff.js").Line | number)[]} lines */
+function rowsOf(lines) {
+  /** @type {(number | string | [string | undefined, string | undefined][])[]} */
   const rows = [];
-  /** @type {string[]} */
-  let removed = [];
-  /** @type {string[]} */
-  let added = [];
+  /** @type {[string[], string[]]} */
+  let [removed, added] = [[], []];
   const flush = () => {
-    for (let at = 0; at < Math.max(removed.length, added.length); at++) {
-      const cell = (/** @type {string | undefined} */ text, /** @type {"removed" | "added"} */ kind) =>
-        text === undefined ? el("div", { class: "line none" }) : lineOf(kind, text);
-      rows.push(cell(removed[at], "removed"), cell(added[at], "added"));
-    }
-    removed = [];
-    added = [];
+    const length = Math.max(removed.length, added.length);
+    if (length) rows.push(Array.from({ length }, (_, at) => [removed[at], added[at]]));
+    [removed, added] = [[], []];
   };
-  for (const line of shortened(compared(left, right))) {
-    if (typeof line === "number") {
-      flush();
-      rows.push(skipped(line));
-    } else if (line.kind === "removed") removed.push(line.text);
-    else if (line.kind === "added") added.push(line.text);
+  for (const line of lines) {
+    if (typeof line !== "number" && line.kind === "removed") removed.push(line.text);
+    else if (typeof line !== "number" && line.kind === "added") added.push(line.text);
     else {
       flush();
-      rows.push(lineOf("same", line.text), lineOf("same", line.text));
+      rows.push(typeof line === "number" ? line : line.text);
     }
   }
   flush();
-  return el("div", { class: "diff sides" }, el("div", { class: "title" }, leftTitle), el("div", { class: "title" }, rightTitle), ...rows);
+  return rows;
+}
+
+/** The two lines of a row as elements, with the words marked that differ.
+ * @param {[string | undefined, string | undefined]} pair @returns {(HTMLElement | undefined)[]} */
+function pairOf([was, is]) {
+  const words = was !== undefined && is !== undefined ? diffWords(was, is) : null;
+  return [was === undefined ? undefined : lineOf("removed", was, words?.[0]), is === undefined ? undefined : lineOf("added", is, words?.[1])];
+}
+
+/** JSON by lines, if both are JSON; else both as they are. @param {string} before @param {string} after */
+export function byLines(before, after) {
+  const pretty = [before, after].map((text) => prettyIfJson("", text));
+  return pretty[0] === null || pretty[1] === null ? [before, after] : /** @type {[string, string]} */ (pretty);
+}
+
+/** What became of `before`, in one column; JSON by lines. @param {string} before @param {string} after */
+export function changesOf(before, after) {
+  const lines = compared(...byLines(before, after));
+  if (lines.every((line) => line.kind === "same")) return el("p", { class: "quiet" }, before === after ? "The text is the same." : "Only the spacing differs.");
+  const rows = rowsOf(shortened(lines)).flatMap((row) => {
+    if (typeof row === "number") return [skipped(row)];
+    if (typeof row === "string") return [lineOf("same", row)];
+    const pairs = row.map(pairOf);
+    return [...pairs.map(([was]) => was), ...pairs.map(([, is]) => is)];
+  });
+  return el("div", { class: "diff" }, ...rows);
+}
+
+/** Both texts side by side, JSON by lines, the same lines level; below each other where there is little room. @param {string} left @param {string} right @param {Node} leftTitle @param {Node} rightTitle */
+export function sideBySide(left, right, leftTitle, rightTitle) {
+  const rows = rowsOf(shortened(compared(...byLines(left, right)))).flatMap((row) => {
+    if (typeof row === "number") return [skipped(row)];
+    if (typeof row === "string") return [lineOf("same", row), lineOf("same", row)];
+    return row.flatMap((pair) => pairOf(pair).map((line) => line ?? el("div", { class: "line none" })));
+  });
+  return el("div", { class: "diff sides" }, el("div", { class: "title removed" }, leftTitle), el("div", { class: "title added" }, rightTitle), ...rows);
 }

@@ -1,7 +1,10 @@
 // @ts-check
-// What differs between two texts, by lines, and what becomes of two changes of the same text.
+// What differs between two texts, by lines and by words, and what becomes of two changes of the same text.
+
+import { diffArrays, diffWordsWithSpace } from "./vendor/diff.js";
 
 const MAX_CHANGES = 1000; // more than this many changed lines are not matched up: the search is quadratic
+const MAX_LINE = 4000; // characters of two lines whose words are compared, for the same reason
 
 /**
  * A line of a comparison. `left` and `right` are its numbers in the two texts, counted from 1.
@@ -14,78 +17,36 @@ const MAX_CHANGES = 1000; // more than this many changed lines are not matched u
  * @param {string} before @param {string} after @returns {Line[]}
  */
 export function diffLines(before, after) {
-  const a = before.split("\n");
-  const b = after.split("\n");
-  let head = 0;
-  while (head < a.length && head < b.length && a[head] === b[head]) head++;
-  let tail = 0;
-  while (tail < a.length - head && tail < b.length - head && a[a.length - 1 - tail] === b[b.length - 1 - tail]) tail++;
-  const kinds = [
-    ...Array(head).fill("same"),
-    ...script(a.slice(head, a.length - tail), b.slice(head, b.length - tail)),
-    ...Array(tail).fill("same"),
-  ];
-  let left = 0;
-  let right = 0;
-  return kinds.map((kind) => {
-    if (kind === "removed") return { kind, text: a[left++], left };
-    if (kind === "added") return { kind, text: b[right++], right };
-    right++;
-    return { kind, text: a[left++], left, right };
-  });
+  const [a, b] = [before.split("\n"), after.split("\n")];
+  const parts = diffArrays(a, b, { maxEditLength: MAX_CHANGES }) ?? [{ value: a, removed: true }, { value: b, added: true }];
+  let [left, right] = [0, 0];
+  return parts.flatMap(({ value, removed, added }) =>
+    value.map((/** @type {string} */ text) => {
+      if (removed) return { kind: "removed", text, left: ++left };
+      if (added) return { kind: "added", text, right: ++right };
+      return { kind: "same", text, left: ++left, right: ++right };
+    }),
+  );
 }
 
-/** The kinds of the lines, in order. @param {string[]} a @param {string[]} b @returns {("same" | "removed" | "added")[]} */
-function script(a, b) {
-  const rounds = search(a, b);
-  if (!rounds) return [...a.map(() => /** @type {const} */ ("removed")), ...b.map(() => /** @type {const} */ ("added"))];
-  /** @type {("same" | "removed" | "added")[]} */
-  const kinds = [];
-  let x = a.length;
-  let y = b.length;
-  for (let d = rounds.length - 1; d > 0; d--) {
-    const reached = rounds[d - 1]; // of diagonal k at k + d - 1
-    const k = x - y;
-    const down = k === -d || (k !== d && at(reached, d - 1, k - 1) < at(reached, d - 1, k + 1));
-    const fromX = at(reached, d - 1, down ? k + 1 : k - 1);
-    const fromY = fromX - (down ? k + 1 : k - 1);
-    while (x > fromX + (down ? 0 : 1)) kinds.push("same"), x--, y--;
-    kinds.push(down ? "added" : "removed");
-    x = fromX;
-    y = fromY;
-  }
-  while (x > 0) kinds.push("same"), x--;
-  return kinds.reverse();
-}
+/**
+ * A part of a line, and whether the other line lacks it.
+ * @typedef {{ text: string, isMarked: boolean }} Piece
+ */
 
-/** @param {Int32Array} reached @param {number} d @param {number} k */
-const at = (reached, d, k) => (k < -d || k > d ? -1 : reached[k + d]);
-
-/** How far each diagonal gets with 0, 1, 2 … changes; null if there are too many. @param {string[]} a @param {string[]} b */
-function search(a, b) {
-  /** @type {Int32Array[]} */
-  const rounds = [];
-  const most = Math.min(a.length + b.length, MAX_CHANGES);
-  for (let d = 0; d <= most; d++) {
-    const last = rounds[d - 1];
-    const reached = new Int32Array(2 * d + 1).fill(-1);
-    for (let k = -d; k <= d; k += 2) {
-      let x = 0;
-      if (d) {
-        const down = k === -d || (k !== d && at(last, d - 1, k - 1) < at(last, d - 1, k + 1));
-        x = down ? at(last, d - 1, k + 1) : at(last, d - 1, k - 1) + 1;
-      }
-      let y = x - k;
-      while (x < a.length && y < b.length && a[x] === b[y]) x++, y++;
-      reached[k + d] = x;
-      if (x >= a.length && y >= b.length) {
-        rounds.push(reached);
-        return rounds;
-      }
-    }
-    rounds.push(reached);
-  }
-  return null;
+/**
+ * Both lines in pieces, those marked that only one of them has; null if they are too long, or have too little in
+ * common for the marks to help.
+ * @param {string} before @param {string} after @returns {[Piece[], Piece[]] | null}
+ */
+export function diffWords(before, after) {
+  if (before.length + after.length > MAX_LINE) return null;
+  const parts = diffWordsWithSpace(before, after);
+  const common = parts.filter(({ added, removed }) => !added && !removed).map(({ value }) => value.trim());
+  if (common.join("").length * 4 < Math.min(before.trim().length, after.trim().length)) return null;
+  const of = (/** @type {"added" | "removed"} */ other, /** @type {"added" | "removed"} */ own) =>
+    parts.filter((part) => !part[other]).map((part) => ({ text: part.value, isMarked: Boolean(part[own]) }));
+  return [of("added", "removed"), of("removed", "added")];
 }
 
 /** For each line of `before` its index in `after`, -1 where it is gone. @param {string} before @param {string} after */

@@ -6,11 +6,12 @@ import { sideBySide } from "./compare.js";
 import { merge } from "./diff.js";
 import { VERBATIM, announce, button, confirmed, el, problemBox } from "./dom.js";
 import { draftOf, dropDraft, keepDraft } from "./drafts.js";
-import { clock, isJson, size, span } from "./format.js";
+import { clock, compactJson, isJson, prettyIfJson, prettyJson, seemsJson, size, span } from "./format.js";
 import { faultOf, shownKey } from "./keys.js";
 
 const TEXT = "text/plain; charset=utf-8";
 const TYPES = [TEXT, "application/json", "text/html; charset=utf-8", "application/yaml", "application/octet-stream", "image/png", "image/svg+xml"];
+const MOST_COLOURED = 512 * 1024; // characters; a plain text area is quicker with more
 const MARKERS = /^(<<<<<<< mine|>>>>>>> theirs)$/m;
 
 /** A text area has only line feeds. @param {string} text */
@@ -60,6 +61,8 @@ export class Editor {
     this.file = null;
     this.isFileWanted = record !== undefined && !isEditable(record);
     this.isSaving = false;
+    this.isInsisting = false;
+    this.isColoured = false;
     this.attempt = { what: "", number: "", ttl: undefined };
     this.#build();
     if (record && kept && kept.base.revision !== record.revision) this.changed(record.revision, true);
@@ -72,17 +75,19 @@ export class Editor {
     const keep = () => this.#keep();
     this.notice = el("div", { class: "notice" });
     this.keyInput = el("input", { id: "edit-key", value: draft.key, ...VERBATIM, oninput: keep });
+    /** @type {any} a text area, or what is used as one */
     this.area = el("textarea", { id: "edit-value", ...VERBATIM, rows: 14, value: draft.text, oninput: keep });
+    this.shaper = el("span", { class: "shaper" }, button("Format", () => this.#shape(prettyJson), { class: "link" }), button("On one line", () => this.#shape(compactJson), { class: "link" }));
     this.chooser = el("input", { id: "edit-file", type: "file", onchange: () => this.#choose() });
     this.type = el("input", { id: "edit-type", value: draft.contentType, list: "types", ...VERBATIM, oninput: keep });
     this.expiry = el("select", { id: "edit-expiry", onchange: keep }, ...this.#expiries());
     this.expiry.value = draft.expiry;
     this.ttl = el("input", { id: "edit-ttl", value: draft.ttl, placeholder: "30s, 5m, 2h, 7d", "aria-label": "Time to live", autocomplete: "off", oninput: keep });
     this.message = el("input", { id: "edit-message", value: draft.message ?? "", placeholder: "kept in the history", autocomplete: "off", oninput: keep });
-    this.hint = el("p", { class: "quiet" });
+    this.hint = el("p", { class: "quiet hint", id: "edit-hint" });
     this.save = button("Save", () => this.store(), { class: "primary" });
-    this.switcher = button("", () => this.#switch());
-    this.textField = el("div", { class: "field grow" }, el("label", { for: "edit-value" }, "Value"), this.area);
+    this.switcher = button("", () => this.#switch(), { class: "link" });
+    this.textField = el("div", { class: "field grow" }, el("div", { class: "above" }, el("label", { for: "edit-value" }, "Value"), this.shaper), this.area);
     this.fileField = el("div", { class: "field grow" }, el("label", { for: "edit-file" }, "The new value, from a file"), this.chooser, el("p", { class: "quiet" }, this.record && !isEditable(this.record) ? "This value is binary. A text field would damage it, so it can only be replaced as a whole." : ""));
     this.root = el(
       "form",
@@ -91,6 +96,7 @@ export class Editor {
       this.isNew && el("div", { class: "field" }, el("label", { for: "edit-key" }, "Key"), this.keyInput),
       this.textField,
       this.fileField,
+      el("div", { class: "above" }, this.hint, this.switcher),
       el(
         "div",
         { class: "pair" },
@@ -98,8 +104,7 @@ export class Editor {
         el("div", { class: "field" }, el("label", { for: "edit-expiry" }, "Expires"), el("div", { class: "row" }, this.expiry, this.ttl)),
       ),
       el("div", { class: "field" }, el("label", { for: "edit-message" }, "Why"), this.message),
-      this.hint,
-      el("div", { class: "actions" }, button("Close", () => this.close()), this.switcher, this.save),
+      el("div", { class: "actions foot-of-form" }, button("Close", () => this.close()), this.save),
     );
     this.#refresh();
   }
@@ -152,13 +157,54 @@ export class Editor {
     this.switcher.textContent = this.isFileWanted ? "Type a text instead" : "Take a file instead";
     this.ttl.hidden = this.expiry.value !== "set";
     this.hint.textContent = this.#hintText();
+    this.shaper.hidden = !this.#isForJson;
+    this.#showInsisting(false);
+    if (this.#isForJson) this.#colour();
+  }
+
+  get #isForJson() {
+    return !this.isFileWanted && seemsJson(this.type.value, this.area.value);
+  }
+
+  /** Write the same JSON in another shape. @param {(text: string) => string} shape */
+  #shape(shape) {
+    try {
+      this.area.value = shape(this.area.value);
+      this.#keep();
+    } catch {
+      this.#complain(new Problem({ title: "This is no JSON yet", detail: this.#faultIn(this.area.value) }), this.area);
+    }
+  }
+
+  /** Put a field with colours in the place of the text area, once it is loaded; if it cannot be, all goes on as it is. */
+  async #colour() {
+    if (this.isColoured || this.area.value.length > MOST_COLOURED) return;
+    this.isColoured = true;
+    const { CodeField } = await import("./code.js").catch(() => ({ CodeField: null }));
+    const { area } = this;
+    if (!CodeField || !area.isConnected) return;
+    const field = new CodeField();
+    field.isChecked = () => this.#isForJson;
+    field.value = area.value;
+    field.id = area.id;
+    field.setSelectionRange(area.selectionStart, area.selectionEnd);
+    const hadFocus = document.activeElement === area;
+    area.replaceWith(field);
+    this.area = field;
+    field.readOnly = this.isSaving;
+    field.addEventListener("input", () => this.#keep());
+    if (hadFocus) field.focus();
   }
 
   /** What is wrong with a text that is to be JSON, "" if nothing is. */
   #jsonFault() {
-    if (this.isFileWanted || !isJson(this.type.value)) return "";
+    return this.isFileWanted || !isJson(this.type.value) ? "" : this.#faultIn(this.area.value);
+  }
+
+  /** @param {string} text */
+  #faultIn(text) {
     try {
-      JSON.parse(this.area.value);
+      JSON.parse(text);
       return "";
     } catch (error) {
       return /** @type {Error} */ (error).message;
@@ -201,9 +247,10 @@ export class Editor {
       if (!(await confirmed("Save with the marks of the merge?", body, "Save as it is", "primary"))) return;
     }
     const broken = this.#jsonFault();
-    if (broken) {
-      const body = [`It is to be stored as ${this.draft.contentType}, and is no JSON: ${broken}.`];
-      if (!(await confirmed("Save broken JSON?", body, "Save as it is", "primary"))) return this.area.focus();
+    if (broken && !this.isInsisting) {
+      this.#showInsisting(true);
+      const detail = `It would be stored as ${this.draft.contentType}: ${broken}. Mend it, or save it as it is.`;
+      return this.#complain(new Problem({ title: "This is not JSON", detail }), this.area);
     }
     this.#store();
     this.#setSaving(true);
@@ -232,11 +279,18 @@ export class Editor {
     return { contentType: contentType || "application/octet-stream", revision: base.revision, number: this.attempt.number, message, ttl: expiry === "set" ? ttl.trim() : undefined, keepsTtl: expiry === "keep" };
   }
 
+  /** What does not parse is saved by a second click. @param {boolean} isInsisting */
+  #showInsisting(isInsisting) {
+    if (this.isInsisting && !isInsisting) this.notice.replaceChildren();
+    this.isInsisting = isInsisting;
+    this.save.textContent = isInsisting ? "Save anyway" : "Save";
+  }
+
   /** @param {boolean} isSaving */
   #setSaving(isSaving) {
     this.isSaving = isSaving;
     this.area.readOnly = isSaving;
-    this.save.textContent = isSaving ? "Saving …" : "Save";
+    this.save.textContent = isSaving ? "Saving …" : this.isInsisting ? "Save anyway" : "Save";
     this.save.setAttribute("aria-disabled", String(isSaving));
   }
 
@@ -338,8 +392,7 @@ export class Editor {
 
   /** @param {string} key @param {import("./api.js").Value} theirs */
   #merge(key, theirs) {
-    const base = this.draft.base.text;
-    const { text, conflicts } = merge(base, this.draft.text, withLineFeeds(theirs.text ?? ""));
+    const { text, conflicts } = merge(...mergeable(this.draft.base.text, this.draft.text, withLineFeeds(theirs.text ?? "")));
     const before = { ...this.draft };
     this.draft.base = baseFrom(theirs);
     this.area.value = text;
@@ -358,6 +411,13 @@ export class Editor {
     this.notice.replaceChildren(el("div", { class: "box", role: "status" }, el("p", {}, said), el("div", { class: "actions" }, undo)));
     this.area.focus();
   }
+}
+
+/** Three texts to be merged by lines: as they are, or JSON with a line for each member if all of them are JSON.
+ * @param {string} base @param {string} mine @param {string} theirs @returns {[string, string, string]} */
+function mergeable(base, mine, theirs) {
+  const pretty = [base, mine, theirs].map((text) => prettyIfJson("", text));
+  return pretty.includes(null) ? [base, mine, theirs] : /** @type {any} */ (pretty);
 }
 
 /** How long until `expiresAt`, in words. @param {string} expiresAt */

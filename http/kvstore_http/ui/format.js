@@ -15,6 +15,9 @@ export const DONE = { put: "stored", delete: "deleted", expire: "expired" };
 /** @param {string} type a media type */
 export const isJson = (type) => /[/+]json\b/i.test(type);
 
+/** A media type without its parameters. @param {string} type */
+export const shortType = (type) => type.split(";")[0].trim();
+
 /** @param {number} bytes */
 export function size(bytes) {
   if (bytes < 1024) return counted(bytes, "byte");
@@ -38,7 +41,32 @@ export function span(milliseconds) {
   return `${grouped(Math.floor(seconds / 86400))} d ${Math.floor((seconds % 86400) / 3600)} h`;
 }
 
+/** As `size`, in few characters. @param {number} bytes */
+export const shortSize = (bytes) => size(bytes).replace(/ \(.*/, "");
+
 const MAX_INDENT = 40;
+const TOKENS = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g;
+
+/** The tokens of JSON as they are written; raises SyntaxError for anything else. @param {string} text @returns {string[]} */
+function tokensOf(text) {
+  JSON.parse(text);
+  return text.match(TOKENS) ?? [];
+}
+
+/** JSON on one line, every token as it was written; raises SyntaxError for anything else. @param {string} text */
+export const compactJson = (text) => tokensOf(text).join("");
+
+/** Whether a text is probably meant to be JSON. @param {string} type its media type @param {string} text */
+export const seemsJson = (type, text) => isJson(type) || /^\s*[[{]/.test(text);
+
+/** The text by lines if it seems to be JSON and is; else null. @param {string} type @param {string} text */
+export function prettyIfJson(type, text) {
+  try {
+    return seemsJson(type, text) ? prettyJson(text) : null;
+  } catch {
+    return null;
+  }
+}
 
 /**
  * JSON with a line for each member; raises SyntaxError for anything else. Every token stays as it was
@@ -46,8 +74,7 @@ const MAX_INDENT = 40;
  * @param {string} text
  */
 export function prettyJson(text) {
-  JSON.parse(text);
-  const tokens = text.match(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g) ?? [];
+  const tokens = tokensOf(text);
   let depth = 0;
   let written = "";
   const line = () => `\n${"  ".repeat(Math.min(depth, MAX_INDENT))}`;

@@ -1,8 +1,8 @@
 // @ts-check
 // What happened to a key, newest first, what each change changed, and the way back.
 
-import { Problem, get, history, put, textOf, withBytes, writeNumber } from "./api.js";
-import { changesOf } from "./compare.js";
+import { Problem, get, history, put, withBytes, writeNumber } from "./api.js";
+import { unfolded } from "./change.js";
 import { announce, button, byline, confirmed, el, problemBox } from "./dom.js";
 import { downloadLink } from "./download.js";
 import { DONE, grouped, moment, size } from "./format.js";
@@ -52,7 +52,7 @@ export class HistoryView {
     const body = el("div", { class: "body" });
     const details = el(
       "details",
-      { ontoggle: () => details.open && !body.hasChildNodes() && this.#compare(event, index, body) },
+      { ontoggle: () => details.open && !body.hasChildNodes() && this.#unfold(event, index, body) },
       el("summary", {}, el("span", { class: `op ${event.op}` }, this.#name(event)), ` revision ${grouped(event.revision)} `, el("time", { datetime: event.time }, moment(event.time)), byline(event)),
       el("p", { class: "quiet" }, about.join(" · ")),
       body,
@@ -68,33 +68,26 @@ export class HistoryView {
     return event.time === event.modified_at ? "stored" : "expiry changed";
   }
 
-  /** The value before `event`, from what is here or from the service; null if there was none or it is no longer known.
-   * @param {any} event @param {number} index */
+  /** The value before `event`, from what is here or from the service; null if there was none, undefined
+   * if it is no longer known. @param {any} event @param {number} index */
   async #before(event, index) {
     if (!event.previous_revision) return null;
     const older = this.events.slice(index + 1).find(({ op }) => op === "put");
     if (older?.revision === event.previous_revision) return older;
-    return get(this.key, event.previous_revision).catch(() => null);
+    return get(this.key, event.previous_revision).catch(() => undefined);
   }
 
   /** @param {any} event @param {number} index @param {HTMLElement} body */
-  async #compare(event, index, body) {
+  async #unfold(event, index, body) {
     body.replaceChildren(el("p", { class: "quiet" }, "Reading …"));
     const before = await this.#before(event, index);
-    const [was, is] = [before, event].map((state) => (state?.bytes ? textOf(state.bytes) : ""));
-    const known = before || !event.previous_revision;
-    const difference = !known
-      ? el("p", { class: "quiet" }, "What was there before is no longer in the log.")
-      : was === null || is === null
-        ? el("p", { class: "quiet" }, `Binary: ${before ? size(before.bytes.length) : "nothing"} before, ${event.bytes ? size(event.bytes.length) : "nothing"} after.`)
-        : changesOf(was, is);
     const actions = event.op === "put" && el(
       "div",
       { class: "actions start" },
       event.revision === this.present() ? el("span", { class: "quiet" }, "This is the present value.") : this.mayRestore && button("Restore this version", () => this.#restore(event, body)),
       downloadLink(this.key, () => event.bytes, event.revision),
     );
-    body.replaceChildren(difference, ...(actions ? [actions] : []));
+    body.replaceChildren(unfolded(before, event.op === "put" ? event : null), ...(actions ? [actions] : []));
   }
 
   /** Put the value of `event` again, on condition that the key is as it is known here. @param {any} event @param {HTMLElement} body */

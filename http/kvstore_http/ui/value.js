@@ -6,7 +6,7 @@ import { allow, announce, byId, button, byline, confirmed, el, problemBox } from
 import { downloadLink } from "./download.js";
 import { draftOf, dropDraft } from "./drafts.js";
 import { Editor, left } from "./editor.js";
-import { clock, grouped, hex, isJson, moment, pictureType, prettyJson, size } from "./format.js";
+import { clock, grouped, hex, moment, pictureType, prettyIfJson, shortSize, shortType, size } from "./format.js";
 import { HistoryView } from "./history.js";
 import { hashOf, shownKey } from "./keys.js";
 import { half } from "./session.js";
@@ -33,6 +33,7 @@ export class ValueView {
     this.editor = null;
     /** @type {Form | null} what the reader chose to see, if it is there */
     this.chosen = null;
+    this.isUnfolded = false;
     this.turn = 0;
     this.picture = "";
     setInterval(() => this.#tick(), 1000);
@@ -88,7 +89,7 @@ export class ValueView {
   /** The frame that stays while the value changes, so that the focus stays too. */
   #open() {
     this.notice = el("div", { class: "notice" });
-    this.facts = el("dl", { class: "facts" });
+    this.facts = el("div", { class: "facts" });
     this.body = el("div", { class: "body" });
     this.editButton = button("Edit", () => this.edit(), { title: "e" });
     this.deleteButton = button("Delete", () => this.remove(), { class: "danger", title: "d" });
@@ -189,25 +190,46 @@ export class ValueView {
 
   // ── what is known about it ────────────────────────────────────────────────────────────────────
 
+  /** One line of what one looks for, and all of it unfolded. */
   #showFacts() {
     const { record } = this;
     if (!record) return;
-    const fact = (/** @type {string} */ name, /** @type {(Node | string | false | undefined)[]} */ ...what) => el("div", {}, el("dt", {}, name), el("dd", {}, ...what));
-    this.countdown = record.expires_at ? el("span", {}, `in ${left(record.expires_at)}`) : null;
+    const { expires_at: expires } = record;
+    this.countdown = expires ? el("span", {}, left(expires)) : null;
+    const when = (/** @type {string} */ time) => el("time", { datetime: time }, moment(time));
+    const change = this.mayExpire && button("Change", () => this.#askTtl(), { class: "link", "aria-label": "Change when it expires" });
+    const expiry = expires ? el("time", { datetime: expires, title: moment(expires) }, "expires in ", this.countdown) : "never expires";
+    const about = el("dl", { id: "about", hidden: !this.isUnfolded }, ...this.#about(record).map(([name, ...what]) => el("div", {}, el("dt", {}, name), el("dd", {}, ...what))));
+    const unfold = button("Details", () => this.#unfold(), { class: "link", "aria-expanded": String(!about.hidden), "aria-controls": "about" });
+    const items = [`revision ${grouped(record.revision)}`, `version ${grouped(record.version)}`, shortType(record.content_type), shortSize(record.bytes.length), when(record.modified_at)];
     this.facts.replaceChildren(
-      fact("Type", record.content_type),
-      fact("Size", size(record.bytes.length)),
-      fact("Revision", grouped(record.revision)),
-      fact("Created at revision", grouped(record.create_revision)),
-      fact("Version", grouped(record.version)),
-      fact("Modified", el("time", { datetime: record.modified_at }, moment(record.modified_at))),
-      record.author || record.message ? fact("Changed", byline(record)) : "",
-      fact("Expires", record.expires_at ? el("time", { datetime: record.expires_at, title: moment(record.expires_at) }, this.countdown) : "never", " ", this.mayExpire && button("Change", () => this.#askTtl(), { class: "link", "aria-label": "Change when it expires" })),
+      el("p", { class: "line-of-facts" }, ...items.map((item) => el("span", {}, item)), el("span", {}, expiry, " ", change), unfold, byline(record)),
+      about,
     );
   }
 
+  /** @param {import("./api.js").Value} record @returns {[string, ...(Node | string)[]][]} */
+  #about(record) {
+    const when = (/** @type {string} */ time) => el("time", { datetime: time }, moment(time));
+    return [
+      ["Media type", record.content_type],
+      ["Size", size(record.bytes.length)],
+      ["Revision", grouped(record.revision)],
+      ["Created at revision", grouped(record.create_revision)],
+      ["Version", `${grouped(record.version)}, counted since it was created`],
+      ["Modified", when(record.modified_at)],
+      ["Expires", record.expires_at ? when(record.expires_at) : "never"],
+    ];
+  }
+
+  #unfold() {
+    this.isUnfolded = !this.isUnfolded;
+    this.#showFacts();
+    this.facts.querySelector("[aria-controls=about]").focus();
+  }
+
   #tick() {
-    if (this.countdown && this.record?.expires_at) this.countdown.textContent = `in ${left(this.record.expires_at)}`;
+    if (this.countdown && this.record?.expires_at) this.countdown.textContent = left(this.record.expires_at);
   }
 
   #askTtl() {
@@ -243,7 +265,7 @@ export class ValueView {
   #showValue(record) {
     /** @type {Map<Form, () => Node>} */
     const forms = new Map();
-    const pretty = this.#pretty(record);
+    const pretty = record.text === null ? null : prettyIfJson(record.content_type, record.text);
     const picture = SVG.test(record.content_type) ? "svg" : pictureType(record.bytes);
     if (picture) forms.set("image", () => this.#image(record, picture));
     if (pretty !== null) forms.set("json", () => this.#text(pretty));
@@ -258,16 +280,6 @@ export class ValueView {
     const node = /** @type {() => Node} */ (forms.get(form))();
     this.body.replaceChildren(el("div", { class: "forms", role: "group", "aria-label": "Show as" }, ...choices, copy), node);
     if (hadFocus) this.body.querySelector(`[data-form=${hadFocus}]`)?.focus();
-  }
-
-  /** @param {import("./api.js").Value} record */
-  #pretty({ text, content_type: type }) {
-    if (text === null || !(isJson(type) || /^\s*[[{]/.test(text))) return null;
-    try {
-      return prettyJson(text);
-    } catch {
-      return null;
-    }
   }
 
   /** @param {string} text */

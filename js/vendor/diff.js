@@ -1,0 +1,2 @@
+// What the page takes of jsdiff.
+export { diffArrays, diffWordsWithSpace } from "diff";
