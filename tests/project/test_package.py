@@ -5,21 +5,25 @@ On the compiled form, under 'make test-compiled', it is the compiled wheel that 
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import tarfile
 import tomllib
-import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from support.servers import free_port
+from kvstore_core.distribution import EXTRAS
+from support.installed import Installed, install
+from support.servers import Daemon, Service, clean_environment, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -95,50 +99,118 @@ def test_the_wheel_can_be_built_from_the_sdist(built: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``bin`` of an environment with the wheel in it. What it depends on is taken from this one."""
-    folder = tmp_path_factory.mktemp("installed")
-    venv.create(folder, symlinks=True)
-    python = folder / "bin" / "python"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-    ]
-    subprocess.run([*command, COMPILED or built / WHEEL], check=True)
-    # A folder that a .pth file names has its own .pth files ignored, and with them the editable install.
-    library = next(folder.glob("lib/python*/site-packages"))
-    ours = [path for path in sys.path if path.endswith("site-packages")]
-    (library / "dependencies.pth").write_text("\n".join(ours) + "\n")
-    return folder / "bin"
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Installed]:
+    """``installed("cli")``: an environment with the wheel, that extra, and only what these declare."""
+    file = COMPILED or built / WHEEL
+    return cache(lambda extra: install(file, extra, tmp_path_factory.mktemp("installed")))
 
 
-def environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KVSTORE_", "PYTHON"))}
-    return {**kept, "HOME": str(folder)}
+CLIENT = """
+import asyncio, sys
+import kvstore_client
+from kvstore_client import AsyncClient, Client, Mirror, Subscription
+
+with Client() as client, Subscription(since=0) as subscription, Mirror(prefixes=["k"]) as mirror:
+    revision = client.put("k/1", "v").revision
+    with client.transaction() as transaction:
+        transaction.put("k/2", transaction.get("k/1").value)
+    print(next(iter(subscription)).key, mirror["k/1"].value, client.get("k/2").value)
+
+async def read():
+    async with AsyncClient() as client:
+        return (await client.get("k/2")).value
+
+print(asyncio.run(read()), kvstore_client.__version__)
+for name in kvstore_client.__all__:
+    getattr(kvstore_client, name)
+"""
 
 
-def test_the_installed_command_says_its_version(installed: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [installed / "kvstore", "--version"], cwd=tmp_path, env=environment(tmp_path), capture_output=True
+def test_the_client_needs_only_what_the_package_declares_without_extras(
+    installed: Callable[[str], Installed], daemon: Daemon
+) -> None:
+    done = installed("").run(
+        "python", "-c", CLIENT, KVSTORE_REQUESTS=daemon.requests, KVSTORE_CHANGES=daemon.changes
     )
-    assert (done.returncode, done.stdout.decode()) == (0, f"kvstore {VERSION} ({FORM})\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"k/1 b'v' b'v'\nb'v' {VERSION}\n"
 
 
-def test_the_installed_service_serves_its_page_too(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [("kvstore",), ("kvstore", "serve"), ("kvstore", "list"), ("python", "-m", "kvstore_cli", "--help")],
+    ids=" ".join,
+)
+def test_without_an_extra_the_command_says_in_one_line_what_to_install(
+    line: tuple[str, ...], installed: Callable[[str], Installed]
+) -> None:
+    done = installed("").run(*line)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    for extra in ("cli", "server"):
+        assert f"pip install 'kvstored[{extra}]'" in done.stderr
+
+
+def test_with_the_extra_cli_the_command_works_for_a_service_elsewhere(
+    installed: Callable[[str], Installed], shared_service: Service
+) -> None:
+    command = partial(installed("cli").run, KVSTORE_URL=shared_service.url)
+    assert command("kvstore", "put", "there", "v").returncode == 0
+    assert command("python", "-m", "kvstore_cli", "get", "there").stdout == "v\n"
+    for line in (
+        "list",
+        "subscribe --since 0 --count 1",
+        "status",
+        "ping",
+        "top --count 1",
+        "whoami",
+        "digest",
+    ):
+        done = command("kvstore", *line.split())
+        assert (done.returncode, done.stderr) == (0, ""), line
+        assert done.stdout, line
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["serve", "daemon", "http", "backup f", "restore f", "check", "compact", "config check"],
+)
+def test_without_the_extra_server_what_needs_it_says_in_one_line_what_to_install(
+    line: str, installed: Callable[[str], Installed]
+) -> None:
+    done = installed("cli").run("kvstore", *line.split())
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert re.fullmatch(r"kvstore: [a-z]+ is not installed: pip install 'kvstored\[server\]'\n", done.stderr)
+
+
+def test_every_requirement_of_an_extra_is_one_that_the_code_can_name(built: Path) -> None:
+    """``kvstore_core.distribution`` says what to install by the names that are imported."""
+    brought = packages_distributions()
+    for extra, modules in EXTRAS.items():
+        declared = {
+            canonicalize_name(requirement.name)
+            for requirement in map(Requirement, PROJECT["project"]["optional-dependencies"][extra])
+            if requirement.name != "kvstored"
+        }
+        assert {canonicalize_name(name) for module in modules for name in brought[module]} >= declared
+
+
+def test_the_installed_command_says_its_version(installed: Callable[[str], Installed]) -> None:
+    done = installed("cli").run("kvstore", "--version")
+    assert (done.returncode, done.stdout) == (0, f"kvstore {VERSION} ({FORM})\n")
+
+
+def test_the_installed_service_serves_its_page_too(
+    installed: Callable[[str], Installed], tmp_path: Path
+) -> None:
+    programs = installed("server").bin
     address = f"127.0.0.1:{free_port()}"
     ports = {f"--{name}": f"tcp://127.0.0.1:{free_port()}" for name in ("requests", "changes")}
     options = [word for pair in {**ports, "--http": address, "--workers": "1"}.items() for word in pair]
     service = subprocess.Popen(
-        [installed / "kvstore", "serve", "--data", tmp_path / "data", *options],
+        [programs / "kvstore", "serve", "--data", tmp_path / "data", *options],
         cwd=tmp_path,
-        env=environment(tmp_path),
+        env=clean_environment(tmp_path),
         stderr=subprocess.PIPE,
     )
     assert service.stderr is not None
@@ -149,8 +221,10 @@ def test_the_installed_service_serves_its_page_too(installed: Path, tmp_path: Pa
             assert line, said.decode()
             said += line
         url = f"http://{address}"
-        command = [installed / "kvstore", "put", "k", "v", "--url", url]
-        subprocess.run(command, check=True, cwd=tmp_path, env=environment(tmp_path), capture_output=True)
+        command = [programs / "kvstore", "put", "k", "v", "--url", url]
+        subprocess.run(
+            command, check=True, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True
+        )
         page = httpx.get(f"{url}/ui/", follow_redirects=True)
         assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     finally:

@@ -18,6 +18,7 @@ from kvstore_cli.files.output_file import Write, refuse_mounted, written_whole
 from kvstore_cli.terminal import output, progress
 from kvstore_cli.terminal.humanize import exact_size
 from kvstore_cli.terminal.progress import Steps
+from kvstore_core.distribution import require
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
 from kvstore_core.process.files import steadily
 
@@ -50,6 +51,7 @@ def backup(context: click.Context, file: str, force: bool, as_json: bool) -> Non
         _refuse_terminal(as_json)
     else:
         refuse_mounted(Path(file))
+    require("server")
     from kvstore_daemon.storage.offline.backup import back_up
 
     with progress.steps() as steps, _destination(file, replace=force) as write:
@@ -159,6 +161,7 @@ def check(context: click.Context, file: str | None, as_json: bool) -> int:
 
 
 def _check_store(folder: Path, faults: list[str], steps: Steps) -> dict[str, Any]:
+    require("server")  # a reader that cannot be started counts as a fault of the store
     from kvstore_daemon.storage.offline import reader_client
 
     return reader_client.check(folder, faults.append, steps("checking"))

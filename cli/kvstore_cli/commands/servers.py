@@ -34,8 +34,7 @@ def serve(context: click.Context) -> int:
       kvstore serve --access required
       kvstore serve --http 0.0.0.0:5000 --allow-anonymous
     """
-    # the two processes would say it one by one, each time that they are started
-    require("server")
+    require("server")  # before it is each child that fails
     daemon, http = configuration_of(context, "daemon", "http").service_settings()
     from kvstore_cli.serve.logging_setup import chosen_format, set_up, write_through
     from kvstore_cli.serve.supervisor import ServiceSupervisor, announce
@@ -124,6 +123,7 @@ def http(context: click.Context) -> int:
       kvstore http --workers 2
       kvstore http --http 127.0.0.1:8080 --requests tcp://127.0.0.1:5555
     """
+    require("server")  # before it is each worker that fails
     from kvstore_cli.serve.socket_activation import address_of, inherited_sockets
 
     inherited = inherited_sockets()

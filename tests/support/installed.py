@@ -1,0 +1,76 @@
+"""An empty environment with the built distribution in it, one extra, and only what these declare."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distributions
+from importlib.metadata import distribution as here
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from support.servers import clean_environment
+
+NAME = "kvstored"
+
+
+class Installed:
+    """``bin`` of the environment, and how to run what is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bin = folder / "bin"
+        self._home = folder
+
+    def run(self, program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a program of the environment in a folder of its own, with no variable of ours but these."""
+        return subprocess.run(
+            [self.bin / program, *arguments],
+            cwd=self._home,
+            env=clean_environment(self._home, **variables),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+def install(file: Path, extra: str, folder: Path) -> Installed:
+    """Install a wheel into an empty environment. What it and its extra declare is linked from this one."""
+    venv.create(folder, symlinks=True)
+    command = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
+    subprocess.run([*command, "--no-deps", "--no-index", file], check=True)
+    library = next(folder.glob("lib/python*/site-packages"))
+    ours = next(each for each in distributions(path=[str(library)]) if each.name == NAME)
+    for needed in _closure(ours, extra):
+        _link(needed, library)
+    return Installed(folder)
+
+
+def _closure(root: Distribution, extra: str) -> Iterator[Distribution]:
+    """What is declared, directly or not."""
+    seen = {(NAME, extra)}
+    left = [(root, extra)]
+    while left:
+        current, chosen = left.pop()
+        for requirement in map(Requirement, current.requires or ()):
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": chosen}):
+                continue
+            name = canonicalize_name(requirement.name)
+            found = root if name == NAME else here(name)
+            for wanted in {"", *requirement.extras} - {each for which, each in seen if which == name}:
+                seen.add((name, wanted))
+                left.append((found, wanted))
+                if found is not root and wanted == "":
+                    yield found
+
+
+def _link(needed: Distribution, library: Path) -> None:
+    for file in needed.files or ():
+        if ".." in file.parts:  # scripts
+            continue
+        link = library / file
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(str(file.locate())))
