@@ -5,5 +5,5 @@ export { HighlightStyle, bracketMatching, foldGutter, foldKeymap, syntaxHighligh
 export { lintGutter, linter } from "@codemirror/lint";
 export { search, searchKeymap } from "@codemirror/search";
 export { Compartment, EditorState } from "@codemirror/state";
-export { EditorView, keymap, lineNumbers } from "@codemirror/view";
+export { EditorView, highlightSpecialChars, keymap, lineNumbers } from "@codemirror/view";
 export { tags } from "@lezer/highlight";

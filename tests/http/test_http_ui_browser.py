@@ -221,7 +221,7 @@ def test_an_empty_store_says_how_to_begin(own_page: Page, service: Service) -> N
     page.fill("#edit-key", "first")
     page.fill("#edit-value", "words")
     page.click("Save")
-    page.wait_for("words", "#detail pre")
+    page.wait_for("another", "#detail pre")
     page.wait_for_rows("first")
     revision = call(service.url, "GET", "/v1/status").json["revision"]
     page.wait_for(f"revision {revision} · 1 key", "#figures")
@@ -303,7 +303,6 @@ def test_json_is_edited_with_colours_checked_formatted_and_saved_by_keys(
     key = f"{folder}j"
     stored(session, key, '{"n":12345678901234567890,"list":[1.10,null]}', "application/json")
     page.open(key=key)
-    page.ask("document.addEventListener('securitypolicyviolation', (event) => console.error(event))")
     page.click("Edit")
     is_coloured(page)
     assert page.focused() == "edit-value"
@@ -334,6 +333,23 @@ def test_json_is_edited_with_colours_checked_formatted_and_saved_by_keys(
     page.browser.press("Enter", control=True)
     page.wait_for('"e": 1', "#detail pre")
     assert value_of(session, key) == b'{"e":1}'
+
+
+def test_json_typed_as_a_new_value_is_coloured_and_offered_to_be_stored_as_json(
+    page: Page, session: Session, folder: str
+) -> None:
+    page.open(new="1", prefix=folder)
+    page.fill("#edit-key", f"{folder}new")
+    page.fill("#edit-value", '{"a"')
+    is_coloured(page)
+    page.wait("document.activeElement.id === 'edit-value'")
+    page.browser.write(":[1]}")  # goes on where it was when the field changed
+    page.click("Store as application/json")
+    page.click("Save")
+    page.wait_for('"a": [', "#detail pre")
+    assert page.ask("document.querySelector('#detail pre .json-number').textContent") == "1"
+    answer = session.get(path_of(f"{folder}new"))
+    assert (answer.body, answer.headers["content-type"]) == (b'{"a":[1]}', "application/json")
 
 
 def test_json_that_is_large_or_without_its_editor_is_edited_as_a_text(
@@ -888,10 +904,14 @@ def test_text_stands_out_in_light_and_dark(page: Page, session: Session, folder:
     page.browser.command(
         "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
     )
-    stored(session, f"{folder}k", "x")
+    stored(session, f"{folder}k", '{"a":"one word","n":[1,true]}', "application/json")
+    stored(session, f"{folder}k", '{"a":"another word","n":[1,true]}', "application/json")
     page.open(prefix=folder, key=f"{folder}k")
-    page.wait_for("x", "#detail pre")
+    page.wait_for("another", "#detail pre")
     ratios = page.ask(CONTRASTS)
+    page.click("History")
+    page.wait("document.querySelectorAll('.diff mark').length === 2")
+    ratios |= page.ask(CONTRASTS)
     assert min(ratios.values()) >= 4.5, ratios  # WCAG 2.2, 1.4.3
     is_dark = page.ask("getComputedStyle(document.body).backgroundColor") != "rgb(246, 247, 248)"
     assert is_dark == (scheme == "dark")

@@ -215,6 +215,29 @@ def test_json_by_lines_is_the_same_json(call: Call, value: Any, indent: int | No
     assert pretty == call("prettyJson", pretty)
 
 
+@given(value=json_values)
+def test_coloured_json_is_all_there_with_its_names_and_values_told_apart(call: Call, value: Any) -> None:
+    pretty = call("prettyJson", json.dumps(value))
+    pieces = call("jsonPieces", pretty)
+    assert "".join(piece["text"] for piece in pieces) == pretty
+    names, others = [], []
+
+    def walk(inner: Any) -> None:
+        if isinstance(inner, dict):
+            for name, member in inner.items():
+                names.append(name)
+                walk(member)
+        elif isinstance(inner, list):
+            for member in inner:
+                walk(member)
+        else:
+            others.append(inner)
+
+    walk(value)
+    assert [json.loads(piece["text"]) for piece in pieces if piece["kind"] == "name"] == names
+    assert [json.loads(piece["text"]) for piece in pieces if piece["kind"] not in {"", "name"}] == others
+
+
 @given(value=json_values, indent=st.none() | st.integers(0, 3))
 def test_json_on_one_line_is_the_same_json(call: Call, value: Any, indent: int | None) -> None:
     compact = call("compactJson", json.dumps(value, indent=indent))

@@ -3,10 +3,10 @@
 
 import { get, textOf } from "./api.js";
 import { changesOf } from "./compare.js";
-import { button, el, problemBox } from "./dom.js";
+import { button, coloured, el, problemBox } from "./dom.js";
 import { counted, hex, prettyIfJson, size } from "./format.js";
 
-const SHOWN_BYTES = 16 * 1024; // of a value; the whole of it is at its key
+const SHOWN = 16 * 1024; // bytes or characters of a value; the whole of it is at its key
 
 /** @typedef {{ bytes: Uint8Array, content_type: string }} State a value as it was; null where there was none */
 
@@ -16,7 +16,11 @@ const SHOWN_BYTES = 16 * 1024; // of a value; the whole of it is at its key
  */
 export function unfolded(before, after) {
   const body = el("div", {});
-  const views = [after && before !== null ? { name: "Difference", make: () => differenceOf(before, after) } : null, after ? { name: "Value", make: () => valueOf(after) } : null, before && !after ? { name: "Value before", make: () => valueOf(before) } : null].filter((view) => view !== null);
+  /** @type {{ name: string, make: () => Node }[]} */
+  const views = [];
+  if (after && before !== null) views.push({ name: "Difference", make: () => differenceOf(before, after) });
+  if (after) views.push({ name: "Value", make: () => valueOf(after) });
+  if (before && !after) views.push({ name: "Value before", make: () => valueOf(before) });
   if (!views.length) return el("p", { class: "quiet" }, before === undefined ? "What was there before is no longer in the log." : "There was no value.");
   const choices = views.map(({ name, make }) => button(name, () => show(name, make), { "aria-pressed": "false" }));
   const show = (/** @type {string} */ chosen, /** @type {() => Node} */ make) => {
@@ -41,11 +45,17 @@ function differenceOf(before, after) {
 function valueOf({ bytes, content_type: type }) {
   if (!bytes.length) return el("p", { class: "quiet" }, "The value is empty.");
   const text = textOf(bytes);
-  const whole = text === null ? hex(bytes, SHOWN_BYTES) : prettyIfJson(type, text) ?? text;
-  const most = text === null ? whole.length : SHOWN_BYTES;
-  const rest = text === null ? bytes.length - SHOWN_BYTES : whole.length - SHOWN_BYTES;
-  const more = rest > 0 && el("p", { class: "quiet" }, `and ${counted(rest, text === null ? "byte" : "character")} more`);
-  return el("div", {}, el("pre", { class: text === null ? "hex" : "", tabindex: 0, "aria-label": "The value" }, whole.slice(0, most)), more);
+  if (text === null) return beginning("hex", [hex(bytes, SHOWN)], bytes.length - SHOWN, "byte");
+  const pretty = prettyIfJson(type, text);
+  if (pretty === null) return beginning("", [text.slice(0, SHOWN)], text.length - SHOWN, "character");
+  return beginning("", coloured(pretty.slice(0, SHOWN)), pretty.length - SHOWN, "character");
+}
+
+/** What is shown of a value, and how much more there is. @param {string} kind @param {(Node | string)[]} shown
+ * @param {number} rest @param {string} unit */
+function beginning(kind, shown, rest, unit) {
+  const pre = el("pre", { class: kind, tabindex: 0, "aria-label": "The value" }, ...shown);
+  return el("div", {}, pre, rest > 0 && el("p", { class: "quiet" }, `and ${counted(rest, unit)} more`));
 }
 
 /**

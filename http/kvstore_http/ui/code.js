@@ -4,7 +4,7 @@
 // It is in a shadow root because there CodeMirror adopts its styles as sheets; in the document it would insert
 // a style element, which the page's policy forbids.
 
-import { Compartment, EditorState, EditorView, HighlightStyle, bracketMatching, defaultKeymap, foldGutter, foldKeymap, history, historyKeymap, json, jsonParseLinter, keymap, lineNumbers, lintGutter, linter, search, searchKeymap, syntaxHighlighting, tags } from "./vendor/codemirror.js";
+import { Compartment, EditorState, EditorView, HighlightStyle, bracketMatching, defaultKeymap, foldGutter, foldKeymap, highlightSpecialChars, history, historyKeymap, json, jsonParseLinter, keymap, lineNumbers, lintGutter, linter, search, searchKeymap, syntaxHighlighting, tags } from "./vendor/codemirror.js";
 
 const OURS = new Set(["Mod-Enter"]); // saves the form
 
@@ -47,13 +47,14 @@ export class CodeField extends HTMLElement {
         lineNumbers(),
         foldGutter(),
         history(),
+        highlightSpecialChars(),
         json(),
         syntaxHighlighting(colours),
         bracketMatching(),
         search({ top: true }),
         linter((/** @type {any} */ view) => (this.isChecked() && view.state.doc.length ? check(view) : [])),
         lintGutter(),
-        keymap.of([...defaultKeymap, ...historyKeymap, ...foldKeymap, ...searchKeymap].filter(({ key }) => !OURS.has(key))),
+        keymap.of([...defaultKeymap, ...historyKeymap, ...foldKeymap, ...searchKeymap].filter(({ key }) => !key || !OURS.has(key))),
         EditorView.lineWrapping,
         EditorView.contentAttributes.of({ "aria-label": "Value", autocapitalize: "off", spellcheck: "false" }),
         EditorView.updateListener.of((/** @type {any} */ update) => update.docChanged && this.dispatchEvent(new Event("input"))),

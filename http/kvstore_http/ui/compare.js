@@ -60,10 +60,11 @@ function pairOf([was, is]) {
   return [was === undefined ? undefined : lineOf("removed", was, words?.[0]), is === undefined ? undefined : lineOf("added", is, words?.[1])];
 }
 
-/** JSON by lines, if both are JSON; else both as they are. @param {string} before @param {string} after */
-export function byLines(before, after) {
-  const pretty = [before, after].map((text) => prettyIfJson("", text));
-  return pretty[0] === null || pretty[1] === null ? [before, after] : /** @type {[string, string]} */ (pretty);
+/** JSON by lines, if both are JSON; else both as they are. @param {string} before @param {string} after
+ * @returns {[string, string]} */
+function byLines(before, after) {
+  const [was, is] = [before, after].map((text) => prettyIfJson("", text));
+  return was === null || is === null ? [before, after] : [was, is];
 }
 
 /** What became of `before`, in one column; JSON by lines. @param {string} before @param {string} after */

@@ -12,16 +12,22 @@ const MAX_LINE = 4000; // characters of two lines whose words are compared, for 
  */
 
 /**
+ * A part that jsdiff found: in both texts, or only in one.
+ * @template T @typedef {{ value: T, added?: boolean, removed?: boolean }} Part
+ */
+
+/**
  * The lines of both texts in order, each marked as in both, only in `before`, or only in `after`.
  * As few as possible are marked (Myers' algorithm) up to MAX_CHANGES; beyond that, whole blocks are.
  * @param {string} before @param {string} after @returns {Line[]}
  */
 export function diffLines(before, after) {
   const [a, b] = [before.split("\n"), after.split("\n")];
+  /** @type {Part<string[]>[]} */
   const parts = diffArrays(a, b, { maxEditLength: MAX_CHANGES }) ?? [{ value: a, removed: true }, { value: b, added: true }];
   let [left, right] = [0, 0];
   return parts.flatMap(({ value, removed, added }) =>
-    value.map((/** @type {string} */ text) => {
+    value.map((text) => {
       if (removed) return { kind: "removed", text, left: ++left };
       if (added) return { kind: "added", text, right: ++right };
       return { kind: "same", text, left: ++left, right: ++right };
@@ -41,6 +47,7 @@ export function diffLines(before, after) {
  */
 export function diffWords(before, after) {
   if (before.length + after.length > MAX_LINE) return null;
+  /** @type {Part<string>[]} */
   const parts = diffWordsWithSpace(before, after);
   const common = parts.filter(({ added, removed }) => !added && !removed).map(({ value }) => value.trim());
   if (common.join("").length * 4 < Math.min(before.trim().length, after.trim().length)) return null;

@@ -1,6 +1,7 @@
 // @ts-check
 // Elements without markup: text only ever becomes text.
 
+import { jsonPieces } from "./format.js";
 import { shownKey } from "./keys.js";
 
 /**
@@ -45,6 +46,14 @@ export function announce(text) {
 export function byline({ author, message }) {
   if (!author && !message) return null;
   return el("span", { class: "byline" }, author && el("span", { class: "author" }, `by ${shownKey(author)}`), message && el("q", {}, shownKey(message)));
+}
+
+const MOST_COLOURED = 64 * 1024; // characters
+
+/** JSON by lines with its colours, or without if it is long. @param {string} text @returns {(Node | string)[]} */
+export function coloured(text) {
+  if (text.length > MOST_COLOURED) return [text];
+  return jsonPieces(text).map((piece) => (piece.kind ? el("span", { class: `json-${piece.kind}` }, piece.text) : piece.text));
 }
 
 /** What went wrong, in the words of the service. @param {import("./api.js").Problem} problem @param {...Node} more */

@@ -77,7 +77,8 @@ export class Editor {
     this.keyInput = el("input", { id: "edit-key", value: draft.key, ...VERBATIM, oninput: keep });
     /** @type {any} a text area, or what is used as one */
     this.area = el("textarea", { id: "edit-value", ...VERBATIM, rows: 14, value: draft.text, oninput: keep });
-    this.shaper = el("span", { class: "shaper" }, button("Format", () => this.#shape(prettyJson), { class: "link" }), button("On one line", () => this.#shape(compactJson), { class: "link" }));
+    this.typer = button("Store as application/json", () => this.#storeAsJson(), { class: "link" });
+    this.shaper = el("span", { class: "shaper" }, this.typer, button("Format", () => this.#shape(prettyJson), { class: "link" }), button("On one line", () => this.#shape(compactJson), { class: "link" }));
     this.chooser = el("input", { id: "edit-file", type: "file", onchange: () => this.#choose() });
     this.type = el("input", { id: "edit-type", value: draft.contentType, list: "types", ...VERBATIM, oninput: keep });
     this.expiry = el("select", { id: "edit-expiry", onchange: keep }, ...this.#expiries());
@@ -158,12 +159,19 @@ export class Editor {
     this.ttl.hidden = this.expiry.value !== "set";
     this.hint.textContent = this.#hintText();
     this.shaper.hidden = !this.#isForJson;
+    this.typer.hidden = isJson(this.type.value) || this.shaper.hidden || Boolean(this.#faultIn(this.area.value));
     this.#showInsisting(false);
     if (this.#isForJson) this.#colour();
   }
 
   get #isForJson() {
     return !this.isFileWanted && seemsJson(this.type.value, this.area.value);
+  }
+
+  #storeAsJson() {
+    this.type.value = "application/json";
+    this.#keep();
+    this.area.focus();
   }
 
   /** Write the same JSON in another shape. @param {(text: string) => string} shape */

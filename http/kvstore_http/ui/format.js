@@ -53,6 +53,21 @@ function tokensOf(text) {
   return text.match(TOKENS) ?? [];
 }
 
+/**
+ * JSON in pieces, each with what it is: "name", "string", "number", "word" (true, false, null), or "" for what is between.
+ * @param {string} text JSON as `prettyJson` writes it @returns {{ text: string, kind: string }[]}
+ */
+export function jsonPieces(text) {
+  return (text.match(/"(?:[^"\\]|\\.)*"|[^"\s{}[\],:]+|[\s{}[\],:]+/g) ?? []).map((piece, index, all) => ({ text: piece, kind: kindOf(piece, all[index + 1]) }));
+}
+
+/** @param {string} piece @param {string | undefined} next */
+function kindOf(piece, next) {
+  if (piece[0] === '"') return next?.[0] === ":" ? "name" : "string";
+  if (/^[-\d]/.test(piece)) return "number";
+  return /^[tfn]/.test(piece) ? "word" : "";
+}
+
 /** JSON on one line, every token as it was written; raises SyntaxError for anything else. @param {string} text */
 export const compactJson = (text) => tokensOf(text).join("");
 

@@ -2,7 +2,7 @@
 // One key: its value, what is known about it, and what can be done with it.
 
 import { Problem, get, persist, remove, touch, valueAddress } from "./api.js";
-import { allow, announce, byId, button, byline, confirmed, el, problemBox } from "./dom.js";
+import { allow, announce, byId, button, byline, coloured, confirmed, el, problemBox } from "./dom.js";
 import { downloadLink } from "./download.js";
 import { draftOf, dropDraft } from "./drafts.js";
 import { Editor, left } from "./editor.js";
@@ -268,7 +268,7 @@ export class ValueView {
     const pretty = record.text === null ? null : prettyIfJson(record.content_type, record.text);
     const picture = SVG.test(record.content_type) ? "svg" : pictureType(record.bytes);
     if (picture) forms.set("image", () => this.#image(record, picture));
-    if (pretty !== null) forms.set("json", () => this.#text(pretty));
+    if (pretty !== null) forms.set("json", () => this.#text(pretty, coloured));
     if (record.text !== null) forms.set("text", () => this.#text(/** @type {string} */ (record.text)));
     forms.set("hex", () => this.#hex(record.bytes));
     const natural = record.text?.includes("\0") ? "hex" : /** @type {Form} */ (forms.keys().next().value);
@@ -282,23 +282,23 @@ export class ValueView {
     if (hadFocus) this.body.querySelector(`[data-form=${hadFocus}]`)?.focus();
   }
 
-  /** @param {string} text */
-  #text(text) {
-    return this.#beginning({ "aria-label": "The value" }, text.length, SHOWN_CHARACTERS, "characters", (end) => text.slice(0, end));
+  /** @param {string} text @param {(text: string) => (Node | string)[]} show */
+  #text(text, show = (text) => [text]) {
+    return this.#beginning({ "aria-label": "The value" }, text.length, SHOWN_CHARACTERS, "characters", (end) => show(text.slice(0, end)));
   }
 
   /** @param {Uint8Array} bytes */
   #hex(bytes) {
-    return this.#beginning({ class: "hex", "aria-label": "The bytes" }, bytes.length, SHOWN_BYTES, "bytes", (end) => hex(bytes, end));
+    return this.#beginning({ class: "hex", "aria-label": "The bytes" }, bytes.length, SHOWN_BYTES, "bytes", (end) => [hex(bytes, end)]);
   }
 
   /** As much as is shown at first, and a button for all of it. @param {Record<string, string>} attributes
-   * @param {number} length @param {number} most @param {string} unit @param {(end: number) => string} upTo */
+   * @param {number} length @param {number} most @param {string} unit @param {(end: number) => (Node | string)[]} upTo */
   #beginning(attributes, length, most, unit, upTo) {
     if (!length) return el("p", { class: "quiet" }, "The value is empty.");
-    const pre = el("pre", { ...attributes, tabindex: 0 }, upTo(most));
+    const pre = el("pre", { ...attributes, tabindex: 0 }, ...upTo(most));
     if (length <= most) return pre;
-    return el("div", {}, pre, button(`Show all ${grouped(length)} ${unit}`, () => pre.replaceChildren(upTo(length))));
+    return el("div", {}, pre, button(`Show all ${grouped(length)} ${unit}`, () => pre.replaceChildren(...upTo(length))));
   }
 
   /** @param {import("./api.js").Value} record @param {string} type */
