@@ -87,8 +87,9 @@ URL = "URL"
 """Stands for the address of the service."""
 
 ASKING = {
-    **{name: [name, "no/x"] for name in ("get", "delete", "incr", "persist", "history", "subscribe")},
+    **{name: [name, "no/x"] for name in ("get", "delete", "incr", "persist", "history", "subscribe", "edit")},
     "put": ["put", "no/x", "1"],
+    "rename": ["rename", "no/x", "no/y"],
     "patch": ["patch", "no/x", "{}"],
     "touch": ["touch", "no/x", "--ttl", "1m"],
     "batch": ["batch", "ops"],

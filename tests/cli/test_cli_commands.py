@@ -407,7 +407,8 @@ def test_every_command_that_writes_takes_a_message() -> None:
         command = cli.get_command(context, name)
         assert command is not None
         taking |= {name for parameter in command.params if "-m" in parameter.opts}
-    assert taking == {"put", "patch", "delete", "incr", "touch", "persist", "batch", "import"}
+    changing = {"put", "patch", "edit", "rename", "delete", "incr", "touch", "persist"}
+    assert taking == {*changing, "batch", "import"}
 
 
 @pytest.mark.parametrize("message", ["", "two\nlines", "\x1b[31mred", "\u202e", "x" * 201, b"\xff"])

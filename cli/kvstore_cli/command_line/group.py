@@ -4,6 +4,7 @@ imported."""
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 
 import click
@@ -18,6 +19,8 @@ SECTIONS = {
         "get": "Print the value of a key, or of many with their keys",
         "put": "Store a value",
         "patch": "Change members of a JSON value",
+        "edit": "Edit a value in an editor",
+        "rename": "Give a record another key, or all with a prefix",
         "delete": "Remove keys, or all keys with a prefix",
         "list": "List keys",
         "ls": "List one level of keys, with folders",
@@ -74,8 +77,8 @@ def _by_word(table: dict[str, str]) -> dict[str, str]:
 _MEANT = _by_word(
     {
         "get": "cat read show fetch mget hget getall hgetall exists ttl lookup",
-        "put": "set write store add create update insert save mset hset setex setnx echo",
-        "delete": "rm del remove unset unlink hdel erase clear",
+        "put": "write store add create update insert save mset hset setex setnx echo",
+        "delete": "rm remove unset unlink hdel erase clear",
         "list": "keys scan find count dbsize",
         "ls": "dir tree folders children",
         "incr": "incrby decr decrby increment",
@@ -84,8 +87,10 @@ _MEANT = _by_word(
         "log": "audit changelog recent",
         "blame": "annotate who why",
         "batch": "txn transaction multi pipeline",
-        "patch": "merge edit",
-        "subscribe": "watch monitor psubscribe follow tail listen",
+        "patch": "merge",
+        "edit": "vi vim nano modify",
+        "rename": "mv move renamenx",
+        "subscribe": "monitor psubscribe follow tail listen",
         "changes": "events poll since",
         "wait": "await until",
         "export": "dump",
@@ -120,6 +125,8 @@ SHARED_MODULES = _by_word(
         "access": "token key",
     }
 )
+ALIASES = {"set": "put", "del": "delete", "watch": "subscribe"}
+"""Other names of commands, which users of other stores type. No list shows them."""
 COMMANDS = {name: summary for section in SECTIONS.values() for name, summary in section.items()}
 
 
@@ -130,6 +137,7 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"kvstore_cli.commands.{SHARED_MODULES.get(cmd_name, cmd_name)}")
@@ -155,7 +163,9 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command; for an unknown one, a usage error that suggests the nearest."""
-        if args[0] in COMMANDS or args[0].startswith("-") or ctx.resilient_parsing:
+        if args[0] in ALIASES and not ctx.resilient_parsing:
+            _hint_at(args[0])
+        if args[0] in COMMANDS or args[0] in ALIASES or args[0].startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         from difflib import get_close_matches
 
@@ -167,6 +177,12 @@ class LazyGroup(click.Group):
         for section, commands in SECTIONS.items():
             with formatter.section(section):
                 formatter.write_dl(list(commands.items()))
+
+
+def _hint_at(alias: str) -> None:
+    """Say to a person, and to no script, what the command is called."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        output.talk(f"'{alias}' is 'kvstore {ALIASES[alias]}', whose --help says what it can do")
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:

@@ -84,6 +84,13 @@ def talk(message: str) -> None:
     sys.stderr.flush()
 
 
+def err(text: str) -> None:
+    """Write text as it is to stderr, if it is open."""
+    if sys.stderr is not None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 def end_line() -> None:
     """Begin a line on stderr, behind what a terminal shows for Ctrl-C."""
     if sys.stderr is not None:
