@@ -132,11 +132,14 @@ def test_a_list_pages_through_a_prefix_in_byte_order(peer: Peer, unique: str) ->
     assert [item["value"] for item in items] == [name.encode() for name in names]
 
 
-def test_a_list_of_keys_has_no_values(peer: Peer, unique: str) -> None:
-    peer.ask(put(unique, b"abc"))
-    [item] = peer.ask({"op": "list", "prefix": unique, "keys_only": True})[0]["items"]
-    assert "value" not in item
-    assert item["version"] == 1
+def test_a_list_of_keys_has_lengths_instead_of_values(peer: Peer, unique: str) -> None:
+    values = {f"{unique}a": b"abc", f"{unique}b": b"", f"{unique}c": b"\xff" * 70_000}
+    peer.ask(*(put(key, value) for key, value in values.items()))
+    peer.ask({**put(f"{unique}d", b"because"), "message": "with a reason, which is stored before the value"})
+    items = peer.ask({"op": "list", "prefix": unique, "keys_only": True})[0]["items"]
+    assert all("value" not in item for item in items)
+    assert [item["bytes"] for item in items] == [3, 0, 70_000, 7]
+    assert [item["version"] for item in items] == [1] * 4
 
 
 def test_prefix_and_range_intersect(peer: Peer, unique: str) -> None:

@@ -69,8 +69,11 @@ def _list(engine: Engine, op: Op) -> Page:
             folding=folding,
         )
     require_revision(op, page.revision)
+    items = [{"key": key.decode(), **record_fields(record)} for key, record in page.items]
+    for item, size in zip(items, page.sizes, strict=False):
+        item["bytes"] = size
     fields: Fields = {
-        "items": [{"key": key.decode(), **record_fields(record)} for key, record in page.items],
+        "items": items,
         "cursor": _cursor(page.next_key, reverse=reverse),
     }
     if folding is not None:

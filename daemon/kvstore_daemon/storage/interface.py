@@ -176,7 +176,8 @@ class RangePage(NamedTuple):
 
     ``prefixes`` are those by which folded keys are shown, in the same order, and ``counts`` (where they were
     asked for) the number of keys in the range that each stands for: None where there are more than
-    ``MAX_COUNTED``, or more than one call looks at.
+    ``MAX_COUNTED``, or more than one call looks at. ``sizes`` are the lengths of the items' values, where these
+    were left out.
     """
 
     items: list[tuple[bytes, StoredRecord]]
@@ -184,6 +185,7 @@ class RangePage(NamedTuple):
     revision: int
     prefixes: Sequence[bytes] = ()
     counts: Sequence[int | None] = ()
+    sizes: Sequence[int] = ()
 
 
 class KeyCount(NamedTuple):

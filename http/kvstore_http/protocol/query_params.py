@@ -419,7 +419,7 @@ LIMIT = _integer(
 )
 TOTAL = _integer("limit", 1, MAX_REVISION, "a whole number from 1 on", LIMIT.meaning)
 CURSOR = Parameter("cursor", str, "a cursor", "where the page before this one ended")
-KEYS = _flag("keys", "1: leave the values out")
+KEYS = _flag("keys", "1: leave the values out, and say how many bytes they have")
 COUNT = _flag("count", "1: only count the keys")
 DELIMITER = Parameter(
     "delimiter",

@@ -216,6 +216,7 @@ _RECORD: Schema = {
     "content_type": _TEXT,
     "modified_at": _TIME,
 }
+_LENGTH: Schema = {**_INTEGER, "description": "the length of the value, where keys=1 leaves that out"}
 _EVENT: Schema = {
     **_RECORD,
     "op": {"type": "string", "enum": list(EVENT_OPS)},
@@ -316,7 +317,9 @@ SCHEMAS: dict[str, Schema] = {
     "Lines": {"type": "string", "description": "a line for each check, and one for all of them"},
     "Metrics": {"type": "string", "description": "Prometheus' exposition format"},
     "Object": {"type": "object"},
-    "Record": _object(_RECORD, "revision", "create_revision", "version", "content_type", "modified_at"),
+    "Record": _object(
+        {**_RECORD, "bytes": _LENGTH}, "revision", "create_revision", "version", "content_type", "modified_at"
+    ),
     "Written": _object(_WRITTEN, "key", "revision", "create_revision", "version"),
     "Counted": _object({**_WRITTEN, "value": _INTEGER, "text": _DIGITS}, "key", "revision", "value", "text"),
     "Deleted": _object(

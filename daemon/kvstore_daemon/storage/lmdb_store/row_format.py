@@ -258,6 +258,17 @@ def _decode_body(body: Buffer, *, value: bool) -> StoredRecord:
     )
 
 
+def value_bytes(data: Buffer) -> int:
+    """The length of the value in a data row that :func:`decode_record` has taken; nothing of it is copied."""
+    value_at: int = _KIND_AT + _SEALED_RECORD.unpack_from(data)[-1]
+    form = data[_FORM_AT]
+    if form < _HASHED_FORMAT:
+        value_at -= DIGEST_BYTES
+    if form in (_BYLINE_FORMAT, _HASHED_BYLINE_FORMAT):
+        _, _, value_at = _read_byline(data, value_at)
+    return len(data) - value_at
+
+
 def encode_event(
     event: StoredEvent, event_id: bytes, before: bytes, record: bytes, record_sum: int, inline: Buffer
 ) -> bytes:

@@ -164,7 +164,7 @@ class SnapshotReads:
         tables = self._tables
         now, size, scanned, to_count = tables.clock.visible(), 0, 0, _SCAN_LIMIT
         items = list[tuple[bytes, StoredRecord]]()
-        prefixes, counts = list[bytes](), list[int | None]()
+        prefixes, counts, sizes = list[bytes](), list[int | None](), list[int]()
         last = b""  # the lowest key that was passed, backwards
         with tables.snapshot() as txn:
             head = tables.counters(txn).head
@@ -172,7 +172,7 @@ class SnapshotReads:
             for key, row in rows:
                 is_full = len(items) + len(prefixes) == limit or (items and size >= max_bytes)
                 if is_full or scanned == _SCAN_LIMIT:
-                    return RangePage(items, last if reverse else key, head, prefixes, counts)
+                    return RangePage(items, last if reverse else key, head, prefixes, counts, sizes)
                 scanned += 1
                 last = key
                 if row is None:
@@ -196,7 +196,9 @@ class SnapshotReads:
                 if live is not None:
                     items.append((key, live))
                     size += len(live.value or b"")
-        return RangePage(items, None, head, prefixes, counts)
+                    if not values:
+                        sizes.append(row_format.value_bytes(row))
+        return RangePage(items, None, head, prefixes, counts, sizes)
 
     def count(self, start: bytes, end: bytes | None) -> KeyCount:
         tables = self._tables
