@@ -78,7 +78,15 @@ def test_keys_stand_in_the_order_of_their_bytes(call: Call, a: str, b: str) -> N
 
 @given(prefix=keys | st.just(""), key=keys, tab=st.sampled_from(["value", "history"]), flat=st.booleans())
 def test_an_address_names_any_place(call: Call, prefix: str, key: str, tab: str, flat: bool) -> None:
-    place = {"view": "keys", "prefix": prefix, "key": key, "tab": tab, "flat": flat, "isNew": False}
+    place = {
+        "view": "keys",
+        "prefix": prefix,
+        "key": key,
+        "tab": tab,
+        "flat": flat,
+        "isNew": False,
+        "find": "",
+    }
     fragment = call("hashOf", place)
     assert fragment.isascii()
     assert call("placeOf", fragment) == place

@@ -3,6 +3,7 @@
 // path, and keys stand in the query, where neither browsers nor proxies tidy them up.
 
 import { KvError, connect } from "./kvstore.js";
+import { shownKey } from "./keys.js";
 import { HOME, half, keepHalf } from "./session.js";
 
 const ROOT = new URL("../", document.baseURI);
@@ -12,8 +13,8 @@ export { KvError as Problem };
 
 /**
  * @typedef {{ key: string, revision: number, create_revision: number, version: number, content_type: string,
- *   modified_at: string, expires_at?: string, author?: string, message?: string, value?: string, value_b64?: string }} Fields
- * @typedef {Fields & { bytes: Uint8Array, text: string | null }} Value
+ *   modified_at: string, expires_at?: string, author?: string, message?: string, value?: string, value_b64?: string, bytes?: number }} Fields
+ * @typedef {Omit<Fields, "bytes"> & { bytes: Uint8Array, text: string | null }} Value
  */
 
 /** Tells "reached" with `detail` "yes", "daemon" or "service": what could not be; and "refused" with the
@@ -134,6 +135,66 @@ export const touch = (key, ttl, revision) => operate({ op: "touch", key, ttl, if
 
 /** @param {string} key @param {number} revision */
 export const persist = (key, revision) => operate({ op: "persist", key, ifRevision: revision });
+
+/** How many keys begin with `prefix`. @param {string} prefix @returns {Promise<number>} */
+export const countBelow = async (prefix) => (await ask("GET", "v1/kv", { prefix, count: 1 })).count;
+
+/** Delete all keys that begin with `prefix`. @param {string} prefix @returns {Promise<{ deleted: number }>} */
+export const removeBelow = (prefix) => ask("DELETE", "v1/kv", { prefix });
+
+/** Put records under other names, where there must be none, and take the old ones away unless they are to stay: all or nothing.
+ * @param {any[]} items @param {(key: string) => string} nameOf @param {boolean} isCopy */
+export function move(items, nameOf, isCopy) {
+  const ops = items.flatMap(({ key, revision, value, value_b64, content_type, expires_at }) => {
+    const put = { op: "put", key: nameOf(key), content_type, if_revision: 0, ...(value === undefined ? { value_b64 } : { value }), ...(expires_at && { expires_at }) };
+    return isCopy ? [put] : [put, { op: "delete", key, if_revision: revision }];
+  });
+  return noted(kv.batch(/** @type {any} */ (ops), { atomic: true }).catch((problem) => Promise.reject(naming(problem, ops))));
+}
+
+/** The problem of a batch with the key that it is about. @param {KvError} problem @param {{ key: string }[]} ops */
+function naming(problem, ops) {
+  const at = /** @type {any} */ (problem).op ?? /** @type {any} */ (problem).details?.op;
+  if (ops[at]) problem.message = `${shownKey(ops[at].key)}: ${problem.message}`;
+  return problem;
+}
+
+/** A response of the service that is no JSON, or is long. @param {string} path @param {Record<string, any>} query @param {string} accept
+ * @param {AbortSignal} [signal] @param {number[]} [good] further statuses whose body is wanted */
+async function fetched(path, query, accept, signal, good = []) {
+  const headers = { Accept: accept, ...(half() && { "X-Kvstore-Page": half() }) };
+  let response;
+  try {
+    response = await fetch(address(path, query), { headers, signal });
+  } catch (cause) {
+    signal?.throwIfAborted();
+    throw new KvError({ code: "unreachable", title: "Unreachable", detail: "The service cannot be reached.", retryable: true });
+  }
+  if (response.ok || good.includes(response.status)) return response;
+  throw new KvError({ status: response.status, ...(await response.json().catch(() => ({}))) });
+}
+
+/** The text at `path`; with the reason also where the service is not ready. @param {string} path @param {string} accept */
+export const plain = (path, accept = "text/plain", query = {}) => noted(fetched(path, query, accept, undefined, [503])).then((response) => response.text());
+
+/** All records that begin with `prefix`, as lines of JSON, read as fast as they are taken. @param {string} prefix @param {AbortSignal} signal
+ * @param {string} [start] a key from which on */
+export async function* records(prefix, signal, start = "") {
+  const response = await noted(fetched("v1/kv", { prefix, start }, "application/x-ndjson", signal));
+  const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+  const decoder = new TextDecoder();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read().catch((cause) => {
+      signal.throwIfAborted();
+      throw new KvError({ code: "unreachable", title: "Cut off", detail: "The answer was cut off, and is not whole. Try again.", retryable: true });
+    });
+    const lines = (rest + decoder.decode(value, { stream: !done })).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) if (line) yield line;
+    if (done) return;
+  }
+}
 
 /** @param {string} key @param {string | null} cursor @param {number} limit */
 export const history = (key, cursor, limit) => ask("GET", "v1/history", { key, limit, cursor: cursor ?? undefined });

@@ -3,11 +3,15 @@
 
 import { address, reach, status } from "./api.js";
 import { ChangesView } from "./changes.js";
-import { announce, byId, el } from "./dom.js";
+import { announce, button, byId, el } from "./dom.js";
+import { exportDialog } from "./export.js";
+import { FindView } from "./find.js";
 import { clock, counted, grouped } from "./format.js";
+import { HealthView } from "./health.js";
 import { hashOf, parentOf, placeOf, shownKey } from "./keys.js";
 import { ListView } from "./list.js";
 import { Login } from "./login.js";
+import { deleteDialog, moveDialog } from "./moves.js";
 import { Follower } from "./stream.js";
 import { ValueView } from "./value.js";
 
@@ -18,6 +22,8 @@ const login = new Login({ onChange: () => (isShown ? goOn() : begin()) });
 const grants = () => login.grants;
 const value = new ValueView({ go, grants });
 const list = new ListView({ onShown: showEmptiness, grants });
+const find = new FindView();
+const health = new HealthView();
 const changes = new ChangesView({ go, grants });
 const follower = new Follower({
   onChange: (change) => {
@@ -49,29 +55,33 @@ function go(change, { replace = false } = {}) {
 function show() {
   place = placeOf(location.hash);
   const isKeys = place.view === "keys";
-  byId("keys-view").hidden = !isKeys;
-  byId("changes-view").hidden = isKeys;
-  byId("keys-view").classList.toggle("open", Boolean(place.key || place.isNew));
-  for (const [id, isHere] of [["to-keys", isKeys], ["to-changes", !isKeys]]) {
-    if (isHere) byId(id).setAttribute("aria-current", "page");
-    else byId(id).removeAttribute("aria-current");
+  for (const view of ["keys", "changes", "health"]) {
+    byId(`${view}-view`).hidden = view !== place.view;
+    if (view === place.view) byId(`to-${view}`).setAttribute("aria-current", "page");
+    else byId(`to-${view}`).removeAttribute("aria-current");
   }
+  byId("keys-view").classList.toggle("open", Boolean(place.key || place.isNew));
   byId("to-changes").href = hashOf({ view: "changes", prefix: place.prefix });
   byId("to-keys").href = isKeys ? hashOf({}) : hashOf({ prefix: place.prefix });
   byId("new-key").href = newKey();
   byId("new-key").hidden = !mayCreate();
-  document.title = `${place.isNew ? "New key" : place.key ? shownKey(place.key) : isKeys ? "Keys" : "Changes"} · kvstore`;
+  document.title = `${place.isNew ? "New key" : place.key ? shownKey(place.key) : VIEWS[place.view]} · kvstore`;
+  if (place.view === "health") health.show();
+  else health.stop();
+  if (place.view === "changes") changes.show(place.prefix);
+  else changes.stop();
   if (isKeys) showKeys();
-  else {
-    follower.forget(); // coming back, the list is read anew
-    changes.show(place.prefix);
-  }
+  else follower.forget(); // coming back, the list is read anew
 }
 
+const VIEWS = { keys: "Keys", changes: "Changes", health: "Health" };
+
 function showKeys() {
-  changes.stop();
-  const input = byId("prefix");
-  if (input.value !== place.prefix) input.value = place.prefix;
+  for (const [id, text] of [["prefix", place.prefix], ["find", place.find]]) {
+    if (byId(id).value !== text) byId(id).value = text;
+  }
+  find.show(place.prefix, place.find);
+  showFolderActions();
   byId("flat").checked = place.flat;
   list.show(place);
   value.show(place);
@@ -81,6 +91,24 @@ function showKeys() {
     prefixes: may.covers("watch", place.prefix) ? [place.prefix] : [],
     keys: place.key && may.may("watch", place.key) ? [place.key] : [],
   });
+}
+
+/** What can be done with all that is below the prefix. */
+function showFolderActions() {
+  const { prefix, find } = place;
+  const may = grants();
+  const isFolder = prefix.endsWith("/");
+  const gone = () => go({ prefix: parentOf(prefix), key: "", find: "" });
+  const move = (/** @type {boolean} */ isCopy) => () => moveDialog({ source: prefix, isFolder: true, isCopy, onDone: (target) => go({ prefix: target, key: "", find: "" }) });
+  const choices = [
+    may.covers("list", prefix) && may.covers("read", prefix) && button("Export …", () => exportDialog({ prefix, find })),
+    isFolder && may.covers("delete", prefix) && button("Rename folder …", move(false)),
+    isFolder && may.covers("read", prefix) && button("Duplicate folder …", move(true)),
+    isFolder && may.covers("delete", prefix) && button("Delete folder …", () => deleteDialog(prefix, gone), { class: "danger" }),
+  ].filter((choice) => choice !== false);
+  byId("folder-menu").hidden = !choices.length;
+  byId("folder-menu").open = false;
+  byId("folder-actions").replaceChildren(...choices);
 }
 
 /** Whether the reader may write anything here, or anywhere below. */
@@ -168,6 +196,7 @@ const SHORTCUTS = {
     field.focus();
     field.select();
   },
+  f: () => place.view === "keys" && byId("find").focus(),
   "?": () => help.showModal(),
   j: () => list.move(1),
   ArrowDown: () => list.move(1),
@@ -178,7 +207,7 @@ const SHORTCUTS = {
   e: () => value.edit(),
   d: () => value.remove(),
   h: () => place.key && go({ tab: place.tab === "history" ? "value" : "history" }),
-  c: () => go({ view: place.view === "keys" ? "changes" : "keys", key: "", isNew: false }),
+  c: () => go({ view: place.view === "changes" ? "keys" : "changes", key: "", isNew: false }),
   p: () => place.view === "changes" && changes.pause(),
 };
 
@@ -204,7 +233,9 @@ function onKey(event) {
 
 /** @param {HTMLElement} target */
 function onEscape(target) {
-  if (target.id === "prefix" || target.id === "tail-prefix") target.blur();
+  if (byId("folder-menu").open) byId("folder-menu").open = false;
+  else if (target.id === "find") go({ find: "" }, { replace: true });
+  else if (target.id === "prefix" || target.id === "tail-prefix") target.blur();
   else if (value.editor) value.editor.close();
   else if (place.view === "keys") {
     const { key } = place;
@@ -250,6 +281,12 @@ byId("prefix").addEventListener("input", () => {
   clearTimeout(typing);
   typing = setTimeout(() => go({ prefix: byId("prefix").value }, { replace: true }), 120);
 });
+let finding = 0;
+byId("find").addEventListener("input", () => {
+  clearTimeout(finding);
+  finding = setTimeout(() => go({ find: byId("find").value }, { replace: true }), 250);
+});
+byId("folder-actions").addEventListener("click", () => (byId("folder-menu").open = false));
 byId("flat").addEventListener("change", () => go({ flat: byId("flat").checked }));
 addEventListener("popstate", show);
 addEventListener("keydown", onKey);

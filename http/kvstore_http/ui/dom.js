@@ -67,6 +67,14 @@ export function problemBox(problem, ...more) {
   );
 }
 
+/** Show a dialog, which is taken away when it is closed. @param {string} title @param {...(Node | null)} body @returns {HTMLDialogElement} */
+export function dialog(title, ...body) {
+  const root = el("dialog", { "aria-labelledby": "question", onclose: () => root.remove() }, el("h2", { id: "question" }, title), ...body);
+  document.body.append(root);
+  root.showModal();
+  return root;
+}
+
 /**
  * Ask in a dialog; true if the reader says yes.
  * @param {string} title @param {(Node | string)[]} body @param {string} yes @param {string} [kind]
@@ -74,19 +82,16 @@ export function problemBox(problem, ...more) {
  */
 export function confirmed(title, body, yes, kind = "danger") {
   return new Promise((resolve) => {
-    const dialog = el(
-      "dialog",
-      { "aria-labelledby": "question", onclose: () => (dialog.remove(), resolve(dialog.returnValue === "yes")) },
-      el("h2", { id: "question" }, title),
+    const root = dialog(
+      title,
       el("p", {}, ...body),
       el(
         "div",
         { class: "actions" },
-        button("Cancel", () => dialog.close("no")),
-        button(yes, () => dialog.close("yes"), { class: kind, id: "yes" }),
+        button("Cancel", () => root.close("no")),
+        button(yes, () => root.close("yes"), { class: kind, id: "yes" }),
       ),
     );
-    document.body.append(dialog);
-    dialog.showModal();
+    root.addEventListener("close", () => resolve(root.returnValue === "yes"));
   });
 }

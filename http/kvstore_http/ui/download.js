@@ -18,10 +18,14 @@ export function downloadLink(key, bytes, revision) {
   function save(event) {
     if (!half()) return;
     event.preventDefault();
-    const file = new Blob([/** @type {any} */ (bytes())], { type: "application/octet-stream" });
-    const href = URL.createObjectURL(file);
-    el("a", { download: fileName(key), href }).click();
-    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+    saveFile(fileName(key), new Blob([/** @type {any} */ (bytes())], { type: "application/octet-stream" }));
   }
   return link;
+}
+
+/** Have the browser keep `file` under `name`. @param {string} name @param {Blob} file */
+export function saveFile(name, file) {
+  const href = URL.createObjectURL(file);
+  el("a", { download: name, href }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
 }

@@ -138,3 +138,18 @@ export function pictureType(bytes) {
   const found = SIGNATURES.find(([, signature, at]) => signature.every((byte, index) => bytes[at + index] === byte));
   return found ? found[0] : "";
 }
+
+/** `12 B`, `3.4 KiB`: where there is little room. @param {number} bytes */
+export function brief(bytes) {
+  let [left, at] = [bytes, 0];
+  while (left >= 1024 && at < 5) [left, at] = [left / 1024, at + 1];
+  return `${at && left < 100 ? left.toFixed(1) : Math.round(left)} ${["B", "KiB", "MiB", "GiB", "TiB", "PiB"][at]}`;
+}
+
+/** What a value is by its media type, in one word: `json`, `text`, `png`. @param {string} type */
+export function kindOf(type) {
+  const [, main, kind] = /^\s*([^/;\s]+)\/([^;\s]+)/.exec(type) ?? ["", "", type];
+  if (isJson(type)) return "json";
+  if (kind === "octet-stream") return "binary";
+  return main === "text" && kind === "plain" ? "text" : kind.replace(/^x-|\+.*$/g, "").slice(0, 12);
+}

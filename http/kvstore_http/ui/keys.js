@@ -92,28 +92,32 @@ export function fileName(key) {
 
 /**
  * Where the reader is. The fragment says so: it is never sent to a server, and it can hold any text.
- * @typedef {{ view: "keys" | "changes", prefix: string, key: string, tab: "value" | "history", flat: boolean, isNew: boolean }} Place
+ * @typedef {{ view: "keys" | "changes" | "health", prefix: string, key: string, tab: "value" | "history", flat: boolean, isNew: boolean, find: string }} Place
  */
 
 /** @param {string} hash @returns {Place} */
 export function placeOf(hash) {
   const named = new URLSearchParams(hash.replace(/^#/, ""));
+  const view = named.get("view");
+  const key = named.get("key") ?? "";
   return {
-    view: named.get("view") === "changes" ? "changes" : "keys",
-    prefix: named.get("prefix") ?? "",
-    key: named.get("key") ?? "",
+    view: view === "changes" || view === "health" ? view : "keys",
+    prefix: named.get("prefix") ?? (named.has("flat") || named.has("find") ? "" : folderOf(key)), // a link to a key opens its folder
+    key,
     tab: named.get("tab") === "history" ? "history" : "value",
     flat: named.has("flat"),
     isNew: named.has("new"),
+    find: named.get("find") ?? "",
   };
 }
 
 /** The fragment of `place`, with its "#". @param {Partial<Place>} place */
 export function hashOf(place) {
   const parts = [];
-  if (place.view === "changes") parts.push("view=changes");
-  if (place.prefix) parts.push(`prefix=${encodeURIComponent(place.prefix)}`);
+  if (place.view && place.view !== "keys") parts.push(`view=${place.view}`);
+  if (place.prefix || folderOf(place.key ?? "")) parts.push(`prefix=${encodeURIComponent(place.prefix ?? folderOf(place.key ?? ""))}`);
   if (place.flat) parts.push("flat=1");
+  if (place.find) parts.push(`find=${encodeURIComponent(place.find)}`);
   if (place.isNew) parts.push("new=1");
   else if (place.key) parts.push(`key=${encodeURIComponent(place.key)}`);
   if (place.tab === "history") parts.push("tab=history");

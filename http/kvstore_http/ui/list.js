@@ -3,16 +3,18 @@
 
 import { Problem, list } from "./api.js";
 import { byId, button, el, problemBox } from "./dom.js";
-import { counted } from "./format.js";
+import { brief, counted, kindOf } from "./format.js";
 import { behindFolder, compareKeys, folderOf, hashOf, innerFolder, shownKey, trail } from "./keys.js";
 
 const WANTED = 200; // entries that are read at once
 const MOST = 1000; // the most that a page of the service has
+const MOST_TO_REVEAL = 10_000; // entries that are read until the open key is among them
 const CHECK_MS = 300;
 
 /** A key or a folder. `revision` is that of the key, or up to which the folder's `count` of keys is right: null where
  * they are many, or were not counted.
- * @typedef {{ id: string, isFolder: boolean, revision: number, expires?: string, count?: number | null, row?: HTMLElement }} Entry */
+ * @typedef {{ id: string, isFolder: boolean, revision: number, expires?: string, count?: number | null,
+ *   bytes?: number, type?: string, row?: HTMLElement }} Entry */
 
 export class ListView {
   /** @param {{ onShown: (count: number, isWhole: boolean) => void, grants: () => import("./grants.js").Grants }} page */
@@ -36,6 +38,8 @@ export class ListView {
     /** @type {import("./stream.js").Change[]} that came while the list was being read */
     this.missed = [];
     this.checks = new Set();
+    this.unmeasured = new Set();
+    this.measuring = 0;
     this.node = byId("entries");
     this.foot = byId("list-foot");
     this.problem = byId("list-problem");
@@ -49,9 +53,11 @@ export class ListView {
 
   /** @param {import("./keys.js").Place} place */
   show({ prefix, flat, key }) {
+    if (key !== this.key) this.isRevealed = false;
     this.key = key;
     if (this.isLoaded && prefix === this.prefix && flat === this.isFlat) {
       this.#mark();
+      this.#reveal();
       return;
     }
     this.prefix = prefix;
@@ -97,6 +103,20 @@ export class ListView {
     if (isAnew) this.#replace(found);
     else this.#append(found);
     for (const change of this.missed.splice(0)) this.apply(change);
+    this.#reveal();
+  }
+
+  /** Bring the open key into view: the list is read on until there. It is left alone once it was seen. */
+  #reveal() {
+    if (this.isRevealed || !this.key || this.isReading) return;
+    const last = this.entries.at(-1);
+    const isBehind = this.next && last && compareKeys(last.id, this.key) < 0 && this.entries.length < MOST_TO_REVEAL;
+    if (!this.byId.has(this.key) && isBehind && this.key.startsWith(this.prefix)) {
+      this.#read(false, MOST);
+      return;
+    }
+    this.isRevealed = true;
+    this.byId.get(this.key)?.row?.scrollIntoView({ block: "nearest" });
   }
 
   /** Where a reader who may not list the prefix may look below it, put into `found`; false if that is nowhere, or if they
@@ -118,7 +138,7 @@ export class ListView {
 
   /** @param {import("./api.js").ListPage} page @returns {Entry[]} */
   #entriesOf({ items, prefixes = [], counts = [], revision }) {
-    const keys = items.map(({ key, revision, expires_at: expires }) => ({ id: key, isFolder: false, revision, expires }));
+    const keys = items.map(({ key, revision, expires_at: expires, bytes, content_type: type }) => ({ id: key, isFolder: false, revision, expires, bytes, type }));
     const folders = prefixes.map((id, at) => ({ id, isFolder: true, revision, count: counts[at] }));
     return [...keys, ...folders].sort((one, other) => compareKeys(one.id, other.id));
   }
@@ -167,10 +187,10 @@ export class ListView {
   }
 
   /** @param {Entry} entry */
-  #meta({ isFolder, revision, expires, count }) {
-    if (isFolder) return count ? counted(count, "key") : "";
-    if (!revision) return "";
-    return expires ? `expires · ${revision}` : `${revision}`;
+  #meta({ isFolder, expires, count, bytes, type }) {
+    if (isFolder) return count ? counted(count, "key") : count === null ? "over 1,000 keys" : "";
+    if (bytes === undefined || type === undefined) return "";
+    return [expires && "expires", kindOf(type), brief(bytes)].filter(Boolean).join(" · ");
   }
 
   #mark() {
@@ -227,13 +247,37 @@ export class ListView {
     } else if (op !== "put") {
       if (entry) this.#drop(entry);
     } else if (!entry) {
-      this.#insert({ id: key, isFolder: false, revision, expires: change.expires_at });
+      this.#insert({ id: key, isFolder: false, revision, expires: change.expires_at, type: change.content_type });
+      this.#measure(key);
     } else if (revision > entry.revision) {
       entry.revision = revision;
       entry.expires = change.expires_at;
+      entry.type = change.content_type;
       this.#showMeta(entry);
       this.#flash(entry);
+      this.#measure(key);
     }
+  }
+
+  /** Ask how long the value of a key is now, with those of others that change meanwhile. @param {string} key */
+  #measure(key) {
+    this.unmeasured.add(key);
+    this.measuring ||= setTimeout(async () => {
+      this.measuring = 0;
+      const keys = [...this.unmeasured].filter((each) => this.byId.has(each)).sort(compareKeys);
+      this.unmeasured.clear();
+      if (!keys.length) return;
+      const page = await this.#ask({ start: keys[0], limit: MOST }).catch(() => null);
+      if (!page) return;
+      for (const { key, bytes } of page.items) {
+        const entry = this.byId.get(key);
+        if (!entry || entry.bytes === bytes) continue;
+        entry.bytes = bytes;
+        this.#showMeta(entry);
+      }
+      const last = page.items.at(-1)?.key;
+      if (page.cursor && last) for (const key of keys) if (compareKeys(key, last) > 0) this.#measure(key);
+    }, CHECK_MS);
   }
 
   /** @param {Entry} entry */

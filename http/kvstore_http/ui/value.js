@@ -8,7 +8,8 @@ import { draftOf, dropDraft } from "./drafts.js";
 import { Editor, left } from "./editor.js";
 import { clock, grouped, hex, moment, pictureType, prettyIfJson, shortSize, shortType, size } from "./format.js";
 import { HistoryView } from "./history.js";
-import { hashOf, shownKey } from "./keys.js";
+import { folderOf, hashOf, shownKey } from "./keys.js";
+import { moveDialog } from "./moves.js";
 import { half } from "./session.js";
 
 const SHOWN_BYTES = 64 * 1024; // of a hex dump, until more is asked for
@@ -95,7 +96,9 @@ export class ValueView {
     this.deleteButton = button("Delete", () => this.remove(), { class: "danger", title: "d" });
     this.download = downloadLink(this.key, () => /** @type {import("./api.js").Value} */ (this.record).bytes);
     this.tabs = el("nav", { class: "tabs", "aria-label": "Value or history" });
-    this.actions = el("div", { class: "actions start" }, this.editButton, this.download, this.deleteButton);
+    this.renameButton = button("Rename", () => this.#move(false));
+    this.copyButton = button("Duplicate", () => this.#move(true));
+    this.actions = el("div", { class: "actions start" }, this.editButton, this.download, this.renameButton, this.copyButton, this.deleteButton);
     this.root.replaceChildren(
       el("div", { class: "head" }, this.#back(), el("h2", { class: "key" }, shownKey(this.key))),
       this.actions,
@@ -105,7 +108,7 @@ export class ValueView {
       this.body,
     );
     this.body.replaceChildren(el("p", { class: "quiet" }, "Reading …"));
-    for (const node of [this.editButton, this.download, this.deleteButton, this.facts]) node.hidden = true;
+    for (const node of [this.editButton, this.download, this.renameButton, this.copyButton, this.deleteButton, this.facts]) node.hidden = true;
     this.root.scrollTop = 0;
     this.refresh();
   }
@@ -133,7 +136,7 @@ export class ValueView {
 
   #showRecord() {
     const { record } = this;
-    for (const node of [this.editButton, this.download, this.deleteButton, this.facts]) node.hidden = !record;
+    for (const node of [this.editButton, this.download, this.renameButton, this.copyButton, this.deleteButton, this.facts]) node.hidden = !record;
     this.#showRights();
     this.#showFacts();
     this.#showDraft();
@@ -145,6 +148,7 @@ export class ValueView {
     const grants = this.grants();
     allow(this.editButton, grants.may("write", this.key), "e", "You may not write this key");
     allow(this.deleteButton, grants.may("delete", this.key), "d", "You may not delete this key");
+    allow(this.renameButton, grants.may("write", this.key) && grants.may("delete", this.key), "", "You may not delete this key");
     this.mayExpire = grants.may("write", this.key) && grants.may("delete", this.key);
   }
 
@@ -349,6 +353,11 @@ export class ValueView {
     this.notice.replaceChildren();
     this.body.replaceChildren(editor.root);
     editor.focus();
+  }
+
+  /** Give the key, or a copy of it, another name. @param {boolean} isCopy */
+  #move(isCopy) {
+    moveDialog({ source: this.key, isFolder: false, isCopy, onDone: (key) => this.go({ key, tab: "value", ...(folderOf(key) !== folderOf(this.key) && { prefix: folderOf(key) }) }) });
   }
 
   /** Delete the key if it still is as it is shown here. */
