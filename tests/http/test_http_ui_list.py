@@ -201,15 +201,44 @@ def test_health_shows_rates_room_and_checks(page: Page, session: Session, folder
     assert page.ask("document.querySelectorAll('.spark polyline').length") == 8
 
 
+class ReadTab(Tab):
+    """A tab whose text is waited for."""
+
+    def wait_for(self, text: str) -> None:
+        """Wait until ``text`` is to be read."""
+        wait_until(lambda: text in self.run("document.body.innerText"), what=f"{text} in a tab")
+
+
 @pytest.mark.slow
 def test_twelve_tabs_all_follow_by_one_stream(
     shared_service: Service, session: Session, folder: str, tmp_path: Path
 ) -> None:
     with open_browser(tmp_path / "profile", PROCESS_FOR_EACH_TAB) as browser:
         session.put(path_of(f"{folder}first"), b"x")
-        tabs = [Tab(browser, f"{shared_service.url}/ui/#prefix={folder}") for _ in range(12)]
+        tabs = [ReadTab(browser, f"{shared_service.url}/ui/#prefix={folder}") for _ in range(12)]
         for tab in tabs:
-            wait_until(lambda tab=tab: "first" in tab.run("document.body.innerText"), what="the list")  # type: ignore[misc]
+            tab.wait_for("first")
         session.put(path_of(f"{folder}second"), b"x")
         for tab in tabs:
-            wait_until(lambda tab=tab: "second" in tab.run("document.body.innerText"), what="the change")  # type: ignore[misc]
+            tab.wait_for("second")
+
+
+def test_a_change_shows_what_was_stored_and_unfolds_to_the_difference(
+    page: Page, session: Session, folder: str
+) -> None:
+    for port in (80, 8080):
+        value = json.dumps({"port": port, "hosts": ["a"]}).encode()
+        session.put(path_of(f"{folder}config"), value, content_type="application/json")
+    session.delete(path_of(f"{folder}config"))
+    page.open(view="changes", prefix=folder)
+    page.wait("document.querySelectorAll('.tail .preview').length === 3")
+    previews = "[...document.querySelectorAll('.tail .preview')].map((each) => each.textContent)"
+    assert page.ask(previews) == [
+        "what it was",
+        '{"port": 8080, "hosts": ["a"]}',
+        '{"port": 80, "hosts": ["a"]}',
+    ]
+    page.ask("document.querySelectorAll('.tail .preview')[1].click()")
+    page.wait("document.querySelector('.tail .diff .added')?.innerText.includes('8080')")
+    page.ask("document.querySelectorAll('.tail .preview')[0].click()")
+    page.wait("document.querySelectorAll('.tail pre')[0]?.innerText.includes('8080')")

@@ -176,8 +176,8 @@ class RangePage(NamedTuple):
 
     ``prefixes`` are those by which folded keys are shown, in the same order, and ``counts`` (where they were
     asked for) the number of keys in the range that each stands for: None where there are more than
-    ``MAX_COUNTED``, or more than one call looks at. ``sizes`` are the lengths of the items' values, where these
-    were left out.
+    ``MAX_COUNTED``, or more than one call looks at. ``sizes`` are the lengths of the items' values,
+    where these were left out.
     """
 
     items: list[tuple[bytes, StoredRecord]]

@@ -2,13 +2,22 @@
 // Changes as they happen, newest first, in bounded number.
 
 import { status } from "./api.js";
+import { unfoldedLater } from "./change.js";
 import { VERBATIM, announce, button, byId, byline, el } from "./dom.js";
-import { DONE, clock, counted, grouped, moment } from "./format.js";
+import { DONE, brief, clock, counted, grouped, moment } from "./format.js";
 import { hashOf, shownKey } from "./keys.js";
 import { Follower } from "./stream.js";
 
 const MOST = 500; // rows; older ones are dropped
+const PREVIEW_CHARACTERS = 200; // all that is kept of a value
 const RECENT = 50; // revisions that are looked back at in the beginning
+
+/** What was stored, on one line and cut. @param {import("./stream.js").Change} change */
+function previewOf({ op, value }) {
+  if (op !== "put") return "what it was";
+  if (value instanceof Uint8Array) return `binary, ${brief(value.length)}`;
+  return (value ?? "").slice(0, PREVIEW_CHARACTERS).replace(/\s+/g, " ").trim() || (value ? "blanks" : "empty");
+}
 
 export class ChangesView {
   /** @param {{ go: (change: Partial<import("./keys.js").Place>, how?: { replace?: boolean }) => void,
@@ -24,6 +33,7 @@ export class ChangesView {
     this.frame = 0;
     this.lostAt = 0;
     this.follower = new Follower({
+      values: true,
       onChange: (change) => this.#take(change),
       onState: (state, problem) => this.#showState(state, problem),
       onReset: (reason) => this.#startOver(reason === "epoch" ? "This is another store now, a restored one perhaps: what it held before is not shown." : "The log no longer reaches back to where this stopped: changes between are not shown."),
@@ -109,7 +119,7 @@ export class ChangesView {
     const [revision, index] = this.seen;
     if (change.revision < revision || (change.revision === revision && change.index <= index)) return;
     this.seen = [change.revision, change.index];
-    this.waiting.push(change);
+    this.waiting.push({ ...change, value: previewOf(change) });
     if (this.waiting.length > MOST) {
       this.dropped += this.waiting.length - MOST;
       this.waiting.splice(0, this.waiting.length - MOST);
@@ -149,7 +159,20 @@ export class ChangesView {
       el("a", { class: "name", href: hashOf({ key, tab: op === "put" ? "value" : "history" }) }, shownKey(key)),
       el("span", { class: "meta" }, `revision ${grouped(revision)}`, about && ` · ${about}`),
       byline(change),
+      this.#preview(change),
     );
+  }
+
+  /** A line of what was stored, which unfolds to all of it and to what it changed. @param {import("./stream.js").Change} change */
+  #preview(change) {
+    /** @type {HTMLElement | null} */
+    let body = null;
+    const fold = button(/** @type {string} */ (change.value), () => {
+      if (!body) fold.after((body = el("div", { class: "unfolded" }, unfoldedLater(change))));
+      else body.hidden = !body.hidden;
+      fold.setAttribute("aria-expanded", String(!body.hidden));
+    }, { class: "preview", "aria-expanded": "false" });
+    return fold;
   }
 
   /** @param {string} said */

@@ -8,7 +8,7 @@ const RETRY_MS = 10_000;
 /**
  * @typedef {{ op: "put" | "delete" | "expire", key: string, revision: number, index: number, count: number, time: string,
  *   previous_revision: number, content_type?: string, create_revision?: number, version?: number,
- *   modified_at?: string, expires_at?: string, author?: string, message?: string }} Change
+ *   modified_at?: string, expires_at?: string, author?: string, message?: string, value?: string | Uint8Array }} Change
  * @typedef {{ prefixes?: string[], keys?: string[], since?: string | number }} Wish
  */
 
@@ -23,8 +23,10 @@ const isShared = isSecureContext && "locks" in navigator;
  */
 export class Follower {
   /** @param {{ onChange: (change: Change) => void, onState?: (state: string, problem?: Problem) => void,
-   *   onSync?: (revision: number) => void, onReset?: (reason: string) => void }} listeners */
-  constructor({ onChange, onState = () => {}, onSync = () => {}, onReset = () => {} }) {
+   *   onSync?: (revision: number) => void, onReset?: (reason: string) => void, values?: boolean }} listeners with `values` changes have
+   * what was stored */
+  constructor({ onChange, onState = () => {}, onSync = () => {}, onReset = () => {}, values = false }) {
+    this.values = values;
     this.listeners = { onChange, onState, onSync, onReset };
     /** @type {Wish | null} */
     this.wish = null;
@@ -77,7 +79,7 @@ export class Follower {
     const { onState } = this.listeners;
     onState("connecting");
     try {
-      for await (const item of kv.watch({ prefixes, keys, values: false, since: this.cursor || since, signal, onState })) {
+      for await (const item of kv.watch({ prefixes, keys, values: this.values, since: this.cursor || since, signal, onState })) {
         try {
           this.#take(item);
         } catch (error) {
