@@ -12,6 +12,7 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
+from email import message_from_bytes
 from functools import cache, partial
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -35,6 +36,9 @@ WHEEL = f"kvstored-{VERSION}-py3-none-any.whl"
 SDIST = f"kvstored-{VERSION}.tar.gz"
 COMPILED = next(Path(sys.prefix, "wheels").glob("*.whl"), None)
 """What 'make compiled' has installed in this environment, None in one with the pure form."""
+REPOSITORY = PROJECT["project"]["urls"]["Source"]
+RAW = REPOSITORY.replace("github.com", "raw.githubusercontent.com")
+LINK = r"(!?)\[[^\]]*\]\(([^)]+)\)"
 FORM = "compiled" if COMPILED else "pure Python"
 
 
@@ -181,6 +185,24 @@ def test_without_the_extra_server_what_needs_it_says_in_one_line_what_to_install
     done = installed("cli").run("kvstore", *line.split())
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert re.fullmatch(r"kvstore: [a-z]+ is not installed: pip install 'kvstored\[server\]'\n", done.stderr)
+
+
+def test_the_package_index_shows_the_readme_with_links_and_pictures_that_work(built: Path) -> None:
+    with zipfile.ZipFile(built / WHEEL) as wheel:
+        page = message_from_bytes(wheel.read(f"kvstored-{VERSION}.dist-info/METADATA"))
+    assert page["Description-Content-Type"] == "text/markdown"
+    shown = str(page.get_payload())
+    readme = (ROOT / "README.md").read_text()
+    links, named = re.findall(LINK, shown), re.findall(LINK, readme)
+    assert len(links) == len(named) > 20
+    assert any(is_picture for is_picture, _ in links)
+    for (is_picture, link), (_, target) in zip(links, named, strict=True):
+        if target.startswith(("#", "https://", "http://")):
+            assert link == target
+            continue
+        assert (ROOT / target.partition("#")[0]).exists()
+        form = f"{RAW}/v{VERSION}/{target}" if is_picture else f"{REPOSITORY}/blob/v{VERSION}/{target}"
+        assert link == form
 
 
 def test_every_requirement_of_an_extra_is_one_that_the_code_can_name(built: Path) -> None:
