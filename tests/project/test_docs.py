@@ -19,7 +19,7 @@ from kvstore_daemon.storage.etcd_store import versions
 from kvstore_daemon.storage.etcd_store.connection.address import PARAMETERS, parse_address
 from support.markdown import ROOT, anchors, blocks, links, steps, table_rows
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[a-z]*/README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("[a-z]*/README.md")])
 
 
 def name_of(page: Path) -> str:

@@ -14,11 +14,13 @@ ELLIPSIS = "…"
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, its text, and the headings above it, outermost first."""
+    """A fenced block: its language, its text, the headings above it, outermost first, and the line of prose
+    that leads to it."""
 
     language: str
     text: str
     headings: tuple[str, ...]
+    lead: str = ""
 
 
 class Step(NamedTuple):
@@ -32,18 +34,20 @@ def blocks(text: str) -> Iterator[Block]:
     """The fenced blocks of a page, in order."""
     headings: list[str] = []
     inside: list[str] | None = None
-    language = ""
+    language = lead = indent = ""
     for line in text.splitlines():
-        if line.startswith("```"):
+        if fence := re.match(r"( *)```(.*)", line):
             if inside is None:
-                language, inside = line[3:].strip(), []
+                indent, language, inside = fence[1], fence[2].strip(), []
             else:
-                yield Block(language, "\n".join(inside) + "\n", tuple(headings))
-                inside = None
+                yield Block(language, "\n".join(inside) + "\n", tuple(headings), lead)
+                inside, lead = None, ""
         elif inside is not None:
-            inside.append(line)
+            inside.append(line.removeprefix(indent))
         elif heading := re.match(r"(#+) (.*)", line):
-            headings = [*headings[: len(heading[1]) - 1], heading[2]]
+            headings, lead = [*headings[: len(heading[1]) - 1], heading[2]], ""
+        elif line:
+            lead = line
     assert inside is None, "a fence is not closed"
 
 
