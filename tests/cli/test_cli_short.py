@@ -164,7 +164,7 @@ _PARAMETERS = f"{_COMMAND} kvstore_cli.command_line.parameters"
 MAY_LOAD = {
     "get greeting": f"{_ASKING} kvstore_cli.command_line.reads",
     "put loaded value": f"{_ASKING} json kvstore_cli.command_line.writes",
-    "list": f"{_ASKING} {_PARAMETERS} json kvstore_cli.commands.list",
+    "list": f"{_ASKING} {_PARAMETERS} json kvstore_cli.command_line.line_format kvstore_cli.commands.list",
     "status": f"{_ASKING} {_PARAMETERS} json kvstore_cli.commands.status kvstore_cli.terminal.humanize",
     "--help": f"{_EVERY} {_CLICK} bz2 fnmatch lzma shutil textwrap zlib",
     "completion bash": f"{_EVERY} {_OPTIONS} {_COMMAND} copy dataclasses kvstore_cli.commands.completion",

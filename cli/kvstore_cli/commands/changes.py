@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvstore_cli.command_line import parameters
+from kvstore_cli.command_line.line_format import EVENT, LineFormat, format_option
 from kvstore_cli.command_line.subcommand import reader_of, subcommand
 from kvstore_cli.http_client.client import SLICE_SECONDS, Query, ServiceClient
-from kvstore_cli.subscribe.sinks import JsonSink, Sink, TextSink
+from kvstore_cli.subscribe.sinks import FormatSink, JsonSink, Sink, TextSink
 from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError
 
@@ -52,6 +53,7 @@ _MOST_EVENTS = 1000
 @click.option("--prev", is_flag=True, help="With --json: also the record that was replaced.")
 @parameters.stale_option
 @parameters.json_option("One JSON object a line.")
+@format_option([name for name in EVENT if name != "skipped"])
 def command(
     context: click.Context,
     keys: tuple[str, ...],
@@ -64,6 +66,7 @@ def command(
     prev: bool,
     stale: bool,
     as_json: bool,
+    line_format: LineFormat | None,
 ) -> None:
     """Print what has changed since C, of the KEYs and prefixes, of all keys if none is given, and end.
 
@@ -86,7 +89,11 @@ def command(
     query = parameters.query_of_changes(keys, prefixes, ops, values=values)
     if prev:
         query.append(("prev", "1"))
+    if as_json and line_format is not None:
+        raise click.UsageError("--json and --format exclude each other")
     sink: Sink = JsonSink(with_sync=False) if as_json else TextSink()
+    if line_format is not None:
+        sink = FormatSink(line_format)
     with _kept(since) as kept, reader_of(context, stale=stale) as service:
         begin = since if kept is None else _cursor_in(kept)
         if kept is None and not parameters.is_beginning(begin):

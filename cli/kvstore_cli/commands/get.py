@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kvstore_cli.command_line import parameters
+from kvstore_cli.command_line.line_format import RECORD, LineFormat, format_option
 from kvstore_cli.command_line.reads import print_one
 from kvstore_cli.command_line.subcommand import reader_of, subcommand
 from kvstore_cli.http_client.client import Query, ServiceClient, key_path
@@ -22,6 +23,7 @@ from kvstore_core.errors import EXIT_DONE, KvError
 @click.option("--raw", is_flag=True, help="Only the bytes of the value, without a newline.")
 @click.option("--null", "-0", "null", is_flag=True, help="End each KEY and each VALUE with a NUL.")
 @parameters.json_option("The record as JSON, one object a line.")
+@format_option(RECORD)
 @click.option(
     "--default",
     type=parameters.TEXT,
@@ -39,6 +41,7 @@ def command(
     raw: bool,
     null: bool,
     as_json: bool,
+    line_format: LineFormat | None,
     default: str | None,
     revision: int | None,
     stale: bool,
@@ -61,10 +64,11 @@ def command(
       kvstore get logo.png --raw > logo.png
       kvstore get config/port --default 8080
       kvstore get user:1 user:2 --json | jq .value
+      kvstore get --prefix host/ --format '{value} {key}' > hosts
     """
     which = parameters.exactly_one({"KEY": keys or None, "--all": everything, "--prefix": prefix})
-    if [raw, null, as_json].count(True) > 1:
-        raise click.UsageError("--raw, --null and --json exclude each other")
+    if [raw, null, as_json, line_format is not None].count(True) > 1:
+        raise click.UsageError("--raw, --null, --json and --format exclude each other")
     if which != "KEY" and (default is not None or revision is not None):
         raise click.UsageError("--default and --revision need a KEY")
     if revision is not None and min_revision is not None:
@@ -72,16 +76,16 @@ def command(
     newest = parameters.min_revision_query(min_revision)
     query = newest if revision is None else [("revision", str(revision))]
     with reader_of(context, stale=stale) as service:
-        if len(keys) == 1 and not null:
+        if len(keys) == 1 and not null and line_format is None:
             print_one(service, keys[0], query, raw=raw, as_json=as_json, default=default)
             return EXIT_DONE
         if keys:
             failed: list[KvError] = []
             records = _records(service, keys, query, default, failed)
-            _print_many(records, raw=raw, null=null, as_json=as_json)
+            _print_many(records, line_format, raw=raw, null=null, as_json=as_json)
             return failed[0].row.exit if failed else EXIT_DONE
         records = service.items("/v1/kv", [("prefix", prefix or ""), *newest])
-        _print_many(records, raw=raw, null=null, as_json=as_json)
+        _print_many(records, line_format, raw=raw, null=null, as_json=as_json)
         return EXIT_DONE
 
 
@@ -127,7 +131,18 @@ def _alone(service: ServiceClient, key: str, query: Query) -> Any:
         return error
 
 
-def _print_many(records: Iterable[dict[str, Any]], *, raw: bool, null: bool, as_json: bool) -> None:
+def _print_many(
+    records: Iterable[dict[str, Any]],
+    line_format: LineFormat | None,
+    *,
+    raw: bool,
+    null: bool,
+    as_json: bool,
+) -> None:
+    if line_format is not None:
+        for record in records:
+            line_format.write(record)
+        return
     if output.on_terminal() and not (raw or null or as_json):
         rows = [(r["key"], output.preview(output.value_of(r), r.get("content_type", ""))) for r in records]
         output.write_table(("KEY", "VALUE"), rows)

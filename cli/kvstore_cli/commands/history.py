@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kvstore_cli.command_line.line_format import EVENT, LineFormat, format_option
 from kvstore_cli.command_line.parameters import (
     WholeNumber,
     json_option,
@@ -26,6 +27,7 @@ from kvstore_cli.terminal import output
 @stale_option
 @min_revision_option
 @json_option("One JSON object a line, with the values.")
+@format_option([name for name in EVENT if name not in ("skipped", "cursor")])
 def command(
     context: click.Context,
     key: str,
@@ -34,6 +36,7 @@ def command(
     stale: bool,
     min_revision: int | None,
     as_json: bool,
+    line_format: LineFormat | None,
 ) -> None:
     """Show what happened to KEY, newest first, as far back as the log goes.
 
@@ -50,14 +53,16 @@ def command(
       kvstore history config/port --limit 1 --json
       kvstore history config/port --before 1042
     """
+    if as_json and line_format is not None:
+        raise click.UsageError("--json and --format exclude each other")
     query = min_revision_query(min_revision) + ([] if before is None else [("before", str(before))])
     with reader_of(context, stale=stale) as service:
         events = service.items(key_path("history", key), query, limit, "events")
-        if not as_json:
-            _write(list(events))
-        else:
+        if as_json or line_format is not None:
             for event in events:
-                output.write_json(event)
+                output.write_json(event) if line_format is None else line_format.write(event)
+        else:
+            _write(list(events))
         if service.is_truncated:
             output.talk("the log does not reach further back")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from kvstore_cli.command_line import parameters
+from kvstore_cli.command_line.line_format import RECORD, LineFormat, format_option
 from kvstore_cli.command_line.subcommand import reader_of, subcommand
 from kvstore_cli.terminal import output
 
@@ -22,6 +23,7 @@ from kvstore_cli.terminal import output
 @parameters.stale_option
 @parameters.min_revision_option
 @parameters.json_option("One JSON object a line, without the value.")
+@format_option([name for name in RECORD if name != "value"])
 def command(
     context: click.Context,
     start_of_keys: str | None,
@@ -36,6 +38,7 @@ def command(
     stale: bool,
     min_revision: int | None,
     as_json: bool,
+    line_format: LineFormat | None,
 ) -> None:
     """List the keys that begin with PREFIX, or all, in byte order, one a line. 'kvstore ls' shows one level
     of them, and 'kvstore get --all' prints values too.
@@ -54,6 +57,8 @@ def command(
     prefix = parameters.prefix_of(start_of_keys, prefix)
     if null and (count or long or as_json):
         raise click.UsageError("--null excludes --count, --long and --json")
+    if line_format is not None and (count or long or as_json or null):
+        raise click.UsageError("--format excludes --count, --long, --json and --null")
     bounds = [("prefix", prefix), ("start", start), ("end", end)]
     query = [(name, text) for name, text in bounds if text is not None]
     query += parameters.min_revision_query(min_revision)
@@ -73,7 +78,9 @@ def command(
             output.write_table(RECORD_HEAD, [record_row(record) for record in records])
             return
         for record in records:
-            if null:
+            if line_format is not None:
+                line_format.write(record)
+            elif null:
                 output.write(record["key"].encode() + b"\0")
             else:
                 output.write_json(record) if as_json else output.write_line(output.shown(record["key"]))

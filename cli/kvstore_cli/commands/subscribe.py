@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from kvstore_cli.command_line import parameters
+from kvstore_cli.command_line.line_format import EVENT, LineFormat, format_option
 from kvstore_cli.command_line.service import new_client
 from kvstore_cli.command_line.subcommand import configuration_of, exit_on_signals, subcommand
 from kvstore_cli.http_client import change_stream
 from kvstore_cli.http_client.client import Query
-from kvstore_cli.subscribe.sinks import ExecSink, JsonSink, Sink, TextSink
+from kvstore_cli.subscribe.sinks import ExecSink, FormatSink, JsonSink, Sink, TextSink
 from kvstore_cli.terminal import output
 from kvstore_core.errors import KvError
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option("--no-values", is_flag=True, help="Do not print values.")
 @parameters.json_option("One JSON object a line.")
+@format_option(EVENT)
 @click.option("--exec", "shell_command", metavar="CMD", help="Run the shell command CMD for each event.")
 @click.option("--fail-fast", is_flag=True, help="Stop with status 1 as soon as a command of --exec fails.")
 @click.option(
@@ -60,6 +62,7 @@ def command(
     sample: int | None,
     no_values: bool,
     as_json: bool,
+    line_format: LineFormat | None,
     shell_command: str | None,
     fail_fast: bool,
     cursor_file: str | None,
@@ -100,8 +103,10 @@ def command(
             f"--since {output.readable(since)} is neither a cursor, a revision nor a time, such as "
             "10m-ago or 2026-01-31T12:00:00Z"
         )
+    if line_format is not None and (as_json or shell_command is not None):
+        raise click.UsageError("--format excludes --json and --exec")
     configuration = configuration_of(context, "client", "stream")
-    sink = _sink(shell_command, fail_fast=fail_fast, as_json=as_json, with_sync=snapshot)
+    sink = _sink(shell_command, line_format, fail_fast=fail_fast, as_json=as_json, with_sync=snapshot)
     if shell_command is not None:
         exit_on_signals()
     with new_client(configuration) as service, _kept(cursor_file) as kept:
@@ -154,7 +159,16 @@ def _delivery(deliver: str | None, sample: int | None) -> Query:
     return [("sample", f"{sample}ms")]
 
 
-def _sink(shell_command: str | None, *, fail_fast: bool, as_json: bool, with_sync: bool) -> Sink:
+def _sink(
+    shell_command: str | None,
+    line_format: LineFormat | None,
+    *,
+    fail_fast: bool,
+    as_json: bool,
+    with_sync: bool,
+) -> Sink:
+    if line_format is not None:
+        return FormatSink(line_format)
     if shell_command is not None:
         return ExecSink(shell_command, fail_fast=fail_fast)
     return JsonSink(with_sync=with_sync) if as_json else TextSink()

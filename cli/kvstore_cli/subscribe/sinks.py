@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from kvstore_cli.command_line.line_format import LineFormat
 from kvstore_cli.http_client.change_stream import RESET, SYNC
 from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR
@@ -74,6 +75,17 @@ class JsonSink(Sink):
         """Print a reset, and a sync if wanted."""
         if line["event"] in self._marks:
             output.write_json(line)
+
+
+class FormatSink(Sink):
+    """Each event as a template has it."""
+
+    def __init__(self, line_format: LineFormat) -> None:
+        self._line_format = line_format
+
+    def event(self, line: dict[str, Any]) -> None:
+        """Print the event."""
+        self._line_format.write(line)
 
 
 class ExecSink(Sink):

@@ -144,11 +144,12 @@ def write_value(value: bytes, content_type: str, *, raw: bool) -> None:
         write(value)
         return
     if on_terminal():
-        value = _for_terminal(value, content_type)
+        value = for_terminal(value, content_type)
     write(value if value.endswith(b"\n") else value + b"\n")
 
 
-def _for_terminal(value: bytes, content_type: str) -> bytes:
+def for_terminal(value: bytes, content_type: str) -> bytes:
+    """A value with its control characters escaped, newlines and tabs apart; described if it is not text."""
     try:
         text = value.decode()
     except UnicodeDecodeError:
