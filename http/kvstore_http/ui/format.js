@@ -147,7 +147,7 @@ export function brief(bytes) {
 }
 
 /** What a value is by its media type, in one word: `json`, `text`, `png`. @param {string} type */
-export function kindOf(type) {
+export function kindOfType(type) {
   const [, main, kind] = /^\s*([^/;\s]+)\/([^;\s]+)/.exec(type) ?? ["", "", type];
   if (isJson(type)) return "json";
   if (kind === "octet-stream") return "binary";

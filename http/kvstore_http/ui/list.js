@@ -3,7 +3,7 @@
 
 import { Problem, list } from "./api.js";
 import { byId, button, el, problemBox } from "./dom.js";
-import { brief, counted, kindOf } from "./format.js";
+import { brief, counted, kindOfType } from "./format.js";
 import { behindFolder, compareKeys, folderOf, hashOf, innerFolder, shownKey, trail } from "./keys.js";
 
 const WANTED = 200; // entries that are read at once
@@ -190,7 +190,7 @@ export class ListView {
   #meta({ isFolder, expires, count, bytes, type }) {
     if (isFolder) return count ? counted(count, "key") : count === null ? "over 1,000 keys" : "";
     if (bytes === undefined || type === undefined) return "";
-    return [expires && "expires", kindOf(type), brief(bytes)].filter(Boolean).join(" · ");
+    return [expires && "expires", kindOfType(type), brief(bytes)].filter(Boolean).join(" · ");
   }
 
   #mark() {
