@@ -10,6 +10,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV := .venv
 READY := $(VENV)/ready-$(VERSION)
 PEERS := $(VENV)/peers-$(VERSION)
+FRAMEWORKS := $(VENV)/contrib/ready-$(VERSION)
 BIN := $(VENV)/bin
 # The same environment, with the compiled wheel in the place of the editable install.
 COMPILED := $(VENV)/compiled
@@ -38,7 +39,7 @@ help: ## this list
 run: $(READY) ## start the service on 127.0.0.1: HTTP on port 5000, ZeroMQ on 5555 and 5556
 	@exec $(BIN)/kvstore serve $(ARGS)
 
-test: $(READY) ## run all tests that take minutes, not hours
+test: $(READY) $(FRAMEWORKS) ## run all tests that take minutes, not hours
 	@tools/needs $(PROGRAMS)
 	@$(LOADED)
 	@$(PYTEST) $(ARGS)
@@ -106,6 +107,10 @@ clean: ## remove what was built here; stores are left alone
 
 $(COMPILED_READY): $(READY) tools/compiled tools/compile_wheel.py $(shell find core client daemon http cli -name '*.py')
 	@tools/compiled $(VENV)
+	@touch $@
+
+$(FRAMEWORKS): $(READY) contrib/constraints.txt tools/frameworks
+	@tools/frameworks "$(PYTHON)" $(VENV)/contrib
 	@touch $@
 
 $(PEERS): $(READY) benchmarks/constraints.txt tools/peers

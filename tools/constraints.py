@@ -1,10 +1,12 @@
 """Write constraints.txt: one version, with the hashes of all its files, for every package that
 running, testing or building kvstore installs; requirements.txt, the part of it that the image is built
-from; and benchmarks/constraints.txt for what 'make bench' installs beside them.
+from; benchmarks/constraints.txt for what 'make bench' installs beside them; and contrib/constraints.txt for
+the environment in which the frameworks' own suites run.
 
     python tools/constraints.py          all of them
     python tools/constraints.py image    requirements.txt, which fits to constraints.txt as it is
     python tools/constraints.py bench    the benchmark's, which does so too
+    python tools/constraints.py contrib  contrib/constraints.txt, which does so too
 
 Works in a temporary virtual environment, so that the tool that resolves is not itself among the
 packages, and with the package index alone: indexes and folders of wheels that a machine's
@@ -27,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "constraints.txt"
 IMAGE = ROOT / "requirements.txt"
 BENCH = ROOT / "benchmarks" / "constraints.txt"
+CONTRIB = ROOT / "contrib" / "constraints.txt"
 RESOLVER = "pip-tools>=7.4"
 RESOLVE = [
     *("-m", "piptools", "compile", "--quiet"),
@@ -68,6 +71,16 @@ def image() -> Target:
 def bench() -> Target:
     """What the benchmark compares with, into the same environment."""
     return Target(BENCH, "'make bench'", PROJECT["dependency-groups"]["bench"], _settled())
+
+
+def contrib() -> Target:
+    """The client, and the frameworks that have backends of kvstore, in an environment of their own."""
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *PROJECT["build-system"]["requires"],
+        *PROJECT["dependency-groups"]["contrib"],
+    ]
+    return Target(CONTRIB, "the tests of contrib", wanted, _settled())
 
 
 def _run_and_built_with() -> list[str]:
@@ -112,7 +125,7 @@ def resolve(target: Target) -> None:
 
 def main() -> None:
     """The others are resolved after the first, since they have to fit to it."""
-    for target in (base, image, bench):
+    for target in (base, image, bench, contrib):
         if sys.argv[1:] in ([], [target.__name__]):
             resolve(target())
 

@@ -187,7 +187,7 @@ def test_the_functions_that_one_put_names_exist(file: str, names: str) -> None:
 def rooms() -> list[list[str]]:
     """Each folder of modules with the first sentence of what it says of itself."""
     found = []
-    for package in ("core", "client", "daemon", "http", "cli"):
+    for package in ("core", "client", "daemon", "http", "cli", "contrib"):
         for file in sorted(ROOT.glob(f"{package}/kvstore_*/**/__init__.py")):
             said = ast.get_docstring(ast.parse(file.read_text()))
             assert said, f"{file} does not say what its room is for"

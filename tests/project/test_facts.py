@@ -15,7 +15,7 @@ from kvstore_http.metrics.exposition import CATALOGUE
 ROOT = Path(__file__).parents[2]
 MODULES = [
     file
-    for package in ("core", "client", "daemon", "http", "cli")
+    for package in ("core", "client", "daemon", "http", "cli", "contrib")
     for file in (ROOT / package).glob("kvstore_*/**/*.py")
 ]
 

@@ -1,4 +1,4 @@
-"""Each library has one home, and the five packages only look inwards."""
+"""Each library has one home, and the six packages only look inwards."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ PACKAGES = {
     "kvstore_daemon": ROOT / "daemon",
     "kvstore_http": ROOT / "http",
     "kvstore_cli": ROOT / "cli",
+    "kvstore_contrib": ROOT / "contrib",
 }
 
 # library -> the modules (by prefix) that may import it; everything else in the packages may not
@@ -42,6 +43,9 @@ HOMES = {
     "rich": ("kvstore_cli",),
     # the facade writes the format, `kvstore top` reads it
     "prometheus_client": ("kvstore_http", "kvstore_cli"),
+    "cachelib": ("kvstore_contrib.cachelib",),
+    "django": ("kvstore_contrib.django",),
+    "pytest": ("kvstore_contrib.testing",),
 }
 
 # package -> the packages of ours that it may import
@@ -52,6 +56,8 @@ LAYERS = {
     "kvstore_http": {"kvstore_core"},
     # the command starts the servers
     "kvstore_cli": {"kvstore_core", "kvstore_client", "kvstore_daemon", "kvstore_http"},
+    # the testing room starts servers; the backends use the client alone
+    "kvstore_contrib": {"kvstore_core", "kvstore_client", "kvstore_daemon", "kvstore_cli"},
 }
 
 # package -> its rooms from the top down, each a folder or some modules: a room imports those below it
@@ -116,6 +122,11 @@ ROOMS = {
         "files",
         "terminal",
     ),
+    "kvstore_contrib": (
+        "testing",
+        "cachelib django",
+        "addresses values",
+    ),
 }
 
 # what starts servers, or tells how they would be started
@@ -137,7 +148,7 @@ HEAVY = {
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Every module of the five packages: its dotted name and its file."""
+    """Every module of the six packages: its dotted name and its file."""
     for package, folder in PACKAGES.items():
         for file in (folder / package).rglob("*.py"):
             parts = file.relative_to(folder).with_suffix("").parts

@@ -1,0 +1,98 @@
+"""A cache of cachelib, as Flask-Caching and Flask-Session take them, whose entries are records below a
+prefix::
+
+    cache = CachelibCache("kvstore://127.0.0.1:5555/cache/")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cachelib.base import BaseCache
+
+from kvstore_client import ConditionFailed, KvError, NotFound, Record, commands
+from kvstore_contrib.addresses import key_below, open_place
+from kvstore_contrib.values import dump, load
+
+DEFAULT_PREFIX = "cache/"
+
+
+class CachelibCache(BaseCache):
+    """A cache below the prefix of ``url``, ``cache/`` by default, and ``key_prefix`` behind it.
+
+    ``add``, ``inc`` and ``dec`` are atomic; ``clear`` removes what is below the prefix and nothing else.
+    Integers are stored as text, all else is pickled (:mod:`kvstore_contrib.values`). A service that is away,
+    or refuses a write, raises ``kvstore_client.KvError``.
+    """
+
+    def __init__(
+        self,
+        url: str = "kvstore://127.0.0.1",
+        default_timeout: Any = 300,
+        key_prefix: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(default_timeout, **options)
+        self._client, prefix = open_place(url, DEFAULT_PREFIX)
+        self._prefix = prefix + (key_prefix or "")
+
+    def _key(self, key: str) -> str:
+        return key_below(self._prefix, key)
+
+    def _put(
+        self, key: str, value: Any, timeout: Any, if_revision: int | None = None
+    ) -> commands.Command[commands.Written]:
+        seconds = self._normalize_timeout(timeout)
+        data, media_type = dump(value)
+        ttl = seconds or None  # 0 is for ever
+        return commands.put(self._key(key), data, content_type=media_type, ttl=ttl, if_revision=if_revision)
+
+    def get(self, key: str) -> Any:
+        record: Record | None = self._client.get(self._key(key), None)
+        return None if record is None else load(record)
+
+    def get_many(self, *keys: str) -> list[Any]:
+        names = [self._key(key) for key in keys]
+        found = self._client.get_many(list(dict.fromkeys(names)))
+        return [load(found[name]) if name in found else None for name in names]
+
+    def set(self, key: str, value: Any, timeout: Any = None) -> bool:
+        self._client.run(self._put(key, value, timeout))
+        return True
+
+    def add(self, key: str, value: Any, timeout: Any = None) -> bool:
+        try:
+            self._client.run(self._put(key, value, timeout, if_revision=0))
+        except ConditionFailed:
+            return False
+        return True
+
+    def set_many(self, mapping: dict[str, Any], timeout: Any = None) -> list[str]:
+        results = self._client.batch([self._put(key, value, timeout) for key, value in mapping.items()])
+        return [key for key, done in zip(mapping, results, strict=True) if not isinstance(done, KvError)]
+
+    def delete(self, key: str) -> bool:
+        try:
+            self._client.delete(self._key(key))
+        except NotFound:
+            return False
+        return True
+
+    def has(self, key: str) -> bool:
+        return self._client.get(self._key(key), None) is not None
+
+    def clear(self) -> bool:
+        self._client.delete_prefix(self._prefix)
+        return True
+
+    def inc(self, key: str, delta: int = 1) -> int:
+        """Raises ``not_an_integer`` where the entry is none. The end of an entry stays as it is; one that is
+        new has the default timeout."""
+        name = self._key(key)
+        record = self._client.incr(name, delta)
+        if record.version == 1 and self.default_timeout:
+            self._client.touch(name, self.default_timeout)
+        return record.value
+
+    def dec(self, key: str, delta: int = 1) -> int:
+        return self.inc(key, -delta)

@@ -1,0 +1,1 @@
+"""The pytest plugin: a service for tests, with a clock that they move and a network that they break."""

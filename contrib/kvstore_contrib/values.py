@@ -1,0 +1,36 @@
+"""Python objects as values: integers as decimal text, on which the store counts, and all others pickled.
+
+Pickles are read with :mod:`pickle`, as Django's and cachelib's own backends do: whoever may write below the
+prefix of a cache can run code in the programs that read it, so grant that to these programs alone.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from kvstore_client import Record
+from kvstore_core.media_types import TEXT_CONTENT_TYPE
+
+PICKLE = "application/vnd.python.pickle"
+_COUNTED = range(-(2**63), 2**63)
+
+
+def dump(value: Any) -> tuple[bytes, str]:
+    """The bytes for ``value`` and their media type; raises what :func:`pickle.dumps` raises."""
+    # a bool is an int, too, and has to come back as a bool
+    if type(value) is int and value in _COUNTED:
+        return b"%d" % value, TEXT_CONTENT_TYPE
+    return pickle.dumps(value, pickle.HIGHEST_PROTOCOL), PICKLE
+
+
+def load(record: Record) -> Any:
+    """What :func:`dump` was given. What ``incr`` made is an integer; a value of any other media type, which
+    another program wrote, is returned as bytes."""
+    value = record.value or b""
+    if record.content_type == PICKLE:
+        return pickle.loads(value)  # noqa: S301 # see the module
+    try:
+        return int(value)
+    except ValueError:
+        return value
