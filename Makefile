@@ -26,7 +26,7 @@ LOADED := [ -d tests/engine/__pycache__ ] || { $(BIN)/python -m pytest --collect
 # are busy, and a slow disk under them must not decide which test passes.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --timeout 180
 
-.PHONY: help run test test-etcd test-compiled compiled quick check format js vendor torture torture-cluster mutations containers bench dist constraints clean
+.PHONY: help run test test-etcd test-compiled compiled quick check format js vendor screenshots torture torture-cluster mutations containers bench dist constraints clean
 .DEFAULT_GOAL := help
 # Images of containers often set it; then each of the thousands of processes compiles all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -68,6 +68,9 @@ format: $(READY) ## format the code and write the generated part of the client a
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 	@$(BIN)/python tools/unasync.py
+
+screenshots: $(READY) ## take the pictures of the page in docs/images anew, from a real service
+	@KVSTORE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/http/test_http_ui_screenshots.py
 
 js: ## build kvstore.js from js/src, type-checked, and put it where the facade serves it; needs npm
 	@cd js && npm ci --ignore-scripts --no-audit --no-fund && npm run build
