@@ -92,6 +92,23 @@ def test_the_facade_of_the_compose_file_only_reads_the_volume() -> None:
     assert services["http"]["volumes"] == ["store:/data:ro"]
 
 
+def test_the_compose_file_alone_starts_the_published_image_or_another_that_is_named() -> None:
+    """A release replaces the default by its own image."""
+    images = {part["image"] for part in parsed(COMPOSE)["services"].values()}
+    assert images == {"${KVSTORE_IMAGE:-ghcr.io/kvstore/kvstore:latest}"}
+    mounted = [volume for part in parsed(COMPOSE)["services"].values() for volume in part["volumes"]]
+    assert {volume.partition(":")[0] for volume in mounted} == set(parsed(COMPOSE)["volumes"])
+    assert not [part for part in parsed(COMPOSE)["services"].values() if "env_file" in part]
+    script = next(
+        step["run"]
+        for step in parsed(ROOT / ".github/workflows/release.yaml")["jobs"]["release"]["steps"]
+        if "sed" in step.get("run", "")
+    )
+    written = COMPOSE.read_text()
+    old = re.search(r"sed \"s\|([^|]+)\|\$image\|\"", script)[1]  # type: ignore[index]
+    assert written.count(old) == 1
+
+
 def test_the_compose_file_publishes_on_loopback_unless_told_otherwise() -> None:
     services = parsed(COMPOSE)["services"]
     assert services["http"]["ports"] == ["${KVSTORE_HTTP:-127.0.0.1:5000}:5000"]
