@@ -221,7 +221,7 @@ def test_an_empty_store_says_how_to_begin(own_page: Page, service: Service) -> N
     page.fill("#edit-key", "first")
     page.fill("#edit-value", "words")
     page.click("Save")
-    page.wait_for("another", "#detail pre")
+    page.wait_for("words", "#detail pre")
     page.wait_for_rows("first")
     revision = call(service.url, "GET", "/v1/status").json["revision"]
     page.wait_for(f"revision {revision} · 1 key", "#figures")
@@ -301,7 +301,8 @@ def test_json_is_edited_with_colours_checked_formatted_and_saved_by_keys(
     page: Page, session: Session, folder: str
 ) -> None:
     key = f"{folder}j"
-    stored(session, key, '{"n":12345678901234567890,"list":[1.10,null]}', "application/json")
+    text = '{"n":12345678901234567890,"list":[1.10,null]}'
+    stored(session, key, text, "application/json")
     page.open(key=key)
     page.click("Edit")
     is_coloured(page)
@@ -318,8 +319,12 @@ def test_json_is_edited_with_colours_checked_formatted_and_saved_by_keys(
     ]
     assert "Value" in names
     page.click("Format")
+    page.ask("document.querySelector('#edit-value').focus()")
     pretty = '{\n  "n": 12345678901234567890,\n  "list": [\n    1.10,\n    null\n  ]\n}'
     assert page.ask("document.querySelector('#edit-value').value") == pretty
+    for _ in range(3):
+        page.browser.press("z", control=True)
+    assert page.ask("document.querySelector('#edit-value').value") == text, "undone, and no further"
     page.browser.press("f", control=True)  # its styles and fields too are to pass the policy
     page.wait("document.querySelector('code-field').shadowRoot.querySelector('.cm-search')")
     page.browser.press("Escape")

@@ -223,11 +223,14 @@ def test_json_by_lines_is_the_same_json(call: Call, value: Any, indent: int | No
     assert pretty == call("prettyJson", pretty)
 
 
-@given(value=json_values)
-def test_coloured_json_is_all_there_with_its_names_and_values_told_apart(call: Call, value: Any) -> None:
+@given(value=json_values, end=st.integers(0, 40))
+def test_coloured_json_is_all_there_with_its_names_and_values_told_apart(
+    call: Call, value: Any, end: int
+) -> None:
     pretty = call("prettyJson", json.dumps(value))
     pieces = call("jsonPieces", pretty)
     assert "".join(piece["text"] for piece in pieces) == pretty
+    assert "".join(piece["text"] for piece in call("jsonPieces", pretty[:end])) == pretty[:end]
     names, others = [], []
 
     def walk(inner: Any) -> None:

@@ -34,13 +34,15 @@ const theme = EditorView.theme({
 export class CodeField extends HTMLElement {
   static formAssociated = true; // so that a label is for it
 
-  constructor() {
+  /** @param {string} [text] what it holds at first, beyond which nothing is undone */
+  constructor(text = "") {
     super();
     const root = this.attachShadow({ mode: "open", delegatesFocus: true });
     this.access = new Compartment();
     this.isChecked = () => true;
     const check = jsonParseLinter();
     this.view = new EditorView({
+      doc: text,
       root,
       parent: /** @type {any} */ (root),
       extensions: [

@@ -191,9 +191,8 @@ export class Editor {
     const { CodeField } = await import("./code.js").catch(() => ({ CodeField: null }));
     const { area } = this;
     if (!CodeField || !area.isConnected) return;
-    const field = new CodeField();
+    const field = new CodeField(area.value);
     field.isChecked = () => this.#isForJson;
-    field.value = area.value;
     field.id = area.id;
     field.setSelectionRange(area.selectionStart, area.selectionEnd);
     const hadFocus = document.activeElement === area;

@@ -54,11 +54,11 @@ function tokensOf(text) {
 }
 
 /**
- * JSON in pieces, each with what it is: "name", "string", "number", "word" (true, false, null), or "" for what is between.
- * @param {string} text JSON as `prettyJson` writes it @returns {{ text: string, kind: string }[]}
+ * JSON in pieces, each with what it is: "name", "string", "number", "word" (true, false, null), or "" for what is
+ * between. @param {string} text what `prettyJson` writes, or the beginning of it @returns {{ text: string, kind: string }[]}
  */
 export function jsonPieces(text) {
-  return (text.match(/"(?:[^"\\]|\\.)*"|[^"\s{}[\],:]+|[\s{}[\],:]+/g) ?? []).map((piece, index, all) => ({ text: piece, kind: kindOf(piece, all[index + 1]) }));
+  return (text.match(/"(?:[^"\\]|\\.)*"?|[^"\s{}[\],:]+|[\s{}[\],:]+/g) ?? []).map((piece, index, all) => ({ text: piece, kind: kindOf(piece, all[index + 1]) }));
 }
 
 /** @param {string} piece @param {string | undefined} next */
