@@ -59,7 +59,7 @@ def test_what_etcd_cannot_keep_is_refused(given: dict[str, Any], words: str) -> 
 
 def test_packages_that_are_missing_are_named_with_what_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "find_spec", lambda _: None)
-    with pytest.raises(KvError, match=r"grpcio and protobuf.*pip install 'kvstore\[etcd\]'"):
+    with pytest.raises(KvError, match=r"grpcio and protobuf.*pip install 'kvstored\[etcd\]'"):
         checked_address(ADDRESS, **FITTING)
 
 

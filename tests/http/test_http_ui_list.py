@@ -81,6 +81,7 @@ def test_keys_are_found_by_any_part_of_them_and_it_says_how_many_were_looked_at(
     session.batch(*({"op": "put", "key": f"{folder}{at:04}/x", "value": "x"} for at in range(1200)))
     session.batch(*({"op": "put", "key": f"{folder}deep/{name}/z", "value": "x"} for name in ("A.b", "aXb")))
     page.open(prefix=folder)
+    page.wait_for("0000/", "#entries")
     page.fill("#find", "a.B")
     page.wait_for("1 key found, 1,202 keys looked at.", "#find-foot")
     assert page.ask("document.querySelector('#found .name').innerHTML") == "".join(

@@ -493,9 +493,9 @@ def test_where_the_log_no_longer_reaches_every_tab_is_told_and_gets_what_is_ther
         for number in range(60):
             client.put(f"t/{number % 7}", f"{number}")
         client.delete("t/before")
-        service.facade.start()
         last = client.put("t/last", "x").revision
         present = {record.key: record.text for record in client.list(prefix="t/")}
+        service.facade.start()
     for tab in fleet.tabs:
         wait_until(
             lambda tab=tab: tab.run(f"log.some(([op, revision]) => op === 'sync' && revision >= {last})"),
