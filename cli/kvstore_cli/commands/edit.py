@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import unified_diff
 from pathlib import Path
 from shutil import rmtree
@@ -153,7 +154,8 @@ def _kept(
     if isinstance(error, click.ClickException):
         return click.ClickException(f"{error.message}; {kept}")
     if error.code == "condition_failed":
-        output.err(difference())
+        with suppress(KvError):  # the service may be away by now; the file's name matters more
+            output.err(difference())
     return KvError(error.code, f"{error.message}; {kept}", **error.details)
 
 
