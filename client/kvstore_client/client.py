@@ -54,7 +54,7 @@ class Client(NotPortable):
     most ``connections`` at a time. A process forked from this one may use it too, and has connections of
     its own. Use it as a context manager, or :meth:`close` it.
 
-    Reads see every write that was answered before them, whoever made it. With ``stale`` a read gives at once
+    Reads see every write that was answered before them, by any client. With ``stale`` a read gives at once
     what the daemon has, though others that share its store may have written since; how old that may be is in
     the ``age`` of a Reply, which :meth:`request` gives.
 

@@ -89,10 +89,13 @@ class CachelibCache(BaseCache):
         """Raises ``not_an_integer`` where the entry is none. The end of an entry stays as it is; one that is
         new has the default timeout."""
         name = self._key(key)
-        record = self._client.incr(name, delta)
-        if record.version == 1 and self.default_timeout:
-            self._client.touch(name, self.default_timeout)
-        return record.value
+        counted = [commands.check(name, exists=True), commands.incr(name, delta)]
+        while True:
+            try:
+                return self._client.batch(counted, atomic=True)[1].value  # type: ignore[union-attr,no-any-return]
+            except ConditionFailed:
+                if self.add(key, delta):
+                    return delta
 
     def dec(self, key: str, delta: int = 1) -> int:
         return self.inc(key, -delta)

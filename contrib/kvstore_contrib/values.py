@@ -1,6 +1,6 @@
 """Python objects as values: integers as decimal text, on which the store counts, and all others pickled.
 
-Pickles are read with :mod:`pickle`, as Django's and cachelib's own backends do: whoever may write below the
+Pickles are read with :mod:`pickle`, as Django's and cachelib's own backends do: who may write below the
 prefix of a cache can run code in the programs that read it, so grant that to these programs alone.
 """
 

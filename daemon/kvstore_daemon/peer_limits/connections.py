@@ -31,6 +31,9 @@ backup, for status, and for connections that are closed as soon as they were acc
 FEWEST_CONNECTIONS = 8
 """The daemon does not start if it could have only fewer."""
 
+SWEEP_SECONDS = 2.0
+"""How often all connections are looked at: epoll does not report what libzmq reads before epoll looks."""
+
 CURVE_OVERHEAD = 33
 """By how many bytes CURVE makes a frame longer: its name, a nonce, the authenticator and the flags."""
 
@@ -187,7 +190,7 @@ class Connections:
 
 class ConnectionWatcher(ABC):
     """A thread that measures what arrives on connections: it looks at each once at first, and again when
-    something arrives.
+    something arrives. Since that may go unnoticed, classes of it look at all every ``SWEEP_SECONDS``.
 
     The loop cannot do this: libzmq takes in what comes whatever the loop does, and the loop may be held up by
     a slow disk, or by libzmq itself.

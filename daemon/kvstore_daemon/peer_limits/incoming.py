@@ -22,6 +22,7 @@ from contextlib import suppress
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.peer_limits.connections import (
     CURVE_OVERHEAD,
+    SWEEP_SECONDS,
     Connections,
     ConnectionWatcher,
     bytes_acknowledged_and_received,
@@ -42,7 +43,7 @@ UNACCOUNTED_BYTES = 256 * 1024 * 1024
 
 SMALL_BYTES = 1024
 """A connection of which no more is kept, or waits in the system, is looked at only when something arrives on
-it: handshakes are not handed over either."""
+it, and with all others now and then: handshakes are not handed over either."""
 
 PAUSE_SECONDS = 0.025
 """From one look to the next: a busy daemon is looked at 40 times a second and not with each request."""
@@ -126,7 +127,7 @@ class IncomingLimit(ConnectionWatcher):
         self._drain = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_draining = self._is_drained = False
         self._drain_began_at = 0.0
-        self._trim_in = self._trim_at = 0.0
+        self._trim_in = self._trim_at = self._sweep_at = 0.0
         self._base = self._least = private_bytes()
         self._warned = RateLimitedLog(log)
         self.start()
@@ -168,11 +169,18 @@ class IncomingLimit(ConnectionWatcher):
     def _timeout(self) -> float:
         if self._has_unread or self._is_draining:
             return PAUSE_SECONDS
-        return self._trim_in or -1
+        waits = [self._trim_in] if self._trim_in else []
+        if self._known:
+            waits.append(max(0.0, self._sweep_at - time.monotonic()))
+        return min(waits, default=-1)
 
     def _look(self, descriptors: list[int]) -> bool:
         now, used = time.monotonic(), time.thread_time()
-        self._measure({*descriptors, *self._tracked})
+        looked_at = {*descriptors, *self._tracked}
+        if now >= self._sweep_at:
+            looked_at.update(list(self._known))  # a copy: the loop changes it meanwhile
+            self._sweep_at = now + SWEEP_SECONDS
+        self._measure(looked_at)
         pause = SHARE * (time.thread_time() - used)
         if not self._is_over():
             self._is_draining = False

@@ -20,6 +20,7 @@ import time
 
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_daemon.peer_limits.connections import (
+    SWEEP_SECONDS,
     Connections,
     ConnectionWatcher,
     bytes_acknowledged_and_received,
@@ -35,9 +36,6 @@ them ends, libzmq walks through all that the others subscribe to, which holds up
 
 FEW_BYTES = 4 * 1024
 """A connection that has sent no more is not cut off for what others send."""
-
-SWEEP_SECONDS = 2.0
-"""How often all are looked at: epoll does not report what libzmq reads before epoll looks."""
 
 BEHIND_BYTES = 64 * 1024 * 1024
 """How far a subscriber may be behind; four of the largest values, if that is more."""

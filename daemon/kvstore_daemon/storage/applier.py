@@ -234,7 +234,7 @@ class Applier:
             current, _ = self._transaction.current(write.key, value=True)
             self._count_present(current)
         revision = self._transaction.head + 1
-        # nobody's: whoever writes here did not ask for it
+        # nobody's: the one who writes here did not ask for it
         return None, self._apply("expire", Write("expire", write.key), None, current, before, revision, 0, 1)
 
     def _count_present(self, current: StoredRecord | None) -> None:
