@@ -28,12 +28,12 @@ from kvstore_http.access.table_follower import (
 )
 from kvstore_http.backend.daemon_client import DaemonClient
 from support.markdown import ROOT
+from support.patience import PATIENCE_SECONDS
 from support.protected import Protected
 from support.servers import wait_until
 from support.session import Answer, Session, assert_problem, bearer, call, connect
 from support.streams import Stream
 
-PATIENCE = 10
 """Seconds within which it has to be over; it takes some milliseconds, as --log-cli-level=INFO shows."""
 
 NDJSON = "application/x-ndjson"
@@ -131,7 +131,7 @@ class Following:
 
     def end(self) -> dict[str, Any]:
         """What it was told at its end, which came properly."""
-        wait_until(lambda: self.is_over, timeout=PATIENCE, what="the stream ends")
+        wait_until(lambda: self.is_over, timeout=PATIENCE_SECONDS, what="the stream ends")
         assert self.is_whole, "the body was cut off"
         assert self.events[-1]["event"] == "end", self.events[-1]
         return self.events[-1]
@@ -282,7 +282,7 @@ def test_a_long_poll_ends_at_once_and_says_why(service: Protected, name: str, wa
         wait_until(waits, what="the poll waits")
         begun = time.monotonic()
         take_away(service, name)
-        waiting.join(PATIENCE)
+        waiting.join(PATIENCE_SECONDS)
         show(f"long poll {way}", begun)
         assert answers, "the long poll still waits"
         assert_problem(answers[0], code)

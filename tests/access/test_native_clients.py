@@ -162,13 +162,13 @@ def test_a_mirror_whose_access_is_taken_away_says_so_and_goes_on_when_it_is_give
         with Mirror(requests, changes, login=service.login("bob"), **options) as mirror:
             mirror.verify()
             boss.identity_put("bob", grants=["ro:other/"])
-            wait_until(lambda: mirror.error is not None, timeout=20, what="gone")
+            wait_until(lambda: mirror.error is not None, what="gone")
             assert not mirror.is_current
             with pytest.raises(NotAllowed):
                 mirror.wait(root.put("app/a", "2").revision)
             assert mirror["app/a"].text == "1", "what it had is gone"
             boss.identity_put("bob", grants=["ro:app/"])
-            wait_until(lambda: mirror.error is None and mirror.is_current, timeout=20, what="back")
+            wait_until(lambda: mirror.error is None and mirror.is_current, what="back")
             assert mirror["app/a"].text == "2"
         with pytest.raises(NotAllowed), Mirror(requests, changes, login=service.login("bob"), timeout=LONG):
             pass

@@ -31,6 +31,7 @@ from kvstore_daemon.requests.router_socket import RouterSocket
 from kvstore_daemon.storage.interface import LogPosition
 from kvstore_daemon.subscriptions import needs_of_topic
 from support.identities import Identities, KeyPair, new_key
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, StartDaemon, free_port, wait_until
 from support.wire import PATIENCE_MS, Peer, get, put
 
@@ -495,7 +496,7 @@ def test_old_and_false_greetings_end_nothing_but_themselves(room: Room) -> None:
     for endpoint in (room.daemon.requests, room.daemon.changes):
         host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
         for text in texts:
-            with plain_socket.create_connection((host, int(port)), timeout=30) as connection:
+            with plain_socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
                 connection.sendall(text)
                 with suppress(ConnectionResetError):
                     while connection.recv(4096):

@@ -20,6 +20,7 @@ from kvstore_client import Client
 from kvstore_core.curve import apply_curve
 from support.identities import Identities, KeyPair
 from support.lengths import Survived, times
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, StartDaemon, wait_until
 from support.wire import PATIENCE_MS, frame, message, pack, put
 
@@ -29,7 +30,6 @@ HELLOS = times(300, full=2_000)
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(120 + 2 * SECONDS)]
 
-PATIENCE_SECONDS = 60
 COMMAND = 4
 ROOM_BYTES = 64 * 1024 * 1024
 """What the daemon may have grown by."""

@@ -33,6 +33,7 @@ from kvstore_http.server.tls_socket import RECORD_BYTES, TlsSocket
 from kvstore_http.workers import worker
 from support.command_line import CommandLine, Running
 from support.metrics import Scrape
+from support.patience import PATIENCE_SECONDS
 from support.programs import make_certificate, openssl, require_program
 from support.protected import Protected
 from support.scripted import Script, scripted
@@ -607,7 +608,7 @@ def call(
     url: str, context: ssl.SSLContext, method: str, target: str, body: bytes | None = None, **headers: str
 ) -> tuple[int, bytes]:
     """Status and body of one request on a connection of its own."""
-    connection = HTTPSConnection(urlsplit(url).netloc, timeout=30, context=context)
+    connection = HTTPSConnection(urlsplit(url).netloc, timeout=PATIENCE_SECONDS, context=context)
     with closing(connection):
         connection.request(method, target, body, headers)
         response = connection.getresponse()
@@ -710,11 +711,11 @@ def test_a_renewed_certificate_is_taken_by_all_workers_and_refuses_nobody(
     url = serve.url.replace("127.0.0.1", "localhost")
     context = trusting(old)
     context.load_verify_locations(new)
-    kept = HTTPSConnection(urlsplit(url).netloc, timeout=30, context=context)
+    kept = HTTPSConnection(urlsplit(url).netloc, timeout=PATIENCE_SECONDS, context=context)
     stop, faults, seen = threading.Event(), list[Exception](), collections.Counter[bytes]()
 
     def come() -> bytes:
-        connection = HTTPSConnection(urlsplit(url).netloc, timeout=30, context=context)
+        connection = HTTPSConnection(urlsplit(url).netloc, timeout=PATIENCE_SECONDS, context=context)
         with closing(connection):
             connection.request("GET", "/livez")
             shown = connection.sock.getpeercert(binary_form=True)
@@ -855,7 +856,7 @@ def test_with_access_tokens_go_over_tls_and_a_session_is_for_it_alone(
     shell.environment |= {"KVSTORE_TOKEN": token, "KVSTORE_CA_FILE": str(pair)}
     shell.out("put", "tls/a", "hello")
     assert shell.out("subscribe", "--prefix", "tls/", "--snapshot", "--count", "1").endswith(b"hello\n")
-    connection = HTTPSConnection(urlsplit(url).netloc, timeout=30, context=context)
+    connection = HTTPSConnection(urlsplit(url).netloc, timeout=PATIENCE_SECONDS, context=context)
     with closing(connection):
         headers = {"Content-Type": "application/json", "Sec-Fetch-Site": "same-origin", "Origin": url}
         connection.request("POST", "/v1/session", json.dumps({"token": token}), headers)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from kvstore_cli.serve.logging_setup import BACKLOG_BYTES, JsonFormatter, Stderr, TextFormatter
 from kvstore_client import Client, KvError, commands
+from support.patience import PATIENCE_SECONDS
 from support.servers import (
     Daemon,
     Facade,
@@ -144,7 +145,7 @@ def test_a_daemon_whose_stderr_is_closed_runs_on(tmp_path: Path) -> None:
     shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *line]
     with (
         subprocess.Popen(shell, env=clean_environment(tmp_path), stdin=subprocess.DEVNULL) as process,
-        Client(endpoint, timeout=30) as client,
+        Client(endpoint, timeout=PATIENCE_SECONDS) as client,
     ):
         client.put("k", b"v")
         assert client.get("k").value == b"v"
@@ -231,7 +232,7 @@ def test_a_slow_commit_is_said_once_in_a_while_with_the_ids_of_its_requests(
 ) -> None:
     daemon = start_daemon(slow_commit="1ms", log_format="json")
     value = bytes(1024 * 1024)
-    with Client(daemon.requests, timeout=30) as client:
+    with Client(daemon.requests, timeout=PATIENCE_SECONDS) as client:
         for _ in range(3):
             client.batch([commands.put(f"k{number}", value) for number in range(15)])
     said = entry_with(daemon.stderr, "a commit took")
@@ -333,12 +334,12 @@ def test_a_service_whose_log_nobody_reads_goes_on_and_says_so_later(tmp_path: Pa
         def ask(count: int) -> None:
             """Requests whose debug lines have half a KiB and more."""
             if command == "daemon":
-                with Client(requests, timeout=30) as client:
+                with Client(requests, timeout=PATIENCE_SECONDS) as client:
                     for number in range(count):
                         with pytest.raises(KvError, match="no such key"):
                             client.get(f"{number}-{'k' * 500}")
             else:
-                with closing(HTTPConnection(url, timeout=30)) as connection:
+                with closing(HTTPConnection(url, timeout=PATIENCE_SECONDS)) as connection:
                     for number in range(count):
                         connection.request(
                             "GET", f"/livez?{number}{'k' * 500}", headers={"User-Agent": "u" * 500}

@@ -23,6 +23,7 @@ from kvstore_cli.top import screen
 from kvstore_cli.top.overview import Sampler, overview
 from kvstore_cli.top.prometheus_text import Interval, Reading
 from kvstore_cli.top.screen import Screen
+from support.patience import PATIENCE_SECONDS
 from support.scripted import problem
 from support.servers import Service, kvstore_command, wait_until
 from support.terminal import Terminal
@@ -51,7 +52,7 @@ def test_rates_are_what_was_sent(kvstore: Kvstore, shared_service: Service, star
     """Over all intervals the rates add up to every request, event and commit."""
     running = start(kvstore, "top", "--json", "--interval", "300ms")
     wait_until(lambda: running.lines(), what="it looks")
-    with httpx.Client(base_url=shared_service.url, timeout=30) as client:
+    with httpx.Client(base_url=shared_service.url, timeout=PATIENCE_SECONDS) as client:
         for number in range(120):
             client.put(f"/v1/kv/top{number % 10}", content=b"x").raise_for_status()
             client.get(f"/v1/kv/top{number % 10}").raise_for_status()

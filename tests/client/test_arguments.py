@@ -27,6 +27,7 @@ from kvstore_client.commands import Command
 from kvstore_client.transport.connection import RequestBody
 from kvstore_client.transport.wait import SocketWait
 from kvstore_core.filters import Filter
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon
 
 NOBODY = "tcp://127.0.0.1:9"
@@ -98,7 +99,7 @@ def test_each_argument_of_a_client_is_checked(shared_daemon: Daemon, method: str
         needed["timeout"] = 0.01
     elif method == "changes":
         needed["since"] = 0  # what is there is not waited for
-    with Client(shared_daemon.requests, changes=shared_daemon.changes, timeout=30) as client:
+    with Client(shared_daemon.requests, changes=shared_daemon.changes, timeout=PATIENCE_SECONDS) as client:
         client.put("k", b"5")
         for wrong in WRONG:
             arguments = {**needed, argument: wrong}

@@ -24,9 +24,8 @@ from kvstore_client import (
     TimedOut,
     commands,
 )
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, StartDaemon, wait_until
-
-PATIENCE_SECONDS = 50.0
 
 
 def client_of(daemon: Daemon) -> Client:

@@ -20,6 +20,7 @@ import zmq
 from kvstore_client import AsyncClient, Client, KvError, Subscription, Sync
 from kvstore_core import connection_monitor
 from kvstore_core.wire import encode_error, encode_reply
+from support.patience import PATIENCE_SECONDS
 from support.proxy import CuttingProxy
 from support.servers import Daemon, free_port, wait_until
 
@@ -114,7 +115,7 @@ def test_the_write_after_an_unknown_outcome_has_a_higher_number() -> None:
         with pytest.raises(KvError):
             client.put("k", b"1")
         silent.clear()
-        client.put("k", b"2", timeout=20)
+        client.put("k", b"2", timeout=PATIENCE_SECONDS)
         first, last = number_of(daemon.requests[0]), number_of(daemon.requests[-1])
         assert last == (first[0], first[1] + 1)
 
@@ -145,7 +146,7 @@ def test_a_message_too_short_to_be_a_reply_is_never_taken_for_an_answer() -> Non
         with pytest.raises(KvError) as caught:
             client.put("k", b"1", timeout=0.5)
         assert (caught.value.code, caught.value.details["outcome"]) == ("timed_out", "unknown")
-        assert client.put("k", b"2", timeout=20).revision == 7
+        assert client.put("k", b"2", timeout=PATIENCE_SECONDS).revision == 7
 
 
 STALL_SECONDS = 6.0
@@ -224,7 +225,7 @@ def test_an_idle_connection_that_died_delays_no_call(daemon: Daemon) -> None:
             [connection] = client._pool._idle
             lose()
             wait_until(lambda connection=connection: connection._has_ended())  # type: ignore[misc]
-            assert client.get("k", timeout=20).value == b"v"
+            assert client.get("k", timeout=PATIENCE_SECONDS).value == b"v"
         assert proxy.connections == 3
 
 
@@ -261,7 +262,10 @@ def test_an_interrupted_call_leaves_the_client_in_order() -> None:
     waiting = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        with Swallower(answer) as daemon, Client(daemon.endpoint, connections=1, timeout=20) as client:
+        with (
+            Swallower(answer) as daemon,
+            Client(daemon.endpoint, connections=1, timeout=PATIENCE_SECONDS) as client,
+        ):
             for number in (1, 3):
                 with pytest.raises(Interruption):
                     client.put("k", b"1")
@@ -282,7 +286,7 @@ def test_a_busy_daemon_is_asked_again_until_it_has_room() -> None:
     refusals = iter([encode_error(KvError("too_busy", "later"))] * 3)
     with (
         Swallower(lambda _: next(refusals, written(3))) as daemon,
-        Client(daemon.endpoint, timeout=20) as client,
+        Client(daemon.endpoint, timeout=PATIENCE_SECONDS) as client,
     ):
         assert client.put("k", b"v").revision == 3
         assert len({number_of(request) for request in daemon.requests}) == 1

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from kvstore_client import Client, commands
+from support.patience import PATIENCE_SECONDS
 from support.programs import install_examples
 from support.proxy import CuttingProxy
 from support.servers import Daemon, wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-STOP_SECONDS = 20
 
 Command = list[str]
 
@@ -64,7 +64,7 @@ class Output:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(STOP_SECONDS)
+        self._process.wait(PATIENCE_SECONDS)
         self._reader.join()
 
 

@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 
 from kvstore_client import AsyncClient, AsyncSubscription, Client, Event, KvError, Subscription, Sync
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, wait_until
 
 pytestmark = pytest.mark.slow
-
-PATIENCE_SECONDS = 40.0
 
 
 @pytest.fixture

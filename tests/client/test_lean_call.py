@@ -22,11 +22,11 @@ from kvstore_client.transport import sync_io
 from kvstore_client.transport.connection import Connection, RequestBody
 from kvstore_core.model import Record
 from kvstore_core.wire import Reply, encode_error
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 60
 LATE_SECONDS = 2 * connection_module.QUICK_SECONDS
 GIVE_UP_SECONDS = 1.0
 
@@ -58,7 +58,7 @@ class FaultyRelay:
 
     def _bind(self) -> None:
         self._clients = self._context.socket(zmq.ROUTER)
-        wait_until(self._is_bound, timeout=PATIENCE)
+        wait_until(self._is_bound, timeout=PATIENCE_SECONDS)
 
     def _is_bound(self) -> bool:
         try:
@@ -123,7 +123,7 @@ class FaultyRelay:
                 time.sleep(LATE_SECONDS)
         else:
             self._upstream.send_multipart([b"", *request])
-        assert self._upstream.poll(1000 * PATIENCE)
+        assert self._upstream.poll(1000 * PATIENCE_SECONDS)
         return self._upstream.recv_multipart()[1:]
 
 
@@ -225,8 +225,8 @@ def run_both_ways(daemon: Daemon, seed: int, length: int) -> int:
     counted = 0
     with (
         FaultyRelay(daemon) as relay,
-        Client(relay.endpoint, timeout=PATIENCE, connections=1) as short,
-        Client(relay.endpoint, timeout=PATIENCE, connections=1) as long,
+        Client(relay.endpoint, timeout=PATIENCE_SECONDS, connections=1) as short,
+        Client(relay.endpoint, timeout=PATIENCE_SECONDS, connections=1) as long,
         long_way_of(long),
     ):
         for number in range(length):
@@ -242,7 +242,7 @@ def run_both_ways(daemon: Daemon, seed: int, length: int) -> int:
                 if is_given_up:
                     client._timeout = GIVE_UP_SECONDS
                 heard = told(step, client, prefix)
-                client._timeout = PATIENCE
+                client._timeout = PATIENCE_SECONDS
                 wait_until(lambda: not relay.fault, what="the request arrives")
                 numbers = relay.seen[before:]
                 first = min(filter(None, numbers), default=0)
@@ -276,7 +276,7 @@ def test_a_lone_request_over_a_connection_that_is_there_goes_the_short_way(
         ways.append(isinstance(answer, Reply))
         return answer if isinstance(answer, Reply) else sync_io.drive(answer)
 
-    with Client(daemon.requests, timeout=PATIENCE, connections=1) as client:
+    with Client(daemon.requests, timeout=PATIENCE_SECONDS, connections=1) as client:
         client.put("k", b"v")  # connects
         monkeypatch.setattr(client_module, "exchange", noting)
         for number in range(300):

@@ -30,10 +30,9 @@ from kvstore_client import (
 )
 from kvstore_client.mirroring import mirror_file, mirrored_records
 from kvstore_core.filters import Filter
+from support.patience import PATIENCE_SECONDS
 from support.proxy import CuttingProxy
 from support.servers import Daemon, StartDaemon, run_kvstore, wait_until
-
-PATIENCE_SECONDS = 50.0
 
 
 @pytest.fixture

@@ -24,12 +24,12 @@ from kvstore_core.model import Event, Record
 from kvstore_core.operations import OPERATIONS, Operation
 from kvstore_core.wire import HEARTBEAT_TOPIC, VERSION, Heartbeat, Limits
 from support.markdown import table_rows
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon
 from support.wire import ANYTHING, is_as_shown
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "protocol.md").read_text()
-PATIENCE_MS = 20_000
 
 
 def first_column(heading: str) -> list[str]:
@@ -119,7 +119,7 @@ def test_a_page_without_a_limit_is_as_long_as_a_page_may_be(daemon: Daemon) -> N
 
 @pytest.mark.lmdb_only("the size of a transaction")
 def test_a_delete_by_prefix_without_a_limit_takes_a_page(daemon: Daemon) -> None:
-    with Client(daemon.requests, timeout=30) as client:
+    with Client(daemon.requests, timeout=PATIENCE_SECONDS) as client:
         client.batch([commands.put(f"p{number}", b"") for number in range(MAX_PAGE + 1)])
         reply = client.request(RequestBody([{"op": "delete_prefix", "prefix": "p"}], writes=True))
         assert reply.results == [{"revision": reply.revision, "deleted": MAX_PAGE, "more": True}]
@@ -194,7 +194,7 @@ class Replay:
         self._changes = context.socket(zmq.SUB)
         for socket, endpoint in ((self._requests, daemon.requests), (self._changes, daemon.changes)):
             socket.linger = 0
-            socket.rcvtimeo = PATIENCE_MS
+            socket.rcvtimeo = int(1000 * PATIENCE_SECONDS)
             socket.connect(endpoint)
         self._changes.subscribe(b"")
         assert self._changes.recv_multipart()[0] == HEARTBEAT_TOPIC, "the subscription has arrived"

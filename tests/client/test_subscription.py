@@ -25,10 +25,9 @@ from kvstore_client import (
     commands,
 )
 from kvstore_client.subscription_base import QUEUED_MESSAGES
+from support.patience import PATIENCE_SECONDS
 from support.proxy import CuttingProxy
 from support.servers import Daemon
-
-PATIENCE_SECONDS = 50.0
 
 
 @pytest.fixture

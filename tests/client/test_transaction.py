@@ -22,10 +22,9 @@ from kvstore_client import (
 )
 from kvstore_client.transactions.async_transaction import AsyncTransaction
 from kvstore_client.transactions.transaction import Transaction
+from support.patience import PATIENCE_SECONDS
 from support.proxy import CuttingProxy
 from support.servers import Daemon
-
-PATIENCE_SECONDS = 50.0
 
 
 @pytest.fixture(scope="module")

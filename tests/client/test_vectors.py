@@ -17,6 +17,7 @@ from kvstore_core.digest import SetHash, record_hash
 from kvstore_core.filters import Filter
 from kvstore_core.model import Cursor
 from kvstore_core.wire import decode_reply
+from support.patience import PATIENCE_SECONDS
 from support.programs import install_examples
 from support.servers import Daemon
 from support.wire import is_as_shown
@@ -47,7 +48,7 @@ def values_in(results: list[Any]) -> list[bytes]:
 @pytest.mark.lmdb_only("the printed revisions are those of a new store in a file")
 def test_the_daemon_answers_the_requests_so_and_our_decoder_finds_the_values(daemon: Daemon) -> None:
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
-        socket.linger, socket.rcvtimeo = 0, 20_000
+        socket.linger, socket.rcvtimeo = 0, int(1000 * PATIENCE_SECONDS)
         socket.connect(daemon.requests)
         for conversation in CONVERSATIONS:
             for exchange in conversation["exchanges"]:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from support.disk import write_lock_held
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, wait_until
 from support.wire import Connect, Peer, RawPeer, frame, greeting, message, pack, put
 
@@ -93,7 +94,9 @@ def test_what_peers_say_of_themselves_when_they_connect_is_bounded(daemon: Daemo
     host, _, port = daemon.requests.removeprefix("tcp://").rpartition(":")
     with ExitStack() as stack:
         for _ in range(24):
-            talker = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            talker = stack.enter_context(
+                socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
+            )
             with suppress(OSError):
                 talker.sendall(greeting() + frame(properties, 4))
         wait_until(lambda: cut_off(client))

@@ -13,6 +13,7 @@ import orjson
 import pytest
 import zmq
 
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, StartDaemon, wait_until
 from support.wire import Connect, Peer, RawPeer, get, message, pack, put, unpack
 
@@ -94,7 +95,7 @@ def test_a_peer_of_an_older_zmtp_is_told_of_in_the_log_and_harms_nobody(
     message: bytes, daemon: Daemon, connect: Connect
 ) -> None:
     address = urlsplit(daemon.requests)
-    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(message)
         wait_until(
             lambda: "ZMTP before 3.0" in daemon.stderr or not daemon.is_running, what="a line in the log"

@@ -15,13 +15,13 @@ import pytest
 import zmq
 
 from kvstore_daemon.storage.folder_lock import unusable
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, StartDaemon, free_port, kvstore_command, wait_until
 from support.wire import PATIENCE_MS, Connect, get, pack, put, unpack
 
 pytestmark = pytest.mark.slow
 
 # Keeps a broken test from hanging; says nothing about how long a stop may take.
-STOP_SECONDS = 30
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def ending_daemon(tmp_path: Path) -> Iterator[Daemon]:
 def status_after(daemon: Daemon, number: signal.Signals) -> int:
     assert daemon.process is not None
     daemon.signal(number)
-    return daemon.process.wait(STOP_SECONDS)
+    return daemon.process.wait(PATIENCE_SECONDS)
 
 
 def run_daemon(folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:

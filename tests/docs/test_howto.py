@@ -95,9 +95,7 @@ def test_a_page_shows_who_is_there_until_they_leave(
 
         def wait_for(tab: Tab, *names: str) -> None:
             script = "document.querySelector('#present').textContent"
-            wait_until(
-                lambda: tab.run(script) == ", ".join(names), what=f"the page shows {names}", timeout=30
-            )
+            wait_until(lambda: tab.run(script) == ", ".join(names), what=f"the page shows {names}")
 
         wait_for(ann, "ann", "bo")
         wait_for(bo, "ann", "bo")

@@ -20,6 +20,7 @@ from kvstore_daemon.storage.etcd_store.mirroring import store_reader
 from support.command_line import CommandLine
 from support.engine_store import EngineKind, opened
 from support.etcd import EtcdCluster
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, Facade, free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.lmdb_only("they choose their engine themselves")]
@@ -48,7 +49,7 @@ def test_an_old_mirror_is_served_while_etcd_is_away(
         assert exported.returncode == 6, "what may lack something that was acknowledged is no export"
         assert b"etcd" in exported.stderr
         cluster.members[0].restart()
-        wait_until(lambda: client.put("k", b"w", timeout=30).revision, timeout=60)
+        wait_until(lambda: client.put("k", b"w", timeout=PATIENCE_SECONDS).revision, timeout=60)
         assert client.get("k").value == b"w"
 
 

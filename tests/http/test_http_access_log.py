@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from kvstore_client import Client
 from support.lengths import examples
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, Facade, Service, wait_until
 from support.session import JSON_TYPE, PATCH_TYPE, Session, connect, path_of
 from support.streams import open_stream
@@ -245,7 +246,7 @@ def test_no_value_is_ever_logged(
     session = Session(talkative.url)
     for method, target, body, headers in attempts(key, value, f"{CANARY}{text}"):
         assert session.request(method, target, body, headers).status < 600
-    with Client(talkative.requests, timeout=30) as client:
+    with Client(talkative.requests, timeout=PATIENCE_SECONDS) as client:
         client.put(key, value)
     stream = open_stream(talkative.url, "snapshot=1&prev=1")
     stream.first()

@@ -24,6 +24,7 @@ from kvstore_http.protocol.query_params import CHECKS, USUAL_CHECKS
 from kvstore_http.resources import health
 from kvstore_http.resources.health import ReadyzResource
 from support.markdown import ROOT
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, Facade, Service, free_port, wait_until
 from support.session import Session, assert_problem
 
@@ -156,7 +157,7 @@ def test_a_wrong_address_of_changes_is_a_warning(daemon: Daemon, start_facade: C
 
 
 def test_a_daemon_that_stands_still_for_a_moment_does_not_make_it_unready(service: Service) -> None:
-    probe = HTTPConnection(urlsplit(service.url).netloc, timeout=30)
+    probe = HTTPConnection(urlsplit(service.url).netloc, timeout=PATIENCE_SECONDS)
     service.daemon.signal(signal.SIGSTOP)
     try:
         wait_until(lambda: _state(service.daemon.pid) == b"T", what="the daemon is stopped")

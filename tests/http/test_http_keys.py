@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.patience import PATIENCE_SECONDS
 from support.servers import Service
 from support.session import Session, assert_problem, path_of
 
@@ -71,7 +72,7 @@ def test_utf8_that_is_not_percent_encoded_is_understood(
     """As curl sends what somebody types; Python's own client refuses to."""
     session.put(path_of("ключ"), b"unlocked")
     host, _, port = shared_service.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as raw:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as raw:
         raw.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         assert b"".join(iter(lambda: raw.recv(65536), b"")).endswith(b"unlocked")
 

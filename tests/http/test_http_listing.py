@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, Facade
 from support.session import Session, assert_problem, path_of
 
@@ -295,7 +296,7 @@ def test_lines_that_cannot_go_on_end_unmistakably(
     for number in range(64):
         assert session.put(f"/v1/kv/{number:02}", b"x" * MIB).status == 201
     session.close()
-    connection = HTTPConnection(urlsplit(facade.url).netloc, timeout=30)
+    connection = HTTPConnection(urlsplit(facade.url).netloc, timeout=PATIENCE_SECONDS)
     connection.request("GET", "/v1/kv", headers={"Accept": NDJSON})
     response = connection.getresponse()
     assert response.status == 200

@@ -17,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from kvstore_http.metrics.exposition import CATALOGUE, HISTOGRAM
 from support.markdown import ROOT, table_rows
 from support.metrics import NOT_ALWAYS, Scrape, let_things_happen, scrape
+from support.patience import PATIENCE_SECONDS
 from support.programs import require_program
 from support.servers import Daemon, Facade, Service, children, wait_until
 from support.session import Session
@@ -236,7 +237,7 @@ def gets(found: Scrape) -> float:
 
 def test_any_worker_answers_for_all(two_workers: Facade) -> None:
     for _ in range(40):  # each on a connection of its own, which the kernel gives to one of the two
-        urlopen(f"{two_workers.url}/livez", timeout=30).close()  # noqa: S310
+        urlopen(f"{two_workers.url}/livez", timeout=PATIENCE_SECONDS).close()  # noqa: S310
     for _ in range(10):
         found = scrape(two_workers.url)
         assert gets(found) == 40
@@ -263,7 +264,7 @@ def test_processes_are_told_as_the_system_has_them(daemon: Daemon, two_workers: 
 def test_a_worker_that_is_started_again_goes_on_counting(two_workers: Facade) -> None:
     streams = [open_stream(two_workers.url, "since=0") for _ in range(10)]
     for _ in range(20):
-        urlopen(f"{two_workers.url}/livez", timeout=30).close()  # noqa: S310
+        urlopen(f"{two_workers.url}/livez", timeout=PATIENCE_SECONDS).close()  # noqa: S310
     assert scrape(two_workers.url).value("kvstore_http_streams") == 10
     os.kill(children(two_workers.pid)[0], signal.SIGKILL)
     wait_until(lambda: scrape_if_any(two_workers.url, "kvstore_http_worker_restarts_total") == 1)

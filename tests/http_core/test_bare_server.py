@@ -21,6 +21,7 @@ import pytest
 
 from kvstore_http.routes import SUBSCRIBE_PATH
 from kvstore_http.server import server
+from support.patience import PATIENCE_SECONDS
 from support.servers import wait_until
 
 pytestmark = pytest.mark.slow
@@ -42,7 +43,7 @@ def starter() -> Iterator[Callable[..., Connect]]:
         processes.append(process)
         assert process.stdout is not None
         port = int(process.stdout.readline())
-        return lambda: socket.create_connection(("127.0.0.1", port), timeout=30)
+        return lambda: socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
 
     yield start
     for process in processes:

@@ -33,6 +33,7 @@ from kvstore_http.streaming.change_feed import ChangeFeed
 from kvstore_http.streaming.event_format import Format
 from kvstore_http.streaming.stream_sockets import StreamSpec, StreamStart
 from kvstore_http.streaming.waiting import Asking
+from support.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -306,7 +307,7 @@ def test_a_change_ends_a_wait_that_woke_the_feed(store: Store, feed: ChangeFeed)
     until(lambda: "events" in store.asked and not feed.cursor(previous=False).is_reading)
     changed = store.commit()
     store.beat()
-    assert waiting.get(timeout=30) == (True, changed - 1)
+    assert waiting.get(timeout=PATIENCE_SECONDS) == (True, changed - 1)
 
 
 def test_a_wait_says_up_to_where_nothing_happened_that_it_waits_for(store: Store, feed: ChangeFeed) -> None:
@@ -314,7 +315,7 @@ def test_a_wait_says_up_to_where_nothing_happened_that_it_waits_for(store: Store
     waiting = gevent.spawn(feed.wait_for_change, Filter(prefixes=("other/",)), begun, 0.5, ALWAYS)
     until(lambda: feed.is_started)
     passed = store.publish()
-    woken = waiting.get(timeout=30)
+    woken = waiting.get(timeout=PATIENCE_SECONDS)
     assert not woken.goes_on
     assert woken.revision == passed
 
@@ -325,7 +326,7 @@ def test_a_wait_ends_soon_after_its_client_has_left(store: Store, feed: ChangeFe
     waiting = gevent.spawn(feed.wait_for_change, K, Cursor(store.head, EPOCH), 600, asking)
     until(lambda: feed.is_started)
     leaving.append(True)
-    assert not waiting.get(timeout=30).goes_on
+    assert not waiting.get(timeout=PATIENCE_SECONDS).goes_on
 
 
 def test_a_wait_in_another_history_than_the_feeds_is_told_to_read_again(

@@ -153,7 +153,7 @@ def test_a_bare_revision_from_before_a_restore_is_never_continued(
         daemon.stop()
         kvstore(tmp_path, "restore", "--force", file, "--data", str(daemon.data))
         daemon.start()
-    wait_until(lambda: call(facade.url, "GET", "/readyz").status == 200, timeout=30)
+    wait_until(lambda: call(facade.url, "GET", "/readyz").status == 200)
     with Client(daemon.requests) as client:
         head = client.put("other", b"").revision
         for since in (*gone, gone[-1] + 10**6, head - 2):

@@ -16,6 +16,7 @@ import zmq
 
 from kvstore_client import Client
 from support.lengths import Survived, times
+from support.patience import PATIENCE_SECONDS
 from support.servers import Service, children
 from support.wire import frame, greeting, message, pack, put, unpack
 
@@ -24,7 +25,6 @@ INPUTS = times(300, full=30_000)
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(60 + INPUTS)]
 
 CANARY = "canary"
-PATIENCE_SECONDS = 30
 
 
 def request(line: str, *headers: str, body: bytes = b"") -> bytes:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from support.patience import PATIENCE_SECONDS
 from support.programs import require_program
 from support.servers import Serve, wait_until
 from support.session import call
@@ -153,7 +154,7 @@ def test_a_repeat_is_none_after_half_an_hour_that_was_none(machine: Machine) -> 
 
 
 def test_a_wrong_date_trims_no_event_and_ends_no_connection(machine: Machine) -> None:
-    connection = HTTPConnection(urlsplit(machine.url).netloc, timeout=30)
+    connection = HTTPConnection(urlsplit(machine.url).netloc, timeout=PATIENCE_SECONDS)
     connection.request("PUT", "/v1/kv/k", b"1")
     connection.getresponse().read()
     used = connection.sock

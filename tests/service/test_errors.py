@@ -15,6 +15,7 @@ import zmq
 from kvstore_client import Client
 from kvstore_core.errors import ERRORS, KvError
 from kvstore_core.wire import decode_reply, encode_request
+from support.patience import PATIENCE_SECONDS
 from support.servers import Daemon, Facade, Service, free_port, wait_until
 from support.session import JSON_TYPE, PATCH_TYPE, Answer, assert_problem, call
 from support.surfaces import kvstore
@@ -168,7 +169,7 @@ def dealer(endpoint: str) -> Iterator[Callable[[Sequence[bytes]], None]]:
     socket = context.socket(zmq.REQ)
     with context, socket:
         socket.linger = 0
-        socket.rcvtimeo = 30_000
+        socket.rcvtimeo = int(1000 * PATIENCE_SECONDS)
         socket.connect(endpoint)
 
         def ask(frames: Sequence[bytes]) -> None:
@@ -252,7 +253,7 @@ def test_cursor_expired_and_revision_gone(
 
 
 def test_reply_too_large(daemon: Daemon) -> None:
-    with Client(daemon.requests, timeout=30) as client:
+    with Client(daemon.requests, timeout=PATIENCE_SECONDS) as client:
         client.put("large", b"v" * MIB)
     assert native_error(daemon.requests, ops(*[{"op": "get", "key": "large"}] * 100)) == "reply_too_large"
 

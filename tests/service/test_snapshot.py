@@ -18,6 +18,7 @@ import pytest
 from kvstore_client import AsyncSubscription, Client, Cursor, Event, Subscription, Sync, commands
 from support.load import LAST_KEY, Seen, seen_event, seen_json, whole_log
 from support.mirrors import State, apply
+from support.patience import PATIENCE_SECONDS
 from support.servers import Service, clean_environment, kvstore_command
 from support.streams import open_stream
 
@@ -169,7 +170,7 @@ def full_speed(requests: str) -> Iterator[None]:
     stopping = threading.Event()
 
     def work(name: int) -> None:
-        with Client(requests, timeout=30) as client:
+        with Client(requests, timeout=PATIENCE_SECONDS) as client:
             for number in itertools.count():
                 if stopping.is_set():
                     return

@@ -8,10 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from support.patience import PATIENCE_SECONDS
 from support.servers import clean_environment, kvstore_command, run_kvstore
 from support.terminal import Terminal
-
-RUN_SECONDS = 45
 
 
 class CommandLine:
@@ -31,7 +30,7 @@ class CommandLine:
             stdin=stdin,
             env={**self.environment, **(env or {})},
             cwd=self.folder,
-            timeout=RUN_SECONDS,
+            timeout=PATIENCE_SECONDS,
         )
 
     def find_in(self, binaries: Path) -> None:
@@ -86,7 +85,7 @@ class Running:
 
     def wait(self) -> int:
         """Its exit status, once it has ended."""
-        return self.process.wait(RUN_SECONDS)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def end(self) -> None:
         """Kill it, if it still runs."""

@@ -22,10 +22,10 @@ import zmq
 from kvstore_client import Client, KvError, commands
 from support.history import Effect, Found, History, Operation, end
 from support.load import Party
+from support.patience import PATIENCE_SECONDS
 from support.wire import pack, unpack
 
 KEYS = 5
-PATIENCE_SECONDS = 60
 ATTEMPT_SECONDS = 1.0
 HURRIED_SECONDS = 1.5
 """How long one waits who can ask elsewhere."""

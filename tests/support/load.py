@@ -21,11 +21,11 @@ import zmq
 
 from kvstore_client import Client, Event, Subscription, commands
 from kvstore_core.wire import PublishedEvent, decode_change
+from support.patience import PATIENCE_SECONDS
 from support.servers import clean_environment, kvstore_command, wait_until
 from support.streams import StreamEvent, open_stream
 
 COUNTER = "counter"
-PATIENCE_SECONDS = 60
 RETRY_SECONDS = 0.02
 
 

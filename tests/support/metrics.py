@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvstore_http.metrics.exposition import CATALOGUE
+from support.patience import PATIENCE_SECONDS
 from support.programs import Program
 from support.session import Answer, Session
 from support.streams import open_stream
@@ -62,7 +63,7 @@ def _exposed(family: Metric) -> str:
 
 def scrape(url: str) -> Scrape:
     """What the service at ``url`` exposes now; over a connection of its own, so any worker may answer."""
-    with urlopen(f"{url}/metrics", timeout=30) as answer:  # noqa: S310
+    with urlopen(f"{url}/metrics", timeout=PATIENCE_SECONDS) as answer:  # noqa: S310
         return Scrape(answer.read().decode())
 
 
@@ -125,7 +126,9 @@ class Prometheus(Program):
             return False
 
     def _ask(self, path: str, **query: str) -> Any:
-        with urlopen(f"http://127.0.0.1:{self.port}/api/v1/{path}?{urlencode(query)}", timeout=30) as answer:
+        with urlopen(
+            f"http://127.0.0.1:{self.port}/api/v1/{path}?{urlencode(query)}", timeout=PATIENCE_SECONDS
+        ) as answer:
             body = json.load(answer)
         assert body["status"] == "success"
         return body["data"]

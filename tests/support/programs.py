@@ -12,6 +12,7 @@ from typing import NoReturn, Self
 
 import pytest
 
+from support.patience import PATIENCE_SECONDS
 from support.servers import dies_with_us, free_port, wait_until
 
 # Where Debian keeps servers; not everybody looks there.
@@ -32,9 +33,6 @@ def skip_but_in_ci(missing: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(missing)
     pytest.skip(missing)
-
-
-STOP_SECONDS = 20
 
 
 class Program:
@@ -77,7 +75,7 @@ class Program:
 
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(STOP_SECONDS) in self.stopped_statuses, self.said
+        assert self._process.wait(PATIENCE_SECONDS) in self.stopped_statuses, self.said
 
     @property
     def said(self) -> str:

@@ -23,13 +23,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
+from support.patience import PATIENCE_SECONDS
 from support.warm import WarmProcess, start_server, warm_run
 
 Answer = TypeVar("Answer")
 
 
 def wait_until(
-    condition: Callable[[], Answer], *, timeout: float = 20, what: str = "", every: float = 0.01
+    condition: Callable[[], Answer], *, timeout: float = PATIENCE_SECONDS, what: str = "", every: float = 0.01
 ) -> Answer:
     """Call ``condition`` until it is true and return what it gave.
 
@@ -112,10 +113,6 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-STOP_SECONDS = 20
-READY_SECONDS = 30
 
 
 def kvstore_command(*arguments: str) -> list[str]:
@@ -217,7 +214,7 @@ class Server:
             assert self.is_running, f"{self.name} ended before it was ready:\n{self.stderr}"
             return self.ready_line.search(messages(self._read(offset)))
 
-        found = wait_until(ready, timeout=READY_SECONDS, what=f"{self.name} says that it is ready")
+        found = wait_until(ready, what=f"{self.name} says that it is ready")
         for name, place in found.groupdict().items():
             setattr(self, name, Path(place) if name == "data" else place)
 
@@ -267,7 +264,7 @@ class Server:
         self._expected_to_run = False
         self.signal(signal.SIGKILL)
         assert self.process is not None
-        self.process.wait(STOP_SECONDS)
+        self.process.wait(PATIENCE_SECONDS)
 
     def stop(self) -> None:
         """SIGTERM, and check that the process exits 0. A server that is not running because it was
@@ -279,7 +276,7 @@ class Server:
         assert self.is_running, f"{self.name} ended by itself:\n{self.stderr[-4000:]}"
         self.signal(signal.SIGTERM)
         try:
-            status = self.process.wait(STOP_SECONDS)
+            status = self.process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from support.patience import PATIENCE_SECONDS
 from support.servers import wait_until
 
-STOP_SECONDS = 20
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 HOME = "\x1b[H"
 
@@ -99,7 +99,7 @@ class Terminal:
 
     def wait(self) -> int:
         """The exit status, once the command has ended."""
-        return self.process.wait(STOP_SECONDS)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def __enter__(self) -> Self:
         return self

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Self
 
 from support.markdown import Block, Step, blocks, looks_like, steps
+from support.patience import PATIENCE_SECONDS
 from support.servers import Serve, clean_environment, wait_until
-
-PATIENCE_SECONDS = 30
 
 
 class Walk:

@@ -10,7 +10,9 @@ from typing import Any, Self
 import orjson
 import zmq
 
-PATIENCE_MS = 20_000
+from support.patience import PATIENCE_SECONDS
+
+PATIENCE_MS = int(1000 * PATIENCE_SECONDS)
 
 ANYTHING = "…"
 
@@ -119,8 +121,6 @@ def get(key: str, **fields: Any) -> dict[str, Any]:
     """A get."""
     return {"op": "get", "key": key, **fields}
 
-
-PATIENCE_SECONDS = 20
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
 
