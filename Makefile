@@ -11,6 +11,7 @@ VENV := .venv
 READY := $(VENV)/ready-$(VERSION)
 PEERS := $(VENV)/peers-$(VERSION)
 FRAMEWORKS := $(VENV)/contrib/ready-$(VERSION)
+RENDERER := $(VENV)/docs/ready-$(VERSION)
 BIN := $(VENV)/bin
 # The same environment, with the compiled wheel in the place of the editable install.
 COMPILED := $(VENV)/compiled
@@ -26,7 +27,7 @@ LOADED := [ -d tests/engine/__pycache__ ] || { $(BIN)/python -m pytest --collect
 # are busy, and a slow disk under them must not decide which test passes.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --timeout 180
 
-.PHONY: help run test test-etcd test-compiled compiled quick check format js vendor screenshots torture torture-cluster mutations containers bench dist constraints clean
+.PHONY: help run test test-etcd test-compiled compiled quick check format docs js vendor screenshots torture torture-cluster mutations containers bench dist constraints clean
 .DEFAULT_GOAL := help
 # Images of containers often set it; then each of the thousands of processes compiles all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -72,6 +73,12 @@ format: $(READY) ## format the code and write the generated part of the client a
 screenshots: $(READY) ## take the pictures of the page in docs/images anew, from a real service
 	@KVSTORE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/http/test_http_ui_screenshots.py
 
+docs: $(READY) $(RENDERER) ## build the site into site/, and check its links
+	@PYTHONPATH=tools $(BIN)/python -m docs_site.pages build/docs
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict
+	@PYTHONPATH=tools $(BIN)/python -m docs_site.check site
+	@echo "kvstore: the documentation is in site/index.html"
+
 js: ## build kvstore.js from js/src, type-checked, and put it where the facade serves it; needs npm
 	@cd js && npm ci --ignore-scripts --no-audit --no-fund && npm run build
 	@cp js/dist/kvstore.js http/kvstore_http/ui/kvstore.js
@@ -104,7 +111,7 @@ constraints: ## resolve the files of constraints anew from pyproject.toml
 	@$(PYTHON) tools/constraints.py
 
 clean: ## remove what was built here; stores are left alone
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name node_modules -prune -exec rm -rf {} +
 
@@ -114,6 +121,10 @@ $(COMPILED_READY): $(READY) tools/compiled tools/compile_wheel.py $(shell find c
 
 $(FRAMEWORKS): $(READY) contrib/constraints.txt tools/frameworks
 	@tools/frameworks "$(PYTHON)" $(VENV)/contrib
+	@touch $@
+
+$(RENDERER): $(READY) docs/constraints.txt tools/docs_environment
+	@tools/docs_environment "$(PYTHON)" $(VENV)/docs
 	@touch $@
 
 $(PEERS): $(READY) benchmarks/constraints.txt tools/peers

@@ -1,12 +1,13 @@
 """Write constraints.txt: one version, with the hashes of all its files, for every package that
 running, testing or building kvstore installs; requirements.txt, the part of it that the image is built
-from; benchmarks/constraints.txt for what 'make bench' installs beside them; and contrib/constraints.txt for
-the environment in which the frameworks' own suites run.
+from; benchmarks/constraints.txt for what 'make bench' installs beside them; and contrib/constraints.txt and
+docs/constraints.txt for the environments in which the frameworks' own suites run, and 'make docs'.
 
     python tools/constraints.py          all of them
     python tools/constraints.py image    requirements.txt, which fits to constraints.txt as it is
     python tools/constraints.py bench    the benchmark's, which does so too
     python tools/constraints.py contrib  contrib/constraints.txt, which does so too
+    python tools/constraints.py docs     docs/constraints.txt, which does so too
 
 Works in a temporary virtual environment, so that the tool that resolves is not itself among the
 packages, and with the package index alone: indexes and folders of wheels that a machine's
@@ -30,6 +31,7 @@ BASE = ROOT / "constraints.txt"
 IMAGE = ROOT / "requirements.txt"
 BENCH = ROOT / "benchmarks" / "constraints.txt"
 CONTRIB = ROOT / "contrib" / "constraints.txt"
+DOCS = ROOT / "docs" / "constraints.txt"
 RESOLVER = "pip-tools>=7.4"
 RESOLVE = [
     *("-m", "piptools", "compile", "--quiet"),
@@ -83,6 +85,11 @@ def contrib() -> Target:
     return Target(CONTRIB, "the tests of contrib", wanted, _settled())
 
 
+def docs() -> Target:
+    """What renders the site, in an environment of its own."""
+    return Target(DOCS, "'make docs'", PROJECT["dependency-groups"]["docs"], _settled())
+
+
 def _run_and_built_with() -> list[str]:
     return [
         *PROJECT["project"]["dependencies"],
@@ -125,7 +132,7 @@ def resolve(target: Target) -> None:
 
 def main() -> None:
     """The others are resolved after the first, since they have to fit to it."""
-    for target in (base, image, bench, contrib):
+    for target in (base, image, bench, contrib, docs):
         if sys.argv[1:] in ([], [target.__name__]):
             resolve(target())
 
