@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -57,22 +57,26 @@ class Story:
         return self
 
     def commit(
-        self, revision: int, time: int, *changes: tuple[str, int | None] | tuple[str, int, int]
+        self,
+        revision: int,
+        time: int,
+        *changes: tuple[str, int | None] | tuple[str, int, int] | tuple[str, Literal["expired"]],
     ) -> Story:
-        """Add to the log that keys got a number, and perhaps an end, or None for gone."""
+        """Add to the log that keys got a number, and perhaps an end, or None for gone, or expired."""
         for index, (key, number, *end) in enumerate(changes):
             before = self.state.pop(key, None)
             record = None
-            if number is not None:
+            if isinstance(number, int):
                 made, version = (
                     (revision, 1) if before is None else (before.create_revision, before.version + 1)
                 )
                 expires_at = end[0] if end else None
                 record = Record(key, str(number).encode(), "t", revision, made, version, time, expires_at)
                 self.state[key] = record
-            op = "put" if record else "delete"
+            op = "put" if record else "expire" if number == "expired" else "delete"
+            old = before if op == "expire" else None
             previous = 0 if before is None else before.revision
-            self.log.append(Event(op, key, revision, index, len(changes), time, record, None, previous))
+            self.log.append(Event(op, key, revision, index, len(changes), time, record, old, previous))
         return self
 
     def persist(self, revision: int, time: int, key: str) -> Story:
@@ -80,12 +84,6 @@ class Story:
         before = self.state[key]
         record = self.state[key] = before._replace(revision=revision, expires_at=None)
         self.log.append(Event("put", key, revision, 0, 1, time, record, None, before.revision))
-        return self
-
-    def expire(self, revision: int, time: int, key: str) -> Story:
-        """Add to the log that a key expired."""
-        before = self.state.pop(key)
-        self.log.append(Event("expire", key, revision, 0, 1, time, None, before, before.revision))
         return self
 
 
@@ -136,14 +134,14 @@ RIGHT = {
     .commit(1, 4, ("a", 2)),
     "an unknown write that expires unseen": Story()
     .ok(0, 1, put("a", 1, 1)).unknown(2, Effect("put", "a", 2, 50)).ok(90, 91, get("a", None))
-    .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2, 53)).expire(3, 60, "a"),
+    .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2, 53)).commit(3, 60, ("a", "expired")),
     "a key that is hidden before it is removed": Story()
     .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(40, 41, get("a", 1, 1, ends=51)).ok(80, 81, get("a", None))
-    .commit(1, 1, ("a", 1, 51)).expire(2, 900, "a"),
+    .commit(1, 1, ("a", 1, 51)).commit(2, 900, ("a", "expired")),
     "a key that is there while a commit that began before its end is under way": Story()
     .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(50, 200, put("b", 1, 2))
     .ok(150, 151, get("a", 1, 1, ends=51), as_of=50).ok(201, 202, get("a", None))
-    .commit(1, 1, ("a", 1, 51)).commit(2, 50, ("b", 1)).expire(3, 202, "a"),
+    .commit(1, 1, ("a", 1, 51)).commit(2, 50, ("b", 1)).commit(3, 202, ("a", "expired")),
     "a batch seen whole": Story()
     .ok(0, 1, put("a", 1, 1), put("b", 1, 1)).ok(2, 9, put("a", 2, 2), put("b", 2, 2))
     .ok(3, 4, get("a", 1, 1), get("b", 1, 1)).ok(5, 6, get("a", 2, 2), get("b", 2, 2))
@@ -191,13 +189,13 @@ WRONG = {
     .commit(1, 1, ("a", 1)).commit(2, 3, ("a", 2)).commit(3, 5, ("a", 1)),
     "a read after the time to live": Story()
     .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(90, 91, get("a", 1, 1, ends=51))
-    .commit(1, 1, ("a", 1, 51)).expire(2, 99, "a"),
+    .commit(1, 1, ("a", 1, 51)).commit(2, 99, ("a", "expired")),
     "a key that rose again": Story()
     .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(90, 91, get("a", None)).ok(92, 93, incr("a", 2, 2))
     .commit(1, 1, ("a", 1, 51)).commit(2, 93, ("a", 2, 51)),
     "a key that is gone before its time": Story()
     .ok(0, 1, put("a", 1, 1, ttl=5000, ends=5001)).ok(90, 91, get("a", None))
-    .commit(1, 1, ("a", 1, 5001)).expire(2, 80, "a"),
+    .commit(1, 1, ("a", 1, 5001)).commit(2, 80, ("a", "expired")),
     "a time to live that is forgotten": Story()
     .ok(0, 1, put("a", 1, 1, ttl=50)).ok(LATE, LATE + 1, get("a", 1, 1))
     .commit(1, 1, ("a", 1)),
@@ -272,6 +270,9 @@ def test_what_no_key_shows_alone_is_found_by_the_order_of_the_log(story: Story) 
 
 
 RIGHT_TOGETHER = {
+    "a check that finds a key expired": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(80, 81, check("a", 0), put("b", 1, 2))
+    .commit(1, 1, ("a", 1, 51)).commit(2, 80, ("a", "expired"), ("b", 1)),
     "two in one revision": Story()
     .ok(0, 9, put("a", 1, 1)).ok(1, 8, put("b", 2, 1)).ok(10, 11, get("a", 1, 1), get("b", 2, 1))
     .commit(1, 5, ("a", 1), ("b", 2)),
@@ -283,6 +284,9 @@ RIGHT_TOGETHER = {
     .unknown(0, Effect("put", "a", 1), Effect("put", "b", 2)).ok(0, 9, put("c", 3, 1))
     .unknown(0, Effect("incr", "d", 1))
     .commit(1, 5, ("a", 1), ("b", 2), ("c", 3), ("d", 1)),
+    "a check of what another has done before it": Story()
+    .ok(0, 9, put("a", 1, 1)).ok(0, 9, check("a", 1), put("b", 2, 1))
+    .commit(1, 5, ("a", 1), ("b", 2)),
 }  # fmt: skip
 
 WRONG_TOGETHER = {
@@ -304,6 +308,12 @@ WRONG_TOGETHER = {
     "an unknown one applied twice": Story()
     .unknown(0, Effect("incr", "a", 1)).ok(0, 9, put("b", 1, 1)).ok(0, 9, put("c", 1, 2))
     .commit(1, 5, ("a", 1), ("b", 1)).commit(2, 5, ("a", 2), ("c", 1)),
+    "a check of what another does after it": Story()
+    .ok(0, 9, check("b", 1), put("a", 1, 1)).ok(0, 9, put("b", 2, 1))
+    .commit(1, 5, ("a", 1), ("b", 2)),
+    "a check of what another had ended before it": Story()
+    .ok(0, 1, put("b", 1, 1)).ok(2, 9, delete("b", 2)).ok(2, 9, check("b", 1), put("a", 1, 2))
+    .commit(1, 1, ("b", 1)).commit(2, 5, ("b", None), ("a", 1)),
     "half of an unknown batch": Story()
     .unknown(0, Effect("put", "a", 1), Effect("put", "b", 2)).ok(0, 9, put("c", 3, 1))
     .commit(1, 5, ("a", 1), ("c", 3)),

@@ -293,15 +293,24 @@ class _Witness:
         for event in events:
             other = self._claims.setdefault((revision, event.key), operation)
             _demand(other is operation, f"one change for two: {other} and {operation}")
-        _demand(self._held_before(operation, revision), f"not required of what was there: {operation}")
+        _demand(self._held_before(operation, events[0]), f"not required of what was there: {operation}")
 
-    def _held_before(self, operation: Operation, revision: int) -> bool:
-        """Whether all that the operation checks was so right before ``revision``."""
+    def _held_before(self, operation: Operation, first: Event) -> bool:
+        """Whether all that the operation checks was so right before ``first``, the first of its events."""
         return all(
-            _revision(self._past[effect.key].at(revision - 1)) == effect.if_revision
+            _revision(self._right_before(first, effect.key)) == effect.if_revision
             for effect in operation.effects
             if effect.op == "check"
         )
+
+    def _right_before(self, first: Event, key: str) -> Event | None:
+        """What a key was, also by the changes of others that share the commit, and stand before in it: one
+        of them may be that the key had expired, which the check itself found."""
+        state = self._past[key].at(first.revision - 1)
+        for event in self._commits[first.revision][: first.index]:
+            if event.key == key:
+                state = event if event.op == "put" else None
+        return state
 
     @staticmethod
     def _together(commit: list[Event], keys: list[str]) -> list[Event]:
@@ -377,7 +386,7 @@ class _Witness:
 
     def _may_have_made(self, operation: Operation, events: list[Event]) -> bool:
         by_key = {effect.key: effect for effect in operation.effects if effect.op != "check"}
-        if not self._held_before(operation, events[0].revision):
+        if not self._held_before(operation, events[0]):
             return False
         try:
             for event in events:
