@@ -22,6 +22,7 @@ from docs_site.reference import REFERENCE
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 ICON = ROOT / "http/kvstore_http/ui/icon.svg"
+STYLE = ROOT / "tools/docs_site/site.css"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REPOSITORY: str = PROJECT["urls"]["Source"]
 
@@ -77,6 +78,7 @@ def write_pages(folder: Path) -> None:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+    shutil.copy(STYLE, folder)
     (folder / "images").mkdir()
     for file in (ICON, *(DOCS / name for name in pictures())):
         shutil.copy(file, folder / "images")
