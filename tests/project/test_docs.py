@@ -206,6 +206,19 @@ def test_the_files_that_are_named_are_there(page: str) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+# ── the guarantees ───────────────────────────────────────────────────────────────────────────────
+
+GUARANTEES = re.split(r"^### ", (ROOT / "docs/guarantees.md").read_text(), flags=re.MULTILINE)[1:]
+
+
+@pytest.mark.parametrize("promise", GUARANTEES, ids=lambda promise: promise.split("\n")[0])
+def test_each_guarantee_names_tests_that_are_there(promise: str) -> None:
+    shown = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/\w+/\w+\.py)\)", promise)
+    assert shown
+    for name, file in shown:
+        assert name in names_in(ROOT / file), f"{file} has no {name}"
+
+
 # ── the cluster ──────────────────────────────────────────────────────────────────────────────────
 
 CLUSTER = (ROOT / "docs/cluster.md").read_text()
