@@ -24,6 +24,7 @@ from kvstore_client.commands import since_of
 from kvstore_client.subscription_state import Item, Reset, SubscriptionState, Sync
 from kvstore_client.transport import forks
 from kvstore_client.transport.connection import Connection, RequestBody, connect
+from kvstore_client.transport.contexts import OwningContext
 from kvstore_client.transport.handshake import refused_key
 from kvstore_client.transport.wait import IoGenerator, SocketWait
 from kvstore_core.connection_monitor import POLLIN, Monitor, Socket
@@ -46,7 +47,7 @@ _MESSAGES_PER_TURN = 500
 class SubscriptionBase(forks.NotPortable):
     """The sockets of a subscription and the generators that use them; the two forms wait for them."""
 
-    _context_class: type[zmq.Context[Socket]]
+    _context_class: type[OwningContext]
 
     def __init__(
         self,

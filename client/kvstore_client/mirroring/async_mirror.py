@@ -54,8 +54,10 @@ class AsyncMirror(MirrorBase):
     not pass by waiting are in :attr:`error`; it tries again, at most every minute.
 
     ``on_change`` is called with the records that have changed, by their keys, None for one that is gone:
-    after each revision, and after a snapshot with what that made different. What it raises is logged. It
-    delays the mirror, and must not wait for it.
+    after each revision, and after a snapshot with what that made different. The first snapshot makes all
+    records different, so it is called with them before the block begins; what comes from ``file`` is not
+    new, and it is not called for that. What it raises is logged. It delays the mirror, and must not wait for
+    it.
 
     With ``file`` it goes on where it was when it was last saved, instead of reading all again, and the
     block begins after ``timeout`` with what the file had if the store is away. The file is written at the

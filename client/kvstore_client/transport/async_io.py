@@ -15,6 +15,7 @@ import zmq
 
 from kvstore_client.transport import forks
 from kvstore_client.transport.connection import Connection, RequestBody
+from kvstore_client.transport.contexts import OwningContext
 from kvstore_client.transport.pool import PoolBase, pool_timeout
 from kvstore_client.transport.wait import IoGenerator, SocketWait
 from kvstore_core.connection_monitor import Socket
@@ -90,7 +91,7 @@ class AsyncSocket(zmq.Socket[bytes]):
         super().close(linger)
 
 
-class AsyncContext(zmq.Context[Socket]):
+class AsyncContext(OwningContext):
     """Makes sockets that an event loop can watch."""
 
     _socket_class: Any = AsyncSocket

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 
-import zmq
-
 from kvstore_client.transport import forks
 from kvstore_client.transport.connection import SOCKETS, Connection, RequestBody
+from kvstore_client.transport.contexts import OwningContext
 from kvstore_core.access.login_file import CurveKeys
-from kvstore_core.connection_monitor import Socket
 from kvstore_core.errors import KvError
 
 
@@ -28,7 +26,7 @@ class PoolBase:
     atomic. Closing the pool leaves connections in use to the calls that use them.
     """
 
-    _context_class: type[zmq.Context[Socket]]
+    _context_class: type[OwningContext]
 
     def __init__(self, endpoint: str, size: int, keys: CurveKeys | None = None) -> None:
         self.endpoint = endpoint

@@ -10,16 +10,16 @@ import zmq
 
 from kvstore_client.transport import forks
 from kvstore_client.transport.connection import Connection, RequestBody
+from kvstore_client.transport.contexts import OwningContext
 from kvstore_client.transport.pool import PoolBase, pool_timeout
 from kvstore_client.transport.wait import IoGenerator
-from kvstore_core.connection_monitor import Socket
 from kvstore_core.wire import Reply
 
 T = TypeVar("T")
 
 sleep = time.sleep
 
-Context: type[zmq.Context[Socket]] = zmq.Context
+Context = OwningContext
 
 
 def drive(generator: IoGenerator[T]) -> T:
