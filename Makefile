@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 COMPILED := $(VENV)/compiled
 COMPILED_READY := $(COMPILED)/ready-$(VERSION)
 # What 'make test' installs where it is not there.
-PROGRAMS := cc libzmq3-dev chromium-headless-shell node npm curl jq bash-completion zsh fish shellcheck systemd-analyze nginx haproxy \
+PROGRAMS := cc libzmq3-dev chromium-headless-shell node npm curl jq bash-completion zsh fish mandoc shellcheck systemd-analyze nginx haproxy \
 	prometheus promtool faketime etcd etcdctl
 # Asserts are rewritten when a test is loaded for the first time. Workers that begin together would each do that
 # for all tests; here two processes do half of it each.
@@ -65,10 +65,11 @@ check: $(READY) ## lint, format and strict types, as CI runs them
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-format: $(READY) ## format the code and write the generated part of the client anew
+format: $(READY) ## format the code and write anew what is generated: part of the client, the man pages
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 	@$(BIN)/python tools/unasync.py
+	@$(BIN)/python tools/man_pages.py
 
 screenshots: $(READY) ## take the pictures of the page in docs/images anew, from a real service
 	@KVSTORE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/http/test_http_ui_screenshots.py

@@ -56,12 +56,20 @@ def _commands() -> str:
     return _table(("Command", "What it does"), rows)
 
 
-def _exit_statuses() -> str:
+def exit_statuses() -> list[tuple[int, str, list[str]]]:
+    """Each exit status of the command, what it means, and the errors of the service that have it."""
     statuses = sorted({EXIT_DONE, EXIT_USAGE, EXIT_INTERRUPTED, *(row.exit for row in ERRORS.values())})
-    rows = []
-    for status in statuses:
-        codes = ", ".join(f"`{row.code}`" for row in ERRORS.values() if row.exit == status)
-        rows.append((str(status), _EXIT_MEANINGS[status], codes))
+    return [
+        (status, _EXIT_MEANINGS[status], [row.code for row in ERRORS.values() if row.exit == status])
+        for status in statuses
+    ]
+
+
+def _exit_statuses() -> str:
+    rows = [
+        (str(status), meaning, ", ".join(f"`{code}`" for code in codes))
+        for status, meaning, codes in exit_statuses()
+    ]
     return _table(("Status", "Meaning", "Errors of the service"), rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from support.servers import free_port, wait_until
 from support.terminal import Terminal
 
 Kvstore = Any
+ROOT = Path(__file__).parents[2]
 TAB = "\t"
 BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
 FILE = "valfile, with: odd & chars.txt"
@@ -122,6 +124,17 @@ def test_files_are_completed_where_files_are_read(completing: Kvstore) -> None:
     assert completed(completing, "kvstore put k cha") == []
 
 
+def test_the_script_that_is_printed_is_the_one_that_is_installed(offline: Kvstore) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        file = ROOT / f"cli/kvstore_cli/completion/kvstore.{shell}"
+        assert offline.out("completion", shell) == file.read_bytes()
+
+
+def test_the_script_for_bash_has_no_faults_that_shellcheck_knows() -> None:
+    file = ROOT / "cli/kvstore_cli/completion/kvstore.bash"
+    subprocess.run([require_program("shellcheck"), file], check=True)
+
+
 def test_completion_of_keys_is_silent_without_a_service(offline: Kvstore) -> None:
     offline.environment["KVSTORE_URL"] = f"http://127.0.0.1:{free_port()}"
     assert completed(offline, "kvstore get a") == []
@@ -178,30 +191,43 @@ class Shell:
 
 def bash(kvstore: Kvstore, folder: Path, setup: str) -> Shell:
     rc = folder / ".rc"
-    rc.write_text(f"bind 'set bell-style none'\n{setup}\nsource <(kvstore completion bash)\n")
+    rc.write_text(f"bind 'set bell-style none'\n{setup}\n")
     return Shell(kvstore, folder, ["bash", "--noprofile", "--rcfile", str(rc), "-i"], ":")
 
 
-def zsh(kvstore: Kvstore, folder: Path) -> Shell:
-    (folder / ".zshrc").write_text("PS1='> '\nsource <(kvstore completion zsh)\n")
+def zsh(kvstore: Kvstore, folder: Path, setup: str) -> Shell:
+    (folder / ".zshrc").write_text(f"PS1='> '\n{setup}\n")
     return Shell(kvstore, folder, ["zsh", "-i"], ":")
 
 
 def fish(kvstore: Kvstore, folder: Path) -> Shell:
-    completions = folder / ".config/fish/completions"
-    completions.mkdir(parents=True)
-    (completions / "kvstore.fish").write_bytes(kvstore.out("completion", "fish"))
     return Shell(kvstore, folder, ["fish", "--interactive"], ":")
 
 
+SOURCED = "source <(kvstore completion bash)"
+FEW_BREAKS = "COMP_WORDBREAKS=$' \\t\\n'"
+FUNCTIONS = "fpath+=(~/.local/share/zsh/site-functions); autoload -Uz compinit; compinit -i"
+# those without a script get it from where an installation puts it
 SHELLS: dict[str, Callable[[Kvstore, Path], Shell]] = {
-    "bash": lambda kvstore, folder: bash(kvstore, folder, ""),
+    "bash": lambda kvstore, folder: bash(kvstore, folder, SOURCED),
     "bash-completion": lambda kvstore, folder: bash(kvstore, folder, f". {BASH_COMPLETION}"),
-    "bash-no-hosts": lambda kvstore, folder: bash(kvstore, folder, "shopt -u hostcomplete"),
-    "bash-few-breaks": lambda kvstore, folder: bash(kvstore, folder, "COMP_WORDBREAKS=$' \\t\\n'"),
-    "zsh": zsh,
+    "bash-no-hosts": lambda kvstore, folder: bash(kvstore, folder, f"shopt -u hostcomplete; {SOURCED}"),
+    "bash-few-breaks": lambda kvstore, folder: bash(
+        kvstore, folder, f"COMP_WORDBREAKS=$' \\t\\n'; {SOURCED}"
+    ),
+    "zsh": lambda kvstore, folder: zsh(kvstore, folder, "source <(kvstore completion zsh)"),
+    "zsh-installed": lambda kvstore, folder: zsh(kvstore, folder, FUNCTIONS),
     "fish": fish,
 }
+
+
+def install_scripts(folder: Path) -> None:
+    """Put the scripts below ``folder`` as the wheel puts them below its prefix."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for source, target in project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"].items():
+        if (ROOT / source).is_file():
+            (folder / target).parent.mkdir(parents=True)
+            (folder / target).symlink_to(ROOT / source)
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +247,7 @@ def shell(
     if request.param == "bash-completion" and not BASH_COMPLETION.exists():
         require_program(request.param)
     folder = tmp_path_factory.mktemp(request.param)
+    install_scripts(folder / ".local")
     (folder / FILE).touch()
     (folder / "sub").mkdir()
     (folder / "sub" / "inner").touch()

@@ -1,4 +1,5 @@
-"""The blocking client is the asyncio client without the waiting, and not changed by hand."""
+"""What is generated is not changed by hand: the blocking client, which is the asyncio client without the
+waiting, and the man pages."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import re
 import textwrap
 from typing import Any
 
+import man_pages
 import pytest
 import unasync
 
@@ -40,6 +42,14 @@ WORDS_OF_ASYNCIO = re.compile(r"async|await|\b(a|the|one) task|\bevent loop", re
 def test_the_generated_file_is_up_to_date(source: str) -> None:
     written = (unasync.PACKAGE / unasync.FORMS[source]).read_text()
     assert written == unasync.generated(source), "run 'make format'; changes belong into the asyncio form"
+
+
+def test_the_man_pages_are_up_to_date() -> None:
+    written = {file.name: file.read_text(encoding="utf-8") for file in man_pages.FOLDER.iterdir()}
+    generated = man_pages.pages()
+    assert written.keys() == generated.keys(), "run 'make format'"
+    stale = [name for name, text in generated.items() if written[name] != text]
+    assert not stale, "run 'make format'; changes belong into the help texts"
 
 
 @pytest.mark.parametrize("pattern", unasync.SUBSTITUTIONS)

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSION = PROJECT["project"]["version"]
 PACKAGES = [ROOT / name for name in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+SHARED = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
 WHEEL = f"kvstored-{VERSION}-py3-none-any.whl"
 SDIST = f"kvstored-{VERSION}.tar.gz"
 COMPILED = next(Path(sys.prefix, "wheels").glob("*.whl"), None)
@@ -62,13 +63,26 @@ def files_of_packages() -> Iterator[str]:
                 yield str(file.relative_to(package.parent))
 
 
+def shared_files() -> Iterator[tuple[Path, str]]:
+    """Each file of the repository that is installed below the prefix, and where."""
+    for source, target in SHARED.items():
+        path = ROOT / source
+        if path.is_dir():
+            yield from ((file, f"{target}/{file.name}") for file in path.iterdir())
+        else:
+            yield path, target
+
+
 def test_two_packages_are_built(built: Path) -> None:
     assert sorted(file.name for file in built.iterdir()) == sorted([WHEEL, SDIST])
 
 
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(built: Path) -> None:
     names = zipfile.ZipFile(built / WHEEL).namelist()
-    assert sorted(name for name in names if ".dist-info/" not in name) == sorted(files_of_packages())
+    shared = [f"kvstored-{VERSION}.data/data/{target}" for _, target in shared_files()]
+    assert len(shared) > 40
+    expected = sorted([*files_of_packages(), *shared])
+    assert sorted(name for name in names if ".dist-info/" not in name) == expected
     assert f"kvstored-{VERSION}.dist-info/licenses/LICENSE" in names
 
 
@@ -220,6 +234,18 @@ def test_every_requirement_of_an_extra_is_one_that_the_code_can_name(built: Path
 def test_the_installed_command_says_its_version(installed: Callable[[str], Installed]) -> None:
     done = installed("cli").run("kvstore", "--version")
     assert (done.returncode, done.stdout) == (0, f"kvstore {VERSION} ({FORM})\n")
+
+
+def test_man_pages_and_completion_are_installed_where_man_and_the_shells_look(
+    installed: Callable[[str], Installed],
+) -> None:
+    prefix = installed("").bin.parent
+    for file, target in shared_files():
+        assert (prefix / target).read_bytes() == file.read_bytes()
+    for file in ("man/man1/kvstore.1", "man/man1/kvstore-get.1", "bash-completion/completions/kvstore"):
+        assert (prefix / "share" / file).exists()
+    for file in ("zsh/site-functions/_kvstore", "fish/vendor_completions.d/kvstore.fish"):
+        assert (prefix / "share" / file).exists()
 
 
 def test_the_installed_service_serves_its_page_too(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from kvstore_cli.config.options import OPTIONS
 from support.programs import require_program
 
-FOLDER = Path(__file__).parents[2] / "deploy/systemd"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy/systemd"
 SERVICES = sorted(FOLDER.glob("*.service"))
 UNITS = [*SERVICES, *sorted(FOLDER.glob("*.socket"))]
 PROGRAM = "/opt/kvstore/bin/kvstore"
@@ -48,7 +50,7 @@ def test_services_expose_little(unit: Path, units: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(r"Overall exposure level for .*: ([\d.]+)", done.stdout)
     assert found is not None
-    page = (FOLDER.parents[1] / "docs/systemd.md").read_text()
+    page = (ROOT / "docs/systemd.md").read_text()
     assert float(found[1]) <= float(re.search(r"the exposure of each at ([\d.]+) of 10", page)[1])  # type: ignore[index]
 
 
@@ -114,12 +116,26 @@ def test_a_python_that_is_too_old_or_missing_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
 
 
+LINKS = {
+    "usr/local/bin/kvstore": "bin/kvstore",
+    "usr/local/share/man/man1/kvstore.1": "share/man/man1/kvstore.1",
+    "usr/local/share/man/man1/kvstore-get.1": "share/man/man1/kvstore-get.1",
+    "usr/local/share/bash-completion/completions/kvstore": "share/bash-completion/completions/kvstore",
+    "usr/local/share/zsh/site-functions/_kvstore": "share/zsh/site-functions/_kvstore",
+    "etc/fish/completions/kvstore.fish": "share/fish/vendor_completions.d/kvstore.fish",
+}
+"""Where links to the program's files are; of the man pages, two."""
+
+
 def installed(root: Path) -> None:
     """What an installation leaves, in short."""
-    for name in ("opt/kvstore/bin", "usr/local/bin", "etc/systemd/system", "etc/kvstore", "var/lib/kvstore"):
+    for name in ("etc/systemd/system", "etc/kvstore", "var/lib/kvstore"):
         (root / name).mkdir(parents=True)
-    (root / "opt/kvstore/bin/kvstore").touch()
-    (root / "usr/local/bin/kvstore").symlink_to(PROGRAM)
+    for link, name in LINKS.items():
+        for path in (root / link, root / f"opt/kvstore/{name}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        (root / f"opt/kvstore/{name}").touch()
+        (root / link).symlink_to(f"/opt/kvstore/{name}")
     (root / "etc/kvstore/kvstore.env").write_text("KVSTORE_SYNC=always\n")
     (root / "var/lib/kvstore/owner").touch()
     for unit in UNITS:
@@ -143,13 +159,26 @@ def test_uninstalling_leaves_settings_and_store_unless_told_otherwise(tmp_path: 
     assert files(tmp_path) == others
 
 
-def test_uninstalling_leaves_a_command_of_that_name_that_is_not_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", LINKS)
+def test_uninstalling_leaves_what_has_such_a_name_and_is_not_ours(name: str, tmp_path: Path) -> None:
     installed(tmp_path)
-    link = tmp_path / "usr/local/bin/kvstore"
+    link = tmp_path / name
     link.unlink()
     link.symlink_to("/somewhere/else")
     run("--uninstall", "--root", tmp_path)
     assert link.is_symlink()
+    link.unlink()
+    link.touch()
+    run("--uninstall", "--root", tmp_path)
+    assert link.exists()
+
+
+def test_links_lead_to_what_the_wheel_puts_below_its_prefix() -> None:
+    linked = dict(re.findall(r"^    (\S+):/(\S+)$", INSTALL.read_text(), re.MULTILINE))
+    assert linked == {str(Path(name).parent): str(Path(link).parent) for link, name in LINKS.items()}
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for source, target in wheel["shared-data"].items():
+        assert (target if (ROOT / source).is_dir() else str(Path(target).parent)) in linked
 
 
 def test_the_script_has_no_faults_that_shellcheck_knows() -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,87 +21,8 @@ from click.shell_completion import CompletionItem, ShellComplete, add_completion
 from kvstore_cli.command_line.subcommand import Subcommand
 from kvstore_cli.terminal import output
 
-# The command gets the line, not COMP_WORDS, which bash has split at each : = and @. The answer is never
-# expanded. COMP_KEPT has the breaks that readline keeps in the word that they start.
-_BASH = """\
-%(complete_func)s() {
-    local line=${COMP_LINE:0:COMP_POINT} kept=\\$ answer
-    shopt -q hostcomplete && kept+=@
-    COMPREPLY=()
-    while IFS= read -r answer; do
-        COMPREPLY+=("${answer#* }")
-        [[ $answer == dir* ]] && compopt -o nospace 2>/dev/null
-    done < <(COMP_LINE=$line COMP_KEPT=$kept COMP_WORDBREAKS=$COMP_WORDBREAKS \\
-        %(complete_var)s=bash_complete "$1")
-}
-complete -o nosort -F %(complete_func)s %(prog_name)s
-"""
-
-_ZSH = """\
-#compdef %(prog_name)s
-%(complete_func)s() {
-    local -a plain folders described
-    local answer type value help word=$PREFIX
-    [[ -z $compstate[quote] ]] && word=${(Q)word}
-    local -a before=("${(@Q)words[2,CURRENT-1]}")
-    [[ $PREFIX == --*=* ]] && compset -P 1 '*='
-    for answer in "${(@f)$(COMP_WORDS=${(pj:\\x1f:)before} COMP_WORD=$word \\
-        %(complete_var)s=zsh_complete %(prog_name)s)}"; do
-        type=${answer%%%%$'\\t'*} value=${answer#*$'\\t'} help=${answer##*$'\\t'}
-        value=${value%%$'\\t'*}
-        case $type in
-            plain)
-                if [[ -n $help ]]; then
-                    described+=("${${value//\\\\/\\\\\\\\}//:/\\\\:}:$help")
-                else
-                    plain+=("$value")
-                fi
-                ;;
-            folder) folders+=("$value") ;;
-            file)
-                [[ $PREFIX == @* ]] && compset -P 1 @
-                _files
-                ;;
-            dir) _files -/ ;;
-        esac
-    done
-    (( $#described )) && _describe -V unsorted described
-    (( $#folders )) && compadd -V unsorted -S '' -a folders
-    (( $#plain )) && compadd -V unsorted -a plain
-}
-if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
-    %(complete_func)s "$@"
-else
-    (( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i; }
-    compdef %(complete_func)s %(prog_name)s
-fi
-"""
-
-_FISH = """\
-function %(complete_func)s
-    set -l before (commandline -opc)
-    set -l word (commandline -ct)
-    set -l plain (string unescape -- $word); or set plain (string trim --left --chars "'\\"" -- $word)
-    set -l answers (env COMP_WORDS=(string join \\x1f -- $before[2..]) COMP_WORD=$plain \\
-        %(complete_var)s=fish_complete %(prog_name)s)
-    for answer in $answers
-        set -l parts (string split \\t -- $answer)
-        switch $parts[1]
-            case plain folder
-                printf '%%s\\t%%s\\n' $parts[2] $parts[3]
-            case file
-                for path in (__fish_complete_path $parts[2])
-                    printf '%%s%%s\\n' $parts[3] $path
-                end
-            case dir
-                for path in (__fish_complete_directories $parts[2])
-                    printf '%%s%%s\\n' $parts[3] $path
-                end
-        end
-    end
-end
-complete --no-files --keep-order --command %(prog_name)s --arguments '(%(complete_func)s)'
-"""
+_SCRIPTS = Path(__file__).parents[1] / "completion"
+"""``kvstore.bash`` and so on, which an installation also puts where the shell looks for them."""
 
 
 @dataclass
@@ -156,11 +78,18 @@ def read_line(line: str, breaks: str, kept: str) -> Typed:
     return typed
 
 
-class BashComplete(ShellComplete):
+class _ScriptedComplete(ShellComplete):
+    """Whose script is a file."""
+
+    def source(self) -> str:
+        """What the shell has to run once."""
+        return (_SCRIPTS / f"kvstore.{self.name}").read_text(encoding="utf-8")
+
+
+class BashComplete(_ScriptedComplete):
     """Reads ``COMP_LINE`` up to the cursor, and answers with quoted words."""
 
     name = "bash"
-    source_template = _BASH
 
     def get_completion_args(self) -> tuple[list[str], str]:
         environ = os.environ
@@ -228,7 +157,7 @@ def quoted(text: str, quote: str = "") -> str | None:
     return re.sub(r"([^\w./:=@%+,-])", r"\\\1", text)
 
 
-class _WordComplete(ShellComplete):
+class _WordComplete(_ScriptedComplete):
     """Reads the words before the cursor from ``COMP_WORDS`` and the one that is being typed from
     ``COMP_WORD``, and answers with type, word and help, separated by tabs."""
 
@@ -251,7 +180,6 @@ class ZshComplete(_WordComplete):
     """zsh completes only the value of an option."""
 
     name = "zsh"
-    source_template = _ZSH
     completes_whole_word = False
 
 
@@ -259,7 +187,6 @@ class FishComplete(_WordComplete):
     """fish completes the whole word."""
 
     name = "fish"
-    source_template = _FISH
     completes_whole_word = True
 
 
