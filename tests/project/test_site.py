@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import yaml
 from docs_site.check import faults
-from docs_site.pages import REPOSITORY, in_navigation, pages, sources, with_links_of_the_site, write_pages
+from docs_site.pages import (
+    REPOSITORY,
+    in_navigation,
+    pages,
+    sources,
+    with_links_of_the_site,
+    with_titles,
+    write_pages,
+)
 from packaging.requirements import Requirement
 
 from support.markdown import ROOT, anchors, links
@@ -56,8 +64,13 @@ def test_a_link_that_leaves_the_site_leads_to_the_file_of_the_release() -> None:
     )
 
 
+def test_a_link_that_shows_a_file_name_shows_the_title_of_the_page() -> None:
+    text = "[../http.md](../http.md#errors) `[../http.md](../http.md)` [http.md](../http.md) [x.md](x.md)"
+    assert with_titles("howto/any.md", text, {"http.md": "HTTP"}) == text.replace("[../http.md]", "[HTTP]", 1)
+
+
 def test_a_link_to_a_file_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"docs/any\.md: the link to docs/gone\.md leads nowhere"):
+    with pytest.raises(ValueError, match=r"docs/any\.md: the link to gone\.md leads nowhere"):
         with_links_of_the_site("any.md", "[a](gone.md)", set())
 
 

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from docs_site.reference import REFERENCE
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 ICON = ROOT / "http/kvstore_http/ui/icon.svg"
-STYLE = ROOT / "tools/docs_site/site.css"
+EXTRAS = [ROOT / "tools/docs_site" / name for name in ("site.css", "iframe_worker/iframe-worker.js")]
+"""The style of the site; and iframe-worker 1.0.4, since a browser gives pages on a disk no workers, and the
+search is one."""
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REPOSITORY: str = PROJECT["urls"]["Source"]
 
 _FENCED = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 _CODE_OR_TARGET = re.compile(r"`[^`\n]+`|(?<=\]\()[^)\s]+(?=\))")
+_CODE_OR_FILE_NAME = re.compile(r"`[^`\n]+`|(?<=\[)([\w./-]+\.md)(?=\]\(\1[#)])")
 
 
 def sources() -> dict[str, str]:
@@ -49,26 +52,30 @@ def pages() -> Iterator[tuple[str, str]]:
     """
     written = sources()
     here = {*written, *pictures()}
+    titles = {name: text.removeprefix("# ").partition("\n")[0] for name, text in written.items()}
     for name, text in written.items():
-        yield name, with_links_of_the_site(name, text, here)
+        yield name, with_links_of_the_site(name, with_titles(name, text, titles), here)
+
+
+def with_titles(name: str, text: str, titles: Mapping[str, str]) -> str:
+    """The ``text`` of page ``name``; links that show the file name of a page show its title."""
+
+    def title_of(match: re.Match[str]) -> str:
+        return titles.get(_from_docs(name, match[0]), match[0])
+
+    return _changed_outside_code(text, _CODE_OR_FILE_NAME, title_of)
 
 
 def with_links_of_the_site(name: str, text: str, here: set[str]) -> str:
     """The ``text`` of page ``name``; its links to what is not ``here`` on the site lead to the repository."""
 
-    def target_of(match: re.Match[str]) -> str:
-        target = match[0]
-        if target.startswith("`") or re.match(r"[a-z]+:|#", target):
-            return target
-        path, mark, anchor = target.partition("#")
-        file = os.path.normpath(DOCS / Path(name).parent / path)
-        if os.path.relpath(file, DOCS) in here:
-            return target
-        return _in_repository(name, file) + mark + anchor
+    def address_of(match: re.Match[str]) -> str:
+        path, mark, anchor = match[0].partition("#")
+        if not path or ":" in path or _from_docs(name, path) in here:
+            return match[0]
+        return _in_repository(name, path) + mark + anchor
 
-    parts = _FENCED.split(text)
-    parts[::2] = [_CODE_OR_TARGET.sub(target_of, part) for part in parts[::2]]
-    return "".join(parts)
+    return _changed_outside_code(text, _CODE_OR_TARGET, address_of)
 
 
 def write_pages(folder: Path) -> None:
@@ -78,7 +85,8 @@ def write_pages(folder: Path) -> None:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    shutil.copy(STYLE, folder)
+    for file in EXTRAS:
+        shutil.copy(file, folder)
     (folder / "images").mkdir()
     for file in (ICON, *(DOCS / name for name in pictures())):
         shutil.copy(file, folder / "images")
@@ -95,12 +103,27 @@ def in_navigation(entries: list[Any]) -> Iterator[str]:
                 yield value
 
 
-def _in_repository(page: str, file: str) -> str:
-    path = Path(file)
-    if not path.exists():
-        raise ValueError(f"docs/{page}: the link to {os.path.relpath(file, ROOT)} leads nowhere; correct it")
-    kind = "tree" if path.is_dir() else "blob"
-    return f"{REPOSITORY}/{kind}/v{PROJECT['version']}/{path.relative_to(ROOT)}"
+def _changed_outside_code(text: str, pattern: re.Pattern[str], change: Callable[[re.Match[str]], str]) -> str:
+    """``text`` with what ``pattern`` finds changed, but for fenced blocks and what is between backquotes."""
+    parts = _FENCED.split(text)
+    parts[::2] = [
+        pattern.sub(lambda match: match[0] if match[0].startswith("`") else change(match), part)
+        for part in parts[::2]
+    ]
+    return "".join(parts)
+
+
+def _in_repository(page: str, path: str) -> str:
+    file = (DOCS / page).parent.joinpath(path).resolve()
+    if not file.exists():
+        raise ValueError(f"docs/{page}: the link to {path} leads nowhere; correct it")
+    kind = "tree" if file.is_dir() else "blob"
+    return f"{REPOSITORY}/{kind}/v{PROJECT['version']}/{file.relative_to(ROOT)}"
+
+
+def _from_docs(page: str, path: str) -> str:
+    """``path``, as ``page`` has it, from docs/."""
+    return os.path.normpath(Path(page).parent / path)
 
 
 def _below_docs(file: Path) -> str:
