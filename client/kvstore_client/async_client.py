@@ -773,3 +773,18 @@ class AsyncClient(NotPortable):
     async def key_delete(self, name: str, public_key: str, *, timeout: float | None = None) -> None:
         """Revoke one CURVE key of an identity; raises ``not_found``."""
         await self.run(commands.key_delete(name, public_key), timeout=timeout)
+
+    # ── subscribers ──────────────────────────────────────────────────────────────────────────────
+
+    async def subscribers(
+        self, *, limit: int | None = None, timeout: float | None = None
+    ) -> Sequence[dict[str, Any]]:
+        """The native subscribers, up to ``limit`` of those for whom most waits, as in protocol section 4.
+        It needs the grant ``admin``."""
+        found = await self.run(commands.subscribers(limit=limit), timeout=timeout)
+        rows: Sequence[dict[str, Any]] = found["subscribers"]
+        return rows
+
+    async def kick(self, subscriber_id: str, *, timeout: float | None = None) -> None:
+        """End the connection of a subscriber, who may come back; raises ``not_found``. Needs ``admin``."""
+        await self.run(commands.kick(subscriber_id), timeout=timeout)

@@ -618,6 +618,17 @@ def key_delete(name: str, public_key: str) -> Command[Fields]:
     return _command("key_delete", _as_it_is, name=name, public_key=public_key)
 
 
+def subscribers(*, limit: int | None = None) -> Command[Fields]:
+    """Who is connected to the changes address: ``subscribers``, those for whom most waits first, up to
+    ``limit`` of them, and the ``count`` of all."""
+    return _command("subscribers", _as_it_is, limit=limit)
+
+
+def kick(subscriber_id: str) -> Command[Fields]:
+    """End the connection of a subscriber, who may come back."""
+    return _command("kick", _as_it_is, id=subscriber_id)
+
+
 def _command(
     name: str, read: Callable[[Fields, Reply], T], value: bytes | None = None, /, **fields: Any
 ) -> Command[T]:

@@ -7,6 +7,15 @@ DEFAULT_REQUESTS = f"tcp://127.0.0.1:{DEFAULT_PORT}"
 DEFAULT_CHANGES = f"tcp://127.0.0.1:{DEFAULT_PORT + 1}"
 
 
+def shown_address(peer: object) -> str:
+    """What ``getpeername`` gives as ``HOST:PORT``, with brackets around IPv6; ``ipc`` for a peer on this
+    machine that has neither."""
+    if not isinstance(peer, tuple):
+        return "ipc"
+    host, port = peer[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether ``host``, without brackets, is ``localhost`` or a loopback address.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from kvstore_core.operations import EVENT_OPS
@@ -16,6 +16,24 @@ def disjoint(prefixes: Iterable[str]) -> list[str]:
         if not kept or not prefix.startswith(kept[-1]):
             kept.append(prefix)
     return kept
+
+
+SHOWN_BYTES = 1024
+"""Of the filters of a subscriber that are shown: two of the longest, or a hundred as they usually are."""
+
+
+def shown_filters(prefixes: Collection[str], keys: Collection[str]) -> dict[str, Any]:
+    """What a subscriber asked for as it is shown: as many ``prefixes`` and ``keys`` as have ``SHOWN_BYTES``
+    together, and how many ``filters`` there are."""
+    left = SHOWN_BYTES
+    shown: dict[str, list[str]] = {"prefixes": [], "keys": []}
+    for name, texts in (("prefixes", prefixes), ("keys", keys)):
+        for text in texts:
+            left -= len(text.encode())
+            if left < 0:
+                break
+            shown[name].append(text)
+    return {**shown, "filters": len(prefixes) + len(keys)}
 
 
 class Filter(NamedTuple):

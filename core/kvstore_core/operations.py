@@ -103,6 +103,11 @@ def is_media_type(value: Any) -> bool:
     )
 
 
+def is_subscriber_id(value: Any) -> bool:
+    """Whether ``value`` may be the id of a subscriber."""
+    return type(value) is str and re.fullmatch("[a-z][0-9]{1,20}", value) is not None
+
+
 def is_request_id(value: Any) -> bool:
     """Whether ``value`` may name a request in the logs."""
     return (
@@ -515,6 +520,20 @@ OPERATIONS: dict[str, Operation] = {
             _of_admin,
             {"name": _NAME, "public_key": _PUBLIC_KEY._replace(required=True)},
             "revoke one CURVE key of an identity",
+        ),
+        Operation(
+            "subscribers",
+            False,
+            _of_admin,
+            {"limit": _LIMIT},
+            "who is connected to the changes address, and how much waits for each",
+        ),
+        Operation(
+            "kick",
+            False,
+            _of_admin,
+            {"id": Field(is_subscriber_id, "the id of a subscriber, as subscribers tells it", required=True)},
+            "end the connection of a subscriber, who may come back",
         ),
     )
 }

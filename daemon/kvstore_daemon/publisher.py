@@ -19,6 +19,7 @@ from kvstore_daemon.peer_limits.connections import ConnectionLimit
 from kvstore_daemon.peer_limits.subscribers import SlowSubscribers, SubscriptionLimit
 from kvstore_daemon.record_fields import event_fields, record_fields
 from kvstore_daemon.storage.interface import LogPosition, StoredEvent
+from kvstore_daemon.subscriber_list import SubscriberList
 from kvstore_daemon.subscriptions import GrantedSubscriptions, Subscriptions
 
 TOPIC_FRAME_BYTES = 1024
@@ -63,6 +64,7 @@ class Publisher:
             if authority.is_on
             else Subscriptions(self._socket)
         )
+        self.subscribers = SubscriberList(self._connections, self._subscriptions)
         self._subscription_limit = SubscriptionLimit(self._connections, is_curve=authority.is_on)
         self._slow_subscribers = SlowSubscribers(self._connections, max_value_bytes)
         self._epoch = ""

@@ -98,7 +98,15 @@ class Server:
         self._committer = GroupCommitter(engine, self._counters, settings.slow_commit_ms / 1000 or inf)
         status = Status(settings, engine, self._counters, self._present, authority.status)
         self._requests = RequestHandler(
-            loop, settings, engine, socket, self._committer, self._counters, status, authority
+            loop,
+            settings,
+            engine,
+            socket,
+            self._committer,
+            self._counters,
+            status,
+            authority,
+            publisher.subscribers,
         )
         self._expiry = Expiry(loop, engine, self._committer, self._counters)
         self._beats = Beats(notifier, self._committer)
@@ -238,6 +246,7 @@ class Server:
 
     def _count_cut_off(self) -> None:
         self._counters.peers_cut_off += self._connection_limit.take_cut_off()
+        self._counters.subscribers_kicked = self._publisher.subscribers.kicked
 
     def _accounted_bytes(self) -> int:
         """The bytes of memory that connections, requests and replies may take; any thread may call this."""

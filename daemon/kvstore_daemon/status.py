@@ -34,6 +34,7 @@ class Counters:
     requests_refused: int = 0
     requests_dropped: int = 0
     peers_cut_off: int = 0
+    subscribers_kicked: int = 0
     expiries: int = 0
     groups_committed: int = 0
     requests_committed: int = 0

@@ -7,9 +7,9 @@ keys, and no grant on one key covers it. For one key there is the exact topic (p
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import zmq
 
@@ -18,7 +18,7 @@ from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_core.wire import EXACT_BEGIN, EXACT_END, HEARTBEAT_TOPIC
-from kvstore_daemon.peer_limits.connections import Connections
+from kvstore_daemon.peer_limits.connections import Connections, inode_of
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -67,6 +67,19 @@ class Subscriptions:
 
     def sweep(self) -> None:
         """Forget what connections had that have ended; to be called now and then."""
+
+    def of(self, descriptor: int, inode: int) -> SubscribedTo | None:  # noqa: ARG002
+        """What is known of the subscriber on this connection; None for nothing. While access is off that is
+        nothing: libzmq then tells what all are subscribed to together."""
+        return None
+
+
+class SubscribedTo(NamedTuple):
+    """Whose connection it is, and what it was granted of what it asked for: prefixes and keys."""
+
+    name: str
+    prefixes: list[str]
+    keys: list[str]
 
 
 class _Subscriber:
@@ -141,7 +154,7 @@ class GrantedSubscriptions(Subscriptions):
             user_id, descriptor = str(frame.get("User-Id")), int(frame.get(_SOURCE))
         except zmq.ZMQError:
             return None
-        inode = _inode(descriptor)
+        inode = inode_of(descriptor)
         if inode is None:
             return None
         known = self._subscribers.get(descriptor)
@@ -203,13 +216,29 @@ class GrantedSubscriptions(Subscriptions):
 
     def _end(self, subscriber: _Subscriber) -> None:
         """Close the connection, unless it has ended and its descriptor is another one's."""
-        if _inode(subscriber.descriptor) == subscriber.inode:
+        if inode_of(subscriber.descriptor) == subscriber.inode:
             self._connections.shut(subscriber.descriptor)
 
     def sweep(self) -> None:
         for subscriber in list(self._subscribers.values()):
             if subscriber.descriptor not in self._connections.open:
                 self._forget(subscriber)
+
+    def of(self, descriptor: int, inode: int) -> SubscribedTo | None:
+        subscriber = self._subscribers.get(descriptor)
+        if subscriber is None or subscriber.inode != inode:
+            return None
+        prefixes: list[str] = []
+        keys: list[str] = []
+        for topic, is_granted in subscriber.topics.items():
+            if not is_granted or topic[:1] == _NO_KEY:
+                continue
+            begin = topic.removeprefix(EXACT_BEGIN)
+            if _is_exact(topic):
+                keys.append(begin.removesuffix(EXACT_END).decode(errors="replace"))
+            else:
+                prefixes.append(begin.decode(errors="replace"))
+        return SubscribedTo(self._name_of(subscriber), prefixes, keys)
 
     def _forget(self, subscriber: _Subscriber) -> None:
         del self._subscribers[subscriber.descriptor]
@@ -218,14 +247,14 @@ class GrantedSubscriptions(Subscriptions):
                 self._discount(topic)
 
     def _warn_of_message(self, subscriber: _Subscriber | None) -> None:
-        who = "somebody" if subscriber is None else self._name_of(subscriber)
+        who = "somebody" if subscriber is None else repr(self._name_of(subscriber))
         self._warned.warning(
             "closed a connection to the changes address: %s sent what is no subscription", who
         )
 
     def _name_of(self, subscriber: _Subscriber) -> str:
         try:
-            return repr(self._principal_of(subscriber.user_id).name)
+            return self._principal_of(subscriber.user_id).name
         except KvError:
             return f"the key {subscriber.user_id}"
 
@@ -246,11 +275,3 @@ def needs_of_topic(topic: bytes) -> list[Need]:
 
 def _is_exact(topic: bytes) -> bool:
     return topic.startswith(EXACT_BEGIN) and topic.endswith(EXACT_END)
-
-
-def _inode(descriptor: int) -> int | None:
-    """What tells the connection apart that has this descriptor now; None if none has."""
-    try:
-        return os.fstat(descriptor).st_ino
-    except OSError:
-        return None

@@ -12,6 +12,7 @@ from kvstore_core.media_types import JSON
 from kvstore_http import routes
 from kvstore_http.access.callers import Callers, everybody, nothing
 from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.inspection.siblings import Siblings
 from kvstore_http.metrics.counters import RequestCells, WorkerCounters
 from kvstore_http.protocol import problems
 from kvstore_http.protocol.origins import Cors, HostCheck, allowed_hosts, guarded
@@ -21,7 +22,6 @@ from kvstore_http.resources.batch import BatchResource
 from kvstore_http.resources.callers import NarrowResource, WhoamiResource
 from kvstore_http.resources.changes import ChangesResource
 from kvstore_http.resources.digest import DigestResource
-from kvstore_http.resources.health import LivezResource, ReadyzResource
 from kvstore_http.resources.history import HistoryResource
 from kvstore_http.resources.identities import (
     Identities,
@@ -33,9 +33,11 @@ from kvstore_http.resources.identities import (
 from kvstore_http.resources.keys import KeyOpResource, KeyResource
 from kvstore_http.resources.legacy import AllResource, RootResource
 from kvstore_http.resources.listing import CollectionResource
-from kvstore_http.resources.openapi import OpenApiResource
+from kvstore_http.resources.service.health import LivezResource, ReadyzResource
+from kvstore_http.resources.service.openapi import OpenApiResource
+from kvstore_http.resources.service.status import MetricsResource, StatusResource
+from kvstore_http.resources.service.subscribers import SubscriberResource, SubscribersResource
 from kvstore_http.resources.session import SessionResource
-from kvstore_http.resources.status import MetricsResource, StatusResource
 from kvstore_http.resources.subscribe import SubscribeResource
 from kvstore_http.routes import Endpoint, Needs
 from kvstore_http.server.short_path import ShortPath
@@ -57,11 +59,12 @@ def create_app(
     broadcaster: Broadcaster,
     settings: HttpSettings,
     counters: WorkerCounters,
+    siblings: Siblings,
     callers: Callers | None = None,
 ) -> falcon.App[Any, Any]:
     """The application that serves what the ``daemon`` has, changes from ``feed``, and the streams of
     ``broadcaster``, to those that ``callers`` lets in. Without it access is off, and the server says who
-    asks.
+    asks. What each worker has by itself is asked of all ``siblings``.
 
     It keeps no state between requests, so any number of them may run beside each other. What
     the resources show of ``counters`` is of all workers.
@@ -87,6 +90,8 @@ def create_app(
         "/v1/tokens/{name}": TokenResource(identities),
         "/v1/tokens/{name}/rotate": RotateResource(identities),
         "/v1/tokens/{name}/keys": KeysResource(identities, "" if callers is None else callers.server_key),
+        "/v1/subscribers": SubscribersResource(daemon, siblings),
+        "/v1/subscribers/{id}": SubscriberResource(daemon, siblings),
         "/v1/session": SessionResource(None if callers is None else callers.begin_session),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(

@@ -16,6 +16,7 @@ from kvstore_core.process.logging import LogLevel, announcer
 from kvstore_core.process.sd_notify import Notifier
 from kvstore_core.process.signals import Terminal
 from kvstore_core.process.startup import patiently
+from kvstore_http.inspection.inboxes import Inboxes
 from kvstore_http.metrics.counters import SharedCounters, WorkerCounters
 from kvstore_http.server.listen import bind, shared, url_of
 from kvstore_http.settings import HttpSettings
@@ -48,19 +49,20 @@ def run(settings: HttpSettings, notifier: Notifier, inherited: Sequence[socket] 
     scheme = "http" if certificate is None else "https"
     where = {"url": url_of(shares[0][0], scheme), "requests": settings.requests, "changes": settings.changes}
     announce = partial(_announce, notifier, where)
-    counters = SharedCounters(settings.workers)
+    counters, inboxes = SharedCounters(settings.workers), Inboxes(settings.workers)
     level = LogLevel("http", settings.log_level)
     if settings.workers == 1:
         counters.note_start(0, os.getpid())
         terminal, on_level = Terminal(), level.change
         secrets = keys, certificate
-        return _serve(settings, shares[0], secrets, terminal, 0, counters, notifier, announce, on_level)
+        of_all = counters, inboxes
+        return _serve(settings, shares[0], secrets, terminal, 0, of_all, notifier, announce, on_level)
 
     def serve(number: int, parent: Notifier) -> int:
         sockets, is_ready = keep_only(shares, number), partial(parent.ready, {})
         on_level = lambda _: level.follow()  # noqa: E731
-        secrets = keys, certificate
-        return _serve(settings, sockets, secrets, None, number, counters, parent, is_ready, on_level)
+        secrets, of_all = (keys, certificate), (counters, inboxes)
+        return _serve(settings, sockets, secrets, None, number, of_all, parent, is_ready, on_level)
 
     warn = partial(announcer.warning, "kvstore http: %s")
     workers = Workers(
@@ -106,7 +108,7 @@ def _serve(
     secrets: tuple[CurveKeys | None, Certificate | None],
     terminal: Terminal | None,
     number: int,
-    counters: SharedCounters,
+    of_all: tuple[SharedCounters, Inboxes],
     notifier: Notifier,
     on_ready: Callable[[], None],
     on_level: Callable[[int], None],
@@ -116,8 +118,9 @@ def _serve(
     from kvstore_http.app import request_cells
     from kvstore_http.workers.worker import serve
 
-    worker_counters = WorkerCounters(counters, number, request_cells())
-    return serve(settings, sockets, *secrets, terminal, worker_counters, notifier, on_ready, on_level)
+    shared_counters, inboxes = of_all
+    counters = WorkerCounters(shared_counters, number, request_cells())
+    return serve(settings, sockets, *secrets, terminal, counters, inboxes, notifier, on_ready, on_level)
 
 
 def _name_worker(number: int) -> None:

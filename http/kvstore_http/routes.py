@@ -3,8 +3,8 @@
 The query of a request is checked against it, ``/openapi.json`` and the index at ``/`` are made from it, and
 tests compare it with what :mod:`kvstore_http.app` mounts and with ``docs/http.md``. To add a route, write its
 row here, a resource, its line in ``app.create_app``, and its section in ``docs/http.md``; a new form of body
-needs a schema in :mod:`kvstore_http.resources.openapi`. HEAD goes with every GET, OPTIONS with everything;
-``/ui/`` also has the files of the page beside it.
+needs a schema in :mod:`kvstore_http.resources.service.openapi`. HEAD goes with every GET, OPTIONS with
+everything; ``/ui/`` also has the files of the page beside it.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ ROOT = known(q.KEY, q.STALE)
 ALL = known(q.STALE)
 READYZ = known(q.VERBOSE, q.EXCLUDE)
 ROTATE = known(q.KEEP)
+SUBSCRIBERS = known(q.SHOWN)
 REVOKE = known(q.TOKEN_ID, q.PUBLIC_KEY)
 SUBSCRIBE = known(
     q.STREAM_PREFIX,
@@ -483,6 +484,22 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         (ResponseSpec(201, "the identity, and the public key of the daemon", {JSON: "Key"}),),
         body={JSON: "NewKey"},
         errors=_IDENTITY_ERRORS,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/subscribers",
+        "admin",
+        "Who is subscribed, over HTTP and over ZeroMQ, and how much waits for each",
+        (ResponseSpec(200, "those for whom most waits first", {JSON: "Subscribers"}),),
+        SUBSCRIBERS,
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/subscribers/{id}",
+        "admin",
+        "End a stream or a native subscription, whose client may come back",
+        (ResponseSpec(200, "it has ended", {JSON: "Kicked"}),),
+        errors=("not_found", "invalid_key"),
     ),
     Endpoint(
         "POST",

@@ -87,7 +87,7 @@ def needed(op: Op) -> list[tuple[str, Wanted | None]]:
     if name in ON_KEY:
         verbs = [*ON_KEY[name], *(["delete"] if name == "put" and "ttl" in op else [])]
         return [(verb, ("key", op["key"])) for verb in verbs]
-    if name == "identities":
+    if name in ("identities", "subscribers"):
         return [("admin", None)]
     if name == "events":
         wanted = [("prefix", text) for text in op.get("prefixes", [])]
@@ -133,6 +133,7 @@ ops = in_batches | st.one_of(
     op_of("events", keys=st.lists(keys, min_size=1, max_size=2), values=flags, previous=flags),
     op_of("history", key=keys),
     op_of("identities"),
+    op_of("subscribers"),
 )
 
 
@@ -163,8 +164,8 @@ def over_http(session: Session, op: Op, token: str | None) -> int:
             method, target = "HEAD", "/v1/subscribe?" + urlencode(wanted)
         case "history":
             method, target = "GET", f"/v1/history/{quote(key)}"
-        case "identities":
-            method, target = "GET", "/v1/tokens"
+        case "identities" | "subscribers":
+            method, target = "GET", {"identities": "/v1/tokens"}.get(name, f"/v1/{name}")
     return session.request(method, target, body, headers).status
 
 

@@ -104,6 +104,8 @@ ASKING = {
     "top": ["top", "--count", "1", "--json"],
     "token": ["token", "list"],
     "key": ["key", "create", "x"],
+    "subscribers": ["subscribers"],
+    "kick": ["kick", "h1"],
 }
 """Commands that ask for what not everybody is granted."""
 

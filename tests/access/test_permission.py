@@ -54,10 +54,13 @@ EVERY_OP: dict[str, dict[str, Any]] = {
     "token_delete": {"name": "n", "id": "0" * 8},
     "key_add": {"name": "n", "public_key": KEY},
     "key_delete": {"name": "n", "public_key": KEY},
+    "subscribers": {},
+    "kick": {"id": "n1"},
 }
 
 ADMINS = {
     "identities", "identity_put", "identity_delete", "token_add", "token_delete", "key_add", "key_delete",
+    "subscribers", "kick",
 }  # fmt: skip
 
 

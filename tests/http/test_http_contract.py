@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvstore_core.errors import ERRORS
-from kvstore_http.resources.openapi import SCHEMAS, document, member_of
+from kvstore_http.resources.service.openapi import SCHEMAS, document, member_of
 from kvstore_http.routes import ENDPOINTS, Endpoint, methods_of, paths
 from support.markdown import ROOT, table_rows
 from support.session import Answer, Session, assert_problem
@@ -203,6 +203,7 @@ ANSWERS = [
     ("GET", "/v1/digest", "Digest"),
     ("GET", "/v1/digest?prefix=described", "Digest"),
     ("GET", "/v1/status", "Status"),
+    ("GET", "/v1/subscribers", "Subscribers"),
     ("GET", "/livez", "Health"),
     ("GET", "/readyz", "Health"),
     ("GET", "/v1/kv/never-stored", "Problem"),

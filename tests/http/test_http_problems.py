@@ -18,6 +18,7 @@ from kvstore_cli.config.resolve import resolve
 from kvstore_core.access.principal import UNRESTRICTED
 from kvstore_core.errors import ERRORS, KvError
 from kvstore_http.app import create_app
+from kvstore_http.inspection.siblings import Siblings
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.environ import RAW_PATH, RAW_QUERY, WHO
 from kvstore_http.streaming.broadcaster import Broadcaster
@@ -53,6 +54,7 @@ def through_the_application(error: Exception, method: str = "GET") -> Answer:
         cast(Broadcaster, None),
         resolve({}, "http", environ={"HOME": "/nowhere"}).http_settings(),
         WorkerCounters.alone(),
+        cast(Siblings, None),
     )
     environ = {
         "REQUEST_METHOD": method,

@@ -60,6 +60,8 @@ SECTIONS = {
         "http": "Run only the HTTP facade",
         "status": "Print the state of the service",
         "top": "Show what the service is doing, as it happens",
+        "subscribers": "Print who is subscribed, and how much waits for each",
+        "kick": "End a subscription, whose client may come back",
         "ping": "Check that the service answers, for health checks",
         "doctor": "Check the service through any proxy, and say what to change",
         "config": "Show and check the configuration",
@@ -103,6 +105,8 @@ _MEANT = _by_word(
         "serve": "server run start up",
         "status": "info stats member health",
         "top": "stat",
+        "subscribers": "clients watchers connections",
+        "kick": "kill disconnect",
         "login": "auth authenticate signin",
         "logout": "signout",
         "whoami": "who me id",
@@ -123,6 +127,7 @@ SHARED_MODULES = _by_word(
         "log": "log blame",
         "login": "login logout whoami",
         "access": "token key",
+        "subscribers": "subscribers kick",
     }
 )
 ALIASES = {"set": "put", "del": "delete", "watch": "subscribe"}

@@ -18,8 +18,10 @@ from contextlib import contextmanager, suppress
 
 import zmq
 
+from kvstore_core.addresses import shown_address
 from kvstore_core.errors import KvError
 from kvstore_core.process.logging import RateLimitedLog
+from kvstore_core.wall_clock import now_ms
 from kvstore_daemon.process_usage import max_files, open_files
 
 log = logging.getLogger("kvstore.daemon")
@@ -131,7 +133,8 @@ class Connections:
         self._monitor.rcvhwm = 0
         self._monitor.linger = 0
         self._monitor.connect(address)
-        self.open: set[int] = set()
+        self.open: dict[int, int] = {}
+        """When each began, in milliseconds since 1970."""
         limit.add(self)
         # the descriptor signals nothing before the socket was found empty once
         self.take()
@@ -150,7 +153,7 @@ class Connections:
             if newest in self.open:
                 self.shut(newest)
                 # it no longer counts, and nothing that comes on it is accepted
-                self.open.discard(newest)
+                self.open.pop(newest, None)
                 self._limit.log_refused(self._name)
         return begun, ended
 
@@ -164,10 +167,10 @@ class Connections:
             except zmq.Again:
                 return begun, ended
             if event == _ACCEPTED:
-                self.open.add(descriptor)
+                self.open[descriptor] = now_ms()
                 begun.append(descriptor)
             else:
-                self.open.discard(descriptor)
+                self.open.pop(descriptor, None)
                 ended.append(descriptor)
 
     def cut_off(self, descriptor: int) -> None:
@@ -258,6 +261,24 @@ def heartbeat_rate(*, is_curve: bool) -> int:
     """How many bytes a second of each connection do not count, for the ZMTP heartbeats of one that stays for
     months: one a second has 9 bytes."""
     return _HEARTBEAT_RATE + (CURVE_OVERHEAD if is_curve else 0)
+
+
+def address_of(descriptor: int) -> str | None:
+    """The address and port of a connection's peer, ``ipc`` for one on this machine without either; None if it
+    has ended."""
+    try:
+        with _borrowed(descriptor) as connection:
+            return shown_address(connection.getpeername())
+    except OSError:
+        return None
+
+
+def inode_of(descriptor: int) -> int | None:
+    """What tells the connection apart that has this descriptor now; None if none has."""
+    try:
+        return os.fstat(descriptor).st_ino
+    except OSError:
+        return None
 
 
 def bytes_acknowledged_and_received(descriptor: int) -> tuple[int, int] | None:

@@ -153,7 +153,7 @@ class SlowSubscribers:
     def _look(self) -> None:
         behind = {}
         for descriptor in _full(set(self._connections.open)):
-            taken = _taken(descriptor)
+            taken = bytes_taken(descriptor)
             then, taken_then = self._behind.get(descriptor, (self._published - LOOK_BYTES, taken))
             if self._published - then - (taken - taken_then) > self._limit:
                 self._cut_off(descriptor)
@@ -177,7 +177,7 @@ def _full(descriptors: set[int]) -> list[int]:
     return sorted(descriptors.difference(descriptor for descriptor, _ in poll.poll(0)))
 
 
-def _taken(descriptor: int) -> int:
+def bytes_taken(descriptor: int) -> int:
     """What the system has taken so far to be sent on a connection; 0 if it is not TCP."""
     counts = bytes_acknowledged_and_received(descriptor)
     return 0 if counts is None else counts[0] + queued_bytes(descriptor, termios.TIOCOUTQ)

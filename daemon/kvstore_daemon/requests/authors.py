@@ -22,7 +22,7 @@ def authors_of(who: Principal, request: Request) -> Authors:
 
 
 def named(who: Principal, authors: Authors) -> Principal:
-    """``who``, called as the one for whom the facade asks: for the log of who changed identities."""
+    """``who``, called as the one for whom the facade asks: for the log of what was done to others."""
     if who is THE_FACADE and authors and isinstance(authors, str):
         return replace(who, name=authors)
     return who

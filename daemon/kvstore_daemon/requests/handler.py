@@ -11,6 +11,7 @@ import time
 
 from kvstore_core.access.principal import UNRESTRICTED
 from kvstore_core.errors import KvError
+from kvstore_core.limits import MAX_PAGE
 from kvstore_core.process.logging import RateLimitedLog, request_extra
 from kvstore_core.wire import Request, RequestId, decode_request, encode_error
 from kvstore_daemon.access.authority import Authority
@@ -36,6 +37,7 @@ from kvstore_daemon.requests.writes import write_request
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.status import Counters, Status, limits_of
 from kvstore_daemon.storage.interface import Engine, LogPosition, WriteAnswer
+from kvstore_daemon.subscriber_list import SubscriberList
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -60,6 +62,7 @@ class RequestHandler:
         counters: Counters,
         status: Status,
         authority: Authority,
+        subscribers: SubscriberList,
     ) -> None:
         self._loop = loop
         self._engine = engine
@@ -68,7 +71,7 @@ class RequestHandler:
         self._counters = counters
         self._authority = authority
         self._limits = limits_of(settings)
-        self._reads = _answers(engine, status, authority)
+        self._reads = _answers(engine, status, authority, subscribers)
         self.pending = PendingLimit(settings.max_pending_requests)
         self.queue = FairQueue(loop, socket, self.pending, counters, self._begin, self.proceed)
         self._malformed = RateLimitedLog(log)
@@ -330,7 +333,9 @@ def _refuse_rest(request: PendingRequest, error: KvError) -> None:
     request.refuse_rest(error)
 
 
-def _answers(engine: Engine, status: Status, authority: Authority) -> dict[str, Answer]:
+def _answers(
+    engine: Engine, status: Status, authority: Authority, subscribers: SubscriberList
+) -> dict[str, Answer]:
     """What does each op that is no write, by its name, except gets."""
     administration = Administration(authority)
 
@@ -342,6 +347,8 @@ def _answers(engine: Engine, status: Status, authority: Authority) -> dict[str, 
         "whoami": lambda _op, who: page(administration.whoami(who)),
         "access": lambda _op, _who: page(*administration.access()),
         "identities": lambda _op, _who: page(administration.identities()),
+        "subscribers": lambda op, _who: page(subscribers.shown(op.get("limit", MAX_PAGE))),
+        "kick": lambda op, who: page(subscribers.kick(op["id"], who.name)),
     }
     for name in CHANGES:
         answers[name] = lambda op, who: page(administration.change(op, who))

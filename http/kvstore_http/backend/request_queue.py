@@ -17,7 +17,9 @@ from kvstore_http.protocol.environ import current_request_id
 MERGED_OPS = 500
 MERGED_BYTES = 1024 * 1024
 
-_OF_IDENTITIES = frozenset(name for name in OPERATIONS if name.startswith(("identity_", "token_", "key_")))
+_LOGGED = frozenset(
+    name for name in OPERATIONS if name == "kick" or name.startswith(("identity_", "token_", "key_"))
+)
 """They change no key, so they are not numbered, but the daemon's log says for whom they were done."""
 
 OpResult = dict[str, Any] | KvError
@@ -132,7 +134,7 @@ class RequestQueue:
         header: dict[str, Any] = {"atomic": first.atomic, "request_id": _request_ids(requests)}
         if slot is not None:
             header |= slot.next()
-        if slot is not None or first.ops[0]["op"] in _OF_IDENTITIES:
+        if slot is not None or first.ops[0]["op"] in _LOGGED:
             header["author"] = _authors(requests)
         self._socket.send(ops, values, done, first.deadline, **header)
 

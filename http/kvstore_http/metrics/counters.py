@@ -33,8 +33,8 @@ OTHER = "other"
 REFUSAL_REASONS = ("missing", "unknown", "expired", "revoked", "not_granted", "in_address", "cross_site")
 """Why a request was refused: by its credential (``missing``: there was none), or by what it is granted."""
 
-DROP_REASONS = ("slow", "stalled", "no_room", "failed")
-"""Why a stream was cut off, or not begun (``no_room``)."""
+DROP_REASONS = ("slow", "stalled", "no_room", "failed", "kicked")
+"""Why a stream was cut off (``kicked``: by an operator), or not begun (``no_room``)."""
 
 REQUEST_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -204,6 +204,7 @@ class WorkerCounters:
         self, shared_counters: SharedCounters, number: int, request_cells: RequestCells | None = None
     ) -> None:
         self.shared_counters = shared_counters
+        self.number = number
         self.request_cells = RequestCells({}, ()) if request_cells is None else request_cells
         self._cells = shared_counters.row(number)
 

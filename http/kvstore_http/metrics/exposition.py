@@ -257,8 +257,8 @@ _FACADE = (
     ),
     _counter(
         "kvstore_http_streams_dropped_total",
-        "Event streams that were cut off because their reader was slow or stalled or something "
-        "failed, or refused for want of room.",
+        "Event streams that were cut off because their reader was slow or stalled, something failed "
+        "or an operator kicked it, or refused for want of room.",
         _streams_dropped,
         ("reason",),
     ),
@@ -397,6 +397,11 @@ _DAEMON = (
         "kvstore_peers_cut_off_total",
         "Connections closed because they took too much memory.",
         _status("counters", "peers_cut_off"),
+    ),
+    _counter(
+        "kvstore_subscribers_kicked_total",
+        "Connections of native subscribers that an operator ended.",
+        _status("counters", "subscribers_kicked"),
     ),
     _counter("kvstore_operations_total", "Operations that it was asked for.", _operations, ("op",)),
     _counter("kvstore_commits_total", "Commits that changed something.", _status("commits", "count")),

@@ -417,6 +417,7 @@ LIMIT = _integer(
     f"a whole number from 1 to {MAX_PAGE}",
     "the most items of a page; as NDJSON, of the whole answer",
 )
+SHOWN = replace(LIMIT, meaning="the most that are shown; 1000 if not given")
 TOTAL = _integer("limit", 1, MAX_REVISION, "a whole number from 1 on", LIMIT.meaning)
 CURSOR = Parameter("cursor", str, "a cursor", "where the page before this one ended")
 KEYS = _flag("keys", "1: leave the values out, and say how many bytes they have")

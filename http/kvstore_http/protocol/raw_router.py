@@ -58,6 +58,11 @@ class _Route(NamedTuple):
             )
         return self.resource, self.methods, params, self.template
 
+    @property
+    def parameter(self) -> str:
+        """What the responder calls the part of the path that differs."""
+        return self.template.partition("{")[2].partition("}")[0]
+
 
 class RawPathRouter(CompiledRouter):
     """Falcon's router interface over dictionaries: one look-up for a fixed path, or one for ``/v1/GROUP/``
@@ -73,16 +78,16 @@ class RawPathRouter(CompiledRouter):
         self._named: dict[str, dict[str, _Route]] = {}
 
     def mount(self, template: str, resource: object, methods: dict[str, Any]) -> None:
-        """Answer ``template`` (which may end in ``{key}``, or in ``{name}`` and ``{name}/ACTION``) by
-        ``methods``, responders by method name."""
+        """Answer ``template`` (which may end in ``{key}``, or in ``{name}`` and ``{name}/ACTION``, or another
+        word for name) by ``methods``, responders by method name."""
         route = _Route(resource, methods, template)
-        group, is_named, action = template.partition("{name}")
-        if is_named:
-            self._named.setdefault(group, {})[action] = route
-        elif template.endswith("/{key}"):
-            self._keyed[template.removesuffix("{key}")] = route
-        else:
+        group, _, rest = template.partition("{")
+        if not rest:
             self._fixed[template] = route
+        elif route.parameter == "key":
+            self._keyed[group] = route
+        else:
+            self._named.setdefault(group, {})[rest.partition("}")[2]] = route
 
     def find(self, uri: str, req: falcon.Request | None = None) -> Found | None:  # noqa: ARG002
         assert req is not None  # noqa: S101 - falcon always passes it
@@ -104,4 +109,4 @@ class RawPathRouter(CompiledRouter):
         if route is None:
             return None
         req.env[ROUTE] = route.template
-        return route.found(req, {"name": decoded_key(name)})
+        return route.found(req, {route.parameter: decoded_key(name)})

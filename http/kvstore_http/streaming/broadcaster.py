@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
@@ -23,6 +23,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.filters import Filter
 from kvstore_core.follower import Batch
 from kvstore_core.model import Cursor
+from kvstore_core.wall_clock import now_ms
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.settings import HttpSettings
@@ -128,6 +129,20 @@ class Broadcaster:
     def __len__(self) -> int:
         return len(self._sockets)
 
+    def streams(self) -> Iterator[Stream]:
+        """All streams that are open now."""
+        return iter(self._sockets)
+
+    def events_of(self, stream: Stream) -> int:
+        """How many events ``stream`` was given."""
+        group: StreamGroup = stream.group
+        return stream.events + (group.events if stream in group.caught_up else 0)
+
+    def kick(self, stream: Stream) -> None:
+        """Cut ``stream`` off because an operator says so; its client comes back where it was."""
+        self._counters.stream_dropped("kicked")
+        self._sockets.drop(stream, "it was kicked")
+
     # ── streams come and go ─────────────────────────────────────────────────────────────────────
 
     def check_room(self, spec: StreamSpec) -> None:
@@ -153,7 +168,7 @@ class Broadcaster:
     ) -> Stream:
         """Take over a connection of ``who``, whose response headers are sent, except for ``unsent``."""
         form = spec.form
-        stream = Stream(sock.fileno(), sock, form, who)
+        stream = Stream(sock.fileno(), sock, form, who, now_ms())
         stream.group = group = self._group(spec)
         group.size += 1
         self._sockets.add(stream)
@@ -254,7 +269,10 @@ class Broadcaster:
             readers, events = len(group.caught_up), sum(map(len, taken))
             self._counters.sent(readers * len(data), readers * events)
             group.events += events
+            before = taken[0][0].revision - 1
             for stream in list(group.caught_up):
+                if stream.pending is None:
+                    stream.sent_through = before
                 self._sockets.queue(stream, data)
         if group.ahead_of_feed:
             self._deliver_ahead(group, encoder, taken)
@@ -273,6 +291,8 @@ class Broadcaster:
                 data = form.framed(event_format.newest(form, changes, epoch))
             stream.events += len(changes)
             readers += 1
+            if stream.pending is None:
+                stream.sent_through = taken[0][0].revision - 1
             if stream.unsent <= bound:
                 self._sockets.queue(stream, data)
             else:
@@ -305,6 +325,8 @@ class Broadcaster:
                 data, events = form.framed(encoder.batches(form, later)), sum(map(len, later))
                 self._counters.sent(len(data), events)
                 stream.events += events
+                if stream.pending is None:
+                    stream.sent_through = later[0][0].revision - 1
                 self._sockets.queue(stream, data)
 
     def _enter_reached(self, cursor: ChangeCursor) -> None:
@@ -384,6 +406,14 @@ class Broadcaster:
         if position is not None and stream.conflation:
             return position._replace(revision=stream.conflation.sent_through(position.revision))
         return position
+
+    def sent_through(self, stream: Stream) -> int | None:
+        """The revision up to which the system has everything that ``stream`` wants, and perhaps more; None if
+        it has not begun, or is being sent a snapshot."""
+        position = self._position_of(stream)
+        if position is None:
+            return None
+        return position.revision if stream.pending is None else min(position.revision, stream.sent_through)
 
     def _given_to(self, stream: Stream) -> Cursor | None:
         return self._followed_to(stream) or self._lagging.given_to(stream)

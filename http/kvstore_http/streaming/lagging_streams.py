@@ -324,6 +324,7 @@ class LaggingStreams:
     def send(self, lagging: LaggingStream, messages: Messages, begin: int) -> int:
         """Send messages from index ``begin`` on while the socket takes them; the first unsent index."""
         form, share, stream = lagging.spec.form, self._share(), lagging.stream
+        stream.sent_through = lagging.position.revision
         while begin < len(messages) and not stream.is_blocked and not stream.is_gone:
             data, events, begin = messages.part(form, begin, share)
             self._count_sent(stream, data, events)
@@ -334,6 +335,7 @@ class LaggingStreams:
         """Send what ``messages`` has after the stream's position; if that is not too much, the stream has
         everything up to ``reached`` then and is caught up."""
         stream, form = lagging.stream, lagging.spec.form
+        stream.sent_through = lagging.position.revision
         data, events, end = messages.part(form, messages.after(lagging.position.revision), self._share())
         self._count_sent(stream, data, events)
         if end < len(messages):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import select
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, NamedTuple
 
 from kvstore_core.access.grants import Need
@@ -83,6 +84,10 @@ class Stream:
     waits for it then, else what is sent in this turn, and None when there is nothing. With a ``conflation``
     nothing is added to it while the socket is blocked.
 
+    ``since`` is when it began, in milliseconds since 1970, and ``blocked_at`` when the socket last began to
+    take no more, by the monotonic clock. While something is pending, the system has everything up to the
+    revision ``sent_through``, and perhaps more.
+
     ``sent`` counts bytes and ``events`` events (without those that its group counts for it); when the
     stream has ended, ``on_end`` is called with the reason and both counts.
     """
@@ -91,6 +96,7 @@ class Stream:
     sock: socket.socket
     form: Format
     who: Principal = UNRESTRICTED
+    since: int = 0
     group: Any = None
     conflation: Conflation | None = None
     pending: list[bytes | memoryview] | None = None
@@ -98,7 +104,9 @@ class Stream:
     sent: int = 0
     events: int = 0
     on_end: Callable[[str, int, int], None] | None = None
+    sent_through: int = 0
     is_blocked: bool = False
+    blocked_at: float = 0.0
     is_ending: bool = False
     end_reason: str = STOPPING
     is_gone: bool = False
@@ -137,6 +145,9 @@ class StreamSockets:
     def __len__(self) -> int:
         return len(self._by_fd)
 
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._by_fd.values()))
+
     def add(self, stream: Stream) -> None:
         """Watch ``stream``; its socket, which does not block, is closed here when it ends."""
         self._by_fd[stream.fd] = stream
@@ -146,7 +157,7 @@ class StreamSockets:
     @property
     def backlog_bytes(self) -> int:
         """How many bytes wait for the stream that is furthest behind."""
-        return max(map(_backlog_of, self._blocked), default=0)
+        return max(map(backlog_of, self._blocked), default=0)
 
     def queue(self, stream: Stream, data: bytes) -> None:
         """Send ``data`` soon, together with what else is queued until then."""
@@ -206,7 +217,7 @@ class StreamSockets:
         else:
             stream.pending = [memoryview(data)[sent:]]
             if not stream.is_blocked:
-                stream.is_blocked = True
+                stream.is_blocked, stream.blocked_at = True, monotonic()
                 self._blocked.add(stream)
                 self._epoll.modify(stream.fd, _INPUT | select.EPOLLOUT)
 
@@ -260,7 +271,7 @@ class StreamSockets:
 
     def end_all(self) -> None:
         """End every stream."""
-        for stream in list(self._by_fd.values()):
+        for stream in self:
             self.end(stream)
 
     def drop(self, stream: Stream, reason: str = "the client is gone") -> None:
@@ -279,12 +290,13 @@ class StreamSockets:
 
     def close(self) -> None:
         """Drop every stream, and stop."""
-        for stream in list(self._by_fd.values()):
+        for stream in self:
             self.drop(stream, STOPPING)
         self._watcher.close()
         self._flusher.close()
         self._epoll.close()
 
 
-def _backlog_of(stream: Stream) -> int:
+def backlog_of(stream: Stream) -> int:
+    """How many bytes wait for ``stream`` here."""
     return stream.unsent + (stream.conflation.size if stream.conflation is not None else 0)

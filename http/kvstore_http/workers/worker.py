@@ -24,8 +24,12 @@ from kvstore_http.access.callers import Callers
 from kvstore_http.access.table_follower import TableFollower
 from kvstore_http.app import create_app, short_path
 from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.inspection.inboxes import Inboxes
+from kvstore_http.inspection.siblings import Siblings
+from kvstore_http.inspection.stream_list import StreamList
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.environ import WHO
+from kvstore_http.resources.service.subscribers import KICK, SUBSCRIBERS
 from kvstore_http.server.access_log import AccessLog
 from kvstore_http.server.certificate import LOOK_SECONDS, Certificate
 from kvstore_http.server.server import HttpServer
@@ -49,6 +53,7 @@ def serve(
     certificate: Certificate | None,
     terminal: Terminal | None,
     counters: WorkerCounters,
+    inboxes: Inboxes,
     notifier: Notifier,
     on_ready: Callable[[], None],
     on_level: Callable[[int], None],
@@ -59,7 +64,7 @@ def serve(
     when no more are accepted. The daemon need not be there: requests are answered with 503 until it is. With
     ``keys``, the facade's own, access is on. What happens is counted in ``counters``. The files of the
     ``certificate`` are looked at once a minute and at SIGHUP, unless that is the end of the ``terminal``,
-    which stops the process.
+    which stops the process. Other workers ask this one by its place among the ``inboxes``.
     ``on_level`` changes the log level; it is called with the number of a signal that asks for it.
     """
     raise_descriptor_limit()
@@ -73,7 +78,11 @@ def serve(
     feed = ChangeFeed(context, daemon, settings.changes, keys)
     broadcaster = Broadcaster(daemon, feed, settings, counters)
     callers = None if keys is None else _callers(daemon, feed, broadcaster, settings, counters, keys)
-    app = create_app(daemon, feed, broadcaster, settings, counters, callers)
+    siblings = Siblings(inboxes, counters.number, counters.shared_counters)
+    streams = StreamList(broadcaster, daemon, counters.number)
+    siblings.answer(SUBSCRIBERS, streams.shown)
+    siblings.answer(KICK, streams.kick)
+    app = create_app(daemon, feed, broadcaster, settings, counters, siblings, callers)
     access_log = AccessLog(settings.access_log, settings.slow_request_ms, shows_who=callers is not None)
     short = short_path(daemon, settings, callers)
     servers = [
@@ -95,7 +104,7 @@ def serve(
     notifier.stopping()
     _drain(servers, feed, broadcaster)
     followers = () if callers is None else (callers.follower,)
-    for each in (*servers, broadcaster, feed, *followers, daemon, beats):
+    for each in (*servers, siblings, broadcaster, feed, *followers, daemon, beats):
         each.close()
     context.term()
     for watcher in watchers:  # at the end: without them such a signal would end the process

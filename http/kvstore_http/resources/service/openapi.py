@@ -18,7 +18,7 @@ from kvstore_http.protocol import subscription_body
 from kvstore_http.protocol.query_params import Parameter, read_query
 from kvstore_http.resources.batch import OPS
 from kvstore_http.resources.callers import KINDS
-from kvstore_http.resources.health import FAILED, OK, WARNING
+from kvstore_http.resources.service.health import FAILED, OK, WARNING
 from kvstore_http.routes import Endpoint
 
 _PATH_KEY = {
@@ -36,6 +36,15 @@ _PATH_NAME = {
     "required": True,
     "description": "the name of an identity",
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+}
+
+
+_PATH_ID = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "description": "an id, as the list of all has it",
+    "schema": {"type": "string"},
 }
 
 
@@ -87,6 +96,8 @@ def _path(endpoints: list[Endpoint]) -> dict[str, Any]:
         item["parameters"] = [_PATH_KEY]
     elif "{name}" in endpoints[0].path:
         item["parameters"] = [_PATH_NAME]
+    elif "{id}" in endpoints[0].path:
+        item["parameters"] = [_PATH_ID]
     return item
 
 
@@ -119,6 +130,7 @@ def _operation_id(endpoint: Endpoint) -> str:
         endpoint.path.removeprefix("/v1")
         .replace("{key}", "one")
         .replace("{name}", "one")
+        .replace("{id}", "one")
         .replace(".", "/")
         .split("/")
     )
@@ -283,6 +295,30 @@ _PROBLEM: Schema = {
 }
 
 _TEXTS: Schema = {"type": "array", "items": _TEXT}
+
+
+def _if_known(kind: str, **more: Any) -> Schema:
+    return {"type": [kind, "null"], **more}
+
+
+_SUBSCRIBER: Schema = {
+    "id": _TEXT,
+    "kind": {"type": "string", "enum": ["http", "native"]},
+    "address": _if_known("string"),
+    "name": _if_known("string", description="of the identity; null while access is off"),
+    "prefixes": _if_known("array", items=_TEXT, description="the first of them; an empty one: every key"),
+    "keys": _if_known("array", items=_TEXT, description="the first of them"),
+    "filters": _if_known("integer", description="how many prefixes and keys there are"),
+    "since": _TIME,
+    "sent_bytes": _INTEGER,
+    "queued_bytes": {**_INTEGER, "description": "what the system keeps until the client has it"},
+    "unsent_bytes": _if_known("integer", description="what waits in the service"),
+    "events": _if_known("integer", description="how many it was given"),
+    "revision": _if_known("integer", description="up to which the system has all for it, at least"),
+    "lag": _if_known("integer", description="how many revisions that is behind"),
+    "blocked_seconds": _if_known("number", description="since when it has not taken all that waits"),
+    "worker": _if_known("integer"),
+}
 _MANY: Schema = {
     "type": ["integer", "null"],
     "format": "int64",
@@ -437,5 +473,17 @@ SCHEMAS: dict[str, Schema] = {
         "status",
         "message",
     ),
+    "Subscribers": _object(
+        {
+            "subscribers": _list("Subscriber"),
+            "count": {**_INTEGER, "description": "of all, also of those that are not shown"},
+            "unheard": {**_TEXTS, "description": "the processes that did not answer in time"},
+        },
+        "subscribers",
+        "count",
+        "unheard",
+    ),
+    "Subscriber": _object(_SUBSCRIBER, *_SUBSCRIBER),
+    "Kicked": _object({"kicked": _TEXT}, "kicked"),
     "Problem": _object(_PROBLEM, "type", "title", "status", "detail", "code", "retryable"),
 }

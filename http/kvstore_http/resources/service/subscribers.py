@@ -1,0 +1,86 @@
+"""``/v1/subscribers``: who is subscribed, over HTTP and over ZeroMQ, and the end of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import falcon
+
+from kvstore_core.access.principal import Principal
+from kvstore_core.errors import KvError
+from kvstore_core.limits import MAX_PAGE
+from kvstore_core.operations import is_subscriber_id
+from kvstore_http import routes
+from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.inspection.siblings import Siblings
+from kvstore_http.protocol.bodies import send_fresh_json, send_json
+from kvstore_http.protocol.environ import WHO
+from kvstore_http.protocol.json_records import timestamp
+from kvstore_http.protocol.query_params import SHOWN, read_query
+
+SUBSCRIBERS, KICK = "subscribers", "kick"
+"""What workers ask each other."""
+
+_OF_STREAMS = ("unsent_bytes", "events", "revision", "lag", "blocked_seconds", "worker")
+"""What is not known of native subscribers: libzmq hides what it keeps for them."""
+
+
+class SubscribersResource:
+    """``/v1/subscribers``."""
+
+    def __init__(self, daemon: DaemonClient, siblings: Siblings) -> None:
+        self._daemon = daemon
+        self._siblings = siblings
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer with all that are heard in time, and the names of those that are not."""
+        limit = read_query(req.env, routes.SUBSCRIBERS).get(SHOWN) or MAX_PAGE
+        gathered = self._siblings.ask(SUBSCRIBERS, limit=limit)
+        unheard = [f"worker {number}" for number in gathered.unheard]
+        rows: list[dict[str, Any]] = []
+        count = 0
+        for answer in gathered.answers.values():
+            rows += [{**row, "kind": "http"} for row in answer["subscribers"]]
+            count += answer["count"]
+        try:
+            native = self._daemon.call({"op": "subscribers", "limit": limit}, who=req.env[WHO])
+        except KvError as error:
+            if not error.row.is_temporary:
+                raise
+            unheard.append("daemon")
+        else:
+            nothing = dict.fromkeys(_OF_STREAMS)
+            rows += [{**row, **nothing, "kind": "native"} for row in native["subscribers"]]
+            count += native["count"]
+        rows.sort(key=_waiting, reverse=True)
+        shown = [{**row, "since": timestamp(row["since"])} for row in rows[:limit]]
+        send_fresh_json(req, resp, {"subscribers": shown, "count": count, "unheard": unheard})
+
+
+class SubscriberResource:
+    """``/v1/subscribers/{id}``."""
+
+    def __init__(self, daemon: DaemonClient, siblings: Siblings) -> None:
+        self._daemon = daemon
+        self._siblings = siblings
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, **parameters: str) -> None:
+        """End a subscription; its client may come back."""
+        subscriber_id = parameters["id"]
+        read_query(req.env, routes.NOTHING)
+        if not is_subscriber_id(subscriber_id):
+            raise KvError("not_found", f"{subscriber_id!r} is no subscriber's id; /v1/subscribers has them")
+        who: Principal = req.env[WHO]
+        gathered = self._siblings.ask(KICK, subscriber_id=subscriber_id, by=who.name or req.remote_addr)
+        if not any(gathered.answers.values()):
+            if gathered.unheard:
+                silent = ", ".join(map(str, gathered.unheard))
+                raise KvError("unavailable", f"worker {silent} did not answer in time, and may have it")
+            self._daemon.call({"op": "kick", "id": subscriber_id}, who=who)
+        send_json(resp, {"kicked": subscriber_id})
+
+
+def _waiting(row: dict[str, Any]) -> int:
+    """How many bytes wait for a subscriber, as far as that is known."""
+    waiting: int = row["queued_bytes"] + (row["unsent_bytes"] or 0)
+    return waiting
