@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,9 +19,6 @@ from click.shell_completion import CompletionItem, ShellComplete, add_completion
 
 from kvstore_cli.command_line.subcommand import Subcommand
 from kvstore_cli.terminal import output
-
-_SCRIPTS = Path(__file__).parents[1] / "completion"
-"""``kvstore.bash`` and so on, which an installation also puts where the shell looks for them."""
 
 
 @dataclass
@@ -79,11 +75,13 @@ def read_line(line: str, breaks: str, kept: str) -> Typed:
 
 
 class _ScriptedComplete(ShellComplete):
-    """Whose script is a file."""
+    """Completion whose script is a file, which an installation also puts where the shell looks for it."""
 
     def source(self) -> str:
         """What the shell has to run once."""
-        return (_SCRIPTS / f"kvstore.{self.name}").read_text(encoding="utf-8")
+        folder = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120 - pathlib is slow to import
+        with open(f"{folder}/completion/kvstore.{self.name}", encoding="utf-8") as script:  # noqa: PTH123
+            return script.read()
 
 
 class BashComplete(_ScriptedComplete):
