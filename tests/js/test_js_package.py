@@ -1,4 +1,5 @@
-"""The npm package in js/: it builds, its types hold, and what the facade serves is what was built."""
+"""The npm package in js/: it builds, its types hold, also those of the page that uses it, and what the facade
+serves is what was built."""
 
 from __future__ import annotations
 
@@ -107,14 +108,27 @@ def test_a_program_is_checked_by_its_types(built: Path) -> None:
     (built / "user.ts").write_text(USER)
     flags = ["--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "--lib", "es2023,dom"]
     flags += ["--exactOptionalPropertyTypes", "--noUncheckedIndexedAccess", "--skipLibCheck"]
-    checked = subprocess.run(
-        [require_program("node"), "node_modules/typescript/bin/tsc", *flags, "user.ts"],
-        cwd=built,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert checked.returncode == 0, checked.stdout
+    check_types(built, *flags, "user.ts")
+
+
+def test_the_scripts_of_the_page_are_checked_by_their_types_and_those_of_the_module(built: Path) -> None:
+    page = built / "page"
+    shutil.copytree(SERVED.parent, page, ignore=shutil.ignore_patterns(SERVED.name))
+    for script in page.glob("*.js"):
+        assert script.read_text().startswith("// @ts-check\n"), script.name
+    for declared in (built / "dist").glob("*.d.ts"):
+        shutil.copy(declared, page)
+    options = {"allowJs": True, "noEmit": True, "declaration": False, "emitDeclarationOnly": False}
+    options |= {"rootDir": ".", "noUncheckedIndexedAccess": False}
+    wanted = {"extends": "../tsconfig.json", "compilerOptions": options, "include": ["*.js"]}
+    (page / "tsconfig.json").write_text(json.dumps(wanted))
+    check_types(built, "--project", "page")
+
+
+def check_types(folder: Path, *arguments: str) -> None:
+    command = [require_program("node"), "node_modules/typescript/bin/tsc", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_package_holds_what_is_needed_and_no_more(built: Path) -> None:

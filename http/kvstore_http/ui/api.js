@@ -185,7 +185,7 @@ export async function* records(prefix, signal, start = "") {
   const decoder = new TextDecoder();
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read().catch((cause) => {
+    const { done, value } = await reader.read().catch(() => {
       signal.throwIfAborted();
       throw new KvError({ code: "unreachable", title: "Cut off", detail: "The answer was cut off, and is not whole. Try again.", retryable: true });
     });

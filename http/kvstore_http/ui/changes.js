@@ -28,6 +28,9 @@ export class ChangesView {
     this.isPaused = false;
     /** @type {import("./stream.js").Change[]} oldest first, not shown yet */
     this.waiting = [];
+    /** @type {string | null} nothing is shown yet */
+    this.prefix = null;
+    this.turn = 0;
     this.seen = [0, 0];
     this.dropped = 0;
     this.frame = 0;
@@ -58,7 +61,7 @@ export class ChangesView {
   /** @param {string} prefix */
   async show(prefix) {
     if (this.input.value !== prefix) this.input.value = prefix;
-    const turn = (this.turn = (this.turn ?? 0) + 1);
+    const turn = ++this.turn;
     if (prefix !== this.prefix) {
       this.follower.forget();
       this.seen = [0, 0];
@@ -170,7 +173,7 @@ export class ChangesView {
     const fold = button(/** @type {string} */ (change.value), () => {
       if (!body) fold.after((body = el("div", { class: "unfolded" }, unfoldedLater(change))));
       else body.hidden = !body.hidden;
-      fold.setAttribute("aria-expanded", String(!body.hidden));
+      fold.setAttribute("aria-expanded", String(!body?.hidden));
     }, { class: "preview", "aria-expanded": "false" });
     return fold;
   }

@@ -63,7 +63,7 @@ export class Editor {
     this.isSaving = false;
     this.isInsisting = false;
     this.isColoured = false;
-    this.attempt = { what: "", number: "", ttl: undefined };
+    this.attempt = { what: "", number: "" };
     this.#build();
     if (record && kept && kept.base.revision !== record.revision) this.changed(record.revision, true);
   }

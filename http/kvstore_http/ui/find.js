@@ -18,6 +18,8 @@ export class FindView {
   constructor() {
     this.text = "";
     this.prefix = "";
+    this.lookedAt = 0;
+    this.found = 0;
     this.node = byId("found");
     this.foot = byId("find-foot");
     this.searching = new AbortController();
@@ -44,14 +46,13 @@ export class FindView {
     const { signal } = (this.searching = new AbortController());
     const pattern = matcher(this.text);
     const [enough, far] = [this.found + MOST_FOUND, this.lookedAt + MOST_LOOKED_AT];
-    /** @type {string | null} */
     let next = cursor;
     do {
       this.#tell("", button("Stop", () => this.stop()));
       try {
         const page = await list({ prefix: this.prefix, limit: PAGE, cursor: next });
         if (this.searching.signal !== signal) return;
-        next = page.cursor;
+        next = page.cursor ?? "";
         this.lookedAt += page.items.length;
         this.#append(page.items.filter(({ key }) => pattern.test(key)));
       } catch (problem) {

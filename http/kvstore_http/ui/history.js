@@ -18,6 +18,7 @@ export class HistoryView {
     this.present = present;
     this.mayRestore = mayRestore;
     this.onRestored = onRestored;
+    /** @type {any[]} newest first */
     this.events = [];
     /** @type {string | null} */
     this.cursor = null;

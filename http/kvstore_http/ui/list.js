@@ -25,6 +25,7 @@ export class ListView {
     this.isRoots = false;
     this.prefix = "";
     this.isFlat = false;
+    this.shownFor = "";
     this.key = "";
     this.isLoaded = false;
     this.revision = 0;
@@ -152,7 +153,8 @@ export class ListView {
 
   /** @param {Entry[]} entries */
   #replace(entries) {
-    const hadFocus = this.node.contains(document.activeElement) ? this.#idOf(document.activeElement) : null;
+    const focused = document.activeElement;
+    const hadFocus = focused && this.node.contains(focused) ? this.#idOf(focused) : null;
     const wanted = `${this.isFlat} ${this.prefix}`;
     if (this.shownFor !== wanted) byId("browser").scrollTop = 0;
     this.shownFor = wanted;

@@ -51,7 +51,7 @@ export class Login {
     const isNobody = who.name === ANONYMOUS;
     if (isNobody && (why || !who.grants.length)) this.#demand(why, !who.grants.length);
     if (isNobody && this.isSomebody) return; // what they saw stays until they are back, or go
-    if (isNobody && this.isNeeded) return this.#take(who);
+    if (isNobody && this.isNeeded) return void this.#take(who);
     const goesOn = isBack || this.dialog.open;
     if (!isNobody) this.#stopAsking();
     if (this.#take(who) || goesOn) this.onChange();
