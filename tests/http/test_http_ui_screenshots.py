@@ -33,8 +33,9 @@ PICTURES = {
     "changes": (1100, {"view": "changes"}, "a.example"),
     "history": (1100, {"key": "app/config/web.json", "tab": "history"}, "created"),
     "phone": (390, {"prefix": "app/config/"}, "web.json"),
+    "conflict": (1100, {"key": "app/config/web.json"}, "8080"),
 }
-"""By name: width, the place in the page, and what is seen once it is there."""
+"""By name: width, the place in the page, and what is seen once it is there. The last one changes a value."""
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +46,39 @@ def page(tmp_path_factory: pytest.TempPathFactory, shared_service: Service) -> I
 
 @pytest.fixture(scope="module")
 def written(session: Session) -> None:
-    session.delete("/v1/kv?prefix=")
     for key, value, kind in WRITES:
         session.put(path_of(key), value, content_type=kind)
 
 
+def unfold_a_change(page: Page) -> None:
+    page.wait(f"document.querySelectorAll('.tail .preview').length >= {len(WRITES)}")
+    page.ask(
+        "document.querySelectorAll('.tail li').forEach((row, at) => at >= 6 && row.remove());"
+        "document.querySelectorAll('.tail .preview')[4].click()"
+    )
+    page.wait("document.querySelector('.tail .diff')")
+
+
+def begin_a_conflict(page: Page, session: Session) -> None:
+    page.click("Edit")
+    page.fill("#edit-value", '{"port": 8443, "hosts": ["a.example"], "debug": false}')
+    theirs = b'{"port": 8080, "hosts": ["a.example", "b.example"], "debug": false}'
+    session.put(path_of("app/config/web.json"), theirs, content_type="application/json")
+    page.click("Save")
+    page.wait_for("Theirs, revision", ".conflict")
+
+
 @pytest.mark.usefixtures("written")
 @pytest.mark.parametrize("name", PICTURES)
-def test_the_pictures_show_the_page_as_it_is(page: Page, name: str) -> None:
+def test_the_pictures_show_the_page_as_it_is(page: Page, session: Session, name: str) -> None:
     width, place, seen = PICTURES[name]
     _view(page.browser, width)
     page.open(**place)
     page.wait_for(seen, "main")
     if name == "changes":
-        page.wait(f"document.querySelectorAll('.tail .preview').length >= {len(WRITES)}")
-        page.ask(
-            "document.querySelectorAll('.tail li').forEach((row, at) => at >= 6 && row.remove());"
-            "document.querySelectorAll('.tail .preview')[4].click()"
-        )
-        page.wait("document.querySelector('.tail .diff')")
+        unfold_a_change(page)
+    if name == "conflict":
+        begin_a_conflict(page, session)
     words = _words(page.text("main"))
     file = IMAGES / f"{name}.txt"
     if os.environ.get("KVSTORE_SCREENSHOTS"):
@@ -85,5 +100,5 @@ def _view(browser: Browser, width: int) -> None:
 def _words(text: str) -> str:
     """What is to be read, without what differs from one time to the next: times, and revisions."""
     text = re.sub(r"\d+ (s|min|h|days?) ago|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d", "…", text)
-    text = re.sub(r"(?i)(revision) [\d,]+", r"\1 …", text)
+    text = re.sub(r"(?i)(revision|began with) [\d,]+", r"\1 …", text)
     return "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip()) + "\n"
