@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from kvstore_core.access.tokens import new_token
-from support.containers import DOCKER, ENGINE_SECONDS, Container, show
+from support.containers import DOCKER, ENGINE_SECONDS, Container, run, show
 from support.load import LAST_KEY, SseWatcher
 from support.markdown import blocks
 from support.servers import free_port
@@ -25,32 +27,33 @@ PAGE = (ROOT / "docs/containers.md").read_text()
 
 
 class Project:
-    """What the repository's file makes, under a name and with a port of its own.
+    """What the compose file of a folder makes, under a name and with a port of its own.
 
     ``COMPOSE`` names the command if it is not ``docker compose``.
     """
 
-    def __init__(self, image: str, folder: Path) -> None:
+    def __init__(self, folder: Path, image: str) -> None:
         self.name = f"kvstore-test-{uuid.uuid4().hex[:8]}"
         self.address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{self.address}"
-        tested = folder / "image.yaml"
-        tested.write_text(f"services: {{daemon: {{image: '{image}'}}, http: {{image: '{image}'}}}}\n")
+        self.image = image
+        self._folder = folder
         program = shlex.split(os.environ.get("COMPOSE", "")) or [*DOCKER, "compose"]
-        files = ("-f", str(ROOT / "docker-compose.yaml"), "-f", str(tested))
-        self._command = [*program, "--project-name", self.name, *files]
-
-    def add(self, file: Path) -> None:
-        """Another file, as ``docker-compose.override.yaml`` would be."""
-        self._command += ["-f", str(file)]
+        self._command = [*program, "--project-name", self.name]
 
     def __call__(self, *arguments: str, check: bool = True, **options: str) -> str:
         """Run ``docker compose ARGUMENTS`` with ``KVSTORE_*`` options from the shell."""
-        environment = {**os.environ, "KVSTORE_HTTP": self.address, **options}
+        given = {"KVSTORE_IMAGE": self.image, "KVSTORE_HTTP": self.address, **options}
         done = show(
             [*self._command, *arguments],
             lambda command: subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=ENGINE_SECONDS, env=environment
+                command,
+                cwd=self._folder,
+                env={**os.environ, **given},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=ENGINE_SECONDS,
             ),
         )
         assert not check or done.returncode == 0, done.stderr
@@ -67,12 +70,22 @@ class Project:
             self.container(service).wait_healthy()
 
 
+@contextmanager
+def in_folder(folder: Path, image: str) -> Iterator[Project]:
+    project = Project(folder, image)
+    try:
+        yield project
+    finally:
+        project("logs", "--tail", "4", check=False)
+        project("down", "--volumes", "--timeout", "10", check=False)
+
+
 @pytest.fixture
 def project(image: str, tmp_path: Path) -> Iterator[Project]:
-    project = Project(image, tmp_path)
-    yield project
-    project("logs", "--tail", "4", check=False)
-    project("down", "--volumes", "--timeout", "10", check=False)
+    """That of a folder with nothing but the file in it."""
+    shutil.copy(ROOT / "docker-compose.yaml", tmp_path)
+    with in_folder(tmp_path, image) as project:
+        yield project
 
 
 def test_one_command_gives_a_healthy_service_on_loopback_only(project: Project) -> None:
@@ -83,6 +96,21 @@ def test_one_command_gives_a_healthy_service_on_loopback_only(project: Project) 
     published = "{{range $port, $at := .HostConfig.PortBindings}}{{$port}} {{(index $at 0).HostIp}}{{end}}"
     assert project.container("http").inspect(published) == "5000/tcp 127.0.0.1"
     assert project.container("daemon").inspect(published) == ""
+
+
+def test_the_file_alone_starts_the_image_that_is_named(project: Project, image: str) -> None:
+    project.up()
+    for service in ("daemon", "http"):
+        assert project.container(service).inspect("{{.Config.Image}}") == image
+
+
+def test_in_a_checkout_the_image_is_built(image: str) -> None:
+    """Of a name that is in no registry; on most machines from what is left of ``image``."""
+    with in_folder(ROOT, "kvstore-test.invalid/built:checkout") as project:
+        project.up()
+        project.container("http").put("k", "v")
+        assert project.container("http").get("k") == "v"
+    run("image", "rm", "kvstore-test.invalid/built:checkout")
 
 
 def test_nobody_gets_in_without_a_key(project: Project) -> None:
@@ -108,9 +136,7 @@ def test_the_admins_token_may_be_a_secret(project: Project, tmp_path: Path) -> N
     secret = tmp_path / "admin.token"
     secret.write_text(token)
     secret.chmod(0o444)
-    override = tmp_path / "override.yaml"
-    override.write_text(example.replace("./admin.token", str(secret)))
-    project.add(override)
+    (tmp_path / "docker-compose.override.yaml").write_text(example)
     project.up()
     admin = {"Authorization": f"Bearer {token}"}
     assert httpx.put(f"{project.url}/v1/kv/k", content="v", headers=admin).status_code == 201

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*"))
 COMPOSE = ROOT / "docker-compose.yaml"
+OVERRIDE = ROOT / "docker-compose.override.yaml"
 
 
 def check_schema(file: Path, *schemas: str) -> None:
@@ -92,21 +94,37 @@ def test_the_facade_of_the_compose_file_only_reads_the_volume() -> None:
     assert services["http"]["volumes"] == ["store:/data:ro"]
 
 
-def test_the_compose_file_alone_starts_the_published_image_or_another_that_is_named() -> None:
-    """A release replaces the default by its own image."""
-    images = {part["image"] for part in parsed(COMPOSE)["services"].values()}
-    assert images == {"${KVSTORE_IMAGE:-ghcr.io/kvstore/kvstore:latest}"}
-    mounted = [volume for part in parsed(COMPOSE)["services"].values() for volume in part["volumes"]]
+def test_the_compose_file_alone_starts_an_image_and_builds_none() -> None:
+    services = parsed(COMPOSE)["services"].values()
+    assert all(re.fullmatch(r"\$\{KVSTORE_IMAGE:-\S+:latest\}", part["image"]) for part in services)
+    mounted = [volume for part in services for volume in part["volumes"]]
     assert {volume.partition(":")[0] for volume in mounted} == set(parsed(COMPOSE)["volumes"])
-    assert not [part for part in parsed(COMPOSE)["services"].values() if "env_file" in part]
-    script = next(
-        step["run"]
-        for step in parsed(ROOT / ".github/workflows/release.yaml")["jobs"]["release"]["steps"]
-        if "sed" in step.get("run", "")
+    assert not [part for part in services if {"build", "env_file", "extends"} & set(part)]
+
+
+def test_a_checkout_builds_the_image_of_both_parts() -> None:
+    check_schema(OVERRIDE, "vendor.compose-spec")
+    built = {"build": ".", "pull_policy": "build"}
+    assert parsed(OVERRIDE)["services"] == dict.fromkeys(parsed(COMPOSE)["services"], built)
+
+
+def test_the_compose_file_of_a_release_starts_its_own_image() -> None:
+    """Whatever the default was: a fork has nothing to change."""
+    steps = parsed(ROOT / ".github/workflows/release.yaml")["jobs"]["release"]["steps"]
+    script = next(step["run"] for step in steps if "docker-compose.yaml" in step.get("run", ""))
+    command = next(line for line in script.splitlines() if "docker-compose.yaml" in line)
+    done = run(
+        ["sh", "-euc", command.replace("dist/docker-compose.yaml", "/dev/stdout")],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "image": "registry.example/fork/kv:1.2.3"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    written = COMPOSE.read_text()
-    old = re.search(r"sed \"s\|([^|]+)\|\$image\|\"", script)[1]  # type: ignore[index]
-    assert written.count(old) == 1
+    services = yaml.safe_load(done.stdout)["services"]
+    assert {part["image"] for part in services.values()} == {
+        "${KVSTORE_IMAGE:-registry.example/fork/kv:1.2.3}"
+    }
 
 
 def test_the_compose_file_publishes_on_loopback_unless_told_otherwise() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ from release_notes import notes
 from project.test_containers import check_schema
 
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+REPOSITORY = PROJECT["project"]["urls"]["Source"]
+IMAGE = REPOSITORY.replace("https://github.com/", "ghcr.io/")
 FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml"))
 CHANGELOG = """# Changelog
 
@@ -50,3 +55,20 @@ def test_the_release_begins_by_looking_for_its_notes_and_shows_them() -> None:
 @pytest.mark.parametrize("form", FORMS, ids=lambda file: file.name)
 def test_the_forms_of_issues_are_what_their_schema_says(form: Path) -> None:
     check_schema(form, "vendor.github-issue-forms")
+
+
+def test_the_repository_and_its_image_have_one_name_everywhere() -> None:
+    """That of ``urls.Source`` in pyproject.toml."""
+    for url in PROJECT["project"]["urls"].values():
+        assert url == REPOSITORY or url.startswith(f"{REPOSITORY}/")
+    path = REPOSITORY.removeprefix("https://github.com/")
+    for row in PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        assert (
+            re.search(r"https://(?:raw\.githubusercontent|github)\.com/(\w+/\w+)/", row["replacement"])[1]
+            == path
+        )  # type: ignore[index]
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"ghcr\.io/[\w/.-]+", readme)) == {IMAGE}
+    assert set(re.findall(r"git\+(https://[\w/.-]+)", readme)) == {REPOSITORY}
+    compose = (ROOT / "docker-compose.yaml").read_text()
+    assert f"${{KVSTORE_IMAGE:-{IMAGE}:latest}}" in compose
