@@ -27,7 +27,7 @@ LOADED := [ -d tests/engine/__pycache__ ] || { $(BIN)/python -m pytest --collect
 # are busy, and a slow disk under them must not decide which test passes.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --timeout 180
 
-.PHONY: help run test test-etcd test-compiled compiled quick check format docs js vendor screenshots torture torture-cluster mutations containers bench dist constraints clean
+.PHONY: help run test test-etcd test-compiled compiled quick check format docs js vendor screenshots torture torture-cluster mutations containers installs bench dist constraints clean
 .DEFAULT_GOAL := help
 # Images of containers often set it; then each of the thousands of processes compiles all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -98,6 +98,10 @@ mutations: $(READY) ## take away what each operation and route needs, and see th
 
 containers: $(READY) ## build the image and try it and docker-compose.yaml; needs a container engine
 	@$(BIN)/python -m pytest -s tests/containers $(ARGS)
+
+installs: $(READY) dist ## install what 'make dist' builds with every Python that is here, and try it; PYTHONS='...' names others
+	@tools/needs etcd
+	@$(BIN)/python -m pytest tests/installs $(ARGS)
 
 # FORM=compiled BEFORE=. measures the compiled form beside the pure one
 bench: $(PEERS) $(if $(FORM),$(COMPILED_READY)) ## measure beside etcd and Redis; QUICK=1: three minutes, ONLY=http_get,http_put: some rows, BEFORE=CHECKOUT: that one, too, FORM=compiled

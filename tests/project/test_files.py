@@ -29,7 +29,11 @@ EXTRAS = {
 """What each extra asks for beside the extra of ours that it holds."""
 PINNED = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
 HOOK: dict[str, Any] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = tuple(
+    line.rpartition(" ")[2]
+    for line in PROJECT["project"]["classifiers"]
+    if line.startswith("Programming Language :: Python :: 3.")
+)
 
 
 NOT_OURS = {".git", *(ROOT / ".gitignore").read_text().replace("/", "").split()}
@@ -210,6 +214,12 @@ def test_the_image_is_given_every_package_and_nothing_secret() -> None:
 def test_the_workflow_tests_every_supported_python() -> None:
     text = (ROOT / ".github/workflows/checks.yaml").read_text()
     assert re.search(r"python: \[(.*)\]", text)[1] == ", ".join(f'"{python}"' for python in PYTHONS)  # type: ignore[index]
+
+
+def test_a_release_is_installed_with_every_supported_python() -> None:
+    (job,) = re.findall(r"(?s)  packages:\n.*?\n\n", (ROOT / ".github/workflows/release.yaml").read_text())
+    assert tuple(re.findall(r"^ +(3\.\d+)$", job, re.MULTILINE)) == PYTHONS
+    assert "make installs" in job
 
 
 def test_the_values_of_variables_in_deployment_files_can_be_used() -> None:

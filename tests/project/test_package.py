@@ -23,8 +23,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from kvstore_core.distribution import EXTRAS
-from support.installed import Installed, install
-from support.servers import Daemon, Service, clean_environment, free_port
+from support.installed import CLIENT, Installed, install, serving
+from support.servers import Daemon, Service
 
 pytestmark = pytest.mark.slow
 
@@ -121,27 +121,6 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     """``installed("cli")``: an environment with the wheel, that extra, and only what these declare."""
     file = COMPILED or built / WHEEL
     return cache(lambda extra: install(file, extra, tmp_path_factory.mktemp("installed")))
-
-
-CLIENT = """
-import asyncio, sys
-import kvstore_client
-from kvstore_client import AsyncClient, Client, Mirror, Subscription
-
-with Client() as client, Subscription(since=0) as subscription, Mirror(prefixes=["k"]) as mirror:
-    revision = client.put("k/1", "v").revision
-    with client.transaction() as transaction:
-        transaction.put("k/2", transaction.get("k/1").value)
-    print(next(iter(subscription)).key, mirror["k/1"].value, client.get("k/2").value)
-
-async def read():
-    async with AsyncClient() as client:
-        return (await client.get("k/2")).value
-
-print(asyncio.run(read()), kvstore_client.__version__)
-for name in kvstore_client.__all__:
-    getattr(kvstore_client, name)
-"""
 
 
 def test_the_client_needs_only_what_the_package_declares_without_extras(
@@ -251,31 +230,8 @@ def test_man_pages_and_completion_are_installed_where_man_and_the_shells_look(
 def test_the_installed_service_serves_its_page_too(
     installed: Callable[[str], Installed], tmp_path: Path
 ) -> None:
-    programs = installed("server").bin
-    address = f"127.0.0.1:{free_port()}"
-    ports = {f"--{name}": f"tcp://127.0.0.1:{free_port()}" for name in ("requests", "changes")}
-    options = [word for pair in {**ports, "--http": address, "--workers": "1"}.items() for word in pair]
-    service = subprocess.Popen(
-        [programs / "kvstore", "serve", "--data", tmp_path / "data", *options],
-        cwd=tmp_path,
-        env=clean_environment(tmp_path),
-        stderr=subprocess.PIPE,
-    )
-    assert service.stderr is not None
-    try:
-        said = b""
-        while b"kvstore serve: ready" not in said:
-            line = service.stderr.readline()
-            assert line, said.decode()
-            said += line
-        url = f"http://{address}"
-        command = [programs / "kvstore", "put", "k", "v", "--url", url]
-        subprocess.run(
-            command, check=True, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True
-        )
-        page = httpx.get(f"{url}/ui/", follow_redirects=True)
+    with serving(installed("server"), tmp_path) as service:
+        done = installed("server").run("kvstore", "put", "k", "v", KVSTORE_URL=service.url)
+        assert done.returncode == 0, done.stderr
+        page = httpx.get(f"{service.url}/ui/", follow_redirects=True)
         assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    finally:
-        service.terminate()
-        service.communicate()
-    assert service.returncode == 0

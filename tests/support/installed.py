@@ -1,4 +1,4 @@
-"""An empty environment with the built distribution in it, one extra, and only what these declare."""
+"""An environment with the built distribution in it, one extra, and only what these declare."""
 
 from __future__ import annotations
 
@@ -6,16 +6,41 @@ import subprocess
 import sys
 import venv
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import Distribution, distributions
 from importlib.metadata import distribution as here
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from support.servers import clean_environment
+from support.servers import Serve, clean_environment
 
 NAME = "kvstored"
+WARNINGS = "error,ignore::ResourceWarning"
+"""For ``PYTHONWARNINGS``: every one is an error, but for what a process has open when it ends."""
+
+CLIENT = """
+import asyncio
+import kvstore_client
+from kvstore_client import AsyncClient, Client, Mirror, Subscription
+
+with Client() as client, Subscription(since=0) as subscription, Mirror(prefixes=["k"]) as mirror:
+    client.put("k/1", "v")
+    with client.transaction() as transaction:
+        transaction.put("k/2", transaction.get("k/1").value)
+    print(next(iter(subscription)).key, mirror["k/1"].value, client.get("k/2").value)
+
+async def read():
+    async with AsyncClient() as client:
+        return (await client.get("k/2")).value
+
+print(asyncio.run(read()), kvstore_client.__version__)
+for name in kvstore_client.__all__:
+    getattr(kvstore_client, name)
+"""
+"""A program that uses the native client, on a daemon with an empty store."""
 
 
 class Installed:
@@ -37,6 +62,17 @@ class Installed:
         )
 
 
+@contextmanager
+def serving(installed: Installed, folder: Path, **options: Any) -> Iterator[Serve]:
+    """A ready ``kvstore serve`` of an environment, in which a warning is an error; it has to end well."""
+    server = Serve(folder, {"workers": 1, **options}, {"PYTHONWARNINGS": WARNINGS})
+    server.program = str(installed.bin / "kvstore")
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
 def install(file: Path, extra: str, folder: Path) -> Installed:
     """Install a wheel into an empty environment. What it and its extra declare is linked from this one."""
     venv.create(folder, symlinks=True)
@@ -46,6 +82,15 @@ def install(file: Path, extra: str, folder: Path) -> Installed:
     ours = next(each for each in distributions(path=[str(library)]) if each.name == NAME)
     for needed in _closure(ours, extra):
         _link(needed, library)
+    return Installed(folder)
+
+
+def install_by_pip(python: Path, file: Path, extra: str, folder: Path) -> Installed:
+    """Have ``python`` make an empty environment, and its pip install a wheel or an sdist with what pip finds
+    for it today."""
+    subprocess.run([python, "-m", "venv", folder], check=True)
+    wanted = f"{file}[{extra}]" if extra else file
+    subprocess.run([folder / "bin" / "pip", "install", "-qq", wanted], check=True)
     return Installed(folder)
 
 

@@ -171,6 +171,8 @@ class Server:
     """A program that does something and then becomes the server."""
     passed_descriptors: Sequence[int] = ()
     """What it inherits besides the standard streams."""
+    program: str = ""
+    """The ``kvstore`` of another environment than this one."""
 
     def __init__(self, folder: Path, options: dict[str, Any], environment: dict[str, str] | None = None):
         own = {name: place.format(folder=folder, port=free_port()) for name, place in self.places.items()}
@@ -188,14 +190,15 @@ class Server:
         """Start the process and return once it said that it is ready."""
         assert not self.is_running, f"{self.name} runs already"
         offset = self.log.stat().st_size if self.log.exists() else 0
-        self.process = self._begin(kvstore_command(self.name, *flags(self.options)))
+        program, *arguments = kvstore_command(self.name, *flags(self.options))
+        self.process = self._begin([self.program or program, *arguments])
         self._expected_to_run = True
         self._wait_until_ready(offset)
         return self
 
     def _begin(self, command: list[str]) -> subprocess.Popen[bytes] | WarmProcess:
         with self.log.open("ab") as log:
-            if not (self._starts_as_usual or self.wrapper or self.passed_descriptors):
+            if not (self._starts_as_usual or self.wrapper or self.passed_descriptors or self.program):
                 warm = start_server(command, env=self.environment, cwd=self.folder, output=log.fileno())
                 if warm is not None:
                     return warm
