@@ -67,8 +67,8 @@ def test_the_repository_and_its_image_have_one_name_everywhere() -> None:
             re.search(r"https://(?:raw\.githubusercontent|github)\.com/(\w+/\w+)/", row["replacement"])[1]
             == path
         )  # type: ignore[index]
-    readme = (ROOT / "README.md").read_text()
-    assert set(re.findall(r"ghcr\.io/[\w/.-]+", readme)) == {IMAGE}
-    assert set(re.findall(r"git\+(https://[\w/.-]+)", readme)) == {REPOSITORY}
+    shown = "".join((ROOT / page).read_text() for page in ("README.md", "docs/index.md"))
+    assert set(re.findall(r"ghcr\.io/[\w/.-]+", shown)) == {IMAGE}
+    assert set(re.findall(r"git\+(https://[\w/.-]+)", shown)) == {REPOSITORY}
     compose = (ROOT / "docker-compose.yaml").read_text()
     assert f"${{KVSTORE_IMAGE:-{IMAGE}:latest}}" in compose
