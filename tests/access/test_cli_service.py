@@ -318,6 +318,8 @@ def test_state_is_shown_as_far_as_one_may_see_it(
         assert b"access\trequired\n" in line.out("status")
         assert "required" in line.on_terminal("status")
     assert b"access.identities\t" in kvstore.out("status")
+    number = kvstore.lines("status", "--json")[0]["access"]["identities"]
+    assert f"required, {number} identities" in kvstore.on_terminal("status")
     assert refused(little, "top", "--count", "1", "--json")
     assert refused(stranger, "status")
     by(made(kvstore, "prometheus", "--grant", "monitor")).out("top", "--count", "1", "--json")

@@ -269,7 +269,7 @@ def test_uninstalling_stops_the_services_and_leaves_the_store_until_it_is_purged
         machine.shell("cd /opt/kvstore; umount python site source")
         machine.call("/root/deploy/systemd/install", "--uninstall")
         assert machine.call("systemctl", "list-units", "--all", "--no-legend", "kvstore-*") == ""
-        assert machine.shell("find /etc/systemd /opt -name 'kvstore*'") == ""
+        assert machine.shell("find /etc/systemd /opt -maxdepth 2 -name 'kvstore*'") == ""
         machine.shell("test -e /var/lib/kvstore/lmdb/data.mdb -a -e /etc/kvstore/kvstore.env")
         machine.call("/root/deploy/systemd/install", "--uninstall", "--purge")
         assert machine.shell("find /var/lib /etc -name '*kvstore*'") == ""

@@ -118,7 +118,8 @@ def _access(status: dict[str, Any]) -> str:
     if access is None:
         return "off: everybody may do everything"
     problem = f"; {access['problem']}" if access["problem"] else ""
-    return f"required, {count(access['identities'])} identities{problem}"
+    known = access["identities"]
+    return f"required, {count(known)} {'identity' if known == 1 else 'identities'}{problem}"
 
 
 def _digest(status: dict[str, Any]) -> dict[str, str]:
