@@ -26,7 +26,7 @@ from kvstore_daemon.publisher import Publisher
 from kvstore_daemon.requests.router_socket import RouterSocket, make_identities_unpredictable
 from kvstore_daemon.server import Server
 from kvstore_daemon.settings import DaemonSettings
-from kvstore_daemon.storage.interface import Engine, EngineSettings, Retention
+from kvstore_daemon.storage.interface import Engine, EngineSettings, EvictionLimit, Retention
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
 
 log = logging.getLogger("kvstore.daemon")
@@ -149,10 +149,22 @@ def open_engine(settings: DaemonSettings, is_over: Callable[[], bool]) -> Engine
             settings.max_value_bytes,
             settings.max_atomic_ops,
             settings.max_atomic_bytes,
+            _eviction(settings),
         )
     )
     engine.open(is_over)
     return engine
+
+
+def _eviction(settings: DaemonSettings) -> EvictionLimit | None:
+    """What is to be evicted, below prefixes none of which begins with another; None for nothing."""
+    if settings.evict_bytes is None:
+        return None
+    prefixes: list[str] = []
+    for prefix in sorted(settings.evict_prefix):
+        if not prefixes or not prefix.startswith(prefixes[-1]):
+            prefixes.append(prefix)
+    return EvictionLimit(tuple(prefix.encode() for prefix in prefixes), settings.evict_bytes)
 
 
 def _announce(notifier: Notifier, **where: str) -> None:

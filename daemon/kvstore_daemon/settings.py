@@ -18,6 +18,8 @@ class DaemonSettings:
     sync_interval_ms: int
     max_value_bytes: int
     max_store_bytes: int
+    evict_prefix: tuple[str, ...]
+    evict_bytes: int | None
     max_batch_ops: int
     max_batch_bytes: int
     max_atomic_ops: int

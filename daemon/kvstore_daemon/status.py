@@ -18,7 +18,7 @@ from kvstore_core.operations import status_for
 from kvstore_core.wire import VERSION, Limits
 from kvstore_daemon.process_usage import Usage
 from kvstore_daemon.settings import DaemonSettings
-from kvstore_daemon.storage.interface import Engine
+from kvstore_daemon.storage.interface import Engine, EvictionState
 
 
 @dataclass(slots=True)
@@ -112,6 +112,7 @@ class Status:
             "writes_refused": None if refusal is None else refusal.as_json(),
             "commits": statistics.commits.as_json(),
             "clock": statistics.clock._asdict(),
+            "eviction": _eviction(statistics.eviction),
             "retention": {
                 "events": settings.retain_events,
                 "bytes": settings.retain_bytes,
@@ -135,3 +136,9 @@ class Status:
             },
             "counters": self._counters.as_json(),
         }
+
+
+def _eviction(state: EvictionState | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    return {**state._asdict(), "prefixes": [prefix.decode() for prefix in state.prefixes]}

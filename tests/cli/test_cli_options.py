@@ -17,6 +17,7 @@ from kvstore_cli.config.options import CONFIG, OPTIONS, options_of
 from kvstore_cli.config.resolve import Configuration, ConfigurationError, resolve
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_http.settings import HttpSettings
+from support.command_line import CommandLine
 
 PARTS = ("daemon", "http", "client", "stream")
 
@@ -28,6 +29,7 @@ OTHERS: dict[str, Any] = {
     "requests": "tcp://127.0.0.1:1",
     "changes": "ipc:///tmp/changes",
     "http": "127.0.0.1:1",
+    "evict-prefix": "cache/,seen/",
     "cors-origins": "https://a.example,https://b.example",
     "allowed-hosts": "kv.example,kv2.example",
     "access": "required",
@@ -110,6 +112,30 @@ def test_lists_and_truths_may_stand_in_the_file_as_such(tmp_path: Path) -> None:
     env = {"KVSTORE_CONFIG": toml_file(tmp_path, 'cors-origins = ["https://a"]\nallow-anonymous = true\n')}
     assert found("cors-origins", env=env)[0] == ("https://a",)
     assert found("allow-anonymous", env=env)[0] is True
+
+
+def test_a_flag_that_is_repeated_makes_a_list_and_only_a_variable_is_split_at_commas(tmp_path: Path) -> None:
+    flags = ("--evict-prefix", "a/", "--evict-prefix", "b,c", "--evict-prefix=a/")
+    shown = CommandLine(tmp_path, None)("config", "show", *flags)
+    assert "evict-prefix\ta/,b,c\tflag --evict-prefix" in shown.stdout.decode().splitlines()
+    assert found("evict-prefix", env={"KVSTORE_EVICT_PREFIX": "a/, b/"})[0] == ("a/", "b/")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"evict_prefix": ("a/",)}, "--evict-prefix needs --evict-bytes"),
+        ({"evict_bytes": 2000}, "--evict-bytes needs --evict-prefix"),
+        ({"evict_prefix": ("a/",), "evict_bytes": 2**40}, "more than half of --max-store-bytes 1 TiB"),
+        ({"evict_prefix": ("a/",), "evict_bytes": 2000, "engine": "etcd://h"}, "for a store in a file"),
+    ],
+)
+def test_a_cache_without_a_bound_or_beyond_what_can_be_kept_is_refused(
+    flags: dict[str, Any], words: str
+) -> None:
+    given = {name.replace("_", "-"): value for name, value in flags.items()}
+    with pytest.raises(ConfigurationError, match=words):
+        resolve(given, "daemon", environ={}).daemon_settings()
 
 
 def test_an_empty_variable_is_as_good_as_none() -> None:

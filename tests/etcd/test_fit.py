@@ -25,6 +25,7 @@ pytestmark = [
 ADDRESS = "etcd://h1,h2/app?ca=/ca.pem"
 FITTING: dict[str, Any] = {
     "sync": "always",
+    "evicts": False,
     "max_value_bytes": 1 << 20,
     "max_atomic_ops": 100,
     "max_atomic_bytes": 1 << 20,
@@ -46,6 +47,7 @@ def test_what_fits_gives_the_address() -> None:
     [
         ({"sync": "none"}, "--sync none"),
         ({"sync": "interval"}, "leave the option out"),
+        ({"evicts": True}, "--evict-prefix is for a store in a file"),
         ({"max_value_bytes": (1 << 20) + 1}, "--max-value-bytes 1048577 does not fit"),
         ({"max_atomic_ops": 101}, "100 is the most"),
         ({"max_atomic_bytes": 2 << 20}, "--max-atomic-bytes"),

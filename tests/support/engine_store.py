@@ -17,6 +17,7 @@ from kvstore_daemon.storage.interface import (
     EngineSettings,
     EventFilter,
     EventPage,
+    EvictionLimit,
     History,
     LogPosition,
     Retention,
@@ -218,10 +219,13 @@ def opened(
     sync: str = "always",
     max_store_bytes: int = 1 << 34,
     retention: Retention = WIDE,
+    eviction: EvictionLimit | None = None,
 ) -> Store:
     """The store in the folder ``data``, by the machine's clock unless another is given."""
     address = kind.address(data)
-    settings = EngineSettings(address, str(data), sync, 1000, max_store_bytes, retention, MIB, 100, MIB)
+    settings = EngineSettings(
+        address, str(data), sync, 1000, max_store_bytes, retention, MIB, 100, MIB, eviction
+    )
     store = Store(kind, settings, clock)
     store.engine.open()
     return store

@@ -28,7 +28,10 @@ OF_CLUSTER = {
 }
 """What one whose store is on its own machine has nothing to say of."""
 
-NOT_ALWAYS = ONLY_SECURED | OF_CLUSTER
+OF_CACHE = {name for name in CATALOGUE if name.startswith("kvstore_evict")}
+"""What one that evicts nothing has nothing to say of."""
+
+NOT_ALWAYS = ONLY_SECURED | OF_CLUSTER | OF_CACHE
 
 
 class Scrape:

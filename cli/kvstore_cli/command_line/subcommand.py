@@ -76,7 +76,8 @@ def _takes_value(parameter: click.Parameter) -> bool:
 
 
 class KindType(click.ParamType[Any]):
-    """A kind of value as a click type: a value that cannot be read is a usage error."""
+    """A kind of value as a click type: a value that cannot be read is a usage error. Each one of a kind that
+    repeats is a list of its own."""
 
     def __init__(self, kind: Kind) -> None:
         self.name = kind.unit
@@ -85,7 +86,7 @@ class KindType(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The value in base units."""
         try:
-            return self._kind.parse(value)
+            return self._kind.parse([value] if self._kind.repeats else value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -117,6 +118,8 @@ def subcommand(*parts: str) -> Callable[[Callable[..., Any]], Subcommand]:
 
 def _flag(row: Option) -> click.Option:
     def remember(context: click.Context, _parameter: click.Parameter, value: Any) -> None:
+        if row.kind.repeats:
+            value = tuple(dict.fromkeys(itertools.chain.from_iterable(value))) or None
         if value is not None:
             given_flags(context)[row.name] = value
 
@@ -124,6 +127,8 @@ def _flag(row: Option) -> click.Option:
     common: dict[str, Any] = {"expose_value": False, "callback": remember, "help": help_text}
     if row.kind is FLAG:
         return click.Option([row.flag], is_flag=True, default=None, **common)
+    if row.kind.repeats:
+        common["multiple"] = True
     return click.Option([row.flag], type=KindType(row.kind), metavar=row.kind.metavar, **common)
 
 

@@ -144,6 +144,7 @@ def _digest(status: dict[str, Any]) -> dict[str, str]:
             f"{size(status['store_bytes'])} used of {size(status['max_store_bytes'])}, "
             f"in a file of {size(status['file_bytes'])}"
         ),
+        **_cache(status.get("eviction")),
         "disk": f"{size(status['disk_free_bytes'])} free of {size(status['disk_bytes'])}",
         "commits": (
             f"{count(commits['count'])} for {count(commits['requests'])} requests; on average "
@@ -159,6 +160,19 @@ def _digest(status: dict[str, Any]) -> dict[str, str]:
         ),
         **_cluster(status.get("cluster")),
         "limits": _limits(status),
+    }
+
+
+def _cache(eviction: dict[str, Any] | None) -> dict[str, str]:
+    """The line of a cache, if there is one."""
+    if eviction is None:
+        return {}
+    return {
+        "cache": (
+            f"{count(eviction['records'])} records below {', '.join(eviction['prefixes'])}, "
+            f"{size(eviction['bytes'])} of {size(eviction['max_bytes'])}; "
+            f"{count(eviction['evicted_records'])} evicted since the start"
+        )
     }
 
 

@@ -117,6 +117,24 @@ def parse_hosts(given: Any) -> tuple[str, ...]:
     return _each_like(r"[a-z0-9._-]+|[0-9a-f:.]+", names, what)
 
 
+def parse_prefixes(given: Any) -> tuple[str, ...]:
+    """Prefixes of keys: a list, or text with commas between them."""
+    from kvstore_core.errors import KvError
+    from kvstore_core.model import check_key  # only servers need it
+
+    prefixes = [_text(part) for part in given] if isinstance(given, list) else _listed(given)
+    for prefix in prefixes:
+        if not prefix:
+            raise ValueError(
+                "an empty prefix is that of all keys; write that of the cache, for example cache/"
+            )
+        try:
+            check_key(prefix)
+        except KvError as error:
+            raise ValueError(f"{prefix!r} is not what a key begins with: {error.message}") from error
+    return tuple(dict.fromkeys(prefixes))
+
+
 def _listed(given: Any) -> list[str]:
     parts = given if isinstance(given, list) else _text(given).split(",")
     return [_text(part).strip() for part in parts if part]

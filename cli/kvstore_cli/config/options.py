@@ -21,13 +21,14 @@ PREFIX = "KVSTORE_"
 
 class Kind(NamedTuple):
     """The kind of an option's value: its name in help texts, its unit, how it is parsed and shown; ``words``
-    if only these are allowed."""
+    if only these are allowed. The flag of one that ``repeats`` is given once for each part of a list."""
 
     metavar: str
     unit: str
     parse: Callable[[Any], Any]
     show: Callable[[Any], str] = str
     words: tuple[str, ...] = ()
+    repeats: bool = False
 
 
 class Option(NamedTuple):
@@ -116,6 +117,14 @@ _FILE_OR_STDIN = Kind("FILE", "file", option_values.parse_path_or_stdin)
 _ENGINE = Kind("URL", "address", option_values.parse_engine)
 _ORIGINS = Kind("LIST", "origins", option_values.parse_origins, lambda value: ",".join(value) or "none")
 _HOSTS = Kind("LIST", "host names", option_values.parse_hosts, lambda value: ",".join(value) or "none")
+
+_PREFIXES = Kind(
+    "PREFIX",
+    "prefixes",
+    option_values.parse_prefixes,
+    lambda value: ",".join(value) or "none",
+    repeats=True,
+)
 
 
 def _xdg(variable: str, fallback: str) -> str | None:
@@ -244,6 +253,25 @@ OPTIONS: dict[str, Option] = {
             "The maximum size of the store. Beyond it writes are refused with store_full, while reads and "
             "deletes still work. The file is sparse: no space is reserved.",
             _DAEMON,
+        ),
+        Option(
+            "evict-prefix",
+            _PREFIXES,
+            (),
+            "What the keys of a cache begin with; may be repeated. The records below all of these prefixes "
+            "take at most --evict-bytes together: a write that needs more room evicts the oldest of them. "
+            "Not with a cluster.",
+            _DAEMON,
+        ),
+        Option(
+            "evict-bytes",
+            _size(1024, 2**46),
+            None,
+            "How many bytes the records below --evict-prefix take at most, together: half of "
+            "--max-store-bytes, or less. Of each count its key, its value, its media type, and 92 bytes, and "
+            "of one over 2 kB whole pages of 4 KiB.",
+            _DAEMON,
+            "none",
         ),
         Option(
             "max-batch-ops",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvstore_cli.config.option_values import connectable, is_local
+from kvstore_cli.config.option_values import connectable, is_local, show_size
 from kvstore_cli.config.options import (
     CONFIG,
     OPTIONS,
@@ -104,6 +104,7 @@ class Configuration:
         self._refuse_more("max-atomic-bytes", "max-batch-bytes")
         self._refuse_more("max-atomic-ops", "max-batch-ops")
         self._check_engine()
+        self._check_eviction()
         return DaemonSettings(**{**self._fields("daemon"), "access": access})
 
     def http_settings(self) -> HttpSettings:
@@ -168,6 +169,17 @@ class Configuration:
                 f"--engine {engine!r} is not known; write lmdb:, or etcd://HOST:PORT,HOST:PORT/PREFIX"
             )
 
+    def _check_eviction(self) -> None:
+        prefixes, most, of_all = self["evict-prefix"], self["evict-bytes"], self["max-store-bytes"]
+        if bool(prefixes) != (most is not None):
+            given, missing = ("prefix", "bytes") if prefixes else ("bytes", "prefix")
+            raise ConfigurationError(f"--evict-{given} needs --evict-{missing} beside it")
+        if prefixes and most > of_all // 2:
+            raise ConfigurationError(
+                f"--evict-bytes {show_size(most)} is more than half of --max-store-bytes "
+                f"{show_size(of_all)}: the log needs room, too; make one smaller, or the other larger"
+            )
+
     def _check_etcd(self) -> None:
         from kvstore_core.errors import KvError
         from kvstore_daemon.storage.etcd_store.fit import checked_address
@@ -177,7 +189,7 @@ class Configuration:
             for name in ("max-value-bytes", "max-atomic-ops", "max-atomic-bytes")
         }
         try:
-            checked_address(self["engine"], sync=self["sync"], **limits)
+            checked_address(self["engine"], sync=self["sync"], evicts=bool(self["evict-prefix"]), **limits)
         except KvError as error:
             raise ConfigurationError(error.message) from error
 

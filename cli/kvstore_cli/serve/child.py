@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 from kvstore_cli.serve.logging_setup import set_up
 from kvstore_core.process.linux import end_with_parent
@@ -23,7 +24,10 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"kvstore {name}: the process that started it is gone")
     os.set_inheritable(int(notices), False)
     notifier = Notifier(descriptor=int(notices), is_watched=True)
-    fields = json.loads(settings)
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in json.loads(settings).items()
+    }
     set_up(name, fields["log_level"], fields["log_format"])
     if name == "daemon":
         from kvstore_daemon.main import run as run_daemon
@@ -33,8 +37,7 @@ def main(arguments: list[str]) -> int:
     from kvstore_http.main import run as run_http
     from kvstore_http.settings import HttpSettings
 
-    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return run_http(HttpSettings(**{**fields, **lists}), notifier)
+    return run_http(HttpSettings(**fields), notifier)
 
 
 if __name__ == "__main__":

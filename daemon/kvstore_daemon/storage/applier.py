@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from kvstore_core.errors import KvError
@@ -90,10 +90,17 @@ class Applier:
     """Applies requests, one after the other, within one transaction.
 
     ``refusal`` is the ``store_full`` for writes that grow the store, None if there is room.
+    ``refuse_too_large`` raises the error of records that may not be stored together for their size.
     """
 
-    def __init__(self, transaction: Changes, refusal: KvError | None) -> None:
+    def __init__(
+        self,
+        transaction: Changes,
+        refusal: KvError | None,
+        refuse_too_large: Callable[[Iterable[tuple[bytes, StoredRecord]]], object] | None = None,
+    ) -> None:
         self._transaction = transaction
+        self._refuse_too_large = refuse_too_large
         self._now = transaction.now
         self._refusal = refusal
         self._present_bytes = 0
@@ -136,6 +143,8 @@ class Applier:
             self._apply("delete", write, None, None, before, revision, 0, 1)
             return {"revision": revision, "deleted": 1}
         op, record, result = plan(write, current, revision, self._now)
+        if self._refuse_too_large is not None and record is not None:
+            self._refuse_too_large([(write.key, record)])
         if op is not None:
             self._apply(op, write, record, current, before, revision, 0, 1)
         return result
@@ -171,6 +180,9 @@ class Applier:
                 yield
         except KvError as error:
             raise KvError(error.code, error.message, **{"op": at, **error.details}) from error
+        if self._refuse_too_large is not None:
+            stored = zip(writes, planned, strict=True)
+            self._refuse_too_large((write.key, record) for write, (_, record, _) in stored if record)
         changing = [at for at, (op, _, _) in enumerate(planned) if op is not None]
         for index, at in enumerate(changing):
             op, record, _ = planned[at]
@@ -178,6 +190,26 @@ class Applier:
             self._apply(op or "", writes[at], record, current, before, revision, index, len(changing))
             yield
         return [result for _, _, result in planned]
+
+    def expire(self, keys: Sequence[bytes]) -> Generator[None, None, int]:
+        """Expire the records of ``keys`` in one revision, though their time has not come, and return how many
+        those were: one that is damaged stays. In steps, as :meth:`apply`."""
+        found: list[tuple[bytes, StoredRecord, bytes]] = []
+        for key in keys:
+            try:
+                current, before = self._transaction.current(key, value=True)
+            except DamageError:
+                continue
+            if current is not None:
+                found.append((key, current, before))
+            yield
+        revision = self._transaction.head + 1
+        for index, (key, current, before) in enumerate(found):
+            # nobody's: the one who writes here did not ask for it
+            write = Write("expire", key)
+            self._apply("expire", write, None, current, before, revision, index, len(found))
+            yield
+        return len(found)
 
     def _numbered(self, writes: Sequence[Write], number: int) -> Sequence[Write]:
         """``writes`` with the keys that number themselves by ``number``; raises ``condition_failed`` where

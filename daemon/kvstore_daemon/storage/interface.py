@@ -241,6 +241,26 @@ class EventFilter(NamedTuple):
         return key in self.keys or (bool(self.prefixes) and key.startswith(self.prefixes))
 
 
+class EvictionLimit(NamedTuple):
+    """The records below ``prefixes`` take no more than ``max_bytes`` together: the oldest of them, by their
+    revisions, are expired in the commit of the write that needs the room."""
+
+    prefixes: tuple[bytes, ...]
+    max_bytes: int
+
+
+class EvictionState(NamedTuple):
+    """How many ``bytes`` the ``records`` below the prefixes of a cache take, of ``max_bytes``, and what was
+    evicted of them since the start."""
+
+    prefixes: tuple[bytes, ...]
+    max_bytes: int
+    bytes: int
+    records: int
+    evicted_records: int
+    evicted_bytes: int
+
+
 class Statistics(NamedTuple):
     """Counts for an operator; all are kept up to date, none is computed by a scan.
 
@@ -250,6 +270,7 @@ class Statistics(NamedTuple):
     store's file system. ``writes_refused`` is the error that a write which grows the store would get now,
     None if it would be taken. ``commits`` may change while it is read. ``journal_bytes`` is about what was
     committed since the last checkpoint, and ``overlay_bytes`` the most that is kept in memory of it.
+    ``eviction`` is None where nothing is evicted.
     """
 
     keys: int
@@ -269,6 +290,7 @@ class Statistics(NamedTuple):
     clock: ClockState
     journal_bytes: int = 0
     overlay_bytes: int = 0
+    eviction: EvictionState | None = None
 
 
 class Retention(NamedTuple):
@@ -282,7 +304,8 @@ class Retention(NamedTuple):
 class EngineSettings(NamedTuple):
     """What an engine is opened with. ``address`` is the whole of ``--engine``. ``sync`` is ``always``,
     ``interval`` or ``none``; ``sync_interval_ms`` matters for ``interval`` only. The limits of values and
-    atomic batches are kept by the daemon; an engine that cannot store as much refuses them at the start."""
+    atomic batches are kept by the daemon; an engine that cannot store as much refuses them at the start, and
+    so does one that cannot evict with ``eviction``."""
 
     address: str
     data: str
@@ -293,6 +316,7 @@ class EngineSettings(NamedTuple):
     max_value_bytes: int
     max_atomic_ops: int
     max_atomic_bytes: int
+    eviction: EvictionLimit | None = None
 
 
 MAX_COUNTED = 1_000

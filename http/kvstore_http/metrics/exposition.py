@@ -112,6 +112,11 @@ def _status(*path: str) -> Callable[[Status], Samples]:
     return lambda status: _one(reduce(getitem, path, status))  # type: ignore[arg-type]
 
 
+def _eviction(field: str) -> Callable[[Status], Samples]:
+    """A field of what is said of the cache; nothing where there is none."""
+    return lambda status: _one(None if status["eviction"] is None else status["eviction"][field])
+
+
 def _time(field: str) -> Callable[[Status], Samples]:
     return lambda status: _one(_seconds(status[field]))
 
@@ -368,6 +373,19 @@ _DAEMON = (
         "kvstore_store_max_bytes", "What the store may hold (--max-store-bytes).", _status("max_store_bytes")
     ),
     _gauge(
+        "kvstore_evictable_records",
+        "Records of the cache, below --evict-prefix; not there without one, nor are the next four.",
+        _eviction("records"),
+    ),
+    _gauge("kvstore_evictable_bytes", "What they take.", _eviction("bytes")),
+    _gauge("kvstore_evictable_max_bytes", "What they may take (--evict-bytes).", _eviction("max_bytes")),
+    _counter(
+        "kvstore_evictions_total",
+        "Records evicted to make room for others, or for the whole store.",
+        _eviction("evicted_records"),
+    ),
+    _counter("kvstore_evicted_bytes_total", "What they took.", _eviction("evicted_bytes")),
+    _gauge(
         "kvstore_journal_bytes",
         "What was committed since the last checkpoint, about.",
         _status("journal_bytes"),
@@ -427,7 +445,9 @@ _DAEMON = (
         "When the newest event that is kept happened.",
         _time("newest_event_at"),
     ),
-    _counter("kvstore_expiries_total", "Keys that expired.", _status("counters", "expiries")),
+    _counter(
+        "kvstore_expiries_total", "Keys that expired, evicted ones too.", _status("counters", "expiries")
+    ),
     _counter(
         "kvstore_changes_published_total",
         "Events that were committed and published.",

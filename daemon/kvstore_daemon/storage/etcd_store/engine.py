@@ -71,6 +71,7 @@ class EtcdEngine(SnapshotReads):
         self._address = checked_address(
             settings.address,
             sync=settings.sync,
+            evicts=settings.eviction is not None,
             max_value_bytes=settings.max_value_bytes,
             max_atomic_ops=settings.max_atomic_ops,
             max_atomic_bytes=settings.max_atomic_bytes,

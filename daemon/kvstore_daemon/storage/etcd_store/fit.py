@@ -12,7 +12,13 @@ from kvstore_daemon.storage.etcd_store.connection.address import EtcdAddress, pa
 
 
 def checked_address(
-    address: str, *, sync: str, max_value_bytes: int, max_atomic_ops: int, max_atomic_bytes: int
+    address: str,
+    *,
+    sync: str,
+    evicts: bool,
+    max_value_bytes: int,
+    max_atomic_ops: int,
+    max_atomic_bytes: int,
 ) -> EtcdAddress:
     """What ``--engine`` names; raises ``bad_request`` saying what is wrong with it, which limit a transaction
     of etcd could not hold, or which packages are missing."""
@@ -22,6 +28,12 @@ def checked_address(
             "bad_request",
             f"--sync {sync} is for a store in a file; etcd has each commit on disk before it is "
             "acknowledged: leave the option out",
+        )
+    if evicts:
+        raise KvError(
+            "bad_request",
+            "--evict-prefix is for a store in a file: with a cluster, each write would have to agree with "
+            "all others on what is the oldest; leave the option out, and give records of a cache a TTL",
         )
     for option, given, most in (
         ("max-value-bytes", max_value_bytes, MAX_VALUE_BYTES),

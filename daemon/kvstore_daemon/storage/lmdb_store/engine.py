@@ -30,6 +30,7 @@ from kvstore_daemon.storage.interface import (
     WriteRequest,
     never,
 )
+from kvstore_daemon.storage.lmdb_store.eviction import EvictionOrder
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.lmdb_store.free_space import FreeSpace, map_bytes
 from kvstore_daemon.storage.lmdb_store.journaling import checkpoint, journal
@@ -131,12 +132,24 @@ class LmdbEngine(SnapshotReads):
                 self._journal.resume,
                 self._checkpointer.begin,
                 min(self._journal_bytes, self._space.journal_bytes()),
+                self._eviction_order(),
             )
             self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             undo.pop_all()
         self._journal.begin(journal_id)
         self._checkpointer.start()
         self._open = True
+
+    def _eviction_order(self) -> EvictionOrder | None:
+        limit = self._settings.eviction
+        if limit is None:
+            return None
+        order = EvictionOrder(limit)
+        with self._tables.env.begin(buffers=True) as txn:
+            order.load(self._tables.below(txn, order.prefixes))
+        state = order.state()
+        log.info("the cache takes %d bytes of %d, %d records", state.bytes, state.max_bytes, state.records)
+        return order
 
     def _begin_weak_sync(self, txn: lmdb.Transaction[Any]) -> None:
         """Begin a new epoch if a crash of the machine may have taken commits back.
@@ -161,6 +174,7 @@ class LmdbEngine(SnapshotReads):
             return
         self._open = False
         planner = self._planner
+        planner.is_closing = True
         while planner.is_busy():
             if planner.is_planning():
                 planner.go_on()
@@ -268,6 +282,7 @@ class LmdbEngine(SnapshotReads):
             commits=self._planner.commits,
             journal_bytes=self._planner.journal_bytes,
             overlay_bytes=self._planner.overlay_bytes,
+            eviction=self._planner.eviction(),
             **counts,
         )
 

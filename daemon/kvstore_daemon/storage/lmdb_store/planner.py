@@ -21,7 +21,20 @@ from kvstore_core.process.files import NO_ROOM
 from kvstore_daemon.storage.applier import Applier
 from kvstore_daemon.storage.clock import ClockStep
 from kvstore_daemon.storage.commit_stats import CommitStats
-from kvstore_daemon.storage.interface import Committed, EngineSettings, StoredEvent, WriteAnswer, WriteRequest
+from kvstore_daemon.storage.interface import (
+    Committed,
+    EngineSettings,
+    EvictionState,
+    StoredEvent,
+    WriteAnswer,
+    WriteRequest,
+)
+from kvstore_daemon.storage.lmdb_store.eviction import (
+    MOST_EVICTED,
+    STEP_RECORDS,
+    EvictionFigures,
+    EvictionOrder,
+)
 from kvstore_daemon.storage.lmdb_store.file_errors import errno_of
 from kvstore_daemon.storage.lmdb_store.free_space import FreeSpace
 from kvstore_daemon.storage.lmdb_store.idempotency import IdempotencyTable
@@ -71,6 +84,7 @@ class PlannedGroup(NamedTuple):
     place: JournalPlace
     held: int
     began: float
+    eviction: EvictionFigures | None
 
 
 class GroupPlanner:
@@ -78,8 +92,9 @@ class GroupPlanner:
 
     ``append`` hands a frame to the journal's thread, ``resume`` lets it write again after a failure, and
     ``begin_checkpoint`` asks for a checkpoint; what comes of it comes back through :meth:`appended` and
-    :meth:`checkpointed`. ``file_bytes`` is where a file of the journal is full. ``broken`` is the error that
-    every write gets since one could not be synced.
+    :meth:`checkpointed`. ``file_bytes`` is where a file of the journal is full. ``order`` says which records
+    are evicted, None if none are. With ``is_closing`` no further step of evicting is begun. ``broken`` is the
+    error that every write gets since one could not be synced.
     """
 
     def __init__(
@@ -91,8 +106,10 @@ class GroupPlanner:
         resume: Callable[[], None],
         begin_checkpoint: Callable[[int, int], None],
         file_bytes: int,
+        order: EvictionOrder | None = None,
     ) -> None:
         self._tables = tables
+        self._order = order
         self._syncs_each = settings.sync == "always"
         self._space = space
         self._append = append
@@ -102,6 +119,7 @@ class GroupPlanner:
         self._replies = IdempotencyTable(tables)
         self.commits = CommitStats()
         self.broken: KvError | None = None
+        self.is_closing = False
         retention = settings.retention
         self._retention = retention._replace(bytes=space.log_bytes(retention.bytes))
         if self._retention != retention:
@@ -128,7 +146,7 @@ class GroupPlanner:
     # ── what the engine asks ─────────────────────────────────────────────────────────────────────
 
     def commit(self, group: Sequence[WriteRequest]) -> None:
-        """Plan a group, or let it wait for its turn. An empty one is a step of trimming."""
+        """Plan a group, or let it wait for its turn. An empty one is a step of trimming, and of evicting."""
         self._waiting.append(group)
         self.go_on()
 
@@ -167,6 +185,10 @@ class GroupPlanner:
     def overlay_bytes(self) -> int:
         """What is kept in memory of them, at most."""
         return self._published.size
+
+    def eviction(self) -> EvictionState | None:
+        """What the cache takes, and what was evicted of it."""
+        return None if self._order is None else self._order.state()
 
     # ── planning ─────────────────────────────────────────────────────────────────────────────────
 
@@ -309,11 +331,22 @@ class GroupPlanner:
         staged = Generation()
         with self._replies.remembering(), tables.env.begin() as base:
             txn: Any = tables.layered(base, (staged, *overlay.generations), staged)
-            transaction = WriteTransaction(tables, txn, overlay.counters, now + clock.shift)
-            applier = Applier(transaction, refusal)
+            order = self._order
+            transaction = WriteTransaction(tables, txn, overlay.counters, now + clock.shift, order)
+            applier = Applier(transaction, refusal, None if order is None else order.refuse_too_large)
             answers: list[WriteAnswer] = []
             for request in group:
-                answers.append((yield from self._answer(txn, applier, request)))  # noqa: PERF401 - it cannot
+                size, head = (0 if order is None else order.size), transaction.head
+                answers.append((yield from self._answer(txn, applier, request)))
+                if order is not None and order.is_over():
+                    own = head + 1 if request.atomic else None
+                    keys = order.oldest(order.surplus(size), MOST_EVICTED, transaction.data_row, own)
+                    yield from _evict(order, applier, keys)
+            if order is not None and not group:
+                is_full = refusal is not None
+                most = MOST_EVICTED if is_full else STEP_RECORDS
+                keys = order.oldest(order.step(is_full=is_full), most, transaction.data_row)
+                yield from _evict(order, applier, keys)
             written = len(transaction.events)
             budget = 2 * written + 16 if group else _IDLE_TRIM_EVENTS
             trim_due_at = transaction.trim(self._retention, budget, self._trim_due_at)
@@ -325,8 +358,9 @@ class GroupPlanner:
         self._trim_due_at = trim_due_at
         rows = yield from journal.encode_rows(staged)
         self._stack(staged, counters, len(rows))
+        eviction = None if order is None else order.planned()
         return PlannedGroup(
-            group, staged, transaction.events, answers, counters, self._place, now, began
+            group, staged, transaction.events, answers, counters, self._place, now, began, eviction
         ), rows
 
     def _stack(self, staged: Generation, counters: LogCounters, size: int) -> None:
@@ -395,6 +429,10 @@ class GroupPlanner:
         overlay.take(planned.staged, planned.counters)
         self._published_place = planned.place
         self._tables.clock.release(planned.held)
+        if self._order is not None and planned.eviction is not None:
+            self._order.published(planned.eviction)
+            if self._order.is_over() and not planned.group and not self.is_closing:
+                self._waiting.append(())  # one step after the other, with what others want in between
         self._done.events.extend(planned.events)
         self._done.answers.extend(planned.answers)
         if planned.events:
@@ -410,6 +448,8 @@ class GroupPlanner:
         if (group := self._abandon()) is not None:
             self._waiting.appendleft(group)
         self._planned = self._published.copy()
+        if self._order is not None:
+            self._order.begin_again(self._published.counters.head)
         self._place = self._published_place
         self._trim_due_at = 0
         self._has_new_time = True  # what was kept of a step may be gone with the rest
@@ -454,6 +494,12 @@ class GroupPlanner:
             )
         unknown = KvError("internal", reason, outcome="unknown")
         self._done.answers.extend(WriteAnswer(request.ticket, None, unknown) for request in group)
+
+
+def _evict(order: EvictionOrder, applier: Applier, keys: Sequence[bytes]) -> Generator[None, None, None]:
+    size = order.size
+    records = yield from applier.expire(keys)
+    order.count_evicted(records, size - order.size)
 
 
 def log_step(step: ClockStep, when: str) -> None:

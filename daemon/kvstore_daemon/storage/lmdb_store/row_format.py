@@ -164,6 +164,14 @@ def encode_record(body: bytes, record_sum: int) -> bytes:
     return _CRC.pack(record_sum) + body
 
 
+def row_length(stored: StoredRecord) -> int:
+    """The length of the data row that a record will have."""
+    byline = 0
+    if stored.author or stored.message:
+        byline = len(_byline(stored.author, stored.message))
+    return _KIND_AT + len(stored.content_type) + byline + len(stored.value or b"")
+
+
 def decode_body(key: Buffer, data: Buffer) -> Buffer:
     """The body in a data row, its checksum verified."""
     body = data[_CRC.size :]

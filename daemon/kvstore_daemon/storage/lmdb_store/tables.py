@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +298,14 @@ class Tables:
             known.clear()
         known.add(prefix)
         return 0
+
+    def below(self, txn: Any, prefixes: Sequence[bytes]) -> Iterator[tuple[Any, Any]]:
+        """The keys and data rows below ``prefixes``, none of which begins with another."""
+        for prefix in prefixes:
+            yield from takewhile(
+                lambda item: bytes(item[0]).startswith(prefix),  # noqa: B023 - used up in this turn
+                forward(txn.cursor(self.data), prefix),
+            )
 
     def used_bytes(self, txn: Any) -> int:
         """The bytes of all pages of records, log and what belongs to them; free pages inside the file do

@@ -12,6 +12,8 @@ from kvstore_daemon.storage.clock import GRACE_MS
 from kvstore_daemon.storage.damage import DamageError
 from kvstore_daemon.storage.interface import Retention, StoredEvent, StoredRecord
 from kvstore_daemon.storage.lmdb_store import row_format
+from kvstore_daemon.storage.lmdb_store.eviction import EvictionOrder
+from kvstore_daemon.storage.lmdb_store.pages import PAGE_BYTES, PAGE_HEAD, pages_of
 from kvstore_daemon.storage.lmdb_store.row_format import (
     EVENT_ID_BYTES,
     EXPIRY_TIME,
@@ -22,9 +24,6 @@ from kvstore_daemon.storage.lmdb_store.row_format import (
 )
 from kvstore_daemon.storage.lmdb_store.tables import Tables, forward, keys_from
 
-_PAGE_BYTES = 4096
-_PAGE_HEAD = 16
-
 _UNREADABLE = b"?"
 """In place of the hash of a record that is damaged."""
 
@@ -34,19 +33,27 @@ class WriteTransaction:
 
     ``counters`` are the log's as of the last commit, and ``now`` is the time that the changes are stamped
     with. Used by the thread that owns ``txn`` only. ``head`` is the revision of the last change, ``events``
-    are the events of all changes so far.
+    are the events of all changes so far. ``order`` is kept up to date with what is below its prefixes.
 
     What is called ``before`` is the encoded id of the key's newest event, and behind it, where there is a
     record, that record's hash.
     """
 
-    def __init__(self, tables: Tables, txn: lmdb.Transaction[Any], counters: LogCounters, now: int) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        txn: lmdb.Transaction[Any],
+        counters: LogCounters,
+        now: int,
+        order: EvictionOrder | None = None,
+    ) -> None:
         self.now = now
         self.head = counters.head
         self.events: list[StoredEvent] = []
         self._shift = tables.clock.shift
         self._tables = tables
         self._txn = txn
+        self._order = order
         self._begun_at = counters
         self._floor = counters.floor
         self._log_events = counters.events
@@ -67,12 +74,16 @@ class WriteTransaction:
         """The key's record, expired or not, and its ``before``; raises DamageError."""
         row = self._txn.get(key, db=self._tables.data)
         if row is not None:
-            if len(row) > _PAGE_BYTES - _PAGE_HEAD:
+            if len(row) > PAGE_BYTES - PAGE_HEAD:
                 self._large[key] = len(row)
             stored = self._tables.restamped(row_format.decode_record(key, row, value=value))
             return stored, row_format.id_and_hash(key, row)
         tombstone = self._txn.get(key, db=self._tables.tombstones)
         return None, NO_EVENT_ROW if tombstone is None else tombstone
+
+    def data_row(self, key: bytes) -> Any:
+        """The row of the key's record as it is stored; None if there is none."""
+        return self._txn.get(key, db=self._tables.data)
 
     @property
     def most(self) -> int:
@@ -100,11 +111,18 @@ class WriteTransaction:
         before, old_digest = before[:EVENT_ID_BYTES], before[EVENT_ID_BYTES:]
         inline: Buffer = b"" if current is None else self._inline(event, current)
         self._move_expiry(key, current, record)
+        order = self._order
+        if order is not None and not key.startswith(order.prefixes):
+            order = None
+        if order is not None:
+            order.remove(key, self.data_row(key))
         if record is not None:
             digest = record_hash(key, revision, record.value or b"")
             body = row_format.record_body(record, event.index, digest)
             checksum = row_format.checksum(key, body)
             self._put_record(key, row_format.encode_record(body, checksum))
+            if order is not None:
+                order.add(key, event_id, row_format.CRC_BYTES + len(body))
             if current is None and before != NO_EVENT_ROW:
                 self._txn.delete(key, db=self._tables.tombstones)
         else:
@@ -136,7 +154,7 @@ class WriteTransaction:
         """
         if self._large:
             before = self._large.pop(key, 0)
-            if _pages_of(before) > _pages_of(len(row)):
+            if pages_of(before) > pages_of(len(row)):
                 self._txn.delete(key, db=self._tables.data)
         self._txn.put(key, row, db=self._tables.data)
 
@@ -254,13 +272,10 @@ class WriteTransaction:
 
     def finish(self) -> LogCounters:
         """Write the log's counters if anything changed; call it last, right before the commit."""
+        if self._order is not None:
+            self._order.sweep(self.data_row)
         digest = None if self._records is None else self._records.total % MODULUS
         counters = LogCounters(self.head, self._floor, self._log_events, self._log_bytes, digest)
         if counters != self._begun_at:
             self._txn.put(b"position", counters.encode(), db=self._tables.meta)
         return counters
-
-
-def _pages_of(size: int) -> int:
-    """The pages that a row of ``size`` bytes takes if it has pages of its own, at the smallest page size."""
-    return (_PAGE_HEAD - 1 + size) // _PAGE_BYTES + 1
