@@ -1,4 +1,5 @@
-"""The tutorial, done as it is written: the commands in a shell, the page in two tabs of a real Chromium."""
+"""The front page and the tutorial, done as they are written: the commands in a shell, the page in two tabs
+of a real Chromium."""
 
 from __future__ import annotations
 
@@ -10,6 +11,10 @@ from support.browser import PROCESS_FOR_EACH_TAB, open_browser
 from support.servers import Serve, wait_until
 from support.tabs import Tab
 from support.walkthrough import Walk
+
+
+def test_a_follower_of_the_front_page_sees_the_change_that_it_shows(walk: Callable[..., Walk]) -> None:
+    walk("index.md").go()
 
 
 def test_the_tutorial_ends_with_a_page_whose_readers_see_each_other(
