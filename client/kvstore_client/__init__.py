@@ -68,6 +68,7 @@ __all__ = [
     "NotFound",
     "NotJson",
     "OutOfRange",
+    "RangeNotSatisfiable",
     "Record",
     "ReplyTooLarge",
     "RequestTimeout",

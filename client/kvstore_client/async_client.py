@@ -8,6 +8,7 @@ write ``error.details["outcome"]`` says whether it may have been applied: ``none
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import timedelta
@@ -788,3 +789,29 @@ class AsyncClient(NotPortable):
     async def kick(self, subscriber_id: str, *, timeout: float | None = None) -> None:
         """End the connection of a subscriber, who may come back; raises ``not_found``. Needs ``admin``."""
         await self.run(commands.kick(subscriber_id), timeout=timeout)
+
+    # ── backups ──────────────────────────────────────────────────────────────────────────────────
+
+    async def backups(self, *, timeout: float | None = None) -> Sequence[dict[str, Any]]:
+        """The backups that the daemon keeps, one at most, with ``id`` and ``state``: ``making``, ``ready`` or
+        ``failed``. This and all that follow need the grant ``admin``."""
+        return await self.run(commands.backups(), timeout=timeout)
+
+    async def backup_make(
+        self, backup_id: str | None = None, *, timeout: float | None = None
+    ) -> dict[str, Any]:
+        """Begin to make a backup of the store, which takes as long as reading it; returns it as
+        :meth:`backups` does. A repeat with the same ``backup_id``, 16 hexadecimal digits, begins no other;
+        without one it is chosen here. Raises ``too_busy`` while there is another, and ``store_full``."""
+        return await self.run(commands.backup_make(backup_id or secrets.token_hex(8)), timeout=timeout)
+
+    async def backup_read(
+        self, backup_id: str, offset: int, *, size: int | None = None, timeout: float | None = None
+    ) -> bytes:
+        """A piece of a backup that is ``ready``: up to ``size`` bytes, or a MiB, from ``offset`` on; empty at
+        its end. Raises ``not_found`` once it was removed."""
+        return await self.run(commands.backup_read(backup_id, offset, size=size), timeout=timeout)
+
+    async def backup_delete(self, backup_id: str, *, timeout: float | None = None) -> None:
+        """Remove a backup; raises ``not_found``."""
+        await self.run(commands.backup_delete(backup_id), timeout=timeout)

@@ -629,6 +629,27 @@ def kick(subscriber_id: str) -> Command[Fields]:
     return _command("kick", _as_it_is, id=subscriber_id)
 
 
+def backups() -> Command[list[Fields]]:
+    """The backups that the daemon keeps, one at most: its ``id`` and its ``state``, ``making``, ``ready`` or
+    ``failed``; of one that is ready also the ``bytes`` and the ``sha256`` of its file."""
+    return _command("backups", _backups)
+
+
+def backup_make(backup_id: str) -> Command[Fields]:
+    """Begin to make a backup, called by 16 hexadecimal digits of one's own; a repeat begins no other."""
+    return _command("backup_make", _as_it_is, id=backup_id)
+
+
+def backup_read(backup_id: str, offset: int, *, size: int | None = None) -> Command[bytes]:
+    """A piece of a backup that is ready, of up to 1 MiB; empty behind its end."""
+    return _command("backup_read", _piece, id=backup_id, offset=offset, size=size)
+
+
+def backup_delete(backup_id: str) -> Command[Fields]:
+    """Remove a backup, or end the making of it."""
+    return _command("backup_delete", _as_it_is, id=backup_id)
+
+
 def _command(
     name: str, read: Callable[[Fields, Reply], T], value: bytes | None = None, /, **fields: Any
 ) -> Command[T]:
@@ -667,6 +688,16 @@ def _as_it_is(fields: Fields, _: Reply) -> Fields:
 def _identities(fields: Fields, _: Reply) -> list[Fields]:
     found: list[Fields] = fields["identities"]
     return found
+
+
+def _backups(fields: Fields, _: Reply) -> list[Fields]:
+    found: list[Fields] = fields["backups"]
+    return found
+
+
+def _piece(fields: Fields, _: Reply) -> bytes:
+    piece: bytes = fields["value"]
+    return piece
 
 
 def _written(fields: Fields, _: Reply) -> Written:

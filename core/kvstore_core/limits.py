@@ -34,6 +34,8 @@ MAX_MESSAGE_BYTES = 200
 
 MAX_PAGE = 1_000
 MAX_PAGE_BYTES = 4 * 1024 * 1024
+MAX_BACKUP_PIECE_BYTES = 1024 * 1024
+"""Of a backup, what one op reads."""
 MAX_FILTERS = 1_000
 """Prefixes, and keys, of one op."""
 MAX_REQUEST_FILTERS = 10_000

@@ -20,6 +20,7 @@ from kvstore_core.errors import KvError
 from kvstore_core.limits import (
     INT64,
     MAX_AUTHOR_BYTES,
+    MAX_BACKUP_PIECE_BYTES,
     MAX_CONTENT_TYPE_BYTES,
     MAX_DELIMITER_BYTES,
     MAX_FILTERS,
@@ -175,6 +176,11 @@ def _is_text(value: Any) -> bool:
         return False
 
 
+def is_backup_id(value: Any) -> bool:
+    """Whether ``value`` may name a backup."""
+    return type(value) is str and re.fullmatch("[0-9a-f]{16}", value) is not None
+
+
 def _is_base64(value: Any) -> bool:
     try:
         binascii.a2b_base64(value, strict_mode=True)
@@ -273,6 +279,7 @@ _END = Field(_is_int(0, MAX_MOMENT), "a time in milliseconds since 1970-01-01 UT
 _TOKEN_ID = Field(is_token_id, "the id of a token, of 8 characters")
 _DIGEST = Field(is_digest, "the SHA-256 of the token's text, as 64 hexadecimal digits")
 _PUBLIC_KEY = Field(is_public_key, "a CURVE public key, as 40 characters of Z85")
+_BACKUP = Field(is_backup_id, "the id of a backup, of 16 hexadecimal digits in lower case", required=True)
 _MIN_REVISION = Field(_is_int(1, MAX_REVISION), "a revision")
 _DELIMITER = Field(_is_delimiter, f"a text of 1 to {MAX_DELIMITER_BYTES} bytes without NUL")
 _CURSOR = Field(_is_a(str), "a cursor exactly as an earlier reply gave it")
@@ -534,6 +541,28 @@ OPERATIONS: dict[str, Operation] = {
             _of_admin,
             {"id": Field(is_subscriber_id, "the id of a subscriber, as subscribers tells it", required=True)},
             "end the connection of a subscriber, who may come back",
+        ),
+        Operation("backups", False, _of_admin, {}, "the backup that the daemon keeps, or is making"),
+        Operation("backup_make", False, _of_admin, {"id": _BACKUP}, "begin to make a backup of the store"),
+        Operation(
+            "backup_read",
+            False,
+            _of_admin,
+            {
+                "id": _BACKUP,
+                "offset": Field(_is_int(0, 2**53 - 1), "the number of bytes before", required=True),
+                "size": Field(
+                    _is_int(1, MAX_BACKUP_PIECE_BYTES), f"a whole number from 1 to {MAX_BACKUP_PIECE_BYTES}"
+                ),
+            },
+            "read a piece of a backup that is ready",
+        ),
+        Operation(
+            "backup_delete",
+            False,
+            _of_admin,
+            {"id": _BACKUP},
+            "remove a backup, or end the making of it",
         ),
     )
 }

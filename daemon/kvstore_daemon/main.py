@@ -8,6 +8,9 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -19,6 +22,7 @@ from kvstore_core.process.signals import Signals
 from kvstore_core.process.startup import raise_descriptor_limit, relax_garbage_collector
 from kvstore_daemon.access.authority import open_authority
 from kvstore_daemon.access.zap import ZapHandler
+from kvstore_daemon.backups import Backups
 from kvstore_daemon.bind import Context
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.peer_limits.connections import ConnectionLimit
@@ -28,6 +32,7 @@ from kvstore_daemon.server import Server
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.storage.interface import Engine, EngineSettings, EvictionLimit, Retention
 from kvstore_daemon.storage.lmdb_store.engine import LmdbEngine
+from kvstore_daemon.storage.offline.backup import back_up
 
 log = logging.getLogger("kvstore.daemon")
 
@@ -116,7 +121,8 @@ def _serve(settings: DaemonSettings, notifier: Notifier, stack: ExitStack) -> No
     largest = FRAME_FACTOR * settings.max_batch_bytes
     requests = RouterSocket(context, settings.requests, largest, limit, authority)
     stack.callback(requests.close)
-    server = Server(loop, settings, engine, publisher, requests, limit, notifier, authority)
+    backups = Backups(engine, settings.data, partial(_back_up, settings.data))
+    server = Server(loop, settings, engine, publisher, requests, limit, notifier, authority, backups)
     server.start()
     if settings.sync != "always":
         log.warning("--sync %s: a crash of the machine may lose writes that were acknowledged", settings.sync)
@@ -165,6 +171,10 @@ def _eviction(settings: DaemonSettings) -> EvictionLimit | None:
         if not prefixes or not prefix.startswith(prefixes[-1]):
             prefixes.append(prefix)
     return EvictionLimit(tuple(prefix.encode() for prefix in prefixes), settings.evict_bytes)
+
+
+def _back_up(folder: str, write: Callable[[bytes], Any], created_at: int) -> dict[str, Any]:
+    return back_up(Path(folder), write, created_at)._asdict()
 
 
 def _announce(notifier: Notifier, **where: str) -> None:

@@ -19,6 +19,7 @@ from math import inf
 
 from kvstore_core.process.sd_notify import Notifier
 from kvstore_daemon.access.authority import Authority
+from kvstore_daemon.backups import Backups
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.expiry import Expiry
 from kvstore_daemon.group_commit import GROUP_OPS, GroupCommitter
@@ -86,11 +87,13 @@ class Server:
         connection_limit: ConnectionLimit,
         notifier: Notifier,
         authority: Authority,
+        backups: Backups,
     ) -> None:
         self._loop = loop
         self._engine = engine
         self._authority = authority
         self._access = authority.table
+        self._backups = backups
         self._publisher = publisher
         self._socket = socket
         self._connection_limit = connection_limit
@@ -107,6 +110,7 @@ class Server:
             status,
             authority,
             publisher.subscribers,
+            backups,
         )
         self._expiry = Expiry(loop, engine, self._committer, self._counters)
         self._beats = Beats(notifier, self._committer)
@@ -149,6 +153,7 @@ class Server:
         """
         self._requests.is_stopping = True
         self._expiry.stop()
+        self._backups.close()
         deadline = time.monotonic() + STOP_SECONDS
         while self._has_work():
             self.turn()
@@ -232,6 +237,7 @@ class Server:
         self._beats.tick()
         if self._authority.look():
             self._access_changed()
+        self._backups.tick()
         self._publisher.sweep()
         self._send_heartbeat()
         if self._committer.is_idle():
@@ -265,4 +271,5 @@ class Server:
             "connections": min(limit.open, limit.max),
             "max_connections": limit.max,
             "subscriptions": self._publisher.topics,
+            "backup_bytes": self._backups.taken,
         }

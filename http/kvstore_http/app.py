@@ -8,6 +8,7 @@ from typing import Any
 import falcon
 
 from kvstore_core.errors import ERRORS
+from kvstore_core.limits import MAX_BACKUP_PIECE_BYTES
 from kvstore_core.media_types import JSON
 from kvstore_http import routes
 from kvstore_http.access.callers import Callers, everybody, nothing
@@ -18,6 +19,7 @@ from kvstore_http.protocol import problems
 from kvstore_http.protocol.origins import Cors, HostCheck, allowed_hosts, guarded
 from kvstore_http.protocol.raw_router import RawPathRouter
 from kvstore_http.resources import ui_files
+from kvstore_http.resources.backups import BackupResource, BackupsResource, KeptBackups
 from kvstore_http.resources.batch import BatchResource
 from kvstore_http.resources.callers import NarrowResource, WhoamiResource
 from kvstore_http.resources.changes import ChangesResource
@@ -50,7 +52,7 @@ def request_cells() -> RequestCells:
     """Where workers count requests: by the methods, routes and statuses of the table."""
     methods = {path: routes.methods_of(endpoints) for path, endpoints in routes.paths().items()}
     described = {response.status for endpoint in routes.ENDPOINTS for response in endpoint.responses}
-    return RequestCells(methods, described | {row.status for row in ERRORS.values()} | {204, 416})
+    return RequestCells(methods, described | {row.status for row in ERRORS.values()} | {204})
 
 
 def create_app(
@@ -73,6 +75,7 @@ def create_app(
     identities = Identities(daemon, nothing if callers is None else callers.follower.renew)
     refreshed = everybody if callers is None else callers.refreshed
     one, history = KeyResource(daemon, feed, refreshed), HistoryResource(daemon, settings.page_bytes)
+    backups = KeptBackups(daemon, refreshed)
     resources: dict[str, object] = {
         "/v1/kv/{key}": one,
         "/v1/kv": CollectionResource(daemon, one, settings, refreshed),
@@ -92,6 +95,8 @@ def create_app(
         "/v1/tokens/{name}/keys": KeysResource(identities, "" if callers is None else callers.server_key),
         "/v1/subscribers": SubscribersResource(daemon, siblings),
         "/v1/subscribers/{id}": SubscriberResource(daemon, siblings),
+        "/v1/backups": BackupsResource(backups),
+        "/v1/backups/{id}": BackupResource(backups, min(settings.part_bytes, MAX_BACKUP_PIECE_BYTES)),
         "/v1/session": SessionResource(None if callers is None else callers.begin_session),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(

@@ -100,6 +100,7 @@ IF_NONE_MATCH_PAGE = Header("If-None-Match", "the tag of the page that you have:
 IF_MODIFIED_SINCE = Header("If-Modified-Since", "304 unless the value is newer, by whole seconds")
 RANGE = Header("Range", "one range of the value's bytes")
 IF_RANGE = Header("If-Range", "the revision that the range is meant for")
+IF_RANGE_FILE = Header("If-Range", "the ETag of the file that the range is meant for; else all of it comes")
 IDEMPOTENCY_KEY = Header(
     "Idempotency-Key", "the request is applied once, however often it is sent with the same key"
 )
@@ -500,6 +501,42 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "End a stream or a native subscription, whose client may come back",
         (ResponseSpec(200, "it has ended", {JSON: "Kicked"}),),
         errors=("not_found", "invalid_key"),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/backups",
+        "admin",
+        "The backup that the daemon keeps, made or not",
+        (ResponseSpec(200, "none, or one", {JSON: "Backups"}),),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/backups",
+        "admin",
+        "Make a backup of the store, as it is at one revision",
+        (ResponseSpec(201, "it is made, or being made; Location is where it can be read", {JSON: "Backup"}),),
+        headers=(IDEMPOTENCY_KEY,),
+        errors=("store_full",),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/backups/{id}",
+        "admin",
+        "Read a backup, or the rest of it",
+        (
+            ResponseSpec(200, "the file", {ANYTHING: "Value"}),
+            ResponseSpec(206, "the range that was asked for", {ANYTHING: "Value"}),
+        ),
+        headers=(RANGE._replace(meaning="one range of the file's bytes"), IF_RANGE_FILE),
+        errors=("not_found", "range_not_satisfiable", "store_full"),
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/backups/{id}",
+        "admin",
+        "Remove a backup, made or not",
+        (ResponseSpec(200, "removed", {JSON: "Object"}),),
+        errors=("not_found",),
     ),
     Endpoint(
         "POST",

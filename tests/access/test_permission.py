@@ -56,11 +56,16 @@ EVERY_OP: dict[str, dict[str, Any]] = {
     "key_delete": {"name": "n", "public_key": KEY},
     "subscribers": {},
     "kick": {"id": "n1"},
+    "backups": {},
+    "backup_make": {"id": "0" * 16},
+    "backup_read": {"id": "0" * 16, "offset": 0},
+    "backup_delete": {"id": "0" * 16},
 }
 
 ADMINS = {
     "identities", "identity_put", "identity_delete", "token_add", "token_delete", "key_add", "key_delete",
     "subscribers", "kick",
+    "backups", "backup_make", "backup_read", "backup_delete",
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from kvstore_core.wire import Limits, Request, decode_request
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GROUP_BYTES, GROUP_OPS, SLICE_BYTES, SLICE_OPS, GroupCommitter
 from kvstore_daemon.peer_limits.connections import ConnectionWatcher
-from kvstore_daemon.requests.administration import CHANGES
+from kvstore_daemon.requests.pending_request import CHANGING
 from kvstore_daemon.requests.reads import READS, _bounds, _cursor, _parse_cursor
 from kvstore_daemon.requests.writes import WRITES, write_request
 from kvstore_daemon.server import PATIENCE_TICKS, Beats
@@ -42,7 +42,8 @@ keys = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 def test_every_operation_is_either_read_or_written_as_its_row_says() -> None:
     answered_together = {"get"}
-    about_the_daemon = {"status", "whoami", "access", "identities", *CHANGES, "subscribers", "kick"}
+    about_access = {"whoami", "access", "identities"}
+    about_the_daemon = {"status", "subscribers", "kick", "backups", "backup_read", *about_access, *CHANGING}
     by_the_engine, by_the_daemon = {"delete_prefix"}, {"expire"}
     assert _PLANS.keys() - by_the_daemon | by_the_engine == WRITES
     reads = READS.keys() | answered_together | about_the_daemon

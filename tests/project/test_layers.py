@@ -88,7 +88,7 @@ ROOMS = {
         "expiry publisher",
         "requests",
         "subscriber_list",
-        "bind group_commit subscriptions",
+        "backups bind group_commit subscriptions",
         "peer_limits",
         "access",
         "status record_fields",
@@ -281,9 +281,10 @@ def test_no_command_imports_another(imported: Imported) -> None:
 
 
 ENGINES = {
-    ("kvstore_daemon.main", f"kvstore_daemon.storage.{room}.engine") for room in ("lmdb_store", "etcd_store")
+    ("kvstore_daemon.main", f"kvstore_daemon.storage.{module}")
+    for module in ("lmdb_store.engine", "etcd_store.engine", "offline.backup")
 }
-"""Where the daemon opens the engine that it was started with."""
+"""Where the daemon opens the engine that it was started with, and gets what backs its store up."""
 
 
 def test_nothing_above_the_engine_names_an_engine(imported: Imported) -> None:

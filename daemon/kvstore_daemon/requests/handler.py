@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
-from kvstore_core.access.principal import UNRESTRICTED
+from kvstore_core.access.principal import UNRESTRICTED, Principal
 from kvstore_core.errors import KvError
-from kvstore_core.limits import MAX_PAGE
+from kvstore_core.limits import MAX_BACKUP_PIECE_BYTES, MAX_PAGE
 from kvstore_core.process.logging import RateLimitedLog, request_extra
 from kvstore_core.wire import Request, RequestId, decode_request, encode_error
 from kvstore_daemon.access.authority import Authority
+from kvstore_daemon.backups import Backups
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.group_commit import GroupCommitter
 from kvstore_daemon.peer_limits.peer import UNKNOWN, Peer
@@ -63,6 +65,7 @@ class RequestHandler:
         status: Status,
         authority: Authority,
         subscribers: SubscriberList,
+        backups: Backups,
     ) -> None:
         self._loop = loop
         self._engine = engine
@@ -71,7 +74,7 @@ class RequestHandler:
         self._counters = counters
         self._authority = authority
         self._limits = limits_of(settings)
-        self._reads = _answers(engine, status, authority, subscribers)
+        self._reads = _answers(engine, status, authority, subscribers, backups)
         self.pending = PendingLimit(settings.max_pending_requests)
         self.queue = FairQueue(loop, socket, self.pending, counters, self._begin, self.proceed)
         self._malformed = RateLimitedLog(log)
@@ -334,13 +337,22 @@ def _refuse_rest(request: PendingRequest, error: KvError) -> None:
 
 
 def _answers(
-    engine: Engine, status: Status, authority: Authority, subscribers: SubscriberList
+    engine: Engine, status: Status, authority: Authority, subscribers: SubscriberList, backups: Backups
 ) -> dict[str, Answer]:
     """What does each op that is no write, by its name, except gets."""
     administration = Administration(authority)
 
     def page(fields: Fields, *values: bytes) -> Page:
         return Page(fields, values, engine.position().head)
+
+    def read_backup(op: dict[str, Any], who: Principal) -> Page:
+        size = op.get("size", MAX_BACKUP_PIECE_BYTES)
+        piece = backups.read(op["id"], op["offset"], size, who.name)
+        return page({"size": len(piece)}, piece)
+
+    def delete_backup(op: dict[str, Any], who: Principal) -> Page:
+        backups.delete(op["id"], who.name)
+        return page({"deleted": 1})
 
     answers: dict[str, Answer] = {
         "status": lambda _op, who: page(status.fields_for(who)),
@@ -349,6 +361,10 @@ def _answers(
         "identities": lambda _op, _who: page(administration.identities()),
         "subscribers": lambda op, _who: page(subscribers.shown(op.get("limit", MAX_PAGE))),
         "kick": lambda op, who: page(subscribers.kick(op["id"], who.name)),
+        "backups": lambda _op, _who: page({"backups": backups.described()}),
+        "backup_make": lambda op, who: page(backups.make(op["id"], who.name)),
+        "backup_read": read_backup,
+        "backup_delete": delete_backup,
     }
     for name in CHANGES:
         answers[name] = lambda op, who: page(administration.change(op, who))

@@ -56,6 +56,9 @@ _TOO_LARGE: Fields = {
 }
 
 
+CHANGING = frozenset((*CHANGES, "backup_make", "backup_delete"))
+"""The ops that change something and are no writes."""
+
 Answer = Callable[[dict[str, Any], Principal], Page]
 """Does an op that is no write for whoever asks."""
 
@@ -168,7 +171,7 @@ class PendingRequest:
         self._next = len(self._ops)
 
     def _is_changed_by(self, index: int, name: str) -> bool:
-        return name in WRITES or (name in CHANGES and self._results[index] is not None)
+        return name in WRITES or (name in CHANGING and self._results[index] is not None)
 
     def _write_indexes(self) -> list[int]:
         return [index for index, op in enumerate(self._ops) if op["op"] in WRITES]
@@ -184,7 +187,7 @@ class PendingRequest:
             elif name in WRITES:
                 self._next += 1
                 continue
-            elif name in CHANGES:
+            elif name in CHANGING:
                 self._do_change(reads[name], op)
                 break  # others may hold other grants now, and so may whoever asks
             else:

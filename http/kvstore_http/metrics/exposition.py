@@ -391,6 +391,11 @@ _DAEMON = (
         _status("journal_bytes"),
     ),
     _gauge("kvstore_overlay_bytes", "The most that is kept in memory of it.", _status("overlay_bytes")),
+    _gauge(
+        "kvstore_backup_bytes",
+        "What the backup that is kept for another machine takes of the disk.",
+        _status("backup_bytes"),
+    ),
     _gauge("kvstore_disk_bytes", "The size of the file system that the store is on.", _status("disk_bytes")),
     _gauge("kvstore_disk_free_bytes", "What is free there.", _status("disk_free_bytes")),
     _gauge("kvstore_writes_refused", "1 if writes are refused, 0 if not.", _refusals, ("reason",)),

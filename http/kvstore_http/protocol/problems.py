@@ -55,6 +55,8 @@ def _headers(error: KvError) -> dict[str, str]:
         headers["x-kvstore-revision"] = str(error.details["revision"])
     if error.row.status == 503:
         headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    if error.code == "range_not_satisfiable":
+        headers["content-range"] = f"bytes */{error.details['bytes']}"
     if error.code == "method_not_allowed":
         headers["allow"] = ", ".join(error.details["allow"])
     if error.code == "unsupported_media_type":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import calendar
-import re
 from email.utils import parsedate
 from functools import partial
 from typing import Any
@@ -59,6 +58,7 @@ from kvstore_http.protocol.query_params import (
     read_keyed_query,
     read_query,
 )
+from kvstore_http.protocol.ranges import content_range, range_of
 from kvstore_http.resources.history import read_as_of
 from kvstore_http.resources.writes import read_then_write, write
 from kvstore_http.routes import Endpoint
@@ -70,8 +70,6 @@ from kvstore_http.streaming.long_poll import (
     read_after_change,
     read_once_it_holds,
 )
-
-_ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
 
 class KeyResource:
@@ -300,28 +298,10 @@ def _seconds(date: str) -> int | None:
 
 
 def _send_range(environ: dict[str, Any], resp: falcon.Response, record: dict[str, Any]) -> None:
-    """Narrow the answer to the one range that is asked for.
-
-    A list of ranges, a range that cannot be satisfied, and one of another revision (If-Range) are answered
-    with the whole value: RFC 9110 section 14.2 lets a server ignore Range.
-    """
-    if environ.get("HTTP_IF_RANGE", resp.get_header("etag")) != resp.get_header("etag"):
-        return
+    """Narrow the answer to the one range that is asked for, if there is anything in it."""
     value = record["value"]
-    bounds = _range(environ["HTTP_RANGE"], len(value))
-    if bounds is not None:
-        first, end = bounds
+    part = range_of(environ, etag(record["revision"]), len(value))
+    if part:
         resp.status = "206 Partial Content"
-        resp.set_header("content-range", f"bytes {first}-{end - 1}/{len(value)}")
-        resp.data = value[first:end]
-
-
-def _range(text: str, size: int) -> tuple[int, int] | None:
-    match = _ONE_RANGE.fullmatch(text)
-    if match is None or not (match[1] or match[2]):
-        return None
-    if not match[1]:
-        first, end = max(0, size - int(match[2])), size
-    else:
-        first, end = int(match[1]), min(size, int(match[2]) + 1 if match[2] else size)
-    return (first, end) if first < end else None
+        resp.set_header("content-range", content_range(part, len(value)))
+        resp.data = value[part.start : part.stop]

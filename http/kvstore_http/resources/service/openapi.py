@@ -348,6 +348,19 @@ _IDENTITY: Schema = {
     },
 }
 
+_BACKUP: Schema = {
+    "id": _TEXT,
+    "state": {"type": "string", "enum": ["making", "ready", "failed"]},
+    **_LIFE,
+    "bytes": {**_INTEGER, "description": "the length of the file; while it is made, that by now"},
+    "sha256": {"type": "string", "description": "of the file, and its ETag"},
+    "epoch": _TEXT,
+    "revision": _INTEGER,
+    "keys": _INTEGER,
+    "events": _INTEGER,
+    "error": {"type": "object", "description": "why it failed"},
+}
+
 SCHEMAS: dict[str, Schema] = {
     "Value": {"description": "any bytes"},
     "Lines": {"type": "string", "description": "a line for each check, and one for all of them"},
@@ -466,6 +479,8 @@ SCHEMAS: dict[str, Schema] = {
         "grants",
         "expires_at",
     ),
+    "Backup": _object(_BACKUP, "id", "state", "created_at", "expires_at"),
+    "Backups": _object({"backups": _list("Backup")}, "backups"),
     "Health": _object({"status": _TEXT, "checks": _list("Check")}, "status"),
     "Check": _object(
         {"name": _TEXT, "status": {"type": "string", "enum": [OK, WARNING, FAILED]}, "message": _TEXT},
