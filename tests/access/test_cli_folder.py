@@ -154,6 +154,16 @@ def test_rotation_keeps_the_lifetime_unless_told(kvstore: CommandLine) -> None:
     assert kvstore("token", "rotate", "ci", "--for", "always", "--data", "data").returncode == 2
 
 
+def test_a_new_token_comes_with_its_identity_as_json(kvstore: CommandLine) -> None:
+    there = ("--json", "--data", "data")
+    for words in (("create", "ci", "--grant", "ro:app/"), ("rotate", "ci", "--keep", "1h")):
+        [made] = kvstore.lines("token", *words, *there)
+        token, token_id = made.pop("token"), made.pop("id")
+        assert table(kvstore).of_credential(token, 0).name == "ci"
+        assert [made] == kvstore.lines("token", "show", "ci", *there)
+        assert made["tokens"][-1]["id"] == token_id
+
+
 def test_a_token_is_written_to_a_file_of_ones_own(kvstore: CommandLine) -> None:
     path = kvstore.folder / "ci.token"
     to_file = ("--output", "ci.token", "--data", "data")

@@ -160,6 +160,17 @@ def test_the_folder_and_the_service_describe_the_same(kvstore: CommandLine, prot
     assert kvstore.lines("token", "list", "--json") == kvstore.lines("token", "list", "--json", *folder)
 
 
+def test_a_new_token_comes_with_its_identity_as_json(
+    kvstore: CommandLine, by: Callable[[str], CommandLine]
+) -> None:
+    for words in (("create", "as-json", "--grant", "ro:app/"), ("rotate", "as-json", "--keep", "1h")):
+        [made] = kvstore.lines("token", *words, "--json")
+        token, token_id = made.pop("token"), made.pop("id")
+        assert by(token).lines("whoami", "--json")[0]["name"] == "as-json"
+        assert [made] == kvstore.lines("token", "show", "as-json", "--json")
+        assert made["tokens"][-1]["id"] == token_id
+
+
 def test_who_is_there_already_or_not_has_the_same_status_everywhere(
     kvstore: CommandLine, protected: Protected
 ) -> None:

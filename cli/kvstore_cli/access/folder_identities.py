@@ -10,7 +10,7 @@ from kvstore_cli.access.identity_store import NEVER, Description, IdentityStore
 from kvstore_core.access import changes
 from kvstore_core.access.identities import AccessTable, StoredKey, StoredToken, described
 from kvstore_core.access.principal import ANONYMOUS
-from kvstore_core.access.tokens import new_token
+from kvstore_core.access.tokens import NewToken, new_token
 from kvstore_core.errors import KvError
 from kvstore_core.wall_clock import now_ms
 from kvstore_daemon.access.access_files import (
@@ -55,11 +55,11 @@ class FolderIdentities(IdentityStore):
             raise KvError("not_found", f"there is no identity {name!r}")
         return found
 
-    def create(self, name: str, grants: Sequence[str], ends_in: int | None) -> str:
+    def create(self, name: str, grants: Sequence[str], ends_in: int | None) -> Description:
         token, now = new_token(), now_ms()
         stored = StoredToken(token.id, token.digest, now, _end(now, ends_in))
-        self._edit(changes.put_identity(name, now, create=True, grants=grants, token=stored))
-        return token.text
+        change = changes.put_identity(name, now, create=True, grants=grants, token=stored)
+        return self._issued(name, token, change)
 
     def regrant(self, name: str, grant: Sequence[str], ungrant: Sequence[str]) -> Description:
         # who comes without a credential is made by what they are granted
@@ -67,13 +67,12 @@ class FolderIdentities(IdentityStore):
         change = changes.put_identity(name, now_ms(), create=create, grant=grant, ungrant=ungrant)
         return _shown(described(self._edit(change).identities[name]))
 
-    def rotate(self, name: str, keep: int, ends_in: int | None) -> str:
+    def rotate(self, name: str, keep: int, ends_in: int | None) -> Description:
         token, now = new_token(), now_ms()
         end = None if ends_in == NEVER else _end(now, ends_in)
         stored = StoredToken(token.id, token.digest, now, end)
         change = changes.add_token(name, stored, now, keep_ms=keep, as_before=ends_in is None)
-        self._edit(change)
-        return token.text
+        return self._issued(name, token, change)
 
     def revoke(self, name: str) -> None:
         self._edit(changes.delete_identity(name))
@@ -101,6 +100,10 @@ class FolderIdentities(IdentityStore):
             return read_table(table_path(self._folder))[0]
         except FileNotFoundError:
             return AccessTable(())
+
+    def _issued(self, name: str, token: NewToken, change: changes.Change) -> Description:
+        row = _shown(described(self._edit(change).identities[name]))
+        return {**row, "id": token.id, "token": token.text}
 
     def _edit(self, change: changes.Change) -> AccessTable:
         is_new = not table_path(self._folder).exists()

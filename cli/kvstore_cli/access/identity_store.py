@@ -34,19 +34,19 @@ class IdentityStore(ABC):
         """One of them."""
 
     @abstractmethod
-    def create(self, name: str, grants: Sequence[str], ends_in: int | None) -> str:
-        """Make an identity, which must not be there, with a token. Returns the token: nobody can be told of
-        it again."""
+    def create(self, name: str, grants: Sequence[str], ends_in: int | None) -> Description:
+        """Make an identity, which must not be there, with a token. Returns the identity, and as ``id`` and
+        ``token`` the token, which nobody can be shown again."""
 
     @abstractmethod
     def regrant(self, name: str, grant: Sequence[str], ungrant: Sequence[str]) -> Description:
         """Give an identity more grants, and take some of its grants away."""
 
     @abstractmethod
-    def rotate(self, name: str, keep: int, ends_in: int | None) -> str:
+    def rotate(self, name: str, keep: int, ends_in: int | None) -> Description:
         """Make another token of an identity, whose other tokens then end in ``keep`` milliseconds. It ends in
-        ``ends_in``, which may be ``NEVER``; None is for as long as the newest token was made for. Returns the
-        token."""
+        ``ends_in``, which may be ``NEVER``; None is for as long as the newest token was made for. Returns
+        what :meth:`create` does."""
 
     @abstractmethod
     def revoke(self, name: str) -> None:

@@ -24,18 +24,18 @@ class ServiceIdentities(IdentityStore):
     def described(self, name: str) -> Description:
         return self._ask("GET", _path(name))
 
-    def create(self, name: str, grants: Sequence[str], ends_in: int | None) -> str:
+    def create(self, name: str, grants: Sequence[str], ends_in: int | None) -> Description:
         body = {"name": name, "grants": list(grants), **_for(ends_in)}
-        return str(self._ask("POST", "/v1/tokens", body)["token"])
+        return self._ask("POST", "/v1/tokens", body)
 
     def regrant(self, name: str, grant: Sequence[str], ungrant: Sequence[str]) -> Description:
         lists = {"grant": list(grant), "ungrant": list(ungrant)}
         return self._ask("PATCH", _path(name), {member: texts for member, texts in lists.items() if texts})
 
-    def rotate(self, name: str, keep: int, ends_in: int | None) -> str:
+    def rotate(self, name: str, keep: int, ends_in: int | None) -> Description:
         query = [("keep", f"{keep}ms")]
         body = {"expires_at": None} if ends_in == NEVER else _for(ends_in)
-        return str(self._ask("POST", f"{_path(name)}/rotate", body, query)["token"])
+        return self._ask("POST", f"{_path(name)}/rotate", body, query)
 
     def revoke(self, name: str) -> None:
         self._ask("DELETE", _path(name))

@@ -80,6 +80,9 @@ def _for_option(help_text: str, *, required: bool = False) -> Callable[[_Functio
     )
 
 
+_issued_json_option = parameters.json_option("The identity with the token and its id, as one JSON object.")
+
+
 def _output_options(help_text: str) -> Callable[[_Function], _Function]:
     def add(function: _Function) -> _Function:
         to_file = click.option(
@@ -100,6 +103,7 @@ def _output_options(help_text: str) -> Callable[[_Function], _Function]:
 @_grant_option("What it may do, as ro:app/ or monitor; may be repeated.")
 @_for_option("When the token ends.  [default: never]")
 @_output_options("Where the token is written; - is standard output.")
+@_issued_json_option
 @_data_option
 def create(
     context: click.Context,
@@ -108,6 +112,7 @@ def create(
     ends_in: int | None,
     file: str,
     force: bool,
+    as_json: bool,
     data: str | None,
 ) -> None:
     """Make the identity NAME with a token, and print the token, which nobody can be shown again.
@@ -124,11 +129,12 @@ def create(
     Examples:
       kvstore token create ci --grant rw:app/ --grant ro:shared/ --for 90d
       kvstore token create prometheus --grant monitor --output kvstore.token
+      kvstore token create ann --grant rw:app/ --json | jq -r '.id, .token'
       kvstore token create jo --grant admin --grant 'all:*' --data /var/lib/kvstore
     """
     _say_single_keys(grants)
     with _secret_file(file, force=force) as write, _identities(context, data) as identities:
-        _write_token(write, identities.create(name, grants, ends_in), name, file)
+        _write_token(write, identities.create(name, grants, ends_in), file, as_json=as_json)
         if data is not None and "admin" in grants:
             _say_other_admins(identities, name)
 
@@ -308,6 +314,7 @@ def _print_grants(row: Description) -> None:
     help="When the new token ends, or never.  [default: after as long a time as the newest one had]",
 )
 @_output_options("Where the token is written; - is standard output.")
+@_issued_json_option
 @_data_option
 def rotate(
     context: click.Context,
@@ -316,6 +323,7 @@ def rotate(
     ends_in: int | None,
     file: str,
     force: bool,
+    as_json: bool,
     data: str | None,
 ) -> None:
     """Make another token for the identity NAME, and print it; the others end.
@@ -332,7 +340,7 @@ def rotate(
       kvstore token rotate ci --for never
     """
     with _secret_file(file, force=force) as write, _identities(context, data) as identities:
-        _write_token(write, identities.rotate(name, keep, ends_in), name, file)
+        _write_token(write, identities.rotate(name, keep, ends_in), file, as_json=as_json)
 
 
 @subcommand("client")
@@ -407,10 +415,10 @@ def _grants_of(context: click.Context, name: str, data: str | None) -> list[str]
     return None if not found["name"] else list(found["grants"])
 
 
-def _write_token(write: Callable[[bytes], object], token: str, name: str, file: str) -> None:
-    write(f"{token}\n".encode())
+def _write_token(write: Callable[[bytes], object], issued: Description, file: str, *, as_json: bool) -> None:
+    write(f"{output.json_line(issued) if as_json else issued['token']}\n".encode())
     if file == "-" and output.on_terminal():
-        output.talk(f"this token of {name!r} is shown only now")
+        output.talk(f"this token of {issued['name']!r} is shown only now")
 
 
 def _say_single_keys(grants: Sequence[str]) -> None:

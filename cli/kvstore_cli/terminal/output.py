@@ -69,11 +69,16 @@ def write_line(text: str) -> None:
     write(text.encode() + b"\n")
 
 
-def write_json(value: Any) -> None:
-    """Write a JSON value to stdout, as a line."""
+def json_line(value: Any) -> str:
+    """A JSON value as one line."""
     import json
 
-    write_line(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def write_json(value: Any) -> None:
+    """Write a JSON value to stdout, as a line."""
+    write_line(json_line(value))
 
 
 def talk(message: str) -> None:
