@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import yaml
 from docs_site.check import faults
 from docs_site.pages import (
     REPOSITORY,
-    in_navigation,
     pages,
     sources,
     with_links_of_the_site,
@@ -34,6 +34,16 @@ class SiteLoader(yaml.SafeLoader):
 
 SiteLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
 SITE: dict[str, Any] = yaml.load((ROOT / "mkdocs.yml").read_text(), SiteLoader)  # noqa: S506 # it is a safe one
+
+
+def in_navigation(entries: list[Any]) -> Iterator[str]:
+    """The pages that a part of the navigation names."""
+    for entry in entries:
+        for value in entry.values() if isinstance(entry, dict) else [entry]:
+            if isinstance(value, list):
+                yield from in_navigation(value)
+            else:
+                yield value
 
 
 def test_the_navigation_names_every_page_once() -> None:

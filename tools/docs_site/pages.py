@@ -92,17 +92,6 @@ def write_pages(folder: Path) -> None:
         shutil.copy(file, folder / "images")
 
 
-def in_navigation(entries: list[Any]) -> Iterator[str]:
-    """The pages that the ``nav`` of mkdocs.yml names, in its order, without addresses elsewhere."""
-    for entry in entries:
-        values = entry.values() if isinstance(entry, Mapping) else [entry]
-        for value in values:
-            if isinstance(value, list):
-                yield from in_navigation(value)
-            elif "://" not in value:
-                yield value
-
-
 def _changed_outside_code(text: str, pattern: re.Pattern[str], change: Callable[[re.Match[str]], str]) -> str:
     """``text`` with what ``pattern`` finds changed, but for fenced blocks and what is between backquotes."""
     parts = _FENCED.split(text)
