@@ -100,16 +100,17 @@ def literal(lines: str) -> str:
 
 def section(title: str, parts: Iterable[str], level: str = "SH") -> str:
     """A section; nothing if it has no parts."""
-    text = "\n".join(filter(None, parts))
-    return f".{level} {title}\n{text.removeprefix('.PP' + chr(10))}" if text else ""
+    text = "\n".join(filter(None, parts)).removeprefix(".PP\n")
+    return f".{level} {title}\n{text}" if text else ""
 
 
 def page(command: str, summary: str, sections: Iterable[str]) -> str:
     """A page: its title, its name as apropos(1) finds it, and the rest."""
     name = escaped(f"kvstore-{command}".strip("-"))
-    head = f'.TH {name.upper()} 1 "" "kvstore {PROJECT["version"]}" kvstore\n.nr HY 0\n.nh\n.ad l'
+    title = f'.TH {name.upper()} 1 "" "kvstore {PROJECT["version"]}" kvstore'
+    layout = ".nr HY 0\n.nh\n.ad l"  # no hyphens, which would be read as a part of names
     named = section("NAME", [rf"{name} \- {escaped(summary)}"])
-    return "\n".join(filter(None, (SOURCE, head, named, *sections))) + "\n"
+    return "\n".join(filter(None, (SOURCE, title, layout, named, *sections))) + "\n"
 
 
 # ── what a command says of itself ────────────────────────────────────────────────────────────────
@@ -158,11 +159,11 @@ def options_of(context: click.Context) -> Iterator[tuple[click.Option, Option | 
 
 def option_items(context: click.Context) -> Iterator[str]:
     """The options of a command, without those of :func:`other_options`."""
-    is_asking = asks(context)
+    is_asking, names = asks(context), names_of(context)
     for option, row in options_of(context):
         if row is None:
             flags, text = option.get_help_record(context) or ("", "")
-            yield item(in_fonts(flags, names_of(context)), text, names_of(context))
+            yield item(in_fonts(flags, names), text, names)
         elif not is_asking:
             yield row_item(row)
 
