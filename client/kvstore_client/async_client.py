@@ -775,7 +775,7 @@ class AsyncClient(NotPortable):
         """Revoke one CURVE key of an identity; raises ``not_found``."""
         await self.run(commands.key_delete(name, public_key), timeout=timeout)
 
-    # ── subscribers ──────────────────────────────────────────────────────────────────────────────
+    # ── for operators ────────────────────────────────────────────────────────────────────────────
 
     async def subscribers(
         self, *, limit: int | None = None, timeout: float | None = None
@@ -815,3 +815,12 @@ class AsyncClient(NotPortable):
     async def backup_delete(self, backup_id: str, *, timeout: float | None = None) -> None:
         """Remove a backup; raises ``not_found``."""
         await self.run(commands.backup_delete(backup_id), timeout=timeout)
+
+    async def slow(
+        self, *, limit: int | None = None, timeout: float | None = None
+    ) -> Sequence[dict[str, Any]]:
+        """The last requests at the daemon that took long, up to ``limit``, the newest first.
+        It needs the grant ``admin``."""
+        found = await self.run(commands.slow(limit=limit), timeout=timeout)
+        rows: Sequence[dict[str, Any]] = found["requests"]
+        return rows

@@ -769,7 +769,7 @@ class Client(NotPortable):
         """Revoke one CURVE key of an identity; raises ``not_found``."""
         self.run(commands.key_delete(name, public_key), timeout=timeout)
 
-    # ── subscribers ──────────────────────────────────────────────────────────────────────────────
+    # ── for operators ────────────────────────────────────────────────────────────────────────────
 
     def subscribers(
         self, *, limit: int | None = None, timeout: float | None = None
@@ -807,3 +807,10 @@ class Client(NotPortable):
     def backup_delete(self, backup_id: str, *, timeout: float | None = None) -> None:
         """Remove a backup; raises ``not_found``."""
         self.run(commands.backup_delete(backup_id), timeout=timeout)
+
+    def slow(self, *, limit: int | None = None, timeout: float | None = None) -> Sequence[dict[str, Any]]:
+        """The last requests at the daemon that took long, up to ``limit``, the newest first.
+        It needs the grant ``admin``."""
+        found = self.run(commands.slow(limit=limit), timeout=timeout)
+        rows: Sequence[dict[str, Any]] = found["requests"]
+        return rows

@@ -624,6 +624,11 @@ def subscribers(*, limit: int | None = None) -> Command[Fields]:
     return _command("subscribers", _as_it_is, limit=limit)
 
 
+def slow(*, limit: int | None = None) -> Command[Fields]:
+    """The ``requests`` at the daemon that took long, up to ``limit`` of them, the newest first."""
+    return _command("slow", _as_it_is, limit=limit)
+
+
 def kick(subscriber_id: str) -> Command[Fields]:
     """End the connection of a subscriber, who may come back."""
     return _command("kick", _as_it_is, id=subscriber_id)

@@ -40,3 +40,8 @@ MAX_FILTERS = 1_000
 """Prefixes, and keys, of one op."""
 MAX_REQUEST_FILTERS = 10_000
 """Prefixes and keys of all ops of a request. Each is looked at before anything is done."""
+
+SLOW_KEPT = 128
+"""How many slow requests each process keeps for operators."""
+MAX_SHOWN = 1024
+"""The most characters that are shown of what a client asked for."""

@@ -564,6 +564,13 @@ OPERATIONS: dict[str, Operation] = {
             {"id": _BACKUP},
             "remove a backup, or end the making of it",
         ),
+        Operation(
+            "slow",
+            False,
+            _of_admin,
+            {"limit": _LIMIT},
+            "the last requests that took long, the newest first",
+        ),
     )
 }
 

@@ -34,5 +34,6 @@ class DaemonSettings:
     admin_token_file: str | None
     allow_anonymous: bool
     slow_commit_ms: int
+    slow_log_ms: int
     log_level: str
     log_format: str

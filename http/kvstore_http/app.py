@@ -37,6 +37,7 @@ from kvstore_http.resources.legacy import AllResource, RootResource
 from kvstore_http.resources.listing import CollectionResource
 from kvstore_http.resources.service.health import LivezResource, ReadyzResource
 from kvstore_http.resources.service.openapi import OpenApiResource
+from kvstore_http.resources.service.slow import SlowResource
 from kvstore_http.resources.service.status import MetricsResource, StatusResource
 from kvstore_http.resources.service.subscribers import SubscriberResource, SubscribersResource
 from kvstore_http.resources.session import SessionResource
@@ -97,6 +98,7 @@ def create_app(
         "/v1/subscribers/{id}": SubscriberResource(daemon, siblings),
         "/v1/backups": BackupsResource(backups),
         "/v1/backups/{id}": BackupResource(backups, min(settings.part_bytes, MAX_BACKUP_PIECE_BYTES)),
+        "/v1/slow": SlowResource(daemon, siblings),
         "/v1/session": SessionResource(None if callers is None else callers.begin_session),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(

@@ -68,7 +68,7 @@ ROOT = known(q.KEY, q.STALE)
 ALL = known(q.STALE)
 READYZ = known(q.VERBOSE, q.EXCLUDE)
 ROTATE = known(q.KEEP)
-SUBSCRIBERS = known(q.SHOWN)
+SHOWN = known(q.SHOWN)
 REVOKE = known(q.TOKEN_ID, q.PUBLIC_KEY)
 SUBSCRIBE = known(
     q.STREAM_PREFIX,
@@ -492,7 +492,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "admin",
         "Who is subscribed, over HTTP and over ZeroMQ, and how much waits for each",
         (ResponseSpec(200, "those for whom most waits first", {JSON: "Subscribers"}),),
-        SUBSCRIBERS,
+        SHOWN,
     ),
     Endpoint(
         "DELETE",
@@ -537,6 +537,14 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "Remove a backup, made or not",
         (ResponseSpec(200, "removed", {JSON: "Object"}),),
         errors=("not_found",),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/slow",
+        "admin",
+        "The last requests that took long, over HTTP and at the daemon",
+        (ResponseSpec(200, "the newest first", {JSON: "SlowRequests"}),),
+        SHOWN,
     ),
     Endpoint(
         "POST",

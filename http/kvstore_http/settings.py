@@ -40,6 +40,7 @@ class HttpSettings:
     allow_anonymous: bool
     access_log: str
     slow_request_ms: int
+    slow_log_ms: int
     log_level: str
     log_format: str
 

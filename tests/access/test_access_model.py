@@ -87,7 +87,7 @@ def needed(op: Op) -> list[tuple[str, Wanted | None]]:
     if name in ON_KEY:
         verbs = [*ON_KEY[name], *(["delete"] if name == "put" and "ttl" in op else [])]
         return [(verb, ("key", op["key"])) for verb in verbs]
-    if name in ("identities", "subscribers"):
+    if name in ("identities", "subscribers", "slow"):
         return [("admin", None)]
     if name == "events":
         wanted = [("prefix", text) for text in op.get("prefixes", [])]
@@ -134,6 +134,7 @@ ops = in_batches | st.one_of(
     op_of("history", key=keys),
     op_of("identities"),
     op_of("subscribers"),
+    op_of("slow"),
 )
 
 
@@ -164,7 +165,7 @@ def over_http(session: Session, op: Op, token: str | None) -> int:
             method, target = "HEAD", "/v1/subscribe?" + urlencode(wanted)
         case "history":
             method, target = "GET", f"/v1/history/{quote(key)}"
-        case "identities" | "subscribers":
+        case "identities" | "subscribers" | "slow":
             method, target = "GET", {"identities": "/v1/tokens"}.get(name, f"/v1/{name}")
     return session.request(method, target, body, headers).status
 

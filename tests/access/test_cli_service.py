@@ -106,6 +106,7 @@ ASKING = {
     "key": ["key", "create", "x"],
     "subscribers": ["subscribers"],
     "kick": ["kick", "h1"],
+    "slow": ["slow"],
 }
 """Commands that ask for what not everybody is granted."""
 

@@ -60,11 +60,12 @@ EVERY_OP: dict[str, dict[str, Any]] = {
     "backup_make": {"id": "0" * 16},
     "backup_read": {"id": "0" * 16, "offset": 0},
     "backup_delete": {"id": "0" * 16},
+    "slow": {},
 }
 
 ADMINS = {
     "identities", "identity_put", "identity_delete", "token_add", "token_delete", "key_add", "key_delete",
-    "subscribers", "kick",
+    "subscribers", "kick", "slow",
     "backups", "backup_make", "backup_read", "backup_delete",
 }  # fmt: skip
 
@@ -248,7 +249,7 @@ def test_a_change_is_done_once_however_often_the_reads_beside_it_begin_again() -
         return Page({}, (), 1)
 
     request = request_of(op_of("identity_put"), op_of("list"))
-    message = RequestMessage(Peer(b"", 1), [], [], 0)
+    message = RequestMessage(Peer(b"", 1), [], [], 0, 0.0)
     pending = PendingRequest(message, request, ADMIN, AccessTable(()))
     for _ in range(3):
         while not pending.read(cast(Engine, None), dict.fromkeys(OPERATIONS, answer), time.monotonic() + 60):
@@ -270,7 +271,7 @@ def test_a_change_is_done_only_if_the_reply_has_room_to_say_so() -> None:
 
     puts = [{"op": "identity_put", "name": f"n{number}"} for number in range(20)]
     pending = PendingRequest(
-        RequestMessage(Peer(b"", 1), [], [], 0), request_of(op_of("list"), *puts), ADMIN, AccessTable(())
+        RequestMessage(Peer(b"", 1), [], [], 0, 0.0), request_of(op_of("list"), *puts), ADMIN, AccessTable(())
     )
     while not pending.read(cast(Engine, None), dict.fromkeys(OPERATIONS, answer), time.monotonic() + 60):
         pass
@@ -307,7 +308,7 @@ class _Known(Authority):
 )
 def test_what_is_to_be_done_is_checked_by_the_table_of_now(now: Principal | None, code: str | None) -> None:
     before, authority = AccessTable(()), _Known(now)
-    message = RequestMessage(Peer(b"", 1, "key"), [], [], 0)
+    message = RequestMessage(Peer(b"", 1, "key"), [], [], 0, 0.0)
     pending = PendingRequest(message, request_of(op_of("get"), op_of("list")), READER, before)
     if code is None:
         recheck(pending, authority)

@@ -204,6 +204,7 @@ ANSWERS = [
     ("GET", "/v1/digest?prefix=described", "Digest"),
     ("GET", "/v1/status", "Status"),
     ("GET", "/v1/subscribers", "Subscribers"),
+    ("GET", "/v1/slow", "SlowRequests"),
     ("GET", "/livez", "Health"),
     ("GET", "/readyz", "Health"),
     ("GET", "/v1/kv/never-stored", "Problem"),

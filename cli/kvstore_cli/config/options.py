@@ -493,6 +493,14 @@ OPTIONS: dict[str, Option] = {
             _HTTP,
         ),
         Option(
+            "slow-log",
+            DURATION_OR_ZERO,
+            100,
+            "How long a request may take before it is kept for 'kvstore slow'. Each worker, and the daemon, "
+            "keeps the last 128. 0: none is kept.",
+            _SERVERS,
+        ),
+        Option(
             "slow-commit",
             DURATION_OR_ZERO,
             1000,

@@ -35,6 +35,7 @@ from kvstore_daemon.requests.router_socket import (
     RequestMessage,
     RouterSocket,
 )
+from kvstore_daemon.requests.slow_requests import SlowRequests
 from kvstore_daemon.requests.writes import write_request
 from kvstore_daemon.settings import DaemonSettings
 from kvstore_daemon.status import Counters, Status, limits_of
@@ -74,7 +75,8 @@ class RequestHandler:
         self._counters = counters
         self._authority = authority
         self._limits = limits_of(settings)
-        self._reads = _answers(engine, status, authority, subscribers, backups)
+        self._slow = SlowRequests(settings.slow_log_ms)
+        self._reads = _answers(engine, status, authority, subscribers, self._slow, backups)
         self.pending = PendingLimit(settings.max_pending_requests)
         self.queue = FairQueue(loop, socket, self.pending, counters, self._begin, self.proceed)
         self._malformed = RateLimitedLog(log)
@@ -208,6 +210,7 @@ class RequestHandler:
         if reply is None:
             self.proceed(pending)
         else:
+            self._slow.look_at(pending)
             self._reply(message, reply)
 
     def _decode(self, message: RequestMessage) -> Request:
@@ -293,6 +296,7 @@ class RequestHandler:
     def _answer(self, request: PendingRequest) -> None:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("answered %s", request.summary(), extra=request_extra(request.request_id))
+        self._slow.look_at(request)
         self._reply(request, request.reply(self._epoch, self.head))
 
     def _refuse(
@@ -337,7 +341,12 @@ def _refuse_rest(request: PendingRequest, error: KvError) -> None:
 
 
 def _answers(
-    engine: Engine, status: Status, authority: Authority, subscribers: SubscriberList, backups: Backups
+    engine: Engine,
+    status: Status,
+    authority: Authority,
+    subscribers: SubscriberList,
+    slow: SlowRequests,
+    backups: Backups,
 ) -> dict[str, Answer]:
     """What does each op that is no write, by its name, except gets."""
     administration = Administration(authority)
@@ -360,6 +369,7 @@ def _answers(
         "access": lambda _op, _who: page(*administration.access()),
         "identities": lambda _op, _who: page(administration.identities()),
         "subscribers": lambda op, _who: page(subscribers.shown(op.get("limit", MAX_PAGE))),
+        "slow": lambda op, _who: page(slow.shown(op.get("limit", MAX_PAGE))),
         "kick": lambda op, who: page(subscribers.kick(op["id"], who.name)),
         "backups": lambda _op, _who: page({"backups": backups.described()}),
         "backup_make": lambda op, who: page(backups.make(op["id"], who.name)),

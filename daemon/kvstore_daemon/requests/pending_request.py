@@ -56,7 +56,7 @@ _TOO_LARGE: Fields = {
 }
 
 
-CHANGING = frozenset((*CHANGES, "backup_make", "backup_delete"))
+CHANGING = frozenset((*CHANGES, "backup_make", "backup_delete", "kick"))
 """The ops that change something and are no writes."""
 
 Answer = Callable[[dict[str, Any], Principal], Page]
@@ -81,10 +81,12 @@ class PendingRequest:
         "_values",
         "_writes",
         "age",
+        "begun_at",
         "envelope",
         "has_stale",
         "is_current",
         "peer",
+        "received_at",
         "request_id",
         "size",
         "table",
@@ -98,6 +100,8 @@ class PendingRequest:
         self.table = table
         self.envelope: Frames = message.envelope
         self.size = message.size
+        self.received_at = message.received_at
+        self.begun_at = time.monotonic()
         self.request_id = request.request_id
         self.has_stale = request.stale > 0
         """Whether a read among the ops need not be current; the reply then has ``age``."""
@@ -276,8 +280,9 @@ class PendingRequest:
             self._revision = revision
 
     def summary(self) -> str:
-        """The ops without their values, for the log."""
-        shown = [f"{op['op']} {op.get('key', '')}".rstrip() for op in self._ops[:SHOWN_OPS]]
+        """The ops without their values, for the log and for operators."""
+        about = [(op["op"], op.get("key") or op.get("prefix", "")) for op in self._ops[:SHOWN_OPS]]
+        shown = [f"{name} {keys}".rstrip() for name, keys in about]
         more = len(self._ops) - len(shown)
         return ", ".join(shown) + (f" and {more} more" if more else "")
 

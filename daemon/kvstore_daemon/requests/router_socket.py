@@ -12,6 +12,7 @@ import ctypes
 import secrets
 from collections.abc import Callable
 from operator import attrgetter
+from time import monotonic
 from typing import Any, NamedTuple
 
 import zmq
@@ -56,12 +57,14 @@ def make_identities_unpredictable() -> None:
 class RequestMessage(NamedTuple):
     """One message as it was received. ``envelope`` are the frames up to the empty one, along which the reply
     goes back; ``frames`` are those of the request behind it, of too many the first few that show it, of a
-    message that is no request none. ``size`` is the bytes of both."""
+    message that is no request none. ``size`` is the bytes of both, ``received_at`` when it was received, by
+    the monotonic clock."""
 
     peer: Peer
     envelope: Frames
     frames: Frames
     size: int
+    received_at: float
 
 
 class RouterSocket:
@@ -163,7 +166,8 @@ class RouterSocket:
         if not frames:
             del envelope[1:]
             envelope.append(b"")
-        return RequestMessage(peer, envelope, frames, sum(map(len, frames)) + sum(map(len, envelope)))
+        size = sum(map(len, frames)) + sum(map(len, envelope))
+        return RequestMessage(peer, envelope, frames, size, monotonic())
 
     def _new_peer(self, identity: bytes, frame: zmq.Frame) -> Peer:
         """The peer whose first message begins with ``frame``."""

@@ -173,7 +173,7 @@ class DaemonClient:
         header = {"atomic": atomic, "request_id": request.request_id, "author": request.author}
         key = WriteSequence(_client_of(who, idempotency_key)).next()
         self._write_socket.send(ops, values, request.finish, request.deadline, **header, **key)
-        return _reply(request.waiter.get())
+        return _reply(request.wait())
 
     def read(self, op: dict[str, Any], *, who: Principal) -> tuple[dict[str, Any], int]:
         """The result of a reading op and the revision of its snapshot; raises what it failed with."""
@@ -203,12 +203,12 @@ class DaemonClient:
         deadline = self._deadline(seconds)
         request = WaitingRequest(self._hub, ops, (), deadline, author=THE_FACADE.name)
         self._read_socket.send(ops, (), request.finish, request.deadline)
-        return _reply(request.waiter.get())
+        return _reply(request.wait())
 
     def _wait_in(self, queue: RequestQueue, request: WaitingRequest) -> Any:
         queue.waiting.append(request)
         self._flush_soon()
-        return request.waiter.get()
+        return request.wait()
 
     def _deadline(self, seconds: float) -> float:
         if self.is_away:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter_ns
 from typing import Any
 
 from gevent.hub import Hub, Waiter
+from greenlet import getcurrent
 
 from kvstore_core.errors import KvError
 from kvstore_core.operations import OPERATIONS
@@ -65,9 +67,23 @@ class WaitingRequest(QueuedRequest):
         super().__init__(*args, request_id=current_request_id.get(), **kwargs)
         self.waiter = Waiter(hub)
 
+    def wait(self) -> Any:
+        """Block the greenlet until there is an outcome."""
+        began, this = perf_counter_ns(), getcurrent()
+        try:
+            return self.waiter.get()
+        finally:
+            this.waited_ns = waited_ns() + perf_counter_ns() - began
+
     def finish(self, outcome: Any) -> None:
         """Let the greenlet go on with ``outcome``."""
         self.waiter.switch(outcome)
+
+
+def waited_ns() -> int:
+    """How long the present greenlet has waited for the daemon since it began."""
+    waited: int = getattr(getcurrent(), "waited_ns", 0)
+    return waited
 
 
 class RequestQueue:

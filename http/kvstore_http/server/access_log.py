@@ -1,4 +1,4 @@
-"""The access log, and warnings of slow requests.
+"""The access log, and what is said and kept of slow requests.
 
 A line names the request as it was sent: method, path (so keys are shown), and the parts of the query that
 cannot hold a value. Bodies, values, and headers other than User-Agent and X-Request-Id are never logged, and
@@ -14,14 +14,13 @@ from math import inf
 from typing import Any
 
 from kvstore_core.access.tokens import without_secrets
+from kvstore_core.limits import MAX_SHOWN
 from kvstore_core.process.logging import RateLimitedLog
 from kvstore_http import routes
+from kvstore_http.inspection.slow_log import SlowLog
 
 log = logging.getLogger("kvstore.http")
 access = logging.getLogger("kvstore.access")
-
-MAX_SHOWN = 1024
-"""The most characters of a path, a query or a user agent in a line."""
 
 _SHOWN = frozenset(
     parameter.name
@@ -36,17 +35,28 @@ Ended = Callable[[str, int, int], None]
 
 class AccessLog:
     """The lines of one worker. ``mode`` is ``off``, ``errors`` (statuses from 400 on) or ``on``; at debug
-    level every request is logged. A request of ``slow_ms`` or more (0: never) is a warning.
+    level every request is logged. A request of ``slow_ms`` or more (0: never) is a warning, and the
+    ``slow_log`` keeps what took as long as it says.
 
     With ``shows_who`` a line names who asked, ``-`` for somebody whose credential is not good.
 
-    ``is_on`` says that every request is logged, ``is_noting`` that some may be.
+    ``is_on`` says that every request is logged, ``is_noting`` that some may be; ``slow_ns`` is how long one
+    takes that is a warning or kept.
     """
 
-    def __init__(self, mode: str = "off", slow_ms: int = 0, *, shows_who: bool = False) -> None:
+    def __init__(
+        self,
+        mode: str = "off",
+        slow_ms: int = 0,
+        slow_log: SlowLog | None = None,
+        *,
+        shows_who: bool = False,
+    ) -> None:
         self._mode = mode
         self._shows_who = shows_who
-        self.slow_ns = slow_ms * 1_000_000 or inf
+        self._kept = slow_log or SlowLog(0)
+        self._warning_ns = slow_ms * 1_000_000 or inf
+        self.slow_ns = min(self._warning_ns, self._kept.ns)
         self._slow_log = RateLimitedLog(log)
         self.refresh()
 
@@ -63,8 +73,10 @@ class AccessLog:
         ``slow_ns`` or longer, or if ``is_noting``. ``is_ours``: the client had no influence on how long it
         took."""
         seconds = elapsed_ns / 1e9
-        if elapsed_ns >= self.slow_ns and is_ours:
+        if elapsed_ns >= self._warning_ns and is_ours:
             self._warn(task, seconds)
+        if elapsed_ns >= self._kept.ns and is_ours:
+            self._keep(task, seconds)
         if self.is_noting and task.hand_over is None:
             self._note(task, seconds)
 
@@ -92,6 +104,22 @@ class AccessLog:
         fields = {**self._fields(task), "status": _status(task), "seconds": round(seconds, 3)}
         line = 'a request took %(seconds).2f s: "%(method)s %(path)s%(query)s" %(status)d'
         self._slow_log.warning(line, fields, extra=fields)
+
+    def _keep(self, task: Any, seconds: float) -> None:
+        fields = _fields(task)
+        self._kept.note(
+            {
+                "seconds": round(seconds, 6),
+                "daemon_seconds": round(task.daemon_ns / 1e9, 6),
+                "client_seconds": round(task.client_ns / 1e9, 6),
+                "what": f"{fields['method'][:MAX_SHOWN]} {fields['path']}{fields['query']}",
+                "status": _status(task),
+                "bytes": task.content_bytes_written,
+                "address": fields["client"],
+                "name": None if task.who is None else task.who.name or None,
+                "request_id": fields["request_id"],
+            }
+        )
 
     def stream_opened(self, task: Any) -> Ended | None:
         """Log that a stream was opened; returns the function to call at its end, None if that is not

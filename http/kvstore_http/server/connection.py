@@ -73,6 +73,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     on_stream_end: Ended | None = None
     short: QueuedRequest | None = None
     """The request that is under way on the short path. ``serving`` is set as well."""
+    kept_waiting_ns = 0
+    """How long answers waited, since the connection began, for the client to take what was before."""
     _counted = 0
     _drained: Waiter | None = None
     _writer: Any = None
@@ -463,7 +465,9 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 raise ClientDisconnected
             self._drained = Waiter(self.server.hub)
             self._watch()
+            began = time.perf_counter_ns()
             self._drained.get()
+            self.kept_waiting_ns += time.perf_counter_ns() - began
 
     def _wake_writer(self) -> None:
         waiter = self._drained

@@ -17,6 +17,7 @@ from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import SSE
 from kvstore_http.access.callers import strangers_body
+from kvstore_http.backend.request_queue import waited_ns
 from kvstore_http.metrics.counters import OTHER
 from kvstore_http.protocol.environ import (
     BODY_AWAITED,
@@ -118,11 +119,16 @@ class _ResponseHead:
     route = OTHER
     who: Principal | None = None
     is_long_poll = False
+    daemon_ns = 0
+    """How much of its time the request waited for the daemon, and, in ``client_ns``, for its client to take
+    the answer."""
+    client_ns = 0
 
     def service(self) -> None:
         """Answer and count; also how long it took, unless the client could influence that."""
         server = self.channel.server
         counters, access_log = server.counters, server.access_log
+        waited, kept_waiting = waited_ns(), self.channel.kept_waiting_ns
         started = perf_counter_ns()
         counters.request_begun()
         try:
@@ -139,6 +145,8 @@ class _ResponseHead:
             if self.is_long_poll and self.status.startswith("504"):
                 counters.wait_timed_out()
             if elapsed >= access_log.slow_ns or access_log.is_noting:
+                self.daemon_ns = waited_ns() - waited
+                self.client_ns = self.channel.kept_waiting_ns - kept_waiting
                 access_log.request_ended(self, elapsed, is_ours=took is not None)
 
     def build_response_header(self) -> bytes:

@@ -237,10 +237,10 @@ class _ShortRequest(QueuedRequest):
         server.counters.request_ended(ROUTE, self._method, status, elapsed)
         access_log = server.access_log
         if elapsed >= access_log.slow_ns or access_log.is_noting:
-            access_log.request_ended(self._as_task(status, size), elapsed, is_ours=True)
+            access_log.request_ended(self._as_task(status, size, elapsed), elapsed, is_ours=True)
 
-    def _as_task(self, status: str, size: int) -> Any:
-        """What the access log looks at."""
+    def _as_task(self, status: str, size: int, elapsed: int) -> Any:
+        """What the access log looks at. Such a request does nothing but wait for the daemon."""
         head = self._head
         request = SimpleNamespace(command=self._method, target=(self._target, ""), headers=head.headers)
         return SimpleNamespace(
@@ -253,4 +253,6 @@ class _ShortRequest(QueuedRequest):
             wrote_header=True,
             content_bytes_written=size,
             hand_over=None,
+            daemon_ns=elapsed,
+            client_ns=0,
         )

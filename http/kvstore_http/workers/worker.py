@@ -26,9 +26,11 @@ from kvstore_http.app import create_app, short_path
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.inspection.inboxes import Inboxes
 from kvstore_http.inspection.siblings import Siblings
+from kvstore_http.inspection.slow_log import SlowLog
 from kvstore_http.inspection.stream_list import StreamList
 from kvstore_http.metrics.counters import WorkerCounters
 from kvstore_http.protocol.environ import WHO
+from kvstore_http.resources.service.slow import SLOW
 from kvstore_http.resources.service.subscribers import KICK, SUBSCRIBERS
 from kvstore_http.server.access_log import AccessLog
 from kvstore_http.server.certificate import LOOK_SECONDS, Certificate
@@ -82,8 +84,12 @@ def serve(
     streams = StreamList(broadcaster, daemon, counters.number)
     siblings.answer(SUBSCRIBERS, streams.shown)
     siblings.answer(KICK, streams.kick)
+    slow_log = SlowLog(settings.slow_log_ms, counters.number)
+    siblings.answer(SLOW, slow_log.shown)
     app = create_app(daemon, feed, broadcaster, settings, counters, siblings, callers)
-    access_log = AccessLog(settings.access_log, settings.slow_request_ms, shows_who=callers is not None)
+    access_log = AccessLog(
+        settings.access_log, settings.slow_request_ms, slow_log, shows_who=callers is not None
+    )
     short = short_path(daemon, settings, callers)
     servers = [
         _server(app, short, sock, certificate, counters, access_log, settings, callers) for sock in sockets

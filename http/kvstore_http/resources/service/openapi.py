@@ -360,6 +360,21 @@ _BACKUP: Schema = {
     "events": _INTEGER,
     "error": {"type": "object", "description": "why it failed"},
 }
+_SLOW_REQUEST: Schema = {
+    "side": {"type": "string", "enum": ["http", "daemon"], "description": "who measured"},
+    "time": {**_TIME, "description": "when it ended"},
+    "seconds": {"type": "number"},
+    "daemon_seconds": _if_known("number", description="how long the facade waited for the daemon"),
+    "client_seconds": _if_known("number", description="how long for the client to take the answer"),
+    "queued_seconds": _if_known("number", description="how long it waited for its turn in the daemon"),
+    "what": {**_TEXT, "description": "the method and the target, or the operations; no values"},
+    "status": _if_known("integer"),
+    "bytes": {**_INTEGER, "description": "of the answer over HTTP, of the request at the daemon"},
+    "address": _if_known("string"),
+    "name": _if_known("string", description="of the identity; null while access is off"),
+    "request_id": _if_known("string"),
+    "worker": _if_known("integer"),
+}
 
 SCHEMAS: dict[str, Schema] = {
     "Value": {"description": "any bytes"},
@@ -499,6 +514,15 @@ SCHEMAS: dict[str, Schema] = {
         "unheard",
     ),
     "Subscriber": _object(_SUBSCRIBER, *_SUBSCRIBER),
+    "SlowRequests": _object(
+        {
+            "requests": _list("SlowRequest"),
+            "unheard": {**_TEXTS, "description": "the processes that did not answer in time"},
+        },
+        "requests",
+        "unheard",
+    ),
+    "SlowRequest": _object(_SLOW_REQUEST, *_SLOW_REQUEST),
     "Kicked": _object({"kicked": _TEXT}, "kicked"),
     "Problem": _object(_PROBLEM, "type", "title", "status", "detail", "code", "retryable"),
 }

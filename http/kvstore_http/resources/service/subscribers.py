@@ -34,7 +34,7 @@ class SubscribersResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with all that are heard in time, and the names of those that are not."""
-        limit = read_query(req.env, routes.SUBSCRIBERS).get(SHOWN) or MAX_PAGE
+        limit = read_query(req.env, routes.SHOWN).get(SHOWN) or MAX_PAGE
         gathered = self._siblings.ask(SUBSCRIBERS, limit=limit)
         unheard = [f"worker {number}" for number in gathered.unheard]
         rows: list[dict[str, Any]] = []
