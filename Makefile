@@ -74,9 +74,10 @@ format: $(READY) ## format the code and write anew what is generated: part of th
 screenshots: $(READY) ## take the pictures of the page in docs/images anew, from a real service
 	@KVSTORE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/http/test_http_ui_screenshots.py
 
-docs: $(READY) $(RENDERER) ## build the site into site/, and check its links
+docs: $(READY) $(RENDERER) ## build the site into site/, and check its links; needs npm
 	@PYTHONPATH=tools $(BIN)/python -m docs_site.pages build/docs
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict
+	@PYTHONPATH=tools $(BIN)/python -m docs_site.typedoc build/docs/reference/javascript.md
+	@PYTHONPATH=core:tools NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict
 	@PYTHONPATH=tools $(BIN)/python -m docs_site.check site
 	@echo "kvstore: the documentation is in site/index.html"
 

@@ -32,7 +32,8 @@ _EXIT_MEANINGS = {
 }
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
@@ -44,16 +45,16 @@ def _option_row(row: Option) -> tuple[str, ...]:
 
 def _options(*parts: tuple[str, ...]) -> str:
     rows = [row for row in OPTIONS.values() if row.parts in parts]
-    return _table(("Flag", "Variable", "Default", "What it does"), map(_option_row, rows))
+    return table(("Flag", "Variable", "Default", "What it does"), map(_option_row, rows))
 
 
 def _config_option() -> str:
-    return _table(("Flag", "Variable", "Default", "What it does"), [_option_row(CONFIG)])
+    return table(("Flag", "Variable", "Default", "What it does"), [_option_row(CONFIG)])
 
 
 def _commands() -> str:
     rows = [(f"`{name}`", summary) for section in SECTIONS.values() for name, summary in section.items()]
-    return _table(("Command", "What it does"), rows)
+    return table(("Command", "What it does"), rows)
 
 
 def exit_statuses() -> list[tuple[int, str, list[str]]]:
@@ -70,12 +71,12 @@ def _exit_statuses() -> str:
         (str(status), meaning, ", ".join(f"`{code}`" for code in codes))
         for status, meaning, codes in exit_statuses()
     ]
-    return _table(("Status", "Meaning", "Errors of the service"), rows)
+    return table(("Status", "Meaning", "Errors of the service"), rows)
 
 
 def _event_variables() -> str:
     rows = [(f"`KVSTORE_EVENT_{name.upper()}`", meaning) for name, meaning in VARIABLES.items()]
-    return _table(("Variable", "What it holds"), rows)
+    return table(("Variable", "What it holds"), rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -15,6 +15,7 @@ export class KvError extends Error {
   /** What it is in a few words; `message` says more. */
   declare readonly title: string | undefined;
 
+  /** @internal */
   constructor(problem: Record<string, any>, options?: ErrorOptions) {
     super(problem.detail, options);
     Object.assign(this, problem); // with what else the document has: `limit`, `parameter`, `request_id`, …

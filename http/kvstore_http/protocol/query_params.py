@@ -397,7 +397,7 @@ UNTIL = Parameter(
     "until",
     parse_predicate,
     GRAMMAR,
-    f"with wait: until the key fulfils this, {GRAMMAR}",
+    "with wait: until the key fulfils this",
     {"type": "string", "maxLength": MAX_PREDICATE_BYTES, "examples": ["exists", '/state == "done"']},
     tells_value=True,
 )
