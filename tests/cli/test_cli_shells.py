@@ -79,7 +79,7 @@ def completed(kvstore: Kvstore, line: str, breaks: str = BREAKS) -> list[str]:
 
 
 def test_bash_completes_commands_options_and_words(offline: Kvstore) -> None:
-    assert completed(offline, "kvstore sub") == ["subscribe"]
+    assert completed(offline, "kvstore sub") == ["subscribe", "subscribers"]
     assert set(completed(offline, "kvstore wait --e")) == {"--exists", "--equals"}
     assert completed(offline, "kvstore serve --sync i") == ["interval"]
     assert completed(offline, "kvstore serve --sync=i") == ["interval"]
