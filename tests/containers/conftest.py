@@ -18,6 +18,8 @@ from support.containers import DOCKER, Container, run
 from support.markdown import ROOT
 from support.servers import free_port
 
+BUILD_SECONDS = 3000
+"""Minutes of a compiler where the machine is busy."""
 BUILD_ARGS = shlex.split(os.environ.get("CONTAINERS_BUILD_ARGS", ""))
 
 
@@ -36,7 +38,7 @@ def engine() -> str:
 def build(tag: str, version: str) -> str:
     labels = [f"VERSION={version}", "REVISION=0000000", "SOURCE=https://example.org/kvstore"]
     arguments = [word for label in labels for word in ("--build-arg", label)]
-    run("build", *BUILD_ARGS, *arguments, "--tag", tag, str(ROOT))
+    run("build", *BUILD_ARGS, *arguments, "--tag", tag, str(ROOT), timeout=BUILD_SECONDS)
     return tag
 
 

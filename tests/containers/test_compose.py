@@ -20,7 +20,7 @@ from support.load import LAST_KEY, SseWatcher
 from support.markdown import blocks
 from support.servers import free_port
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(3600)
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/containers.md").read_text()

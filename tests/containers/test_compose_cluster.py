@@ -15,7 +15,7 @@ import pytest
 from support.containers import DOCKER, ENGINE_SECONDS, run, show
 from support.servers import free_port, wait_until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(3600)
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deploy/compose-cluster.yaml"

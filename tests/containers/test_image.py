@@ -14,7 +14,7 @@ import pytest
 from support.containers import DOCKER, Container, run
 from support.load import LAST_KEY, SseWatcher
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(3600)
 
 Start = Callable[..., Container]
 

@@ -67,7 +67,7 @@ def test_the_repository_and_its_image_have_one_name_everywhere() -> None:
             re.search(r"https://(?:raw\.githubusercontent|github)\.com/(\w+/\w+)/", row["replacement"])[1]
             == path
         )  # type: ignore[index]
-    shown = "".join((ROOT / page).read_text() for page in ("README.md", "docs/index.md"))
+    shown = "".join((ROOT / page).read_text() for page in ("README.md", "docs/index.md", "docs/tutorial.md"))
     assert set(re.findall(r"ghcr\.io/[\w/.-]+", shown)) == {IMAGE}
     assert set(re.findall(r"git\+(https://[\w/.-]+)", shown)) == {REPOSITORY}
     compose = (ROOT / "docker-compose.yaml").read_text()

@@ -34,13 +34,11 @@ def show(command: list[str], carry_out: Callable[[list[str]], Done]) -> Done:
     return done
 
 
-def run(*arguments: str, check: bool = True) -> Done:
+def run(*arguments: str, check: bool = True, timeout: float = ENGINE_SECONDS) -> Done:
     """``docker ARGUMENTS``, shown with what came of it; it has to succeed if ``check``."""
     done = show(
         [*DOCKER, *arguments],
-        lambda command: subprocess.run(
-            command, capture_output=True, text=True, timeout=ENGINE_SECONDS, check=False
-        ),
+        lambda command: subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False),
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
