@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from kvstore_client import Client
+from kvstore_client import Client, Subscription
 from kvstore_core.errors import InvalidKey
 from kvstore_core.model import check_key
 
 
-def open_place(url: str, default_prefix: str) -> tuple[Client, str]:
-    """A client, and the prefix, of ``kvstore://HOST[:PORT]/PREFIX[?changes=&timeout=&connections=]``.
+class BackendPlace(NamedTuple):
+    """A service, and the prefix of all keys that a backend has in it."""
 
-    The prefix ends with ``/``, which need not be written; without one it is ``default_prefix``. Nothing is
-    sent yet. Raises ValueError for another kind of URL.
+    client: Client
+    prefix: str
+    url: str
+    login: str | None
+
+    def subscribe(self, **options: Any) -> Subscription:
+        """A new subscription to the service; ``options`` are those of :class:`Subscription`."""
+        return Subscription.from_url(self.url, login=self.login, **options)
+
+
+def place_of(url: str, default_prefix: str) -> BackendPlace:
+    """What ``kvstore://HOST[:PORT]/PREFIX[?login=&changes=&timeout=&connections=]`` names.
+
+    The prefix ends with ``/``, which need not be written; without one it is ``default_prefix``. ``login`` is
+    the path of a login file. Nothing is sent yet. Raises ValueError for another kind of URL.
     """
     parts = urlsplit(url)
     prefix = unquote(parts.path.strip("/"))
-    return _client_of(urlunsplit(parts._replace(path=""))), f"{prefix}/" if prefix else default_prefix
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    login = options.pop("login", None)
+    service = urlunsplit(parts._replace(path="", query=urlencode(options, safe="/:")))
+    client = _client_of(service, login)
+    return BackendPlace(client, f"{prefix}/" if prefix else default_prefix, service, login)
 
 
 @cache
-def _client_of(url: str) -> Client:
+def _client_of(url: str, login: str | None) -> Client:
     """One for the whole process: frameworks make backends for each thread, and close few of them."""
-    return Client.from_url(url)
+    return Client.from_url(url, login=login)
 
 
 def key_below(prefix: str, name: str) -> str:

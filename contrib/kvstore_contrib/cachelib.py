@@ -6,13 +6,15 @@ prefix::
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from cachelib.base import BaseCache
 
 from kvstore_client import ConditionFailed, KvError, NotFound, Record, commands
-from kvstore_contrib.addresses import key_below, open_place
-from kvstore_contrib.values import dump, load
+from kvstore_contrib.addresses import key_below, place_of
+from kvstore_contrib.batches import run_all
+from kvstore_contrib.values import NO_ROOM, dump, load
 
 DEFAULT_PREFIX = "cache/"
 
@@ -21,8 +23,9 @@ class CachelibCache(BaseCache):
     """A cache below the prefix of ``url``, ``cache/`` by default, and ``key_prefix`` behind it.
 
     ``add``, ``inc`` and ``dec`` are atomic; ``clear`` removes what is below the prefix and nothing else.
-    Integers are stored as text, all else is pickled (:mod:`kvstore_contrib.values`). A service that is away,
-    or refuses a write, raises ``kvstore_client.KvError``.
+    Integers are stored as text, all else is pickled (:mod:`kvstore_contrib.values`). What finds no room
+    in the store, or is too large for it, is not stored: ``set`` and ``add`` return False, and ``inc`` None.
+    What else the service refuses, or that it is away, is raised as ``kvstore_client.KvError``.
     """
 
     def __init__(
@@ -33,8 +36,9 @@ class CachelibCache(BaseCache):
         **options: Any,
     ) -> None:
         super().__init__(default_timeout, **options)
-        self._client, prefix = open_place(url, DEFAULT_PREFIX)
-        self._prefix = prefix + (key_prefix or "")
+        place = place_of(url, DEFAULT_PREFIX)
+        self._client = place.client
+        self._prefix = place.prefix + (key_prefix or "")
 
     def _key(self, key: str) -> str:
         return key_below(self._prefix, key)
@@ -57,19 +61,23 @@ class CachelibCache(BaseCache):
         return [load(found[name]) if name in found else None for name in names]
 
     def set(self, key: str, value: Any, timeout: Any = None) -> bool:
-        self._client.run(self._put(key, value, timeout))
+        try:
+            self._client.run(self._put(key, value, timeout))
+        except NO_ROOM:
+            return False
         return True
 
     def add(self, key: str, value: Any, timeout: Any = None) -> bool:
         try:
             self._client.run(self._put(key, value, timeout, if_revision=0))
-        except ConditionFailed:
+        except (ConditionFailed, *NO_ROOM):
             return False
         return True
 
     def set_many(self, mapping: dict[str, Any], timeout: Any = None) -> list[str]:
-        results = self._client.batch([self._put(key, value, timeout) for key, value in mapping.items()])
-        return [key for key, done in zip(mapping, results, strict=True) if not isinstance(done, KvError)]
+        puts = (self._put(key, value, timeout) for key, value in mapping.items())
+        results = zip(mapping, run_all(self._client, puts), strict=True)
+        return [key for key, result in results if not isinstance(result, KvError)]
 
     def delete(self, key: str) -> bool:
         try:
@@ -78,6 +86,18 @@ class CachelibCache(BaseCache):
             return False
         return True
 
+    def delete_many(self, *keys: str) -> list[str]:
+        """Those of ``keys`` that are gone now. With ``ignore_delete_many_errors=False`` raises RuntimeError
+        where there is one that the service does not delete."""
+        deletes = (commands.delete(self._key(key)) for key in keys)
+        gone = []
+        for key, result in zip(keys, run_all(self._client, deletes), strict=True):
+            if not isinstance(result, KvError) or isinstance(result, NotFound):
+                gone.append(key)
+            elif not self.ignore_delete_many_errors:
+                raise RuntimeError(f"{key!r} was not deleted: {result}") from result
+        return gone
+
     def has(self, key: str) -> bool:
         return self._client.get(self._key(key), None) is not None
 
@@ -85,17 +105,21 @@ class CachelibCache(BaseCache):
         self._client.delete_prefix(self._prefix)
         return True
 
-    def inc(self, key: str, delta: int = 1) -> int:
+    def inc(self, key: str, delta: int = 1) -> int | None:
         """Raises ``not_an_integer`` where the entry is none. The end of an entry stays as it is; one that is
         new has the default timeout."""
         name = self._key(key)
         counted = [commands.check(name, exists=True), commands.incr(name, delta)]
+        new = self._put(key, delta, None, if_revision=0)
         while True:
             try:
-                return self._client.batch(counted, atomic=True)[1].value  # type: ignore[union-attr,no-any-return]
-            except ConditionFailed:
-                if self.add(key, delta):
+                with suppress(ConditionFailed):
+                    return self._client.batch(counted, atomic=True)[1].value  # type: ignore[union-attr,no-any-return]
+                with suppress(ConditionFailed):  # another has made it meanwhile
+                    self._client.run(new)
                     return delta
+            except NO_ROOM:
+                return None
 
-    def dec(self, key: str, delta: int = 1) -> int:
+    def dec(self, key: str, delta: int = 1) -> int | None:
         return self.inc(key, -delta)

@@ -17,13 +17,11 @@ from typing import Any
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from kvstore_client import Client, ConditionFailed, KvError, NotAnInteger, NotFound, Record, commands
-from kvstore_contrib.addresses import key_below, open_place
+from kvstore_contrib.addresses import BackendPlace, key_below, place_of
+from kvstore_contrib.batches import run_all
 from kvstore_contrib.values import dump, load
 
 DEFAULT_PREFIX = "cache/"
-
-_GROUP = 1_000
-"""So many writes go in one request."""
 
 
 class KvstoreCache(BaseCache):
@@ -40,15 +38,15 @@ class KvstoreCache(BaseCache):
         self._location = location or "kvstore://127.0.0.1"
 
     @cached_property
-    def _place(self) -> tuple[Client, str]:
-        return open_place(self._location, DEFAULT_PREFIX)
+    def _place(self) -> BackendPlace:
+        return place_of(self._location, DEFAULT_PREFIX)
 
     @property
     def _client(self) -> Client:
-        return self._place[0]
+        return self._place.client
 
     def _key(self, key: Any, version: int | None) -> str:
-        return key_below(self._place[1], self.make_and_validate_key(key, version=version))
+        return key_below(self._place.prefix, self.make_and_validate_key(key, version=version))
 
     def _ttl(self, timeout: Any) -> float | None:
         """Seconds; None for ever, and 0 for what is over already."""
@@ -131,10 +129,9 @@ class KvstoreCache(BaseCache):
         self._write([commands.delete(self._key(key, version)) for key in keys])
 
     def _write(self, writes: list[commands.Command[Any]]) -> None:
-        for first in range(0, len(writes), _GROUP):
-            for result in self._client.batch(writes[first : first + _GROUP]):
-                if isinstance(result, KvError) and not isinstance(result, NotFound):
-                    raise result
+        for result in run_all(self._client, writes):
+            if isinstance(result, KvError) and not isinstance(result, NotFound):
+                raise result
 
     def clear(self) -> None:
-        self._client.delete_prefix(self._place[1])
+        self._client.delete_prefix(self._place.prefix)

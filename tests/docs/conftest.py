@@ -28,8 +28,9 @@ def shared_serve(_shared_starter: object, page_port: int) -> Serve:
 
 @pytest.fixture
 def walk(shared_serve: Serve, page_port: int, tmp_path: Path) -> Iterator[Callable[..., Walk]]:
-    """``walk("howto/traefik.md")``: a reader of a page; ``serve`` and further ``ports`` may be given."""
+    """``walk("howto/traefik.md")``: a reader of a page; ``serve``, further ``ports`` and
+    ``programs`` may be given."""
     with ExitStack() as stack:
-        yield lambda page, serve=shared_serve, ports={}: stack.enter_context(
-            Walk(ROOT / "docs" / page, serve, tmp_path, {8000: page_port, **ports})
+        yield lambda page, serve=shared_serve, ports={}, programs=None: stack.enter_context(
+            Walk(ROOT / "docs" / page, serve, tmp_path, {8000: page_port, **ports}, programs)
         )

@@ -109,3 +109,20 @@ def test_a_page_shows_who_is_there_until_they_leave(
 
 def test_a_cache_follows_the_store(walk: Callable[..., Walk]) -> None:
     walk("howto/cache-invalidation.md").go()
+
+
+def test_caches_and_results_of_other_frameworks(
+    walk: Callable[..., Walk], shared_serve: Serve, tmp_path: Path
+) -> None:
+    """In the environment that has the frameworks, but for the command, which is not in it."""
+    frameworks = ROOT / ".venv/contrib"
+    assert (frameworks / "suites").exists(), f"{frameworks} is not there; 'make test' makes it"
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, real in (("python3", "python"), ("celery", "celery")):
+        (programs / name).write_text(f'#!/bin/sh\nexec "{frameworks}/bin/{real}" "$@"\n')
+        (programs / name).chmod(0o755)
+    requests, changes = (url.rpartition(":")[2] for url in (shared_serve.requests, shared_serve.changes))
+    shown = ("5555/cache/", "5555/pages/", "5555/celery/")
+    addresses = {place: f"{place.replace('5555', requests)}?changes={changes}" for place in shown}
+    walk("howto/caches.md", ports=addresses, programs=programs).go()

@@ -44,6 +44,8 @@ HOMES = {
     # the facade writes the format, `kvstore top` reads it
     "prometheus_client": ("kvstore_http", "kvstore_cli"),
     "cachelib": ("kvstore_contrib.cachelib",),
+    "celery": ("kvstore_contrib.celery",),
+    "kombu": ("kvstore_contrib.celery",),
     "django": ("kvstore_contrib.django",),
     "pytest": ("kvstore_contrib.testing",),
 }
@@ -126,8 +128,8 @@ ROOMS = {
     ),
     "kvstore_contrib": (
         "testing",
-        "cachelib django",
-        "addresses values",
+        "cachelib celery django",
+        "addresses batches values",
     ),
 }
 

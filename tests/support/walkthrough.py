@@ -28,9 +28,16 @@ from support.servers import Serve, clean_environment, wait_until
 
 class Walk:
     """A reader of ``page`` whose service is ``serve``; ``ports`` are those that the page names, with those
-    that are in their place."""
+    that are in their place, and what follows. Programs are looked for in ``programs`` first."""
 
-    def __init__(self, page: Path, serve: Serve, folder: Path, ports: Mapping[int, int] = {}) -> None:
+    def __init__(
+        self,
+        page: Path,
+        serve: Serve,
+        folder: Path,
+        ports: Mapping[int | str, int | str] = {},
+        programs: Path | None = None,
+    ) -> None:
         self.blocks = list(blocks(page.read_text()))
         self.folder = folder
         self._places = {
@@ -46,7 +53,9 @@ class Walk:
                 KVSTORE_CHANGES=serve.changes,
                 KVSTORE_DATA=str(serve.data),
             ),
-            "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join(
+                [*([str(programs)] if programs else []), sysconfig.get_path("scripts"), os.environ["PATH"]]
+            ),
         }
         (folder / ".curlrc").write_text("silent\n")  # its progress is for a person at a terminal
         self._going_on: list[tuple[Step, Path]] = []

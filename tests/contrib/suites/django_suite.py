@@ -9,7 +9,7 @@ from django.core.cache import cache, caches
 from django.test import SimpleTestCase, override_settings
 
 URL = os.environ["KVSTORE_FOR_SUITE"]
-PLACE = {"BACKEND": "kvstore_contrib.django.KvstoreCache", "LOCATION": f"{URL}/django"}
+PLACE = {"BACKEND": "kvstore_contrib.django.KvstoreCache", "LOCATION": URL.format("django")}
 # the backends that bound a cache by the number of its entries; here the service does, by bytes
 EXCLUDED = {"cull", "zero_cull"}
 
@@ -21,7 +21,7 @@ class KvstoreCacheTests(BaseCacheTests, SimpleTestCase):
     incr_decr_type_error = TypeError
 
     def test_clear_leaves_what_is_outside_of_the_prefix(self):
-        with self.settings(CACHES={**caches.settings, "other": {**PLACE, "LOCATION": f"{URL}/other"}}):
+        with self.settings(CACHES={**caches.settings, "other": {**PLACE, "LOCATION": URL.format("other")}}):
             other = caches["other"]
             other.set("key", 1)
             cache.clear()
@@ -32,3 +32,10 @@ class KvstoreCacheTests(BaseCacheTests, SimpleTestCase):
         cache.incr("number")
         record = cache._client.get(cache._key("number", None))
         assert record.expires_at is not None
+
+    def test_many_entries_go_in_as_many_requests_as_they_need(self):
+        entries = {str(number): number for number in range(2_500)}
+        assert cache.set_many(entries) == []
+        assert cache.get_many(entries) == entries
+        cache.delete_many(entries)
+        assert cache.get_many(entries) == {}
