@@ -38,7 +38,6 @@ BackUp = Callable[[Callable[[bytes], Any], int], dict[str, Any]]
 """Passes a backup of the store to a function, piece by piece, and returns what it holds; the number is the
 time at which it is made, in milliseconds since the epoch."""
 
-_FACTS = ("epoch", "revision", "keys", "events")
 
 _READ_AHEAD = 8
 _STOP_SECONDS = 3.0
@@ -180,8 +179,15 @@ class KeptBackup:
             return {**fields, "error": error.as_json()}
         if found is None:
             return {**fields, "bytes": self.bytes}
-        facts = {name: found[name] for name in _FACTS}
-        return {**fields, **facts, "bytes": self.bytes, "sha256": self._sha256}
+        return {
+            **fields,
+            "epoch": found["epoch"],
+            "revision": found["revision"],
+            "keys": found["keys"],
+            "log_events": found["events"],
+            "bytes": self.bytes,
+            "sha256": self._sha256,
+        }
 
     def read(self, offset: int, size: int) -> bytes:
         """A piece of it. The system is asked to have what follows in memory by the time that is asked for."""

@@ -99,6 +99,7 @@ ASKING = {
     **{name: [name, "--prefix", "no/"] for name in ("list", "log")},
     "changes": ["changes", "--since", "0", "--prefix", "no/"],
     **{name: [name, "no/"] for name in ("ls", "digest")},
+    "backup": ["backup", "--url", URL, "far.kvb"],
     "verify": ["verify", URL, URL, "--prefix", "no/"],
     "blame": ["blame", "no/"],
     "top": ["top", "--count", "1", "--json"],
@@ -112,7 +113,7 @@ ASKING = {
 
 OPEN = {
     *("login", "logout", "whoami", "status", "ping", "doctor"),  # each tested by itself
-    *("backup", "restore", "check", "compact", "serve", "daemon", "http", "config", "completion"),
+    *("restore", "check", "compact", "serve", "daemon", "http", "config", "completion"),
 }
 """Those that ask for nothing, or for what whoever has a token may see."""
 

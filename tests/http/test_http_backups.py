@@ -69,9 +69,8 @@ def test_the_file_is_a_whole_backup_of_the_revision_that_is_told(made: Made, tmp
     with path.open("rb") as file:
         found = check_backup(file, faults.append, lambda _step: no_progress)
     assert not faults
-    assert {name: found[name] for name in ("revision", "epoch", "keys", "events")} == {
-        name: told[name] for name in ("revision", "epoch", "keys", "events")
-    }
+    assert all(found[name] == told[name] for name in ("revision", "epoch", "keys"))
+    assert found["events"] == told["log_events"]
 
 
 def test_head_tells_all_but_the_file(made: Made) -> None:
@@ -145,6 +144,7 @@ def test_what_is_no_backup_is_not_found(made: Made) -> None:
 
 
 def test_a_repeat_under_the_same_idempotency_key_is_about_the_same_backup(own: Session) -> None:
+    own.put("/v1/kv/k", b"v")
     first, again = (own.post("/v1/backups", idempotency_key="a").headers["location"] for _ in range(2))
     assert first == again
     own.delete(first)

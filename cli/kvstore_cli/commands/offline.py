@@ -1,4 +1,5 @@
-"""``kvstore backup``, ``restore``, ``check`` and ``compact``, which work on the store's files themselves."""
+"""``kvstore backup``, ``restore``, ``check`` and ``compact``, which work on the store's files themselves;
+only a backup with ``--url`` is made by the service."""
 
 from __future__ import annotations
 
@@ -12,56 +13,130 @@ from typing import Any
 import click
 
 from kvstore_cli.command_line.parameters import complete_file, file_argument, json_option
-from kvstore_cli.command_line.subcommand import data_folder, exit_on_signals, given_flags, subcommand
+from kvstore_cli.command_line.subcommand import (
+    configuration_of,
+    data_folder,
+    exit_on_signals,
+    given_flags,
+    long_retry_ms,
+    subcommand,
+)
 from kvstore_cli.files.input_file import opened, shown_name, unreadable
-from kvstore_cli.files.output_file import Write, refuse_mounted, written_whole
+from kvstore_cli.files.output_file import Write, refuse_mounted, refuse_unwritable, writing, written_whole
 from kvstore_cli.terminal import output, progress
 from kvstore_cli.terminal.humanize import exact_size
 from kvstore_cli.terminal.progress import Steps
 from kvstore_core.distribution import require
-from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError
+from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError, TooBusy
 from kvstore_core.process.files import steadily
 
 SHOWN_FAULTS = 100
 
 
-@subcommand("store")
+@subcommand("store", "client")
 @file_argument
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--restart", is_flag=True, help="With --url: delete the backup that is there, and begin again.")
 @json_option("Print a summary of the backup as one JSON object.")
-def backup(context: click.Context, file: str, force: bool, as_json: bool) -> None:
+def backup(context: click.Context, file: str, force: bool, restart: bool, as_json: bool) -> None:
     """Write the store, as it is at one revision, to FILE; '-' is standard output.
 
-    It reads the data folder on this machine. The daemon may be running, and nothing waits for the backup.
-    FILE gets its name once all of it is on disk; on an error nothing is left. Run this as the daemon's
-    user or as root. From another machine, use ssh or docker exec.
+    It reads the data folder on this machine, as the daemon's user or as root. The daemon may be running,
+    and nothing waits for the backup. FILE gets its name once all of it is on disk; on an error nothing is
+    left.
+
+    With --url the service there makes the backup on its own disk, which takes the grant admin, and this
+    command fetches and verifies it and has it deleted there. After an interruption the same command goes on
+    from where it was: until then what has come is in FILE.….part.
 
     \b
     Examples:
       kvstore backup /backup/kvstore-today.kvb
       kvstore backup --data /var/lib/kvstore --force latest.kvb
-      ssh db kvstore backup - > db.kvb
+      kvstore backup --url https://kv.example today.kvb
       docker exec kvstore kvstore backup - > db.kvb
     """
+    flags = given_flags(context)
+    if "url" in flags and "data" in flags:
+        raise click.UsageError("give --url or --data, not both")
+    if restart and "url" not in flags:
+        raise click.UsageError("--restart goes with --url")
     exit_on_signals()
-    folder = data_folder(context)
-    with suppress(OSError):  # a sandbox may forbid it
-        os.nice(10)  # the daemon's requests come first
     if file == "-":
         _refuse_terminal(as_json)
     else:
         refuse_mounted(Path(file))
+    back_up_from = _back_up_service if "url" in flags else _back_up_folder
+    summary = back_up_from(context, file, force, restart)
+    if as_json:
+        output.write_json(summary)
+
+
+def _back_up_folder(context: click.Context, file: str, force: bool, _restart: bool) -> dict[str, Any]:
+    folder = data_folder(context)
+    with suppress(OSError):  # a sandbox may forbid it
+        os.nice(10)  # the daemon's requests come first
     require("server")
     from kvstore_daemon.storage.offline.backup import back_up
 
     with progress.steps() as steps, _destination(file, replace=force) as write:
-        found = back_up(folder, write, _now(), steps("copying"))
-    if as_json:
-        output.write_json(found._asdict())
+        found = back_up(folder, write, _now(), steps("copying"))._asdict()
+    _say_done(found, str(folder), file)
+    return found
+
+
+def _back_up_service(context: click.Context, file: str, force: bool, restart: bool) -> dict[str, Any]:
+    from kvstore_cli.command_line.service import new_client
+    from kvstore_cli.http_client.client import RetryLimit
+    from kvstore_cli.transfer.remote_backup import BackupSource, discard_parts, fetch, fetch_file
+
+    path = None if file == "-" else Path(file)
+    if path is not None:
+        refuse_unwritable(path, force=force)
+    configuration = configuration_of(context, "client")
+    with new_client(configuration, retries=False) as service, progress.steps() as steps, _naming_restart():
+        source = BackupSource(service, RetryLimit(long_retry_ms(configuration), output.talk))
+        if restart:
+            for kept in source.kept():
+                source.delete(kept)
+        if path is None:
+            made = fetch(source, output.write, steps)
+            found = {**made, "events": made["log_events"]}
+        else:
+            with writing(path):
+                if restart:
+                    discard_parts(path)
+                made = fetch_file(source, path, steps, replace=force)
+            found = _trailer_of(path)
+        source.delete(made)
+    _say_done(found, service.url, file)
+    return found
+
+
+@contextmanager
+def _naming_restart() -> Iterator[None]:
+    """Say what to do about a backup of somebody else's."""
+    try:
+        yield
+    except TooBusy as error:
+        if "id" not in error.details:
+            raise
+        message = f"{error.message}; or add --restart, which deletes it"
+        raise KvError("too_busy", message, **error.details) from error
+
+
+def _trailer_of(path: Path) -> dict[str, Any]:
+    from kvstore_daemon.storage.offline.backup import read_trailer
+
+    with path.open("rb") as file:
+        return read_trailer(file)._asdict()
+
+
+def _say_done(found: dict[str, Any], what: str, file: str) -> None:
     place = "standard output" if file == "-" else output.readable(file)
     output.talk(
-        f"revision {found.revision}, {found.keys:,} keys, {found.events:,} events, "
-        f"{exact_size(found.bytes)}: {output.readable(str(folder))} is backed up to {place}"
+        f"revision {found['revision']}, {found['keys']:,} keys, {found['events']:,} events, "
+        f"{exact_size(found['bytes'])}: {output.readable(what)} is backed up to {place}"
     )
 
 

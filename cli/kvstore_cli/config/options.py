@@ -557,7 +557,7 @@ OPTIONS: dict[str, Option] = {
             "How long a command retries while the service is unavailable. Without it, a refused connection "
             "is reported at once, and other failures are retried a few times.",
             _CLIENT,
-            "0s; export and import 1m",
+            "0s; export, import and backup 1m",
         ),
         Option(
             "stall-timeout",

@@ -57,11 +57,17 @@ def _existing(path: Path) -> click.UsageError:
 
 @contextmanager
 def written_whole(path: Path, *, replace: bool) -> Iterator[BinaryIO]:
-    """:func:`whole_file`; a usage error for a file that must not be replaced, and click's own for one that
-    cannot be written."""
+    """:func:`whole_file`, within :func:`writing`."""
+    with writing(path), whole_file(path, replace=replace) as file:
+        yield file
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise a usage error for a file that must not be replaced, and click's own for one that cannot be
+    written."""
     try:
-        with whole_file(path, replace=replace) as file:
-            yield file
+        yield
     except FileExistsError as error:
         raise _existing(path) from error
     except OSError as error:

@@ -1,1 +1,1 @@
-"""``kvstore export`` and ``kvstore import``: records as lines of JSON, out of a store and into one."""
+"""``kvstore export`` and ``kvstore import``: records as lines of JSON; and backups from another machine."""

@@ -357,7 +357,7 @@ _BACKUP: Schema = {
     "epoch": _TEXT,
     "revision": _INTEGER,
     "keys": _INTEGER,
-    "events": _INTEGER,
+    "log_events": _INTEGER,
     "error": {"type": "object", "description": "why it failed"},
 }
 _SLOW_REQUEST: Schema = {
