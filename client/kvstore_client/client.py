@@ -313,8 +313,9 @@ class Client(NotPortable):
         message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Incremented:
-        """Add ``by`` to a decimal integer, exactly once however often it had to be sent; a missing key
-        counts from 0. Raises ``not_an_integer`` or ``out_of_range``."""
+        """Add ``by`` to a decimal integer of 64 bits, atomically, and exactly once however often it had to be
+        sent; a missing key counts from 0. The TTL stays. Raises ``not_an_integer``, ``out_of_range``, or
+        ``condition_failed`` as :meth:`put` does."""
         command = commands.incr(key, by, if_revision=if_revision, if_value=if_value, message=message)
         return self._run_guarded(command, guards, timeout)
 
@@ -329,7 +330,8 @@ class Client(NotPortable):
         message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Written:
-        """Give ``key`` a new TTL, seconds or a timedelta, counted from now; raises ``not_found``."""
+        """Give ``key`` a new TTL, counted from now, and leave its value as it is: seconds, from 0.001 to 100
+        years, or a timedelta. Raises ``not_found``, or ``condition_failed`` as :meth:`put` does."""
         command = commands.touch(key, ttl, if_revision=if_revision, if_value=if_value, message=message)
         return self._run_guarded(command, guards, timeout)
 
@@ -343,7 +345,8 @@ class Client(NotPortable):
         message: str | None = None,
         timeout: float | None = None,
     ) -> commands.Written:
-        """Take the TTL of ``key`` away; raises ``not_found``."""
+        """Take the TTL of ``key`` away, so that it does not expire; raises ``not_found``, or
+        ``condition_failed`` as :meth:`put` does."""
         command = commands.persist(key, if_revision=if_revision, if_value=if_value, message=message)
         return self._run_guarded(command, guards, timeout)
 
@@ -408,8 +411,9 @@ class Client(NotPortable):
         timeout: float | None = None,
     ) -> commands.RecordPage:
         """A page of the records in start <= key < end that begin with ``prefix``, in key order or with
-        ``reverse`` the last first, from one snapshot. A page may be short, or empty, and not be the last:
-        only ``cursor`` says so."""
+        ``reverse`` the last first, from one snapshot. It has at most ``limit`` records, from 1 to 1,000,
+        by default 1,000, and ends earlier once the values have 4 MiB. A page may be short, or empty, and not
+        be the last: only ``cursor`` says so."""
         command = commands.list_page(
             prefix=prefix,
             start=start,
@@ -469,8 +473,9 @@ class Client(NotPortable):
         timeout: float | None = None,
     ) -> commands.LevelPage:
         """A page of one level of keys: the records directly below ``prefix``, and the prefixes of those
-        further down, each up to the next ``delimiter`` and told once, however many keys it has; ``limit``
-        counts both."""
+        further down, each up to the next ``delimiter`` and told once, however many keys it has. ``limit``,
+        from 1 to 1,000, counts both; with ``counts`` the page says how many keys each prefix has, as far as
+        up to 1,000."""
         command = commands.level_page(
             prefix=prefix,
             delimiter=delimiter,
@@ -557,7 +562,8 @@ class Client(NotPortable):
         timeout: float | None = None,
     ) -> LogPage:
         """A page of the log after ``since``, or after ``since_time`` in milliseconds since the epoch, oldest
-        first, whole revisions only; go on from its ``next``. Raises ``cursor_expired``. :meth:`changes` also
+        first, whole revisions only; go on from its ``next``. It has about ``limit`` events, from 1 to 1,000.
+        Raises ``cursor_expired``. :meth:`changes` also
         waits; to follow the store, use a Subscription."""
         command = commands.events(
             since,
@@ -681,7 +687,8 @@ class Client(NotPortable):
         timeout: float | None = None,
     ) -> commands.HistoryPage:
         """A page of the events of ``key``, or of all keys that begin with ``prefix``, below revision
-        ``before``, newest first; raises ``not_found`` for a key of which the log has none."""
+        ``before``, newest first, at most ``limit``, from 1 to 1,000; raises ``not_found`` for a key of which
+        the log has none."""
         command = commands.history(
             key,
             prefix=prefix,
@@ -708,7 +715,9 @@ class Client(NotPortable):
     # ── access ───────────────────────────────────────────────────────────────────────────────────
 
     def whoami(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """Who this client is to the daemon: ``name``, ``grants``, and its credential."""
+        """Who this client is to the daemon: ``name``, ``grants``, the ``kind`` of its credential, and
+        ``expires_at`` in milliseconds since the epoch, if it ends; ``access`` is False where nobody is
+        asked."""
         return self.run(commands.whoami(), timeout=timeout)
 
     def identities(self, *, timeout: float | None = None) -> Sequence[dict[str, Any]]:
@@ -727,7 +736,8 @@ class Client(NotPortable):
         timeout: float | None = None,
     ) -> dict[str, Any]:
         """Make or change an identity; returns it. ``grants`` replaces its grants, ``grant`` adds some,
-        ``ungrant`` takes some away. Raises ``condition_failed`` with ``create`` if it is there, and
+        ``ungrant`` takes some away: texts such as ``rw:app/``. It ends at ``expires_at``, in milliseconds
+        since the epoch, 0 for never. Raises ``condition_failed`` with ``create`` if it is there, and
         ``not_found`` with ``create=False`` if it is not."""
         command = commands.identity_put(
             name, create=create, grants=grants, grant=grant, ungrant=ungrant, expires_at=expires_at

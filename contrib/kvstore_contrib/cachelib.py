@@ -1,8 +1,5 @@
 """A cache of cachelib, as Flask-Caching and Flask-Session take them, whose entries are records below a
-prefix::
-
-    cache = CachelibCache("kvstore://127.0.0.1:5555/cache/")
-"""
+prefix."""
 
 from __future__ import annotations
 
@@ -20,7 +17,11 @@ DEFAULT_PREFIX = "cache/"
 
 
 class CachelibCache(BaseCache):
-    """A cache below the prefix of ``url``, ``cache/`` by default, and ``key_prefix`` behind it.
+    """A cache below the prefix of ``url``, ``cache/`` by default, and ``key_prefix`` behind it::
+
+        cache = CachelibCache("kvstore://127.0.0.1:5555/cache/")
+
+    The methods are those of cachelib. ``default_timeout`` is in seconds, 0 for no end.
 
     ``add``, ``inc`` and ``dec`` are atomic; ``clear`` removes what is below the prefix and nothing else.
     Integers are stored as text, all else is pickled (:mod:`kvstore_contrib.values`). What finds no room

@@ -1,12 +1,4 @@
-"""A cache of Django, whose entries are records below a prefix::
-
-CACHES = {
-"default": {
-"BACKEND": "kvstore_contrib.django.KvstoreCache",
-"LOCATION": "kvstore://127.0.0.1:5555/cache/",
-}
-}
-"""
+"""A cache of Django, whose entries are records below a prefix."""
 
 from __future__ import annotations
 
@@ -25,7 +17,16 @@ DEFAULT_PREFIX = "cache/"
 
 
 class KvstoreCache(BaseCache):
-    """A cache below the prefix that ``LOCATION`` names, ``cache/`` by default.
+    """A cache below the prefix that ``LOCATION`` names, ``cache/`` by default::
+
+        CACHES = {
+            "default": {
+                "BACKEND": "kvstore_contrib.django.KvstoreCache",
+                "LOCATION": "kvstore://127.0.0.1:5555/cache/",
+            }
+        }
+
+    The methods are those of Django's caches.
 
     ``add``, ``incr`` and ``decr`` are atomic, and an ``incr`` leaves the end of the entry as it is. ``clear``
     removes what is below the prefix, also of other ``KEY_PREFIX``\\ es and versions there, and nothing else.

@@ -16,22 +16,31 @@ SHOWN_BYTES = 64
 
 
 class Record(NamedTuple):
-    """A key's present state. ``value`` is None where only metadata was asked for.
+    """A key's present state. Times are milliseconds since the Unix epoch, in UTC.
 
-    ``author`` and ``message`` say who made the last change, and why; None where that is not known. They are
-    those of the change that made ``revision``, which need not be the one that wrote the value.
+    ``author`` and ``message`` are those of the change that made ``revision``, which need not be the one that
+    wrote the value.
     """
 
     key: str
     value: bytes | None
+    """None where only metadata was asked for."""
     content_type: str
+    """The value's media type, as the writer gave it."""
     revision: int
+    """The store's revision that changed the key last, its TTL included."""
     create_revision: int
+    """The revision that created the key."""
     version: int
+    """1 for a new key, and 1 more with every ``put`` and ``incr``."""
     modified_at: int
+    """When the value was written."""
     expires_at: int | None = None
+    """When the key will be gone; None without a TTL."""
     author: str | None = None
+    """Who made the last change, where that is known."""
     message: str | None = None
+    """Why, where that was said."""
 
     @property
     def text(self) -> str:
@@ -54,26 +63,30 @@ def _short(value: object) -> str:
 
 @dataclass(slots=True)
 class Event:
-    """One change; treat it as read-only. ``op`` is ``put``, ``delete`` or ``expire``.
-
-    ``index`` counts from 0 within the ``count`` events that share ``revision``. ``record`` is the
-    new record of a put and None otherwise. ``previous`` is the record that the change replaced or
-    removed: always there on an ``expire``, on request on the others, and None where there was none
-    or the log no longer holds it (``previous_revision`` is then not 0). ``author`` and ``message`` say who
-    made the change, and why; None where that is not known, and on every ``expire``.
-    """
+    """One change; treat it as read-only."""
 
     op: str
+    """``put``, ``delete`` or ``expire``."""
     key: str
     revision: int
+    """The store's revision that the change made."""
     index: int
+    """Which of the ``count`` events of the revision it is, from 0."""
     count: int
+    """How many events share the revision."""
     time: int
+    """When it happened, in milliseconds since the Unix epoch."""
     record: Record | None
+    """The new record of a put, else None."""
     previous: Record | None
+    """The record that was replaced or removed: always on an ``expire``, on request on the others. None where
+    there was none, or where the log no longer has it; ``previous_revision`` is not 0 then."""
     previous_revision: int
+    """The revision that the key had before, 0 for none."""
     author: str | None = None
+    """Who made the change, where that is known; None on every ``expire``."""
     message: str | None = None
+    """Why, where that was said; None on every ``expire``."""
 
 
 ResetReason = Literal["expired", "epoch"]

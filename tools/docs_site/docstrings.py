@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from kvstore_core.errors import ERRORS
 
@@ -15,6 +16,17 @@ def as_markdown(text: str, *, is_class: bool) -> str:
     text = _ROLE.sub(lambda role: _linked(role[1], role[2], is_class=is_class), text)
     text = re.sub(r"``(.+?)``", r"`\1`", text, flags=re.DOTALL)
     return re.sub(r"::\n\n((?:    .*\n?|\n)+)", _fenced, text)
+
+
+def fields_table(fields: Iterable[tuple[str, str, str]]) -> str:
+    """A table of the fields of a class: name, type, and meaning, which is left out where none has one."""
+    rows = [
+        (f"`{name}`", f"`{kind}`".replace("|", "\\|"), " ".join(meaning.split()))
+        for name, kind, meaning in fields
+    ]
+    columns = 3 if any(meaning for *_, meaning in rows) else 2
+    head = [("Field", "Type", "Meaning"), ("---",) * 3]
+    return "\n".join(f"| {' | '.join(row[:columns])} |" for row in (*head, *rows))
 
 
 def _fenced(block: re.Match[str]) -> str:

@@ -62,6 +62,7 @@ ADVICE = {
         "`Accept`, or for a patch `Accept-Patch`, in the answer names what is taken. Values are stored as"
         " they come, without a `Content-Encoding`."
     ),
+    "range_not_satisfiable": "Your file may be whole already; else ask for a range within the backup.",
     "expectation_failed": "Send no `Expect` other than `100-continue`.",
     "sequence_reused": (
         "Take a new `Idempotency-Key` for each request; only a repeat of the same request has the same one."
@@ -147,4 +148,4 @@ def errors() -> str:
 def _entry(row: ErrorRow) -> str:
     facts = f"HTTP {row.status}, exit status {row.exit}, `{type(KvError(row.code, '')).__name__}`"
     again = "; may succeed later." if row.retryable else "."
-    return f"### `{row.code}`\n\n{row.title}. {facts}{again}\n\n{ADVICE[row.code]}\n\n"
+    return f"### `{row.code}`\n\n{row.title}. {facts}{again}\n\n{ADVICE.get(row.code, '')}\n\n"

@@ -162,9 +162,32 @@ $ curl 'http://127.0.0.1:5000/v1/subscribers?limit=1'
 {"subscribers":[{"id":"…",…}],"count":…,"unheard":[]}
 """),
     "DELETE /v1/subscribers/{id}": Example("""
-$ curl -X DELETE http://127.0.0.1:5000/v1/subscribers/$(curl 'http://127.0.0.1:5000/v1/subscribers?limit=1' |
->   jq -r '.subscribers[0].id')
+$ id=$(curl 'http://127.0.0.1:5000/v1/subscribers?limit=1' | jq -r '.subscribers[0].id')
+> curl -X DELETE http://127.0.0.1:5000/v1/subscribers/$id
 {"kicked":"…"}
+"""),
+    "GET /v1/backups": Example("""
+$ curl http://127.0.0.1:5000/v1/backups
+{"backups":[]}
+"""),
+    "POST /v1/backups": Example("""
+$ curl -X POST http://127.0.0.1:5000/v1/backups
+{"id":"…","state":"…",…}
+"""),
+    "GET /v1/backups/{id}": Example("""
+$ id=$(curl http://127.0.0.1:5000/v1/backups | jq -r '.backups[0].id')
+> curl -f -C - --retry 100 -o kvstore.backup http://127.0.0.1:5000/v1/backups/$id
+> test -s kvstore.backup && echo here
+here
+"""),
+    "DELETE /v1/backups/{id}": Example("""
+$ id=$(curl http://127.0.0.1:5000/v1/backups | jq -r '.backups[0].id')
+> curl -X DELETE http://127.0.0.1:5000/v1/backups/$id
+{…}
+"""),
+    "GET /v1/slow": Example("""
+$ curl 'http://127.0.0.1:5000/v1/slow?limit=10'
+{"requests":[…],"unheard":[]}
 """),
     "POST /v1/session": Example("""
 $ curl --json '{"token": "'$(cat token)'"}' http://127.0.0.1:5000/v1/session
