@@ -290,8 +290,8 @@ def test_a_value_that_could_not_stay_is_refused_and_evicts_nothing(open_store: O
 def test_one_request_evicts_so_many_and_the_rest_goes_in_steps(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.planner.MOST_EVICTED", 20)
-    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.planner.STEP_RECORDS", 7)
+    monkeypatch.setattr(eviction, "MOST_EVICTED", 20)
+    monkeypatch.setattr(eviction, "STEP_RECORDS", 7)
     store = open_store(eviction=EvictionLimit(CACHE, 20_000))
     store.submit(WriteRequest([put(b"cache/%03d" % number, 0) for number in range(170)]))
     store.feed.clear()
@@ -313,7 +313,7 @@ def test_one_request_evicts_so_many_and_the_rest_goes_in_steps(
 def test_a_lower_limit_takes_effect_in_steps_and_writes_are_answered_in_between(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvstore_daemon.storage.lmdb_store.planner.STEP_RECORDS", 7)
+    monkeypatch.setattr(eviction, "STEP_RECORDS", 7)
     store = open_store(eviction=EvictionLimit(CACHE, MIB))
     store.submit(WriteRequest([put(b"cache/%03d" % number) for number in range(200)]))
     before = cache_of(store)

@@ -26,7 +26,7 @@ STEP_RECORDS = 200
 """How many records a step evicts that no request has asked for: a write that comes waits for some
 milliseconds."""
 
-_STEP_SHARE = 64
+_FULL_SHARE = 64
 _SPARE_ENTRIES = 1_000
 _REVISION = struct.Struct(">Q")
 
@@ -151,25 +151,33 @@ class EvictionOrder:
     def _names(self) -> str:
         return ", ".join(repr(prefix.decode()) for prefix in self.prefixes)
 
-    def surplus(self, before: int) -> int:
-        """How many bytes a request has to evict that found the records to take ``before`` bytes: as many as
-        they are over the limit. Were they over it before, as after a start with a lower limit, twice what it
-        has added, so that they get fewer."""
-        added = self.size - before
-        return self.size - max(self.max_bytes, before - added) if added > 0 else 0
-
-    def step(self, *, is_full: bool) -> int:
-        """How many bytes go in a step that no request waits for: what is over the limit, and where the store
-        ``is_full``, at least a 64th of the limit."""
-        return max(self.size - self.max_bytes, self.max_bytes // _STEP_SHARE if is_full else 0)
-
     def is_over(self) -> bool:
         """Whether the records take more than they may."""
         return self.size > self.max_bytes
 
-    def oldest(self, surplus: int, most: int, row_of: RowOf, before: int | None = None) -> list[bytes]:
+    def pushed_out(self, size: int, row_of: RowOf, before: int | None = None) -> list[bytes]:
+        """The keys that a request has to evict which found the records to take ``size`` bytes: so many of the
+        oldest as they are over the limit, MOST_EVICTED at most. With ``before``, only such as were written
+        before that revision.
+
+        Were they over it before, as after a start with a lower limit, it evicts twice what it has added: they
+        get fewer, and it does not wait for all of them.
+        """
+        added = self.size - size
+        left = max(self.max_bytes, size - added)
+        return self._oldest(self.size - left if added > 0 else 0, MOST_EVICTED, row_of, before)
+
+    def due(self, row_of: RowOf, *, is_full: bool) -> list[bytes]:
+        """The keys to evict in a step that no request has asked for: while there is too much, STEP_RECORDS at
+        most. Where the store ``is_full``, a 64th of the limit, and MOST_EVICTED: no write waits then."""
+        surplus = self.size - self.max_bytes
+        if is_full:
+            return self._oldest(max(surplus, self.max_bytes // _FULL_SHARE), MOST_EVICTED, row_of)
+        return self._oldest(surplus, STEP_RECORDS, row_of)
+
+    def _oldest(self, surplus: int, most: int, row_of: RowOf, before: int | None = None) -> list[bytes]:
         """The keys of the oldest records, which are taken out of the order: so many that they have
-        ``surplus`` bytes, at most ``most``. With ``before``, only those written before that revision."""
+        ``surplus`` bytes, at most ``most``."""
         keys: list[bytes] = []
         end = None if before is None else _REVISION.pack(before)
         room = MAX_PRESENT_BYTES

@@ -29,12 +29,7 @@ from kvstore_daemon.storage.interface import (
     WriteAnswer,
     WriteRequest,
 )
-from kvstore_daemon.storage.lmdb_store.eviction import (
-    MOST_EVICTED,
-    STEP_RECORDS,
-    EvictionFigures,
-    EvictionOrder,
-)
+from kvstore_daemon.storage.lmdb_store.eviction import EvictionFigures, EvictionOrder
 from kvstore_daemon.storage.lmdb_store.file_errors import errno_of
 from kvstore_daemon.storage.lmdb_store.free_space import FreeSpace
 from kvstore_daemon.storage.lmdb_store.idempotency import IdempotencyTable
@@ -339,13 +334,11 @@ class GroupPlanner:
                 size, head = (0 if order is None else order.size), transaction.head
                 answers.append((yield from self._answer(txn, applier, request)))
                 if order is not None and order.is_over():
-                    own = head + 1 if request.atomic else None
-                    keys = order.oldest(order.surplus(size), MOST_EVICTED, transaction.data_row, own)
+                    before = head + 1 if request.atomic else None
+                    keys = order.pushed_out(size, transaction.data_row, before)
                     yield from _evict(order, applier, keys)
             if order is not None and not group:
-                is_full = refusal is not None
-                most = MOST_EVICTED if is_full else STEP_RECORDS
-                keys = order.oldest(order.step(is_full=is_full), most, transaction.data_row)
+                keys = order.due(transaction.data_row, is_full=refusal is not None)
                 yield from _evict(order, applier, keys)
             written = len(transaction.events)
             budget = 2 * written + 16 if group else _IDLE_TRIM_EVENTS
