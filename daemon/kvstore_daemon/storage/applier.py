@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from kvstore_core.errors import KvError
@@ -68,6 +68,17 @@ class Changes(Protocol):
         ``before`` of a key of which nothing is known."""
 
 
+class CacheBound(Protocol):
+    """What the records below some prefixes may take together."""
+
+    @property
+    def prefixes(self) -> tuple[bytes, ...]: ...
+
+    def refuse_too_large(self, records: Iterable[tuple[bytes, StoredRecord]]) -> None:
+        """Raise ``value_too_large``, or for several ``request_too_large``, where those of ``records`` below
+        the prefixes could not stay together, though all others went."""
+
+
 def as_answer(error: KvError) -> KvError:
     """``error`` as one that is kept: without the frames that it went through. They hold the transaction, and
     the list that the error is put into; so both would stay, and LMDB's reader with them, until the garbage
@@ -90,17 +101,17 @@ class Applier:
     """Applies requests, one after the other, within one transaction.
 
     ``refusal`` is the ``store_full`` for writes that grow the store, None if there is room.
-    ``refuse_too_large`` raises the error of records that may not be stored together for their size.
+    ``bound`` says which records are too large to be stored.
     """
 
     def __init__(
         self,
         transaction: Changes,
         refusal: KvError | None,
-        refuse_too_large: Callable[[Iterable[tuple[bytes, StoredRecord]]], object] | None = None,
+        bound: CacheBound | None = None,
     ) -> None:
         self._transaction = transaction
-        self._refuse_too_large = refuse_too_large
+        self._bound = bound
         self._now = transaction.now
         self._refusal = refusal
         self._present_bytes = 0
@@ -143,8 +154,8 @@ class Applier:
             self._apply("delete", write, None, None, before, revision, 0, 1)
             return {"revision": revision, "deleted": 1}
         op, record, result = plan(write, current, revision, self._now)
-        if self._refuse_too_large is not None and record is not None:
-            self._refuse_too_large([(write.key, record)])
+        if self._bound is not None and record is not None and write.key.startswith(self._bound.prefixes):
+            self._bound.refuse_too_large([(write.key, record)])
         if op is not None:
             self._apply(op, write, record, current, before, revision, 0, 1)
         return result
@@ -180,9 +191,9 @@ class Applier:
                 yield
         except KvError as error:
             raise KvError(error.code, error.message, **{"op": at, **error.details}) from error
-        if self._refuse_too_large is not None:
+        if self._bound is not None:
             stored = zip(writes, planned, strict=True)
-            self._refuse_too_large((write.key, record) for write, (_, record, _) in stored if record)
+            self._bound.refuse_too_large((write.key, record) for write, (_, record, _) in stored if record)
         changing = [at for at, (op, _, _) in enumerate(planned) if op is not None]
         for index, at in enumerate(changing):
             op, record, _ = planned[at]

@@ -131,8 +131,7 @@ class EvictionOrder:
     # ── what has to go ───────────────────────────────────────────────────────────────────────────
 
     def refuse_too_large(self, records: Iterable[tuple[bytes, StoredRecord]]) -> None:
-        """Raise ``value_too_large``, or for several ``request_too_large``, where those of ``records`` below
-        the prefixes could not stay together, though all others went."""
+        """See :class:`kvstore_daemon.storage.applier.CacheBound`."""
         sizes = [
             record_bytes(len(key), row_format.row_length(record))
             for key, record in records

@@ -328,7 +328,7 @@ class GroupPlanner:
             txn: Any = tables.layered(base, (staged, *overlay.generations), staged)
             order = self._order
             transaction = WriteTransaction(tables, txn, overlay.counters, now + clock.shift, order)
-            applier = Applier(transaction, refusal, None if order is None else order.refuse_too_large)
+            applier = Applier(transaction, refusal, order)
             answers: list[WriteAnswer] = []
             for request in group:
                 size, head = (0 if order is None else order.size), transaction.head

@@ -112,10 +112,11 @@ class WriteTransaction:
         inline: Buffer = b"" if current is None else self._inline(event, current)
         self._move_expiry(key, current, record)
         order = self._order
-        if order is not None and not key.startswith(order.prefixes):
-            order = None
         if order is not None:
-            order.remove(key, self.data_row(key))
+            if key.startswith(order.prefixes):
+                order.remove(key, self.data_row(key))
+            else:
+                order = None
         if record is not None:
             digest = record_hash(key, revision, record.value or b"")
             body = row_format.record_body(record, event.index, digest)
