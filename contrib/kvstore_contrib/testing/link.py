@@ -20,6 +20,8 @@ class Link:
         self._flows = threading.Event()
         self._is_closed = False
         self._left: int | None = None
+        self.connections = 0
+        """How many have been made."""
         self.cuts = 0
         """How often :meth:`reset_after` has cut the connections."""
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -68,6 +70,7 @@ class Link:
             except OSError:
                 near.close()
                 continue
+            self.connections += 1
             with self._lock:
                 self._open |= {near, far}
             _start(self._relay, near, far, False)
@@ -75,17 +78,21 @@ class Link:
 
     def _relay(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
         with suppress(OSError):
-            while data := source.recv(_CHUNK):
-                self._flows.wait()
-                passed = self._allowed(len(data)) if is_answer else len(data)
-                target.sendall(data[:passed])
-                if passed < len(data):  # the cut is due
-                    self.drop()
+            self._pass_on(source, target, is_answer)
         _break(target)
         _break(source)
         with self._lock:
             self._open.discard(source)
         source.close()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
+        """Relay one direction of a connection, until it ends."""
+        while data := source.recv(_CHUNK):
+            self._flows.wait()
+            passed = self._allowed(len(data)) if is_answer else len(data)
+            target.sendall(data[:passed])
+            if passed < len(data):  # the cut is due
+                self.drop()
 
     def _allowed(self, size: int) -> int:
         """How many of ``size`` bytes are passed on before the cut, all if it is not due."""
