@@ -62,7 +62,7 @@ ERRORS: dict[str, ErrorRow] = {
         ErrorRow("sequence_reused", 422, 1, False, "This sequence number was used for another request"),
         ErrorRow("headers_too_large", 431, 1, False, "The request's headers are too large"),
         # The request is fine, the store's state is against it.
-        ErrorRow("not_found", 404, 3, False, "No such key, identity or backup"),
+        ErrorRow("not_found", 404, 3, False, "No such key, identity, backup or subscriber"),
         ErrorRow("not_an_integer", 409, 1, False, "The stored value is not a decimal integer"),
         ErrorRow("out_of_range", 409, 1, False, "The result does not fit a signed 64-bit integer"),
         ErrorRow("not_json", 409, 1, False, "The stored value is not JSON"),

@@ -13,6 +13,7 @@ from kvstore_core.media_types import JSON
 from kvstore_http import routes
 from kvstore_http.access.callers import Callers, everybody, nothing
 from kvstore_http.backend.daemon_client import DaemonClient
+from kvstore_http.inspection.processes import Processes
 from kvstore_http.inspection.siblings import Siblings
 from kvstore_http.metrics.counters import RequestCells, WorkerCounters
 from kvstore_http.protocol import problems
@@ -73,6 +74,7 @@ def create_app(
     the resources show of ``counters`` is of all workers.
     """
     table = routes.paths()
+    processes = Processes(siblings, daemon)
     identities = Identities(daemon, nothing if callers is None else callers.follower.renew)
     refreshed = everybody if callers is None else callers.refreshed
     one, history = KeyResource(daemon, feed, refreshed), HistoryResource(daemon, settings.page_bytes)
@@ -94,11 +96,11 @@ def create_app(
         "/v1/tokens/{name}": TokenResource(identities),
         "/v1/tokens/{name}/rotate": RotateResource(identities),
         "/v1/tokens/{name}/keys": KeysResource(identities, "" if callers is None else callers.server_key),
-        "/v1/subscribers": SubscribersResource(daemon, siblings),
-        "/v1/subscribers/{id}": SubscriberResource(daemon, siblings),
+        "/v1/subscribers": SubscribersResource(processes),
+        "/v1/subscribers/{id}": SubscriberResource(processes),
         "/v1/backups": BackupsResource(backups),
         "/v1/backups/{id}": BackupResource(backups, min(settings.part_bytes, MAX_BACKUP_PIECE_BYTES)),
-        "/v1/slow": SlowResource(daemon, siblings),
+        "/v1/slow": SlowResource(processes),
         "/v1/session": SessionResource(None if callers is None else callers.begin_session),
         "/livez": LivezResource(),
         "/readyz": ReadyzResource(

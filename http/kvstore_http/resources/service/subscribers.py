@@ -11,15 +11,14 @@ from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_PAGE
 from kvstore_core.operations import is_subscriber_id
 from kvstore_http import routes
-from kvstore_http.backend.daemon_client import DaemonClient
-from kvstore_http.inspection.siblings import Siblings
+from kvstore_http.inspection.processes import Processes
 from kvstore_http.protocol.bodies import send_fresh_json, send_json
 from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.query_params import SHOWN, read_query
 
 SUBSCRIBERS, KICK = "subscribers", "kick"
-"""What workers ask each other."""
+"""What workers ask each other, and the daemon."""
 
 _OF_STREAMS = ("unsent_bytes", "events", "revision", "lag", "blocked_seconds", "worker")
 """What is not known of native subscribers: libzmq hides what it keeps for them."""
@@ -28,41 +27,31 @@ _OF_STREAMS = ("unsent_bytes", "events", "revision", "lag", "blocked_seconds", "
 class SubscribersResource:
     """``/v1/subscribers``."""
 
-    def __init__(self, daemon: DaemonClient, siblings: Siblings) -> None:
-        self._daemon = daemon
-        self._siblings = siblings
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with all that are heard in time, and the names of those that are not."""
         limit = read_query(req.env, routes.SHOWN).get(SHOWN) or MAX_PAGE
-        gathered = self._siblings.ask(SUBSCRIBERS, limit=limit)
-        unheard = [f"worker {number}" for number in gathered.unheard]
+        heard = self._processes.ask(SUBSCRIBERS, req.env[WHO], limit=limit)
+        pages = [*heard.workers, *filter(None, [heard.daemon])]
         rows: list[dict[str, Any]] = []
-        count = 0
-        for answer in gathered.answers.values():
+        for answer in heard.workers:
             rows += [{**row, "kind": "http"} for row in answer["subscribers"]]
-            count += answer["count"]
-        try:
-            native = self._daemon.call({"op": "subscribers", "limit": limit}, who=req.env[WHO])
-        except KvError as error:
-            if not error.row.is_temporary:
-                raise
-            unheard.append("daemon")
-        else:
+        if heard.daemon is not None:
             nothing = dict.fromkeys(_OF_STREAMS)
-            rows += [{**row, **nothing, "kind": "native"} for row in native["subscribers"]]
-            count += native["count"]
+            rows += [{**row, **nothing, "kind": "native"} for row in heard.daemon["subscribers"]]
         rows.sort(key=_waiting, reverse=True)
         shown = [{**row, "since": timestamp(row["since"])} for row in rows[:limit]]
-        send_fresh_json(req, resp, {"subscribers": shown, "count": count, "unheard": unheard})
+        count = sum(page["count"] for page in pages)
+        send_fresh_json(req, resp, {"subscribers": shown, "count": count, "unheard": heard.unheard})
 
 
 class SubscriberResource:
     """``/v1/subscribers/{id}``."""
 
-    def __init__(self, daemon: DaemonClient, siblings: Siblings) -> None:
-        self._daemon = daemon
-        self._siblings = siblings
+    def __init__(self, processes: Processes) -> None:
+        self._siblings, self._daemon = processes.siblings, processes.daemon
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, **parameters: str) -> None:
         """End a subscription; its client may come back."""
