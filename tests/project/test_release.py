@@ -70,5 +70,6 @@ def test_the_repository_and_its_image_have_one_name_everywhere() -> None:
     shown = "".join((ROOT / page).read_text() for page in ("README.md", "docs/index.md", "docs/tutorial.md"))
     assert set(re.findall(r"ghcr\.io/[\w/.-]+", shown)) == {IMAGE}
     assert set(re.findall(r"git\+(https://[\w/.-]+)", shown)) == {REPOSITORY}
+    assert f'link: "{REPOSITORY}"' in (ROOT / "mkdocs.yml").read_text()
     compose = (ROOT / "docker-compose.yaml").read_text()
     assert f"${{KVSTORE_IMAGE:-{IMAGE}:latest}}" in compose
