@@ -21,7 +21,7 @@ from kvstore_core.errors import KvError
 from kvstore_http.metrics.counters import SharedCounters, WorkerCounters
 from kvstore_http.protocol.environ import RAW_QUERY, WHO
 from kvstore_http.protocol.query_params import CHECKS, USUAL_CHECKS
-from kvstore_http.resources import health
+from kvstore_http.resources.service import health
 from kvstore_http.resources.service.health import ReadyzResource
 from support.markdown import ROOT
 from support.patience import PATIENCE_SECONDS

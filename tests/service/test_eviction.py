@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from kvstore_client import Client, Mirror, ValueTooLarge
 from kvstore_core.digest import SetHash, record_hash
 from support.accounts import check_log, check_watcher
+from support.command_line import CommandLine
 from support.lengths import Survived, times
 from support.load import (
     LAST_KEY,
@@ -114,7 +116,7 @@ def test_a_cache_whose_daemon_is_killed_keeps_to_its_room_and_all_see_the_same_r
 
 
 def test_every_surface_says_what_the_cache_takes_and_what_was_evicted(
-    service: Service, client: Client
+    service: Service, client: Client, tmp_path: Path
 ) -> None:
     for number in range(100):
         client.put(f"cache/{number:03}", b"x" * 400)
@@ -128,6 +130,9 @@ def test_every_surface_says_what_the_cache_takes_and_what_was_evicted(
     assert seen.value("kvstore_evictable_max_bytes") == LIMIT
     assert seen.value("kvstore_evictions_total") == eviction["evicted_records"]
     assert seen.value("kvstore_evicted_bytes_total") == eviction["evicted_bytes"]
+    kvstore = CommandLine(tmp_path, service.url)
+    assert b"eviction.prefixes\tcache/\n" in kvstore.out("status")
+    assert f"{eviction['records']} records below cache/, " in kvstore.on_terminal("status")
     session = Session(service.url)
     gone = session.get("/v1/history/cache/000").json["events"][0]
     assert (gone["op"], gone["previous"]["value"]) == ("expire", "x" * 400)

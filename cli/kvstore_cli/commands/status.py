@@ -248,6 +248,8 @@ def _flattened(fields: dict[str, Any], above: str = "") -> Iterator[tuple[str, s
             yield from _flattened(
                 {str(number): each for number, each in enumerate(value, 1)}, f"{above}{name}."
             )
+        elif isinstance(value, list) and value:
+            yield f"{above}{name}", ", ".join(map(str, value))
         else:
             yield f"{above}{name}", "-" if value is None else str(value)
 
