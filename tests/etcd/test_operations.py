@@ -19,7 +19,7 @@ from support.markdown import ROOT, blocks
 from support.metrics import OF_CLUSTER, scrape
 from support.programs import require_program
 from support.servers import Daemon, Facade, dies_with_us, free_port, wait_until
-from support.session import Session, call
+from support.session import Session, assert_problem, call
 
 pytestmark = [pytest.mark.slow, pytest.mark.lmdb_only("they choose their engines themselves")]
 
@@ -225,6 +225,18 @@ def test_a_value_that_no_cluster_takes_is_named_and_nothing_is_lost(
     assert "line 2: the value has 1572864 bytes" in done.stderr.decode()
     assert "nothing was put" in done.stderr.decode()
     assert records(new) == []
+
+
+def test_a_backup_is_refused_with_what_to_do_instead(
+    etcd: EtcdCluster, start_daemon: StartDaemon, start_facade: StartFacade, own: CommandLine
+) -> None:
+    url = start_facade(start_daemon(engine=etcd.address(fresh_prefix()))).url
+    problem = assert_problem(call(url, "POST", "/v1/backups"), "bad_request")
+    assert "docs/cluster.md" in problem["detail"]
+    assert "kvstore export" in problem["detail"]
+    done = own("backup", "all.kvb", "--url", url)
+    assert done.returncode == 1
+    assert not list(own.folder.glob("all.kvb*"))
 
 
 # ── set up as the page shows ─────────────────────────────────────────────────────────────────────

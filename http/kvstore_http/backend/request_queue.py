@@ -20,7 +20,9 @@ MERGED_OPS = 500
 MERGED_BYTES = 1024 * 1024
 
 _LOGGED = frozenset(
-    name for name in OPERATIONS if name == "kick" or name.startswith(("identity_", "token_", "key_"))
+    name
+    for name in OPERATIONS
+    if name == "kick" or name.startswith(("identity_", "token_", "key_", "backup_"))
 )
 """They change no key, so they are not numbered, but the daemon's log says for whom they were done."""
 

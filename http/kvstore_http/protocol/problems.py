@@ -55,7 +55,7 @@ def _headers(error: KvError) -> dict[str, str]:
         headers["x-kvstore-revision"] = str(error.details["revision"])
     if error.row.status == 503:
         headers["retry-after"] = str(RETRY_AFTER_SECONDS)
-    if error.code == "range_not_satisfiable":
+    if error.code == "range_not_satisfiable" and "bytes" in error.details:
         headers["content-range"] = f"bytes */{error.details['bytes']}"
     if error.code == "method_not_allowed":
         headers["allow"] = ", ".join(error.details["allow"])
