@@ -1,7 +1,4 @@
-"""The results of Celery's tasks, as records below a prefix::
-
-app.conf.result_backend = "kvstore://127.0.0.1:5555/celery/"
-"""
+"""The results of Celery's tasks, as records below a prefix."""
 
 from __future__ import annotations
 
@@ -35,7 +32,9 @@ _TOO_LATE = "The operation timed out."
 
 class KvstoreBackend(KeyValueStoreBackend):
     """A result backend below the prefix of ``url``, ``celery/`` by default: ``task/ID`` has the result of a
-    task, ``group/ID`` the members of a group, ``chord/ID`` how many parts of a chord are done.
+    task, ``group/ID`` the members of a group, ``chord/ID`` how many parts of a chord are done::
+
+        app.conf.result_backend = "kvstore://127.0.0.1:5555/celery/"
 
     Results have a time to live, ``result_expires`` or ``result_failure_expires``, and end by themselves. Who
     waits for results is told of them by a subscription that lasts as long as the wait, so nothing of it is

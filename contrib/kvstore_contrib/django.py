@@ -29,7 +29,7 @@ class KvstoreCache(BaseCache):
     The methods are those of Django's caches.
 
     ``add``, ``incr`` and ``decr`` are atomic, and an ``incr`` leaves the end of the entry as it is. ``clear``
-    removes what is below the prefix, also of other ``KEY_PREFIX``\\ es and versions there, and nothing else.
+    removes what is below the prefix, whatever ``KEY_PREFIX`` and version it has, and nothing else.
     Integers are stored as text, all else is pickled (:mod:`kvstore_contrib.values`). Timeouts may be parts of
     a second. What the service refuses, or that it is away, is raised as ``kvstore_client.KvError``.
     """

@@ -80,6 +80,7 @@ function wire(op: Fields): Fields {
 
 const defaultUrl = () => (import.meta.url.endsWith("/ui/kvstore.js") ? new URL("../", import.meta.url) : globalThis.location?.origin);
 
+/** What `connect` gives: a service, to be read, written and followed. */
 export class Kv {
   /** The service's address, with a slash at its end. */
   readonly url: string;

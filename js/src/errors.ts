@@ -1,8 +1,9 @@
 /** What the service refused, by its problem document (RFC 9457); or that no answer came: `status` 0, `code` `unreachable`. */
 export class KvError extends Error {
   override name = "KvError";
-  /** Never changes its meaning: `condition_failed`, `not_allowed`, …; docs/http.md lists them. */
+  /** Never changes its meaning: `condition_failed`, `not_allowed`, …; all in docs/http.md. */
   readonly code: string = "unknown";
+  /** The status of the answer, 0 where none came. */
   readonly status: number = 0;
   /** Whether the same request may succeed later. */
   readonly retryable: boolean = false;

@@ -9,12 +9,19 @@ export interface Entry {
   key: string;
   value?: string | Uint8Array;
   content_type: string;
+  /** The store's revision that changed the key last. */
   revision: number;
+  /** The revision that created the key. */
   create_revision: number;
+  /** 1 for a new key, and 1 more with each write of its value. */
   version: number;
+  /** When the value was written. */
   modified_at: string;
+  /** When the key will be gone; not there without a TTL. */
   expires_at?: string;
+  /** Who changed it last, where that is known. */
   author?: string;
+  /** Why, where that was said. */
   message?: string;
 }
 
@@ -23,14 +30,23 @@ export interface Entry {
 export interface Change extends Partial<Omit<Entry, "key" | "revision">> {
   op: "put" | "delete" | "expire";
   key: string;
+  /** The store's revision that the change made. */
   revision: number;
+  /** Which of the `count` changes of the revision it is, from 0. */
   index: number;
+  /** How many changes share the revision. */
   count: number;
+  /** When it happened: RFC 3339, in UTC. */
   time: string;
+  /** The revision that the key had before, 0 for none. */
   previous_revision: number;
+  /** What was replaced or removed, with `prev`. */
   previous?: Entry;
+  /** How many changes of the key were left out before it, with `deliver` or `sample`. */
   skipped?: number;
+  /** It was there when the snapshot was read, and is no change. */
   snapshot?: true;
+  /** Where to go on after all of its revision. */
   cursor?: string;
 }
 
@@ -71,6 +87,7 @@ export interface Connect {
 }
 
 export interface Signal {
+  /** Ends the request, or the stream. */
   signal?: AbortSignal | undefined;
 }
 
@@ -79,7 +96,9 @@ export interface Get extends Signal {
   revision?: number;
   /** Wait up to this long, `"30s"`, for the key to change after `since`, or for `until` to hold. */
   wait?: string;
+  /** The revision or cursor that you know; 0 if you know the key as missing. */
   since?: number | string;
+  /** What the key is to fulfil, instead of a change: `'/state == "done"'`. */
   until?: string;
   /** A read at least as new as this revision. */
   minRevision?: number;
@@ -107,9 +126,11 @@ export interface Write extends Conditions, Signal {
 export interface Put extends Write {
   /** `"30s"`, or seconds. */
   ttl?: string | number;
+  /** The key expires when it would have. */
   keepTtl?: boolean;
   /** RFC 3339, or milliseconds since 1970. */
   expiresAt?: string | number;
+  /** The media type; left out, it is that of the kind of value: text, bytes or JSON. */
   contentType?: string;
   /** The key is a prefix: what is stored under it gets the revision as its name. The answer has the whole `key`. */
   sequence?: boolean;
@@ -126,8 +147,11 @@ export interface Written {
 }
 
 export interface List extends Signal {
+  /** Only keys that begin with this. */
   prefix?: string;
+  /** Only keys from this one on. */
   start?: string;
+  /** Only keys before this one. */
   end?: string;
   /** The most items of the page, 1 to 1000. */
   limit?: number;
@@ -137,21 +161,29 @@ export interface List extends Signal {
   keys?: boolean;
   /** Keys that go on after this text are told as one common prefix. */
   delimiter?: string;
+  /** The last keys first. */
   reverse?: boolean;
+  /** With `delimiter`: also how many keys each prefix has. */
   counts?: boolean;
+  /** A read at least as new as this revision. */
   minRevision?: number;
+  /** At once, what this daemon has. */
   stale?: boolean;
 }
 
 export interface Page {
   items: Entry[];
+  /** The revision of the store that the page shows. */
   revision: number;
   /** Where the next page begins, null on the last. */
   cursor: string | null;
+  /** With `delimiter`: what keys further down begin with, each once. */
   prefixes?: string[];
+  /** How many keys each of `prefixes` has; null where that takes long to count. */
   counts?: (number | null)[];
 }
 
+/** Which keys: those that are named, and those that begin with a prefix; without any, all. */
 export interface Filter {
   prefix?: string;
   prefixes?: readonly string[];
@@ -162,11 +194,15 @@ export interface Filter {
 export interface Changes extends Filter, Signal {
   /** After this cursor, revision, time (`"10m-ago"`, RFC 3339). */
   since?: string | number;
+  /** Only these kinds of changes. */
   ops?: readonly Change["op"][];
+  /** About how many events, 1 to 1000; a page never ends inside a revision. */
   limit?: number;
   /** Where there is nothing yet, wait up to this long for something. */
   wait?: string;
+  /** `false`: without values. */
   values?: boolean;
+  /** With what each change replaced, in `previous`. */
   prev?: boolean;
 }
 
@@ -174,8 +210,11 @@ export interface ChangesPage {
   events: Change[];
   /** Where the next page begins. */
   cursor: string;
+  /** The log begins after this revision. */
   floor: number;
+  /** The newest revision of the store. */
   head: number;
+  /** Whether there are changes behind the cursor already. */
   more: boolean;
 }
 
@@ -184,6 +223,7 @@ export interface Watch extends Filter, Signal {
   since?: string | number;
   /** Begin with the records that are there. It does not count beside `since`. */
   snapshot?: boolean;
+  /** Only these kinds of changes. */
   ops?: readonly Change["op"][];
   /** `false`: without values. */
   values?: boolean;

@@ -17,6 +17,7 @@ from docs_site.pages import (
     pages,
     sources,
     with_links_of_the_site,
+    with_pipes,
     with_titles,
     write_pages,
 )
@@ -77,6 +78,10 @@ def test_a_link_that_leaves_the_site_leads_to_the_file_of_the_release() -> None:
 def test_a_link_that_shows_a_file_name_shows_the_title_of_the_page() -> None:
     text = "[../http.md](../http.md#errors) `[../http.md](../http.md)` [http.md](../http.md) [x.md](x.md)"
     assert with_titles("howto/any.md", text, {"http.md": "HTTP"}) == text.replace("[../http.md]", "[HTTP]", 1)
+
+
+def test_code_in_a_table_shows_its_pipes_without_a_backslash() -> None:
+    assert with_pipes("| `a\\|b` | c\\|d |\n`e\\|f`") == "| `a|b` | c\\|d |\n`e\\|f`"
 
 
 def test_a_link_to_a_file_that_is_not_there_is_refused() -> None:

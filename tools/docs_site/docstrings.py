@@ -20,10 +20,7 @@ def as_markdown(text: str, *, is_class: bool) -> str:
 
 def fields_table(fields: Iterable[tuple[str, str, str]]) -> str:
     """A table of the fields of a class: name, type, and meaning, which is left out where none has one."""
-    rows = [
-        (f"`{name}`", f"`{kind}`".replace("|", "\\|"), " ".join(meaning.split()))
-        for name, kind, meaning in fields
-    ]
+    rows = [(f"`{name}`", f"`{kind}`", " ".join(meaning.split())) for name, kind, meaning in fields]
     columns = 3 if any(meaning for *_, meaning in rows) else 2
     head = [("Field", "Type", "Meaning"), ("---",) * 3]
     return "\n".join(f"| {' | '.join(row[:columns])} |" for row in (*head, *rows))

@@ -29,6 +29,7 @@ class Docstrings(griffe.Extension):
         cls.docstring = griffe.Docstring(f"{text}\n\n{fields_table(rows)}", parent=cls)
         for field in fields:
             del cls.members[field.name]
+        cls.decorators = []  # nobody makes one, so that a signature would only repeat the table
 
 
 def _is_of_fields(cls: griffe.Class) -> bool:

@@ -54,7 +54,18 @@ def pages() -> Iterator[tuple[str, str]]:
     here = {*written, *pictures()}
     titles = {name: text.removeprefix("# ").partition("\n")[0] for name, text in written.items()}
     for name, text in written.items():
-        yield name, with_links_of_the_site(name, with_titles(name, text, titles), here)
+        text = with_pipes(with_titles(name, text, titles))
+        yield name, with_links_of_the_site(name, text, here)
+
+
+def with_pipes(text: str) -> str:
+    """``text``, in which code within a table has pipes as they are: GitHub wants a backslash before one, and
+    the site would show it."""
+
+    def in_row(row: re.Match[str]) -> str:
+        return re.sub(r"`[^`]+`", lambda code: code[0].replace("\\|", "|"), row[0])
+
+    return re.sub(r"^\|.*$", in_row, text, flags=re.MULTILINE)
 
 
 def with_titles(name: str, text: str, titles: Mapping[str, str]) -> str:

@@ -4,9 +4,11 @@ when the site is rendered, and fails for a name that does not exist."""
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
+import kvstore_contrib
 from kvstore_cli.docs_tables import table
 from kvstore_client import commands
 from kvstore_core.errors import ERRORS, KvError
@@ -14,6 +16,8 @@ from kvstore_core.errors import ERRORS, KvError
 CLIENT = ("Client", "Transaction")
 FOLLOWING = ("Subscription", "Mirror", "Sync", "Reset", "Heartbeat")
 VALUES = ("Record", "Event", "Cursor", "Filter")
+PLUGIN = "kvstore_contrib.testing.plugin"
+FIXTURES = ("kvstore", "kvstore_clock", "kvstore_faults", "kvstore_service")
 ASYNCIO = ("AsyncClient", "AsyncTransaction", "AsyncSubscription", "AsyncMirror")
 
 
@@ -97,16 +101,14 @@ def contrib() -> str:
         "Backends for [frameworks](../../howto/caches.md), and the fixtures of the\n"
         "[pytest plugin](../../howto/testing.md). Each module needs the framework that it is named after."
     )
-    fixtures = ("kvstore", "kvstore_clock", "kvstore_faults", "kvstore_service")
-    plugin = "kvstore_contrib.testing.plugin"
-    classes = ("KvstoreForTest", "KvstoreClock", "KvstoreFaults")
-    backends = _page(
-        "Python: frameworks and tests",
-        lead,
-        "kvstore_contrib.django.KvstoreCache",
-        "kvstore_contrib.cachelib.CachelibCache",
-    )
-    return f"{backends}\n" + "\n".join(f"::: {plugin}.{name}\n" for name in fixtures + classes)
+    plugin = [f"{PLUGIN}.{name}" for name in (*FIXTURES, "KvstoreForTest", "KvstoreClock", "KvstoreFaults")]
+    # their methods are those of the framework
+    backends = [f"{name}\n    options:\n      members: false" for name in _backends()]
+    return _page("Python: frameworks and tests", lead, *backends, *plugin)
+
+
+def _backends() -> list[str]:
+    return re.findall(r"``(kvstore_contrib\.\w+\.\w+)``", kvstore_contrib.__doc__ or "")
 
 
 PYTHON = {
