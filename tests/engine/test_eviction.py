@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -364,7 +365,11 @@ def test_what_a_record_is_said_to_take_is_what_it_takes_of_the_file(open_store: 
     assert 0.6 * taken < said <= taken
 
 
-def test_a_full_store_evicts_until_it_takes_writes_again(open_store: OpenStore) -> None:
+@pytest.mark.parametrize("ticks", [True, False], ids=["idle", "asked all the time"])
+def test_a_full_store_evicts_until_it_takes_writes_again(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, ticks: bool
+) -> None:
+    monkeypatch.setattr(eviction, "FULL_SECONDS", 0.0)
     store = open_store(
         max_store_bytes=8 * MIB,
         retention=Retention(10, MIB, 10**9),
@@ -373,16 +378,31 @@ def test_a_full_store_evicts_until_it_takes_writes_again(open_store: OpenStore) 
     for number in range(35):
         store.write("put", b"cache/%d" % number, value=os.urandom(100_000))
     fill(store)
-    assert cache_of(store).bytes < 4 * MIB
 
     def takes_writes() -> bool:
-        store.engine.trim()
+        if ticks:
+            store.engine.trim()
         (answer,) = store.submit(WriteRequest([put(b"new")]))
         return not isinstance((answer.results or [answer.error])[0], KvError)
 
     wait_until(takes_writes, what="the store takes writes", every=0.001)
     assert cache_of(store).evicted_records > 0
     assert cache_of(store).records > 0
+
+
+def test_a_full_store_takes_its_time_to_evict(open_store: OpenStore) -> None:
+    store = open_store(
+        max_store_bytes=8 * MIB,
+        retention=Retention(10, MIB, 10**9),
+        eviction=EvictionLimit(CACHE, 4 * MIB),
+    )
+    store.submit(WriteRequest([put(b"cache/%04d" % number, 900) for number in range(3_000)]))
+    fill(store)
+    began = time.monotonic()
+    for _ in range(20):
+        store.submit(WriteRequest([put(b"new")]))
+    steps = 2 + (time.monotonic() - began) / eviction.FULL_SECONDS
+    assert 0 < cache_of(store).evicted_bytes <= steps * (4 * MIB / 64 + 1_100)
 
 
 def test_entries_of_records_that_were_written_again_do_not_gather(open_store: OpenStore) -> None:

@@ -7,6 +7,7 @@ they are right after a crash, an import, a restore, and with other prefixes, and
 from __future__ import annotations
 
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ steps, with the next requests and in between."""
 STEP_RECORDS = 200
 """How many records a step evicts that no request has asked for: a write that comes waits for some
 milliseconds."""
+
+FULL_SECONDS = 1.0
+"""How long the records wait in a full store until more of them go: what is evicted makes room once a
+checkpoint is done, and the log is short."""
 
 _FULL_SHARE = 64
 _SPARE_ENTRIES = 1_000
@@ -66,6 +71,7 @@ class EvictionOrder:
         self._swept: deque[bytes] = deque()
         self._unswept: deque[bytes] = deque()
         self._to_sweep = 0
+        self._gives_way_at = 0.0
         self._undo: deque[bytes] = deque()
         """The entries that were dropped by what is not on the disk yet."""
         self._published = EvictionFigures(0, 0, 0, 0, 0)
@@ -168,11 +174,13 @@ class EvictionOrder:
 
     def due(self, row_of: RowOf, *, is_full: bool) -> list[bytes]:
         """The keys to evict in a step that no request has asked for: while there is too much, STEP_RECORDS at
-        most. Where the store ``is_full``, a 64th of the limit, and MOST_EVICTED: no write waits then."""
-        surplus = self.size - self.max_bytes
-        if is_full:
-            return self._oldest(max(surplus, self.max_bytes // _FULL_SHARE), MOST_EVICTED, row_of)
-        return self._oldest(surplus, STEP_RECORDS, row_of)
+        most. Where the store ``is_full``, each FULL_SECONDS a 64th of the limit, and MOST_EVICTED at most."""
+        surplus, most = self.size - self.max_bytes, STEP_RECORDS
+        now = time.monotonic()
+        if is_full and now >= self._gives_way_at:
+            self._gives_way_at = now + FULL_SECONDS
+            surplus, most = max(surplus, self.max_bytes // _FULL_SHARE), MOST_EVICTED
+        return self._oldest(surplus, most, row_of)
 
     def _oldest(self, surplus: int, most: int, row_of: RowOf, before: int | None = None) -> list[bytes]:
         """The keys of the oldest records, which are taken out of the order: so many that they have

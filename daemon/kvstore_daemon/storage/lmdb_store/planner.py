@@ -337,7 +337,7 @@ class GroupPlanner:
                     before = head + 1 if request.atomic else None
                     keys = order.pushed_out(size, transaction.data_row, before)
                     yield from _evict(order, applier, keys)
-            if order is not None and not group:
+            if order is not None and (refusal is not None or not group):
                 keys = order.due(transaction.data_row, is_full=refusal is not None)
                 yield from _evict(order, applier, keys)
             written = len(transaction.events)
