@@ -62,7 +62,7 @@ class Publisher:
         self._subscriptions = (
             GrantedSubscriptions(self._socket, self._connections, authority.principal_of)
             if authority.is_on
-            else Subscriptions(self._socket)
+            else Subscriptions(self._socket, self._connections)
         )
         self.subscribers = SubscriberList(self._connections, self._subscriptions)
         self._subscription_limit = SubscriptionLimit(self._connections, is_curve=authority.is_on)

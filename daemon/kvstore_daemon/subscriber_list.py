@@ -50,7 +50,7 @@ class SubscriberList:
         return {
             "id": f"{_NATIVE}{inode}",
             "address": address,
-            "name": None if to is None else to.name,
+            "name": None if to is None else to.name or None,
             **(filters if to is None else shown_filters(to.prefixes, to.keys)),
             "since": since,
             "sent_bytes": bytes_taken(descriptor),

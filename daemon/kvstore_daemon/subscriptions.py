@@ -29,53 +29,8 @@ _NO_KEY = HEARTBEAT_TOPIC[:1]
 _SOURCE = int(zmq.SRCFD)
 
 
-class Subscriptions:
-    """The topics of all subscribers, who may subscribe to anything; used by the loop's thread only."""
-
-    exact: Collection[bytes] = ()
-    """The exact topics that somebody is subscribed to."""
-
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        """``socket`` is an XPUB that reports all subscriptions."""
-        self._socket = socket
-        self._topics: set[bytes] = set()
-
-    def __len__(self) -> int:
-        """How many different topics of keys there are."""
-        return len(self._topics)
-
-    def take(self) -> bool:
-        """Take note of subscriptions made and ended since the last call; returns whether any was made."""
-        has_new = False
-        while True:
-            # This may take long when the socket is flooded, but lets other threads run; to ask the socket
-            # whether there is something would not.
-            try:
-                message = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return has_new
-            kind, topic = message[:1], message[1:]
-            if kind == _SUBSCRIBED:
-                has_new = True
-                if topic[:1] != _NO_KEY:
-                    self._topics.add(topic)
-            elif kind == _UNSUBSCRIBED:
-                self._topics.discard(topic)
-
-    def review(self) -> None:
-        """Close the connections of those who may have other topics by now than when they asked."""
-
-    def sweep(self) -> None:
-        """Forget what connections had that have ended; to be called now and then."""
-
-    def of(self, descriptor: int, inode: int) -> SubscribedTo | None:  # noqa: ARG002
-        """What is known of the subscriber on this connection; None for nothing. While access is off that is
-        nothing: libzmq then tells what all are subscribed to together."""
-        return None
-
-
 class SubscribedTo(NamedTuple):
-    """Whose connection it is, and what it was granted of what it asked for: prefixes and keys."""
+    """Whose connection it is, empty while access is off, and what it asked for and was granted."""
 
     name: str
     prefixes: list[str]
@@ -95,6 +50,102 @@ class _Subscriber:
         self.topics: dict[bytes, bool] = {}
 
 
+class Subscriptions:
+    """The topics of all subscribers, who may subscribe to anything; used by the loop's thread only."""
+
+    exact: Collection[bytes] = ()
+    """The exact topics that somebody is subscribed to."""
+
+    def __init__(self, socket: zmq.Socket[bytes], connections: Connections) -> None:
+        """``socket`` is an XPUB that reports each subscription, and when nobody has a topic any more."""
+        self._socket = socket
+        self._connections = connections
+        self._subscribers: dict[int, _Subscriber] = {}
+        self._topics: set[bytes] = set()
+
+    def __len__(self) -> int:
+        """How many different topics of keys there are."""
+        return len(self._topics)
+
+    def take(self) -> bool:
+        """Take note of subscriptions made and ended since the last call; returns whether any was made."""
+        has_new = False
+        while True:
+            # This may take long when the socket is flooded, but lets other threads run; to ask the socket
+            # whether there is something would not.
+            try:
+                frame: zmq.Frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return has_new
+            message = frame.bytes
+            kind, topic = message[:1], message[1:]
+            subscriber = self._subscriber(frame)
+            if kind == _SUBSCRIBED:
+                has_new = True
+                if topic[:1] != _NO_KEY:
+                    self._topics.add(topic)
+                if subscriber is not None:
+                    subscriber.topics[topic] = True
+            elif kind == _UNSUBSCRIBED:
+                self._topics.discard(topic)
+                if subscriber is not None:
+                    subscriber.topics.pop(topic, None)
+
+    def review(self) -> None:
+        """Close the connections of those who may have other topics by now than when they asked."""
+
+    def sweep(self) -> None:
+        """Forget what connections had that have ended; to be called now and then."""
+        for subscriber in list(self._subscribers.values()):
+            if subscriber.descriptor not in self._connections.open:
+                self._forget(subscriber)
+
+    def of(self, descriptor: int, inode: int) -> SubscribedTo | None:
+        """What is known of the subscriber on this connection; None for nothing. While access is off, a topic
+        that it gave up while another had it is still among them."""
+        subscriber = self._subscribers.get(descriptor)
+        if subscriber is None or subscriber.inode != inode:
+            return None
+        prefixes: list[str] = []
+        keys: list[str] = []
+        for topic, is_granted in subscriber.topics.items():
+            if not is_granted or topic[:1] == _NO_KEY:
+                continue
+            begin = topic.removeprefix(EXACT_BEGIN)
+            if _is_exact(topic):
+                keys.append(begin.removesuffix(EXACT_END).decode(errors="replace"))
+            else:
+                prefixes.append(begin.decode(errors="replace"))
+        return SubscribedTo(self._name_of(subscriber), prefixes, keys)
+
+    def _subscriber(self, frame: zmq.Frame) -> _Subscriber | None:
+        """Whose message it is; None if that is not known, and then nothing is granted."""
+        try:
+            user_id, descriptor = self._user_of(frame), int(frame.get(_SOURCE))
+        except zmq.ZMQError:
+            return None
+        inode = inode_of(descriptor)
+        if inode is None:
+            return None
+        known = self._subscribers.get(descriptor)
+        if known is not None:
+            if (known.inode, known.user_id) == (inode, user_id):
+                return known
+            self._forget(known)
+        new = self._subscribers[descriptor] = _Subscriber(descriptor, inode, user_id)
+        return new
+
+    def _user_of(self, frame: zmq.Frame) -> str:  # noqa: ARG002 - nobody has to say who they are
+        """The CURVE public key of who sent ``frame``."""
+        return ""
+
+    def _name_of(self, subscriber: _Subscriber) -> str:  # noqa: ARG002
+        return ""
+
+    def _forget(self, subscriber: _Subscriber) -> None:
+        del self._subscribers[subscriber.descriptor]
+
+
 class GrantedSubscriptions(Subscriptions):
     """The topics of subscribers who may have only what they are granted.
 
@@ -110,10 +161,8 @@ class GrantedSubscriptions(Subscriptions):
         principal_of: Callable[[str], Principal],
     ) -> None:
         """``socket`` is an XPUB that leaves it to us what is subscribed to (``XPUB_MANUAL``)."""
-        self._socket = socket
-        self._connections = connections
+        super().__init__(socket, connections)
         self._principal_of = principal_of
-        self._subscribers: dict[int, _Subscriber] = {}
         self._counts: Counter[bytes] = Counter()
         self.exact: set[bytes] = set()
         self._warned = RateLimitedLog(log)
@@ -147,23 +196,6 @@ class GrantedSubscriptions(Subscriptions):
                 self._subscribe(subscriber, topic)
             else:
                 self._unsubscribe(subscriber, topic)
-
-    def _subscriber(self, frame: zmq.Frame) -> _Subscriber | None:
-        """Whose message it is; None if that is not known, and then nothing is granted."""
-        try:
-            user_id, descriptor = str(frame.get("User-Id")), int(frame.get(_SOURCE))
-        except zmq.ZMQError:
-            return None
-        inode = inode_of(descriptor)
-        if inode is None:
-            return None
-        known = self._subscribers.get(descriptor)
-        if known is not None:
-            if (known.inode, known.user_id) == (inode, user_id):
-                return known
-            self._forget(known)
-        new = self._subscribers[descriptor] = _Subscriber(descriptor, inode, user_id)
-        return new
 
     def _subscribe(self, subscriber: _Subscriber, topic: bytes) -> None:
         if topic in subscriber.topics:
@@ -219,29 +251,8 @@ class GrantedSubscriptions(Subscriptions):
         if inode_of(subscriber.descriptor) == subscriber.inode:
             self._connections.shut(subscriber.descriptor)
 
-    def sweep(self) -> None:
-        for subscriber in list(self._subscribers.values()):
-            if subscriber.descriptor not in self._connections.open:
-                self._forget(subscriber)
-
-    def of(self, descriptor: int, inode: int) -> SubscribedTo | None:
-        subscriber = self._subscribers.get(descriptor)
-        if subscriber is None or subscriber.inode != inode:
-            return None
-        prefixes: list[str] = []
-        keys: list[str] = []
-        for topic, is_granted in subscriber.topics.items():
-            if not is_granted or topic[:1] == _NO_KEY:
-                continue
-            begin = topic.removeprefix(EXACT_BEGIN)
-            if _is_exact(topic):
-                keys.append(begin.removesuffix(EXACT_END).decode(errors="replace"))
-            else:
-                prefixes.append(begin.decode(errors="replace"))
-        return SubscribedTo(self._name_of(subscriber), prefixes, keys)
-
     def _forget(self, subscriber: _Subscriber) -> None:
-        del self._subscribers[subscriber.descriptor]
+        super()._forget(subscriber)
         for topic, is_granted in subscriber.topics.items():
             if is_granted:
                 self._discount(topic)
@@ -251,6 +262,9 @@ class GrantedSubscriptions(Subscriptions):
         self._warned.warning(
             "closed a connection to the changes address: %s sent what is no subscription", who
         )
+
+    def _user_of(self, frame: zmq.Frame) -> str:
+        return str(frame.get("User-Id"))
 
     def _name_of(self, subscriber: _Subscriber) -> str:
         try:

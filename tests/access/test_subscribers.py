@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from kvstore_core.model import Event
 from support.command_line import CommandLine
 from support.metrics import Scrape
 from support.protected import Protected
-from support.servers import Daemon, children, wait_until
+from support.servers import Daemon, Facade, StartDaemon, children, wait_until
 from support.session import JSON_TYPE, Session, bearer, call
 from support.streams import Stream, open_stream
 
@@ -260,3 +260,31 @@ def test_the_command_shows_and_kicks(two_workers: Protected, stack: ExitStack, t
     assert [event for event in stream if event.name not in ("heartbeat", "sync")] == []
     done = line("kick", row["id"])
     assert (done.returncode, done.stdout) == (3, b"")
+
+
+def test_while_access_is_off_native_filters_are_shown_too(
+    start_daemon: StartDaemon, start_facade: Callable[..., Facade]
+) -> None:
+    daemon = start_daemon()
+    facade = start_facade(daemon)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+    def shown() -> list[list[str]]:
+        rows = call(facade.url, "GET", "/v1/subscribers").json["subscribers"]
+        assert {row["name"] for row in rows} <= {None}
+        return sorted(row["prefixes"] for row in rows if row["prefixes"])
+
+    with context.socket(zmq.SUB) as socket:
+        socket.connect(daemon.changes)
+        for prefix in (b"b/", b"a/"):
+            socket.subscribe(prefix)
+        wait_until(lambda: shown() == [["b/", "a/"]], what="both are shown")
+        socket.unsubscribe(b"b/")
+        wait_until(lambda: shown() == [["a/"]], what="one is given up")
+        (row,) = [
+            row for row in call(facade.url, "GET", "/v1/subscribers").json["subscribers"] if row["prefixes"]
+        ]
+        assert call(facade.url, "DELETE", f"/v1/subscribers/{row['id']}").status == 200
+    wait_until(lambda: shown() == [], what="the connection is forgotten")
+    assert f"ended the subscription {row['id']} of {row['address']}, kicked by somebody" in daemon.stderr
+    context.term()
