@@ -38,7 +38,6 @@ BackUp = Callable[[Callable[[bytes], Any], int], dict[str, Any]]
 """Passes a backup of the store to a function, piece by piece, and returns what it holds; the number is the
 time at which it is made, in milliseconds since the epoch."""
 
-
 _READ_AHEAD = 8
 _STOP_SECONDS = 3.0
 

@@ -121,7 +121,7 @@ def _serve(settings: DaemonSettings, notifier: Notifier, stack: ExitStack) -> No
     largest = FRAME_FACTOR * settings.max_batch_bytes
     requests = RouterSocket(context, settings.requests, largest, limit, authority)
     stack.callback(requests.close)
-    backups = Backups(engine, settings.data, partial(_back_up, settings.data))
+    backups = stack.enter_context(closing(Backups(engine, settings.data, partial(_back_up, settings.data))))
     server = Server(loop, settings, engine, publisher, requests, limit, notifier, authority, backups)
     server.start()
     if settings.sync != "always":

@@ -153,7 +153,6 @@ class Server:
         """
         self._requests.is_stopping = True
         self._expiry.stop()
-        self._backups.close()
         deadline = time.monotonic() + STOP_SECONDS
         while self._has_work():
             self.turn()

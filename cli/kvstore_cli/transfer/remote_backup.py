@@ -36,7 +36,7 @@ _LEAST_BYTES, _FIRST_BYTES, _MOST_BYTES = 64 * 1024, 1024 * 1024, 8 * 1024 * 102
 """Of a piece. It is doubled while one takes less than a second, and halved when one does not arrive."""
 
 _SYNC_BYTES = 8 * 1024 * 1024
-_HASH_BYTES = 1024 * 1024
+_READ_BYTES = 1024 * 1024
 
 _PART = re.compile(r"\.([0-9a-f]{16})(?:\.([0-9a-f]{16}))?\.part")
 
@@ -142,9 +142,12 @@ class PartFile:
         self.file: BinaryIO = open(descriptor, "r+b")  # noqa: PTH123, SIM115 - it is open, until it is closed
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            is_part = os.path.samestat(os.fstat(descriptor), self._name.stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_part = False
+        if not is_part:  # it has another name by now, or will have
             self.file.close()
-            raise KvError("not_allowed", f"another kvstore backup is fetching {path}") from error
+            raise KvError("not_allowed", f"another kvstore backup is fetching {path}")
 
     def take(self, backup: Description) -> int:
         """Begin with ``backup``; returns how many bytes of it are there already."""
@@ -154,7 +157,9 @@ class PartFile:
             name = _part_name(self._path, self.key, tag)
             self._name.rename(name)
             self._name, self._tag = name, tag
-        return min(self.file.seek(0, os.SEEK_END), int(backup["bytes"]))
+        offset = min(self.file.seek(0, os.SEEK_END), int(backup["bytes"]))
+        self.file.truncate(offset)
+        return offset
 
     def finish(self, *, replace: bool) -> None:
         """Give it its name, once all of it is on disk. Raises FileExistsError, unless ``replace``, if there
@@ -214,9 +219,10 @@ def fetch_file(
                 part.discard()
             raise
         offset = part.take(backup)
+        digest = hashlib.sha256()
         if offset:
             output.talk(f"going on at {exact_size(offset)} of {exact_size(backup['bytes'])}")
-        digest = _hash_of(part.file, offset, begin("verifying what is here"))
+            _read(part.file, offset, digest.update, begin("verifying what is here"))
         try:
             _copy(source, backup, offset, digest, _synced(part.file, offset), begin("downloading"))
         except NotFound:
@@ -233,7 +239,12 @@ def fetch(source: BackupSource, write: Callable[[bytes], Any], begin: Callable[[
     """Pass a backup of the service to ``write``. Raises ``damaged`` at its end if it is not what was made."""
     begin("making")
     backup = source.make(os.urandom(8).hex())
-    _copy(source, backup, 0, hashlib.sha256(), write, begin("downloading"))
+    try:
+        _copy(source, backup, 0, hashlib.sha256(), write, begin("downloading"))
+    except BaseException:  # nobody can go on with it
+        with suppress(KvError):
+            source.delete(backup)
+        raise
     return backup
 
 
@@ -273,12 +284,11 @@ def _synced(file: BinaryIO, offset: int) -> Callable[[bytes], None]:
     return write
 
 
-def _hash_of(file: BinaryIO, size: int, progress: Report) -> Any:
-    """The SHA-256 of the first ``size`` bytes, for more to come."""
-    digest, done = hashlib.sha256(), 0
+def _read(file: BinaryIO, size: int, take: Callable[[bytes], Any], progress: Report) -> None:
+    """Pass the first ``size`` bytes on."""
+    done = 0
     file.seek(0)
-    while done < size and (piece := file.read(min(_HASH_BYTES, size - done))):
-        digest.update(piece)
+    while done < size and (piece := file.read(min(_READ_BYTES, size - done))):
+        take(piece)
         done += len(piece)
         progress(done, size)
-    return digest
