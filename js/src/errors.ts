@@ -1,7 +1,7 @@
 /** What the service refused, by its problem document (RFC 9457); or that no answer came: `status` 0, `code` `unreachable`. */
 export class KvError extends Error {
   override name = "KvError";
-  /** Never changes its meaning: `condition_failed`, `not_allowed`, …; all in docs/http.md. */
+  /** Never changes its meaning: `condition_failed`, `not_allowed` and the others of the reference. */
   readonly code: string = "unknown";
   /** The status of the answer, 0 where none came. */
   readonly status: number = 0;

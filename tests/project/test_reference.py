@@ -113,6 +113,11 @@ TYPEDOC = """\
 
 ## Connect
 
+### Extends
+
+- `Signal`
+- `Write`
+
 ### Methods
 
 #### get()
@@ -121,4 +126,8 @@ TYPEDOC = """\
 
 def test_links_of_typedoc_lead_to_names_whatever_their_case() -> None:
     headings = "## connect() { #connect }", "## Connect { #Connect }", "### get() { #Connect.get }"
-    assert tidied(TYPEDOC) == f"{headings[0]}\n\n[`Connect`](#Connect)\n\n{headings[1]}\n\n{headings[2]}\n"
+    base = "**Extends** `Signal`, `Write`"
+    assert (
+        tidied(TYPEDOC)
+        == f"{headings[0]}\n\n[`Connect`](#Connect)\n\n{headings[1]}\n\n{base}\n\n{headings[2]}\n"
+    )

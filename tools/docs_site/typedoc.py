@@ -33,8 +33,14 @@ def tidied(text: str) -> str:
     text = re.sub(r"^\*\*\*\n\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^#{3,6} (Properties|Methods)\n\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^#{3,6} (Extends|Extended by|Parameters|Returns)$", r"**\1**", text, flags=re.MULTILINE)
+    text = re.sub(r"^\*\*(Extend.*)\*\*\n\n((?:- .*\n)+)", _in_one_line, text, flags=re.MULTILINE)
     text = re.sub(r"^#### ", "### ", text, flags=re.MULTILINE)  # members follow their class directly
     return with_anchors(text)
+
+
+def _in_one_line(found: re.Match[str]) -> str:
+    names = found[2].removeprefix("- ").rstrip().replace("\n- ", ", ")
+    return f"**{found[1]}** {names}\n"
 
 
 def with_anchors(text: str) -> str:
