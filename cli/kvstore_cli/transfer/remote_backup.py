@@ -54,9 +54,10 @@ class BackupSource:
         found: list[Description] = answer.json()["backups"]
         return found
 
-    def make(self, key: str) -> Description:
-        """A backup that is ready: that which was asked for under ``key`` before, or a new one. Raises
-        ``too_busy`` if there is another, ``store_full``, and what else went wrong in making it."""
+    def make(self, key: str, progress: Report) -> Description:
+        """A backup that is ready: that which was asked for under ``key`` before, or a new one; ``progress``
+        is called then. Raises ``too_busy`` if there is another, ``store_full``, and what else went wrong in
+        making it."""
         answer = self._steadily(
             lambda: self._service.request(
                 "POST",
@@ -72,6 +73,7 @@ class BackupSource:
             made = self._found(made["id"])
         if "error" in made:
             raise KvError.from_json(made["error"])
+        progress(1, 1)
         return made
 
     def _found(self, backup_id: str) -> Description:
@@ -211,9 +213,8 @@ def fetch_file(
     it. ``begin`` is called with the name of each step, and what it returns with the bytes that are done and
     with all. Raises ``damaged`` if what came is not what was made."""
     with PartFile(path) as part:
-        begin("making")
         try:
-            backup = source.make(part.key)
+            backup = source.make(part.key, begin("making"))
         except KvError as error:
             if part.is_empty and ("id" in error.details or not error.row.is_temporary):
                 part.discard()
@@ -237,8 +238,7 @@ def fetch_file(
 
 def fetch(source: BackupSource, write: Callable[[bytes], Any], begin: Callable[[str], Report]) -> Description:
     """Pass a backup of the service to ``write``. Raises ``damaged`` at its end if it is not what was made."""
-    begin("making")
-    backup = source.make(os.urandom(8).hex())
+    backup = source.make(os.urandom(8).hex(), begin("making"))
     try:
         _copy(source, backup, 0, hashlib.sha256(), write, begin("downloading"))
     except BaseException:  # nobody can go on with it
