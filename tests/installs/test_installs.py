@@ -1,5 +1,6 @@
 """Wheel and sdist as their users get them: into an empty environment of each Python that is here, by its pip,
-with the versions that the index has today, and with warnings as errors.
+with the versions that the index has today and, for one Python, the oldest ones that are declared, and with
+warnings as errors.
 
 ``make installs`` runs these tests on what ``make dist`` has built. They are no part of ``make test``, which
 needs the versions of constraints.txt alone.
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
 
 from support.etcd import EtcdCluster, fresh_prefix
 from support.installed import CLIENT, WARNINGS, Installed, install_by_pip, serving
@@ -23,23 +25,41 @@ from support.servers import Daemon, Service
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VERSION = PROJECT["version"]
 FILES = {
     "wheel": ROOT / f"dist/kvstored-{VERSION}-py3-none-any.whl",
     "sdist": ROOT / f"dist/kvstored-{VERSION}.tar.gz",
 }
 PYTHONS = interpreters()
+OLDEST = [
+    f"{requirement.name}=={bound.version}"
+    for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for requirement in map(Requirement, group)
+    for bound in requirement.specifier
+    if bound.operator == ">="
+]
+"""The oldest version of each package that is said to do."""
 
 
-@pytest.fixture(scope="module", params=[(python, file) for python in PYTHONS for file in FILES], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[
+        *((python, file, "latest") for python in PYTHONS for file in FILES),
+        (min(PYTHONS, key=lambda name: tuple(map(int, name.split(".")))), "wheel", "oldest"),
+    ],
+    ids="-".join,
+)
 def installed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Installed]:
     """``installed("cli")``: an environment with that extra."""
-    python, file = request.param
+    python, file, versions = request.param
+    constraints = OLDEST if versions == "oldest" else []
 
     def install(extra: str) -> Installed:
-        return install_by_pip(PYTHONS[python], FILES[file], extra, tmp_path_factory.mktemp("installed"))
+        folder = tmp_path_factory.mktemp("installed")
+        return install_by_pip(PYTHONS[python], FILES[file], extra, folder, constraints)
 
     return cache(install)
 

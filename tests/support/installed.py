@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import Distribution, distributions
 from importlib.metadata import distribution as here
@@ -85,12 +85,16 @@ def install(file: Path, extra: str, folder: Path) -> Installed:
     return Installed(folder)
 
 
-def install_by_pip(python: Path, file: Path, extra: str, folder: Path) -> Installed:
+def install_by_pip(
+    python: Path, file: Path, extra: str, folder: Path, constraints: Iterable[str] = ()
+) -> Installed:
     """Have ``python`` make an empty environment, and its pip install a wheel or an sdist with what pip finds
-    for it today."""
+    for it today, within the constraints."""
     subprocess.run([python, "-m", "venv", folder], check=True)
     wanted = f"{file}[{extra}]" if extra else file
-    subprocess.run([folder / "bin" / "pip", "install", "-qq", wanted], check=True)
+    limits = folder / "constraints.txt"
+    limits.write_text("".join(f"{constraint}\n" for constraint in constraints))
+    subprocess.run([folder / "bin" / "pip", "install", "-qq", "-c", limits, wanted], check=True)
     return Installed(folder)
 
 
