@@ -102,8 +102,6 @@ class Need(NamedTuple):
 class OnKey:
     """Gives what an op on one key needs: some verbs on that key."""
 
-    __slots__ = ("verbs",)
-
     def __init__(self, *verbs: str) -> None:
         self.verbs = verbs
 
