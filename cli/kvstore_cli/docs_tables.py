@@ -25,7 +25,7 @@ _EXIT_MEANINGS = {
     2: "the command line or the configuration is wrong; nothing was done",
     3: "no such key, or identity",
     4: "the condition does not hold; nothing was changed",
-    5: "not allowed; also a certificate that is not trusted",
+    5: "not allowed; also a certificate that is not trusted, or a data folder in use",
     6: "the service, or the daemon behind it, cannot be reached",
     124: "timed out",
     130: "interrupted with Ctrl-C",

@@ -112,7 +112,8 @@ def test_a_rename_is_one_revision_and_keeps_value_type_and_expiry(kvstore: Comma
 def test_a_rename_replaces_nothing_unless_forced(kvstore: CommandLine) -> None:
     kvstore.out("put", "rename/from", "new")
     kvstore.out("put", "rename/to", "old")
-    assert kvstore("rename", "rename/from", "rename/to").returncode == 4
+    refused = kvstore("rename", "rename/from", "rename/to")
+    assert (refused.returncode, b"'rename/to' already; --force" in refused.stderr) == (4, True)
     assert [record(kvstore, key)["value"] for key in ("rename/from", "rename/to")] == ["new", "old"]
     kvstore.out("rename", "rename/from", "rename/to", "--force")
     assert record(kvstore, "rename/to")["value"] == "new"
@@ -131,10 +132,20 @@ def test_a_prefix_is_renamed_in_one_revision_or_not_at_all(kvstore: CommandLine)
     assert kvstore.out("rename", "--prefix", "folder/", "moved/") == b"3\n"
     assert kvstore.out("list", "folder/") == b""
     assert len({found["revision"] for found in kvstore.lines("get", "--prefix", "moved/", "--json")}) == 1
-    assert kvstore.out("rename", "--prefix", "folder/", "moved/") == b"0\n"
+    assert kvstore("rename", "--prefix", "folder/", "moved/").returncode == 3
     kvstore.out("put", "moved/x/1", "1")
     refused = kvstore("rename", "--prefix", "moved/", "moved/x/")
     assert (refused.returncode, b"third prefix" in refused.stderr) == (1, True)
+
+
+def test_a_prefix_and_a_folder_are_not_confused_in_a_rename(kvstore: CommandLine) -> None:
+    kvstore.out("put", "slash/old/sub", "1")
+    refused = kvstore("rename", "--prefix", "slash/old", "slash/new/")
+    assert refused.returncode == 2
+    assert b"'slash/new//sub'" in refused.stderr
+    assert kvstore.out("list", "slash/") == b"slash/old/sub\n"
+    assert kvstore.out("rename", "--prefix", "slash/old/", "slash/new/") == b"1\n"
+    assert kvstore.out("list", "slash/") == b"slash/new/sub\n"
 
 
 def test_a_key_that_is_written_all_the_time_is_renamed_with_its_last_value(kvstore: CommandLine) -> None:

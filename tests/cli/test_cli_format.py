@@ -33,9 +33,15 @@ def test_a_terminal_does_not_obey_what_a_template_prints(kvstore: CommandLine) -
     assert shown == "format/\\x1b[2J \\x1b[31m\n"
 
 
-@pytest.mark.parametrize("template", ["{nothing}", "{key!r}", "{key.a}", "{key:>9}", "{0}", "{}", "{key[0]}"])
+@pytest.mark.parametrize("template", ["{nothing}", "{key.a}", "{0}", "{}", "{key[0]}"])
 def test_a_template_names_members_and_nothing_else(template: str) -> None:
     with pytest.raises(ValueError, match=r"is none of .*\{key\}"):
+        LineFormat(template, RECORD)
+
+
+@pytest.mark.parametrize("template", ["{key!r}", "{key:>9}", "{modified_at:.19}"])
+def test_a_template_does_not_shape_members_and_says_so(template: str) -> None:
+    with pytest.raises(ValueError, match="conversions and formats are not supported"):
         LineFormat(template, RECORD)
 
 

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,16 @@ def test_an_option_that_is_taken_once_is_refused_twice(offline: Kvstore, command
     done = offline(command, "--prefix", "a", "--prefix", "b")
     assert done.returncode == 2
     assert b"--prefix is given more than once" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "ping"])
+def test_a_service_that_does_not_come_is_waited_for_as_long_as_was_asked(
+    offline: Kvstore, command: str
+) -> None:
+    began = time.monotonic()
+    done = offline(command, "--url", f"http://127.0.0.1:{free_port()}", "--retry-for", "3200ms")
+    assert done.returncode == 6
+    assert time.monotonic() - began > 3.2
 
 
 def test_a_service_that_is_not_there_yet_is_waited_for_where_that_is_asked_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import signal
@@ -149,7 +150,7 @@ def test_a_full_disk_leaves_nothing(offline: Kvstore, filled: Daemon, tmp_path: 
         done = offline("restore", "-", "--data", str(disk / "data"), stdin=image)
         assert done.returncode == 1
         assert b"No space left" in done.stderr
-        assert list((disk / "data" / "lmdb").iterdir()) == []
+        assert not (disk / "data").exists()
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
@@ -161,6 +162,45 @@ def test_a_restore_says_which_file_is_no_backup(offline: Kvstore, tmp_path: Path
     why = b"this is not a backup, or its end is missing; nothing was restored"
     assert b"kvstore: not\\x1bone: " + why in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_a_damaged_or_compressed_backup_leaves_no_folder_and_is_called_that(
+    offline: Kvstore, shared: Daemon, tmp_path: Path
+) -> None:
+    image = offline.out("backup", "-", "--data", str(shared.data))
+    for name, content, why in (
+        ("damaged", b"x" * 4096 + image[4096:], b"its SHA-256 does not match"),
+        ("packed", gzip.compress(image), b"it is compressed: unpack it first"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        checked = offline("check", name)
+        assert (checked.returncode, why in checked.stdout) == (1, True)
+        restored = offline("restore", name, "--data", str(tmp_path / "new" / "data"))
+        assert (restored.returncode, why in restored.stderr) == (1, True)
+        assert not (tmp_path / "new" / "data").exists()
+    piped = offline("check", "-", stdin=image)
+    assert (piped.returncode, b"in a file" in piped.stderr) == (2, True)
+
+
+def test_a_backup_is_shown_to_be_equal_to_the_service_by_its_digest(
+    offline: Kvstore, shared_service: Service
+) -> None:
+    offline.out("put", "digest/of", "a backup", "--url", shared_service.url)
+    offline.out("backup", "d.kvb", "--data", str(shared_service.daemon.data), "--force")
+    digest = offline.out("digest", "--url", shared_service.url).decode().strip()
+    assert offline.lines("check", "d.kvb", "--json")[0]["digest"] == digest
+    assert digest in offline("check", "d.kvb").stderr.decode()
+    offline.out("put", "digest/of", "another", "--url", shared_service.url)
+    (whole,) = offline.lines("check", "--data", str(shared_service.daemon.data), "--json")
+    assert whole["digest"] == offline.out("digest", "--url", shared_service.url).decode().strip() != digest
+
+
+def test_a_backup_has_no_free_pages_to_tell_of(offline: Kvstore, shared: Daemon) -> None:
+    offline.out("backup", "b.kvb", "--data", str(shared.data))
+    said = offline("check", "b.kvb").stderr.decode()
+    assert "b.kvb is whole" in said
+    assert "free" not in said
+    assert "of it free" in offline("check", "--data", str(shared.data)).stderr.decode()
 
 
 @pytest.mark.parametrize("command", [["daemon"], ["restore", "b.kvb"]])

@@ -37,7 +37,9 @@ class LineFormat:
 
         self._parts: list[tuple[bytes, str | None]] = []
         for literal, name, how, conversion in Formatter().parse(_unescaped(text)):
-            if name is not None and (name not in names or how or conversion):
+            if name is not None and (how or conversion):
+                raise ValueError(f"conversions and formats are not supported: write {{{name}}} alone")
+            if name is not None and name not in names:
                 raise ValueError(f"{{{name}}} is none of {', '.join(f'{{{known}}}' for known in names)}")
             self._parts.append((literal.encode(), name))
         self._end = b"" if text.endswith(("\\n", "\\0")) else b"\n"
@@ -90,5 +92,5 @@ def format_option(names: Sequence[str]) -> Callable[[_Function], _Function]:
         "line_format",
         type=_LineFormatType(names),
         metavar="TEMPLATE",
-        help=f"Each as TEMPLATE has it, such as '{example}'.",
+        help=f"Each as TEMPLATE has it, such as '{example}'; with {', '.join(names)}.",
     )

@@ -25,12 +25,20 @@ def print_one(
         value, content_type = answer.body, answer.headers.get("Content-Type", "")
     except KvError as error:
         if error.code != "not_found" or default is None:
-            raise
+            raise naming_prefix(error, key) from error
         if as_json:
             output.write_json({"key": key, "value": default})
             return
         value, content_type = default.encode(), "from --default"
     output.write_value(value, content_type, raw=raw)
+
+
+def naming_prefix(error: KvError, key: str) -> KvError:
+    """``error``, with what reads all below a key that looks like a folder."""
+    if error.code != "not_found" or not key.endswith("/"):
+        return error
+    message = f"{error.message}; to read all below it: --prefix {output.readable(key)}"
+    return KvError(error.code, message, **error.details)
 
 
 def record_row(record: dict[str, Any]) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ class Subcommand(click.Command):
             return error
         name = arguments[-1].make_metavar(ctx).strip("[].")
         return click.UsageError(
-            f"there is no option {error.option_name}; write -- before a {name} that begins with a dash", ctx
+            f"there is no option {error.option_name}; if it is meant as the {name}, write -- before it", ctx
         )
 
 

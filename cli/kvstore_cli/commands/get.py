@@ -9,7 +9,7 @@ import click
 
 from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.line_format import RECORD, LineFormat, format_option
-from kvstore_cli.command_line.reads import print_one
+from kvstore_cli.command_line.reads import naming_prefix, print_one
 from kvstore_cli.command_line.subcommand import reader_of, subcommand
 from kvstore_cli.http_client.client import Query, ServiceClient, key_path
 from kvstore_cli.terminal import output
@@ -101,7 +101,7 @@ def _records(
             yield {"key": key, "value": default}
         else:
             failed.append(result)
-            output.talk(result.message)
+            output.talk(naming_prefix(result, key).message)
 
 
 def _results(service: ServiceClient, keys: Sequence[str], query: Query) -> Iterator[Any]:

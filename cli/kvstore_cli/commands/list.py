@@ -49,7 +49,7 @@ def command(
     \b
     Examples:
       kvstore list user:
-      kvstore list session: -0 | xargs -0 kvstore delete
+      kvstore list session: -0 | xargs -0r kvstore delete
       kvstore list --start a --end b --long
       kvstore list jobs/ --reverse --limit 10
       kvstore list --prefix queue/ --count

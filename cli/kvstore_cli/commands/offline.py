@@ -206,7 +206,8 @@ def check(context: click.Context, file: str | None, as_json: bool) -> int:
     """Verify the store in the data folder, or the backup FILE: every page, record, event and index.
 
     The store may be in use: it is checked as of one revision, and nothing waits for it. Each fault is
-    printed on a line, up to 100 of them.
+    printed on a line, up to 100 of them. The digest, also in --json, is that of 'kvstore digest': it proves
+    that a backup has the records that a service or another backup has.
 
     Exit status: 0 if everything is intact, 1 if there is damage.
 
@@ -245,6 +246,8 @@ def _check_store(folder: Path, faults: list[str], steps: Steps) -> dict[str, Any
 def _check_backup(name: str, faults: list[str], steps: Steps) -> dict[str, Any]:
     from kvstore_daemon.storage.offline.backup import check_backup
 
+    if name == "-":
+        raise click.UsageError("a backup is checked in a file: write it to one, and name that")
     if Path(name).is_dir():
         raise click.UsageError(f"{output.readable(name)} is a folder; name a data folder with --data")
     try:
@@ -260,10 +263,14 @@ def _say(what: str, found: dict[str, Any], faults: list[str], advice: str) -> No
     if faults:
         output.talk(f"{what} is damaged: {len(faults):,} fault{'s' if len(faults) > 1 else ''}; {advice}")
         return
-    free = found["file_bytes"] - found["bytes"]
+    sizes = exact_size(found["bytes"])
+    if "file_bytes" in found:  # a backup has no free pages
+        free = found["file_bytes"] - found["bytes"]
+        sizes = f"{exact_size(found['file_bytes'])}, {exact_size(free)} of it free"
+    digest = f"; digest {found['digest']}" if found["digest"] else ""
     output.talk(
         f"{what} is whole: revision {found['revision']}, {found['keys']:,} keys, {found['events']:,} events, "
-        f"{exact_size(found['file_bytes'])}, {exact_size(free)} of it free"
+        f"{sizes}{digest}"
     )
 
 

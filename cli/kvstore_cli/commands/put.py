@@ -19,6 +19,8 @@ from kvstore_cli.command_line.writes import (
     stored,
     ttl_parameter,
 )
+from kvstore_cli.http_client.client import ServiceClient
+from kvstore_cli.terminal import output
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, TEXT_CONTENT_TYPE
 
 
@@ -98,10 +100,20 @@ def command(
     if keep_ttl:
         query.append(("keep_ttl", "1"))
     with client_of(context) as service:
-        body = os.fsencode(value) if literal else read_value(value, service)
+        body = os.fsencode(value) if literal else _read(value, service)
         if sequence:
             print_key(numbered(service, key, body, content_type, query, message), as_json=as_json)
             return
         headers = condition_headers(0 if if_absent else if_revision) | message_headers(message)
         made = stored(service, key, body, content_type, query, headers)
     print_revision(made, as_json=as_json)
+
+
+def _read(value: str, service: ServiceClient) -> bytes:
+    try:
+        return read_value(value, service)
+    except click.UsageError as error:
+        if value == "-" or "--literal" in error.message:
+            raise
+        message = f"{error.message}; --literal stores '{output.readable(value)}' itself"
+        raise click.UsageError(message) from error

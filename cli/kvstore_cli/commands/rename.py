@@ -43,7 +43,8 @@ def command(
     again. With --prefix all keys are renamed in one revision, as many as an atomic batch takes (kvstore
     status names the limits), and the number of them is printed; keys that are added at that moment stay.
 
-    Exit status: 0; 3 if there is no such key; 4 if there is a NEW, without --force.
+    Exit status: 0; 3 if there is no such key, or none with that prefix; 4 if there is a NEW, without
+    --force.
 
     \b
     Examples:
@@ -57,7 +58,7 @@ def command(
     if not is_prefix:
         print_revision(made[0], as_json=as_json)
     elif as_json:
-        output.write_json({"renamed": len(made), "revision": made[0]["revision"] if made else None})
+        output.write_json({"renamed": len(made), "revision": made[0]["revision"]})
     else:
         output.write_line(f"{len(made)} renamed" if output.on_terminal() else str(len(made)))
 
@@ -69,15 +70,23 @@ def _renamed(
     for left in range(_ATTEMPTS - 1, -1, -1):
         records = list(_records(service, old, is_prefix=is_prefix))
         names = {record["key"]: new + record["key"].removeprefix(old) for record in records}
-        _refuse_overlap(names)
         if not records:
-            return []
+            raise KvError("not_found", f"no key begins with '{output.readable(old)}'")
+        _refuse_overlap(names)
+        _refuse_doubled_slash(old, new, names)
         ops = [op for record in records for op in _ops(record, names[record["key"]], force=force)]
         try:
             return list(run_ops(service, ops, headers, atomic=True))[::2]
         except KvError as error:
             # of each two ops the second deletes the old key
-            if error.code != "condition_failed" or error.details.get("op", 0) % 2 == 0 or not left:
+            if error.code != "condition_failed":
+                raise
+            op = error.details.get("op", 0)
+            if op % 2 == 0:
+                key = output.readable(ops[op]["key"])
+                message = f"there is a key '{key}' already; --force replaces it"
+                raise KvError(error.code, message, **error.details) from error
+            if not left:
                 raise
     raise AssertionError("the last attempt returns or raises")
 
@@ -95,6 +104,18 @@ def _refuse_overlap(names: dict[str, str]) -> None:
         raise click.ClickException(
             f"'{output.readable(both)}' is an old and a new name, which one revision cannot do; "
             "rename to a third prefix first"
+        )
+
+
+def _refuse_doubled_slash(old: str, new: str, names: dict[str, str]) -> None:
+    """What is below a folder is meant where only one of both ends in a slash."""
+    if not new.endswith("/") or new.endswith("//"):
+        return
+    doubled = next((key for key in names if key.startswith(f"{old}/")), None)
+    if doubled is not None:
+        raise click.UsageError(
+            f"'{output.readable(doubled)}' would become '{output.readable(names[doubled])}'; "
+            f"end both OLD and NEW in a slash: --prefix {output.readable(old)}/ {output.readable(new)}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -13,8 +13,10 @@ from kvstore_cli.command_line.service import new_client
 from kvstore_cli.command_line.subcommand import client_of, configuration_of, subcommand
 from kvstore_cli.config.option_values import connectable
 from kvstore_cli.config.resolve import Configuration
+from kvstore_cli.http_client.client import RetryLimit
 from kvstore_cli.terminal import output
 from kvstore_cli.terminal.humanize import NOTHING, age, count, duration, size
+from kvstore_core.errors import KvError
 
 LONGEST_MS = 3000
 """Health checks need a quick answer: an orchestrator kills one after a few seconds, before it can say what
@@ -26,9 +28,10 @@ is wrong."""
 def ping(context: click.Context, is_daemon: bool) -> None:
     """Check that the service answers: the HTTP facade, and through it the daemon.
 
-    It waits for at most 3 s, or --request-timeout if that is less. It needs no token; for --daemon, where
-    access is on, a key in the login file, or to be able to read facade.key in the data folder. Use it as
-    the health check of containers and orchestrators; 'kvstore status' prints more.
+    An answer is waited for for at most 3 s, or --request-timeout if that is less, and with --retry-for it is
+    asked again for so long. It needs no token; for --daemon, where access is on, a key in the login file, or
+    to be able to read facade.key in the data folder. Use it as the health check of containers and
+    orchestrators; 'kvstore status' prints more.
 
     Exit status: 0; 6 if the service, or the daemon behind it, cannot be reached; 124 if it does not
     answer in time.
@@ -37,15 +40,26 @@ def ping(context: click.Context, is_daemon: bool) -> None:
     Examples:
       kvstore ping
       kvstore ping --daemon
-      until kvstore ping; do sleep 1; done
+      kvstore ping --retry-for 1m
     """
     configuration = configuration_of(context, "client", "daemon")
-    output.write_line((_ping_daemon if is_daemon else _ping_facade)(configuration))
+    ask = _ping_daemon if is_daemon else _ping_facade
+    retry_ms = configuration["retry-for"]
+    output.write_line(_retried(ask, configuration, retry_ms) if retry_ms else ask(configuration))
+
+
+def _retried(ask: Callable[[Configuration], str], configuration: Configuration, retry_ms: int) -> str:
+    limit = RetryLimit(retry_ms, output.talk)
+    while True:
+        try:
+            return ask(configuration)
+        except KvError as error:
+            limit.wait_after(error)
 
 
 def _ping_facade(configuration: Configuration) -> str:
     # who is there needs no proof, and a token that has ended would make a healthy service look ill
-    with new_client(configuration, at_most_ms=LONGEST_MS, is_anonymous=True) as service:
+    with new_client(configuration, at_most_ms=LONGEST_MS, retries=False, is_anonymous=True) as service:
         service.request("GET", "/readyz")
     return f"{configuration['url']} is ready"
 

@@ -190,9 +190,9 @@ class ServiceClient:
     def _repeat(
         self, attempt: Callable[[float], _Result], attempts: int = ATTEMPTS, wait_seconds: float = 0.0
     ) -> _Result:
-        began = monotonic()
         timeout_seconds = self._timeout_seconds + wait_seconds
-        deadline = began + timeout_seconds
+        deadline = monotonic() + timeout_seconds
+        retry_until = monotonic() + self._retry_seconds
         backoff = new_backoff()
         for left in count(attempts - 1, -1):
             try:
@@ -202,8 +202,11 @@ class ServiceClient:
                     raise failure.error from failure
                 is_restart = failure.refused and self._was_reached
                 pause = backoff.next(_RESTART_PAUSE_SECONDS if is_restart else failure.retry_after)
-                again_at = monotonic() + pause
-                if again_at < began + self._retry_seconds:
+                now = monotonic()
+                if failure.retry_after is None and now < retry_until:
+                    pause = min(pause, retry_until - now)  # the last attempt is when the time is over
+                again_at = now + pause
+                if now < retry_until and again_at <= retry_until:
                     deadline = again_at + timeout_seconds
                 elif left <= 0 or again_at >= deadline or (failure.refused and not is_restart):
                     raise failure.error from failure
@@ -338,10 +341,10 @@ class RetryLimit:
         if self._since is None:
             self._since = now
             self._notice(f"{error.message}; retrying for {self._limit_seconds:g} s")
-        pause = self._backoff.next()
-        if now + pause >= self._since + self._limit_seconds:
+        left = self._since + self._limit_seconds - now
+        if left <= 0:
             raise error
-        sleep(pause)
+        sleep(min(self._backoff.next(), left))
 
 
 def _with_origin(error: KvError, tokens: TokenSource) -> KvError:

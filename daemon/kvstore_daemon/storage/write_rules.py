@@ -61,12 +61,13 @@ def _check_revision(write: Write, current: StoredRecord | None) -> None:
     found = 0 if current is None else current.revision
     if wanted == found or write.op == "expire":
         return
+    key = repr(write.key.decode())
     if wanted == 0:
-        message = f"the key exists already, at revision {found}"
-    elif found == 0:
-        message = f"the key does not exist; revision {wanted} was asked for"
+        raise _condition_failed(write, f"the key {key} exists already, at revision {found}", current)
+    if found == 0:
+        message = f"the key {key} does not exist; revision {wanted} was asked for"
     else:
-        message = f"the key is at revision {found}; {wanted} was asked for"
+        message = f"the key {key} is at revision {found}; {wanted} was asked for"
     raise _condition_failed(write, message + _advice(write), current)
 
 
@@ -77,25 +78,25 @@ def _advice(write: Write) -> str:
 
 
 def _check_value(write: Write, current: StoredRecord | None) -> None:
+    key = repr(write.key.decode())
     if current is None:
-        raise _condition_failed(write, "the key does not exist; it was to have a certain value", current)
+        message = f"the key {key} does not exist; it was to have a certain value"
+        raise _condition_failed(write, message, current)
     if current.value != write.if_value:
-        message = f"the key has another value than that, at revision {current.revision}"
+        message = f"the key {key} has another value than that, at revision {current.revision}"
         raise _condition_failed(write, message + _advice(write), current)
 
 
 def _condition_failed(write: Write, message: str, current: StoredRecord | None) -> KvError:
-    """A check's key is named: it need not be the one that is written."""
+    """A check's key is a detail, too: it need not be the one that is written."""
     found = 0 if current is None else current.revision
-    if write.op != "check":
-        return KvError("condition_failed", message, revision=found)
-    key = write.key.decode()
-    return KvError("condition_failed", f"{key!r}: {message}", revision=found, key=key)
+    details = {"key": write.key.decode()} if write.op == "check" else {}
+    return KvError("condition_failed", message, revision=found, **details)
 
 
 def _check(write: Write, current: StoredRecord | None, _revision: int, _now: int) -> PlannedWrite:
     if write.must_exist and current is None:
-        raise _condition_failed(write, "the key does not exist", current)
+        raise _condition_failed(write, f"the key {write.key.decode()!r} does not exist", current)
     return None, None, {"revision": 0 if current is None else current.revision}
 
 

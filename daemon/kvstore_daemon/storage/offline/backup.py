@@ -33,6 +33,9 @@ MAGIC = b"kvbackup"
 _FOOTER = struct.Struct(">32sII8s")
 _MAX_TRAILER_BYTES = 64 * 1024
 _CHUNK_BYTES = 1 << 20
+_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh")
+"""How the files of gzip, zstd, xz and bzip2 begin."""
+_PACKED_BYTES = 5
 
 SAME = ("epoch", "revision", "keys", "events")
 """The facts that both a backup's trailer and its image have."""
@@ -101,7 +104,10 @@ def read_trailer(file: BinaryIO) -> Backup:
     file.seek(max(0, size - _FOOTER.size))
     footer = file.read(_FOOTER.size)
     if len(footer) < _FOOTER.size or not footer.endswith(MAGIC):
-        raise KvError("damaged", "this is not a backup, or its end is missing")
+        file.seek(0)
+        is_packed = file.read(_PACKED_BYTES).startswith(_PACKED)
+        advice = "it is compressed: unpack it first" if is_packed else "or its end is missing"
+        raise KvError("damaged", f"this is not a backup, {advice}")
     checksum, length, form, _ = _FOOTER.unpack(footer)
     start = size - _FOOTER.size - length
     if length > _MAX_TRAILER_BYTES or start < 0:
@@ -151,4 +157,5 @@ def check_backup(file: BinaryIO, on_fault: Callable[[str], None], steps: Steps) 
     for name in SAME if found else ():
         if found[name] != said[name]:
             on_fault(f"the trailer says that {name} is {said[name]}, and it is {found[name]}")
+    found.pop("file_bytes", None)  # of the image alone, without the frames
     return {**found, **said}

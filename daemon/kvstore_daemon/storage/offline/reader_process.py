@@ -24,6 +24,7 @@ import lmdb
 import orjson
 from lmdb import verify as lmdb_verify
 
+from kvstore_core.digest import digest_text
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.damage import DamageError
 from kvstore_daemon.storage.folder_kinds import require_store
@@ -164,7 +165,8 @@ def _locked_file(file: Path) -> int:
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise KvError("bad_request", f"there is no store: {file} does not exist") from error
+            message = f"there is no store: {file} does not exist; name its folder with --data or KVSTORE_DATA"
+            raise KvError("bad_request", message) from error
         except PermissionError as error:
             raise _not_readable(file, error) from error
         try:
@@ -201,9 +203,10 @@ def _transaction(env: lmdb.Environment) -> Iterator[lmdb.Transaction[bytes]]:
 
 
 def facts(store: OpenedStore) -> dict[str, Any]:
-    """Format, epoch, position and sizes of the store. ``bytes`` is the size of LMDB's pages without the free
-    ones, which is that of a copy, and ``file_bytes`` the size of all; ``journal_bytes`` is the size of the
-    frames beyond that. Raises KvError."""
+    """Format, epoch, position and sizes of the store, and the digest of its records, which format 4 does not
+    have. ``bytes`` is the size of LMDB's pages without the free ones, which is that of a copy, and
+    ``file_bytes`` the size of all; ``journal_bytes`` is the size of the frames beyond that. Raises
+    KvError."""
     env, txn, frames, fault = store
     if fault is not None:
         raise fault
@@ -232,6 +235,7 @@ def facts(store: OpenedStore) -> dict[str, Any]:
         "floor": position.floor,
         "keys": view.stat(tables["data"])["entries"],
         "events": position.events,
+        "digest": None if position.digest is None else digest_text(position.digest),
         "bytes": (pages + 2) * page_bytes,
         "file_bytes": (env.info()["last_pgno"] + 1) * page_bytes,
         "journal_bytes": size_of(frames),

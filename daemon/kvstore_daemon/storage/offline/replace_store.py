@@ -35,8 +35,10 @@ from kvstore_daemon.storage.offline.journaled import settle
 @contextmanager
 def locked(folder: Path, who: str) -> Iterator[Path]:
     """Lock the data folder, made if it is missing, as ``who``; gives the path of the store's file, whether
-    there is one or not. Errors of the system and of LMDB in the block are raised as KvErrors."""
+    there is one or not; a folder that was made and not used is removed. Errors of the system and of LMDB in
+    the block are raised as KvErrors."""
     store = folder / STORE
+    is_new = not folder.exists()
     require_store(folder)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -50,7 +52,17 @@ def locked(folder: Path, who: str) -> Iterator[Path]:
     except (OSError, lmdb.Error) as error:
         raise file_error(store / "data.mdb", error) from error
     finally:
+        if is_new:
+            _remove_unused(folder)
         lock.release()
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a data folder, whose lock is held, if there is no store in it."""
+    with contextlib.suppress(OSError):  # a folder that is not empty stays
+        (folder / STORE).rmdir()
+        (folder / "owner").unlink()
+        folder.rmdir()
 
 
 @contextmanager
