@@ -114,6 +114,13 @@ def test_lists_and_truths_may_stand_in_the_file_as_such(tmp_path: Path) -> None:
     assert found("allow-anonymous", env=env)[0] is True
 
 
+@pytest.mark.parametrize("given", ["http://*.local", "https://a.example,https://*", "a.example", "null"])
+def test_an_origin_is_given_in_full(given: str) -> None:
+    with pytest.raises(ValueError, match=r"each in full, or \* alone for any"):
+        OPTIONS["cors-origins"].kind.parse(given)
+    assert OPTIONS["cors-origins"].kind.parse("http://a:1, *") == ("http://a:1", "*")
+
+
 def test_a_flag_that_is_repeated_makes_a_list_and_only_a_variable_is_split_at_commas(tmp_path: Path) -> None:
     flags = ("--evict-prefix", "a/", "--evict-prefix", "b,c", "--evict-prefix=a/")
     shown = CommandLine(tmp_path, None)("config", "show", *flags)

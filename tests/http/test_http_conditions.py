@@ -180,3 +180,16 @@ def test_a_batch_on_condition_is_refused_and_points_to_if_revision(
     assert problem["header"] == header
     assert "if_revision" in problem["detail"]
     assert session.get(path_of(key)).status == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [("if_revision=0", 'a header: If-Match: "7"'), ("if_absent=1", "a header: If-None-Match: *")],
+)
+def test_a_condition_among_the_parameters_is_refused_with_where_it_belongs(
+    session: Session, key: str, query: str, words: str
+) -> None:
+    assert words in assert_problem(session.put(f"{path_of(key)}?{query}", b"x"), "bad_request")["detail"]
+    answer = session.batch({"op": "put", "key": key, "value": "x", "if_absent": True})
+    assert "if_revision is 0" in assert_problem(answer, "bad_request")["detail"]
+    assert session.get(path_of(key)).status == 404

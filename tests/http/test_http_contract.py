@@ -81,7 +81,8 @@ def test_head_answers_as_get_does_without_the_body(session: Session, path: str, 
 )
 @pytest.mark.parametrize("method", ["GET", "PUT", "POST", "DELETE"])
 def test_other_addresses_are_no_route(session: Session, target: str, method: str) -> None:
-    assert_problem(session.request(method, target), "no_such_route")
+    problem = assert_problem(session.request(method, target), "no_such_route")
+    assert repr(target) in problem["detail"]
 
 
 def test_an_absolute_address_is_the_same(session: Session) -> None:

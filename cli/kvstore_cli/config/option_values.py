@@ -107,7 +107,8 @@ def parse_url(given: Any) -> str:
 def parse_origins(given: Any) -> tuple[str, ...]:
     """Origins for CORS: a TOML list, or text with commas between them; ``*`` is any origin."""
     origins = tuple(origin.rstrip("/") for origin in _listed(given))
-    return _each_like(r"https?://[^/\s]+", origins, "an origin; write for example https://app.example.org")
+    what = "an origin; write for example https://app.example.org, each in full, or * alone for any"
+    return _each_like(r"https?://[^/\s*]+", origins, what)
 
 
 def parse_hosts(given: Any) -> tuple[str, ...]:

@@ -390,18 +390,18 @@ OPTIONS: dict[str, Option] = {
             "cors-origins",
             _ORIGINS,
             (),
-            "The web origins whose pages may use the service from a browser. Without any, CORS is off; * "
-            "allows every page that a user opens.",
+            "The web origins whose pages may use the service from a browser, each in full, separated by "
+            "commas. Without any, CORS is off; * allows every page that a user opens.",
             _HTTP,
         ),
         Option(
             "allowed-hosts",
             _HOSTS,
             (),
-            "The host names, without ports, that requests may have in Host, besides localhost and loopback "
-            "addresses; * allows any. Others are refused with not_allowed, which protects against DNS "
-            "rebinding. List those that a proxy passes on. Without any, a service that listens beyond "
-            "loopback accepts every name.",
+            "The host names, without ports and separated by commas, that requests may have in Host, besides "
+            "localhost and loopback addresses; * allows any. Others are refused with not_allowed, which "
+            "protects against DNS rebinding. List those that a proxy passes on. Without any, a service "
+            "that listens beyond loopback accepts every name.",
             _HTTP,
             "none on loopback, any beyond",
         ),

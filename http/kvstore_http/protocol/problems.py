@@ -106,8 +106,8 @@ def _on_http_error(
 ) -> None:
     """Falcon's errors. Only one is left to it: a path at which nothing is mounted."""
     if error.status_code == 404:
-        known = "the routes are listed at /openapi.json"
-        _on_error(req, resp, KvError("no_such_route", f"there is no such route; {known}"), params)
+        message = f"there is no route {req.path[:200]!r}; the routes are listed at /openapi.json"
+        _on_error(req, resp, KvError("no_such_route", message), params)
     else:
         _on_error(req, resp, KvError("bad_request", error.title or "the request is malformed"), params)
 

@@ -76,6 +76,13 @@ def known(*parameters: Parameter[Any]) -> Known:
     return {parameter.name: parameter for parameter in parameters}
 
 
+_ELSEWHERE = {
+    "if_revision": '; the revision that a key must have is a header: If-Match: "7"',
+    "if_absent": "; that a key must not be there is a header: If-None-Match: *",
+}
+"""What some look for among the parameters, and where it is."""
+
+
 class Query:
     """The parameters of one request, decoded and not yet parsed."""
 
@@ -109,7 +116,8 @@ class Query:
         for name, texts in self._texts.items():
             if name not in parameters:
                 takes = ", ".join(parameters) or "none"
-                raise KvError("bad_request", f"unknown parameter {name!r}; known: {takes}", parameter=name)
+                message = f"unknown parameter {name!r}; known: {takes}{_ELSEWHERE.get(name, '')}"
+                raise KvError("bad_request", message, parameter=name)
             if len(texts) > 1 and not parameters[name].many:
                 raise KvError("bad_request", f"the parameter {name!r} is given twice", parameter=name)
         return self

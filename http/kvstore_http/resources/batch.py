@@ -123,6 +123,8 @@ def _put(entry: dict[str, Any], index: int) -> tuple[dict[str, Any], bytes]:
     for name in entry:
         if name != "op" and name not in _PUT_TAKES:
             takes = ", ".join(_PUT_TAKES)
+            if name == "if_absent":
+                takes += "; of a key that must not be there if_revision is 0"
             raise KvError("bad_request", f"ops[{index}]: put has no member {name!r}; it takes: {takes}")
     op = {name: member for name, member in entry.items() if not name.startswith("value")}
     value = _value(entry, index)
