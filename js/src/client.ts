@@ -2,7 +2,9 @@
 
 import { KvError, unreachable } from "./errors.js";
 import { live, type Live } from "./live.js";
-import type { Changes, ChangesPage, Connect, Entry, Get, Item, List, Op, Page, Put, Signal, Value, Watch, Write, Written } from "./types.js";
+import type {
+  Changes, ChangesPage, Connect, Entry, Get, History, HistoryPage, Item, List, LiveOptions, Op, Page, Put, Signal, Value, Watch, Write, Written,
+} from "./types.js";
 import { watch } from "./watch.js";
 
 const JSON_TYPE = "application/json";
@@ -147,6 +149,13 @@ export class Kv {
     return page as ChangesPage;
   }
 
+  /** A page of what happened to `key`, newest first. `not_found` where there is neither the key nor anything left of it in the log. */
+  async history(key: string, { signal, ...rest }: History = {}): Promise<HistoryPage> {
+    const page = await this.request("GET", "v1/history", { query: { key, ...rest }, signal });
+    page.events = page.events.map(withValue);
+    return page as HistoryPage;
+  }
+
   /** Every change, in order, each once, for as long as it is iterated and `signal` is not aborted: it connects again where it
    * stopped as often as it takes, and throws only what trying again cannot cure (401, 403, 400). It begins when it is iterated. */
   watch(options?: Watch): AsyncGenerator<Item, void, undefined> {
@@ -154,25 +163,27 @@ export class Kv {
   }
 
   /** The records of a prefix, kept as they are now. */
-  live(options?: Omit<Watch, "since" | "snapshot" | "ops" | "prev">): Live {
+  live(options?: LiveOptions): Live {
     return live(this, options);
   }
 
-  /** Any request of docs/http.md: its answer, which is JSON. One that may be sent twice is sent again where no answer came. */
+  /** Any request of docs/http.md: its answer, which is JSON. One that may be sent twice is sent again where no answer came.
+   * `path` is below the service's address, with or without a slash at its beginning. */
   async request(method: string, path: string, { query = {}, headers = {}, body = null, signal }: Request = {}): Promise<Fields> {
+    if (!/^[A-Z]+$/i.test(method) || typeof path !== "string") throw new TypeError('request takes a method and a path: request("GET", "v1/status")');
     const { timeout = TIMEOUT_MS, retries = RETRIES } = this.options;
+    const limit = anyOf(signal, query.wait ? undefined : AbortSignal.timeout(timeout));
     const mayRepeat = !query.wait && (method === "GET" || "Idempotency-Key" in headers);
     for (let attempt = 0; ; attempt++) {
       try {
-        const limit = anyOf(signal, query.wait ? undefined : AbortSignal.timeout(timeout));
         const response = await this.#send(path + search(query), { method, headers, body, signal: limit });
         return await response.json().catch((cause: unknown) => {
           throw unreachable("The answer is cut off, or not from kvstore.", cause);
         });
       } catch (error) {
         signal?.throwIfAborted();
-        if (!mayRepeat || !(error as KvError).retryable || attempt >= retries) throw error;
-        await pause(backoff(attempt), signal);
+        if (!mayRepeat || !(error as KvError).retryable || attempt >= retries || limit.aborted) throw error;
+        await pause(backoff(attempt), limit);
         signal?.throwIfAborted();
       }
     }
@@ -183,12 +194,12 @@ export class Kv {
   async *stream(wish: Fields, signal: AbortSignal): AsyncGenerator<Message[], void, undefined> {
     const silent = new AbortController();
     let timer: ReturnType<typeof setTimeout> | undefined;
-    const listen = () => (timer = setTimeout(() => silent.abort(), SILENCE_MS));
+    const listen = (milliseconds: number) => (timer = setTimeout(() => silent.abort(), milliseconds));
     const { prefixes: prefix, keys: key, ops, ...rest } = wish;
     const query = search({ prefix, key, ops: ops?.join(), ...rest });
     const headers: Record<string, string> = { Accept: "application/x-ndjson" };
     const both = anyOf(signal, silent.signal);
-    listen();
+    listen(this.options.timeout ?? TIMEOUT_MS);
     try {
       const asked: RequestInit = { headers, signal: both };
       if (query.length > LONGEST_ADDRESS) {
@@ -196,6 +207,8 @@ export class Kv {
         Object.assign(asked, { method: "POST", body: JSON.stringify(wish) });
       }
       const response = await this.#send("v1/subscribe" + (asked.body ? "" : query), asked);
+      clearTimeout(timer);
+      listen(SILENCE_MS);
       const reader = response.body!.getReader();
       const decoder = new TextDecoder();
       let rest = "";
@@ -206,7 +219,7 @@ export class Kv {
         const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
         rest = lines.pop()!;
         if (lines.length) yield lines.map((line) => JSON.parse(line));
-        listen();
+        listen(SILENCE_MS);
       }
     } catch (error) {
       throw error instanceof KvError ? error : unreachable("The stream broke.", error);
@@ -226,11 +239,20 @@ export class Kv {
   async #send(path: string, init: RequestInit): Promise<Response> {
     const ask = this.options.fetch ?? fetch;
     const headers = { ...(await this.credentials()), ...(init.headers as {}) };
-    const response = await ask(this.url + path, { cache: "no-store", ...init, headers }).catch((cause: unknown) => {
-      throw unreachable("No answer came: it may have stopped, or the network is gone.", cause);
+    const response = await ask(this.url + path.replace(/^\//, ""), { cache: "no-store", ...init, headers }).catch((cause: unknown) => {
+      throw unreachable(this.#silence(init.signal!.aborted), cause);
     });
     if (response.ok) return response;
     throw new KvError({ status: response.status, retryable: response.status > 501, ...(await response.json().catch(() => ({}))) });
+  }
+
+  /** Why no answer may have come; a browser says the same of all. */
+  #silence(isLate: boolean): string {
+    const { origin } = globalThis;
+    const reasons = ["it may have stopped", "the network may be gone"];
+    if (origin && origin !== new URL(this.url).origin) reasons.push(`it may not let pages of ${origin} in (--cors-origins)`);
+    const within = isLate ? ` within ${(this.options.timeout ?? TIMEOUT_MS) / 1000} s` : "";
+    return `No answer came from ${this.url}${within}: ${reasons.join(", or ")}.`;
   }
 
   /** One operation, with what it depends on. */

@@ -2,8 +2,8 @@
 
 import { type Kv, anyOf } from "./client.js";
 import type { KvError } from "./errors.js";
-import type { Change, Item, Watch } from "./types.js";
-import { Follower } from "./watch.js";
+import type { Change, Item, LiveOptions } from "./types.js";
+import { FILTERS_AND_MANNER, Follower, checkOptions } from "./watch.js";
 
 /** The records that are there, by key, each as the put that it was told by; and up to which revision that is so. It is never
  * changed: after a change there is another. */
@@ -15,18 +15,22 @@ export interface Snapshot {
 export interface Live {
   /** The same object until something has changed; empty, of revision 0, before the first snapshot is complete. */
   getSnapshot(): Snapshot;
-  /** Have `listener` called after each change; what is returned ends that. */
+  /** Have `listener` called after each change, also of `connected`; what is returned ends that. */
   subscribe(listener: () => void): () => void;
   /** Up to where everything came. */
   readonly revision: number;
   /** Fulfilled when the first snapshot is complete; rejected when there will be none. */
   readonly ready: Promise<void>;
+  /** Whether changes come at the moment when they happen. Before the first connection, while a lost one is tried again, and at
+   * the end it is false, and what is shown may be old. */
+  readonly connected: boolean;
   /** Why it goes on no more, where that cannot be cured by trying again. Listeners are called then, too. */
   readonly error: KvError | undefined;
   close(): void;
 }
 
-export function live(kv: Kv, options: Omit<Watch, "since" | "snapshot" | "ops" | "prev"> = {}): Live {
+export function live(kv: Kv, options: LiveOptions = {}): Live {
+  checkOptions("live", options, FILTERS_AND_MANNER);
   const stop = new AbortController();
   const listeners = new Set<() => void>();
   let resolve!: () => void;
@@ -39,6 +43,7 @@ export function live(kv: Kv, options: Omit<Watch, "since" | "snapshot" | "ops" |
   let revision = 0;
   let snapshot: Snapshot | undefined = { entries: new Map(), revision };
   let error: KvError | undefined;
+  let isConnected = false;
 
   // each by itself: one that throws is the page's fault, and reported as such
   const notify = () => listeners.forEach((listener) => queueMicrotask(listener));
@@ -70,13 +75,24 @@ export function live(kv: Kv, options: Omit<Watch, "since" | "snapshot" | "ops" |
     }
   };
 
-  const signal = anyOf(stop.signal, options.signal);
-  const follower = new Follower(kv, { ...options, snapshot: true }, { take, state: options.onState }, signal);
-  follower.run().then(() => reject(signal.reason), (thrown) => {
-    error = thrown;
-    reject(thrown);
+  const connect = (isSo: boolean) => {
+    isConnected = isSo;
     notify();
-  });
+  };
+  const state = (state: "live" | "lost") => {
+    connect(state === "live");
+    options.onState?.(state);
+  };
+
+  const signal = anyOf(stop.signal, options.signal);
+  const follower = new Follower(kv, { ...options, snapshot: true }, { take, state }, signal);
+  follower
+    .run()
+    .then(() => signal.reason, (thrown) => (error = thrown))
+    .then((reason) => {
+      reject(reason);
+      connect(false);
+    });
 
   return {
     getSnapshot: () => (snapshot ??= { entries: new Map(entries), revision }),
@@ -86,6 +102,9 @@ export function live(kv: Kv, options: Omit<Watch, "since" | "snapshot" | "ops" |
     },
     get revision() {
       return revision;
+    },
+    get connected() {
+      return isConnected;
     },
     get error() {
       return error;

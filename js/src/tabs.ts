@@ -13,6 +13,8 @@ const MISSED_TICKS = 3; // after the second the leader is asked whether it is th
 const GATHER_MS = 500; // for the wishes of tabs that are there but do not answer
 const MOST_FILTERS = 1_000; // of either kind, as one request may have
 const FOR_LONG_MS = 2 ** 31 - 1;
+const LOST_MS = 5_000; // after that the leader makes room for a tab that may have the stream
+const OFFLINE_MS = 500; // and after that where the browser says that this tab is offline
 const KEPT = 8;
 const NOTES = 1; // other forms of Note get another number: tabs may have modules of different age
 
@@ -45,6 +47,8 @@ export class Hub {
   #newest = "";
   #missed = 0;
   #wake: () => void = () => {};
+  /** How often the stream could not be had since this tab last had it. */
+  failures = 0;
 
   constructor(
     readonly kv: Kv,
@@ -108,24 +112,25 @@ export class Hub {
     return [...this.#followers].filter(({ isShared }) => isShared);
   }
 
-  /** Hold a lock until this ends or it is taken away; whether it was given at all. */
-  async #hold(name: string, options: LockOptions, act: () => void): Promise<boolean> {
+  /** Hold a lock until this ends, it is taken away, or what `act` returns is fulfilled; whether it was given at all. */
+  async #hold(name: string, options: LockOptions, act: () => Promise<void> | void): Promise<boolean> {
     const { signal } = this.#stop;
     let isGiven = false;
     const held = async () => {
       isGiven = true;
-      act();
-      if (!signal.aborted) await new Promise((done) => signal.addEventListener("abort", done));
+      const ended = signal.aborted || new Promise((done) => signal.addEventListener("abort", done));
+      await Promise.race([ended, act() ?? ended]);
     };
     await navigator.locks.request(name, options, held).catch(() => {});
     return isGiven;
   }
 
-  /** Lead as soon as no other tab does, or at once. */
+  /** Lead as soon as no other tab does, or at once, until it cannot have the stream and another tab may. */
   async #lead(options: LockOptions): Promise<boolean> {
     let leader: Leader | undefined;
     const isGiven = await this.#hold(`lead ${this.name}`, options, () => {
       this.#leader = leader = new Leader(this);
+      return leader.run();
     });
     leader?.stop.abort();
     if (this.#leader === leader) this.#leader = undefined;
@@ -209,7 +214,6 @@ class Leader {
   constructor(hub: Hub) {
     this.#hub = hub;
     this.#wants.set(hub.id, []);
-    queueMicrotask(() => void this.#run());
   }
 
   /** A tab says what it wants. What of it the stream has from where that is goes on; else the stream begins again. */
@@ -256,13 +260,15 @@ class Leader {
     return pause(milliseconds, anyOf(this.stop.signal, this.#news.signal));
   }
 
-  async #run(): Promise<void> {
+  /** Lead until `stop` is aborted, or it makes room for another tab. */
+  async run(): Promise<void> {
     const { signal } = this.stop;
+    let lostAt = Infinity;
     this.#hub.post({ who: true });
     const tabs = await this.#tabs();
     const end = performance.now() + GATHER_MS;
     for (let left = GATHER_MS; left > 0 && tabs.some((tab) => !this.#wants.has(tab)); left = end - performance.now()) await this.#rest(left);
-    for (let failures = 0; !signal.aborted; ) {
+    while (!signal.aborted) {
       this.#join();
       if (!this.#at) {
         await this.#rest(FOR_LONG_MS);
@@ -271,8 +277,12 @@ class Leader {
       this.#again = new AbortController();
       const again = this.#again.signal;
       let isOver = false;
+      lostAt = Math.min(lostAt, performance.now());
       try {
-        await this.#read(anyOf(signal, again), () => (failures = 0));
+        await this.#read(anyOf(signal, again), () => {
+          this.#hub.failures = 0;
+          lostAt = Infinity;
+        });
       } catch (error) {
         isOver = !(error as KvError).retryable;
       }
@@ -281,8 +291,15 @@ class Leader {
       // where it is over, each of the tabs learns by a stream of its own what it is for it
       if (isOver) this.#wants.clear();
       this.#hub.post({ state: (this.#state = "lost"), isOver });
-      await pause(backoff(failures++), signal);
+      await pause(navigator.onLine ? backoff(this.#hub.failures++) : OFFLINE_MS, signal);
+      if ((!navigator.onLine || performance.now() - lostAt > LOST_MS) && (await this.#isAwaited())) return;
     }
+  }
+
+  /** Whether another tab would lead. */
+  async #isAwaited(): Promise<boolean> {
+    const { pending } = await navigator.locks.query();
+    return pending!.some(({ name }) => name === `lead ${this.#hub.name}`);
   }
 
   /** Join what all tabs want, from the first of where they are on. What does not fit stays with streams of its own. */

@@ -76,7 +76,7 @@ export interface Connect {
   headers?: () => Record<string, string>;
   /** What sends requests, `globalThis.fetch` if not given. */
   fetch?: typeof fetch;
-  /** Milliseconds in which a request has to be answered: 20,000. */
+  /** Milliseconds in which a request has to be answered, with all times that it is sent again: 20,000. */
   timeout?: number;
   /** How often a request is sent again that got no answer, or a 503; writes carry an `Idempotency-Key`, so that each is done
    * once: 3. */
@@ -218,6 +218,27 @@ export interface ChangesPage {
   more: boolean;
 }
 
+export interface History extends Signal {
+  /** The most events of the page, 1 to 1000: 100. */
+  limit?: number;
+  /** The `cursor` of the page before. */
+  cursor?: string | null;
+  /** Only what is of a lower revision. */
+  before?: number;
+  values?: boolean;
+  minRevision?: number;
+  stale?: boolean;
+}
+
+export interface HistoryPage {
+  key: string;
+  events: Change[];
+  /** Where the next page begins, null on the last. */
+  cursor: string | null;
+  /** On the last page: whether there was more once. */
+  truncated: boolean;
+}
+
 export interface Watch extends Filter, Signal {
   /** Go on after this cursor, revision or time (`"10m-ago"`, RFC 3339); left out, it begins now. */
   since?: string | number;
@@ -236,6 +257,9 @@ export interface Watch extends Filter, Signal {
   /** Called when the stream is there, and when it is lost and tried again. */
   onState?: (state: "live" | "lost") => void;
 }
+
+/** What a live view takes; it begins with what is there, and follows every change. */
+export type LiveOptions = Omit<Watch, "since" | "snapshot" | "ops" | "prev">;
 
 /** An operation of a batch: `op`, and the same names as in the single calls. `check` changes nothing. */
 export type Op = { op: "put"; key: string; value: Value } & Omit<Put, "guard" | "signal" | "idempotencyKey"> |

@@ -250,7 +250,17 @@ class Queue implements Sink {
   }
 }
 
+export const FILTERS_AND_MANNER = ["prefix", "prefixes", "key", "keys", "values", "deliver", "sample", "onState", "signal"];
+
+/** A misspelt option would follow everything, or nothing. */
+export function checkOptions(of: string, options: object, known: string[]): void {
+  if (typeof options !== "object") throw new TypeError(`${of} takes options, as in ${of}({ prefix: "a/" }), not ${JSON.stringify(options)}`);
+  const unknown = Object.keys(options).filter((name) => !known.includes(name));
+  if (unknown.length) throw new TypeError(`${of} has no option ${unknown.join(", ")}; it takes: ${known.join(", ")}`);
+}
+
 export async function* watch(kv: Kv, options: Watch = {}): AsyncGenerator<Item, void, undefined> {
+  checkOptions("watch", options, [...FILTERS_AND_MANNER, "since", "snapshot", "ops", "prev"]);
   const stop = new AbortController();
   const queue = new Queue(options.onState);
   const signal = anyOf(stop.signal, options.signal);

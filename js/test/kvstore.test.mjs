@@ -168,6 +168,51 @@ test("a request is given up by its signal, with its reason", async () => {
   await assert.rejects(kv.put(fresh(), "x", { signal: stop.signal }), /enough/);
 });
 
+test("a request that nobody answers is given up after its time, however often it may be sent", async () => {
+  const asked = [];
+  const hole = (address, { signal }) =>
+    new Promise((_, fail) => {
+      asked.push(address);
+      const open = setInterval(() => {}, 1000); // a connection keeps the process, which the timer of a signal does not
+      signal.addEventListener("abort", () => {
+        clearInterval(open);
+        fail(signal.reason);
+      });
+    });
+  const lost = connect({ url: "http://kv.example/", timeout: 50, fetch: hole });
+  const late = refused("unreachable", { message: "No answer came from http://kv.example/ within 0.05 s: it may have stopped, or the network may be gone." });
+  await assert.rejects(lost.put("a", "x"), late);
+  await assert.rejects(lost.get("a"), late);
+  assert.equal(asked.length, 2);
+});
+
+test("a page of another origin is told of --cors-origins where no answer comes", async (t) => {
+  t.after(() => delete globalThis.origin);
+  globalThis.origin = "http://localhost:8000";
+  const silent = (address) => connect({ url: address, retries: 0, fetch: () => Promise.reject(new TypeError("Failed to fetch")) }).get("a");
+  await assert.rejects(silent("http://127.0.0.1:5000"), /or it may not let pages of http:\/\/localhost:8000 in \(--cors-origins\)/);
+  await assert.rejects(silent("http://localhost:8000/kv"), ({ message }) => !message.includes("--cors-origins"));
+});
+
+test("a path may begin with a slash, and what is no method and path is refused", async () => {
+  const { epoch } = await kv.request("GET", "v1/status");
+  assert.equal((await kv.request("GET", "/v1/status")).epoch, epoch);
+  await assert.rejects(kv.request("/v1/status"), { name: "TypeError", message: /a method and a path/ });
+  await assert.rejects(kv.request("v1/status", "GET"), TypeError);
+});
+
+test("the history of a key comes in pages, newest first", async () => {
+  const key = fresh();
+  const { revision } = await kv.put(key, "1");
+  await kv.put(key, new Uint8Array([254]));
+  const first = await kv.history(key, { limit: 1 });
+  assert.deepEqual(first.events.map(({ op, value }) => [op, value]), [["put", new Uint8Array([254])]]);
+  const second = await kv.history(key, { cursor: first.cursor });
+  assert.deepEqual([second.events.map((event) => event.revision), second.cursor, second.truncated], [[revision], null, false]);
+  assert.deepEqual((await kv.history(key, { before: revision + 1, values: false })).events.map(({ value }) => value), [undefined]);
+  await assert.rejects(kv.history(fresh()), refused("not_found"));
+});
+
 test("a write whose answer is lost is sent again and done once", async () => {
   const key = fresh();
   let asked = 0;
@@ -375,6 +420,40 @@ test("a live view has the same snapshot until something changes, and then anothe
   await until(() => live.getSnapshot().entries.get(`${prefix}b`).value === "3");
   assert.equal(told, last);
   live.close();
+});
+
+test("a live view says whether it is connected, and is told of that", async () => {
+  const prefix = fresh();
+  let isCut = false;
+  let cut;
+  const cuttable = connect({
+    url,
+    fetch: (address, init) => {
+      cut = new AbortController();
+      return isCut ? Promise.reject(new TypeError("cut")) : fetch(address, { ...init, signal: AbortSignal.any([init.signal, cut.signal]) });
+    },
+  });
+  const live = cuttable.live({ prefix });
+  const states = [live.connected];
+  live.subscribe(() => states.at(-1) === live.connected || states.push(live.connected));
+  await live.ready;
+  await until(() => states.length === 2);
+  isCut = true;
+  cut.abort();
+  await until(() => states.length === 3);
+  assert.equal(live.error, undefined);
+  isCut = false;
+  await until(() => states.length === 4);
+  live.close();
+  await until(() => states.length === 5);
+  assert.deepEqual(states, [false, true, false, true, false]);
+});
+
+test("an option that there is not is refused by its name", async () => {
+  assert.throws(() => kv.live({ prefx: "a/" }), { name: "TypeError", message: /prefx; it takes: prefix, / });
+  assert.throws(() => kv.live({ since: 1 }), TypeError);
+  assert.throws(() => kv.live("a/"), { name: "TypeError", message: /live\(\{ prefix: "a\/" \}\), not "a\/"/ });
+  await assert.rejects(take({ ifRevision: 1 }, 1), TypeError);
 });
 
 test("a live view that cannot be had says why", async () => {

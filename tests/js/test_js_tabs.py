@@ -215,6 +215,8 @@ def start_fleet(browser: Browser, service: Service) -> Iterator[Callable[..., Fl
 
 ENDS = ("kill", "close", "crash")
 
+UNLIMITED = {"downloadThroughput": -1, "uploadThroughput": -1}
+
 
 def end(tab: WatchingTab, how: str) -> None:
     if how == "kill":
@@ -293,6 +295,27 @@ def test_a_stopped_leader_is_replaced_and_goes_on_exactly(start_fleet: Callable[
     for tab in fleet.tabs:
         assert_exact(tab, writer.written)
     fleet.wait_for_one_stream()
+
+
+def test_a_leader_that_is_offline_makes_room_for_a_tab_that_is_not_and_goes_on_exactly(
+    service: Service, start_fleet: Callable[..., Fleet]
+) -> None:
+    fleet = start_fleet(3, prefix="t/")
+    fleet.wait_for_one_stream()
+    leader = fleet.wait_for_leader()
+    others = [tab for tab in fleet.tabs if tab is not leader]
+    leader.command("Network.enable")
+    leader.command("Network.emulateNetworkConditions", offline=True, latency=0, **UNLIMITED)
+    service.facade.restart()
+    wait_until(lambda: fleet.leader() in others, what="another tab leads", timeout=60)
+    with Writer(fleet.url, "t/") as writer:
+        fleet.tabs = [*others, leader]
+        time_to_next(fleet, writer)
+    for tab in fleet.tabs:
+        assert_exact(tab, writer.written)
+        assert tab.run("states.at(-1)") == "live"
+    fleet.wait_for_one_stream()
+    assert fleet.wait_for_leader() in others
 
 
 def test_a_stopped_follower_holds_up_nobody_and_misses_nothing(start_fleet: Callable[..., Fleet]) -> None:
