@@ -502,6 +502,22 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
     assert b"line 2 is not JSON" in done.stderr
 
 
+# ── the past ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_value_is_read_as_it_was_at_a_time(kvstore: Kvstore) -> None:
+    for value in ("one", "two", "three"):
+        kvstore.out("put", "past/k", value)
+    made = {event["value"]: event["time"] for event in kvstore.lines("history", "past/k", "--json")}
+    assert len(set(made.values())) == 3
+    for value, time in made.items():
+        assert kvstore.out("get", "past/k", "--revision", time) == f"{value}\n".encode()
+    kvstore.out("put", "past/other", "later")
+    read = kvstore.lines("get", "past/k", "past/other", "--revision", "1ms-ago", "--json")
+    assert [record["value"] for record in read] == ["three", "later"]
+    assert kvstore("get", "past/k", "--revision", "1h-ago").returncode == 3
+
+
 # ── exit statuses ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -540,7 +556,9 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["put", "k", "@no-such-file"], 2, "; --literal stores '@no-such-file' itself"),
         (["put", "k", "v", "--ttl", "9999999d"], 2, "100 years"),
         (["incr", "k", "--by", str(2**63)], 2, "--by"),
-        (["get", "k", "--revision", "abc"], 2, "'abc' is not a whole number"),
+        (["get", "k", "--revision", "abc"], 2, "'abc' is neither a revision nor a time, such as 10m-ago"),
+        (["get", "k", "--revision", "0"], 2, "0 is not from 1 to"),
+        (["history", "k", "--since", "10m-ago"], 2, "kvstore changes --since"),
         (["get", "bad\udcff"], 2, "'bad\\xff' is not UTF-8"),
         (["list", "--prefix", "bad\udcff"], 2, "'bad\\xff' is not UTF-8"),
         (["subscribe", "--cursor", "nodir/x"], 2, "nodir/x: there is no folder"),
@@ -553,6 +571,7 @@ def test_batch_says_which_line_is_not_json(kvstore: Kvstore) -> None:
         (["wait", "k", "--exists", "--since", "3"], 2, "--changed"),
         (["list", "--count", "--long"], 2, "--count"),
         (["subscribe", "--fail-fast"], 2, "--exec"),
+        (["subscribe", "--exec-marks"], 2, "--exec-marks needs --exec"),
         (["nonsense"], 2, "nonsense"),
         (["gte", "k"], 2, "did you mean 'kvstore get'"),
         (["dir"], 2, "did you mean 'kvstore ls'"),

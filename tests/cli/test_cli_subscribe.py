@@ -303,6 +303,50 @@ def test_a_log_that_does_not_reach_back_leads_to_a_reset_and_the_present(
     assert {line["key"] for line in lines[1:]} == {"k", *(op["key"] for op in ops)}
 
 
+def test_a_copy_that_a_command_keeps_loses_what_is_gone_once_marks_are_wanted(
+    offline: Kvstore, start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade], start: Start
+) -> None:
+    offline.environment["KVSTORE_URL"] = start_facade(start_daemon()).url
+    (offline.folder / "copy").mkdir()
+    keep = """
+    case $KVSTORE_EVENT_OP in
+      reset) rm -f copy/*; echo "$KVSTORE_EVENT_REASON" > reset ;;
+      sync) ls copy > complete ;;
+      put) cat > "copy/$KVSTORE_EVENT_KEY" ;;
+    esac"""
+    follow = ("subscribe", "--snapshot", "--cursor", "position", "--exec", keep, "--exec-marks")
+    complete, position = offline.folder / "complete", offline.folder / "position"
+
+    def follow_until_complete() -> str:
+        complete.unlink(missing_ok=True)
+        position_before = position.read_text() if position.exists() else ""
+        running = start(offline, *follow)
+        wait_until(
+            lambda: complete.exists() and position.read_text() not in ("", position_before),
+            what="the present is complete",
+        )
+        running.process.terminate()
+        running.wait()
+        return complete.read_text()
+
+    offline.out("put", "gone", "1")
+    assert follow_until_complete() == "gone\n"
+    complete.unlink()
+    offline.out("put", "stays", "2")
+    running = start(offline, *follow)
+    wait_until((offline.folder / "copy" / "stays").exists, what="it has caught up")
+    offline.out("put", "later", "3")
+    wait_until((offline.folder / "copy" / "later").exists, what="it follows")
+    running.process.terminate()
+    running.wait()
+    assert not complete.exists()  # a catch-up says nothing of what is gone
+    assert not (offline.folder / "reset").exists()
+    offline.environment["KVSTORE_URL"] = start_facade(start_daemon()).url  # another epoch
+    offline.out("put", "stays", "3")
+    assert follow_until_complete() == "stays\n"
+    assert (offline.folder / "reset").read_text() == "epoch\n"
+
+
 # ── wait ─────────────────────────────────────────────────────────────────────────────────────────
 
 

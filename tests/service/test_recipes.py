@@ -82,8 +82,19 @@ def environment(service: Service, tmp_path: Path) -> dict[str, str]:
 def holder(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Holder]]:
     """``holder("v1")``: the recipe for a lock, begun; its lock lasts a second, or ``ttl``, and not half a
     minute."""
-    recipe = RECIPES["A lock that holds"]
-    assert recipe.count("30s") == 1
+    yield from _holders("A lock that holds", environment, tmp_path)
+
+
+@pytest.fixture
+def renewing_holder(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Holder]]:
+    """As ``holder``, of the recipe that renews its lock, with a pause of half a second."""
+    require_program("jq")
+    yield from _holders("A lock that is renewed", environment, tmp_path)
+
+
+def _holders(name: str, environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Holder]]:
+    recipe = RECIPES[name].replace("sleep 10 ", "sleep 0.5 ")
+    assert "30s" in recipe
     (tmp_path / "install").write_text(INSTALL)
     (tmp_path / "install").chmod(0o755)
     begun: list[Holder] = []
@@ -132,6 +143,34 @@ def test_a_holder_that_is_stopped_until_the_lock_has_expired_writes_nothing(
         first.send(signal.SIGCONT)
         assert first.end()[0] == 4
         assert not list(client.list())
+
+
+def test_a_lock_that_is_renewed_outlasts_its_time_and_its_holder_writes(
+    service: Service, renewing_holder: Callable[..., Holder]
+) -> None:
+    with Client(service.requests) as client:
+        first = renewing_holder("v1", ttl="20s")
+        first.wait_until_it_works()
+        taken = client.get(LOCK).revision
+        wait_until(lambda: client.get(LOCK).revision >= taken + 2, timeout=60, what="it is renewed twice")
+        first.is_done()
+        status, said = first.end()
+        assert status == 0, said
+        assert client.get(STATE).value == b"v1"
+        assert [record.key for record in client.list()] == [STATE], "the lock is given back"
+
+
+def test_a_holder_that_renews_and_has_lost_the_lock_writes_nothing_and_leaves_it_alone(
+    service: Service, renewing_holder: Callable[..., Holder]
+) -> None:
+    with Client(service.requests) as client:
+        first = renewing_holder("v1", ttl="20s")
+        first.wait_until_it_works()
+        client.put(LOCK, b"another")
+        first.is_done()
+        status, said = first.end()
+        assert status == 4, said
+        assert [(record.key, record.value) for record in client.list()] == [(LOCK, b"another")]
 
 
 @pytest.mark.torture

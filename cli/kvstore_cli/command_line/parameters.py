@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _MOST_COMPLETIONS = 50
 _MOST_LEVELS = 8
 _COMPLETION_TIMEOUT_MS = 1000
+_A_DATE = "2026-01-31T12:00:00Z"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -132,6 +133,23 @@ class WholeNumber(click.ParamType[int]):
         if not self._low <= number <= self._high:
             self.fail(f"{number} is not from {self._low} to {self._high}", param, ctx)
         return number
+
+
+class RevisionType(WholeNumber):
+    """A revision, as a number, or a time, as the text that the service takes."""
+
+    name = "revision"
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = str(value)
+        if not is_cursor(text) and is_beginning(text):
+            return text
+        if not re.fullmatch(r"-?[0-9]+", text):
+            self.fail(f"{text!r} is neither a revision nor a time, such as 10m-ago or {_A_DATE}", param, ctx)
+        return super().convert(text, param, ctx)
 
 
 class MessageType(TextType):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _NEGATIVE = r"(?s)-\.?[0-9].*"
 _LONG_RETRY_MS = 60_000
+_ELSEWHERE: dict[tuple[str | None, str], str] = {("history", "--since"): "kvstore changes --since"}
+"""Options that are looked for at one command, and are another's."""
 
 
 class Subcommand(click.Command):
@@ -62,6 +64,9 @@ class Subcommand(click.Command):
         return args
 
     def _hinting_at_dashes(self, error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:
+        elsewhere = _ELSEWHERE.get((self.name, error.option_name))
+        if elsewhere is not None:
+            return click.UsageError(f"there is no option {error.option_name} here: see {elsewhere}", ctx)
         arguments = [param for param in self.params if isinstance(param, click.Argument)]
         if not arguments or error.possibilities:
             return error

@@ -30,7 +30,12 @@ from kvstore_core.errors import EXIT_DONE, KvError
     metavar="VALUE",
     help="If there is no such key, print VALUE and succeed.",
 )
-@click.option("--revision", type=parameters.WholeNumber(1), metavar="REV", help="The value as it was at REV.")
+@click.option(
+    "--revision",
+    type=parameters.RevisionType(),
+    metavar="REV",
+    help="The value as it was at REV, or at a time: 10m-ago, 2026-01-31T12:00:00Z.",
+)
 @parameters.stale_option
 @parameters.min_revision_option
 def command(
@@ -43,7 +48,7 @@ def command(
     as_json: bool,
     line_format: LineFormat | None,
     default: str | None,
-    revision: int | None,
+    revision: int | str | None,
     stale: bool,
     min_revision: int | None,
 ) -> int:
@@ -74,8 +79,10 @@ def command(
     if revision is not None and min_revision is not None:
         raise click.UsageError("--revision, which is of the past, and --min-revision exclude each other")
     newest = parameters.min_revision_query(min_revision)
-    query = newest if revision is None else [("revision", str(revision))]
     with reader_of(context, stale=stale) as service:
+        if isinstance(revision, str):
+            revision = _revision_at(service, revision, keys)
+        query = newest if revision is None else [("revision", str(revision))]
         if len(keys) == 1 and not null and line_format is None:
             print_one(service, keys[0], query, raw=raw, as_json=as_json, default=default)
             return EXIT_DONE
@@ -87,6 +94,18 @@ def command(
         records = service.items("/v1/kv", [("prefix", prefix or ""), *newest])
         _print_many(records, line_format, raw=raw, null=null, as_json=as_json)
         return EXIT_DONE
+
+
+def _revision_at(service: ServiceClient, time: str, keys: Sequence[str]) -> int:
+    """The last revision of which the log says that it was made by ``time``, as far as ``keys`` go. Raises
+    ``cursor_expired`` if the log does not reach back, and ``not_found`` if nothing is as old."""
+    query = [*parameters.query_of_changes(keys, (), (), values=False), ("since", time), ("limit", "1")]
+    page = service.request("GET", "/v1/changes", query).json()
+    events = page["events"]
+    revision = events[0]["revision"] - 1 if events else int(page["cursor"].partition("-")[0])
+    if not revision:
+        raise KvError("not_found", f"there was nothing yet at {time}")
+    return int(revision)
 
 
 def _records(

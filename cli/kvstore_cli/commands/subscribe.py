@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @parameters.json_option("One JSON object a line.")
 @format_option(EVENT)
 @click.option("--exec", "shell_command", metavar="CMD", help="Run the shell command CMD for each event.")
+@click.option("--exec-marks", is_flag=True, help="Run CMD also for a reset, and for the end of a snapshot.")
 @click.option("--fail-fast", is_flag=True, help="Stop with status 1 as soon as a command of --exec fails.")
 @click.option(
     "--cursor", "cursor_file", metavar="FILE", help="Keep the position in FILE, and resume there next time."
@@ -64,6 +65,7 @@ def command(
     as_json: bool,
     line_format: LineFormat | None,
     shell_command: str | None,
+    exec_marks: bool,
     fail_fast: bool,
     cursor_file: str | None,
 ) -> int:
@@ -75,8 +77,8 @@ def command(
     longer reaches back: a snapshot follows.
 
     After a broken connection the stream resumes, with nothing lost and nothing twice. --cursor FILE
-    keeps the position for the next run; an event counts as delivered once it is printed or its
-    command has ended.
+    keeps the position for the next run, which goes on there, whatever --since or --snapshot say; an event
+    counts as delivered once it is printed or its command has ended.
 
     --deliver latest is for readers that cannot keep up, as a slow CMD or terminal: they get the newest
     change of each key instead of all, each with how many it stands for ("skipped"), and are not cut off.
@@ -87,6 +89,8 @@ def command(
     _CONTENT_TYPE, _VERSION, _EXPIRES_AT, _PREVIOUS_REVISION, _AUTHOR, _MESSAGE, _SKIPPED and _CURSOR. A
     command that fails is reported on standard error and the stream continues; the exit status is then 1. With
     --fail-fast it stops there, and the event stays undelivered. A CMD never outlives this command.
+    With --exec-marks it also runs with the op "reset" where everything before is void, and "sync" where the
+    present records are complete: a CMD that keeps a copy has to forget keys then that are gone.
 
     \b
     Examples:
@@ -96,8 +100,8 @@ def command(
       kvstore subscribe --cursor /var/lib/mirror/position --json >> changes.ndjson
       kvstore subscribe sensor/7 --sample 1s
     """
-    if fail_fast and shell_command is None:
-        raise click.UsageError("--fail-fast needs --exec")
+    if shell_command is None and (fail_fast or exec_marks):
+        raise click.UsageError(f"{'--fail-fast' if fail_fast else '--exec-marks'} needs --exec")
     if since is not None and not parameters.is_beginning(since):
         raise click.UsageError(
             f"--since {output.readable(since)} is neither a cursor, a revision nor a time, such as "
@@ -106,11 +110,19 @@ def command(
     if line_format is not None and (as_json or shell_command is not None):
         raise click.UsageError("--format excludes --json and --exec")
     configuration = configuration_of(context, "client", "stream")
-    sink = _sink(shell_command, line_format, fail_fast=fail_fast, as_json=as_json, with_sync=snapshot)
     if shell_command is not None:
         exit_on_signals()
     with new_client(configuration) as service, _kept(cursor_file) as kept:
         start = _cursor_in(kept) or since
+        if shell_command is not None:
+            sink: Sink = ExecSink(
+                shell_command,
+                fail_fast=fail_fast,
+                marks=exec_marks,
+                begins_with_snapshot=snapshot and start is None,
+            )
+        else:
+            sink = _printing(line_format, as_json=as_json, with_sync=snapshot)
         updates = change_stream.follow(
             service,
             [
@@ -159,18 +171,9 @@ def _delivery(deliver: str | None, sample: int | None) -> Query:
     return [("sample", f"{sample}ms")]
 
 
-def _sink(
-    shell_command: str | None,
-    line_format: LineFormat | None,
-    *,
-    fail_fast: bool,
-    as_json: bool,
-    with_sync: bool,
-) -> Sink:
+def _printing(line_format: LineFormat | None, *, as_json: bool, with_sync: bool) -> Sink:
     if line_format is not None:
         return FormatSink(line_format)
-    if shell_command is not None:
-        return ExecSink(shell_command, fail_fast=fail_fast)
     return JsonSink(with_sync=with_sync) if as_json else TextSink()
 
 

@@ -14,7 +14,7 @@ from kvstore_cli.terminal import output
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR
 
 VARIABLES = {
-    "op": "`put`, `delete` or `expire`",
+    "op": "`put`, `delete` or `expire`; with `--exec-marks` also `reset` or `sync`",
     "key": "the key",
     "revision": "the revision of the change",
     "index": "the index of the event among those of its revision, from 0",
@@ -30,6 +30,7 @@ VARIABLES = {
     "message": "why it was made, where that was said",
     "skipped": "how many changes of the key were left out before it (`--deliver latest`, `--sample`)",
     "cursor": "the position after the event (last event of a revision)",
+    "reason": "why all that came before is void: `expired`, `epoch` or `reconnected` (reset)",
 }
 """The members of an event that a command gets as ``KVSTORE_EVENT_*``, and what each holds."""
 
@@ -90,27 +91,43 @@ class FormatSink(Sink):
 
 class ExecSink(Sink):
     """A command for each event, one at a time, with the event in its environment and the value on
-    its standard input. ``status`` is 1 once a command failed."""
+    its standard input. ``status`` is 1 once a command failed.
 
-    def __init__(self, command: str, *, fail_fast: bool) -> None:
+    With ``marks`` it runs also for a reset, and for a sync that completes a snapshot, which follows a reset
+    and, if it ``begins_with_snapshot``, comes first: not for one that completes a catch-up, behind which a
+    command must not take for gone what it has not seen.
+    """
+
+    def __init__(self, command: str, *, fail_fast: bool, marks: bool, begins_with_snapshot: bool) -> None:
         self._command = command
         self._fail_fast = fail_fast
+        self._marks = marks
+        self._in_snapshot = begins_with_snapshot
 
     def event(self, line: dict[str, Any]) -> None:
         """Run the command and wait for it."""
-        from kvstore_cli.subscribe.handler_process import run
-
         # an expired key has no new value: pass its last one
         value = output.value_of(line.get("previous", {}) if line["op"] == "expire" else line)
+        self._run(line, value, f"{line['op']} {line['key']!r} at revision {line['revision']}")
+
+    def mark(self, line: dict[str, Any]) -> None:
+        """Report a reset, and run the command if that is wanted."""
+        super().mark(line)
+        kind = line["event"]
+        if self._marks and (kind == RESET or self._in_snapshot):
+            self._run({**line, "op": kind}, b"", f"the {kind}")
+        self._in_snapshot = kind == RESET
+
+    def _run(self, line: dict[str, Any], value: bytes, what: str) -> None:
+        from kvstore_cli.subscribe.handler_process import run
+
         status = run(self._command, value, _environment(line))
         if status != 0:
-            self._failed(line, f"signal {-status}" if status < 0 else f"status {status}")
+            self._failed(what, f"signal {-status}" if status < 0 else f"status {status}")
 
-    def _failed(self, line: dict[str, Any], how: str) -> None:
+    def _failed(self, what: str, how: str) -> None:
         self.status = EXIT_ERROR
-        what = (
-            f"the command for {line['op']} {line['key']!r} at revision {line['revision']} failed with {how}"
-        )
+        what = f"the command for {what} failed with {how}"
         if self._fail_fast:
             raise click.ClickException(f"{what}; stopping there")
         output.talk(what)
