@@ -82,8 +82,8 @@ def test_what_the_guide_shows_works(start_serve: StartServe, tmp_path: Path) -> 
     wait_until(lambda: "ZeroMQ " in service.stderr, what="the guide")
     guide = service.stderr
     script = re.findall(r"^ +\w+ +(TOKEN=.*|curl -H.*hello)$", guide, re.MULTILINE)
-    shell = re.findall(r"^ +(?:shell)? +(KVSTORE_\w+=.* (?:put|get) greeting.*)$", guide, re.MULTILINE)
-    assert (len(script), len(shell)) == (2, 2)
+    shell = re.findall(r"^ +(?:shell)? +(export .*|kvstore (?:put|get) greeting.*)$", guide, re.MULTILINE)
+    assert (len(script), len(shell)) == (2, 3)
     environment = CommandLine(tmp_path, None).environment
     done = subprocess.run(
         ["sh", "-ec", "\n".join([*script, *shell])], env=environment, capture_output=True, text=True

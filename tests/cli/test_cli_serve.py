@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from support.servers import Serve, free_port, wait_until
+from support.servers import Serve, clean_environment, free_port, wait_until
 from support.session import call
 
 pytestmark = pytest.mark.slow
@@ -90,7 +91,17 @@ def test_a_signal_stops_everything_cleanly(
     works(offline, serve.url, "v")
     assert f"browser  {serve.url}/\n" in serve.stderr
     assert f"curl {serve.url}/v1/kv/greeting" in serve.stderr
-    assert re.search(rf"KVSTORE_URL={re.escape(serve.url)} \S*kvstore subscribe", serve.stderr)
+    shown = r"^  shell +(export .*\n.*put greeting hello\n.*get greeting)$"
+    shell = re.search(shown, serve.stderr, re.MULTILINE)
+    assert shell is not None
+    tried = subprocess.run(
+        ["sh", "-ec", shell[1]],
+        env=clean_environment(serve.folder),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert tried.stdout.splitlines()[-1] == "hello"
     assert str(serve.data) in serve.stderr
     serve.signal(number)
     assert serve.process is not None

@@ -74,6 +74,12 @@ def backup(context: click.Context, file: str, force: bool, restart: bool, as_jso
 
 def _back_up_folder(context: click.Context, file: str, force: bool, _restart: bool) -> dict[str, Any]:
     folder = data_folder(context)
+    if not folder.exists():
+        raise KvError(
+            "bad_request",
+            f"there is no store: {folder} does not exist; name its folder with --data or KVSTORE_DATA, "
+            "or with --url a service that is to make the backup",
+        )
     with suppress(OSError):  # a sandbox may forbid it
         os.nice(10)  # the daemon's requests come first
     require("server")

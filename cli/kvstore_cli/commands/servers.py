@@ -61,7 +61,14 @@ def _guide(addresses: dict[str, str], *, is_protected: bool) -> str:
     from urllib.parse import urlsplit
 
     url, data = connectable(addresses["url"]), addresses["data"]
-    variables = "" if url == OPTIONS["url"].default else f"KVSTORE_URL={url} "
+    variables = [] if url == OPTIONS["url"].default else [f"KVSTORE_URL={url}"]
+    client = "kvstore"
+    if not which(client):
+        program = Path(sys.argv[0]).absolute()
+        if program.name == client:
+            variables.append(f"PATH={quote(str(program.parent))}:$PATH")
+        else:
+            client = f"{quote(sys.executable)} -m kvstore_cli"
     curl = "curl"
     access = "\n  access   off: whoever is on this machine may do everything (--access required: with a key)"
     if is_protected:
@@ -69,18 +76,18 @@ def _guide(addresses: dict[str, str], *, is_protected: bool) -> str:
         access = f"\n  access   TOKEN=$(cat {quote(str(first))})" if first.exists() else ""
         curl = 'curl -H "Authorization: Bearer $TOKEN"'
         if data != default_data():
-            variables += "KVSTORE_TOKEN=$TOKEN "
+            variables.append("KVSTORE_TOKEN=$TOKEN")
     tls = ""
     if url.startswith("https:"):
         tls = f"\n  TLS      instead of {urlsplit(url).hostname} write a name that the certificate is for"
-    client = variables + ("kvstore" if which("kvstore") else sys.argv[0])
+    export = f"export {' '.join(variables)}\n           " if variables else ""
     return f"""
 kvstore is ready. Its data is in {data}; Ctrl-C stops it.
 {access}{tls}
   browser  {url}/
   HTTP     {curl} -X PUT {url}/v1/kv/greeting -d hello
            {curl} {url}/v1/kv/greeting
-  shell    {client} put greeting hello
+  shell    {export}{client} put greeting hello
            {client} get greeting
   changes  {client} subscribe
            {curl} -N {url}/v1/subscribe

@@ -172,6 +172,8 @@ class ServiceClient:
         try:
             return attempts()
         except KvError as error:
+            if error.code == "no_such_route":  # an older service, or a path that --url should not have
+                raise KvError(error.code, f"{self.url}: {error.message}", **error.details) from error
             if error.code != "unauthenticated" or self._tokens is None:
                 raise
             if not self._tokens.reread():
