@@ -13,8 +13,10 @@ from support.tabs import Tab
 from support.walkthrough import Walk
 
 
-def test_a_follower_of_the_front_page_sees_the_change_that_it_shows(walk: Callable[..., Walk]) -> None:
-    walk("index.md").go()
+def test_a_follower_of_the_front_page_sees_the_change_that_it_shows(
+    walk: Callable[..., Walk], start_serve: Callable[..., Serve]
+) -> None:
+    walk("index.md", serve=start_serve(workers=1)).go()  # the tutorial begins with an empty store
 
 
 def test_the_tutorial_ends_with_a_page_whose_readers_see_each_other(
