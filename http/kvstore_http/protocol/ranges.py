@@ -13,10 +13,11 @@ def range_of(environ: dict[str, Any], tag: str, size: int) -> range | None:
     them is there.
 
     None where the whole is to be sent: without ``Range``, for a list of ranges, for what is no range, and
-    where ``If-Range`` names another tag, or a date. Section 14.2 lets a server ignore Range.
+    where ``If-Range`` names another tag, or a date. Section 14.2 lets a server ignore Range, and has it do so
+    for other methods than GET.
     """
     text = environ.get("HTTP_RANGE")
-    if text is None or environ.get("HTTP_IF_RANGE", tag) != tag:
+    if text is None or environ["REQUEST_METHOD"] != "GET" or environ.get("HTTP_IF_RANGE", tag) != tag:
         return None
     match = _ONE_RANGE.fullmatch(text)
     if match is None or not (match[1] or match[2]):
