@@ -30,7 +30,6 @@ class SubscriberList:
 
     def shown(self, limit: int) -> Fields:
         """The ``limit`` subscribers for whom most waits, and the count of all."""
-        self._subscriptions.take()
         waiting = {each: queued_bytes(each, termios.TIOCOUTQ) for each in list(self._connections.open)}
         most = nlargest(limit, waiting, key=lambda each: waiting[each])
         rows = [self._row(each, waiting[each]) for each in most]
