@@ -191,7 +191,7 @@ class KeptBackup:
     def read(self, offset: int, size: int) -> bytes:
         """A piece of it. The system is asked to have what follows in memory by the time that is asked for."""
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)  # else each reader's frames would stay with it
         if self.found is None:
             raise KvError("too_busy", f"the backup {self.id} is not made yet: try again", id=self.id)
         self._use()
