@@ -37,7 +37,7 @@ class KvstoreBackend(KeyValueStoreBackend):
         app.conf.result_backend = "kvstore://127.0.0.1:5555/celery/"
 
     Results have a time to live, ``result_expires`` or ``result_failure_expires``, and end by themselves. Who
-    waits for results is told of them by a subscription that lasts as long as the wait, so nothing of it is
+    waits for results gets them by a subscription that lasts as long as the wait, so nothing of it is
     inherited by a forked process; under gevent and eventlet, where that would hold up all others, they are
     asked for every ``interval``. Every thread and process may use a backend.
 

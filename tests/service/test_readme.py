@@ -1,4 +1,4 @@
-"""The README's session is run as it stands there, against ``kvstore serve`` with an empty store."""
+"""The README's session is run as it is, against ``kvstore serve`` with an empty store."""
 
 from __future__ import annotations
 

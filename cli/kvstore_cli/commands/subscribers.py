@@ -46,7 +46,7 @@ def subscribers(context: click.Context, limit: int | None, as_json: bool) -> Non
     else:
         output.write_table(_HEAD, [_row(row) for row in rows])
     if len(rows) < found["count"]:
-        output.talk(f"these are {count(len(rows))} of {count(found['count'])}; --limit shows more")
+        output.talk(f"these are {count(len(rows))} of {count(found['count'])}, those for whom most waits")
     if found["unheard"]:
         output.talk(f"did not answer, so what they know is missing: {', '.join(found['unheard'])}")
 

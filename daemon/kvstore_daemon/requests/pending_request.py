@@ -60,7 +60,7 @@ CHANGING = frozenset((*CHANGES, "backup_make", "backup_delete", "kick"))
 """The ops that change something and are no writes."""
 
 Answer = Callable[[dict[str, Any], Principal], Page]
-"""Does an op that is no write for whoever asks."""
+"""Does an op that is no write for a sender."""
 
 
 class PendingRequest:
@@ -193,7 +193,7 @@ class PendingRequest:
                 continue
             elif name in CHANGING:
                 self._do_change(reads[name], op)
-                break  # others may hold other grants now, and so may whoever asks
+                break  # others may hold other grants now, and so may the sender
             else:
                 self._results[self._next] = self._read_page(reads[name], op)
                 self._next += 1

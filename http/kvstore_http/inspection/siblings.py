@@ -21,7 +21,7 @@ ANSWER_SECONDS = 2.0
 
 QUESTION_BYTES = 64 * 1024
 
-READ = 1
+_READ = 1
 
 Answer = Callable[..., Any]
 
@@ -44,7 +44,7 @@ class Siblings:
         self._shared_counters = shared_counters
         self._answers: dict[str, Answer] = {}
         self._inbox = inboxes.received[number]
-        self._watcher = gevent.get_hub().loop.io(self._inbox.fileno(), READ)
+        self._watcher = gevent.get_hub().loop.io(self._inbox.fileno(), _READ)
         self._watcher.start(self._receive)
 
     def answer(self, question: str, function: Answer) -> None:
@@ -116,6 +116,6 @@ def _read(line: gevent.socket.socket, deadline: float) -> bytes:
 
 
 def _write(line: gevent.socket.socket, answer: bytes) -> None:
-    with line, suppress(OSError):  # whoever asked may wait no longer
+    with line, suppress(OSError):  # the worker that asked may have given up
         line.settimeout(ANSWER_SECONDS)
         line.sendall(answer)

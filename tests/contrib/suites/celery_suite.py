@@ -71,7 +71,7 @@ class TestKvstore(KeyValueStoreTests):
         self.b.mark_as_done("b", 1)
         assert self.ends_in("task/b") == 86400
 
-    def test_a_counter_of_parts_begins_anew_and_ends_by_itself(self):
+    def test_a_counter_of_parts_begins_at_0_again_and_ends_by_itself(self):
         key = self.b.get_key_for_chord("g")
         for _ in range(2):
             self.b.apply_chord(("g", [self.app.AsyncResult("a")]), None)

@@ -54,7 +54,7 @@ ADVICE = {
     "length_required": "Send `Content-Length`, or the body in chunks.",
     "value_too_large": (
         "`limit` is the most that a value may have, in bytes. Store less, store a reference to the data, "
-        "or raise `--max-value-bytes`."
+        "or raise `--max-value-bytes`, for a record of a cache `--evict-bytes`."
     ),
     "request_too_large": "`limit` is the most that is taken. Split the batch or the transaction.",
     "uri_too_long": "Send what makes the address long in a body: `POST /v1/subscribe`, `POST /v1/batch`.",
@@ -72,7 +72,8 @@ ADVICE = {
         "`--max-header-bytes`."
     ),
     "not_found": (
-        "There is no such key, or no longer: it may have expired. Over HTTP `revision` is what to wait on."
+        "It is not there, or no longer: a key may have expired, a subscription ended, a backup been removed. "
+        "For a key, over HTTP, `revision` is what to wait on."
     ),
     "not_an_integer": (
         "Only what `incr` or a put of a decimal integer has stored can be counted up. Look at the value."
@@ -102,7 +103,8 @@ ADVICE = {
     ),
     "reply_too_large": "Ask for less at once: a smaller `limit`, or fewer keys.",
     "too_busy": (
-        "Wait as long as `Retry-After` says, and repeat. If it stays, see [operations](../operations.md)."
+        "Wait as long as `Retry-After` says, and repeat. If it stays, see [operations](../operations.md). "
+        "With an `id` it is about another [backup](../backup.md#from-another-machine): delete that first."
     ),
     "unavailable": (
         "The service, the daemon behind it, or most of a cluster is away. It is tried again by itself; "
