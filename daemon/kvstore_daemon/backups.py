@@ -47,8 +47,8 @@ class Backups:
     ``back_up``; used by the loop's thread only.
 
     Everything raises KvErrors: ``not_found`` for a backup that is not there, ``too_busy`` for one that is not
-    made yet, and for a second one, ``store_full`` where the disk has no room for it, ``bad_request`` where a
-    cluster keeps the store.
+    made yet, and for a second one, also while the making of a deleted one has not ended, ``store_full`` where
+    the disk has no room for it, ``bad_request`` where a cluster keeps the store.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Backups:
         self._back_up = back_up
         self._clock = clock
         self._kept: KeptBackup | None = None
+        self._dropped: KeptBackup | None = None
 
     @property
     def taken(self) -> int:
@@ -82,6 +83,11 @@ class Backups:
                 "wait until it is removed, an hour after it was last read",
                 id=kept.id,
             )
+        if self._dropped is not None and self._dropped.thread.is_alive():
+            raise KvError(
+                "too_busy", "a backup was deleted while it was made, and is still being ended: try again"
+            )
+        self._dropped = None
         if self._engine.cluster() is not None:
             raise KvError(
                 "bad_request",
@@ -104,22 +110,25 @@ class Backups:
 
     def delete(self, backup_id: str, who: str) -> None:
         """Remove the backup, or end the making of it."""
-        self._found(backup_id).drop()
-        self._kept = None
+        self._drop(self._found(backup_id))
         log.info("backup_delete of %s, asked for by %r", backup_id, who)
 
     def tick(self) -> None:
         """Remove the backup if its time is over; to be called every second."""
         if self._kept is not None and self._kept.is_over():
             log.info("the backup %s was removed: nobody has read it for too long", self._kept.id)
-            self._kept.drop()
-            self._kept = None
+            self._drop(self._kept)
 
     def close(self) -> None:
         """Remove the backup, and end the making of it."""
         if self._kept is not None:
-            self._kept.drop()
-            self._kept.thread.join(_STOP_SECONDS)
+            self._drop(self._kept)
+        if self._dropped is not None:
+            self._dropped.thread.join(_STOP_SECONDS)
+
+    def _drop(self, kept: KeptBackup) -> None:
+        kept.drop()
+        self._kept, self._dropped = None, kept
 
     def _found(self, backup_id: str) -> KeptBackup:
         if self._kept is None or self._kept.id != backup_id:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,39 @@ def test_a_deleted_backup_stops_being_made(keep: Callable[..., Backups], tmp_pat
     backups.delete(ID, "me")
     wait_until(lambda: ended and not files_without_name(tmp_path))
     assert backups.described() == []
+
+
+def test_another_is_begun_once_the_making_of_a_deleted_one_has_ended(
+    keep: Callable[..., Backups], tmp_path: Path
+) -> None:
+    may_end = threading.Event()
+
+    def slowly(write: Callable[[bytes], Any], _now: int) -> dict[str, Any]:
+        write(b"part")
+        may_end.wait()
+        write(b"more")
+        raise AssertionError("it was deleted")
+
+    backups = keep(slowly)
+    backups.make(ID, "me")
+    wait_until(lambda: backups.taken > 0)
+    backups.delete(ID, "me")
+    with refused("too_busy") as told:
+        backups.make(OTHER, "me")
+    assert "id" not in told.value.details, "it goes away by itself, so clients repeat the request"
+    assert len(files_without_name(tmp_path)) == 1
+    may_end.set()
+    wait_until(lambda: not files_without_name(tmp_path))
+    wait_until(lambda: begins(backups))
+
+
+def begins(backups: Backups) -> bool:
+    """Whether the making of another one can begin."""
+    try:
+        backups.make(OTHER, "me")
+    except KvError:
+        return False
+    return True
 
 
 def test_a_share_of_the_disk_stays_free(tmp_path: Path) -> None:
