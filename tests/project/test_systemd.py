@@ -173,6 +173,36 @@ def test_uninstalling_leaves_what_has_such_a_name_and_is_not_ours(name: str, tmp
     assert link.exists()
 
 
+PYTHON = """#!/bin/sh
+case "$*" in *' venv '*) for folder; do :; done
+    mkdir -p "$folder/bin" "$folder/lib" "$folder/share/man/man1"
+    cp "$0" "$folder/bin/python"
+    touch "$folder/pyvenv.cfg" "$folder/bin/kvstore" "$folder/share/man/man1/kvstore.1" ;;
+esac
+"""
+"""Makes environments that have nothing but files of that name."""
+
+
+@pytest.mark.parametrize("foreign", ["file", "link"])
+def test_installing_leaves_what_has_such_a_name_and_is_not_ours(foreign: str, tmp_path: Path) -> None:
+    python, root = tmp_path / "python", tmp_path / "root"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    program, page = root / "usr/local/bin/kvstore", root / "usr/local/share/man/man1/kvstore.1"
+    program.parent.mkdir(parents=True)
+    (tmp_path / "theirs").write_text("theirs")
+    if foreign == "file":
+        program.write_text("theirs")
+    else:
+        program.symlink_to(tmp_path / "theirs")
+    for _ in range(2):  # the second time over our own links
+        said = run("--root", root, "--python", python)
+        assert said.count("is not ours") == 1
+        assert f"{program} is not ours" in said
+        assert program.read_text() == "theirs"
+        assert str(page.readlink()) == "/opt/kvstore/share/man/man1/kvstore.1"
+
+
 def test_links_lead_to_what_the_wheel_puts_below_its_prefix() -> None:
     linked = dict(re.findall(r"^    (\S+):/(\S+)$", INSTALL.read_text(), re.MULTILINE))
     assert linked == {str(Path(name).parent): str(Path(link).parent) for link, name in LINKS.items()}
