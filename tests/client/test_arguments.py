@@ -45,6 +45,10 @@ GOOD: dict[str, Any] = {
     "name": "n",
     "token_id": "0" * 8,
     "public_key": "0" * 40,
+    "backup_id": "0" * 16,
+    "offset": 0,
+    "size": 1,
+    "subscriber_id": "n1",
     "body": RequestBody([{"op": "status"}]),
     "work": lambda t: t.revision,
 }
