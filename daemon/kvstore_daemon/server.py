@@ -37,6 +37,9 @@ log = logging.getLogger("kvstore.daemon")
 TICK_SECONDS = 1.0
 """The interval of heartbeats, to subscribers and to the service manager, and of trimming."""
 
+REFUSALS_SECONDS = 5.0
+"""The shortest time between two lines in the log about writes that are refused, or taken again."""
+
 EARLY_HEARTBEAT_SECONDS = 0.01
 """How soon a heartbeat follows a subscription: not at once, so that a thousand that come together get one."""
 
@@ -72,6 +75,31 @@ class Beats:
             self._notifier.beat()
         elif self._ticks == PATIENCE_TICKS:
             self._notifier.status("writes wait: a commit has not ended for a minute; look at the disk")
+
+
+class WriteRefusals:
+    """Logs when a full store or disk begins to refuse writes, and when they are taken again. One that is full
+    again within ``REFUSALS_SECONDS`` of the last line is logged once that time is over, if it still is."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._is_full = False
+        self._quiet_until = 0.0
+
+    def tick(self) -> None:
+        """To be called by the loop every second."""
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return
+        refusal = self._engine.statistics().writes_refused
+        is_full = refusal is not None and refusal.code == "store_full"
+        if is_full == self._is_full:
+            return
+        self._is_full, self._quiet_until = is_full, now + REFUSALS_SECONDS
+        if refusal is not None and is_full:
+            log.warning("writes are refused: %s", refusal.message)
+        elif refusal is None:
+            log.info("writes are taken again")
 
 
 class Server:
@@ -114,6 +142,7 @@ class Server:
         )
         self._expiry = Expiry(loop, engine, self._committer, self._counters)
         self._beats = Beats(notifier, self._committer)
+        self._write_refusals = WriteRefusals(engine)
         self._tick_timer = loop.timer(self._tick)
         self._early_heartbeat = loop.timer(self._send_heartbeat)
         self._committed: deque[StoredEvent | WriteAnswer | LogPosition] = deque()
@@ -234,6 +263,7 @@ class Server:
         self._count_cut_off()
         self._tick_timer.set(TICK_SECONDS)
         self._beats.tick()
+        self._write_refusals.tick()
         if self._authority.look():
             self._access_changed()
         self._backups.tick()

@@ -117,7 +117,8 @@ def test_without_the_daemon_it_is_not_ready_and_says_so(
 def test_a_full_store_is_a_warning(
     start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade]
 ) -> None:
-    session = Session(start_facade(start_daemon(max_store_bytes="8MiB", sync="none")).url)
+    daemon = start_daemon(max_store_bytes="8MiB", sync="none", retain_events=1)
+    session = Session(start_facade(daemon).url)
     number = 0
     while session.put(f"/v1/kv/{number}", os.urandom(500_000)).status == 201:
         number += 1
@@ -126,6 +127,13 @@ def test_a_full_store_is_a_warning(
     assert "--max-store-bytes" in found["writes"]["message"]
     assert found["store"]["status"] == "warning"
     assert session.get("/readyz").status == 200
+    begin = "writes are refused: the store holds "
+    wait_until(lambda: begin in daemon.stderr, what="the log says so")
+    assert "writes are taken again" not in daemon.stderr
+    for each in range(number):
+        session.delete(f"/v1/kv/{each}")
+    wait_until(lambda: "writes are taken again" in daemon.stderr, what="the log says so")
+    assert daemon.stderr.count(begin) == 1
     session.close()
 
 
@@ -226,6 +234,33 @@ def test_a_disk_with_little_room_is_a_warning(session: Session) -> None:
     assert "[!]disk warning: 1024.0 MiB of 100.0 GiB are free, less than 1.0 GiB" in readyz_where(fields).text
     fields |= {"disk_bytes": 2**30, "disk_free_bytes": 2**28}
     assert "[+]disk ok: 256.0 MiB of 1.0 GiB are free" in readyz_where(fields).text
+
+
+def test_a_disk_for_which_writes_are_refused_is_a_warning_whatever_is_free(session: Session) -> None:
+    full = {"code": "store_full", "message": "the disk under /data is full"}
+    fields = {**raw_status(session), "disk_bytes": 40 * 2**20, "disk_free_bytes": 6 * 2**20}
+    assert "[+]disk ok" in readyz_where(fields).text
+    answer = readyz_where({**fields, "writes_refused": full})
+    assert "[!]disk warning: 6.0 MiB of 40.0 MiB are free, too little to take writes" in answer.text
+    answer = readyz_where({**fields, "writes_refused": {**full, "limit": 2**20}})
+    assert "[+]disk ok" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "is cut by --retain-bytes before"),
+        ({"max_log_bytes": 2**21}, "by --max-store-bytes, of which it may take a quarter (2.0 MiB); raise"),
+        ({"max_log_bytes": 2**21, "max_store_bytes": 2**40}, "by the size of the disk, of which it may take"),
+    ],
+)
+def test_what_cuts_the_log_by_its_bytes_is_named(
+    session: Session, changes: dict[str, int], words: str
+) -> None:
+    fields = raw_status(session)
+    fields |= {"floor": 7, "oldest_event_at": fields["clock"]["now"] - 1000, "log_bytes": 2**21}
+    fields |= {"max_store_bytes": 2**23, "disk_bytes": 2**30, "max_log_bytes": fields["retention"]["bytes"]}
+    assert words in readyz_where({**fields, **changes}).text
 
 
 def test_as_many_connections_as_the_daemon_takes_are_a_warning(session: Session) -> None:

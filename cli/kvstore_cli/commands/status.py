@@ -151,7 +151,8 @@ def _digest(status: dict[str, Any]) -> dict[str, str]:
         "keys": f"{count(status['keys'])}, {count(status['expiring_keys'])} of which expire",
         "revision": f"{status['revision']}, epoch {status['epoch']}",
         "log": (
-            f"{count(status['log_events'])} events, {size(status['log_bytes'])}, the oldest of "
+            f"{count(status['log_events'])} events, {size(status['log_bytes'])} of at most "
+            f"{size(status['max_log_bytes'])}, the oldest of "
             f"{status['oldest_event_at'] or NOTHING}; one can resume from revision {status['floor']} on"
         ),
         "store": (

@@ -264,19 +264,21 @@ class EvictionState(NamedTuple):
 class Statistics(NamedTuple):
     """Counts for an operator; all are kept up to date, none is computed by a scan.
 
-    ``expiring_keys`` are those with a time to live. ``oldest_event_at`` and ``newest_event_at`` are None
-    while the log is empty. ``data_bytes`` is what the records take, ``store_bytes`` everything, and
-    ``file_bytes`` includes free room inside the file. ``disk_bytes`` and ``disk_free_bytes`` are those of the
-    store's file system. ``writes_refused`` is the error that a write which grows the store would get now,
-    None if it would be taken. ``commits`` may change while it is read. ``journal_bytes`` is about what was
-    committed since the last checkpoint, and ``overlay_bytes`` the most that is kept in memory of it.
-    ``eviction`` is None where nothing is evicted.
+    ``expiring_keys`` are those with a time to live. ``max_log_bytes`` is up to where the log is kept: less
+    than ``--retain-bytes`` on a small disk, or in a small store. ``oldest_event_at`` and
+    ``newest_event_at`` are None while the log is empty. ``data_bytes`` is what the records take,
+    ``store_bytes`` everything, and ``file_bytes`` includes free room inside the file. ``disk_bytes`` and
+    ``disk_free_bytes`` are those of the store's file system. ``writes_refused`` is the error that a write
+    which grows the store would get now, None if it would be taken. ``commits`` may change while it is
+    read. ``journal_bytes`` is about what was committed since the last checkpoint, and ``overlay_bytes``
+    the most that is kept in memory of it. ``eviction`` is None where nothing is evicted.
     """
 
     keys: int
     expiring_keys: int
     log_events: int
     log_bytes: int
+    max_log_bytes: int
     oldest_event_at: int | None
     newest_event_at: int | None
     data_bytes: int

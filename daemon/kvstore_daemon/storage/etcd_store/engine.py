@@ -275,6 +275,7 @@ class EtcdEngine(SnapshotReads):
     def statistics(self) -> Statistics:
         disk = self._space.disk()
         return Statistics(
+            max_log_bytes=self._settings.retention.bytes,
             max_store_bytes=self._settings.max_store_bytes,
             disk_bytes=disk.size,
             disk_free_bytes=disk.free,

@@ -275,6 +275,7 @@ class LmdbEngine(SnapshotReads):
         disk, counts = self._space.disk(), self._counts()
         shortage = self._planner.shortage()
         return Statistics(
+            max_log_bytes=self._planner.max_log_bytes,
             max_store_bytes=self._settings.max_store_bytes,
             disk_bytes=disk.size,
             disk_free_bytes=disk.free,

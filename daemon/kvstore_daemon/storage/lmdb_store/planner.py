@@ -167,6 +167,11 @@ class GroupPlanner:
         return self._space.shortage(self._tables.file_bytes(), self._used_bytes, self._planned.size)
 
     @property
+    def max_log_bytes(self) -> int:
+        """Up to where the log is kept."""
+        return self._retention.bytes
+
+    @property
     def last_frame(self) -> int:
         """The number of the last frame that is on the disk."""
         return self._published_place.number

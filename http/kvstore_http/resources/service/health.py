@@ -217,10 +217,19 @@ def _disk(status: Status) -> ReadinessCheck:
     low = min(LOW_DISK_BYTES, int(size * LOW_DISK_SHARE))
     figures = {"disk_free_bytes": free, "disk_bytes": size, "threshold_bytes": low}
     room = f"{_size(free)} of {_size(size)} are free"
+    if _is_refused_for_disk(status):
+        advice = "make room on it, or delete keys"
+        return ReadinessCheck("disk", WARNING, f"{room}, too little to take writes: {advice}", figures)
     if free >= low:
         return ReadinessCheck("disk", OK, room, figures)
     message = f"{room}, less than {_size(low)}: make room before it is full"
     return ReadinessCheck("disk", WARNING, message, figures)
+
+
+def _is_refused_for_disk(status: Status) -> bool:
+    """Whether writes are refused for want of room, and not for the store's own limit, which names itself."""
+    refusal = status["writes_refused"]
+    return refusal is not None and refusal["code"] == "store_full" and "limit" not in refusal
 
 
 def _store(status: Status) -> ReadinessCheck:
@@ -246,18 +255,34 @@ def _log(status: Status) -> ReadinessCheck:
     message = f"subscribers can resume from {_duration(reach)} ago (revision {floor})"
     if bound is None:
         return ReadinessCheck("log", OK, f"{message}, as long as --retain-age says", figures)
-    message += f": the log is cut by {bound} before it is {_duration(retention['age'] / 1000)} old"
+    figures["max_log_bytes"] = status["max_log_bytes"]
+    age = _duration(retention["age"] / 1000)
+    message += f": the log is cut by {_in_words(bound, status)} before it is {age} old"
     return ReadinessCheck("log", WARNING if reach < SHORT_LOG_SECONDS else OK, message, figures)
 
 
 def _shortened_by(status: Status, reach: float) -> str | None:
-    """The option that cuts the log before ``--retain-age`` does, None if that one does."""
+    """What cuts the log before ``--retain-age`` does, None if that one does: an option, or ``disk``."""
     retention = status["retention"]
     if reach >= 0.95 * retention["age"] / 1000:
         return None
     by_events = status["log_events"] / retention["events"]
-    by_bytes = status["log_bytes"] / retention["bytes"]
-    return "--retain-events" if by_events >= by_bytes else "--retain-bytes"
+    by_bytes = status["log_bytes"] / status["max_log_bytes"]
+    if by_events >= by_bytes:
+        return "--retain-events"
+    if status["max_log_bytes"] >= retention["bytes"]:
+        return "--retain-bytes"
+    return "--max-store-bytes" if status["max_store_bytes"] <= status["disk_bytes"] else "disk"
+
+
+def _in_words(bound: str, status: Status) -> str:
+    """What ``bound`` is, and, where it is no option of the log, how large it lets the log become."""
+    most = f"of which it may take a quarter ({_size(status['max_log_bytes'])})"
+    if bound == "--max-store-bytes":
+        return f"{bound}, {most}; raise that one,"
+    if bound == "disk":
+        return f"the size of the disk, {most},"
+    return bound
 
 
 def _now(status: Status) -> float:
