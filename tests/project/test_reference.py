@@ -25,7 +25,7 @@ PAGES = {name: write() for name, write in REFERENCE.items()}
 
 
 def section(page: str, heading: str) -> str:
-    """What stands under a heading of the third level, up to the next heading."""
+    """What is under a heading of the third level, up to the next heading."""
     found = re.search(rf"^### {re.escape(heading)}\n(.*?)(?=^##|\Z)", PAGES[page], re.MULTILINE | re.DOTALL)
     assert found is not None, f"{page} does not have {heading}"
     return found[1]
@@ -36,7 +36,7 @@ def test_every_route_has_an_example_in_examples_py_and_no_other_has() -> None:
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=name_of)
-def test_every_route_stands_there_with_all_that_it_takes_and_answers(endpoint: object) -> None:
+def test_every_route_is_shown_with_all_that_it_takes_and_answers(endpoint: object) -> None:
     assert isinstance(endpoint, type(ENDPOINTS[0]))
     text = section("reference/routes.md", f"`{name_of(endpoint)}`")
     named = [*endpoint.query, *(header.name for header in endpoint.headers), *endpoint.errors, *endpoint.body]
@@ -44,7 +44,7 @@ def test_every_route_stands_there_with_all_that_it_takes_and_answers(endpoint: o
     assert [answer.status for answer in endpoint.responses if f"\n| {answer.status} | " not in text] == []
 
 
-def test_every_command_stands_there_with_its_options() -> None:
+def test_every_command_is_shown_with_its_options() -> None:
     context = click.Context(cli)
     for name in COMMANDS:
         command = cli.get_command(context, name)
@@ -56,7 +56,7 @@ def test_every_command_stands_there_with_its_options() -> None:
             assert [flag for flag in flags if not re.search(rf"{flag}(?![\w-])", text)] == [], words
 
 
-def test_every_error_stands_there_with_what_to_do() -> None:
+def test_every_error_is_shown_with_what_to_do() -> None:
     assert list(ADVICE) == list(ERRORS)
     for row in ERRORS.values():
         text = section("reference/errors.md", f"`{row.code}`")
@@ -69,7 +69,7 @@ def test_the_options_that_the_advice_names_exist() -> None:
     assert named <= {row.flag for row in OPTIONS.values()}
 
 
-def test_every_public_name_of_the_python_client_stands_there() -> None:
+def test_every_public_name_of_the_python_client_is_shown() -> None:
     text = "".join(PAGES[name] for name in PYTHON)
     shown = set(re.findall(r"^::: kvstore_client\.(\w+)$|^\| `(\w+)` \|", text, re.MULTILINE))
     names = {name for found in shown for name in found}
