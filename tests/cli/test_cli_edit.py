@@ -146,6 +146,8 @@ def test_a_prefix_and_a_folder_are_not_confused_in_a_rename(kvstore: CommandLine
     assert kvstore.out("list", "slash/") == b"slash/old/sub\n"
     assert kvstore.out("rename", "--prefix", "slash/old/", "slash/new/") == b"1\n"
     assert kvstore.out("list", "slash/") == b"slash/new/sub\n"
+    done = kvstore("rename", "--prefix", "slash/new/", "slash/new")
+    assert b"no slash: the first key is 'slash/newsub' now" in done.stderr
 
 
 def test_a_key_that_is_written_all_the_time_is_renamed_with_its_last_value(kvstore: CommandLine) -> None:

@@ -55,6 +55,8 @@ def command(
         raise click.UsageError("OLD and NEW are the same")
     with client_of(context) as service:
         made = _renamed(service, old, new, message_headers(message), is_prefix=is_prefix, force=force)
+    if is_prefix and old.endswith("/") and new[-1].isalnum():
+        output.talk(f"NEW ends in no slash: the first key is '{output.readable(made[0]['key'])}' now")
     if not is_prefix:
         print_revision(made[0], as_json=as_json)
     elif as_json:
