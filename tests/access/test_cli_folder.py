@@ -105,6 +105,7 @@ def test_a_grant_for_one_key_is_said_to_be_one(kvstore: CommandLine, grant: str,
     assert (b"one key" in done.stderr) is is_one_key
     done = kvstore("token", "grant", "x", grant, "--data", "data")
     assert (b"one key" in done.stderr) is is_one_key
+    assert (f"kvstore token ungrant x {grant}" in done.stderr.decode()) is is_one_key
 
 
 def test_grants_are_given_and_taken_away(kvstore: CommandLine) -> None:
@@ -211,10 +212,12 @@ def test_root_keeps_what_it_makes_for_itself(kvstore: CommandLine) -> None:
 def test_a_token_or_an_identity_is_revoked(kvstore: CommandLine) -> None:
     first = created(kvstore, "ci", "--grant", "ro:app/")
     second = kvstore.out("token", "rotate", "ci", "--keep", "1h", "--data", "data").decode().strip()
-    kvstore.out("token", "revoke", "ci", "--id", str(token_id(first)), "--data", "data")
+    done = kvstore("token", "revoke", "ci", "--id", str(token_id(first)), "--data", "data")
+    assert f"the token {token_id(first)} of 'ci' is gone; the identity stays" in done.stderr.decode()
     assert [token["id"] for token in listed(kvstore)["ci"]["tokens"]] == [token_id(second)]
     assert kvstore("token", "revoke", "ci", "--id", "00000000", "--data", "data").returncode == 3
-    kvstore.out("token", "revoke", "ci", "--data", "data")
+    done = kvstore("token", "revoke", "ci", "--data", "data")
+    assert f"the identity 'ci' is gone: token {token_id(second)}" in done.stderr.decode()
     assert listed(kvstore) == {}
     assert kvstore("token", "revoke", "ci", "--data", "data").returncode == 3
 

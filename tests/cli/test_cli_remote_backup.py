@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,8 +61,11 @@ def test_a_connection_that_is_cut_again_and_again_brings_the_same_store(
     start_daemon: Callable[..., Daemon],
 ) -> None:
     proxy.cut_after_bytes = 400_000
-    (told,) = kvstore.lines("backup", "cut.kvb", "--url", through(proxy), "--json")
+    done = kvstore("backup", "cut.kvb", "--url", through(proxy), "--json")
+    told = json.loads(done.stdout)
     assert proxy.connections > 10
+    places = re.findall(rb"; retrying at ([\d.,]+ (?:bytes|MiB)) of [\d.]+ MiB for 60 s", done.stderr)
+    assert len(set(places)) > 1, done.stderr
     assert (told["revision"], told["keys"]) == (50, 50)
     file = kvstore.folder / "cut.kvb"
     assert file.stat().st_mode & 0o777 == 0o600

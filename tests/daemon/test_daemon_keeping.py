@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import struct
@@ -173,6 +174,7 @@ def test_a_subscriber_that_does_not_read_is_cut_off_and_others_are_told_everythi
         wait_until(lambda: cut_off(client) == len(silent))
     assert largest < values * MIB  # where nobody was cut off, it had them all, and itself
     wait_until(lambda: "the subscriber is more than 67108864 bytes behind" in daemon.stderr)
+    assert re.search(r"closed the connection of 127\.0\.0\.1:\d+ to the changes address", daemon.stderr)
 
 
 def test_requests_that_were_received_count_no_more(shared_daemon: Daemon, connect: Connect) -> None:

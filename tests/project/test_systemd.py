@@ -3,6 +3,8 @@ installs them keeps what is an operator's."""
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import subprocess
 import tomllib
@@ -94,17 +96,36 @@ INSTALL = FOLDER / "install"
 
 
 def run(*arguments: str | Path, status: int = 0) -> str:
-    done = subprocess.run([INSTALL, *arguments], capture_output=True, text=True)
+    done = subprocess.run([INSTALL, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     return done.stderr
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--what"], ["--root"], ["--purge"], ["now"], ["--uninstall", "--purge", "--python"]]
+    ("arguments", "wrong"),
+    [
+        (["--what"], "there is no option '--what'"),
+        (["--root"], "--root needs a value"),
+        (["--purge"], "--purge goes with --uninstall"),
+        (["--uninstall", "--yes"], "--yes goes with --uninstall --purge"),
+        (["now"], "there is no option 'now'"),
+        (["--uninstall", "--purge", "--python"], "--python needs a value"),
+    ],
 )
-def test_what_the_script_does_not_know_changes_nothing(arguments: list[str]) -> None:
+def test_what_the_script_does_not_know_is_named_and_changes_nothing(arguments: list[str], wrong: str) -> None:
     said = run(*arguments, status=2)
     assert "deploy/systemd/install --uninstall" in said
+    assert said.endswith(f"kvstore: {wrong}\n")
+
+
+def test_the_help_has_a_line_for_each_option_and_for_each_place() -> None:
+    done = subprocess.run([INSTALL, "--help"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert re.findall(r"^(--\w+)", done.stdout, re.MULTILINE) == [
+        "--python", "--root", "--uninstall", "--purge", "--yes"
+    ]  # fmt: skip
+    assert "/etc/kvstore/kvstore.env      the settings, made once" in done.stdout
+    assert "#" not in done.stdout
 
 
 def test_a_python_that_is_too_old_or_missing_is_named(tmp_path: Path) -> None:
@@ -155,8 +176,27 @@ def test_uninstalling_leaves_settings_and_store_unless_told_otherwise(tmp_path: 
     assert files(tmp_path) == kept | others
     run("--uninstall", "--root", tmp_path)
     assert files(tmp_path) == kept | others
-    run("--uninstall", "--purge", "--root", tmp_path)
+    assert "add --yes" in run("--uninstall", "--purge", "--root", tmp_path, status=1)
+    assert files(tmp_path) == kept | others
+    run("--uninstall", "--purge", "--yes", "--root", tmp_path)
     assert files(tmp_path) == others
+
+
+@pytest.mark.parametrize(("answer", "is_meant"), [(b"y\n", True), (b"\n", False), (b"no\n", False)])
+def test_on_a_terminal_purging_asks_before_anything_is_removed(
+    answer: bytes, is_meant: bool, tmp_path: Path
+) -> None:
+    installed(tmp_path)
+    before = files(tmp_path)
+    ours, theirs = pty.openpty()
+    os.write(ours, answer)
+    command = [INSTALL, "--uninstall", "--purge", "--root", tmp_path]
+    done = subprocess.run(command, stdin=theirs, capture_output=True, text=True)
+    os.close(theirs)
+    os.close(ours)
+    assert "for good? [y/N]" in done.stderr
+    assert done.returncode == (0 if is_meant else 1)
+    assert (files(tmp_path) == before) is not is_meant
 
 
 @pytest.mark.parametrize("name", LINKS)

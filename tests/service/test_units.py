@@ -271,5 +271,5 @@ def test_uninstalling_stops_the_services_and_leaves_the_store_until_it_is_purged
         assert machine.call("systemctl", "list-units", "--all", "--no-legend", "kvstore-*") == ""
         assert machine.shell("find /etc/systemd /opt -maxdepth 2 -name 'kvstore*'") == ""
         machine.shell("test -e /var/lib/kvstore/lmdb/data.mdb -a -e /etc/kvstore/kvstore.env")
-        machine.call("/root/deploy/systemd/install", "--uninstall", "--purge")
+        machine.call("/root/deploy/systemd/install", "--uninstall", "--purge", "--yes")
         assert machine.shell("find /var/lib /etc -name '*kvstore*'") == ""

@@ -63,6 +63,9 @@ _data_option = click.option(
 )
 
 
+_WAYS_IN = {"token": "id", "key": "public_key"}
+"""By what an identity comes in, and what of each is shown."""
+
 _last_admin_option = click.option(
     "--force", is_flag=True, help="Also if nobody is left who may manage identities."
 )
@@ -132,7 +135,7 @@ def create(
       kvstore token create ann --grant rw:app/ --json | jq -r '.id, .token'
       kvstore token create jo --grant admin --grant 'all:*' --data /var/lib/kvstore
     """
-    _say_single_keys(grants)
+    _say_single_keys(grants, name)
     with _secret_file(file, force=force) as write, _identities(context, data) as identities:
         _write_token(write, identities.create(name, grants, ends_in), file, as_json=as_json)
         if data is not None and "admin" in grants:
@@ -165,7 +168,7 @@ def list_identities(context: click.Context, as_json: bool, data: str | None) -> 
         for row in rows:
             output.write_json(row)
     else:
-        output.write_table(("NAME", "GRANTS", "TOKENS", "KEYS", "MADE", "ENDS"), list(map(_row, rows)))
+        output.write_table(("NAME", "GRANTS", "TOKENS", "KEYS", "MADE", "NEXT END"), list(map(_row, rows)))
 
 
 def _row(row: Description) -> tuple[str, ...]:
@@ -235,7 +238,7 @@ def grant(context: click.Context, name: str, grants: tuple[str, ...], data: str 
       kvstore token grant ci rw:logs/ list:app/
       kvstore token grant anonymous ro:public/
     """
-    _say_single_keys(grants)
+    _say_single_keys(grants, name)
     with _identities(context, data) as identities:
         _print_grants(identities.regrant(name, grants, ()))
 
@@ -364,9 +367,13 @@ def revoke(context: click.Context, name: str, token_id: str | None, force: bool,
         if not force:
             _refuse_last_admin(identities, name, lambda row: _without_token(row, token_id))
         if token_id is None:
+            row = identities.described(name)
             identities.revoke(name)
+            parts = [f"{kind} {each[key]}" for kind, key in _WAYS_IN.items() for each in row[f"{kind}s"]]
+            output.talk(": ".join(filter(None, (f"the identity {name!r} is gone", ", ".join(parts)))))
         else:
             identities.revoke_token(name, token_id)
+            output.talk(f"the token {token_id} of {name!r} is gone; the identity stays")
 
 
 @subcommand("client")
@@ -421,12 +428,16 @@ def _write_token(write: Callable[[bytes], object], issued: Description, file: st
         output.talk(f"this token of {issued['name']!r} is shown only now")
 
 
-def _say_single_keys(grants: Sequence[str]) -> None:
-    """A scope without slash or star is one key, which is seldom what was meant."""
+def _say_single_keys(grants: Sequence[str], name: str | None = None) -> None:
+    """A scope without slash or star is one key, which is seldom what was meant. ``name`` is the identity from
+    which it can be taken again."""
+    from shlex import quote
+
     for text in grants:
         parsed = Grant.parse(text)
         if parsed.scope and not parsed.prefix:
-            output.talk(f"{text} is for the one key {parsed.scope!r}; for all below it write {text}/")
+            undo = "" if name is None else f"; take it back with: kvstore token ungrant {name} {quote(text)}"
+            output.talk(f"{text} is for the one key {parsed.scope!r}; for all below it write {text}/{undo}")
 
 
 @contextmanager
@@ -534,7 +545,7 @@ def create_key(
     from kvstore_client.curve import new_keys
     from kvstore_core.access.login_file import ANY, CurveKeys, encode_entries
 
-    _say_single_keys(grants)
+    _say_single_keys(grants, name)
     public_key, secret_key = new_keys()
     with _secret_file(file, force=force) as write:
         with _identities(context, data) as identities:

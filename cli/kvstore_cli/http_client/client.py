@@ -335,14 +335,16 @@ class RetryLimit:
             self._since = None
             self._backoff.reset()
 
-    def wait_after(self, error: KvError) -> None:
-        """Sleep before the next attempt; raises ``error`` if it is not transient or the limit is reached."""
+    def wait_after(self, error: KvError, place: str = "") -> None:
+        """Sleep before the next attempt; raises ``error`` if it is not transient or the limit is reached.
+        ``place`` says in the notice how far what is tried has come."""
         if not error.row.is_temporary or isinstance(error, WrongAddressError):
             raise error
         now = monotonic()
         if self._since is None:
             self._since = now
-            self._notice(f"{error.message}; retrying for {self._limit_seconds:g} s")
+            where = f" {place}" if place else ""
+            self._notice(f"{error.message}; retrying{where} for {self._limit_seconds:g} s")
         left = self._since + self._limit_seconds - now
         if left <= 0:
             raise error

@@ -92,7 +92,7 @@ class BackupSource:
                 piece = self._piece(backup, offset, end)
             except KvError as error:
                 size = max(size // 2, _LEAST_BYTES)
-                self._retry.wait_after(error)
+                self._retry.wait_after(error, f"at {exact_size(offset)} of {exact_size(total)}")
                 continue
             self._retry.progress()
             if monotonic() - began < 1:

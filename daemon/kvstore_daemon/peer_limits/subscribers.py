@@ -23,6 +23,7 @@ from kvstore_daemon.peer_limits.connections import (
     SWEEP_SECONDS,
     Connections,
     ConnectionWatcher,
+    address_of,
     bytes_acknowledged_and_received,
     heartbeat_rate,
     queued_bytes,
@@ -104,10 +105,12 @@ class SubscriptionLimit(ConnectionWatcher):
 
     def _cut_off(self, descriptor: int) -> None:
         self._forget(descriptor)
+        peer = address_of(descriptor) or "one that has ended"
         self._connections.cut_off(descriptor)
         self._warned.warning(
-            "closed the connection to the changes address with the most subscriptions: all together may take "
-            "%d bytes",
+            "closed the connection of %s to the changes address, the one with the most subscriptions: all "
+            "together may take %d bytes",
+            peer,
             TOPICS_BYTES,
         )
 
@@ -162,9 +165,11 @@ class SlowSubscribers:
         self._behind = behind
 
     def _cut_off(self, descriptor: int) -> None:
+        peer = address_of(descriptor) or "one that has ended"
         self._connections.cut_off(descriptor)
         self._warned.warning(
-            "closed a connection to the changes address: the subscriber is more than %d bytes behind",
+            "closed the connection of %s to the changes address: the subscriber is more than %d bytes behind",
+            peer,
             self._limit,
         )
 
