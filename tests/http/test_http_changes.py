@@ -170,7 +170,7 @@ def test_a_cursor_that_is_too_old_is_refused_with_the_floor(
                 assert problem["reason"] == "expired"
         page = changes(session, since=problem["floor"])
         assert page["floor"] == problem["floor"]
-        # a stream begins anew there instead
+        # a stream begins again there instead
         stream = session.request("HEAD", "/v1/subscribe?since=1h-ago")
         assert stream.status == 200
 

@@ -87,7 +87,7 @@ class Mirror(Party):
         if self._cursor is not None:
             self.told.append(Told("resumed", None, _revision(self._cursor)))
             self._is_following = True
-        elif self.told:  # a snapshot that was cut off begins anew
+        elif self.told:  # a snapshot that was cut off begins again
             self.take(Told("reset"), None)
 
     def so_far(self) -> str:

@@ -28,8 +28,8 @@ is wrong."""
 def ping(context: click.Context, is_daemon: bool) -> None:
     """Check that the service answers: the HTTP facade, and through it the daemon.
 
-    An answer is waited for for at most 3 s, or --request-timeout if that is less, and with --retry-for it is
-    asked again for so long. It needs no token; for --daemon, where access is on, a key in the login file, or
+    It waits for an answer for at most 3 s, or --request-timeout if that is less, and with --retry-for it
+    asks again for so long. It needs no token; for --daemon, where access is on, a key in the login file, or
     to be able to read facade.key in the data folder. Use it as the health check of containers and
     orchestrators; 'kvstore status' prints more.
 

@@ -144,7 +144,7 @@ class DealerSocket:
 
     def handshake_problem(self) -> str:
         """Why the daemon does not let in this socket, empty where that is not known. Only for one with
-        ``immediate``: others are renewed, and begin anew."""
+        ``immediate``: others are renewed, and begin again."""
         if self._monitor.is_refused:
             return UNKNOWN_KEY
         if self._monitor.speak_differently:
