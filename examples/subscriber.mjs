@@ -112,11 +112,13 @@ function reset(error) {
 async function hear([topic, header, value]) {
   const message = JSON.parse(header.toString());
   if (message.v !== 1) return;
-  if (message.epoch !== epoch) {
+  const isBeat = topic.toString() === HEARTBEAT;
+  if (message.epoch !== epoch || (isBeat && message.revision < revision)) {
+    // the store may have been restored, or rolled back
     await catchUp();
   } else if (message.revision <= revision) {
     return;
-  } else if (topic.toString() !== HEARTBEAT && message.prev <= revision && message.count === 1) {
+  } else if (!isBeat && message.prev <= revision && message.count === 1) {
     revision = message.revision;
     show(message.op, topic.toString(), value);
   } else {

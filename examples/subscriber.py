@@ -61,7 +61,8 @@ class Subscriber:
         message = json.loads(header)
         if message["v"] != 1:
             return
-        if message["epoch"] != self.epoch:
+        is_below = topic == HEARTBEAT and message["revision"] < self.revision
+        if message["epoch"] != self.epoch or is_below:  # the store may have been restored, or rolled back
             self.catch_up()
         elif message["revision"] <= self.revision:
             return

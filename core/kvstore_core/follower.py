@@ -123,6 +123,8 @@ class Follower:
             self._doubtful = True
             return []
         if isinstance(message, Heartbeat):
+            # below the position it is a left-over, or the store was rolled back: again, only the log knows
+            self._doubtful |= message.revision < self._revision
             self._known = max(self._known, message.revision)
             return []
         event = message.event

@@ -586,20 +586,14 @@ def check_operation(op: Any, index: int) -> Operation:
     name = op.get("op")
     row = OPERATIONS.get(name) if type(name) is str else None
     if row is None:
-        known = ", ".join(OPERATIONS)
-        raise KvError("unknown_operation", f"ops[{index}].op must be one of {known}", op=index)
+        raise unknown_operation(op, index, _FOR_EVERYONE)
     fields = row.fields
     for field_name, value in op.items():
         if field_name == "op":
             continue
         field = fields.get(field_name)
         if field is None:
-            taken = ", ".join(fields) or "none"
-            raise KvError(
-                "bad_request",
-                f"ops[{index}]: {row.name} has no field {field_name!r}; it takes: {taken}",
-                op=index,
-            )
+            raise _unknown_field(field_name, row, index)
         if not field.check(value):
             raise KvError("bad_request", f"ops[{index}].{field_name} must be {field.must_be}", op=index)
     given = op.keys()
@@ -611,6 +605,19 @@ def check_operation(op: Any, index: int) -> Operation:
         if op.get("sequence"):
             _check_sequence_prefix(key, index)
     return row
+
+
+def unknown_operation(op: dict[str, Any], index: int, known: Iterable[str]) -> KvError:
+    """The error for the op at ``index``, which names no operation; ``known`` are those that it could name."""
+    what = f"ops[{index}].op" if "op" in op else f"ops[{index}] has no 'op', which"
+    return KvError("unknown_operation", f"{what} must be one of {', '.join(known)}", op=index)
+
+
+def _unknown_field(name: str, row: Operation, index: int) -> KvError:
+    message = f"ops[{index}]: {row.name} has no field {name!r}; it takes: {', '.join(row.fields) or 'none'}"
+    if row.has_value and name == "value":
+        message += ": the value is the second frame, and its length is in 'size'"
+    return KvError("bad_request", message, op=index)
 
 
 def _check_sequence_prefix(prefix: str, index: int) -> None:
@@ -650,3 +657,5 @@ _REQUIRED = {
     for row in OPERATIONS.values()
 }
 _EXCLUSIVE = {row.name: frozenset().union(*row.exclusive) for row in OPERATIONS.values()}
+_FOR_ADMINS = {"access"} | {row.name for row in OPERATIONS.values() if row.needs is _of_admin}
+_FOR_EVERYONE = [name for name in OPERATIONS if name not in _FOR_ADMINS]

@@ -51,6 +51,7 @@ RequestId = str | Sequence[str | None]
 Authors = str | Sequence[str | None]
 """Who makes the changes that a request asks for; or who makes that of each op, None where nobody is named."""
 
+_FRAMES = "the first is the header, the second all values, one after another"
 _REQUEST_ID = f"'request_id' must be 1 to {MAX_REQUEST_ID} visible ASCII characters"
 _AUTHOR = f"'author' must be 1 to {MAX_AUTHOR_BYTES} bytes of UTF-8 without control characters"
 
@@ -225,11 +226,12 @@ def _check_for_each(given: Any, is_one: Callable[[Any], bool], count: int, must_
 
 def _decode_header(frames: Sequence[bytes]) -> dict[str, Any]:
     if not 1 <= len(frames) <= 2:
-        raise KvError("bad_request", f"a request has 1 or 2 frames; this one has {len(frames)}")
+        raise KvError("bad_request", f"a request has 1 or 2 frames; this one has {len(frames)}: {_FRAMES}")
     try:
         header = orjson.loads(frames[0])
     except orjson.JSONDecodeError as error:
-        raise KvError("bad_request", f"frame 1 is not JSON: {error}") from error
+        why = "there is a NUL byte after the JSON" if frames[0].endswith(b"\0") else error
+        raise KvError("bad_request", f"frame 1 is not JSON: {why}") from error
     if type(header) is not dict:
         raise KvError("bad_request", "frame 1 must be a JSON object")
     version = header.get("v")
@@ -242,14 +244,18 @@ def _decode_header(frames: Sequence[bytes]) -> dict[str, Any]:
 
 def _refuse_unknown_fields(header: dict[str, Any]) -> None:
     if not header.keys() <= _REQUEST_FIELDS:
-        unknown = sorted(header.keys() - _REQUEST_FIELDS)
-        raise KvError("bad_request", f"unknown fields in the request: {', '.join(map(repr, unknown))}")
+        unknown = ", ".join(map(repr, sorted(header.keys() - _REQUEST_FIELDS)))
+        hint = "; an op goes into the list 'ops'" if "op" in header else ""
+        raise KvError("bad_request", f"unknown fields in the request: {unknown}{hint}")
 
 
 def _decode_client(header: dict[str, Any]) -> tuple[str | None, int]:
     client, seq = header.get("client"), header.get("seq")
     if client is None and seq is None:
         return None, 0
+    if client is None or seq is None:
+        there, missing = ("seq", "client") if client is None else ("client", "seq")
+        raise KvError("bad_request", f"{there!r} needs {missing!r}: a numbered request has both")
     if type(client) is not str or not 0 < len(client.encode()) <= MAX_CLIENT_BYTES:
         raise KvError("bad_request", f"'client' must be a text of 1 to {MAX_CLIENT_BYTES} bytes")
     if type(seq) is not int or not 1 <= seq <= MAX_REVISION:
@@ -305,7 +311,8 @@ def _split_values(ops: list[Any], blob: bytes, limits: Limits) -> tuple[list[byt
         values.append(blob[offset : offset + size])
         offset += size
     if offset != len(blob):
-        raise KvError("bad_request", f"the sizes add up to {offset} bytes; the value frame has {len(blob)}")
+        has = f"the value frame has {len(blob)}" if blob else "there is no value frame, or an empty one"
+        raise KvError("bad_request", f"the sizes add up to {offset} bytes; {has}")
     return values, writes, stale
 
 

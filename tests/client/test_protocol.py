@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -177,6 +178,26 @@ def test_a_bad_request_is_refused_with_its_code(bad: list[bytes], code: str) -> 
     with pytest.raises(KvError) as caught:
         decode_request(bad, LIMITS)
     assert caught.value.code == code
+
+
+ADVICE: dict[str, tuple[list[bytes], str]] = {
+    "a value in the header": (frames({**PUT, "value": "v"}), "the value is the second frame"),
+    "a value that was left out": (frames({**PUT, "size": 2}), "there is no value frame, or an empty one"),
+    "a frame for each value": ([*frames(PUT), b"a", b"b"], "the second all values, one after another"),
+    "a number alone": (frames(PUT, seq=1), "'seq' needs 'client'"),
+    "a name alone": (frames(PUT, client="c"), "'client' needs 'seq'"),
+    "an op in place of the list": ([b'{"v": 1, "op": "get"}'], "an op goes into the list 'ops'"),
+    "a text as C ends it": ([frames(GET)[0] + b"\0"], "there is a NUL byte after the JSON"),
+    "no name": (frames({"key": "k"}), "ops[0] has no 'op', which must be one of get, put,"),
+    "another name": (frames({"op": "fetch"}), "ops[0].op must be one of get, put,"),
+}
+
+
+@pytest.mark.parametrize(("bad", "advice"), ADVICE.values(), ids=ADVICE)
+def test_what_a_beginner_sends_is_refused_with_what_to_do(bad: list[bytes], advice: str) -> None:
+    with pytest.raises(KvError, match=re.escape(advice)) as caught:
+        decode_request(bad, LIMITS)
+    assert "backup" not in str(caught.value), "what is for administrators alone is not suggested"
 
 
 def test_a_change_of_another_version_or_kind_is_ignored() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -275,6 +276,24 @@ def test_a_store_that_is_replaced_under_a_subscription_resets_it(start_daemon: C
         client.put("new", b"v")
         assert reset_of(subscription).reason == "epoch"
         assert ("put", "new") in names(until_sync(subscription)[0])
+
+
+@pytest.mark.lmdb_only("a data folder that is put back")
+def test_a_data_folder_that_was_rolled_back_resets_a_subscription(daemon: Daemon, client: Client) -> None:
+    client.put("kept", b"v")
+    daemon.stop()
+    shutil.copytree(daemon.data, daemon.folder / "earlier")
+    daemon.start()
+    with subscribe(daemon) as subscription:
+        until_sync(subscription)
+        for _ in range(3):
+            client.put("kept", b"lost")
+        take(subscription, 3)
+        daemon.restart(data=daemon.folder / "earlier")
+        assert reset_of(subscription).reason == "epoch", "though its epoch is the same one"
+        [kept] = until_sync(subscription)[0]
+        assert kept.record is not None
+        assert kept.record.value == b"v"
 
 
 @pytest.mark.parametrize("text", ["", "x", "1", "-1-" + "0" * 16, "1-" + "0" * 15])

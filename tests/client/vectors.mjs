@@ -61,7 +61,7 @@ class Subscriber {
     const header = understood(frames);
     if (!header || this.state !== "wait") return [];
     if (header.epoch !== this.epoch) return this.readLog();
-    if (frames[0].toString() === "\0heartbeat") return header.revision > this.position ? this.readLog() : [];
+    if (frames[0].toString() === "\0heartbeat") return header.revision !== this.position ? this.readLog() : [];
     if (header.revision <= this.position) return [];
     this.part.push({ key: frames[0].toString(), ...header });
     const isWhole = this.part.length === header.count;

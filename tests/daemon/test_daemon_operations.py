@@ -358,6 +358,7 @@ def test_a_revision_that_this_store_has_not_reached_belongs_to_another_history(p
     head = peer.reply_to({"op": "status"})["revision"]
     [result] = peer.ask({"op": "events", "since": head + 1})
     assert (code(result), result["error"]["reason"]) == ("cursor_expired", "epoch")
+    assert f"above the head, revision {head}" in result["error"]["message"]
 
 
 def test_a_revision_below_the_floor_is_expired(start_daemon: StartDaemon, connect: Connect) -> None:

@@ -583,6 +583,29 @@ def test_a_restored_store_resets_the_open_streams(
             assert sync.id.endswith(epoch(facade.url))
 
 
+@pytest.mark.lmdb_only("a data folder that is put back")
+def test_a_data_folder_that_was_rolled_back_resets_the_open_streams(
+    daemon: Daemon, start_facade: Callable[..., Facade]
+) -> None:
+    facade = start_facade(daemon)
+    put(facade.url, "kept")
+    daemon.stop()
+    shutil.copytree(daemon.data, daemon.folder / "earlier")
+    daemon.start()
+    put_when_it_is_back(facade.url, "kept")
+    with stream(facade.url, "") as plain, stream(facade.url, "prev=1") as with_previous:
+        for each in (plain, with_previous):
+            through_sync(each)
+        put(facade.url, "lost")
+        for each in (plain, with_previous):
+            next(changes(each))
+        daemon.restart(data=daemon.folder / "earlier")
+        for each in (plain, with_previous):
+            reset, *_, sync = through_sync(each)
+            assert (reset.name, reset.json["reason"]) == ("reset", "epoch")
+            assert sync.id is not None
+
+
 def test_sigterm_ends_every_stream_properly(daemon: Daemon, start_facade: Callable[..., Facade]) -> None:
     facade = start_facade(daemon, workers=2)
     opened = [

@@ -225,9 +225,13 @@ def must_be_current(op: Op, epoch: str, head: int) -> bool:
 def _expired(cursor: Cursor, position: LogPosition) -> KvError:
     epoch, floor, head, _ = position
     reason = cursor.reset_reason(epoch, floor)
+    if cursor.epoch in ("", epoch) and cursor.revision > head:
+        lost = f"the cursor is above the head, revision {head}: the store was rolled back, or lost changes"
+    else:
+        lost = "the cursor is from another history of the store"
     messages = {
         "expired": f"the log begins after revision {floor}; read a snapshot and continue from there",
-        "epoch": "the cursor is from another history of the store; read a snapshot and continue from there",
+        "epoch": f"{lost}; read a snapshot and continue from there",
     }
     return KvError("cursor_expired", messages[reason], reason=reason, epoch=epoch, floor=floor, head=head)
 

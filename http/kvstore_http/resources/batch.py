@@ -11,7 +11,7 @@ import falcon
 from kvstore_core.errors import KvError
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE, JSON, TEXT_CONTENT_TYPE
 from kvstore_core.model import is_plain_key
-from kvstore_core.operations import OPERATIONS, check_operation
+from kvstore_core.operations import OPERATIONS, check_operation, unknown_operation
 from kvstore_http import routes
 from kvstore_http.backend.daemon_client import DaemonClient
 from kvstore_http.protocol.bodies import read_json, require_type, send_json
@@ -104,7 +104,7 @@ def _parsed_op(entry: Any, index: int) -> tuple[dict[str, Any], bytes | None]:
     if type(entry) is not dict:
         raise KvError("bad_request", f"ops[{index}] must be a JSON object", op=index)
     if entry.get("op") not in OPS:
-        raise KvError("unknown_operation", f"ops[{index}].op must be one of {', '.join(OPS)}", op=index)
+        raise unknown_operation(entry, index, OPS)
     try:
         op, value = _put(entry, index) if entry["op"] == "put" else (dict(entry), None)
         if type(op.get("ttl")) is str:
