@@ -249,9 +249,15 @@ def test_a_disk_for_which_writes_are_refused_is_a_warning_whatever_is_free(sessi
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "is cut by --retain-bytes before"),
-        ({"max_log_bytes": 2**21}, "by --max-store-bytes, of which it may take a quarter (2.0 MiB); raise"),
-        ({"max_log_bytes": 2**21, "max_store_bytes": 2**40}, "by the size of the disk, of which it may take"),
+        ({}, "by --retain-bytes before it is 7.0 days old; raise --retain-bytes\n"),
+        (
+            {"max_log_bytes": 2**21},
+            "a quarter (2.0 MiB), before it is 7.0 days old; raise --max-store-bytes\n",
+        ),
+        (
+            {"max_log_bytes": 2**21, "max_store_bytes": 2**40},
+            "by the size of the disk, of which it may take a quarter (2.0 MiB), before it is 7.0 days old\n",
+        ),
     ],
 )
 def test_what_cuts_the_log_by_its_bytes_is_named(

@@ -258,6 +258,8 @@ def _log(status: Status) -> ReadinessCheck:
     figures["max_log_bytes"] = status["max_log_bytes"]
     age = _duration(retention["age"] / 1000)
     message += f": the log is cut by {_in_words(bound, status)} before it is {age} old"
+    if bound != "disk":
+        message += f"; raise {bound}"
     return ReadinessCheck("log", WARNING if reach < SHORT_LOG_SECONDS else OK, message, figures)
 
 
@@ -279,7 +281,7 @@ def _in_words(bound: str, status: Status) -> str:
     """What ``bound`` is, and, where it is no option of the log, how large it lets the log become."""
     most = f"of which it may take a quarter ({_size(status['max_log_bytes'])})"
     if bound == "--max-store-bytes":
-        return f"{bound}, {most}; raise that one,"
+        return f"{bound}, {most},"
     if bound == "disk":
         return f"the size of the disk, {most},"
     return bound
