@@ -274,9 +274,9 @@ class KeptBackup:
     def _fail(self, error: KvError) -> None:
         log.warning("the backup %s failed: %s", self.id, error.message)
         with self._lock:
-            self.error = error
             self._use()
-            self._close()
+            self._close()  # who sees the error may rely on the room
+            self.error = error
 
     def _close(self) -> None:
         with suppress(OSError):  # of what is written by closing it, which nobody wants
