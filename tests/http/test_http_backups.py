@@ -226,3 +226,5 @@ def test_a_restart_of_the_daemon_in_the_middle_ends_a_download_before_its_end(
     sock.close()
     assert 0 < got < length
     assert_problem(call(facade.url, "GET", address), "not_found")
+    assert "was cut off" in facade.stderr
+    assert "Traceback" not in facade.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.query_params import read_query
 from kvstore_http.protocol.ranges import content_range, range_of
+
+log = logging.getLogger("kvstore.http")
 
 WAIT_SECONDS = 20.0
 """How long a POST waits until the backup is made. Proxies often give a request up after 60 s."""
@@ -70,10 +73,14 @@ class KeptBackups:
         offset, op = part.start, {"op": "backup_read", "id": backup_id}
         while offset < part.stop:
             wanted = min(size, part.stop - offset)
-            piece = self._daemon.call({**op, "offset": offset, "size": wanted}, who=self._refreshed(who))
+            try:
+                piece = self._daemon.call({**op, "offset": offset, "size": wanted}, who=self._refreshed(who))
+            except KvError as error:
+                log.warning("a download of the backup %s was cut off: %s", backup_id, error.message)
+                return  # the response is cut off, as it is shorter than it says
             value = piece.pop("value")
             if not value:
-                return  # the response is cut off, as it is shorter than it says
+                return
             offset += len(value)
             yield value
             del value
