@@ -73,6 +73,7 @@ def backup(context: click.Context, file: str, force: bool, restart: bool, as_jso
 
 
 def _back_up_folder(context: click.Context, file: str, force: bool, _restart: bool) -> dict[str, Any]:
+    require("server")
     folder = data_folder(context)
     if not folder.exists():
         raise KvError(
@@ -82,7 +83,6 @@ def _back_up_folder(context: click.Context, file: str, force: bool, _restart: bo
         )
     with suppress(OSError):  # a sandbox may forbid it
         os.nice(10)  # the daemon's requests come first
-    require("server")
     from kvstore_daemon.storage.offline.backup import back_up
 
     with progress.steps() as steps, _destination(file, replace=force) as write:
