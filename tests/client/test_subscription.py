@@ -284,13 +284,18 @@ def test_a_data_folder_that_was_rolled_back_resets_a_subscription(daemon: Daemon
     daemon.stop()
     shutil.copytree(daemon.data, daemon.folder / "earlier")
     daemon.start()
-    with subscribe(daemon) as subscription:
+    with subscribe(daemon, heartbeats=True) as subscription:
         until_sync(subscription)
         for _ in range(3):
             client.put("kept", b"lost")
         take(subscription, 3)
+        while not isinstance(subscription.next(PATIENCE_SECONDS), Heartbeat):
+            pass  # no read of the log is under way, which would find it out by itself
         daemon.restart(data=daemon.folder / "earlier")
-        assert reset_of(subscription).reason == "epoch", "though its epoch is the same one"
+        while isinstance(reset := subscription.next(PATIENCE_SECONDS), Heartbeat):
+            pass
+        assert isinstance(reset, Reset)
+        assert reset.reason == "epoch", "though its epoch is the same one"
         [kept] = until_sync(subscription)[0]
         assert kept.record is not None
         assert kept.record.value == b"v"
