@@ -340,6 +340,18 @@ def test_json_is_edited_with_colours_checked_formatted_and_saved_by_keys(
     assert value_of(session, key) == b'{"e":1}'
 
 
+def test_json_of_more_lines_than_a_page_can_lay_out_is_left_as_it_is(
+    page: Page, session: Session, folder: str
+) -> None:
+    key, text = f"{folder}long", "[" + "1," * 30_000 + "1]"
+    stored(session, key, text, "application/json")
+    page.open(key=key)
+    page.click("Edit")
+    page.click("Format")
+    page.wait_for("It would be 30,003 lines")
+    assert page.ask("document.querySelector('#edit-value').value") == text
+
+
 def test_json_typed_as_a_new_value_is_coloured_and_offered_to_be_stored_as_json(
     page: Page, session: Session, folder: str
 ) -> None:

@@ -6,12 +6,13 @@ import { sideBySide } from "./compare.js";
 import { merge } from "./diff.js";
 import { VERBATIM, announce, button, confirmed, el, problemBox } from "./dom.js";
 import { draftOf, dropDraft, keepDraft } from "./drafts.js";
-import { clock, compactJson, isJson, prettyIfJson, prettyJson, seemsJson, size, span } from "./format.js";
+import { clock, compactJson, grouped, isJson, prettyIfJson, prettyJson, seemsJson, size, span } from "./format.js";
 import { faultOf, shownKey } from "./keys.js";
 
 const TEXT = "text/plain; charset=utf-8";
 const TYPES = [TEXT, "application/json", "text/html; charset=utf-8", "application/yaml", "application/octet-stream", "image/png", "image/svg+xml"];
 const MOST_COLOURED = 512 * 1024; // characters; a plain text area is quicker with more
+const MOST_LINES = 20_000; // to lay out more holds up the page for seconds
 const MARKERS = /^(<<<<<<< mine|>>>>>>> theirs)$/m;
 
 /** A text area has only line feeds. @param {string} text */
@@ -176,12 +177,17 @@ export class Editor {
 
   /** Write the same JSON in another shape. @param {(text: string) => string} shape */
   #shape(shape) {
+    let text;
     try {
-      this.area.value = shape(this.area.value);
-      this.#keep();
+      text = shape(this.area.value);
     } catch {
-      this.#complain(new Problem({ title: "This is no JSON yet", detail: this.#faultIn(this.area.value) }), this.area);
+      return this.#complain(new Problem({ title: "This is no JSON yet", detail: this.#faultIn(this.area.value) }), this.area);
     }
+    const lines = text.split("\n").length;
+    if (lines > MOST_LINES)
+      return this.#complain(new Problem({ title: "Too long to format here", detail: `It would be ${grouped(lines)} lines; a program does that better, for example 'kvstore get KEY | jq .'.` }), this.area);
+    this.area.value = text;
+    this.#keep();
   }
 
   /** Put a field with colours in the place of the text area, once it is loaded; if it cannot be, all goes on as it is. */
