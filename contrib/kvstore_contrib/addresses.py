@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from kvstore_client import Client, Subscription
+from kvstore_client.arguments import DEFAULT_TIMEOUT
 from kvstore_core.errors import InvalidKey
 from kvstore_core.model import check_key
+
+_FORM = "kvstore://HOST[:PORT]/PREFIX[?login=FILE&changes=PORT&timeout=SECONDS&connections=NUMBER]"
 
 
 class BackendPlace(NamedTuple):
@@ -19,6 +23,8 @@ class BackendPlace(NamedTuple):
     prefix: str
     url: str
     login: str | None
+    timeout: float
+    """Of the client, in seconds."""
 
     def subscribe(self, **options: Any) -> Subscription:
         """A new subscription to the service; ``options`` are those of :class:`Subscription`."""
@@ -29,15 +35,27 @@ def place_of(url: str, default_prefix: str) -> BackendPlace:
     """What ``kvstore://HOST[:PORT]/PREFIX[?login=&changes=&timeout=&connections=]`` names.
 
     The prefix ends with ``/``, which need not be written; without one it is ``default_prefix``. ``login`` is
-    the path of a login file. Nothing is sent yet. Raises ValueError for another kind of URL.
+    the path of a login file. Nothing is sent yet. Raises ValueError for another kind of URL, TypeError for
+    what is no text.
     """
+    if not isinstance(url, str):
+        raise TypeError(f"the address is one text, not a {type(url).__name__}: {_FORM}")
+    try:
+        return _parsed(url, default_prefix)
+    except ValueError as error:
+        shown = re.sub("//[^/]*@", "//…@", url)  # what is before it may be a password
+        raise ValueError(f"{shown!r} is not an address of a backend, {_FORM}: {error}") from error
+
+
+def _parsed(url: str, default_prefix: str) -> BackendPlace:
     parts = urlsplit(url)
     prefix = unquote(parts.path.strip("/"))
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     login = options.pop("login", None)
     service = urlunsplit(parts._replace(path="", query=urlencode(options, safe="/:")))
     client = _client_of(service, login)
-    return BackendPlace(client, f"{prefix}/" if prefix else default_prefix, service, login)
+    timeout = float(options.get("timeout", DEFAULT_TIMEOUT))
+    return BackendPlace(client, f"{prefix}/" if prefix else default_prefix, service, login, timeout)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -14,10 +15,11 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import BackendStoreError
 from kombu.utils.compat import detect_environment
 from kombu.utils.encoding import bytes_to_str
+from kombu.utils.functional import retry_over_time
 
 from kvstore_client import KvError, NotFound, Subscription, Sync
 from kvstore_contrib.addresses import key_below, place_of
-from kvstore_contrib.values import NO_ROOM
+from kvstore_contrib.values import AWAY, NO_ROOM
 
 DEFAULT_PREFIX = "celery/"
 
@@ -27,7 +29,12 @@ _FEW = 100
 _INTERVAL = 0.5
 """How many seconds pass between two calls of ``on_interval``, where nobody says."""
 
+_LEAST = 0.1
+"""How many seconds a wait lets the service answer at least, also one of 0 seconds."""
+
 _TOO_LATE = "The operation timed out."
+
+_log = logging.getLogger(__name__)
 
 
 class KvstoreBackend(KeyValueStoreBackend):
@@ -41,9 +48,11 @@ class KvstoreBackend(KeyValueStoreBackend):
     inherited by a forked process; under gevent and eventlet, where that would hold up all others, they are
     asked for every ``interval``. Every thread and process may use a backend.
 
-    A result too large for the store, or for which it has no room, raises BackendStoreError. What else the
-    service refuses, or that it is away, is raised as ``kvstore_client.KvError``; what may pass by waiting is
-    repeated with ``result_backend_always_retry``.
+    A result too large for the store, or for which it has no room, raises BackendStoreError. While the service
+    is away, a result is stored again as ``retry_policy`` in ``result_backend_transport_options`` has it, 20
+    times by default, as by Celery's backend for Redis. What else the service refuses, or that it is away, is
+    raised as ``kvstore_client.KvError``; with ``result_backend_always_retry`` what may pass by waiting is
+    repeated, by a wait until its time is over.
     """
 
     key_t = bytes_to_str
@@ -67,6 +76,11 @@ class KvstoreBackend(KeyValueStoreBackend):
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         return super().__reduce__(args, {**(kwargs or {}), "url": self.url, "expires": self.expires})
 
+    @property
+    def _retry_policy(self) -> dict[str, Any]:
+        options = self.app.conf.get("result_backend_transport_options") or {}
+        return {**self.retry_policy, **options.get("retry_policy", {})}
+
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         return isinstance(exc, KvError) and exc.row.is_temporary
 
@@ -79,10 +93,15 @@ class KvstoreBackend(KeyValueStoreBackend):
         record = self._client.get(self._key(key), None)
         return None if record is None else record.value
 
-    def mget(self, keys: Iterable[str]) -> list[bytes | None]:
+    def mget(self, keys: Iterable[str], timeout: float | None = None) -> list[bytes | None]:
         names = [self._key(key) for key in keys]
-        found = self._client.get_many(names)
+        found = self._client.get_many(names, timeout=timeout)
         return [found[name].value if name in found else None for name in names]
+
+    def _store_result(self, *args: Any, **kwargs: Any) -> Any:
+        # unlike the incr of a chord, of which nobody knows whether it was done, this may be done twice
+        store = super()._store_result
+        return retry_over_time(store, AWAY, args, kwargs, errback=_log_retry, **self._retry_policy)
 
     def set(self, key: str, value: bytes | str) -> None:
         self._put(key, value, self.expires)
@@ -132,10 +151,12 @@ class KvstoreBackend(KeyValueStoreBackend):
         if _is_cooperative():
             return super().wait_for(task_id, timeout, interval or _INTERVAL, no_ack, on_interval)
         self._ensure_not_eager()
-        meta = self.get_task_meta(task_id)
-        if meta["status"] not in states.READY_STATES:
-            coming = self._coming({task_id}, timeout, interval or _INTERVAL, on_interval)
-            meta = next(meta for _, meta in coming if meta["status"] in states.READY_STATES)
+        if task_id in self._cache:
+            return self._cache[task_id]
+        results = self._results({task_id}, timeout, interval or _INTERVAL, on_interval)
+        meta = next(meta for _, meta in results if meta["status"] in states.READY_STATES)
+        if meta["status"] == states.SUCCESS:
+            self._cache[task_id] = meta
         return meta
 
     def get_many(
@@ -157,8 +178,8 @@ class KvstoreBackend(KeyValueStoreBackend):
             )
             return
         known = [(task_id, self._cache[task_id]) for task_id in waiting if task_id in self._cache]
-        coming = self._coming(waiting, timeout, interval or _INTERVAL, on_interval)
-        for task_id, meta in chain(known, self._present(waiting), coming):
+        results = self._results(waiting, timeout, interval or _INTERVAL, on_interval)
+        for task_id, meta in chain(known, results):
             if meta["status"] in READY_STATES:
                 waiting.discard(task_id)
                 self._cache[task_id] = meta
@@ -166,24 +187,34 @@ class KvstoreBackend(KeyValueStoreBackend):
                     on_message(meta)
                 yield task_id, meta
 
-    def _present(self, waiting: Collection[str]) -> Iterator[tuple[str, Any]]:
-        """What the store has of these tasks."""
-        ids = list(waiting)
-        values = self.mget(self.get_key_for_task(task_id) for task_id in ids)
-        for task_id, value in zip(ids, values, strict=True):
-            if value is not None:
-                yield task_id, self.decode_result(value)
-
-    def _coming(
+    def _results(
         self, waiting: Collection[str], timeout: float | None, interval: float, on_interval: Any
     ) -> Iterator[tuple[str, Any]]:
-        """What becomes of these tasks, whatever their state, also what has since somebody looked; until
+        """What the store has of these tasks, then what becomes of them, whatever their state; until
         ``waiting`` is empty."""
-        if not waiting:
-            return
-        if timeout == 0:
-            raise self.TimeoutError(_TOO_LATE)
         deadline = inf if timeout is None else time.monotonic() + timeout
+        yield from self._present(waiting, deadline) or ()
+        if waiting:
+            yield from self._coming(waiting, deadline, interval, on_interval)
+
+    def _present(self, waiting: Collection[str], deadline: float) -> list[tuple[str, Any]] | None:
+        """What the store has of these tasks; None if it is away, where that is to be waited for."""
+        ids = list(waiting)
+        left = max(_LEAST, min(self._place.timeout, deadline - time.monotonic()))
+        try:
+            values = self.mget((self.get_key_for_task(task_id) for task_id in ids), left)
+        except KvError as error:
+            if self.always_retry and self.exception_safe_to_retry(error):
+                return None
+            raise
+        found = zip(ids, values, strict=True)
+        return [(task_id, self.decode_result(value)) for task_id, value in found if value is not None]
+
+    def _coming(
+        self, waiting: Collection[str], deadline: float, interval: float, on_interval: Any
+    ) -> Iterator[tuple[str, Any]]:
+        """What becomes of these tasks, also what has since somebody looked."""
+        unseen = False
         names = {self._key(self.get_key_for_task(task_id)): task_id for task_id in waiting}
         with self._subscribe(names) as subscription:
             while waiting:
@@ -193,9 +224,11 @@ class KvstoreBackend(KeyValueStoreBackend):
                 if left <= 0:
                     raise self.TimeoutError(_TOO_LATE)
                 item = subscription.next_batch(min(interval, left))
-                if isinstance(item, Sync):  # from here on nothing is missed
-                    yield from self._present(waiting)
-                elif isinstance(item, list):
+                if unseen or isinstance(item, Sync):  # from here on nothing is missed
+                    found = self._present(waiting, deadline)
+                    unseen = found is None
+                    yield from found or ()
+                if isinstance(item, list):
                     for event in item:
                         task_id = names.get(event.key, "")
                         if task_id in waiting and event.record is not None:
@@ -205,6 +238,12 @@ class KvstoreBackend(KeyValueStoreBackend):
         if len(names) <= _FEW:
             return self._place.subscribe(keys=names, ops=["put"])
         return self._place.subscribe(prefixes=[self._key(self.task_keyprefix)], ops=["put"])
+
+
+def _log_retry(error: Exception, intervals: Iterator[float], retries: int) -> float:
+    seconds = next(intervals)
+    _log.error("the result was not stored, retry %d in %g s: %s", retries + 1, seconds, error)
+    return seconds
 
 
 def _is_cooperative() -> bool:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-from kvstore_client import Record, RequestTooLarge, StoreFull, ValueTooLarge
+from kvstore_client import Record, RequestTooLarge, StoreFull, TimedOut, Unavailable, ValueTooLarge
 from kvstore_core.media_types import TEXT_CONTENT_TYPE
 
 PICKLE = "application/vnd.python.pickle"
 NO_ROOM = (RequestTooLarge, StoreFull, ValueTooLarge)
 """The errors of a value that is too large for the store, or for what is left in it."""
+
+AWAY = (TimedOut, Unavailable)
+"""The errors of a service that does not answer."""
 
 _COUNTED = range(-(2**63), 2**63)
 

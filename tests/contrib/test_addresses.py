@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -52,14 +53,21 @@ def test_the_path_is_the_prefix(url: str, prefix: str) -> None:
 @pytest.mark.parametrize(
     ("url", "hint"),
     [
-        ("http://127.0.0.1:5000/cache", "native client"),
+        ("http://127.0.0.1:5000/cache", r"'http://127.0.0.1:5000/cache' .*/PREFIX\[\?login=.*native client"),
         ("kvstore://127.0.0.1/cache?color=red", "'color'"),
-        ("cache", "kvstore://HOST"),
+        ("kvstore://shop:secret@127.0.0.1/cache", "'kvstore://…@127.0.0.1/cache'.* no passwords"),
+        ("cache", "'cache' .* kvstore://HOST"),
     ],
 )
 def test_another_kind_of_address_is_refused_at_once(url: str, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         place_of(url, "cache/")
+
+
+def test_several_addresses_are_refused_at_once() -> None:
+    several: Any = ["kvstore://a", "kvstore://b"]
+    with pytest.raises(TypeError, match="one text, not a list"):
+        place_of(several, "cache/")
 
 
 @pytest.mark.parametrize("name", ["a" * 600, "\ud800", "a\0b"])

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import threading
 import uuid
+from contextlib import ExitStack
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import pytest
 from celery import states
 from celery.app.backends import by_url
 from celery.exceptions import BackendStoreError
+from celery.exceptions import TimeoutError as LateError
 from t.unit.backends.test_base import test_KeyValueStoreBackend as KeyValueStoreTests
 
+from kvstore_client import NotAllowed, Unavailable
 from kvstore_contrib.celery import KvstoreBackend
+from kvstore_contrib.testing.link import Link
 
 URL = os.environ["KVSTORE_FOR_SUITE"]
 
@@ -104,8 +111,58 @@ class TestKvstore(KeyValueStoreTests):
         assert copy.expires == 7
 
     def test_what_may_pass_by_waiting_is_repeated(self):
-        from kvstore_client import NotAllowed, Unavailable
-
         assert self.b.exception_safe_to_retry(Unavailable("unavailable", "away"))
         assert not self.b.exception_safe_to_retry(NotAllowed("not_allowed", "no"))
         assert not self.b.exception_safe_to_retry(ValueError())
+
+    @pytest.fixture
+    def link(self):
+        before = set(threading.enumerate())
+        link = Link(urlsplit(URL.format("")).port)
+        yield link
+        link.close()
+        for thread in set(threading.enumerate()) - before:
+            thread.join()
+
+    def through(self, link):
+        options = f"{urlsplit(URL).query}&timeout=0.2"
+        return KvstoreBackend(app=self.app, url=f"kvstore://127.0.0.1:{link.port}/{self.place}?{options}")
+
+    def test_a_result_is_stored_once_the_service_is_back(self, link, monkeypatch):
+        self.b = self.through(link)
+        said = []
+        with ExitStack() as away:
+            away.enter_context(link.stall())
+
+            def come_back(*arguments):
+                said.append(arguments[0] % arguments[1:])
+                away.close()
+
+            monkeypatch.setattr(logging.getLogger("kvstore_contrib.celery"), "error", come_back)
+            self.b.mark_as_done("a", 5)
+        assert "retry 1 in 0 s" in said[0]
+        assert self.backend().get_result("a") == 5
+
+    def test_who_stores_a_result_gives_up_as_the_policy_says(self, link):
+        self.app.conf.result_backend_transport_options = {"retry_policy": {"max_retries": 1}}
+        self.b = self.through(link)
+        with link.stall(), pytest.raises(Unavailable):
+            self.b.mark_as_done("a", 5)
+
+    def test_a_wait_for_a_service_that_is_away_ends_after_its_time(self, link):
+        self.app.conf.result_backend_always_retry = True
+        self.b = self.through(link)
+        with link.stall():
+            for seconds in 0, 0.5:
+                with pytest.raises(LateError):
+                    self.b.wait_for("a", seconds)
+                with pytest.raises(LateError):
+                    list(self.b.get_many(["a", "b"], seconds))
+
+    def test_a_wait_outlasts_a_service_that_is_away(self, link):
+        self.app.conf.result_backend_always_retry = True
+        self.b = self.through(link)
+        self.backend().mark_as_done("a", 5)
+        with ExitStack() as away:
+            away.enter_context(link.stall())
+            assert self.b.wait_for("a", 60, on_interval=away.close)["result"] == 5
