@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+from urllib.parse import urlsplit
 
+import pytest
 from cache.tests import BaseCacheTests, caches_setting_for_tests
 from django.core.cache import cache, caches
+from django.core.exceptions import ImproperlyConfigured
 from django.test import SimpleTestCase, override_settings
+
+from kvstore_contrib.django import KvstoreCache
+from kvstore_contrib.testing.link import Link
+from kvstore_contrib.values import AWAY
 
 URL = os.environ["KVSTORE_FOR_SUITE"]
 PLACE = {"BACKEND": "kvstore_contrib.django.KvstoreCache", "LOCATION": URL.format("django")}
@@ -39,3 +46,46 @@ class KvstoreCacheTests(BaseCacheTests, SimpleTestCase):
         assert cache.get_many(entries) == entries
         cache.delete_many(entries)
         assert cache.get_many(entries) == {}
+
+    def test_what_is_too_large_is_not_stored_and_leaves_no_old_value(self):
+        large = "x" * 2**20
+        cache.set("page", "old")
+        cache.set("page", large)
+        assert cache.get("page") is None
+        cache.set("page", "old")
+        assert cache.set_many({"small": 1, "page": large}) == ["page"]
+        assert cache.get_many(["small", "page"]) == {"small": 1}
+        assert cache.add("page", large) is False
+
+    def test_a_service_that_is_away_can_be_passed_over(self):
+        service = urlsplit(URL.format("django"))
+        link = Link(service.port)
+        self.addCleanup(link.close)
+        location = f"kvstore://127.0.0.1:{link.port}{service.path}?{service.query}&timeout=0.2"
+        away = KvstoreCache(location, {"OPTIONS": {"ignore_unavailable": True}})
+        cache.set("a", 1)
+        with link.stall():
+            assert away.get("a", "none") == "none"
+            assert away.get_many(["a"]) == {}
+            assert not away.has_key("a")
+            assert away.add("a", 1) is away.touch("a") is away.delete("a") is False
+            away.set("a", 1)
+            assert away.set_many({"a": 1}) == ["a"]
+            with pytest.raises(ValueError, match="not found"):
+                away.incr("a")
+            away.delete_many(["a"])
+            away.clear()
+            with pytest.raises(AWAY):
+                KvstoreCache(location, {}).get("a")
+        assert away.get("b", "none") == "none"
+
+    def test_what_is_wrong_in_the_settings_is_said_when_they_are_used_first(self):
+        for location, options, said in [
+            (["kvstore://a", "kvstore://b"], {}, "one text, not a list"),
+            ("redis://127.0.0.1:6379", {}, "'redis://127.0.0.1:6379' is not .* kvstore://HOST"),
+            ("kvstore://127.0.0.1/cache?color=red", {}, "color=red"),
+            ("", {"MAX_ENTRIES": 3}, "ignore_unavailable.*MAX_ENTRIES"),
+            ("", {"ignore_unavailable": "yes"}, "True or False"),
+        ]:
+            with pytest.raises(ImproperlyConfigured, match=said):
+                KvstoreCache(location, {"OPTIONS": options})
