@@ -22,6 +22,16 @@ import pytest
 from kvstore_client import TimedOut
 
 
+def test_a_backend_finds_the_prefix(kvstore):
+    from kvstore_contrib.addresses import place_of
+
+    place = place_of(kvstore.location, "cache/")
+    assert place.prefix == kvstore.prefix
+    place.client.put(kvstore.key("a"), "1")
+    assert kvstore.client.get(kvstore.key("a")).text == "1"
+    place.client.close()
+
+
 def test_http_goes_through_the_same_link(kvstore, kvstore_faults):
     import urllib.request
 
@@ -95,7 +105,7 @@ def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
 
 def test_faults_are_those_of_a_network_and_the_clock_is_that_of_the_daemon(tmp_path: Path) -> None:
     (tmp_path / "test_faults.py").write_text(FAULTS)
-    assert "4 passed" in run_pytest(tmp_path)
+    assert "5 passed" in run_pytest(tmp_path)
 
 
 def test_workers_have_a_service_each_which_ends_with_them(tmp_path: Path) -> None:

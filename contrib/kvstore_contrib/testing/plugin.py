@@ -40,6 +40,12 @@ class KvstoreForTest:
         """The address of the HTTP facade, which is started when this is first asked for."""
         return self.service.url
 
+    @property
+    def location(self) -> str:
+        """The address of the prefix, as the backends of kvstore_contrib take it."""
+        changes = self.changes.rpartition(":")[2]
+        return f"{self.requests.replace('tcp://', 'kvstore://')}/{self.prefix}?changes={changes}"
+
     def key(self, name: str) -> str:
         """The key for ``name`` below the prefix."""
         return self.prefix + name
@@ -106,8 +112,8 @@ def kvstore_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestSe
 
 @pytest.fixture
 def kvstore(kvstore_service: TestService) -> Iterator[KvstoreForTest]:
-    """The service with a prefix of the test's own: ``kvstore.client``, ``prefix``, ``url``, ``requests``,
-    ``changes``."""
+    """The service with a prefix of the test's own: ``kvstore.client``, ``prefix``, ``location``, ``url``,
+    ``requests``, ``changes``."""
     from kvstore_client import Client
 
     prefix = f"test-{uuid.uuid4().hex}/"
