@@ -27,15 +27,20 @@ class Link:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._flows.set()
-        _start(self._accept)
+        self._relays: list[threading.Thread] = []
+        self._accepts = threading.Thread(target=self._accept, daemon=True)
+        self._accepts.start()
 
     def close(self) -> None:
-        """Break all connections, and take no more."""
+        """Break all connections, and take no more. None of its threads runs after it."""
         self._is_closed = True
         self._flows.set()
         _break(self._listener)
         self._listener.close()
+        self._accepts.join()
         self.drop()
+        for relay in self._relays:
+            relay.join()
 
     def drop(self) -> None:
         """Cut every connection that is open, with whatever is under way in it. New ones are taken."""
@@ -73,8 +78,10 @@ class Link:
             self.connections += 1
             with self._lock:
                 self._open |= {near, far}
-            _start(self._relay, near, far, False)
-            _start(self._relay, far, near, True)
+            self._relays = [relay for relay in self._relays if relay.is_alive()]
+            for ends in ((near, far, False), (far, near, True)):
+                self._relays.append(threading.Thread(target=self._relay, args=ends, daemon=True))
+                self._relays[-1].start()
 
     def _relay(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
         with suppress(OSError):
@@ -103,10 +110,6 @@ class Link:
             allowed, self._left = self._left, None
             self.cuts += 1
             return allowed
-
-
-def _start(target: object, *arguments: object) -> None:
-    threading.Thread(target=target, args=arguments, daemon=True).start()  # type: ignore[arg-type]
 
 
 def _break(end: socket.socket) -> None:

@@ -145,21 +145,21 @@ def test_a_result_that_finds_no_room_fails_its_task():
 
 def test_threads_and_forked_processes_wait_side_by_side(gate):
     results = [add.delay(1, 1), gated.delay(str(gate))]
-    found = {}
+    found = []
 
     def wait(result):
-        found[threading.get_ident()] = AsyncResult(result.id, app=app).get(PATIENCE)
+        found.append(AsyncResult(result.id, app=app).get(PATIENCE))
 
     threads = [threading.Thread(target=wait, args=[result]) for result in results * 2]
-    for thread in threads:
-        thread.start()
-    child = os.fork()
+    child = os.fork()  # before the threads: a lock that one of them holds would be held for ever in the child
     if not child:
         os._exit(AsyncResult(results[0].id, app=app).get(PATIENCE))
+    for thread in threads:
+        thread.start()
     gate.touch()  # the folder that is the broker may give the only worker the gated task first
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     for thread in threads:
         thread.join(PATIENCE)
-    assert sorted(found.values())[:2] == [2, 2]
+    assert sorted(found)[:2] == [2, 2]
     assert len(found) == 4
     assert not list(Path(FOLDER).glob("*.celery.msg"))
