@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from pathlib import Path
 
 from celery import Celery
+from kombu.transport import filesystem
+from kombu.utils.json import dumps
 
 FOLDER = os.environ["CELERY_FOLDER"]
+
+
+def put_whole(self, queue, payload, **_):
+    """Its own may be read half written, at which a worker ends."""
+    file = Path(FOLDER, f"{time.monotonic_ns():020}_{uuid.uuid4()}.{queue}.msg")
+    part = file.with_suffix(".part")
+    part.write_text(dumps(payload))
+    part.rename(file)
+
+
+filesystem.Channel._put = put_whole
 
 app = Celery("celery_tasks", broker="filesystem://", backend=os.environ["KVSTORE_FOR_SUITE"].format("celery"))
 app.conf.broker_transport_options = {
