@@ -100,7 +100,8 @@ def test_each_read_has_a_stale_form_that_waits_for_nothing(
     if stale.status != 404:
         assert stale.body == current.body
     head = session.request("HEAD", with_stale(target), None, headers)
-    assert (head.status, head.headers[AGE_HEADER]) == (current.status, str(AGE))
+    whole = 200 if current.status == 206 else current.status  # RFC 9110 section 14.2: a range is GET's alone
+    assert (head.status, head.headers[AGE_HEADER]) == (whole, str(AGE))
     assert daemon.order("held") == 0
     daemon.order("catch_up", "fail")
     refused = session.request("GET", target, None, headers)

@@ -66,6 +66,7 @@ def begin_a_conflict(page: Page, session: Session) -> None:
     session.put(path_of("app/config/web.json"), theirs, content_type="application/json")
     page.click("Save")
     page.wait_for("Theirs, revision", ".conflict")
+    page.wait_for(f"json · {len(theirs)} B")  # the list hears of it, too
 
 
 @pytest.mark.usefixtures("written")
