@@ -319,10 +319,10 @@ def test_a_copy_that_a_command_keeps_loses_what_is_gone_once_marks_are_wanted(
 
     def follow_until_complete() -> str:
         complete.unlink(missing_ok=True)
-        position_before = position.read_text() if position.exists() else ""
+        position_before = position.read_text().strip() if position.exists() else ""
         running = start(offline, *follow)
         wait_until(
-            lambda: complete.exists() and position.read_text() not in ("", position_before),
+            lambda: complete.exists() and position.read_text().strip() not in ("", position_before),
             what="the present is complete",
         )
         running.process.terminate()
