@@ -60,9 +60,10 @@ class Story:
         self,
         revision: int,
         time: int,
-        *changes: tuple[str, int | None] | tuple[str, int, int] | tuple[str, Literal["expired"]],
+        *changes: tuple[str, int | None] | tuple[str, int, int] | tuple[str, Literal["expired", "stays"]],
     ) -> Story:
-        """Add to the log that keys got a number, and perhaps an end, or None for gone, or expired."""
+        """Add to the log that keys got a number, and perhaps an end, or None for gone; or that they expired,
+        or lost their end."""
         for index, (key, number, *end) in enumerate(changes):
             before = self.state.pop(key, None)
             record = None
@@ -73,17 +74,13 @@ class Story:
                 expires_at = end[0] if end else None
                 record = Record(key, str(number).encode(), "t", revision, made, version, time, expires_at)
                 self.state[key] = record
+            elif number == "stays":
+                assert before is not None
+                record = self.state[key] = before._replace(revision=revision, expires_at=None)
             op = "put" if record else "expire" if number == "expired" else "delete"
             old = before if op == "expire" else None
             previous = 0 if before is None else before.revision
             self.log.append(Event(op, key, revision, index, len(changes), time, record, old, previous))
-        return self
-
-    def persist(self, revision: int, time: int, key: str) -> Story:
-        """Add to the log that a key lost its end."""
-        before = self.state[key]
-        record = self.state[key] = before._replace(revision=revision, expires_at=None)
-        self.log.append(Event("put", key, revision, 0, 1, time, record, None, before.revision))
         return self
 
 
@@ -109,6 +106,10 @@ def delete(key: str, revision: int) -> tuple[Effect, Found]:
 
 def check(key: str, revision: int) -> tuple[Effect, Found]:
     return Effect("check", key, if_revision=revision), Found(revision)
+
+
+def persist(key: str, revision: int) -> tuple[Effect, Found]:
+    return Effect("persist", key), Found(revision)
 
 
 def get(key: str, number: int | None, revision: int = 0, *, ends: int | None = None) -> tuple[Effect, Found]:
@@ -154,10 +155,14 @@ RIGHT = {
     .ok(0, 1, put("a", 1, 1)).unknown(2, Effect("check", "a", if_revision=1), Effect("put", "b", 1))
     .ok(3, 4, put("a", 2, 3)).ok(5, 6, get("b", 1, 2))
     .commit(1, 1, ("a", 1)).commit(2, 3, ("b", 1)).commit(3, 4, ("a", 2)),
+    "a persist of what another has made to stay": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(2, 9, persist("a", 2))
+    .ok(3, 8, put("b", 2, 2), persist("a", 2))
+    .commit(1, 1, ("a", 1, 51)).commit(2, 5, ("b", 2), ("a", "stays")),
     "a persist that finds what an unknown one has done": Story()
     .ok(0, 1, put("a", 1, 1, ttl=5000, ends=5001)).unknown(2, Effect("persist", "a"))
-    .ok(6, 7, put("b", 1, 3)).ok(8, 9, (Effect("persist", "a"), Found(2)))
-    .commit(1, 1, ("a", 1, 5001)).persist(2, 3, "a").commit(3, 7, ("b", 1)),
+    .ok(6, 7, put("b", 1, 3)).ok(8, 9, persist("a", 2))
+    .commit(1, 1, ("a", 1, 5001)).commit(2, 3, ("a", "stays")).commit(3, 7, ("b", 1)),
     "a condition that failed": Story()
     .ok(0, 1, put("a", 1, 1))
     .failed(2, 3, Effect("put", "a", 2, None, 7), 1).failed(2, 3, Effect("put", "a", 3, None, 0), 1)
@@ -284,12 +289,23 @@ RIGHT_TOGETHER = {
     .unknown(0, Effect("put", "a", 1), Effect("put", "b", 2)).ok(0, 9, put("c", 3, 1))
     .unknown(0, Effect("incr", "d", 1))
     .commit(1, 5, ("a", 1), ("b", 2), ("c", 3), ("d", 1)),
+    "a persist beside a put, of what another has made to stay": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(2, 9, put("b", 2, 2), persist("a", 2))
+    .ok(2, 9, persist("a", 2), put("c", 3, 2))
+    .commit(1, 1, ("a", 1, 51)).commit(2, 5, ("b", 2), ("a", "stays"), ("c", 3)),
+    "a persist beside a put, of what another has stored": Story()
+    .ok(0, 9, put("a", 1, 1)).ok(0, 9, put("b", 2, 1)).ok(0, 9, put("c", 3, 1), persist("a", 1))
+    .commit(1, 5, ("a", 1), ("b", 2), ("c", 3)),
     "a check of what another has done before it": Story()
     .ok(0, 9, put("a", 1, 1)).ok(0, 9, check("a", 1), put("b", 2, 1))
     .commit(1, 5, ("a", 1), ("b", 2)),
 }  # fmt: skip
 
 WRONG_TOGETHER = {
+    "a persist that did not happen": Story()
+    .ok(0, 1, put("a", 1, 1, ttl=50, ends=51)).ok(2, 9, put("b", 2, 2))
+    .ok(2, 9, put("c", 3, 2), persist("a", 2))
+    .commit(1, 1, ("a", 1, 51)).commit(2, 5, ("b", 2), ("c", 3)),
     "one that began when the other had returned": Story()
     .ok(0, 4, put("a", 1, 1)).ok(6, 9, put("b", 2, 1))
     .commit(1, 3, ("a", 1), ("b", 2)),

@@ -241,10 +241,12 @@ class _Witness:
 
     def check(self) -> None:
         """Everything."""
+        written = [o for o in self._operations if o.outcome == "ok" and o.writes]
+        # those that may have changed nothing are asked last: they take what nobody else did
+        for operation in sorted(written, key=_only_persists):
+            self._claim(operation)
         for operation in self._operations:
-            if operation.outcome == "ok" and operation.writes:
-                self._claim(operation)
-            elif operation.code == "condition_failed":
+            if operation.code == "condition_failed":
                 wanted, found = operation.effects[operation.at].if_revision, operation.found[0].revision
                 _demand(wanted not in (None, found), f"the condition did hold: {operation}")
         self._check_time()
@@ -279,7 +281,7 @@ class _Witness:
         _demand(len(own) <= 1, f"not atomic: {operation}")
         revision = max(found.revision for _, found in pairs)
         commit = self._commits.get(revision, [])
-        changed = [effect.key for effect, found in pairs if found.revision == revision]
+        changed = [effect for effect, found in pairs if found.revision == revision]
         events = self._together(commit, changed)
         fits = bool(events) and (self._is_shared or len(events) == len(commit))
         if not own:  # only the log tells whether a persist found a time to live to take away
@@ -292,7 +294,8 @@ class _Witness:
         )
         for event in events:
             other = self._claims.setdefault((revision, event.key), operation)
-            _demand(other is operation, f"one change for two: {other} and {operation}")
+            is_one = other is operation or _is_persist(event, self._before)
+            _demand(is_one, f"one change for two: {other} and {operation}")
         _demand(self._held_before(operation, events[0]), f"not required of what was there: {operation}")
 
     def _held_before(self, operation: Operation, first: Event) -> bool:
@@ -313,11 +316,20 @@ class _Witness:
         return state
 
     @staticmethod
-    def _together(commit: list[Event], keys: list[str]) -> list[Event]:
-        """The events of ``keys``, if they stand beside each other in this order; else none."""
-        start = next((n for n, event in enumerate(commit) if event.key == keys[0]), len(commit))
-        events = commit[start : start + len(keys)]
-        return events if [event.key for event in events] == keys else []
+    def _together(commit: list[Event], effects: list[Effect]) -> list[Event]:
+        """The events of ``effects``, if they stand beside each other in this order; else none. That of a
+        persist may be another's, before them: the key had no time to live any more."""
+        for start in range(len(commit)):
+            end = start
+            for effect in effects:
+                if end < len(commit) and commit[end].key == effect.key:
+                    end += 1
+                elif effect.op != "persist" or effect.key not in [event.key for event in commit[:end]]:
+                    break
+            else:
+                if end > start:
+                    return commit[start:end]
+        return []
 
     def _check_time(self) -> None:
         """Put each operation at the lowest revision that what it says and the clock allow; whoever began
@@ -341,7 +353,7 @@ class _Witness:
                 for effect in operation.effects
                 if self._claims.get(place := (revision, effect.key)) is operation
             ]
-            if claimed and revision <= bound and {e.op for e in operation.effects} <= {"persist", "check"}:
+            if claimed and revision <= bound and _only_persists(operation):
                 # it found no time to live: who took that away is one of which nobody knows
                 for place in claimed:
                     del self._claims[place]
@@ -461,6 +473,10 @@ def _check_step(event: Event, before: Event | None) -> None:
     else:
         _demand(record.create_revision == old.create_revision, f"{event} was created anew")
         _demand(record.version - old.version in (0, 1), f"{event} follows version {old.version}")
+
+
+def _only_persists(operation: Operation) -> bool:
+    return {effect.op for effect in operation.effects} <= {"persist", "check"}
 
 
 def _is_persist(event: Event, before: dict[tuple[int, str], Event | None]) -> bool:
