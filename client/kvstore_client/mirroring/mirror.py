@@ -30,7 +30,7 @@ from kvstore_client.subscription_base import filter_of
 from kvstore_client.transport import forks
 from kvstore_core.backoff import Backoff
 from kvstore_core.digest import digest_text
-from kvstore_core.errors import KvError, TimedOut
+from kvstore_core.errors import KvError, TimedOut, Unavailable
 from kvstore_core.model import Cursor
 from kvstore_core.wire import Heartbeat
 
@@ -154,7 +154,8 @@ class Mirror(MirrorBase):
 
         Raises ``damaged`` if it is not equal; that what differs is not just a record which had expired, and
         whose event is still to come, is known after ``timeout`` seconds, by default those of the mirror.
-        Raises ``timed_out`` where the store is away. Needs the grants ``read`` and ``list``."""
+        Raises ``timed_out`` or ``unavailable`` where the store is away. Needs the grants ``read`` and
+        ``list``."""
         self._must_be_begun()
         seconds = self._timeout if timeout is None else seconds_of("timeout", timeout)
         deadline = time.monotonic() + seconds
@@ -165,7 +166,7 @@ class Mirror(MirrorBase):
             span, total = parts[-1]
             try:
                 found = self._compare(copy, span, total, deadline)
-            except TimedOut as error:
+            except (TimedOut, Unavailable) as error:
                 raise failure or error from None
             if isinstance(found, int):
                 position, failure = found, None
