@@ -104,9 +104,11 @@ def let_in(room: Room, name: str, *grants: str) -> KeyPair:
     key = room.identities.add(name, *grants)
 
     def is_known() -> bool:
-        with closing(room.client(key, linger=0).socket) as socket:
+        # where it is refused before it has sent, there is nobody to send to any more
+        with closing(room.client(key, linger=0, sndtimeo=500).socket) as socket, suppress(zmq.Again):
             socket.send_multipart([b'{"v":1,"ops":[{"op":"status"}]}'])
             return bool(socket.poll(500))
+        return False
 
     wait_until(is_known, what="the daemon takes the file")
     return key
