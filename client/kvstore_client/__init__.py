@@ -42,6 +42,7 @@ __all__ = [
     "AsyncMirror",
     "AsyncSubscription",
     "AsyncTransaction",
+    "BackupExists",
     "BadRequest",
     "Client",
     "ConditionFailed",

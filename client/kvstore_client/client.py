@@ -804,7 +804,7 @@ class Client(NotPortable):
     def backup_make(self, backup_id: str | None = None, *, timeout: float | None = None) -> dict[str, Any]:
         """Begin to make a backup of the store, which takes as long as reading it; returns it as
         :meth:`backups` does. A repeat with the same ``backup_id``, 16 hexadecimal digits, begins no other;
-        without one it is chosen here. Raises ``too_busy`` while there is another, and ``store_full``."""
+        without one it is chosen here. Raises ``backup_exists`` while there is another, and ``store_full``."""
         return self.run(commands.backup_make(backup_id or secrets.token_hex(8)), timeout=timeout)
 
     def backup_read(

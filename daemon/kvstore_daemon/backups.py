@@ -47,8 +47,9 @@ class Backups:
     ``back_up``; used by the loop's thread only.
 
     Everything raises KvErrors: ``not_found`` for a backup that is not there, ``too_busy`` for one that is not
-    made yet, and for a second one, also while the making of a deleted one has not ended, ``store_full`` where
-    the disk has no room for it, ``bad_request`` where a cluster keeps the store.
+    made yet, ``backup_exists`` for a second one, ``too_busy`` for one while the making of a deleted one has
+    not ended, ``store_full`` where the disk has no room for it, ``bad_request`` where a cluster keeps the
+    store.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Backups:
             if kept.id == backup_id:
                 return kept.fields()
             raise KvError(
-                "too_busy",
+                "backup_exists",
                 f"there is a backup already, {kept.id} ({kept.state}), and only one is kept: delete that, or "
                 "wait until it is removed, an hour after it was last read",
                 id=kept.id,

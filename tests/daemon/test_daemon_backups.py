@@ -109,8 +109,9 @@ def test_one_that_is_not_read_any_more_leaves_its_room_to_the_disk(
     made(backups)
     (held,) = files_without_name(tmp_path)
     assert os.stat(held).st_size == backups.taken  # noqa: PTH116 - a link in /proc
-    with refused("too_busy"):
+    with refused("backup_exists") as told:
         backups.make(OTHER, "me")
+    assert told.value.details["id"] == ID
     backups.delete(ID, "me")
     assert not files_without_name(tmp_path)
     assert made(backups, OTHER)["state"] == "ready"

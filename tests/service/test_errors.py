@@ -141,6 +141,7 @@ ELSEWHERE = {
     "unauthenticated": "tests/access: a service with access on",
     "internal": "tests/daemon",
     "damaged": "tests/engine: a flipped bit",
+    "backup_exists": "tests/http: a second backup",
     "range_not_satisfiable": "tests/http: a range behind the end of a backup",
     "request_timeout": "tests/http_core: a request that stalls",
     "length_required": "tests/http_core: raw requests",

@@ -27,7 +27,7 @@ from kvstore_cli.terminal import output, progress
 from kvstore_cli.terminal.humanize import exact_size
 from kvstore_cli.terminal.progress import Steps
 from kvstore_core.distribution import require
-from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, KvError, TooBusy
+from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, BackupExists, KvError
 from kvstore_core.process.files import steadily
 
 SHOWN_FAULTS = 100
@@ -124,11 +124,9 @@ def _naming_restart() -> Iterator[None]:
     """Say what to do about a backup of somebody else's."""
     try:
         yield
-    except TooBusy as error:
-        if "id" not in error.details:
-            raise
+    except BackupExists as error:
         message = f"{error.message}; or add --restart, which deletes it"
-        raise KvError("too_busy", message, **error.details) from error
+        raise KvError(error.code, message, **error.details) from error
 
 
 def _trailer_of(path: Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class BackupSource:
 
     def make(self, key: str, progress: Report) -> Description:
         """A backup that is ready: that which was asked for under ``key`` before, or a new one; ``progress``
-        is called then. Raises ``too_busy`` if there is another, ``store_full``, and what else went wrong in
+        is called then. Raises ``backup_exists`` if there is another, ``store_full``, and what else went wrong in
         making it."""
         answer = self._steadily(
             lambda: self._service.request(
@@ -123,8 +123,6 @@ class BackupSource:
             try:
                 answer = ask()
             except KvError as error:
-                if "id" in error.details:  # another backup, which does not go away by itself
-                    raise
                 self._retry.wait_after(error)
             else:
                 self._retry.progress()
@@ -216,7 +214,7 @@ def fetch_file(
         try:
             backup = source.make(part.key, begin("making"))
         except KvError as error:
-            if part.is_empty and ("id" in error.details or not error.row.is_temporary):
+            if part.is_empty and not error.row.is_temporary:
                 part.discard()
             raise
         offset = part.take(backup)

@@ -80,6 +80,10 @@ ADVICE = {
     ),
     "out_of_range": "Numbers are from −2⁶³ to 2⁶³ − 1. Nothing was changed.",
     "not_json": "Only JSON can be patched. Store the whole value with a put instead.",
+    "backup_exists": (
+        "One [backup](../backup.md#from-another-machine) is kept at a time. Delete that with this `id` first, "
+        "or wait: it is removed an hour after it was last read."
+    ),
     "sequence_stale": (
         "Two clients use one client number, or a very late copy of a request arrived. Use the client of "
         "the package, or a number of your own for each process."
@@ -103,8 +107,7 @@ ADVICE = {
     ),
     "reply_too_large": "Ask for less at once: a smaller `limit`, or fewer keys.",
     "too_busy": (
-        "Wait as long as `Retry-After` says, and repeat. If it stays, see [operations](../operations.md). "
-        "With an `id` it is about another [backup](../backup.md#from-another-machine): delete that first."
+        "Wait as long as `Retry-After` says, and repeat. If it stays, see [operations](../operations.md)."
     ),
     "unavailable": (
         "The service, the daemon behind it, or most of a cluster is away. It is tried again by itself; "
