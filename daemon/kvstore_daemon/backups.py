@@ -34,9 +34,12 @@ LEAST_FREE_BYTES = 64 * 1024 * 1024
 _SMALL_SHARE = 4
 """One 20th of the disk stays free, at least 64 MiB, but no more than a quarter of a small disk."""
 
-BackUp = Callable[[Callable[[bytes], Any], int], dict[str, Any]]
+OnBegun = Callable[[Callable[[], None]], None]
+"""Called with a function that ends the process which makes a backup, from whatever thread."""
+
+BackUp = Callable[[Callable[[bytes], Any], int, OnBegun], dict[str, Any]]
 """Passes a backup of the store to a function, piece by piece, and returns what it holds; the number is the
-time at which it is made, in milliseconds since the epoch."""
+time at which it is made, in milliseconds since the epoch. It raises KvError if its process is ended."""
 
 _READ_AHEAD = 8
 _STOP_SECONDS = 3.0
@@ -160,8 +163,9 @@ class KeptBackup:
         self._ends_at = clock() + MAX_KEPT_SECONDS
         self._last_end = self._ends_at
         self._is_dropped = False
+        self._end: Callable[[], None] | None = None
         self._lock = threading.Lock()
-        """Held to close the file, and to say that it is whole."""
+        """Held to close the file, to say that it is whole, and to end its process."""
         try:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed when it is dropped
         except OSError as error:
@@ -220,11 +224,13 @@ class KeptBackup:
         return self._clock() >= self._ends_at
 
     def drop(self) -> None:
-        """Give its room back, now or as soon as the thread sees it."""
+        """Give its room back: now, or as soon as the process that is killed here has ended."""
         with self._lock:
             self._is_dropped = True
             if self.found is not None:
                 self._close()
+            elif self._end is not None:
+                self._end()  # it may hang, so that the thread waits for it
 
     def _use(self) -> None:
         self._ends_at = min(self._clock() + UNUSED_SECONDS, self._last_end)
@@ -260,7 +266,7 @@ class KeptBackup:
             write(piece)
             self.bytes += len(piece)
 
-        found = self._back_up(take, self._created_at)
+        found = self._back_up(take, self._created_at, self._let_end)
         self._file.flush()
         self._sha256 = digest.hexdigest()
         with self._lock:
@@ -272,8 +278,15 @@ class KeptBackup:
             self.found = found
         return found
 
+    def _let_end(self, end: Callable[[], None]) -> None:
+        with self._lock:
+            self._end = end
+            if self._is_dropped:
+                end()
+
     def _fail(self, error: KvError) -> None:
-        log.warning("the backup %s failed: %s", self.id, error.message)
+        if not self._is_dropped:  # else its process was killed for that
+            log.warning("the backup %s failed: %s", self.id, error.message)
         with self._lock:
             self._use()
             self._close()  # who sees the error may rely on the room

@@ -22,7 +22,7 @@ from kvstore_core.process.signals import Signals
 from kvstore_core.process.startup import raise_descriptor_limit, relax_garbage_collector
 from kvstore_daemon.access.authority import open_authority
 from kvstore_daemon.access.zap import ZapHandler
-from kvstore_daemon.backups import Backups
+from kvstore_daemon.backups import Backups, OnBegun
 from kvstore_daemon.bind import Context
 from kvstore_daemon.event_loop import Loop
 from kvstore_daemon.peer_limits.connections import ConnectionLimit
@@ -173,8 +173,10 @@ def _eviction(settings: DaemonSettings) -> EvictionLimit | None:
     return EvictionLimit(tuple(prefix.encode() for prefix in prefixes), settings.evict_bytes)
 
 
-def _back_up(folder: str, write: Callable[[bytes], Any], created_at: int) -> dict[str, Any]:
-    return back_up(Path(folder), write, created_at)._asdict()
+def _back_up(
+    folder: str, write: Callable[[bytes], Any], created_at: int, on_begun: OnBegun
+) -> dict[str, Any]:
+    return back_up(Path(folder), write, created_at, on_begun=on_begun)._asdict()
 
 
 def _announce(notifier: Notifier, **where: str) -> None:

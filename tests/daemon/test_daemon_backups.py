@@ -14,7 +14,7 @@ import pytest
 
 from kvstore_client import Client
 from kvstore_core.errors import KvError
-from kvstore_daemon.backups import MAX_KEPT_SECONDS, UNUSED_SECONDS, BackUp, Backups, require_room
+from kvstore_daemon.backups import MAX_KEPT_SECONDS, UNUSED_SECONDS, BackUp, Backups, OnBegun, require_room
 from kvstore_daemon.storage.offline.backup import back_up
 from support.engine_store import Store, opened, refused
 from support.servers import Daemon, wait_until
@@ -54,8 +54,8 @@ def keep(store: Store, tmp_path: Path, clock: Hand) -> Iterator[Callable[..., Ba
     folder = tmp_path / "data"
     kept: list[Backups] = []
 
-    def make(write: Callable[[bytes], Any], now: int) -> dict[str, Any]:
-        return back_up(folder, write, now)._asdict()
+    def make(write: Callable[[bytes], Any], now: int, on_begun: OnBegun) -> dict[str, Any]:
+        return back_up(folder, write, now, on_begun=on_begun)._asdict()
 
     def keep(how: BackUp = make) -> Backups:
         kept.append(Backups(store.engine, str(folder), how, clock))
@@ -127,7 +127,7 @@ def files_without_name(folder: Path) -> list[str]:
 def test_a_disk_that_fills_up_meanwhile_fails_the_backup_and_the_next_may_begin(
     keep: Callable[..., Backups], tmp_path: Path
 ) -> None:
-    def fail(write: Callable[[bytes], Any], _now: int) -> dict[str, Any]:
+    def fail(write: Callable[[bytes], Any], _now: int, _on_begun: OnBegun) -> dict[str, Any]:
         write(b"part")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_meanwhile_fails_the_backup_and_the_next_may_begin(
 def test_a_deleted_backup_stops_being_made(keep: Callable[..., Backups], tmp_path: Path) -> None:
     ended: list[Exception] = []
 
-    def without_end(write: Callable[[bytes], Any], _now: int) -> dict[str, Any]:
+    def without_end(write: Callable[[bytes], Any], _now: int, _on_begun: OnBegun) -> dict[str, Any]:
         try:
             while True:
                 write(b"more")
@@ -165,7 +165,7 @@ def test_another_is_begun_once_the_making_of_a_deleted_one_has_ended(
 ) -> None:
     may_end = threading.Event()
 
-    def slowly(write: Callable[[bytes], Any], _now: int) -> dict[str, Any]:
+    def slowly(write: Callable[[bytes], Any], _now: int, _on_begun: OnBegun) -> dict[str, Any]:
         write(b"part")
         may_end.wait()
         write(b"more")

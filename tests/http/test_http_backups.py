@@ -7,7 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from kvstore_daemon.storage.offline import no_progress
 from kvstore_daemon.storage.offline.backup import check_backup
 from support.lengths import examples
 from support.servers import Daemon, Facade, Service, children, wait_until
-from support.session import Session, assert_problem, call, connect
+from support.session import Answer, Session, assert_problem, call, connect
 
 pytestmark = pytest.mark.lmdb_only("a cluster has a backup of its own")
 
@@ -176,7 +176,8 @@ def making(service: Service) -> Iterator[int]:
     try:
         yield pid
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
         asking.join()
 
 
@@ -195,6 +196,29 @@ def test_while_it_is_made_nothing_of_it_is_given_out_and_all_else_goes_on(
         assert own.put("/v1/kv/later", b"1").status == 201
         assert own.get("/v1/kv/later").body == b"1"
     wait_until(lambda: own.get("/v1/backups").json["backups"][0]["state"] == "ready")
+
+
+@pytest.mark.slow
+def test_a_backup_whose_process_hangs_makes_room_for_another_once_it_is_deleted(
+    service: Service, own: Session
+) -> None:
+    fill(service.requests)
+    with making(service) as hanging:
+        (told,) = own.get("/v1/backups").json["backups"]
+        assert own.delete(f"/v1/backups/{told['id']}").status == 200
+        wait_until(lambda: hanging not in children(service.daemon.pid))
+        made = wait_until(lambda: begun(own))
+        assert made.json["state"] == "ready"
+    assert f"the backup {told['id']} failed" not in service.daemon.stderr
+
+
+def begun(session: Session) -> Answer | None:
+    """The answer to a request for a backup; None while a deleted one is being ended."""
+    answer = session.post("/v1/backups")
+    if answer.status == 201:
+        return answer
+    assert_problem(answer, "too_busy")
+    return None
 
 
 @pytest.mark.slow

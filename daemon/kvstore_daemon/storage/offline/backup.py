@@ -21,7 +21,7 @@ import orjson
 
 from kvstore_core.distribution import installed_version
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.offline import Progress, Steps, no_progress, reader_client
+from kvstore_daemon.storage.offline import OnBegun, Progress, Steps, never_ended, no_progress, reader_client
 
 FORMAT = 2
 """1 had no frames behind its image."""
@@ -64,12 +64,17 @@ class Backup(NamedTuple):
 
 
 def back_up(
-    folder: Path, write: Callable[[bytes], Any], created_at: int, progress: Progress = no_progress
+    folder: Path,
+    write: Callable[[bytes], Any],
+    created_at: int,
+    progress: Progress = no_progress,
+    on_begun: OnBegun = never_ended,
 ) -> Backup:
     """Pass a backup of the store in the data folder to ``write``, piece by piece; returns what it holds.
 
     The store may be in use: the backup is of one revision, and nobody waits for it. ``progress`` counts
-    bytes. Raises KvError; what was written until then is no backup.
+    bytes, and ``on_begun`` can end the process that reads the store. Raises KvError, also if that was ended;
+    what was written until then is no backup.
     """
     digest, size = hashlib.sha256(), 0
 
@@ -79,7 +84,7 @@ def back_up(
         size += len(chunk)
         write(chunk)
 
-    found = reader_client.copy(folder, take, progress)
+    found = reader_client.copy(folder, take, progress, on_begun)
     backup = Backup(
         installed_version(),
         found["store_format"],

@@ -17,7 +17,7 @@ import orjson
 
 from kvstore_core.errors import KvError
 from kvstore_core.process.signals import signal_name
-from kvstore_daemon.storage.offline import Progress, no_progress
+from kvstore_daemon.storage.offline import OnBegun, Progress, never_ended, no_progress
 from kvstore_daemon.storage.offline.run_as_owner import as_root
 
 _ATTEMPTS = 5
@@ -88,14 +88,20 @@ def check(
 
 
 @_retried
-def copy(path: Path, write: Callable[[bytes], Any], progress: Progress = no_progress) -> dict[str, Any]:
+def copy(
+    path: Path,
+    write: Callable[[bytes], Any],
+    progress: Progress = no_progress,
+    on_begun: OnBegun = never_ended,
+) -> dict[str, Any]:
     """Pass the store in the data folder ``path`` to ``write``, as of one revision: its image without free
     pages, then the frames of its journal beyond that. Returns the facts of that revision. ``progress`` counts
-    bytes.
+    bytes, and ``on_begun`` can end the process that reads.
 
-    Raises KvError, maybe after a part was passed on, which is then of no use.
+    Raises KvError, maybe after a part was passed on, which is then of no use; also if it was ended.
     """
     with _reader("copy", path) as process:
+        on_begun(process.kill)
         found = _first(process)
         if found:
             _pass_on(process, found["bytes"] + found["journal_bytes"], write, progress)
