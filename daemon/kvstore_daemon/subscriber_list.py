@@ -68,4 +68,8 @@ class SubscriberList:
             self._connections.shut(descriptor)
             self.kicked += 1
             return {"kicked": subscriber_id}
-        raise KvError("not_found", f"there is no subscriber {subscriber_id!r}; it may have ended")
+        raise KvError(
+            "not_found",
+            f"there is no subscriber {subscriber_id!r}: it has ended, and may have come back under another "
+            "id; list the subscribers again",
+        )

@@ -500,7 +500,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "admin",
         "End a stream or a native subscription, whose client may come back",
         (ResponseSpec(200, "it has ended", {JSON: "Kicked"}),),
-        errors=("not_found", "invalid_key"),
+        errors=("not_found",),
     ),
     Endpoint(
         "GET",

@@ -266,6 +266,11 @@ def test_the_command_shows_and_kicks(two_workers: Protected, stack: ExitStack, t
     assert [event for event in stream if event.name not in ("heartbeat", "sync")] == []
     done = line("kick", row["id"])
     assert (done.returncode, done.stdout) == (3, b"")
+    assert b"list the subscribers again" in done.stderr
+    for what in ("", ".", "H7", "a/b"):
+        done = line("kick", what)
+        assert (done.returncode, done.stdout) == (3, b"")
+        assert f"'{what}' is no subscriber's id; 'kvstore subscribers' lists them".encode() in done.stderr
 
 
 def test_while_access_is_off_native_filters_are_shown_too(

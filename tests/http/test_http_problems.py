@@ -156,6 +156,26 @@ def test_requests_get_the_problem_that_they_deserve_and_the_service_goes_on(
     assert session.put(path_of(f"{key}/after"), b"x").status == 201
 
 
+NAMED = {"backups": ("DELETE", "id"), "subscribers": ("DELETE", "id"), "tokens": ("DELETE", "name")}
+"""Groups of addresses whose last part is no key: a method of them, and what that part is called."""
+
+
+@pytest.mark.parametrize("group", NAMED)
+@pytest.mark.parametrize("raw", ["", "%00", "%zz", "%ff", "a%2Fb", "..", "x" * 9000])
+def test_what_is_no_name_is_not_called_a_key(session: Session, group: str, raw: str) -> None:
+    method, what = NAMED[group]
+    answer = session.request(method, f"/v1/{group}/{raw}")
+    detail = answer.json["detail"]
+    assert "key" not in detail
+    assert len(detail) < 400
+    if raw in ("%zz", "%ff"):
+        assert_problem(answer, "bad_request")
+        assert f"the {what} in the path is not percent-encoded UTF-8" in detail
+    elif group != "tokens":  # while access is off there are none
+        assert_problem(answer, "not_found")
+        assert ("GET /v1/subscribers" if group == "subscribers" else "POST /v1/backups") in detail
+
+
 def test_a_daemon_that_is_away_is_unavailable_until_it_is_back(
     daemon: Daemon, start_facade: Callable[..., Facade]
 ) -> None:

@@ -11,6 +11,7 @@ from kvstore_cli.command_line.parameters import TEXT, WholeNumber, json_option
 from kvstore_cli.command_line.subcommand import client_of, subcommand
 from kvstore_cli.terminal import output
 from kvstore_cli.terminal.humanize import NOTHING, age, count, size
+from kvstore_core.errors import KvError
 from kvstore_core.limits import MAX_PAGE
 
 _HEAD = ("ID", "ADDRESS", "NAME", "SINCE", "SENT", "WAITING", "LAG", "BLOCKED", "FILTERS")
@@ -91,9 +92,14 @@ def kick(context: click.Context, ids: tuple[str, ...]) -> None:
       kvstore kick h48211
       kvstore subscribers --json | jq -r 'select(.lag > 1000) | .id' | xargs -r kvstore kick
     """
-    from kvstore_cli.http_client.client import key_path
+    from kvstore_core.operations import is_subscriber_id
 
     with client_of(context) as service:
         for each in ids:
-            service.request("DELETE", key_path("subscribers", each), is_once=True)
+            if not is_subscriber_id(each):
+                what = output.readable(each)
+                raise KvError(
+                    "not_found", f"'{what}' is no subscriber's id; 'kvstore subscribers' lists them"
+                )
+            service.request("DELETE", f"/v1/subscribers/{each}", is_once=True)
             output.write_line(f"kicked {each}")

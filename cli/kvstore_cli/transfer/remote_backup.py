@@ -56,8 +56,8 @@ class BackupSource:
 
     def make(self, key: str, progress: Report) -> Description:
         """A backup that is ready: that which was asked for under ``key`` before, or a new one; ``progress``
-        is called then. Raises ``backup_exists`` if there is another, ``store_full``, and what else went wrong in
-        making it."""
+        is called then. Raises ``backup_exists`` if there is another, ``store_full``, and what else went
+        wrong in making it."""
         answer = self._steadily(
             lambda: self._service.request(
                 "POST",

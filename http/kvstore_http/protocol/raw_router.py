@@ -20,6 +20,9 @@ from kvstore_http.protocol.environ import RAW_PATH, ROUTE
 
 _NOT_ENCODED = re.compile("%(?![0-9A-Fa-f]{2})")
 
+SHOWN_CHARACTERS = 64
+"""Of a name that is nobody's, what an error repeats."""
+
 Found = tuple[object, dict[str, Any], dict[str, Any], str | None]
 
 
@@ -43,6 +46,15 @@ def decoded_key(raw: str) -> str:
         raise KvError("invalid_key", f"the key in the path is not percent-encoded UTF-8: {error}") from error
     check_key(key)
     return key
+
+
+def _decoded_name(raw: str, what: str) -> str:
+    """The name or id in a path, which may be nobody's; raises ``bad_request``."""
+    try:
+        return percent_decoded(raw)
+    except ValueError as error:
+        message = f"the {what} in the path is not percent-encoded UTF-8: {error}"
+        raise KvError("bad_request", message) from error
 
 
 class _Route(NamedTuple):
@@ -109,4 +121,4 @@ class RawPathRouter(CompiledRouter):
         if route is None:
             return None
         req.env[ROUTE] = route.template
-        return route.found(req, {route.parameter: decoded_key(name)})
+        return route.found(req, {route.parameter: _decoded_name(name, route.parameter)})

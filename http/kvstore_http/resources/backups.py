@@ -26,6 +26,7 @@ from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.query_params import read_query
 from kvstore_http.protocol.ranges import content_range, range_of
+from kvstore_http.protocol.raw_router import SHOWN_CHARACTERS
 
 log = logging.getLogger("kvstore.http")
 
@@ -178,7 +179,7 @@ def _checked(backup_id: str) -> str:
 def _gone(backup_id: str) -> KvError:
     return KvError(
         "not_found",
-        f"there is no backup {backup_id!r}: it was removed, or the daemon has restarted; "
+        f"there is no backup {backup_id[:SHOWN_CHARACTERS]!r}: it was removed, or the daemon has restarted; "
         "POST /v1/backups makes another",
     )
 

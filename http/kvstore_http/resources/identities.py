@@ -40,6 +40,7 @@ from kvstore_http.protocol.query_params import (
     Parameter,
     read_query,
 )
+from kvstore_http.protocol.raw_router import SHOWN_CHARACTERS
 
 Description = dict[str, Any]
 
@@ -99,7 +100,7 @@ class TokenResource:
         read_query(req.env, routes.NOTHING)
         found = next((row for row in self._identities.everybody(req) if row["name"] == name), None)
         if found is None:
-            raise KvError("not_found", f"there is no identity {name!r}")
+            raise KvError("not_found", f"there is no identity {name[:SHOWN_CHARACTERS]!r}")
         send_fresh_json(req, resp, found)
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:

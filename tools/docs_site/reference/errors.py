@@ -81,8 +81,8 @@ ADVICE = {
     "out_of_range": "Numbers are from −2⁶³ to 2⁶³ − 1. Nothing was changed.",
     "not_json": "Only JSON can be patched. Store the whole value with a put instead.",
     "backup_exists": (
-        "One [backup](../backup.md#from-another-machine) is kept at a time. Delete that with this `id` first, "
-        "or wait: it is removed an hour after it was last read."
+        "One [backup](../backup.md#from-another-machine) is kept at a time. Delete that with this `id` "
+        "first, or wait: it is removed an hour after it was last read."
     ),
     "sequence_stale": (
         "Two clients use one client number, or a very late copy of a request arrived. Use the client of "

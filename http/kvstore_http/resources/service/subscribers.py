@@ -16,6 +16,7 @@ from kvstore_http.protocol.bodies import send_fresh_json, send_json
 from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.query_params import SHOWN, read_query
+from kvstore_http.protocol.raw_router import SHOWN_CHARACTERS
 
 SUBSCRIBERS, KICK = "subscribers", "kick"
 """What workers ask each other, and the daemon."""
@@ -58,7 +59,8 @@ class SubscriberResource:
         subscriber_id = parameters["id"]
         read_query(req.env, routes.NOTHING)
         if not is_subscriber_id(subscriber_id):
-            raise KvError("not_found", f"{subscriber_id!r} is no subscriber's id; /v1/subscribers has them")
+            shown = subscriber_id[:SHOWN_CHARACTERS]
+            raise KvError("not_found", f"{shown!r} is no subscriber's id; GET /v1/subscribers lists them")
         who: Principal = req.env[WHO]
         gathered = self._siblings.ask(KICK, subscriber_id=subscriber_id, by=who.name or req.remote_addr)
         if not any(gathered.answers.values()):
