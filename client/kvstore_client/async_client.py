@@ -130,7 +130,12 @@ class AsyncClient(NotPortable):
         try:
             batch = next(steps)
             while True:
-                batch = steps.send(await self.batch(batch, timeout=timeout))
+                try:
+                    results = await self.batch(batch, timeout=timeout)
+                except KvError as error:
+                    batch = steps.throw(error)
+                else:
+                    batch = steps.send(results)
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
@@ -183,8 +188,8 @@ class AsyncClient(NotPortable):
     async def get_many(
         self, keys: Sequence[str], *, stale: bool = False, timeout: float | None = None
     ) -> dict[str, Record]:
-        """The records of those of ``keys`` that exist. Up to 1,000 keys are one request, which sees one
-        state of the store."""
+        """The records of those of ``keys`` that exist. Up to 1,000 keys, or as many as the daemon takes
+        (``--max-batch-ops``), are one request, which sees one state of the store."""
         return await self._run_multi(multi_request.get_many(keys, stale=stale), timeout)
 
     async def check(

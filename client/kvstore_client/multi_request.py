@@ -1,7 +1,8 @@
 """Operations that take several requests: which commands to run next, given the last results.
 
 Each is a generator that yields the commands of one request and is sent their results, in which the KvError
-of a failed command is its result. It holds no connection, so both forms of the client run the same ones.
+of a failed command is its result; the KvError of a request that failed as a whole is thrown in. It holds no
+connection, so both forms of the client run the same ones.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from kvstore_client import commands
 from kvstore_client.arguments import texts_of
 from kvstore_client.commands import Command, CountPage, Deleted, HistoryPage
-from kvstore_core.errors import KvError
+from kvstore_core.errors import KvError, fewer_ops
 from kvstore_core.limits import MAX_PAGE
 from kvstore_core.model import Record
 
@@ -29,14 +30,32 @@ def single(command: Command[T]) -> MultiRequest[T]:
     return result  # type: ignore[no-any-return]
 
 
+def _as_many_as_it_takes(batch: Sequence[Command[Any]]) -> MultiRequest[list[Any]]:
+    """The results of ``batch``, from several requests where the daemon does not take it in one."""
+    results: list[Any] = []
+    most = len(batch)
+    while len(results) < len(batch):
+        some = batch[len(results) :][:most]
+        try:
+            results += yield some
+        except KvError as error:
+            most = fewer_ops(error, len(some))
+    return results
+
+
 def get_many(keys: Sequence[str], *, stale: bool = False) -> MultiRequest[dict[str, Record]]:
-    """The records of those keys that exist. A request has a bounded number of keys; those whose values did
-    not fit into the reply go into the next one."""
+    """The records of those keys that exist. A request has a bounded number of keys, fewer where the daemon
+    takes fewer; those whose values did not fit into the reply go into the next one."""
     found: dict[str, Record] = {}
+    most = MAX_PAGE
     left = list(dict.fromkeys(texts_of("keys", keys)))
     while left:
-        some, left = left[:MAX_PAGE], left[MAX_PAGE:]
-        results = yield [commands.get(key, stale=stale) for key in some]
+        some = left[:most]
+        try:
+            results = yield [commands.get(key, stale=stale) for key in some]
+        except KvError as error:
+            most = fewer_ops(error, len(some))
+            continue
         postponed = []
         for key, result in zip(some, results, strict=True):
             if not isinstance(result, KvError):
@@ -45,7 +64,7 @@ def get_many(keys: Sequence[str], *, stale: bool = False) -> MultiRequest[dict[s
                 postponed.append(key)
             elif result.code != "not_found":
                 raise result
-        left = postponed + left
+        left = postponed + left[len(some) :]
     return found
 
 
@@ -81,11 +100,14 @@ def get_at(key: str, revision: int, *, stale: bool = False) -> MultiRequest[Reco
         raise TypeError(f"revision is a whole number, not {type(revision).__name__}")
     cursor = None
     while True:
-        past, present, status = yield [
-            commands.history(key, before=revision + 1, limit=1, cursor=cursor, stale=stale),
-            commands.get(key, stale=stale),
-            commands.status(),
-        ]
+        # what is read first may be older, so that no record falls between the two
+        present, past, status = yield from _as_many_as_it_takes(
+            [
+                commands.get(key, stale=stale),
+                commands.history(key, before=revision + 1, limit=1, cursor=cursor, stale=stale),
+                commands.status(),
+            ]
+        )
         if isinstance(present, Record) and present.revision <= revision:
             return present
         if isinstance(past, KvError):

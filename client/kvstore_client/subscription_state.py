@@ -154,11 +154,15 @@ class SubscriptionState:
         return op
 
     def on_error(self, error: KvError) -> None:
-        """The request failed. Raises ``error`` unless it is retryable; then the request is sent again."""
+        """The request failed. Raises ``error`` unless it is retryable, or a smaller request would do; then
+        the request is sent again."""
         if self._follower is not None:
             self._follower.fail()
-        if not error.row.retryable:
+        if error.row.retryable:
+            return
+        if self._follower is not None or self._merge is None:
             raise error
+        self._merge.refuse(error)
 
     def on_reply(self, reply: Reply) -> None:
         """The request was answered. Raises the KvError of an op that failed for good."""

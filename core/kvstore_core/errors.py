@@ -202,3 +202,12 @@ class TimedOut(KvError, code="timed_out"): ...
 class HttpVersionNotSupported(KvError, code="http_version_not_supported"): ...
 class StoreFull(KvError, code="store_full"): ...
 # fmt: on
+
+
+def fewer_ops(error: KvError, count: int) -> int:
+    """How many ops at most the next request may have where one with ``count`` was refused with ``error``,
+    so that nothing of it was done. Raises ``error`` if fewer of them would not help."""
+    if error.code != "request_too_large" or count < 2:
+        raise error
+    limit = error.details.get("limit")  # of ops, or of bytes
+    return limit if type(limit) is int and 0 < limit < count else count // 2

@@ -7,7 +7,7 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
-from kvstore_core.errors import KvError
+from kvstore_core.errors import KvError, fewer_ops
 from kvstore_core.filters import Filter, disjoint
 from kvstore_core.follower import RESTORED, LogPage
 from kvstore_core.limits import MAX_PAGE, MAX_PAGE_BYTES
@@ -25,7 +25,7 @@ class SnapshotMerge:
     Reading takes several requests, each of which sees the store at another revision; so the reader takes
     the store's position, ``start``, *before* the first one, and afterwards follows the log from there,
     leaving out every event that the page covering its key had already seen. While :meth:`next_ops` gives
-    ops, send them as one request and pass the reply to :meth:`accept`.
+    ops, send them as one request and pass the reply to :meth:`accept`, or to :meth:`refuse` the error.
 
     What was shown is the state of the store at no revision before the log, asked after the last page,
     has been followed to its end: only then is there a cursor to give out. Pass each of its pages to
@@ -51,6 +51,7 @@ class SnapshotMerge:
         self._lower = self._prefixes[0] if self._prefixes else ""
         self._pending: int | None = None
         self._sent_keys: list[str] = []
+        self._most_gets = _GETS_PER_REQUEST
         # pages in key order: one that starts at _starts[i] shows the store as of _revisions[i]
         self._starts: list[str] = []
         self._revisions: list[int] = []
@@ -67,7 +68,7 @@ class SnapshotMerge:
         """The ops of the next request; empty when the snapshot is complete."""
         if self._prefixes:
             return [self._list_op(self._prefixes[0])]
-        self._sent_keys = list(islice(self._keys, _GETS_PER_REQUEST))
+        self._sent_keys = list(islice(self._keys, self._most_gets))
         return [{"op": "get", "key": key, "stale": True} for key in self._sent_keys]
 
     def _list_op(self, prefix: str) -> dict[str, Any]:
@@ -94,6 +95,10 @@ class SnapshotMerge:
         if self._prefixes:
             return self._accept_page(reply)
         return self._accept_gets(reply)
+
+    def refuse(self, error: KvError) -> None:
+        """The daemon refused the request as a whole: make the next one smaller, or raise ``error``."""
+        self._most_gets = fewer_ops(error, len(self._sent_keys))
 
     def _accept_page(self, reply: Reply) -> list[Record]:
         result = reply.results[0]

@@ -369,6 +369,30 @@ def test_history_says_where_the_log_does_not_reach_back(
         assert b"the log does not reach further back" in none.stderr
 
 
+@pytest.mark.parametrize("limit", [{"max_batch_ops": 1}, {"max_batch_ops": 7}, {"max_batch_bytes": "1MiB"}])
+def test_many_keys_go_in_requests_as_large_as_the_service_takes(
+    start_daemon: Callable[..., Daemon],
+    start_facade: Callable[..., Facade],
+    offline: Kvstore,
+    limit: dict[str, Any],
+) -> None:
+    at = ("--url", start_facade(start_daemon(**limit)).url)
+    keys = [f"k{number:02}" for number in range(30)]
+    value = "v" * 60_000
+    puts = [{"op": "put", "key": key, "value": value} for key in keys]
+    wrong = {"op": "put", "key": keys[0], "value": "", "ttl": -1}
+    (offline.folder / "puts.ndjson").write_text("".join(json.dumps(op) + "\n" for op in puts))
+    made = offline.lines("batch", "puts.ndjson", *at)
+    assert [result["key"] for result in made] == keys
+    assert [line.split("\t") for line in offline.out("get", *keys, *at).decode().splitlines()] == [
+        [key, value] for key in keys
+    ]
+    (offline.folder / "wrong.ndjson").write_text("".join(json.dumps(op) + "\n" for op in [*puts, wrong]))
+    assert b"ops[30]" in offline("batch", "wrong.ndjson", *at).stderr
+    assert len(offline.out("delete", *keys, *at).splitlines()) == 30
+    assert offline.out("list", *at) == b""
+
+
 def test_each_command_that_writes_says_why(kvstore: Kvstore) -> None:
     folder = kvstore.folder
     (folder / "why.ndjson").write_text('{"key": "why/imported", "value": "1"}\n')

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from kvstore_cli.transfer.ndjson_format import ExportWriter, Reader, line_of
 from support.load import HttpWriter, Ledger
 from support.proxy import CuttingProxy
-from support.servers import Daemon, Service, is_stopped, kvstore_command, wait_until
+from support.servers import Daemon, Facade, Service, is_stopped, kvstore_command, wait_until
 from support.terminal import Terminal
 
 pytestmark = pytest.mark.slow
@@ -708,3 +708,22 @@ def test_an_import_keeps_to_the_batches_that_the_service_takes(
     done = offline("import", "f", "--url", url)
     assert done.returncode == 0, done.stderr
     assert offline("list", "--count", "--url", url).stdout.strip() == b"900"
+
+
+def test_an_import_sends_less_at_once_where_the_facade_takes_less(
+    daemon: Daemon, start_facade: Callable[..., Facade], offline: Kvstore
+) -> None:
+    url = start_facade(daemon, max_body_bytes="64KiB").url
+    lines: list[Any] = [{"key": f"k{n}", "value": "v" * 20_000} for n in range(20)]
+    write_lines(offline.folder / "f", [*lines[:5], {"key": "", "value": ""}, *lines[5:], {"key": ""}])
+    done = offline("import", "f", "--keep-going", "--url", url)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1,
+        b"kvstore: 20 records put, 2 lines skipped as unusable",
+    )
+    assert offline("list", "--count", "--url", url).stdout.strip() == b"20"
+    write_lines(offline.folder / "g", [*lines, {"key": "large", "value": "v" * 70_000}])
+    failed = offline("import", "g", "--url", url)
+    assert failed.returncode == 1
+    assert b"put up to line 20;" in failed.stderr
+    assert b"--max-body-bytes" in failed.stderr

@@ -167,6 +167,36 @@ def test_a_time_to_live_is_set_moved_and_taken_away(client: Client) -> None:
     wait_until(lambda: client.get_many(["gone"]) == {})
 
 
+@pytest.mark.parametrize("most", [1, 2, 7])
+def test_reads_of_many_keys_ask_for_as_many_at_once_as_the_daemon_takes(
+    start_daemon: Callable[..., Daemon], most: int
+) -> None:
+    daemon = start_daemon(max_batch_ops=most)
+    keys = [f"k{number:02}" for number in range(30)]
+
+    async def read_many() -> dict[str, Any]:
+        async with AsyncClient(daemon.requests) as client:
+            return await client.get_many(keys)
+
+    with Client(daemon.requests) as client:
+        first, *_ = [client.put(key, key.encode()) for key in keys]
+        client.put(keys[0], b"new")
+        assert list(client.get_many(["missing", *keys])) == keys
+        assert list(asyncio.run(read_many())) == keys
+        assert client.get_at(keys[0], first.revision).value == keys[0].encode()
+        with client.transaction() as t:
+            assert list(t.get_many(keys[:most])) == keys[:most]
+            t.put(keys[0], b"newer")
+        assert client.get(keys[0]).value == b"newer"
+        with refused("request_too_large"):
+            client.batch([commands.get(key) for key in keys])
+    with Subscription(daemon.requests, daemon.changes, keys=keys, snapshot=True) as subscription:
+        shown = []
+        while isinstance(item := subscription.next(50), Event):
+            shown.append(item.key)
+    assert shown == keys
+
+
 def test_incr_counts_from_nothing_and_refuses_what_is_no_number(client: Client) -> None:
     assert [client.incr("n").value, client.incr("n", 41).value, client.incr("n", -2).value] == [1, 42, 40]
     client.put("text", b"one")

@@ -214,6 +214,20 @@ def test_a_cursor_that_the_log_no_longer_reaches_is_answered_with_a_reset(
     assert record.json["key"] == "k"
 
 
+@pytest.mark.parametrize("most", [1, 7])
+def test_a_snapshot_of_many_keys_comes_from_a_daemon_that_takes_few_ops_at_once(
+    start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade], most: int
+) -> None:
+    url = start_facade(start_daemon(max_batch_ops=most)).url
+    keys = [f"k{number:02}" for number in range(30)]
+    for key in keys:
+        put(url, key)
+    with stream(url, "snapshot=1&" + "&".join(f"key={key}" for key in keys)) as events:
+        *records, sync = through_sync(events)
+    assert [record.json["key"] for record in records] == keys
+    assert sync.id is not None
+
+
 # ── what it brings ───────────────────────────────────────────────────────────────────────────────
 
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvstore_cli.http_client.client import ServiceClient
-from kvstore_core.errors import KvError
+from kvstore_core.errors import KvError, fewer_ops
 from kvstore_core.media_types import JSON
 
-# Independent ops gain nothing from larger requests, and the limits of a service are seldom smaller.
+# Independent ops gain nothing from larger requests, and the limits of a service are seldom smaller: where
+# they are, it says so and has done nothing.
 _REQUEST_OPS = 1000
 _REQUEST_BYTES = 4 * 1024 * 1024
 
@@ -25,8 +26,17 @@ def run_ops(
     if atomic:
         yield from _send(service, [_encoded(op) for op in ops], headers, atomic=True)
         return
+    most = _REQUEST_OPS
     for before, part in _parts(ops):
-        yield from _send(service, part, headers, before)
+        while part:
+            some = part[:most]
+            try:
+                results = _send(service, some, headers, before)
+            except KvError as error:
+                most = fewer_ops(error, len(some))
+                continue
+            yield from results
+            before, part = before + len(some), part[len(some) :]
 
 
 def _parts(ops: list[Any]) -> Iterator[tuple[int, list[bytes]]]:

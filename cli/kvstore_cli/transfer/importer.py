@@ -25,7 +25,7 @@ from kvstore_cli.http_client.client import RetryLimit, ServiceClient
 from kvstore_cli.http_client.errors import problem_error
 from kvstore_cli.terminal.output import counted
 from kvstore_cli.transfer.ndjson_format import Entry, Put
-from kvstore_core.errors import KvError
+from kvstore_core.errors import KvError, fewer_ops
 from kvstore_core.limits import MAX_TTL_SECONDS
 from kvstore_core.media_types import JSON, TEXT_CONTENT_TYPE
 from kvstore_core.model import check_key
@@ -161,6 +161,13 @@ class _ImportBatch:
         """Whether ``op`` fits; the first always does."""
         return not self.ops or (len(self.ops) < most_ops and self.size + len(op) < most_bytes)
 
+    def split(self, most_ops: int) -> Iterator[_ImportBatch]:
+        """The same in batches of at most ``most_ops``."""
+        for first in range(0, len(self.ops), most_ops):
+            ops, entries = self.ops[first : first + most_ops], self.entries[first : first + most_ops]
+            yield _ImportBatch(ops, entries, offset=entries[-1].end, line=entries[-1].number)
+        yield _ImportBatch(offset=self.offset, line=self.line, counts=self.counts)
+
     def add(self, entry: Entry, op: bytes) -> None:
         """Add an op."""
         self.ops.append(op)
@@ -272,7 +279,10 @@ class Importer:
                 if error.code == "store_full":
                     # a repeat under the same key would be refused as stale
                     state.run = os.urandom(16).hex()
-                raise
+                self._most_ops = fewer_ops(error, len(batch.ops))
+                for part in batch.split(self._most_ops):
+                    self._sent(part, state)
+                return state
         state.offset, state.line = batch.offset, batch.line
         state.counts.add(batch.counts)
         return state

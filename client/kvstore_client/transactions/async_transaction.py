@@ -183,8 +183,12 @@ class AsyncTransaction:
         try:
             batch = next(steps)
             while True:
-                reply = await self._ask(commands.body_of(batch), self._timeout)
-                batch = steps.send(commands.results_of(batch, reply))
+                try:
+                    reply = await self._ask(commands.body_of(batch), self._timeout)
+                except KvError as error:
+                    batch = steps.throw(error)
+                else:
+                    batch = steps.send(commands.results_of(batch, reply))
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 

@@ -184,8 +184,12 @@ class Transaction:
         try:
             batch = next(steps)
             while True:
-                reply = self._ask(commands.body_of(batch), self._timeout)
-                batch = steps.send(commands.results_of(batch, reply))
+                try:
+                    reply = self._ask(commands.body_of(batch), self._timeout)
+                except KvError as error:
+                    batch = steps.throw(error)
+                else:
+                    batch = steps.send(commands.results_of(batch, reply))
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 

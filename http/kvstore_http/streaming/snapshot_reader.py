@@ -10,6 +10,7 @@ import gevent
 from kvstore_core.errors import KvError
 from kvstore_core.model import Cursor
 from kvstore_core.snapshot_merge import SnapshotMerge
+from kvstore_core.wire import Reply
 from kvstore_http.streaming import event_format
 from kvstore_http.streaming.event_format import NOTHING, Message, Messages
 from kvstore_http.streaming.lagging_streams import LaggingStream, LaggingStreams
@@ -107,13 +108,20 @@ class SnapshotReader:
                 lagging.merge = left
 
     def _read_page(self, streams: list[LaggingStream], merge: SnapshotMerge) -> None:
-        reply = self._streams.read(merge.next_ops(), streams)
+        reply = self._ask(streams, merge)
         if reply is None:
             return
         form = streams[0].spec.form
         records = merge.accept(reply)
         page = Messages([Message(0, event_format.snapshot(form, [record]), 1) for record in records])
         self._send_page(streams, page)
+
+    def _ask(self, streams: list[LaggingStream], merge: SnapshotMerge) -> Reply | None:
+        while True:
+            try:
+                return self._streams.read(merge.next_ops(), streams)
+            except KvError as error:
+                merge.refuse(error)
 
     def _send_page(self, streams: list[LaggingStream], page: Messages) -> None:
         for lagging in streams:
