@@ -77,8 +77,13 @@ class CachelibCache(BaseCache):
 
     def set_many(self, mapping: dict[str, Any], timeout: Any = None) -> list[str]:
         puts = (self._put(key, value, timeout) for key, value in mapping.items())
-        results = zip(mapping, run_all(self._client, puts), strict=True)
-        return [key for key, result in results if not isinstance(result, KvError)]
+        stored = []
+        for key, result in zip(mapping, run_all(self._client, puts), strict=True):
+            if not isinstance(result, KvError):
+                stored.append(key)
+            elif not isinstance(result, NO_ROOM):
+                raise result
+        return stored
 
     def delete(self, key: str) -> bool:
         try:

@@ -14,8 +14,11 @@ from kvstore_client import ConditionFailed, KvError, NotAnInteger, NotFound, Rec
 from kvstore_contrib.addresses import key_below, place_of
 from kvstore_contrib.batches import run_all
 from kvstore_contrib.values import AWAY, NO_ROOM, dump, load
+from kvstore_core.limits import MAX_TTL_SECONDS
 
 DEFAULT_PREFIX = "cache/"
+
+_LEAST_TTL_SECONDS = 0.001
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -60,10 +63,11 @@ class KvstoreCache(BaseCache):
     ``add``, ``incr`` and ``decr`` are atomic, and an ``incr`` leaves the end of the entry as it is. ``clear``
     removes what is below the prefix, whatever ``KEY_PREFIX`` and version it has, and nothing else.
     Integers are stored as text, all else is pickled (:mod:`kvstore_contrib.values`). Timeouts may be parts of
-    a second.
+    a second; none is shorter than a millisecond, or longer than 100 years.
 
     What is too large for the store, or finds no room in it, is not stored, nor does its key keep an old
-    value, as by Django's backend for memcached: ``add`` returns False, and ``set_many`` the keys. What else
+    value, as by Django's backend for memcached: ``add`` returns False, and ``set_many`` the keys. In a full
+    store ``touch`` returns False and ``incr`` finds no entry, with a warning in the log. What else
     the service refuses, or that it is away, is raised as ``kvstore_client.KvError``. With
     ``"OPTIONS": {"ignore_unavailable": True}`` a service that is away is a cache that has nothing and takes
     nothing, and each call that it missed is a warning in the log. Raises ImproperlyConfigured for another
@@ -92,7 +96,9 @@ class KvstoreCache(BaseCache):
         """Seconds; None for ever, and 0 for what is over already."""
         if timeout == DEFAULT_TIMEOUT:
             timeout = self.default_timeout
-        return None if timeout is None else max(0, timeout)
+        if timeout is None:
+            return None
+        return min(max(timeout, _LEAST_TTL_SECONDS), MAX_TTL_SECONDS) if timeout > 0 else 0
 
     @_while_away(_nothing)
     def _record(self, key: Any, version: int | None) -> Record | None:
@@ -130,6 +136,9 @@ class KvstoreCache(BaseCache):
                 self._client.touch(name, ttl)
         except NotFound:
             return False
+        except NO_ROOM as error:
+            _log.warning("%r was not touched: %s", key, error)
+            return False
         return True
 
     @_while_away(bool)
@@ -157,6 +166,9 @@ class KvstoreCache(BaseCache):
         try:
             return self._client.batch(counted, atomic=True)[1].value  # type: ignore[union-attr,no-any-return]
         except ConditionFailed:
+            return None
+        except NO_ROOM as error:
+            _log.warning("%r was not counted: %s", key, error)
             return None
         except NotAnInteger as error:
             raise TypeError(f"the value of {key!r} is not an integer") from error

@@ -7,6 +7,7 @@ prefix of a cache can run code in the programs that read it, so grant that to th
 from __future__ import annotations
 
 import pickle
+import re
 from typing import Any
 
 from kvstore_client import Record, RequestTooLarge, StoreFull, TimedOut, Unavailable, ValueTooLarge
@@ -20,6 +21,7 @@ AWAY = (TimedOut, Unavailable)
 """The errors of a service that does not answer."""
 
 _COUNTED = range(-(2**63), 2**63)
+_DECIMAL = re.compile(rb"-?[0-9]{1,19}")
 
 
 def dump(value: Any) -> tuple[bytes, str]:
@@ -31,12 +33,9 @@ def dump(value: Any) -> tuple[bytes, str]:
 
 
 def load(record: Record) -> Any:
-    """What :func:`dump` was given. What ``incr`` made is an integer; a value of any other media type, which
-    another program wrote, is returned as bytes."""
+    """What :func:`dump` was given. What another program wrote is an integer where it is nothing but the
+    decimal digits of one, as ``incr`` makes them, and else bytes."""
     value = record.value or b""
     if record.content_type == PICKLE:
         return pickle.loads(value)  # noqa: S301 # see the module
-    try:
-        return int(value)
-    except ValueError:
-        return value
+    return int(value) if _DECIMAL.fullmatch(value) else value

@@ -66,7 +66,13 @@ def daemon(start_daemon: Callable[..., Daemon]) -> Daemon:
     return start_daemon(max_batch_bytes="2MiB")
 
 
-def test_django(tmp_path: Path, daemon: Daemon) -> None:
+@pytest.fixture
+def full(start_daemon: Callable[..., Daemon]) -> str:
+    """The address of a daemon whose store is soon full."""
+    return url_of(start_daemon(max_store_bytes=2 * 1024 * 1024, retain_events=1))
+
+
+def test_django(tmp_path: Path, daemon: Daemon, full: str) -> None:
     """Its runner takes suites from its folder of tests, so the suite is put into a copy of it."""
     shutil.copytree(SUITES / "django" / "tests" / "cache", tmp_path / "cache")
     for file in ("runtests.py", "urls.py", "test_sqlite.py"):
@@ -75,20 +81,22 @@ def test_django(tmp_path: Path, daemon: Daemon) -> None:
         shutil.copytree(SUITES / "django" / "tests" / folder, tmp_path / folder)
     shutil.copy(HERE / "suites" / "django_suite.py", tmp_path / "cache" / "test_kvstore.py")
     said = run(
-        "runtests.py", "--parallel=1", "cache.test_kvstore.KvstoreCacheTests", cwd=tmp_path, daemon=daemon
+        *("runtests.py", "--parallel=1", "cache.test_kvstore.KvstoreCacheTests"),
+        cwd=tmp_path,
+        daemon=daemon,
+        FULL_FOR_SUITE=full,
     )
     found = re.search(r"Ran (\d+) tests", said)
     assert found is not None
     assert int(found[1]) > 50, said
 
 
-def test_cachelib(tmp_path: Path, daemon: Daemon, start_daemon: Callable[..., Daemon]) -> None:
+def test_cachelib(tmp_path: Path, daemon: Daemon, full: str) -> None:
     shutil.copytree(SUITES / "cachelib" / "tests", tmp_path, dirs_exist_ok=True)
     # its conftest takes what starts other servers from it
     (tmp_path / "xprocess.py").write_text("class ProcessStarter: ...\n")
     shutil.copy(HERE / "suites" / "cachelib_suite.py", tmp_path / "test_kvstore.py")
-    full = start_daemon(max_store_bytes=2 * 1024 * 1024, retain_events=1)
-    assert run_pytest("test_kvstore.py", cwd=tmp_path, daemon=daemon, FULL_FOR_SUITE=url_of(full)) > 20
+    assert run_pytest("test_kvstore.py", cwd=tmp_path, daemon=daemon, FULL_FOR_SUITE=full) > 20
 
 
 def test_celery(tmp_path: Path, daemon: Daemon) -> None:

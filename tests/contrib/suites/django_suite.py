@@ -40,6 +40,35 @@ class KvstoreCacheTests(BaseCacheTests, SimpleTestCase):
         record = cache._client.get(cache._key("number", None))
         assert record.expires_at is not None
 
+    def test_an_entry_may_end_very_soon_or_very_late(self):
+        for timeout in (1e-9, 10**15, float("inf")):
+            cache.set("key", 1, timeout)
+            assert cache.add("key", 1, timeout) in (True, False)
+            cache.set("kept", 1)
+            assert cache.touch("kept", timeout) is True
+        assert cache.get("key") == 1
+
+    def test_what_others_wrote_is_an_integer_where_it_is_one_as_the_store_counts(self):
+        for value, found in [(b"-12", -12), (b"1_0", b"1_0"), (b" 1", b" 1"), (b"+1", b"+1"), (b"", b"")]:
+            cache._client.put(cache._key("theirs", None), value)
+            assert cache.get("theirs") == found
+            assert type(cache.get("theirs")) is type(found)
+
+    def test_a_full_store_is_done_without(self):
+        full = KvstoreCache(os.environ["FULL_FOR_SUITE"].format("full"), {})
+        full.clear()
+        full.set("there", 1)
+        number = 0
+        while full.add(f"much/{number}", os.urandom(400_000)):
+            number += 1
+        assert full.touch("there", 100) is full.touch("there", None) is False
+        with pytest.raises(ValueError, match="not found"):
+            full.incr("there")
+        assert full.get("there") == 1
+        full.set("there", 2)
+        assert full.get("there") is None
+        full.clear()
+
     def test_many_entries_go_in_as_many_requests_as_they_need(self):
         entries = {str(number): number for number in range(2_500)}
         assert cache.set_many(entries) == []
