@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +21,7 @@ from kvstore_cli.command_line.group import COMMANDS, cli
 from kvstore_cli.terminal import humanize
 from kvstore_client import Client
 from kvstore_core.operations import MESSAGE
+from support.command_line import CommandLine
 from support.scripted import answer
 from support.servers import Daemon, Facade, free_port, kvstore_command, wait_until
 
@@ -540,6 +542,30 @@ def test_a_value_is_read_as_it_was_at_a_time(kvstore: Kvstore) -> None:
     read = kvstore.lines("get", "past/k", "past/other", "--revision", "1ms-ago", "--json")
     assert [record["value"] for record in read] == ["three", "later"]
     assert kvstore("get", "past/k", "--revision", "1h-ago").returncode == 3
+    done = kvstore("get", "past/k", "--revision", "10x-ago")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"'10x-ago' is neither a revision nor a time, such as 10m-ago" in done.stderr
+
+
+def test_a_time_before_everything_has_no_record_and_one_before_the_log_is_gone(
+    start_daemon: Callable[..., Daemon], start_facade: Callable[..., Facade], tmp_path: Path
+) -> None:
+    daemon = start_daemon(retain_events=3)
+    line = CommandLine(tmp_path, start_facade(daemon).url)
+    line.out("put", "k", "1")  # the store's first revision
+    asked = ("--revision", "1h-ago")
+    done = line("get", "k", *asked)
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert b"nothing yet at 1h-ago" in done.stderr
+    assert line.out("get", "k", *asked, "--default", "none") == b"none\n"
+    assert line.lines("get", "k", *asked, "--default", "none", "--json") == [{"key": "k", "value": "none"}]
+    assert line.out("get", "k", "l", *asked, "--default", "none") == b"k\tnone\nl\tnone\n"
+    with Client(daemon.requests) as client:
+        for number in range(50):
+            client.put("k", str(number))
+    done = line("get", "k", *asked, "--default", "none")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"the log no longer says what was there at 1h-ago" in done.stderr
 
 
 # ── exit statuses ────────────────────────────────────────────────────────────────────────────────

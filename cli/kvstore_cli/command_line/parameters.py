@@ -135,6 +135,11 @@ class WholeNumber(click.ParamType[int]):
         return number
 
 
+def no_revision(text: str) -> str:
+    """What is wrong with ``text`` where a revision or a time is wanted."""
+    return f"{text!r} is neither a revision nor a time, such as 10m-ago or {_A_DATE}"
+
+
 class RevisionType(WholeNumber):
     """A revision, as a number, or a time, as the text that the service takes."""
 
@@ -148,7 +153,7 @@ class RevisionType(WholeNumber):
         if not is_cursor(text) and is_beginning(text):
             return text
         if not re.fullmatch(r"-?[0-9]+", text):
-            self.fail(f"{text!r} is neither a revision nor a time, such as 10m-ago or {_A_DATE}", param, ctx)
+            self.fail(no_revision(text), param, ctx)
         return super().convert(text, param, ctx)
 
 

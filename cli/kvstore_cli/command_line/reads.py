@@ -26,11 +26,17 @@ def print_one(
     except KvError as error:
         if error.code != "not_found" or default is None:
             raise naming_prefix(error, key) from error
-        if as_json:
-            output.write_json({"key": key, "value": default})
-            return
-        value, content_type = default.encode(), "from --default"
-    output.write_value(value, content_type, raw=raw)
+        print_default(key, default, raw=raw, as_json=as_json)
+    else:
+        output.write_value(value, content_type, raw=raw)
+
+
+def print_default(key: str, default: str, *, raw: bool, as_json: bool) -> None:
+    """Print what is to be there for ``key`` where there is no record."""
+    if as_json:
+        output.write_json({"key": key, "value": default})
+    else:
+        output.write_value(default.encode(), "from --default", raw=raw)
 
 
 def naming_prefix(error: KvError, key: str) -> KvError:

@@ -9,11 +9,11 @@ import click
 
 from kvstore_cli.command_line import parameters
 from kvstore_cli.command_line.line_format import RECORD, LineFormat, format_option
-from kvstore_cli.command_line.reads import naming_prefix, print_one
+from kvstore_cli.command_line.reads import naming_prefix, print_default, print_one
 from kvstore_cli.command_line.subcommand import reader_of, subcommand
 from kvstore_cli.http_client.client import Query, ServiceClient, key_path
 from kvstore_cli.terminal import output
-from kvstore_core.errors import EXIT_DONE, KvError
+from kvstore_core.errors import EXIT_DONE, BadRequest, CursorExpired, KvError, NotFound
 
 
 @subcommand("client")
@@ -80,10 +80,21 @@ def command(
         raise click.UsageError("--revision, which is of the past, and --min-revision exclude each other")
     newest = parameters.min_revision_query(min_revision)
     with reader_of(context, stale=stale) as service:
+        is_alone = len(keys) == 1 and not null and line_format is None
         if isinstance(revision, str):
-            revision = _revision_at(service, revision, keys)
+            try:
+                revision = _revision_at(service, revision, keys)
+            except NotFound:
+                if default is None:
+                    raise
+                if is_alone:
+                    print_default(keys[0], default, raw=raw, as_json=as_json)
+                else:
+                    nothing = ({"key": key, "value": default} for key in keys)
+                    _print_many(nothing, line_format, raw=raw, null=null, as_json=as_json)
+                return EXIT_DONE
         query = newest if revision is None else [("revision", str(revision))]
-        if len(keys) == 1 and not null and line_format is None:
+        if is_alone:
             print_one(service, keys[0], query, raw=raw, as_json=as_json, default=default)
             return EXIT_DONE
         if keys:
@@ -98,9 +109,16 @@ def command(
 
 def _revision_at(service: ServiceClient, time: str, keys: Sequence[str]) -> int:
     """The last revision of which the log says that it was made by ``time``, as far as ``keys`` go. Raises
-    ``cursor_expired`` if the log does not reach back, and ``not_found`` if nothing is as old."""
+    ``revision_gone`` if the log does not reach back, and ``not_found`` if nothing is as old."""
     query = [*parameters.query_of_changes(keys, (), (), values=False), ("since", time), ("limit", "1")]
-    page = service.request("GET", "/v1/changes", query).json()
+    try:
+        page = service.request("GET", "/v1/changes", query).json()
+    except CursorExpired as error:
+        raise KvError("revision_gone", f"the log no longer says what was there at {time}") from error
+    except BadRequest as error:
+        if error.details.get("parameter") != "since":
+            raise
+        raise KvError("bad_request", parameters.no_revision(time)) from error
     events = page["events"]
     revision = events[0]["revision"] - 1 if events else int(page["cursor"].partition("-")[0])
     if not revision:
