@@ -290,6 +290,7 @@ class KeptBackup:
         with self._lock:
             self._use()
             self._close()  # who sees the error may rely on the room
+            self.bytes = 0
             self.error = error
 
     def _close(self) -> None:

@@ -138,6 +138,7 @@ def test_a_disk_that_fills_up_meanwhile_fails_the_backup_and_the_next_may_begin(
     with refused("store_full"):
         backups.read(ID, 0, 10, "me")
     assert not files_without_name(tmp_path)
+    assert backups.taken == 0
     assert made(backups, OTHER)["id"] == OTHER
 
 
