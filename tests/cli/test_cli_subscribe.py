@@ -155,6 +155,15 @@ def test_exec_gets_the_event_in_its_environment_and_the_value_on_stdin(
     assert delete[-1] == "["
 
 
+def test_a_subscription_in_the_command_of_another_passes_on_its_own_events_alone(kvstore: Kvstore) -> None:
+    kvstore.out("put", "within/k", "v", "--ttl", "1h")
+    asked = ("subscribe", "within/k", "--snapshot", "--count", "1", "--exec", "env")
+    outer = {"KVSTORE_EVENT_KEY": "outer", "KVSTORE_EVENT_MESSAGE": "why", "KVSTORE_EVENT_REASON": "epoch"}
+    told = dict(line.split("=", 1) for line in kvstore.out(*asked, env=outer).decode().splitlines())
+    assert told["KVSTORE_EVENT_KEY"] == "within/k"
+    assert not {"KVSTORE_EVENT_MESSAGE", "KVSTORE_EVENT_REASON"} & told.keys()
+
+
 def test_exec_gets_the_last_value_of_a_key_that_expired(kvstore: Kvstore, start: Start) -> None:
     running = following(start, kvstore, "gone/k", "--op", "expire", "--exec", "cat", "--count", "1")
     kvstore.out("put", "gone/k", "the last words", "--ttl", "100ms")

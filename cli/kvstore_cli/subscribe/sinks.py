@@ -35,6 +35,9 @@ VARIABLES = {
 """The members of an event that a command gets as ``KVSTORE_EVENT_*``, and what each holds."""
 
 
+_PREFIX = b"KVSTORE_EVENT_"
+
+
 class Sink(ABC):
     """Where the lines of a stream go. ``status`` is the exit status."""
 
@@ -136,7 +139,7 @@ class ExecSink(Sink):
 def _environment(line: dict[str, Any]) -> dict[bytes, bytes]:
     # in bytes: a key is UTF-8 whatever the locale's encoding is
     given = {name: line[name] for name in VARIABLES if name in line}
-    variables = {
-        f"KVSTORE_EVENT_{name.upper()}".encode(): str(value).encode() for name, value in given.items()
-    }
-    return {**os.environb, **variables}
+    variables = {_PREFIX + name.upper().encode(): str(value).encode() for name, value in given.items()}
+    # this may run in the command of another one, whose event is not ours
+    inherited = {name: value for name, value in os.environb.items() if not name.startswith(_PREFIX)}
+    return {**inherited, **variables}
