@@ -661,6 +661,8 @@ def test_what_a_full_etcd_refuses_is_not_there(
 
     in_parallel(*(partial(fill, store, name) for store, name in zip(stores, (b"a", b"b"), strict=True)))
     assert {(error.code, error.details.get("outcome")) for error in refusals} == {("store_full", None)}
+    for word in ("NOSPACE", "etcdctl compact", "etcdctl defrag", "--quota-backend-bytes", "alarm disarm"):
+        assert all(word in error.message for error in refusals)
     names = Names(b"/kvstore")
     there = {name.removeprefix(names.keys) for name in etcd.keys(names.keys.decode())}
     for store in stores:

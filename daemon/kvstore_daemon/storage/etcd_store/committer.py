@@ -35,6 +35,7 @@ from kvstore_daemon.storage.etcd_store.connection import api
 from kvstore_daemon.storage.etcd_store.connection.cluster import Cluster, EtcdError
 from kvstore_daemon.storage.etcd_store.freshness import is_other_history
 from kvstore_daemon.storage.etcd_store.layout import Head, Names, ReplyRow, filled
+from kvstore_daemon.storage.etcd_store.members import CURE_OF_NOSPACE
 from kvstore_daemon.storage.etcd_store.mirroring.mirror import EtcdMirror
 from kvstore_daemon.storage.etcd_store.retention import CROWDED, LEAST_EVENTS, due_floor, shortened
 from kvstore_daemon.storage.etcd_store.transaction import (
@@ -648,7 +649,7 @@ def _revision_of(response: api.Message) -> int:
 def _refused(error: EtcdError) -> KvError:
     """What the requests of a transaction get that was certainly not applied."""
     if error.kind == "full":
-        return KvError("store_full", str(error))
+        return KvError("store_full", f"etcd is full (alarm NOSPACE): {CURE_OF_NOSPACE}")
     return KvError("unavailable", f"etcd does not take the change: {error}; try again")
 
 
