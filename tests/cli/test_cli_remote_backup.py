@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from kvstore_client import Client, commands
+from support.command_line import CommandLine
 from support.proxy import CuttingProxy
+from support.scripted import answer, problem, scripted
 from support.servers import Daemon, Service
 from support.session import Session, call
 
@@ -141,6 +144,31 @@ def test_another_backup_is_only_deleted_if_one_says_so(kvstore: Kvstore, stocked
 def test_standard_output_gets_the_whole_backup(kvstore: Kvstore, stocked: Service) -> None:
     (kvstore.folder / "piped.kvb").write_bytes(kvstore.out("backup", "-", "--url", stocked.url))
     assert kvstore("check", "piped.kvb").returncode == 0
+
+
+@pytest.mark.parametrize("code", ["not_allowed", "unavailable"])
+def test_a_backup_that_is_here_is_made_though_the_service_does_not_remove_its_own(
+    offline: CommandLine, code: str
+) -> None:
+    told = {
+        "id": "f" * 16,
+        "state": "ready",
+        "bytes": 3,
+        "sha256": hashlib.sha256(b"kvb").hexdigest(),
+        "revision": 1,
+        "keys": 1,
+        "log_events": 1,
+    }
+    with scripted() as script:
+        script.plays = [
+            answer(json.dumps(told).encode(), 201),
+            answer(b"kvb", 206),
+            problem(code, detail="as it put it"),
+        ]
+        done = offline("backup", "-", "--url", script.url)
+    assert (done.returncode, done.stdout) == (0, b"kvb"), done.stderr
+    assert b"keeps its copy of the backup for up to an hour: as it put it" in done.stderr
+    assert script.seen[-1].method == "DELETE"
 
 
 def test_without_the_flag_it_is_the_folder_that_is_backed_up(kvstore: Kvstore, stocked: Service) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +29,9 @@ from kvstore_cli.terminal.progress import Steps
 from kvstore_core.distribution import require
 from kvstore_core.errors import EXIT_DONE, EXIT_ERROR, BackupExists, KvError
 from kvstore_core.process.files import steadily
+
+if TYPE_CHECKING:
+    from kvstore_cli.transfer.remote_backup import BackupSource
 
 SHOWN_FAULTS = 100
 
@@ -114,9 +117,17 @@ def _back_up_service(context: click.Context, file: str, force: bool, restart: bo
                     discard_parts(path)
                 made = fetch_file(source, path, steps, replace=force)
             found = _trailer_of(path)
-        source.delete(made)
+        _give_back(source, made)
     _say_done(found, service.url, file)
     return found
+
+
+def _give_back(source: BackupSource, made: dict[str, Any]) -> None:
+    """Have the service remove a backup that is here; if it does not, it will by itself."""
+    try:
+        source.delete(made)
+    except KvError as error:
+        output.talk(f"the service keeps its copy of the backup for up to an hour: {error.message}")
 
 
 @contextmanager
