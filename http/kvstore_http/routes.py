@@ -516,7 +516,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "Make a backup of the store, as it is at one revision",
         (ResponseSpec(201, "it is made, or being made; Location is where it can be read", {JSON: "Backup"}),),
         headers=(IDEMPOTENCY_KEY,),
-        errors=("backup_exists", "store_full"),
+        errors=("backup_exists", "not_found", "store_full"),
     ),
     Endpoint(
         "GET",

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from kvstore_client import Client, commands
 from kvstore_daemon.storage.offline import no_progress
 from kvstore_daemon.storage.offline.backup import check_backup
+from kvstore_http import routes
 from support.lengths import examples
 from support.servers import Daemon, Facade, Service, children, wait_until
 from support.session import Answer, Session, assert_problem, call, connect
@@ -166,15 +167,23 @@ def reader_of(daemon: Daemon) -> int:
     return 0
 
 
+class Making(NamedTuple):
+    """A backup that is being made: the process that makes it, and what the one who asked for it is told."""
+
+    pid: int
+    answers: list[Answer]
+
+
 @contextmanager
-def making(service: Service) -> Iterator[int]:
-    """A backup that is being made until the block ends: gives the process that makes it, which is stopped."""
-    asking = Thread(target=call, args=(service.url, "POST", "/v1/backups"))
+def making(service: Service) -> Iterator[Making]:
+    """A backup that is being made until the block ends, by a process that is stopped."""
+    answers: list[Answer] = []
+    asking = Thread(target=lambda: answers.append(call(service.url, "POST", "/v1/backups")))
     asking.start()
     pid = wait_until(lambda: reader_of(service.daemon))
     os.kill(pid, signal.SIGSTOP)
     try:
-        yield pid
+        yield Making(pid, answers)
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
@@ -203,12 +212,14 @@ def test_a_backup_whose_process_hangs_makes_room_for_another_once_it_is_deleted(
     service: Service, own: Session
 ) -> None:
     fill(service.requests)
-    with making(service) as hanging:
+    with making(service) as hung:
         (told,) = own.get("/v1/backups").json["backups"]
         assert own.delete(f"/v1/backups/{told['id']}").status == 200
-        wait_until(lambda: hanging not in children(service.daemon.pid))
+        wait_until(lambda: hung.pid not in children(service.daemon.pid))
         made = wait_until(lambda: begun(own))
         assert made.json["state"] == "ready"
+    assert_problem(hung.answers[0], "not_found")
+    assert "not_found" in next(row for row in routes.ENDPOINTS if row[:2] == ("POST", "/v1/backups")).errors
     assert f"the backup {told['id']} failed" not in service.daemon.stderr
 
 
