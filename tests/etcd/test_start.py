@@ -6,13 +6,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvstore_client import Client
+from kvstore_client import Client, commands
 from kvstore_core.errors import KvError
 from kvstore_daemon.storage.etcd_store import engine as etcd_engine
 from kvstore_daemon.storage.etcd_store.engine import EtcdEngine
@@ -39,9 +40,14 @@ def test_an_old_mirror_is_served_while_etcd_is_away(
         assert client.get("k").value == b"v"
     daemon.stop()
     cluster.kill()
+    killed_at = time.monotonic()
     daemon.start()
     with Client(daemon.requests) as client:
-        assert client.get("k", stale=True).value == b"v"
+        least = time.monotonic() - killed_at
+        reply = client.request(commands.body_of_one(commands.get("k", stale=True)))
+        assert commands.result_of(commands.get("k"), reply).value == b"v"
+        assert reply.age is not None
+        assert reply.age >= 1000 * least, "it counts from when the mirror was last known to be current"
         with pytest.raises(KvError, match="etcd"):
             client.get("k")
         url = start_facade(daemon).url

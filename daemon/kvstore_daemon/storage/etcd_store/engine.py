@@ -127,6 +127,7 @@ class EtcdEngine(SnapshotReads):
             self._watcher = Watcher(
                 self._cluster, self._mirror, self._names, self._deliver, self._members.saw
             )
+            self._watcher.current_at -= self._age_of_mirror()
             self._watcher.start()
             undo.callback(self._watcher.stop)
             self._catch_up(is_over)
@@ -162,6 +163,11 @@ class EtcdEngine(SnapshotReads):
             if not has_mirror or is_over() or error.code != "unavailable":
                 raise
             log.warning("beginning with an old mirror: %s", error.message)
+
+    def _age_of_mirror(self) -> float:
+        """How many seconds ago the mirror is known to have been current: when its newest change was made."""
+        newest = self._counts()["newest_event_at"]
+        return 0.0 if newest is None else max(0, self.now() - newest) / 1000
 
     def _begin(self) -> None:
         """Let :meth:`poll` begin with the position that everything after it continues."""

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from kvstore_core.errors import KvError
@@ -54,7 +55,7 @@ class Freshness(threading.Thread):
         self._look = look
         self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._patience = _ANSWER_SECONDS
-        self.confirmed_at = time.monotonic()
+        self.confirmed_at = -inf
         """When the last question was asked that found the mirror to be as new as etcd; in the time of
         ``time.monotonic()``."""
 

@@ -120,11 +120,13 @@ class Watcher(threading.Thread):
         which it was not being made, which takes as long as the store is large, and nothing came; and once
         ``is_over``."""
         self._wait(lambda: self._is_following.wait(_TAKE_SECONDS), timeout, is_over)
+        asked_at = time.monotonic()
         try:
             last = store_reader.look(self._cluster, self._names).last
         except EtcdError as error:
             raise KvError("unavailable", str(error)) from error
         self._wait(lambda: self._mirror.wait_for(last, _TAKE_SECONDS), timeout, is_over)
+        self.current_at = max(self.current_at, asked_at)
 
     def _wait(self, is_done: Callable[[], bool], timeout: float, is_over: Callable[[], bool]) -> None:
         deadline, watched = time.monotonic() + timeout, self._mirror.watched
