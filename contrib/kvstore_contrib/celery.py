@@ -49,10 +49,10 @@ class KvstoreBackend(KeyValueStoreBackend):
     asked for every ``interval``. Every thread and process may use a backend.
 
     A result too large for the store, or for which it has no room, raises BackendStoreError. While the service
-    is away, a result is stored again as ``retry_policy`` in ``result_backend_transport_options`` has it, 20
-    times by default, as by Celery's backend for Redis. What else the service refuses, or that it is away, is
-    raised as ``kvstore_client.KvError``; with ``result_backend_always_retry`` what may pass by waiting is
-    repeated, by a wait until its time is over.
+    is away, or too busy, a result is stored again as ``retry_policy`` in ``result_backend_transport_options``
+    has it, 20 times by default, as by Celery's backend for Redis. What else the service refuses, or that it
+    is away, is raised as ``kvstore_client.KvError``; with ``result_backend_always_retry`` what may pass by
+    waiting is repeated, by a wait until its time is over.
     """
 
     key_t = bytes_to_str

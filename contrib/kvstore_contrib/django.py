@@ -69,9 +69,9 @@ class KvstoreCache(BaseCache):
     value, as by Django's backend for memcached: ``add`` returns False, and ``set_many`` the keys. In a full
     store ``touch`` returns False and ``incr`` finds no entry, with a warning in the log. What else
     the service refuses, or that it is away, is raised as ``kvstore_client.KvError``. With
-    ``"OPTIONS": {"ignore_unavailable": True}`` a service that is away is a cache that has nothing and takes
-    nothing, and each call that it missed is a warning in the log. Raises ImproperlyConfigured for another
-    option, and for a malformed address.
+    ``"OPTIONS": {"ignore_unavailable": True}`` a service that is away, or too busy, is a cache that has
+    nothing and takes nothing, and each call that it missed is a warning in the log. Raises
+    ImproperlyConfigured for another option, and for a malformed address.
     """
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:

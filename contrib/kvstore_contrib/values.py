@@ -10,15 +10,15 @@ import pickle
 import re
 from typing import Any
 
-from kvstore_client import Record, RequestTooLarge, StoreFull, TimedOut, Unavailable, ValueTooLarge
+from kvstore_client import Record, RequestTooLarge, StoreFull, TimedOut, TooBusy, Unavailable, ValueTooLarge
 from kvstore_core.media_types import TEXT_CONTENT_TYPE
 
 PICKLE = "application/vnd.python.pickle"
 NO_ROOM = (RequestTooLarge, StoreFull, ValueTooLarge)
 """The errors of a value that is too large for the store, or for what is left in it."""
 
-AWAY = (TimedOut, Unavailable)
-"""The errors of a service that does not answer."""
+AWAY = (TimedOut, TooBusy, Unavailable)
+"""The errors of a service that does not answer, or has too much to do: what may pass by waiting."""
 
 _COUNTED = range(-(2**63), 2**63)
 _DECIMAL = re.compile(rb"-?[0-9]{1,19}")

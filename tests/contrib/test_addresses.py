@@ -1,4 +1,4 @@
-"""Addresses of backends: the service, its options, the prefix, and the login."""
+"""Addresses of backends: the service, its options, the prefix, and the login; and when it is away."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ import pytest
 
 from kvstore_client import Event, NotAllowed, Sync, Unauthenticated
 from kvstore_contrib.addresses import key_below, place_of
+from kvstore_contrib.values import AWAY
+from kvstore_core.errors import ERRORS, KvError
 from support.protected import Protected
 from support.servers import Daemon
+
+
+def test_away_is_a_service_whose_errors_may_pass_by_waiting() -> None:
+    assert {code for code in ERRORS if isinstance(KvError(code, "no"), AWAY)} == {
+        code for code, row in ERRORS.items() if row.is_temporary
+    }
 
 
 def test_a_login_file_lets_backends_in_below_their_prefix(start_daemon: Callable[..., Daemon]) -> None:
