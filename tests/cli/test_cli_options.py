@@ -331,7 +331,16 @@ REFUSED: dict[Callable[[Any], Any], tuple[str, list[Any]]] = {
     ),
     option_values.parse_url: (
         "http://",
-        ["localhost:5000", "ftp://x", "http://", "http://h/?q", "http://h:99999", "http://h:x"],
+        [
+            "localhost:5000",
+            "ftp://x",
+            "http://",
+            "http://h/?q",
+            "http://h:99999",
+            "http://h:x",
+            "http://a..b",
+            "http://\udcff",
+        ],
     ),
 }
 

@@ -93,7 +93,7 @@ def parse_url(given: Any) -> str:
         raise refusal from error
     if (
         parts.scheme not in ("http", "https")
-        or not parts.hostname
+        or not _is_host(parts.hostname)
         or parts.query
         or parts.fragment
         or port == 0
@@ -102,6 +102,17 @@ def parse_url(given: Any) -> str:
     if parts.username is not None:
         raise ValueError("an address with a user name is not taken: the service does not know users")
     return text.rstrip("/")
+
+
+def _is_host(host: str | None) -> bool:
+    """Whether a resolver can be asked for it. Names of other alphabets are asked for as IDNA."""
+    if not host:
+        return False
+    try:
+        name = host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        return False
+    return all(0 < len(label) < 64 for label in name.removesuffix(".").split("."))
 
 
 def parse_origins(given: Any) -> tuple[str, ...]:
