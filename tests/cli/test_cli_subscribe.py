@@ -360,13 +360,30 @@ def test_a_copy_that_a_command_keeps_loses_what_is_gone_once_marks_are_wanted(
 
 
 def test_wait_ends_at_once_when_it_is_so_already(kvstore: Kvstore) -> None:
-    revision = int(kvstore.out("put", "wait/now", "v"))
+    kvstore.out("put", "wait/now", "v")
     assert kvstore.out("wait", "wait/now", "--exists") == b"v\n"
     assert kvstore.out("wait", "wait/now", "--equals", "v", "--raw") == b"v"
-    assert kvstore.lines("wait", "wait/now", "--exists", "--json")[0]["revision"] == revision
-    assert kvstore.out("wait", "wait/now", "--changed", "--since", str(revision - 1)) == b"v\n"
+    assert kvstore.out("wait", "wait/now", "--changed", "--since", "0") == b"v\n"
     assert kvstore.out("wait", "wait/now", "--exists", "--quiet") == b""
     assert kvstore.out("wait", "wait/never", "--gone") == b""
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [["--exists"], ["--equals", "v"], ["--changed", "--since", "0"], ["--until", "exists"]],
+    ids=" ".join,
+)
+def test_wait_prints_the_record_as_get_does(kvstore: Kvstore, condition: list[str]) -> None:
+    kvstore.out("put", "wait/record", "v", "--ttl", "1h", "-m", "because")
+    record = kvstore.lines("get", "wait/record", "--json")
+    assert kvstore.lines("wait", "wait/record", *condition, "--json") == record
+
+
+@pytest.mark.parametrize("forms", [("--raw", "--json"), ("--json", "--quiet"), ("--raw", "-q")])
+def test_wait_prints_in_one_form(kvstore: Kvstore, forms: tuple[str, str]) -> None:
+    refused = kvstore("wait", "wait/now", "--gone", *forms)
+    assert refused.returncode == 2
+    assert b"exclude each other" in refused.stderr
 
 
 @pytest.mark.parametrize(

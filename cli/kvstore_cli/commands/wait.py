@@ -87,6 +87,7 @@ def command(
     )
     if since is not None and not changed:
         raise click.UsageError("--since needs --changed")
+    parameters.at_most_one({"--raw": raw, "--json": as_json, "--quiet": quiet})
     if until is not None:
         record = _wait_until(context, key, until, timeout)
     else:
@@ -183,6 +184,10 @@ def _wait(
                 raise
 
 
+_OF_EVENTS = {"event", "op", "snapshot", "index", "count", "time", "previous_revision", "cursor"}
+"""The members of an event that are not its record's."""
+
+
 def _first(updates: Iterable[change_stream.StreamUpdate], is_fulfilled: Callable[[Record], bool]) -> Record:
     """The key's record, None if it does not exist, once it fulfils the condition.
 
@@ -195,7 +200,8 @@ def _first(updates: Iterable[change_stream.StreamUpdate], is_fulfilled: Callable
             record, is_known = None, False
         elif update.kind in (change_stream.SNAPSHOT, change_stream.EVENTS):
             last = update.lines[-1]
-            record = last if last["op"] == "put" else None
+            is_there = last["op"] == "put"
+            record = {name: last[name] for name in last if name not in _OF_EVENTS} if is_there else None
         elif update.kind == change_stream.SYNC:
             is_known = True
         if is_known and update.kind in (change_stream.SYNC, change_stream.EVENTS) and is_fulfilled(record):
