@@ -136,6 +136,23 @@ def test_a_stream_that_is_not_read_shows_how_far_it_is_behind(
     assert (other["unsent_bytes"], other["blocked_seconds"], other["events"]) == (0, None, written)
 
 
+def test_the_command_kicks_those_that_are_there_and_names_the_others(
+    two_workers: Protected, admin: Session, tmp_path: Path
+) -> None:
+    line = CommandLine(tmp_path, two_workers.url)
+    line.environment["KVSTORE_TOKEN"] = two_workers.token("present", "rw:present/")
+    following = line.start("subscribe", "--prefix", "present/")
+    (row,) = wait_until(lambda: rows_of(admin, "present"), what="the stream is there")
+    line.environment["KVSTORE_TOKEN"] = two_workers.admin_token
+    done = line("kick", "h1", row["id"], "nobody")
+    assert (done.returncode, done.stdout.decode()) == (3, f"kicked {row['id']}\n")
+    following.end()
+    missing = done.stderr.decode().splitlines()
+    assert len(missing) == 2
+    assert "'h1'" in missing[0]
+    assert "'nobody'" in missing[1]
+
+
 def test_a_kicked_stream_comes_back_and_misses_nothing(
     two_workers: Protected, admin: Session, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from kvstore_cli.command_line.parameters import TEXT, WholeNumber, json_option
 from kvstore_cli.command_line.subcommand import client_of, subcommand
 from kvstore_cli.terminal import output
 from kvstore_cli.terminal.humanize import NOTHING, age, count, size
-from kvstore_core.errors import KvError
+from kvstore_core.errors import EXIT_DONE, KvError
 from kvstore_core.limits import MAX_PAGE
 
 _HEAD = ("ID", "ADDRESS", "NAME", "SINCE", "SENT", "WAITING", "LAG", "BLOCKED", "FILTERS")
@@ -78,12 +78,14 @@ def _filters(row: dict[str, Any]) -> str:
 
 @subcommand("client")
 @click.argument("ids", type=TEXT, nargs=-1, required=True, metavar="ID...")
-def kick(context: click.Context, ids: tuple[str, ...]) -> None:
+def kick(context: click.Context, ids: tuple[str, ...]) -> int:
     """End the streams or native subscriptions with these IDs, as 'kvstore subscribers' prints them.
 
     That is no ban: a client comes back, from where it was, and misses nothing. To keep one out, take its
     grants away, which 'kvstore token ungrant' and 'kvstore token revoke' do. It needs the grant admin, and
     the log of the service has who did it.
+
+    A subscriber that is not there is reported and does not stop the others.
 
     Exit status: 0; 3 if there is no such subscriber.
 
@@ -94,12 +96,21 @@ def kick(context: click.Context, ids: tuple[str, ...]) -> None:
     """
     from kvstore_core.operations import is_subscriber_id
 
+    status = EXIT_DONE
     with client_of(context) as service:
         for each in ids:
-            if not is_subscriber_id(each):
-                what = output.readable(each)
-                raise KvError(
-                    "not_found", f"'{what}' is no subscriber's id; 'kvstore subscribers' lists them"
-                )
-            service.request("DELETE", f"/v1/subscribers/{each}", is_once=True)
-            output.write_line(f"kicked {each}")
+            try:
+                if not is_subscriber_id(each):
+                    what = output.readable(each)
+                    raise KvError(
+                        "not_found", f"'{what}' is no subscriber's id; 'kvstore subscribers' lists them"
+                    )
+                service.request("DELETE", f"/v1/subscribers/{each}", is_once=True)
+            except KvError as error:
+                if error.code != "not_found":
+                    raise
+                output.talk(error.message)
+                status = error.row.exit
+            else:
+                output.write_line(f"kicked {each}")
+    return status
