@@ -78,6 +78,15 @@ def test_a_write_happens_only_if_its_condition_holds(
 
 
 @pytest.mark.parametrize("how", WRITES)
+@pytest.mark.parametrize("tags", ['"9999"', '"8888", "9999"'])
+def test_a_failed_condition_names_the_key(session: Session, key: str, how: str, tags: str) -> None:
+    session.put(path_of(key), b"5")
+    assert repr(key) in write(session, how, key, {"If-Match": tags}).json["detail"]
+    session.delete(path_of(key))
+    assert f"{key!r} does not exist" in write(session, how, key, {"If-Match": tags}).json["detail"]
+
+
+@pytest.mark.parametrize("how", WRITES)
 def test_a_failed_condition_says_the_present_revision(session: Session, key: str, how: str) -> None:
     revision = session.put(path_of(key), b"1").json["revision"]
     for headers in ({"If-Match": '"1"'}, {"If-Match": '"1", W/"2"'}, {"If-None-Match": "*"}):

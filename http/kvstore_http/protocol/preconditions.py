@@ -73,14 +73,14 @@ class Condition(NamedTuple):
             return 0
         return None
 
-    def check(self, revision: int) -> None:
-        """Raise ``condition_failed`` unless a key at ``revision`` fulfils the condition."""
+    def check(self, key: str, revision: int) -> None:
+        """Raise ``condition_failed`` unless ``key``, at ``revision``, fulfils the condition."""
         match, none_match = self
         # If-Match compares strongly, If-None-Match weakly (RFC 9110 section 8.8.3.2)
         fails = match is not None and not (revision in match.strong or (match.any and revision))
         if fails or (none_match is not None and is_listed(revision, none_match)):
-            state = f"the key has revision {revision}" if revision else "the key is missing"
-            raise KvError("condition_failed", state, revision=revision)
+            state = f"is at revision {revision}" if revision else "does not exist"
+            raise KvError("condition_failed", f"the key {key!r} {state}", revision=revision)
 
 
 def is_listed(revision: int, tags: Tags) -> bool:

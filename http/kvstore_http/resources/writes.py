@@ -139,7 +139,7 @@ def read_then_write(
         record = present_record(daemon, key, who)
         revision = 0 if record is None else record["revision"]
         if condition is not None:
-            condition.check(revision)
+            condition.check(key, revision)
         op, value = prepare(record)
         try:
             return write_op(daemon, {**op, "if_revision": revision}, value, None, who, guards=guards)
