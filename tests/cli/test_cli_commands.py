@@ -175,6 +175,15 @@ def test_patch_changes_members_and_leaves_the_rest(kvstore: Kvstore) -> None:
     assert kvstore("patch", "patch/text", "{}").returncode == 1
 
 
+def test_a_json_patch_is_refused_and_does_not_become_the_value(kvstore: Kvstore) -> None:
+    kvstore.out("put", "patch/list", "[1]", "--content-type", "application/json")
+    refused = kvstore("patch", "patch/list", "-", stdin=b' [{"op": "remove", "path": "/a"}]\n')
+    assert (refused.returncode, b"RFC 6902" in refused.stderr) == (2, True)
+    for value in ('[{"op": "remove"}]', "[]", "[2]"):
+        kvstore.out("patch", "patch/list", value)
+        assert kvstore.out("get", "patch/list").decode() == f"{value}\n"
+
+
 def test_several_keys_come_in_the_order_in_which_they_were_asked_for(kvstore: Kvstore) -> None:
     for name in "abc":
         kvstore.out("put", f"some/{name}", f"value {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import click
@@ -43,7 +44,7 @@ def patch(
 
     PATCH is a JSON merge patch (RFC 7396): its members replace those of the value, null removes one,
     and the others stay. - reads it from standard input, @FILE from a file. It is applied atomically.
-    A missing key is created.
+    A missing key is created. A JSON patch, a list of operations (RFC 6902), is refused.
 
     If the answer is lost, the patch is not repeated: the value may have been changed since.
 
@@ -61,8 +62,23 @@ def patch(
     headers = {"Content-Type": MERGE_PATCH, **condition_headers(if_revision), **message_headers(message)}
     with client_of(context) as service:
         body = read_value(patch, service)
+        if _is_json_patch(body):
+            raise click.UsageError(
+                "PATCH is a JSON patch (RFC 6902), which would become the value: "
+                'write the members that change, as in {"port": 8080}'
+            )
         made = service.request("PATCH", key_path("kv", key), query, body=body, headers=headers).json()
     print_revision(made, as_json=as_json)
+
+
+def _is_json_patch(body: bytes) -> bool:
+    if not body.lstrip().startswith(b"["):
+        return False
+    try:
+        ops = json.loads(body)
+    except (ValueError, RecursionError):
+        return False  # the service says what is wrong
+    return bool(ops) and all(isinstance(op, dict) and {"op", "path"} <= op.keys() for op in ops)
 
 
 @subcommand("client")
