@@ -100,9 +100,10 @@ def test_what_an_editor_would_damage_is_not_opened_and_a_failing_editor_writes_n
 def test_a_rename_is_one_revision_and_keeps_value_type_and_expiry(kvstore: CommandLine) -> None:
     kvstore.out("put", "rename/a", "-", "--content-type", "image/png", "--ttl", "1h", stdin=b"\xff\x00")
     before = record(kvstore, "rename/a")
-    revision = kvstore.out("rename", "rename/a", "rename/b").decode()
+    (made,) = kvstore.lines("rename", "rename/a", "rename/b", "--json")
     after = record(kvstore, "rename/b")
-    assert revision == f"{after['revision']}\n"
+    assert made == {name: after[name] for name in made}
+    assert made["revision"] == after["revision"]
     kept = ("value_b64", "content_type", "expires_at")
     assert [after[name] for name in kept] == [before[name] for name in kept]
     (gone,) = kvstore.lines("history", "rename/a", "--limit", "1", "--json")
@@ -115,8 +116,9 @@ def test_a_rename_replaces_nothing_unless_forced(kvstore: CommandLine) -> None:
     refused = kvstore("rename", "rename/from", "rename/to")
     assert (refused.returncode, b"'rename/to' already; --force" in refused.stderr) == (4, True)
     assert [record(kvstore, key)["value"] for key in ("rename/from", "rename/to")] == ["new", "old"]
-    kvstore.out("rename", "rename/from", "rename/to", "--force")
+    revision = kvstore.out("rename", "rename/from", "rename/to", "--force").decode()
     assert record(kvstore, "rename/to")["value"] == "new"
+    assert revision == f"{record(kvstore, 'rename/to')['revision']}\n"
     assert kvstore("get", "rename/from").returncode == 3
     assert kvstore("rename", "rename/from", "rename/there").returncode == 3
     assert kvstore("rename", "rename/to", "rename/to").returncode == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from kvstore_cli.command_line.line_format import EVENT, RECORD, LineFormat
@@ -45,10 +47,22 @@ def test_a_template_does_not_shape_members_and_says_so(template: str) -> None:
         LineFormat(template, RECORD)
 
 
-@pytest.mark.parametrize("template", ["{key", "key}", "\\x", "\\"])
-def test_a_template_that_cannot_be_read_is_refused(template: str) -> None:
-    with pytest.raises(ValueError, match=r"\w"):
+@pytest.mark.parametrize("template", ["{", "}", "{key", "key}", "{key!}", "{{{key}}"])
+def test_a_lone_brace_is_refused_with_how_to_write_one(template: str) -> None:
+    with pytest.raises(ValueError, match=r"is written \{\{ or \}\}"):
         LineFormat(template, RECORD)
+
+
+@pytest.mark.parametrize("template", ["\\x", "\\"])
+def test_another_escape_is_refused_with_those_that_there_are(template: str) -> None:
+    with pytest.raises(ValueError, match="is none of"):
+        LineFormat(template, RECORD)
+
+
+@pytest.mark.slow
+def test_a_template_is_utf_8(kvstore: CommandLine) -> None:
+    refused = kvstore("list", "--format", os.fsdecode(b"{key}\xff"))
+    assert (refused.returncode, b"is not UTF-8 text" in refused.stderr) == (2, True)
 
 
 def test_a_template_may_name_what_a_command_of_exec_gets() -> None:

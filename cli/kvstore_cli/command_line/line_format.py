@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from kvstore_cli.command_line.parameters import TEXT
 from kvstore_cli.terminal import output
 
 RECORD = (
@@ -35,8 +36,13 @@ class LineFormat:
     def __init__(self, text: str, names: Sequence[str]) -> None:
         from string import Formatter  # few lines have a template
 
+        unescaped = _unescaped(text)
+        try:
+            parts = list(Formatter().parse(unescaped))
+        except ValueError as error:
+            raise ValueError("a brace that is not around a name is written {{ or }}") from error
         self._parts: list[tuple[bytes, str | None]] = []
-        for literal, name, how, conversion in Formatter().parse(_unescaped(text)):
+        for literal, name, how, conversion in parts:
             if name is not None and (how or conversion):
                 raise ValueError(f"conversions and formats are not supported: write {{{name}}} alone")
             if name is not None and name not in names:
@@ -78,8 +84,9 @@ class _LineFormatType(click.ParamType[LineFormat]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> LineFormat:
         """The template; a usage error that says what it may name."""
+        text = TEXT.convert(value, param, ctx)
         try:
-            return LineFormat(value, self._names)
+            return LineFormat(text, self._names)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

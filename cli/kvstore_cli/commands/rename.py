@@ -58,6 +58,7 @@ def command(
     if is_prefix and old.endswith("/") and new[-1].isalnum():
         output.talk(f"NEW ends in no slash: the first key is '{output.readable(made[0]['key'])}' now")
     if not is_prefix:
+        del made[0]["status"]
         print_revision(made[0], as_json=as_json)
     elif as_json:
         output.write_json({"renamed": len(made), "revision": made[0]["revision"]})
