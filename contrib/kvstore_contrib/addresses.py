@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from kvstore_client import Client, Subscription
 from kvstore_client.arguments import DEFAULT_TIMEOUT
-from kvstore_core.errors import InvalidKey
+from kvstore_core.errors import InvalidKey, KvError
 from kvstore_core.model import check_key
 
 _FORM = "kvstore://HOST[:PORT]/PREFIX[?login=FILE&changes=PORT&timeout=SECONDS&connections=NUMBER]"
@@ -42,20 +42,22 @@ def place_of(url: str, default_prefix: str) -> BackendPlace:
         raise TypeError(f"the address is one text, not a {type(url).__name__}: {_FORM}")
     try:
         return _parsed(url, default_prefix)
-    except ValueError as error:
+    except (ValueError, KvError) as error:
         shown = re.sub("//[^/]*@", "//…@", url)  # what is before it may be a password
         raise ValueError(f"{shown!r} is not an address of a backend, {_FORM}: {error}") from error
 
 
 def _parsed(url: str, default_prefix: str) -> BackendPlace:
     parts = urlsplit(url)
-    prefix = unquote(parts.path.strip("/"))
+    name = unquote(parts.path.strip("/"), errors="strict")
+    prefix = f"{name}/" if name else default_prefix
+    check_key(prefix)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     login = options.pop("login", None)
     service = urlunsplit(parts._replace(path="", query=urlencode(options, safe="/:")))
     client = _client_of(service, login)
     timeout = float(options.get("timeout", DEFAULT_TIMEOUT))
-    return BackendPlace(client, f"{prefix}/" if prefix else default_prefix, service, login, timeout)
+    return BackendPlace(client, prefix, service, login, timeout)
 
 
 @cache

@@ -65,6 +65,11 @@ def test_the_path_is_the_prefix(url: str, prefix: str) -> None:
         ("kvstore://127.0.0.1/cache?color=red", "'color'"),
         ("kvstore://shop:secret@127.0.0.1/cache", "'kvstore://…@127.0.0.1/cache'.* no passwords"),
         ("cache", "'cache' .* kvstore://HOST"),
+        ("kvstore://127.0.0.1/cache?timeout=0", "'kvstore://.* timeout is .* not 0"),
+        ("kvstore://127.0.0.1/cache?connections=0", "'kvstore://.* connections is .* not 0"),
+        ("kvstore://127.0.0.1/cache?login=/no/file", "'kvstore://.* no login file '/no/file'"),
+        ("kvstore://127.0.0.1/%ff", "'kvstore://127.0.0.1/%ff' is not"),
+        ("kvstore://127.0.0.1/a%00", "'kvstore://127.0.0.1/a%00' is not .* NUL"),
     ],
 )
 def test_another_kind_of_address_is_refused_at_once(url: str, hint: str) -> None:
