@@ -108,7 +108,7 @@ def test_a_write_is_waited_for_and_so_is_that_of_a_key_that_is_not_mirrored(
             revision = client.put("other", "x").revision
             mirror.wait(revision)
             assert mirror.revision >= revision
-        with pytest.raises(TimedOut) as late:
+        with pytest.raises(TimedOut, match=f"is at revision {revision}, and not at {revision + 1}") as late:
             mirror.wait(revision + 1, timeout=0.05)
         assert late.value.details["revision"] == revision
 
@@ -228,7 +228,7 @@ def test_it_says_that_the_store_is_away_and_goes_on_when_it_is_back(daemon: Daem
 
 def test_without_a_store_the_block_does_not_begin() -> None:
     mirror = Mirror("tcp://127.0.0.1:9", "tcp://127.0.0.1:9", timeout=0.2)
-    with pytest.raises(TimedOut), mirror:
+    with pytest.raises(TimedOut, match="heard nothing from the store"), mirror:
         pass
     assert threading.active_count() == 1 or "kvstore-mirror" not in {t.name for t in threading.enumerate()}
 

@@ -144,8 +144,7 @@ class Mirror(MirrorBase):
         if self.error is not None:
             raise self.error
         if not self._is_at(revision):
-            message = f"the mirror is at revision {self.revision}, and not at {revision} within {seconds:g} s"
-            raise KvError("timed_out", message, revision=self.revision)
+            raise self._behind(revision, seconds)
 
     def verify(self, timeout: float | None = None) -> Cursor:
         """Prove by digests that the mirror has the keys, revisions and values that the store has; returns up

@@ -142,6 +142,12 @@ class MirrorBase(forks.NotPortable, Mapping[str, Record]):
         """Whether there is nothing more to wait for."""
         return self.error is not None or (self._heard_at > -math.inf and self.revision >= revision)
 
+    def _behind(self, revision: int, seconds: float) -> KvError:
+        state = f"the mirror is at revision {self.revision}, and not at {revision}"
+        if self._heard_at == -math.inf:
+            state = "the mirror has heard nothing from the store"
+        return KvError("timed_out", f"{state} within {seconds:g} s", revision=self.revision)
+
     # ── proving ──────────────────────────────────────────────────────────────────────────────────
 
     def _differs(self, beat: Heartbeat) -> bool:
