@@ -257,6 +257,13 @@ def test_get_reads_an_older_revision(kvstore: Kvstore) -> None:
     first = kvstore.out("put", "past", "old").decode().strip()
     kvstore.out("put", "past", "new")
     assert kvstore.out("get", "past", "--revision", first) == b"old\n"
+    kvstore.out("delete", "past")
+    after = kvstore.out("put", "past/new", "v").decode().strip()
+    kvstore.out("put", "past", "again")
+    of_both = kvstore("get", "past", "past/new", "--revision", first)
+    assert (of_both.returncode, of_both.stdout) == (3, b"past\told\n")
+    assert b"no key 'past/new'" in of_both.stderr or b"no such key: 'past/new'" in of_both.stderr
+    assert b"no key 'past'" in kvstore("get", "past", "--revision", after).stderr
 
 
 def test_many_keys_come_as_lines_in_key_order(kvstore: Kvstore) -> None:

@@ -91,7 +91,7 @@ def read_as_of(daemon: Reads, key: str, revision: int, who: Principal) -> dict[s
     event = _last_event(daemon, key, revision, who)
     if event["op"] != "put":
         raise KvError(
-            "not_found", f"at revision {revision} there was no such key", revision=event["revision"]
+            "not_found", f"at revision {revision} there was no key {key!r}", revision=event["revision"]
         )
     return event
 
@@ -109,4 +109,4 @@ def _last_event(daemon: Reads, key: str, revision: int, who: Principal) -> dict[
         op = {**op, "cursor": page["cursor"]}
     if page["truncated"]:
         raise KvError("revision_gone", f"the log no longer has {key!r} as of revision {revision}")
-    raise KvError("not_found", f"at revision {revision} there was no such key")
+    raise KvError("not_found", f"at revision {revision} there was no key {key!r}")
