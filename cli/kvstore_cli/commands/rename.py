@@ -40,8 +40,9 @@ def command(
     expiry stay; the version begins at 1.
 
     It is one revision: nobody sees both keys, or none. A key that changes while it is renamed is read
-    again. With --prefix all keys are renamed in one revision, as many as an atomic batch takes (kvstore
-    status names the limits), and the number of them is printed; keys that are added at that moment stay.
+    again. With --prefix all keys are renamed in one revision, at most half as many as an atomic batch may
+    have operations, with their values (kvstore status names the limits), and the number of them is
+    printed; keys that are added at that moment stay.
 
     Exit status: 0; 3 if there is no such key, or none with that prefix; 4 if there is a NEW, without
     --force.
