@@ -136,6 +136,23 @@ def test_what_is_refused_ends_with_status_5_and_prints_nothing(
     assert kvstore.out("list", "--prefix", "no/") == b""
 
 
+@pytest.mark.parametrize(
+    ("scope", "what"),
+    [
+        ([], "every key"),
+        (["--prefix", "no/"], "every key that begins with 'no/'"),
+        (["--start", "no/a", "--end", "no/b"], "every key that begins with 'no/a'"),
+    ],
+)
+def test_an_export_that_is_refused_names_what_was_to_be_exported(
+    protected: Protected, stranger: CommandLine, scope: list[str], what: str
+) -> None:
+    token = protected.token("exporting", "rw:cli-yes/")
+    done = stranger("export", *scope, env={"KVSTORE_TOKEN": token})
+    assert done.returncode == 5
+    assert f"this needs list on {what}, and".encode() in done.stderr
+
+
 def test_rotation_and_revocation_of_one_token(kvstore: CommandLine, by: Callable[[str], CommandLine]) -> None:
     first = made(kvstore, "rotated", "--grant", "ro:cli-rotated/")
     second = kvstore.out("token", "rotate", "rotated", "--keep", "1h").decode().strip()

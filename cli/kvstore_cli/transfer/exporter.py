@@ -64,10 +64,10 @@ class Scope(NamedTuple):
         return sum(service.request("GET", "/v1/kv", query).json()["count"] for query in queries)
 
     def head(self, service: ServiceClient) -> int:
-        """The store's revision, by a read that is not stale: of a range without keys, so that it takes no
-        longer for more records."""
+        """The store's revision, by a read that is not stale: of one key, so that it takes no longer for more
+        records."""
         prefix = (*self.prefixes, "")[0]
-        query = [("count", "1"), ("prefix", prefix), ("end", prefix or "\x01")]
+        query = [("keys", "1"), ("limit", "1"), ("prefix", prefix), *self.bounds().items()]
         revision: int = service.request("GET", "/v1/kv", query).json()["revision"]
         return revision
 
