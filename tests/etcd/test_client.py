@@ -127,6 +127,20 @@ def waits_for_bytes(member: EtcdMember) -> bool:
     return False
 
 
+def test_a_call_whose_time_is_over_says_why_there_was_no_connection() -> None:
+    """What is asked again and again says in the end what the last call said, which may have had no time."""
+    with Cluster(parse_address(f"etcd://127.0.0.1:{free_port()}")) as nobody:
+
+        def failure(timeout: float) -> str:
+            with pytest.raises(EtcdError) as caught:
+                put(nobody, timeout=timeout)
+            return str(caught.value)
+
+        wait_until(lambda: "Connection refused" in failure(1.0))
+        said = wait_until(lambda: found if "Deadline Exceeded" in (found := failure(0.0)) else None)
+    assert "Connection refused" in said
+
+
 def test_a_call_that_was_under_way_may_have_been_applied(three: EtcdCluster, client: Cluster) -> None:
     put(client)  # so that there is a connection
     errors: list[EtcdError] = []

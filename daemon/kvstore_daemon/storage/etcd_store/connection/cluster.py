@@ -71,13 +71,12 @@ OPTIONS = (
 )
 
 _NOT_CONNECTED = "failed to connect to all addresses"
+_NO_CONNECTION = (_NOT_CONNECTED, "errors resolving", "DNS resolution failed")
 
 # What etcd and gRPC say, where the code alone would not tell: etcd's own client compares texts as well. The
 # first are of calls that were certainly not applied, whatever they would have done.
 _TEXTS: tuple[tuple[str, Kind], ...] = (
-    (_NOT_CONNECTED, "not_sent"),
-    ("errors resolving", "not_sent"),
-    ("DNS resolution failed", "not_sent"),
+    *((text, "not_sent") for text in _NO_CONNECTION),
     ("etcdserver: no leader", "not_sent"),
     ("etcdserver: too many requests", "not_sent"),
     ("not supported for learner", "not_sent"),
@@ -157,6 +156,8 @@ class MemberChannel:
         self.endpoint = endpoint
         self.failed_at = self.penalty_until = 0.0
         self.penalty = Backoff(*PENALTY_SECONDS)
+        self.unconnected = ""
+        """Why there was no connection, as it was said since the last reply; empty if it was not."""
         options: list[tuple[str, Any]] = [*OPTIONS]
         if address.server_name is not None:
             options.append(("grpc.ssl_target_name_override", address.server_name))
@@ -309,6 +310,7 @@ class Cluster:
         except (grpc.RpcError, ValueError) as error:
             raise self.failed(member, method, metadata, error) from error
         member.penalty.reset()
+        member.unconnected = ""
         return reply
 
     def failed(
@@ -318,6 +320,10 @@ class Cluster:
         if isinstance(error, grpc.RpcError):
             said = error.details() or error.code().name
             kind = _kind(error.code(), said)
+            if said.startswith(_NO_CONNECTION):
+                member.unconnected = said
+            elif member.unconnected and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                said = f"{said}, after: {member.unconnected}"  # which alone tells what is wrong
         else:  # of a channel that was closed
             kind, said = "not_sent", str(error)
         found = EtcdError(kind, f"etcd at {member.endpoint}, {method.name}: {said}")
