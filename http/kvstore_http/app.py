@@ -98,7 +98,7 @@ def create_app(
         "/v1/tokens/{name}/keys": KeysResource(identities, "" if callers is None else callers.server_key),
         "/v1/subscribers": SubscribersResource(processes),
         "/v1/subscribers/{id}": SubscriberResource(processes),
-        "/v1/backups": BackupsResource(backups),
+        "/v1/backups": BackupsResource(backups, feed),
         "/v1/backups/{id}": BackupResource(backups, min(settings.part_bytes, MAX_BACKUP_PIECE_BYTES)),
         "/v1/slow": SlowResource(processes),
         "/v1/session": SessionResource(None if callers is None else callers.begin_session),

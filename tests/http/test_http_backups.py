@@ -223,6 +223,15 @@ def test_a_backup_whose_process_hangs_makes_room_for_another_once_it_is_deleted(
     assert f"the backup {told['id']} failed" not in service.daemon.stderr
 
 
+@pytest.mark.slow
+def test_a_facade_that_stops_answers_who_waits_for_a_backup(service: Service) -> None:
+    fill(service.requests)
+    with making(service) as waiting:
+        service.facade.stop()
+        (answer,) = wait_until(lambda: waiting.answers)
+    assert (answer.status, answer.json["state"]) == (201, "making")
+
+
 def begun(session: Session) -> Answer | None:
     """The answer to a request for a backup; None while a deleted one is being ended."""
     answer = session.post("/v1/backups")

@@ -27,6 +27,7 @@ from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_condi
 from kvstore_http.protocol.query_params import read_query
 from kvstore_http.protocol.ranges import content_range, range_of
 from kvstore_http.protocol.raw_router import SHOWN_CHARACTERS
+from kvstore_http.streaming.change_feed import ChangeFeed
 
 log = logging.getLogger("kvstore.http")
 
@@ -90,8 +91,9 @@ class KeptBackups:
 class BackupsResource:
     """``/v1/backups``."""
 
-    def __init__(self, backups: KeptBackups) -> None:
+    def __init__(self, backups: KeptBackups, feed: ChangeFeed) -> None:
         self._backups = backups
+        self._feed = feed
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         read_query(req.env, routes.NOTHING)
@@ -99,8 +101,8 @@ class BackupsResource:
         send_fresh_json(req, resp, {"backups": list(map(_shown, found))})
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Begin a backup, and wait until it is made, unless that takes long. A repeat under the same
-        idempotency key is about the same backup."""
+        """Begin a backup, and wait until it is made, unless that takes long or the service stops. A repeat
+        under the same idempotency key is about the same backup."""
         read_query(req.env, routes.NOTHING)
         refuse_conditions(req.env, "a backup is of what the store is now")
         refuse_body(req.env)
@@ -109,7 +111,9 @@ class BackupsResource:
         found = self._backups.make(backup_id, who)
         req.env[WAITS] = True
         has_left, give_up_at = leaving_of(req.env), time.monotonic() + WAIT_SECONDS
-        while found["state"] == "making" and time.monotonic() < give_up_at and not has_left():
+        while found["state"] == "making" and time.monotonic() < give_up_at:
+            if self._feed.is_closed or has_left():
+                break
             gevent.sleep(_LOOK_SECONDS)
             found = self._backups.found(backup_id, who)
         resp.status = "201 Created"
