@@ -19,7 +19,15 @@ import pytest
 
 from kvstore_core.digest import MODULUS
 from kvstore_core.errors import KvError
-from kvstore_daemon.storage.interface import EventFilter, EventPage, Folding, Write, WriteAnswer, WriteRequest
+from kvstore_daemon.storage.interface import (
+    EventFilter,
+    EventPage,
+    EvictionLimit,
+    Folding,
+    Write,
+    WriteAnswer,
+    WriteRequest,
+)
 from kvstore_daemon.storage.lmdb_store.file_errors import file_error
 from kvstore_daemon.storage.lmdb_store.free_space import BALLAST_BYTES
 from kvstore_daemon.storage.lmdb_store.journaling import journal
@@ -28,6 +36,7 @@ from kvstore_daemon.storage.lmdb_store.row_format import LogCounters
 from support.disk import run_script
 from support.engine_store import OpenStore, Store, fill, refused
 from support.lengths import examples
+from support.patience import PATIENCE_SECONDS
 from support.servers import wait_until
 
 pytestmark = pytest.mark.lmdb_only("its file, its disk and its syncs")
@@ -519,6 +528,21 @@ def test_a_long_request_is_planned_in_slices_and_shown_whole(store: Store) -> No
         assert select.select([store.engine.fileno()], [], [], 30)[0]
     assert polls >= len(PUTS) - 2
     assert [event.key for event in done.events] == [put.key for put in PUTS] == store.keys()
+
+
+@pytest.mark.usefixtures("planned_by_the_step")
+def test_a_step_of_evicting_is_planned_to_its_end_though_nobody_writes(
+    store: Store, open_store: OpenStore
+) -> None:
+    store.submit(WriteRequest(PUTS))
+    store.engine.close()
+    engine = open_store(eviction=EvictionLimit((b"",), 1000)).engine
+    engine.trim()
+    while (cache := engine.statistics().eviction) is not None and cache.bytes > cache.max_bytes:
+        assert select.select([engine.fileno()], [], [], PATIENCE_SECONDS)[0]
+        engine.poll()
+    assert cache is not None
+    assert cache.evicted_records > 0
 
 
 @pytest.mark.usefixtures("planned_by_the_step")

@@ -228,7 +228,7 @@ class LmdbEngine(SnapshotReads):
 
     def trim(self) -> None:
         if not self._planner.is_busy():
-            self._planner.commit(())
+            self.commit(())
 
     # runs in the threads of the journal and of checkpoints
     def _tell(self, news: Appended | Checkpoint) -> None:
