@@ -48,9 +48,12 @@ class Machine:
         draft = self._file.with_suffix(".new")
         draft.write_text(f"{ahead:+d}\n", encoding="ascii")
         draft.replace(self._file)
+        self._ahead = ahead
 
     def step(self, ahead: int) -> None:
         """:meth:`set`, and wait until it was noticed."""
+        if ahead == self._ahead:
+            return
         steps = self.steps()
         self.set(ahead)
         wait_until(lambda: self.steps() > steps, what="the step is noticed")
@@ -88,20 +91,35 @@ def machine(tmp_path: Path, start_serve: Callable[..., Serve]) -> Machine:
     return Machine(tmp_path, start_serve)
 
 
+@pytest.fixture(scope="module")
+def _shared_machine(tmp_path_factory: pytest.TempPathFactory, _shared_starter: Any) -> Machine:
+    return Machine(
+        tmp_path_factory.mktemp("clock"),
+        lambda environment, **options: _shared_starter.start(Serve, options, environment),
+    )
+
+
+@pytest.fixture
+def shared_machine(_shared_machine: Machine) -> Machine:
+    """One whose clock is right, for tests that keep to keys of their own, however many steps there were."""
+    _shared_machine.step(0)
+    return _shared_machine
+
+
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
-def test_a_key_lives_as_long_as_it_was_said(machine: Machine, ahead: int) -> None:
+def test_a_key_lives_as_long_as_it_was_said(shared_machine: Machine, ahead: int) -> None:
     """Whatever the clock shows when it is put, and whatever then."""
-    machine.step(ahead)
-    assert call(machine.url, "PUT", "/v1/kv/lock?ttl=2s", b"mine").status == 201
-    assert call(machine.url, "PUT", "/v1/kv/session?ttl=20m", b"mine").status == 201
-    machine.step(0)
-    machine.seconds_to_live("lock")
-    found = call(machine.url, "GET", "/v1/kv/session")
+    shared_machine.step(ahead)
+    assert call(shared_machine.url, "PUT", f"/v1/kv/lock{ahead}?ttl=2s", b"mine").status == 201
+    assert call(shared_machine.url, "PUT", f"/v1/kv/session{ahead}?ttl=20m", b"mine").status == 201
+    shared_machine.step(0)
+    shared_machine.seconds_to_live(f"lock{ahead}")
+    found = call(shared_machine.url, "GET", f"/v1/kv/session{ahead}")
     shown = datetime.fromisoformat(found.headers["x-kvstore-expires-at"]).timestamp()
     assert found.status == 200
     assert 0 < shown - time.time() <= 20 * MINUTE + 0.5
-    assert call(machine.url, "PUT", "/v1/kv/again?ttl=1500ms", b"mine").status == 201
-    machine.seconds_to_live("again")
+    assert call(shared_machine.url, "PUT", f"/v1/kv/again{ahead}?ttl=1500ms", b"mine").status == 201
+    shared_machine.seconds_to_live(f"again{ahead}")
 
 
 def test_a_step_is_told_wherever_an_operator_looks(machine: Machine) -> None:
@@ -122,15 +140,17 @@ def test_a_step_is_told_wherever_an_operator_looks(machine: Machine) -> None:
     assert datetime.fromisoformat(stamp).timestamp() < time.time() + 1
 
 
-def test_a_value_that_was_stored_with_the_clock_ahead_is_not_of_the_future(machine: Machine) -> None:
-    machine.step(HOUR)
-    assert call(machine.url, "PUT", "/v1/kv/k", b"x").status == 201
-    machine.step(0)
+def test_a_value_that_was_stored_with_the_clock_ahead_is_not_of_the_future(shared_machine: Machine) -> None:
+    shared_machine.step(HOUR)
+    put = call(shared_machine.url, "PUT", "/v1/kv/ahead", b"x")
+    assert put.status == 201
+    etag = put.headers["etag"]
+    shared_machine.step(0)
     told = []
-    for target in ("/v1/kv/k", "/v1/kv/k?format=json", "/v1/kv?key=k", "/v1/kv/k?revision=1"):
+    for query in ("/ahead", "/ahead?format=json", "?key=ahead", f"/ahead?revision={put.json['revision']}"):
         for method in ("GET", "HEAD"):
-            for headers in ({}, {"If-None-Match": '"1"'}, {"Range": "bytes=0-0"}):
-                answer = call(machine.url, method, target, headers=headers)
+            for headers in ({}, {"If-None-Match": etag}, {"Range": "bytes=0-0"}):
+                answer = call(shared_machine.url, method, f"/v1/kv{query}", headers=headers)
                 if "last-modified" in answer.headers:
                     told.append(answer.status)
                     modified, date = (
@@ -139,30 +159,30 @@ def test_a_value_that_was_stored_with_the_clock_ahead_is_not_of_the_future(machi
                     assert modified <= date
     assert set(told) == {200, 206, 304}
     # nor is a copy of it taken for a fresh one before the moment that was stored
-    later = {"If-Modified-Since": call(machine.url, "GET", "/v1/kv/k").headers["last-modified"]}
-    assert call(machine.url, "GET", "/v1/kv/k", headers=later).status == 200
+    later = {"If-Modified-Since": call(shared_machine.url, "GET", "/v1/kv/ahead").headers["last-modified"]}
+    assert call(shared_machine.url, "GET", "/v1/kv/ahead", headers=later).status == 200
 
 
-def test_a_repeat_is_none_after_half_an_hour_that_was_none(machine: Machine) -> None:
+def test_a_repeat_is_none_after_half_an_hour_that_was_none(shared_machine: Machine) -> None:
     headers = {"Idempotency-Key": "one"}
-    assert call(machine.url, "POST", "/v1/incr/n", headers=headers).json["value"] == 1
-    machine.step(30 * MINUTE)
-    call(machine.url, "PUT", "/v1/kv/other", b"x")
-    assert call(machine.url, "POST", "/v1/incr/n", headers=headers).json["value"] == 1
-    machine.step(-30 * MINUTE)
-    assert call(machine.url, "POST", "/v1/incr/n", headers=headers).json["value"] == 1
+    assert call(shared_machine.url, "POST", "/v1/incr/n", headers=headers).json["value"] == 1
+    shared_machine.step(30 * MINUTE)
+    call(shared_machine.url, "PUT", "/v1/kv/other", b"x")
+    assert call(shared_machine.url, "POST", "/v1/incr/n", headers=headers).json["value"] == 1
+    shared_machine.step(-30 * MINUTE)
+    assert call(shared_machine.url, "POST", "/v1/incr/n", headers=headers).json["value"] == 1
 
 
-def test_a_wrong_date_trims_no_event_and_ends_no_connection(machine: Machine) -> None:
-    connection = HTTPConnection(urlsplit(machine.url).netloc, timeout=PATIENCE_SECONDS)
-    connection.request("PUT", "/v1/kv/k", b"1")
+def test_a_wrong_date_trims_no_event_and_ends_no_connection(shared_machine: Machine) -> None:
+    connection = HTTPConnection(urlsplit(shared_machine.url).netloc, timeout=PATIENCE_SECONDS)
+    connection.request("PUT", "/v1/kv/dated", b"1")
     connection.getresponse().read()
     used = connection.sock
-    machine.step(30 * 24 * HOUR)
-    call(machine.url, "PUT", "/v1/kv/k", b"2")
-    machine.step(0)
-    call(machine.url, "PUT", "/v1/kv/k", b"3")
-    connection.request("GET", "/v1/history/k")
+    shared_machine.step(30 * 24 * HOUR)
+    call(shared_machine.url, "PUT", "/v1/kv/dated", b"2")
+    shared_machine.step(0)
+    call(shared_machine.url, "PUT", "/v1/kv/dated", b"3")
+    connection.request("GET", "/v1/history/dated")
     assert len(json.loads(connection.getresponse().read())["events"]) == 3
     assert connection.sock is used
     connection.close()
