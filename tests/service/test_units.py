@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,42 +27,69 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     require_machine()
     with Machine(tmp_path_factory.mktemp("machine")) as machine:
         yield machine
+        stop(machine)
 
 
-def add_to(machine: Machine, unit: str, *settings: str) -> None:
-    """Change the service as ``systemctl edit`` does, and restart it."""
-    folder = f"/run/systemd/system/{unit}.d"
-    lines = " ".join(f"'{line}'" for line in ("[Service]", *settings))
-    machine.shell(f"mkdir -p {folder}; printf '%s\\n' {lines} > {folder}/test.conf")
-    machine.shell(f"systemctl daemon-reload; systemctl restart {unit}")
-
-
-@pytest.fixture
-def running(machine: Machine) -> Iterator[Machine]:
-    """The machine with both services, as they were installed; they stop cleanly after the test."""
-    machine.call("systemctl", "start", DAEMON, FACADE)
-    yield machine
+def stop(machine: Machine) -> None:
+    """Stop both services, which do so cleanly."""
     machine.call("systemctl", "stop", "kvstore-http.socket", FACADE, DAEMON)
     for unit in (DAEMON, FACADE):
         assert machine.property(unit, "Result") == "success"
+
+
+def change(machine: Machine, unit: str, *settings: str, file: str = "test") -> None:
+    """Change the service as ``systemctl edit`` does; it has to be restarted."""
+    folder = f"/run/systemd/system/{unit}.d"
+    lines = " ".join(f"'{line}'" for line in ("[Service]", *settings))
+    machine.shell(
+        f"mkdir -p {folder}; printf '%s\\n' {lines} > {folder}/{file}.conf; systemctl daemon-reload"
+    )
+
+
+def start(machine: Machine, *units: str) -> None:
+    machine.call("systemctl", "restart", *(units or (DAEMON, FACADE)))
+
+
+def wait_for(machine: Machine, unit: str, name: str, is_right: Callable[[str], bool]) -> None:
+    """Wait until a property of a unit is right; each look at it is two processes."""
+    wait_until(lambda: is_right(machine.property(unit, name)), what=f"{name} of {unit}", every=0.1)
+
+
+@pytest.fixture
+def running(machine: Machine) -> Machine:
+    """The machine with both services as they were installed, which run on for the next test: a test leaves
+    them as it found them."""
+    machine.call("systemctl", "start", DAEMON, FACADE)
+    return machine
+
+
+@pytest.fixture
+def installed(machine: Machine) -> Iterator[Machine]:
+    """The machine with neither service running, for a test that changes their settings and starts them."""
+    stop(machine)
+    # they would be as many as there are processors, and each takes as long to start as the daemon
+    change(machine, FACADE, "Environment=KVSTORE_WORKERS=1", file="workers")
+    yield machine
+    stop(machine)
     machine.shell("rm -rf /etc/kvstore/* /run/systemd/system/kvstore-*; systemctl daemon-reload")
     machine.shell(f"cd /var/lib/kvstore; rm -f {' '.join(SECRETS)}")
 
 
 def test_the_service_works_and_everything_that_it_does_is_allowed(running: Machine) -> None:
+    before = {unit: running.property(unit, "NRestarts") for unit in (DAEMON, FACADE)}
     for unit, said in ((DAEMON, "tcp://127.0.0.1:5555"), (FACADE, "http://127.0.0.1:5000")):
         assert said in running.property(unit, "StatusText")
     running.kvstore("put", "color/sky", "blue", "--ttl", "1h")
     assert running.kvstore("get", "color/sky") == "blue"
-    assert running.kvstore("list") == "color/sky"
-    assert "color/sky" in running.kvstore("subscribe", "--since", "0", "--count", "1")
+    assert running.kvstore("list", "color/") == "color/sky"
+    assert "color/sky" in running.kvstore("subscribe", "--prefix", "color/", "--since", "0", "--count", "1")
     assert "blue" in running.kvstore("export")
     running.kvstore("status")
     running.kvstore("backup", "/root/backup", "--data", "/var/lib/kvstore")
     running.kvstore("put", "color/sky", "grey")
     assert "not permitted" not in running.journal().lower()
     for unit in (DAEMON, FACADE):
-        assert running.property(unit, "NRestarts") == "0"
+        assert running.property(unit, "NRestarts") == before[unit]
 
 
 @pytest.mark.parametrize("unit", [DAEMON, FACADE])
@@ -88,28 +115,9 @@ def test_what_is_killed_is_started_again(running: Machine) -> None:
     for unit in (DAEMON, FACADE):
         restarts = int(running.property(unit, "NRestarts"))
         running.call("systemctl", "kill", "--signal=KILL", unit)
-        wait_until(lambda unit=unit, seen=restarts: int(running.property(unit, "NRestarts")) > seen)  # type: ignore[misc]
-        wait_until(lambda unit=unit: running.property(unit, "ActiveState") == "active")  # type: ignore[misc]
+        wait_for(running, unit, "NRestarts", lambda seen, before=restarts: int(seen) > before)  # type: ignore[misc]
+        wait_for(running, unit, "ActiveState", "active".__eq__)
     assert running.kvstore("get", "key") == "value"
-
-
-@pytest.mark.parametrize("unit", [DAEMON, FACADE])
-def test_what_hangs_is_started_again(running: Machine, unit: str) -> None:
-    add_to(running, unit, "WatchdogSec=5", "TimeoutAbortSec=1")
-    running.call("kill", "-STOP", running.property(unit, "MainPID"))
-    wait_until(lambda: int(running.property(unit, "NRestarts")) > 0, timeout=60)
-    wait_until(lambda: running.property(unit, "ActiveState") == "active")
-    running.kvstore("status")
-
-
-def test_an_option_that_cannot_be_used_is_not_tried_again(running: Machine) -> None:
-    running.shell("echo KVSTORE_SYNC=perhaps > /etc/kvstore/kvstore.env")
-    running.call("systemctl", "restart", DAEMON, check=False)
-    assert running.property(DAEMON, "ActiveState") == "failed"
-    assert running.property(DAEMON, "ExecMainStatus") == "2"
-    assert "'perhaps' is not one of always, interval, none" in running.journal(DAEMON)
-    running.shell("rm /etc/kvstore/kvstore.env")
-    running.call("systemctl", "restart", DAEMON)
 
 
 @pytest.mark.parametrize("place", ["/var/lib/private/kvstore/lmdb", "/var/lib/private/kvstore"])
@@ -123,30 +131,6 @@ def test_what_root_put_back_belongs_to_the_daemon_again(running: Machine, place:
     assert running.kvstore("get", "key") == place
 
 
-def test_other_machines_are_kept_out_until_a_drop_in_lets_them_in(running: Machine) -> None:
-    running.call("ip", "address", "replace", "10.9.9.9/32", "dev", "lo")
-    settings = "Environment=KVSTORE_HTTP=0.0.0.0:5000 KVSTORE_ALLOW_ANONYMOUS=true"
-    ask = ["curl", "--silent", "--max-time", "2", "--interface", "10.9.9.9", "http://10.9.9.9:5000/livez"]
-    add_to(running, FACADE, settings)
-    running.kvstore("status")
-    assert running.call(*ask, check=False) == ""
-    add_to(running, FACADE, settings, "IPAddressAllow=10.0.0.0/8")
-    assert "alive" in running.call(*ask)
-
-
-def test_with_the_socket_unit_a_restart_refuses_nobody(running: Machine) -> None:
-    running.shell(f"systemctl stop {FACADE}; systemctl start kvstore-http.socket")
-    assert running.property(FACADE, "ActiveState") == "inactive"
-    ask = "curl --silent --max-time 60 --output /dev/null --write-out '%{exitcode} ' http://127.0.0.1:5000/livez"
-    assert running.shell(ask) == "0"
-    # asks before, while and after it restarts: the job is done when the loop is
-    asking = f"for n in $(seq 100); do {ask} || true; done"
-    ends = running.shell(f"systemctl restart {FACADE} & {asking}; wait $!").split()
-    # 52: the facade had accepted the connection and stopped before the request came; 7 would be refused
-    assert set(ends) <= {"0", "52"}
-    assert ends.count("0") > 90
-
-
 def test_a_command_of_root_leaves_nothing_that_locks_the_daemon_out(running: Machine) -> None:
     running.shell("systemctl stop kvstore-daemon; rm -f /var/lib/kvstore/lmdb/lock.mdb")
     running.kvstore("check", "--data", "/var/lib/kvstore")
@@ -154,12 +138,55 @@ def test_a_command_of_root_leaves_nothing_that_locks_the_daemon_out(running: Mac
     running.kvstore("status")
 
 
+@pytest.mark.parametrize("unit", [DAEMON, FACADE])
+def test_what_hangs_is_started_again(installed: Machine, unit: str) -> None:
+    change(installed, unit, "WatchdogSec=5", "TimeoutAbortSec=1")
+    start(installed)
+    installed.call("kill", "-STOP", installed.property(unit, "MainPID"))
+    wait_for(installed, unit, "NRestarts", lambda seen: int(seen) > 0)
+    wait_for(installed, unit, "ActiveState", "active".__eq__)
+    installed.kvstore("status")
+
+
+def test_an_option_that_cannot_be_used_is_not_tried_again(installed: Machine) -> None:
+    installed.shell("echo KVSTORE_SYNC=perhaps > /etc/kvstore/kvstore.env")
+    installed.call("systemctl", "restart", DAEMON, check=False)
+    assert installed.property(DAEMON, "ActiveState") == "failed"
+    assert installed.property(DAEMON, "ExecMainStatus") == "2"
+    assert "'perhaps' is not one of always, interval, none" in installed.journal(DAEMON)
+    installed.shell("rm /etc/kvstore/kvstore.env")
+    start(installed, DAEMON)
+
+
+def test_other_machines_are_kept_out_until_a_drop_in_lets_them_in(installed: Machine) -> None:
+    installed.call("ip", "address", "replace", "10.9.9.9/32", "dev", "lo")
+    settings = "Environment=KVSTORE_HTTP=0.0.0.0:5000 KVSTORE_ALLOW_ANONYMOUS=true"
+    ask = ["curl", "--silent", "--max-time", "2", "--interface", "10.9.9.9", "http://10.9.9.9:5000/livez"]
+    change(installed, FACADE, settings)
+    start(installed)
+    installed.kvstore("status")
+    assert installed.call(*ask, check=False) == ""
+    change(installed, FACADE, settings, "IPAddressAllow=10.0.0.0/8")
+    start(installed, FACADE)
+    assert "alive" in installed.call(*ask)
+
+
+def test_with_the_socket_unit_a_restart_refuses_nobody(installed: Machine) -> None:
+    start(installed, DAEMON, "kvstore-http.socket")
+    assert installed.property(FACADE, "ActiveState") == "inactive"
+    ask = "curl --silent --max-time 60 --output /dev/null --write-out '%{exitcode} ' http://127.0.0.1:5000/livez"
+    assert installed.shell(ask) == "0"
+    # asks before, while and after it restarts: the job is done when the loop is
+    asking = f"for n in $(seq 100); do {ask} || true; done"
+    ends = installed.shell(f"systemctl restart {FACADE} & {asking}; wait $!").split()
+    # 52: the facade had accepted the connection and stopped before the request came; 7 would be refused
+    assert set(ends) <= {"0", "52"}
+    assert ends.count("0") > 90
+
+
 def install_settings(machine: Machine) -> None:
     """Give it the settings that come with a first installation."""
-    machine.shell(
-        "install -m 640 /opt/kvstore/source/deploy/systemd/kvstore.env /etc/kvstore/kvstore.env;"
-        f"systemctl restart {DAEMON} {FACADE}"
-    )
+    machine.shell("install -m 640 /opt/kvstore/source/deploy/systemd/kvstore.env /etc/kvstore/kvstore.env")
 
 
 def status_of(machine: Machine, *more: str, path: str = "/v1/kv/key") -> str:
@@ -176,86 +203,91 @@ def drop_in(heading: str) -> list[str]:
 
 
 def test_without_those_settings_everything_is_as_it_was_and_with_them_nobody_gets_in_without_a_key(
-    running: Machine,
+    installed: Machine,
 ) -> None:
     """The first is what an upgrade finds: settings that say nothing of access, and no identities."""
-    running.kvstore("put", "key", "value")
-    assert status_of(running) == "200"
-    install_settings(running)
-    assert status_of(running) == "401"
+    start(installed)
+    installed.kvstore("put", "key", "value")
+    assert status_of(installed) == "200"
+    install_settings(installed)
+    start(installed)
+    assert status_of(installed) == "401"
     for path in ("/livez", "/readyz"):
-        assert status_of(running, path=path) == "200"
-    refused = running.call("/opt/kvstore/bin/kvstore", "ping", check=True)
+        assert status_of(installed, path=path) == "200"
+    refused = installed.call("/opt/kvstore/bin/kvstore", "ping", check=True)
     assert refused
-    assert running.kvstore("get", "key", "--token-file", ADMIN_FILE) == "value"
-    running.kvstore("put", "key", "2", "--token-file", ADMIN_FILE)
+    assert installed.kvstore("get", "key", "--token-file", ADMIN_FILE) == "value"
+    installed.kvstore("put", "key", "2", "--token-file", ADMIN_FILE)
     for unit in (DAEMON, FACADE):
-        assert running.property(unit, "NRestarts") == "0"
+        assert installed.property(unit, "NRestarts") == "0"
 
 
-def test_secrets_are_for_the_services_alone(running: Machine) -> None:
-    install_settings(running)
-    files = running.shell(f"cd /var/lib/kvstore; stat --format='%n %a' {' '.join(SECRETS)}").splitlines()
+def test_secrets_are_for_the_services_alone(installed: Machine) -> None:
+    install_settings(installed)
+    start(installed)
+    files = installed.shell(f"cd /var/lib/kvstore; stat --format='%n %a' {' '.join(SECRETS)}").splitlines()
     assert files == [f"{name} 600" for name in SECRETS]
     # the facade has its key as a credential, and sees nothing of the folder
-    pid = running.property(FACADE, "MainPID")
+    pid = installed.property(FACADE, "MainPID")
     as_facade = (
         "nsenter",
         f"--target={pid}",
         "--mount",
-        f"--setuid={running.call('stat', '-c%u', f'/proc/{pid}')}",
+        f"--setuid={installed.call('stat', '-c%u', f'/proc/{pid}')}",
     )
     key = "/run/credentials/kvstore-http.service/facade.key"
-    assert "secret_key" in running.call(*as_facade, "cat", key)
-    assert running.call(*as_facade, "cat", f"/var/lib/kvstore/{SECRETS[0]}", check=False) == ""
-    token = running.call("cat", ADMIN_FILE)
-    secret = running.shell(f'sed -n \'s/.*"secret_key": "\\(.*\\)".*/\\1/p\' {key}')
+    assert "secret_key" in installed.call(*as_facade, "cat", key)
+    assert installed.call(*as_facade, "cat", f"/var/lib/kvstore/{SECRETS[0]}", check=False) == ""
+    token = installed.call("cat", ADMIN_FILE)
+    secret = installed.shell(f'sed -n \'s/.*"secret_key": "\\(.*\\)".*/\\1/p\' {key}')
     assert len(secret) == 40
-    said = running.journal() + running.shell("cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'")
+    said = installed.journal() + installed.shell(
+        "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ | tr '\\0' '\\n'"
+    )
     assert ADMIN_FILE in said
     for text in (token.split("_")[2], secret):
         assert text not in said
 
 
-def test_a_facade_that_comes_before_the_daemon_has_made_its_key_waits_for_it(running: Machine) -> None:
+def test_a_facade_that_comes_before_the_daemon_has_made_its_key_waits_for_it(installed: Machine) -> None:
     """As on a first start whose daemon has a full disk."""
-    running.call("systemctl", "stop", FACADE, DAEMON)
-    running.shell("install -m 640 /opt/kvstore/source/deploy/systemd/kvstore.env /etc/kvstore/kvstore.env")
-    folder = f"/run/systemd/system/{DAEMON}.d"
-    running.shell(f"mkdir -p {folder}; printf '[Service]\\nExecStartPre=/bin/false\\n' > {folder}/test.conf")
-    running.shell(f"systemctl daemon-reload; systemctl start --no-block {DAEMON} {FACADE}")
-    wait_until(lambda: int(running.property(FACADE, "NRestarts")) > 0, timeout=60)
-    assert "has no keys" in running.journal(FACADE)
-    running.shell(f"rm {folder}/test.conf; systemctl daemon-reload; systemctl restart {DAEMON}")
-    wait_until(lambda: running.property(FACADE, "ActiveState") == "active", timeout=60)
-    assert status_of(running) == "401"
-    running.kvstore("status", "--token-file", ADMIN_FILE)
+    install_settings(installed)
+    change(installed, DAEMON, "ExecStartPre=/bin/false")
+    installed.call("systemctl", "start", "--no-block", DAEMON, FACADE)
+    wait_for(installed, FACADE, "NRestarts", lambda seen: int(seen) > 0)
+    assert "has no keys" in installed.journal(FACADE)
+    change(installed, DAEMON)
+    start(installed, DAEMON)
+    wait_for(installed, FACADE, "ActiveState", "active".__eq__)
+    assert status_of(installed) == "401"
+    installed.kvstore("status", "--token-file", ADMIN_FILE)
 
 
-def test_the_admins_token_may_be_a_credential(running: Machine) -> None:
+def test_the_admins_token_may_be_a_credential(installed: Machine) -> None:
     token = new_token().text
-    running.shell(f"umask 077; echo {token} > /etc/kvstore/admin.token")
-    add_to(running, DAEMON, *drop_in("A token of your own"))
-    running.call("systemctl", "restart", FACADE)
-    assert status_of(running) == "401"
-    assert status_of(running, "--header", f"Authorization: Bearer {token}") in ("200", "404")
-    assert running.shell("ls /var/lib/kvstore").split().count("admin.token") == 0
+    installed.shell(f"umask 077; echo {token} > /etc/kvstore/admin.token")
+    change(installed, DAEMON, *drop_in("A token of your own"))
+    start(installed)
+    assert status_of(installed) == "401"
+    assert status_of(installed, "--header", f"Authorization: Bearer {token}") in ("200", "404")
+    assert installed.shell("ls /var/lib/kvstore").split().count("admin.token") == 0
 
 
-def test_the_certificate_and_its_key_are_credentials(running: Machine) -> None:
-    install_settings(running)
+def test_the_certificate_and_its_key_are_credentials(installed: Machine) -> None:
+    install_settings(installed)
     make = (
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
         " -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -keyout privkey.pem -out fullchain.pem 2>&1"
     )
-    running.shell(f"mkdir -p /root/certificate; cd /root/certificate; umask 077; {make}")
+    installed.shell(f"mkdir -p /root/certificate; cd /root/certificate; umask 077; {make}")
     lines = [
         line.replace("/etc/letsencrypt/live/kv.example.org", "/root/certificate") for line in drop_in("TLS")
     ]
-    add_to(running, FACADE, *lines)
+    change(installed, FACADE, *lines)
+    start(installed)
     there = ("--ca-file", "/root/certificate/fullchain.pem", "--url", "https://127.0.0.1:5000")
-    running.kvstore("put", "key", "value", *there, "--token-file", ADMIN_FILE)
-    assert status_of(running) == "400"
+    installed.kvstore("put", "key", "value", *there, "--token-file", ADMIN_FILE)
+    assert status_of(installed) == "400"
 
 
 def test_uninstalling_stops_the_services_and_leaves_the_store_until_it_is_purged(tmp_path: Path) -> None:
