@@ -211,7 +211,7 @@ def many(count: int, **more: Any) -> list[dict[str, Any]]:
 
 
 def test_an_export_that_cannot_be_finished_leaves_nothing(shared_service: Service, offline: Kvstore) -> None:
-    put_all(shared_service.url, many(3000))
+    put_all(shared_service.url, many(600))
     with CuttingProxy(shared_service.url, cut_after_bytes=50_000) as proxy:
         url = proxy.endpoint.replace("tcp", "http")
         failed = offline("export", "e", "--url", url, "--retry-for", "1s")
@@ -226,7 +226,7 @@ def test_an_export_that_cannot_be_finished_leaves_nothing(shared_service: Servic
 def test_an_export_that_is_ended_leaves_nothing(
     shared_service: Service, offline: Kvstore, start: Start, number: int
 ) -> None:
-    put_all(shared_service.url, many(3000))
+    put_all(shared_service.url, many(600))
     with CuttingProxy(shared_service.url, cut_after_bytes=50_000) as proxy:
         running = start(offline, "export", "e", "--url", proxy.endpoint.replace("tcp", "http"))
         wait_until(lambda: "retrying" in running.stderr, what="it is in the middle of it")
@@ -237,7 +237,7 @@ def test_an_export_that_is_ended_leaves_nothing(
 
 
 def test_an_export_without_room_says_so_and_leaves_nothing(shared_service: Service, offline: Kvstore) -> None:
-    put_all(shared_service.url, many(3000))
+    put_all(shared_service.url, many(600))
     command = " ".join(kvstore_command("export", "e", "--url", shared_service.url))
     limited = ["bash", "-c", f"ulimit -f 64; exec {command}"]
     failed = subprocess.run(limited, capture_output=True, cwd=offline.folder, env=offline.environment)
@@ -248,11 +248,11 @@ def test_an_export_without_room_says_so_and_leaves_nothing(shared_service: Servi
 
 def test_a_person_sees_how_far_it_is(shared_service: Service, offline: Kvstore) -> None:
     empty(shared_service.url)
-    put_all(shared_service.url, many(5000))
+    put_all(shared_service.url, many(2000))
     environment = {**offline.environment, "KVSTORE_URL": shared_service.url}
     for arguments, labels in (
-        (["export", "e"], ["exporting", "exported 5000 records"]),
-        (["import", "e"], ["checking", "importing", "5000 records put"]),
+        (["export", "e"], ["exporting", "exported 2000 records"]),
+        (["import", "e"], ["checking", "importing", "2000 records put"]),
     ):
         with Terminal(kvstore_command(*arguments), (100, 24), environment, offline.folder) as terminal:
             assert terminal.wait() == 0
@@ -264,8 +264,8 @@ def test_an_export_outlasts_a_broken_connection(
     shared_service: Service, offline: Kvstore, start: Start
 ) -> None:
     empty(shared_service.url)
-    put_all(shared_service.url, many(4_000))
-    with CuttingProxy(shared_service.url, cut_after_bytes=400_000) as proxy:
+    put_all(shared_service.url, many(600))
+    with CuttingProxy(shared_service.url, cut_after_bytes=60_000) as proxy:
         running = start(offline, "export", "e", "--url", proxy.endpoint.replace("tcp", "http"))
         wait_until(lambda: "retrying" in running.stderr, what="it broke")
         proxy.cut_after_bytes = None
@@ -312,7 +312,7 @@ def test_an_export_under_load_is_the_store_at_its_revision(
     start_serve: Callable[..., Any], offline: Kvstore
 ) -> None:
     url = start_serve(workers=1).url
-    put_all(url, many(5_000))
+    put_all(url, many(2_000))
     with writing(url):
         before = httpx.get(f"{url}/v1/status", verify=PLAIN).json()["revision"]
         for _ in range(2):
@@ -348,14 +348,14 @@ def test_an_import_goes_on_where_it_was_killed(
     """Whatever is sent twice is applied once: every key has its first version."""
     for url in (shared_service.url, other):
         empty(url)
-    put_all(shared_service.url, many(10_000))
+    put_all(shared_service.url, many(5_000))
     source = {"KVSTORE_URL": shared_service.url}
     assert offline("export", "e.gz", env=source).returncode == 0
     state = offline.folder / "e.gz.import-state"
     kills = 0
     for number in itertools.cycle([signal.SIGKILL, signal.SIGINT, signal.SIGTERM]):
         is_begun = line_reached(state) > 0
-        target = line_reached(state) + random.randrange(1, 3000)
+        target = line_reached(state) + random.randrange(1, 1500)
         running = start(offline, "import", "e.gz", "--url", other)
         wait_until(
             lambda: running.process.poll() is not None or line_reached(state) >= target,  # noqa: B023
@@ -373,7 +373,7 @@ def test_an_import_goes_on_where_it_was_killed(
             break
         kills += 1
     assert kills > 0
-    assert "10000 records put" in running.stderr
+    assert "5000 records put" in running.stderr
     assert not state.exists()
     there, here = records(shared_service.url), records(other)
     assert kept(here) == kept(there)
@@ -385,12 +385,12 @@ def test_an_import_outlasts_restarts_of_the_service(
 ) -> None:
     daemon = start_daemon()
     facade = start_facade(daemon)
-    ops = many(10_000)
+    ops = many(6_000)
     write_lines(offline.folder / "f", ops)
     running = start(offline, "import", "f", "--url", facade.url)
     state = offline.folder / "f.import-state"
     for server, restart in ((facade, facade.stop), (daemon, daemon.kill), (facade, facade.kill)):
-        target = line_reached(state) + 2000
+        target = line_reached(state) + 1000
         wait_until(
             lambda: running.process.poll() is not None or line_reached(state) >= target,  # noqa: B023
             timeout=60,
@@ -407,7 +407,7 @@ def test_an_import_gives_up_and_says_how_far_it_came(
     start_serve: Callable[..., Any], offline: Kvstore, start: Start
 ) -> None:
     serve = start_serve(workers=1)
-    write_lines(offline.folder / "f", many(30_000))
+    write_lines(offline.folder / "f", many(8_000))
     running = start(
         offline, "import", "f", "--url", serve.url, "--retry-for", "1s", "--request-timeout", "1s"
     )
@@ -417,7 +417,7 @@ def test_an_import_gives_up_and_says_how_far_it_came(
     assert "the same command resumes there" in running.stderr
     serve.start()
     assert offline("import", "f", "--url", serve.url).returncode == 0
-    assert len(records(serve.url)) == 30_000
+    assert len(records(serve.url)) == 8_000
 
 
 def interrupted(kvstore: Kvstore, folder: Path) -> dict[str, Any]:

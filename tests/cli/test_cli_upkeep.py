@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from kvstore_client import Client, commands
+from support.engine_store import opened
 from support.servers import Daemon, Service, children, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.lmdb_only("backup, check, compaction and restore of its file")]
@@ -52,9 +53,14 @@ def shared(shared_daemon: Daemon) -> Daemon:
 
 
 @pytest.fixture(scope="module")
-def large(shared_service: Service) -> Daemon:
-    """A daemon with a store of 200 MB, which takes a while to copy."""
-    return fill_large(shared_service.daemon, 200)
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a store of 60 MB, which takes a while to copy."""
+    data = tmp_path_factory.mktemp("large")
+    store = opened(data, sync="none")
+    for n in range(60):
+        store.write("put", b"large%d" % n, value=b"x" * 1_000_000)
+    store.engine.close()
+    return data
 
 
 def test_a_backup_beside_a_daemon_is_restored_into_a_new_folder(
@@ -124,10 +130,10 @@ def test_a_file_that_exists_is_replaced_only_when_told(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_backup_that_is_interrupted_leaves_nothing(
-    offline: Kvstore, large: Daemon, tmp_path: Path, start: Callable[..., Any], number: int
+    offline: Kvstore, large: Path, tmp_path: Path, start: Callable[..., Any], number: int
 ) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
-    running = start(offline, "backup", "b.kvb", "--data", str(large.data))
+    running = start(offline, "backup", "b.kvb", "--data", str(large))
     wait_until(lambda: list(tmp_path.glob(".b.kvb*")), what="the backup has begun")
     running.process.send_signal(number)
     assert running.wait() == 128 + number
@@ -183,16 +189,16 @@ def test_a_damaged_or_compressed_backup_leaves_no_folder_and_is_called_that(
 
 
 def test_a_backup_is_shown_to_be_equal_to_the_service_by_its_digest(
-    offline: Kvstore, shared_service: Service
+    offline: Kvstore, service: Service
 ) -> None:
-    offline.out("put", "digest/of", "a backup", "--url", shared_service.url)
-    offline.out("backup", "d.kvb", "--data", str(shared_service.daemon.data), "--force")
-    digest = offline.out("digest", "--url", shared_service.url).decode().strip()
+    offline.out("put", "digest/of", "a backup", "--url", service.url)
+    offline.out("backup", "d.kvb", "--data", str(service.daemon.data), "--force")
+    digest = offline.out("digest", "--url", service.url).decode().strip()
     assert offline.lines("check", "d.kvb", "--json")[0]["digest"] == digest
     assert digest in offline("check", "d.kvb").stderr.decode()
-    offline.out("put", "digest/of", "another", "--url", shared_service.url)
-    (whole,) = offline.lines("check", "--data", str(shared_service.daemon.data), "--json")
-    assert whole["digest"] == offline.out("digest", "--url", shared_service.url).decode().strip() != digest
+    offline.out("put", "digest/of", "another", "--url", service.url)
+    (whole,) = offline.lines("check", "--data", str(service.daemon.data), "--json")
+    assert whole["digest"] == offline.out("digest", "--url", service.url).decode().strip() != digest
 
 
 def test_a_backup_has_no_free_pages_to_tell_of(offline: Kvstore, shared: Daemon) -> None:
