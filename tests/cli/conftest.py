@@ -43,15 +43,19 @@ def kvstore(shared_service: Service, tmp_path_factory: pytest.TempPathFactory) -
     return CommandLine(tmp_path_factory.mktemp("shell"), shared_service.facade.url)
 
 
-# A stand-in for ``kvstore`` in shells, which start it some two hundred times. Asked for completions, or for
-# the script that asks for them, it has the command run in a process that has already started. Of another line
-# it prints the words, with NUL between them, as the shell passed them.
+# A stand-in for ``kvstore`` in shells, which start it some three hundred times. Of a line it prints the words,
+# each with a NUL behind it, as the shell passed them. Asked for completions, or for the script that asks for
+# them, it has the command run in a process that has already started.
 _PROGRAM = """\
-#!{python} -IS
+#!/bin/sh
+if [ -z "$_KVSTORE_COMPLETE" ] && [ "$1" != completion ]; then
+    printf '%s\\0' "$@"
+else
+    exec {python} -IS {asks} "$@"
+fi
+"""
+_ASKS = """\
 import _socket, os, sys
-if "_KVSTORE_COMPLETE" not in os.environ and sys.argv[1:2] != ["completion"]:
-    os.write(1, "\\0".join(sys.argv[1:]).encode())
-    sys.exit()
 asking = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
 asking.connect({address!r})
 asking.sendall(repr((sys.argv[1:], dict(os.environ), os.getcwd())).encode())
@@ -79,8 +83,9 @@ def stand_in(folder: Path) -> Iterator[None]:
     with socketserver.UnixStreamServer(address, _Answer) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        program = folder / "kvstore"
-        program.write_text(_PROGRAM.format(python=sys.executable, address=address))
+        program, asks = folder / "kvstore", folder / "asks.py"
+        asks.write_text(_ASKS.format(address=address))
+        program.write_text(_PROGRAM.format(python=sys.executable, asks=asks))
         program.chmod(0o755)
         yield
         server.shutdown()

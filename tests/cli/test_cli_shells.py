@@ -18,6 +18,7 @@ from support.terminal import Terminal
 Kvstore = Any
 ROOT = Path(__file__).parents[2]
 TAB = "\t"
+BASH_SCRIPT = ROOT / "cli/kvstore_cli/completion/kvstore.bash"
 BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
 FILE = "valfile, with: odd & chars.txt"
 
@@ -60,11 +61,11 @@ KEYS = {
 
 def completed(kvstore: Kvstore, line: str, breaks: str = BREAKS) -> list[str]:
     """What bash would put in place of the last piece of ``line``."""
-    script = """
-        source <(kvstore completion bash) || exit 1
-        COMP_LINE=$1 COMP_POINT=${#1} COMP_WORDBREAKS=$2
+    script = f"""
+        source {BASH_SCRIPT}
+        COMP_LINE=$1 COMP_POINT=${{#1}} COMP_WORDBREAKS=$2
         _kvstore_completion kvstore
-        printf '%s\\n' "${COMPREPLY[@]}"
+        printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     environment = {**kvstore.environment, "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
@@ -78,11 +79,11 @@ def completed(kvstore: Kvstore, line: str, breaks: str = BREAKS) -> list[str]:
     return [word for word in done.stdout.decode().split("\n") if word]
 
 
-def test_bash_completes_commands_options_and_words(offline: Kvstore) -> None:
-    assert completed(offline, "kvstore sub") == ["subscribe", "subscribers"]
-    assert set(completed(offline, "kvstore wait --e")) == {"--exists", "--equals"}
-    assert completed(offline, "kvstore serve --sync i") == ["interval"]
-    assert completed(offline, "kvstore serve --sync=i") == ["interval"]
+def test_bash_completes_commands_options_and_words(completing: Kvstore) -> None:
+    assert completed(completing, "kvstore sub") == ["subscribe", "subscribers"]
+    assert set(completed(completing, "kvstore wait --e")) == {"--exists", "--equals"}
+    assert completed(completing, "kvstore serve --sync i") == ["interval"]
+    assert completed(completing, "kvstore serve --sync=i") == ["interval"]
 
 
 def test_keys_are_completed_as_arguments_and_as_prefixes(completing: Kvstore) -> None:
@@ -131,8 +132,7 @@ def test_the_script_that_is_printed_is_the_one_that_is_installed(offline: Kvstor
 
 
 def test_the_script_for_bash_has_no_faults_that_shellcheck_knows() -> None:
-    file = ROOT / "cli/kvstore_cli/completion/kvstore.bash"
-    subprocess.run([require_program("shellcheck"), file], check=True)
+    subprocess.run([require_program("shellcheck"), BASH_SCRIPT], check=True)
 
 
 def test_completion_of_keys_is_silent_without_a_service(offline: Kvstore) -> None:
@@ -182,7 +182,7 @@ class Shell:
         for out in outs:
             out.unlink(missing_ok=True)
         self.type(*(f"kvstore {line} > {out.name}" for line, out in zip(lines, outs, strict=True)))
-        return [out.read_text(encoding="utf-8").split("\0") if out.exists() else [] for out in outs]
+        return [out.read_text(encoding="utf-8").split("\0")[:-1] if out.exists() else [] for out in outs]
 
     def close(self) -> None:
         """End the shell."""
@@ -201,7 +201,8 @@ def zsh(kvstore: Kvstore, folder: Path, setup: str) -> Shell:
 
 
 def fish(kvstore: Kvstore, folder: Path) -> Shell:
-    return Shell(kvstore, folder, ["fish", "--interactive"], ":")
+    # else it looks for something to suggest after every letter
+    return Shell(kvstore, folder, ["fish", "--interactive"], "set --global fish_autosuggestion_enabled 0")
 
 
 SOURCED = "source <(kvstore completion bash)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import io
+import json
 import logging
 import os
 import random
@@ -17,6 +18,7 @@ import shutil
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +34,8 @@ ALWAYS = 1_000_000
 _disk = ctypes.CDLL(None)
 _disk.disk_fail.argtypes = [ctypes.c_char_p]
 _disk.disk_fail.restype = ctypes.c_long
+_disk.disk_calls.argtypes = [ctypes.c_char_p]
+_disk.disk_calls.restype = ctypes.c_long
 
 
 def fail(call: str, error: int, first: int, count: int) -> None:
@@ -39,9 +43,14 @@ def fail(call: str, error: int, first: int, count: int) -> None:
     _disk.disk_fail(f"{call}:{error}:{first}:{count}".encode())
 
 
-def works() -> int:
-    """Let no call fail any more; how many there were of those that might have."""
-    return int(_disk.disk_fail(None))
+def works() -> None:
+    """Let no call fail any more."""
+    _disk.disk_fail(None)
+
+
+def calls() -> Counter[str]:
+    """How many calls of each kind there were so far."""
+    return Counter({call: int(_disk.disk_calls(call.encode())) for call in CALLS})
 
 
 def open_store(folder: Path) -> Store:
@@ -93,19 +102,33 @@ def wrote(folder: Path) -> dict[bytes, bytes]:
 
 
 SCENARIOS = {"first start": began, "start": began_again, "writes": wrote}
-_armed: tuple[str, int, int, int] | None = None
+Case = tuple[str, int, int, int]
+NOTHING: Case = ("none", 0, ALWAYS, 0)
+"""The case in which no call fails."""
+_armed: Case = NOTHING
+_before: Counter[str] = Counter()
 
 
 def arm() -> None:
     """Begin to fail, as this case wants it."""
-    if _armed is not None:
-        fail(*_armed)
+    global _before
+    _before = calls()
+    fail(*_armed)
 
 
-def one(name: str, folder: Path, case: tuple[str, int, int, int]) -> str | None:
-    """What went wrong in a case, None if nothing did."""
+def one(name: str, folder: Path, case: Case) -> tuple[str | None, Counter[str]]:
+    """What went wrong in a case, None if nothing did, and how many calls of each kind there were that might
+    have failed."""
     global _armed
     _armed = case
+    problem, written = during(name, folder)
+    made = calls() - _before
+    works()
+    return problem or after(name, folder, written), made
+
+
+def during(name: str, folder: Path) -> tuple[str | None, dict[bytes, bytes]]:
+    """What went wrong while calls failed, and what was acknowledged."""
     said, uncaught = io.StringIO(), list[str]()
     logging.basicConfig(stream=said, level=logging.INFO, force=True)
     threading.excepthook = lambda caught: uncaught.append(repr(caught.exc_value))
@@ -120,14 +143,12 @@ def one(name: str, folder: Path, case: tuple[str, int, int, int]) -> str | None:
         written = SCENARIOS[name](folder)
     except KvError as refusal:
         if refusal.code == "damaged" or "None" in refusal.message or ";" not in refusal.message:
-            return f"it says {refusal.code}: {refusal.message}"
+            return f"it says {refusal.code}: {refusal.message}", written
     except BaseException:
-        return traceback.format_exc()
-    finally:
-        works()
+        return traceback.format_exc(), written
     if uncaught or "Traceback" in said.getvalue():
-        return f"{uncaught} {said.getvalue()}"
-    return after(name, folder, written)
+        return f"{uncaught} {said.getvalue()}", written
+    return None, written
 
 
 def after(name: str, folder: Path, written: dict[bytes, bytes]) -> str | None:
@@ -143,45 +164,39 @@ def after(name: str, folder: Path, written: dict[bytes, bytes]) -> str | None:
     return "; ".join(store.faults()) or None
 
 
-def in_a_child(name: str, folder: Path, case: tuple[str, int, int, int]) -> tuple[str, int]:
-    """What went wrong, and how many calls of the kind there were."""
+def in_a_child(name: str, folder: Path, case: Case) -> tuple[str, Counter[str]]:
+    """What went wrong, and how many calls of each kind there were."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(exist_ok=True)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        count = 0
+        made = Counter[str]()
         try:
-            original = works
-
-            def counted() -> int:
-                nonlocal count
-                count = max(count, original())
-                return count
-
-            globals()["works"] = counted
-            problem = one(name, folder, case) or ""
+            problem, made = one(name, folder, case)
         except BaseException:
             problem = traceback.format_exc()
-        os.write(writing, f"{count}\n{problem}".encode()[:60_000])
+        os.write(writing, json.dumps([(problem or "")[:50_000], made]).encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        output = pipe.read().decode()
+        output = pipe.read()
     _, status = os.waitpid(child, 0)
     if status or not output:
-        return f"the process ended with {status}", 0
-    number, _, problem = output.partition("\n")
-    return problem, int(number)
+        return f"the process ended with {status}", Counter()
+    problem, made = json.loads(output)
+    return problem, Counter(made)
 
 
-def cases(folder: Path) -> Iterator[tuple[str, tuple[str, int, int, int]]]:
+def cases(folder: Path) -> Iterator[tuple[str, Case]]:
     """All there are: each call once, and from each call on for good."""
     for name in SCENARIOS:
+        problem, made = in_a_child(name, folder, NOTHING)
+        if problem:
+            sys.exit(f"{name} went wrong though no call failed: {problem}")
         for call in CALLS:
-            _, calls = in_a_child(name, folder, (call, errno.EIO, ALWAYS, 1))
-            for number in range(1, calls + 1):
+            for number in range(1, made[call] + 1):
                 for error in ERRORS if call in ("write", "pwrite", "writev") else ERRORS[:-1]:
                     yield name, (call, error, number, 1)
                     yield name, (call, error, number, ALWAYS)
