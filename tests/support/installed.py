@@ -77,7 +77,8 @@ def install(file: Path, extra: str, folder: Path) -> Installed:
     """Install a wheel into an empty environment. What it and its extra declare is linked from this one."""
     venv.create(folder, symlinks=True)
     command = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
-    subprocess.run([*command, "--no-deps", "--no-index", file], check=True)
+    # nor compiled: most of it is never imported
+    subprocess.run([*command, "--no-deps", "--no-index", "--no-compile", file], check=True)
     library = next(folder.glob("lib/python*/site-packages"))
     ours = next(each for each in distributions(path=[str(library)]) if each.name == NAME)
     for needed in _closure(ours, extra):
