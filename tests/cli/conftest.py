@@ -43,9 +43,9 @@ def kvstore(shared_service: Service, tmp_path_factory: pytest.TempPathFactory) -
     return CommandLine(tmp_path_factory.mktemp("shell"), shared_service.facade.url)
 
 
-# A stand-in for ``kvstore`` in shells, which start it some three hundred times. Of a line it prints the words,
-# each with a NUL behind it, as the shell passed them. Asked for completions, or for the script that asks for
-# them, it has the command run in a process that has already started.
+# A stand-in for ``kvstore`` in shells, which start it some three hundred times. Of a line it prints the
+# words, each with a NUL behind it, as the shell passed them. Asked for completions, or for the script that
+# asks for them, it has the command run in a process that has already started.
 _PROGRAM = """\
 #!/bin/sh
 if [ -z "$_KVSTORE_COMPLETE" ] && [ "$1" != completion ]; then

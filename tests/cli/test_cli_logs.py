@@ -332,7 +332,7 @@ def test_a_service_whose_log_nobody_reads_goes_on_and_says_so_later(tmp_path: Pa
             said += os.read(reading, 65536)
 
         def ask(count: int, size: int = 500) -> None:
-            """Requests whose debug lines have ``size`` bytes and more; the key of a record has 511 at most."""
+            """Requests whose debug lines have ``size`` bytes and more; a key has 511 at most."""
             if command == "daemon":
                 with Client(requests, timeout=PATIENCE_SECONDS) as client:
                     for number in range(count):
