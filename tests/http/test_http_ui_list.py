@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from support.browser import PROCESS_FOR_EACH_TAB, Browser, Page, open_browser
+from support.browser import Browser, Page, open_browser
 from support.servers import Service, wait_until
 from support.session import Session, path_of
-from support.tabs import Tab
 
 _numbers = itertools.count()
 
@@ -200,28 +199,6 @@ def test_health_shows_rates_room_and_checks(page: Page, session: Session, folder
     page.wait(f"/99 of 100 requests\\n≤ [\\d.]+ m?s/.test({figures})")
     page.wait(f"/Store\\n[\\d.]+ .?i?B of/.test({figures})")
     assert page.ask("document.querySelectorAll('.spark polyline').length") == 8
-
-
-class ReadTab(Tab):
-    """A tab whose text is waited for."""
-
-    def wait_for(self, text: str) -> None:
-        """Wait until ``text`` is to be read."""
-        wait_until(lambda: text in self.run("document.body.innerText"), what=f"{text} in a tab")
-
-
-@pytest.mark.slow
-def test_twelve_tabs_all_follow_by_one_stream(
-    shared_service: Service, session: Session, folder: str, tmp_path: Path
-) -> None:
-    with open_browser(tmp_path / "profile", PROCESS_FOR_EACH_TAB) as browser:
-        session.put(path_of(f"{folder}first"), b"x")
-        tabs = [ReadTab(browser, f"{shared_service.url}/ui/#prefix={folder}") for _ in range(12)]
-        for tab in tabs:
-            tab.wait_for("first")
-        session.put(path_of(f"{folder}second"), b"x")
-        for tab in tabs:
-            tab.wait_for("second")
 
 
 def test_a_change_shows_what_was_stored_and_unfolds_to_the_difference(

@@ -230,20 +230,42 @@ LOOK_SECONDS = 0.03
 """Between two looks at the page, each of which has the browser lay it out."""
 
 
+def _fragment(place: dict[str, str]) -> str:
+    """What follows the page's address for a place."""
+    return "#" + "&".join(f"{name}={quote(text, safe='')}" for name, text in place.items())
+
+
 class Page:
     """The page of the service at ``url``. What it shows is waited for, never slept for."""
 
     def __init__(self, browser: Browser, url: str) -> None:
         self.browser = browser
         self.url = url
+        self.was_loaded_anew = False
         for domain in ("Runtime", "Log", "Network"):
             browser.command(f"{domain}.enable")
 
     def open(self, **place: str) -> None:
         """Load the page anew at a place: ``open(prefix="a/", key="a/b", tab="history")``."""
-        fragment = "&".join(f"{name}={quote(text, safe='')}" for name, text in place.items())
-        self.browser.open("about:blank")
-        self.browser.open(f"{self.url}/ui/#{fragment}")
+        self.was_loaded_anew = True
+        self._load(place)
+
+    def _load(self, place: dict[str, str]) -> None:
+        if self.ask("location.href") != "about:blank":
+            self.browser.open("about:blank")
+        self.browser.open(f"{self.url}/ui/{_fragment(place)}")
+
+    def go(self, **place: str) -> None:
+        """Go to a place as by a link in the page, which is loaded only if it is not there: to load it takes
+        ten times as long as to go on in it."""
+        if not self.ask("location.href").startswith(f"{self.url}/ui/"):
+            self._load(place)
+            return
+        fragment = json.dumps(_fragment(place))
+        self.ask(
+            f"if (location.hash !== {fragment}) await new Promise((done) => {{"
+            f" addEventListener('popstate', done, {{once: true}}); location.hash = {fragment}; }}); 0"
+        )
 
     def ask(self, script: str) -> Any:
         """The value of a script."""
