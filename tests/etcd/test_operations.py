@@ -105,7 +105,7 @@ def test_without_a_majority_the_service_is_not_ready(
     assert call(url, "GET", "/readyz").status == 200
     for member in cluster.members[:2]:
         member.kill()
-    wait_until(lambda: call(url, "GET", "/readyz").status == 503, what="its loss is seen")
+    wait_until(lambda: call(url, "GET", "/readyz").status == 503, what="its loss is seen", every=0.2)
     text = call(url, "GET", "/readyz?verbose", headers={"Accept": "text/plain"}).body.decode()
     assert "[-]cluster failed: 0 of 3 members" in text
     assert "[-]writes failed" in text
@@ -115,7 +115,7 @@ def test_without_a_majority_the_service_is_not_ready(
     assert [check["cause"] for check in found] == ["service_fails"], "nothing about the proxy"
     for member in cluster.members[:2]:
         member.begin()
-    wait_until(lambda: call(url, "GET", "/readyz").status == 200, what="they are back")
+    wait_until(lambda: call(url, "GET", "/readyz").status == 200, what="they are back", every=0.2)
 
 
 def test_the_doctor_says_once_that_etcd_does_not_take_writes(
