@@ -407,7 +407,7 @@ def test_an_import_gives_up_and_says_how_far_it_came(
     start_serve: Callable[..., Any], offline: Kvstore, start: Start
 ) -> None:
     serve = start_serve(workers=1)
-    write_lines(offline.folder / "f", many(8_000))
+    write_lines(offline.folder / "f", many(30_000))
     running = start(
         offline, "import", "f", "--url", serve.url, "--retry-for", "1s", "--request-timeout", "1s"
     )
@@ -417,7 +417,7 @@ def test_an_import_gives_up_and_says_how_far_it_came(
     assert "the same command resumes there" in running.stderr
     serve.start()
     assert offline("import", "f", "--url", serve.url).returncode == 0
-    assert len(records(serve.url)) == 8_000
+    assert len(records(serve.url)) == 30_000
 
 
 def interrupted(kvstore: Kvstore, folder: Path) -> dict[str, Any]:
