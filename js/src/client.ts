@@ -38,12 +38,13 @@ export const pause = (milliseconds: number, signal?: AbortSignal): Promise<void>
     signal?.addEventListener("abort", end);
   });
 
-export const toList = (...given: (string | readonly string[] | undefined)[]): string[] => given.flatMap((each) => each ?? []);
+/** What is given, by itself or as lists; without what is not. */
+export const toList = <T>(...given: (T | readonly T[] | null | undefined)[]): T[] => given.flatMap((each) => (each ?? []) as T);
 
 /** Twice as long each time, up to ten seconds; and not the same for all tabs and machines. */
 export const backoff = (failures: number): number => Math.min(200 * 2 ** failures, 10_000) * (0.5 + Math.random());
 
-export const anyOf = (...signals: (AbortSignal | undefined)[]): AbortSignal => AbortSignal.any(signals.filter((each) => each !== undefined));
+export const anyOf = (...signals: (AbortSignal | undefined)[]): AbortSignal => AbortSignal.any(toList(...signals));
 
 /** What nobody else has, and no secret. Not of crypto: randomUUID is there in secure contexts only, and older Nodes have none of it. */
 export const randomText = (): string => `${Math.random()}-${Math.random()}`;
@@ -54,7 +55,7 @@ const snake = (name: string): string => name.replace(/[A-Z]/g, (letter) => `_${l
 function search(query: Fields): string {
   const found = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) {
-    for (const each of [value ?? []].flat()) found.append(snake(name), typeof each === "boolean" ? `${+each}` : each);
+    for (const each of toList(value)) found.append(snake(name), typeof each === "boolean" ? `${+each}` : each);
   }
   return `?${found}`;
 }
@@ -90,9 +91,7 @@ export class Kv {
   readonly options: Connect;
 
   constructor(options: Connect = {}) {
-    const url = new URL(options.url ?? defaultUrl());
-    if (!url.pathname.endsWith("/")) url.pathname += "/";
-    this.url = url.href;
+    this.url = new URL(options.url ?? defaultUrl()).href.replace(/\/?$/, "/");
     this.options = options;
   }
 
@@ -125,35 +124,28 @@ export class Kv {
    * Otherwise each has its result in its place: the fields of its answer, or `error`. */
   async batch(
     ops: Op[],
-    { atomic = false, idempotencyKey = randomText(), signal }: { atomic?: boolean } & Pick<Write, "idempotencyKey" | "signal"> = {},
+    { atomic = false, idempotencyKey, signal }: { atomic?: boolean } & Pick<Write, "idempotencyKey" | "signal"> = {},
   ): Promise<({ status: number; error?: KvError } & Fields)[]> {
     const headers: Record<string, string> = { "Content-Type": JSON_TYPE };
-    if (ops.some(({ op }) => op !== "get")) headers["Idempotency-Key"] = idempotencyKey;
+    if (ops.some(({ op }) => op !== "get")) headers["Idempotency-Key"] = idempotencyKey || randomText();
     const body = JSON.stringify({ atomic, ops: ops.map(wire) });
     const { results } = await this.request("POST", "v1/batch", { headers, body, signal });
     return results.map((each: Fields) => (each.error ? { ...each, error: new KvError(each.error) } : withValue(each)));
   }
 
   /** A page of records, in the order of their keys' bytes. */
-  async list({ signal, ...query }: List = {}): Promise<Page> {
-    const page = await this.request("GET", "v1/kv", { query, signal });
-    page.items = page.items.map(withValue);
-    return page as Page;
+  list(options?: List): Promise<Page> {
+    return this.#page("kv", "items", options);
   }
 
   /** A page of what has changed; where to go on is in its `cursor`. Too old a cursor is `cursor_expired`. */
-  async changes({ signal, prefix, prefixes, key, keys, ops, ...rest }: Changes = {}): Promise<ChangesPage> {
-    const query = { prefix: toList(prefix, prefixes), key: toList(key, keys), ops: ops?.join(), ...rest };
-    const page = await this.request("GET", "v1/changes", { query, signal });
-    page.events = page.events.map(withValue);
-    return page as ChangesPage;
+  async changes({ prefix, prefixes, key, keys, ops, ...rest }: Changes = {}): Promise<ChangesPage> {
+    return this.#page("changes", "events", { prefix: toList(prefix, prefixes), key: toList(key, keys), ops: ops?.join(), ...rest });
   }
 
   /** A page of what happened to `key`, newest first. `not_found` where there is neither the key nor anything left of it in the log. */
-  async history(key: string, { signal, ...rest }: History = {}): Promise<HistoryPage> {
-    const page = await this.request("GET", "v1/history", { query: { key, ...rest }, signal });
-    page.events = page.events.map(withValue);
-    return page as HistoryPage;
+  history(key: string, options?: History): Promise<HistoryPage> {
+    return this.#page("history", "events", { key, ...options });
   }
 
   /** Every change, in order, each once, for as long as it is iterated and `signal` is not aborted: it connects again where it
@@ -170,7 +162,7 @@ export class Kv {
   /** Any request of docs/http.md: its answer, which is JSON. One that may be sent twice is sent again where no answer came.
    * `path` is below the service's address, with or without a slash at its beginning. */
   async request(method: string, path: string, { query = {}, headers = {}, body = null, signal }: Request = {}): Promise<Fields> {
-    if (!/^[A-Z]+$/i.test(method) || typeof path !== "string") throw new TypeError('request takes a method and a path: request("GET", "v1/status")');
+    if (!/^[A-Z]+$/i.test(method) || typeof path !== "string") throw new TypeError("request takes a method and a path");
     const { timeout = TIMEOUT_MS, retries = RETRIES } = this.options;
     const limit = anyOf(signal, query.wait ? undefined : AbortSignal.timeout(timeout));
     const mayRepeat = !query.wait && (method === "GET" || "Idempotency-Key" in headers);
@@ -184,7 +176,6 @@ export class Kv {
         signal?.throwIfAborted();
         if (!mayRepeat || !(error as KvError).retryable || attempt >= retries || limit.aborted) throw error;
         await pause(backoff(attempt), limit);
-        signal?.throwIfAborted();
       }
     }
   }
@@ -193,38 +184,33 @@ export class Kv {
    * @internal */
   async *stream(wish: Fields, signal: AbortSignal): AsyncGenerator<Message[], void, undefined> {
     const silent = new AbortController();
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const listen = (milliseconds: number) => (timer = setTimeout(() => silent.abort(), milliseconds));
+    const within = async <T>(milliseconds: number, wanted: Promise<T>): Promise<T> => {
+      const timer = setTimeout(() => silent.abort(), milliseconds);
+      try {
+        return await wanted;
+      } finally {
+        clearTimeout(timer);
+      }
+    };
     const { prefixes: prefix, keys: key, ops, ...rest } = wish;
     const query = search({ prefix, key, ops: ops?.join(), ...rest });
-    const headers: Record<string, string> = { Accept: "application/x-ndjson" };
-    const both = anyOf(signal, silent.signal);
-    listen(this.options.timeout ?? TIMEOUT_MS);
+    const headers = { Accept: "application/x-ndjson" };
+    const inBody = { method: "POST", headers: { ...headers, "Content-Type": JSON_TYPE }, body: JSON.stringify(wish) };
+    const [path, init] = query.length > LONGEST_ADDRESS ? ["", inBody] : [query, { headers }];
     try {
-      const asked: RequestInit = { headers, signal: both };
-      if (query.length > LONGEST_ADDRESS) {
-        headers["Content-Type"] = JSON_TYPE;
-        Object.assign(asked, { method: "POST", body: JSON.stringify(wish) });
-      }
-      const response = await this.#send("v1/subscribe" + (asked.body ? "" : query), asked);
-      clearTimeout(timer);
-      listen(SILENCE_MS);
-      const reader = response.body!.getReader();
-      const decoder = new TextDecoder();
+      const response = await within(this.options.timeout ?? TIMEOUT_MS, this.#send("v1/subscribe" + path, { ...init, signal: anyOf(signal, silent.signal) }));
+      const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
       let rest = "";
       for (;;) {
-        const { value, done } = await reader.read();
-        clearTimeout(timer);
+        const { value, done } = await within(SILENCE_MS, reader.read());
         if (done) return;
-        const lines = (rest + decoder.decode(value, { stream: true })).split("\n");
+        const lines = (rest + value).split("\n");
         rest = lines.pop()!;
         if (lines.length) yield lines.map((line) => JSON.parse(line));
-        listen(SILENCE_MS);
       }
     } catch (error) {
       throw error instanceof KvError ? error : unreachable("The stream broke.", error);
     } finally {
-      clearTimeout(timer);
       silent.abort(); // lets go of the connection, wherever it was left
     }
   }
@@ -249,16 +235,22 @@ export class Kv {
   /** Why no answer may have come; a browser says the same of all. */
   #silence(isLate: boolean): string {
     const { origin } = globalThis;
-    const reasons = ["it may have stopped", "the network may be gone"];
-    if (origin && origin !== new URL(this.url).origin) reasons.push(`it may not let pages of ${origin} in (--cors-origins)`);
     const within = isLate ? ` within ${(this.options.timeout ?? TIMEOUT_MS) / 1000} s` : "";
-    return `No answer came from ${this.url}${within}: ${reasons.join(", or ")}.`;
+    const foreign = origin && origin !== new URL(this.url).origin ? `, or pages of ${origin} not be let in (--cors-origins)` : "";
+    return `No answer came from ${this.url}${within}: it or the network may be gone${foreign}.`;
+  }
+
+  /** A page, whose list `of` is of records or changes. */
+  async #page<T>(path: string, of: string, { signal, ...query }: Fields = {}): Promise<T> {
+    const page = await this.request("GET", `v1/${path}`, { query, signal });
+    page[of] = page[of].map(withValue);
+    return page as T;
   }
 
   /** One operation, with what it depends on. */
   async #write<T>(op: Fields, { guard, signal, idempotencyKey, ...more }: Write = {}): Promise<T> {
     const checks = Object.entries(guard ?? {}).map(([key, revision]) => ({ op: "check" as const, key, ifRevision: revision }));
-    const options = { atomic: checks.length > 0, signal, ...(idempotencyKey && { idempotencyKey }) };
+    const options = { atomic: checks.length > 0, signal, idempotencyKey };
     const result = (await this.batch([...checks, { ...op, ...more } as Op], options)).at(-1)!;
     if (result.error) throw result.error;
     return result as T;

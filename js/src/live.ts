@@ -3,7 +3,7 @@
 import { type Kv, anyOf } from "./client.js";
 import type { KvError } from "./errors.js";
 import type { Change, Item, LiveOptions } from "./types.js";
-import { FILTERS_AND_MANNER, Follower, checkOptions } from "./watch.js";
+import { FILTERS_AND_MANNER, checkOptions, follow } from "./watch.js";
 
 /** The records that are there, by key, each as the put that it was told by; and up to which revision that is so. It is never
  * changed: after a change there is another. */
@@ -48,6 +48,7 @@ export function live(kv: Kv, options: LiveOptions = {}): Live {
   // each by itself: one that throws is the page's fault, and reported as such
   const notify = () => listeners.forEach((listener) => queueMicrotask(listener));
 
+  /** Whether what is shown changes by it. */
   const apply = (item: Item): boolean => {
     if (item.op === "reset") next = new Map();
     else if (item.op === "sync") {
@@ -56,15 +57,13 @@ export function live(kv: Kv, options: LiveOptions = {}): Live {
       entries = next;
       next = undefined;
       resolve();
-      return true;
     } else {
       const into = next ?? entries;
       if (item.op === "put") into.set(item.key, item);
       else into.delete(item.key);
       if (!next) revision = item.revision;
-      return !next;
     }
-    return false;
+    return !next;
   };
 
   const take = (items: Item[]): undefined => {
@@ -85,9 +84,7 @@ export function live(kv: Kv, options: LiveOptions = {}): Live {
   };
 
   const signal = anyOf(stop.signal, options.signal);
-  const follower = new Follower(kv, { ...options, snapshot: true }, { take, state }, signal);
-  follower
-    .run()
+  follow(kv, { ...options, snapshot: true }, { take, state }, signal)
     .then(() => signal.reason, (thrown) => (error = thrown))
     .then((reason) => {
       reject(reason);

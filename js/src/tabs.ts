@@ -27,346 +27,348 @@ interface Want {
   at: string;
 }
 
+/** What came; the first of a stream has what it is of. */
+interface Told {
+  facts: Omit<Facts, "wish">;
+  stream: string;
+  wish?: Wish | undefined;
+}
+
 type Note =
   | { tab: string; wants: Want[] } // what a tab wants; all of it
   | { who: true } // a new leader asks for that
-  | { facts: Omit<Facts, "wish">; stream: string; wish?: Wish } // the first of a stream has what it is of
+  | Told
   | { state: "live" | "lost"; isOver?: boolean } // how the leader's stream is; over: it cannot have it
   | { ask: true }; // is anybody there?
 
 /** The part of a tab that speaks with the others. */
-export class Hub {
-  readonly id = randomText();
-  #followers = new Set<Follower>();
-  #wanted = new Map<Follower, string>();
-  #channel: BroadcastChannel | undefined;
-  #stop = new AbortController();
-  #leader: Leader | undefined;
-  /** Of the last streams, what they are of. */
-  #streams = new Map<string, Wish>();
-  #newest = "";
-  #missed = 0;
-  #wake: () => void = () => {};
+export interface Hub {
+  readonly id: string;
+  readonly name: string;
+  readonly kv: Kv;
+  readonly delivery: Delivery;
   /** How often the stream could not be had since this tab last had it. */
-  failures = 0;
-
-  constructor(
-    readonly kv: Kv,
-    readonly name: string,
-    readonly delivery: Delivery,
-  ) {
-    // a page that is frozen, or kept for going back, must hold nothing, and hears nothing
-    const sleep = () => this.#end();
-    const wake = () => this.#followers.size && this.#begin();
-    for (const name of ["pagehide", "freeze"]) addEventListener(name, sleep, true);
-    for (const name of ["pageshow", "resume"]) addEventListener(name, wake, true);
-  }
-
-  attach(follower: Follower): void {
-    this.#followers.add(follower);
-    this.#begin();
-  }
-
-  detach(follower: Follower): void {
-    this.#followers.delete(follower);
-    if (this.#wanted.delete(follower)) this.#tell();
-    if (!this.#followers.size) this.#end();
-  }
-
+  failures: number;
+  attach(follower: Follower): void;
+  detach(follower: Follower): void;
   /** Have the leader's stream include what `follower` wants, from where it is. */
-  want(follower: Follower): void {
-    if (!this.#wanted.has(follower)) this.#wanted.set(follower, randomText());
-    this.#tell();
-  }
+  want(follower: Follower): void;
+  forget(follower: Follower): void;
+  /** Say something to all tabs, this one too. */
+  post(note: Note): void;
+}
 
-  forget(follower: Follower): void {
-    this.#wanted.delete(follower);
-  }
+function newHub(kv: Kv, name: string, delivery: Delivery): Hub {
+  const id = randomText();
+  const followers = new Set<Follower>();
+  const wanted = new Map<Follower, string>();
+  let channel: BroadcastChannel | undefined;
+  let stop = new AbortController();
+  let leader: Leader | undefined;
+  /** Of the last streams, what they are of. */
+  const streams = new Map<string, Wish>();
+  let newest = "";
+  let missed = 0;
+  let wake = () => {};
 
-  #begin(): void {
-    if (this.#channel) return;
-    this.#wake();
-    this.#channel = new BroadcastChannel(this.name);
-    this.#channel.onmessage = ({ data }) => this.#hear(data);
-    this.#stop = new AbortController();
-    const { signal } = this.#stop;
+  const shared = (): Follower[] => [...followers].filter(({ isShared }) => isShared);
+
+  const post = (note: Note): void => {
+    channel?.postMessage(note);
+    hear(note);
+  };
+
+  const tell = (): void => {
+    const wants = [...wanted].map(([{ wish, at }, id]) => ({ id, wish, at: at! }));
+    post({ tab: id, wants });
+  };
+
+  const begin = (): void => {
+    if (channel) return;
+    wake();
+    channel = new BroadcastChannel(name);
+    channel.onmessage = ({ data }) => hear(data);
+    stop = new AbortController();
+    const { signal } = stop;
     // says to leaders that this tab lives
-    void this.#hold(this.name + this.id, { signal }, () => this.#tell());
-    void this.#stand();
-    const timer = setInterval(() => this.#tick(), TICK_MS);
+    void hold(name + id, { signal }, tell);
+    void stand();
+    const timer = setInterval(tick, TICK_MS);
     signal.addEventListener("abort", () => clearInterval(timer));
-  }
+  };
 
-  #end(): void {
-    if (!this.#channel) return;
-    this.post({ tab: this.id, wants: [] });
-    this.#stop.abort();
-    this.#channel.close();
-    this.#channel = undefined;
-    this.#wanted.clear();
-    const awake = new Promise<void>((done) => (this.#wake = done));
-    for (const follower of this.#shared()) follower.leave(awake);
-  }
-
-  #shared(): Follower[] {
-    return [...this.#followers].filter(({ isShared }) => isShared);
-  }
+  const end = (): void => {
+    if (!channel) return;
+    post({ tab: id, wants: [] });
+    stop.abort();
+    channel.close();
+    channel = undefined;
+    wanted.clear();
+    const awake = new Promise<void>((done) => (wake = done));
+    for (const follower of shared()) follower.leave(awake);
+  };
 
   /** Hold a lock until this ends, it is taken away, or what `act` returns is fulfilled; whether it was given at all. */
-  async #hold(name: string, options: LockOptions, act: () => Promise<void> | void): Promise<boolean> {
-    const { signal } = this.#stop;
+  const hold = async (lock: string, options: LockOptions, act: () => Promise<void> | void): Promise<boolean> => {
+    const { signal } = stop;
     let isGiven = false;
     const held = async () => {
       isGiven = true;
       const ended = signal.aborted || new Promise((done) => signal.addEventListener("abort", done));
       await Promise.race([ended, act() ?? ended]);
     };
-    await navigator.locks.request(name, options, held).catch(() => {});
+    await navigator.locks.request(lock, options, held).catch(() => {});
     return isGiven;
-  }
+  };
 
   /** Lead as soon as no other tab does, or at once, until it cannot have the stream and another tab may. */
-  async #lead(options: LockOptions): Promise<boolean> {
-    let leader: Leader | undefined;
-    const isGiven = await this.#hold(`lead ${this.name}`, options, () => {
-      this.#leader = leader = new Leader(this);
-      return leader.run();
+  const lead = async (options: LockOptions): Promise<boolean> => {
+    const over = new AbortController();
+    const own = leaderOf(hub);
+    const isGiven = await hold(`lead ${name}`, options, () => {
+      leader = own;
+      return own.run(over.signal);
     });
-    leader?.stop.abort();
-    if (this.#leader === leader) this.#leader = undefined;
+    over.abort();
+    if (leader === own) leader = undefined;
     return isGiven;
-  }
+  };
 
-  async #stand(): Promise<void> {
-    const { signal } = this.#stop;
-    while (!signal.aborted && (await this.#lead({ signal })));
-  }
+  const stand = async (): Promise<void> => {
+    const { signal } = stop;
+    while (!signal.aborted && (await lead({ signal })));
+  };
 
   /** A tab that neither leads nor answers is stopped or stuck. */
-  #tick(): void {
-    if (this.#leader || ++this.#missed < MISSED_TICKS) {
-      if (this.#missed > 1) this.post({ ask: true });
+  const tick = (): void => {
+    if (leader || ++missed < MISSED_TICKS) {
+      if (missed > 1) post({ ask: true });
       return;
     }
-    this.#missed = 0;
+    missed = 0;
     // of all tabs that notice, one at a time
-    navigator.locks.request(`take ${this.name}`, { ifAvailable: true }, async (lock) => {
-      if (!lock || !this.#channel || this.#leader) return;
-      void this.#lead({ steal: true });
-      await pause(TICK_MS, this.#stop.signal);
+    navigator.locks.request(`take ${name}`, { ifAvailable: true }, async (lock) => {
+      if (!lock || !channel || leader) return;
+      void lead({ steal: true });
+      await pause(TICK_MS, stop.signal);
     }).catch(() => {});
-  }
+  };
 
-  /** Say something to all tabs, this one too. */
-  post(note: Note): void {
-    this.#channel?.postMessage(note);
-    this.#hear(note);
-  }
+  const hear = (note: Note): void => {
+    if ("tab" in note) return leader?.hear(note.tab, note.wants);
+    if ("ask" in note) return leader?.answer();
+    missed = 0;
+    if ("who" in note) tell();
+    else if ("facts" in note) take(note);
+    else for (const follower of shared()) note.isOver ? follower.leave() : follower.told(note.state);
+  };
 
-  #tell(): void {
-    const wants = [...this.#wanted].map(([{ wish, at }, id]) => ({ id, wish, at: at! }));
-    this.post({ tab: this.id, wants });
-  }
-
-  #hear(note: Note): void {
-    if ("tab" in note) {
-      this.#leader?.hear(note.tab, note.wants);
-      return;
-    }
-    if ("ask" in note) {
-      this.#leader?.answer();
-      return;
-    }
-    this.#missed = 0;
-    if ("who" in note) this.#tell();
-    else if ("facts" in note) this.#take(note);
-    else for (const follower of this.#shared()) note.isOver ? follower.leave() : follower.told(note.state);
-  }
-
-  #take({ facts, stream, wish }: { facts: Omit<Facts, "wish">; stream: string; wish?: Wish }): void {
+  const take = ({ facts, stream, wish }: Told): void => {
     if (wish) {
-      if (stream !== this.#newest && this.#streams.size > KEPT) this.#streams.clear();
-      this.#newest = stream;
-      this.#streams.set(stream, wish);
+      if (stream !== newest && streams.size > KEPT) streams.clear();
+      newest = stream;
+      streams.set(stream, wish);
     }
-    const known = this.#streams.get(stream);
+    const known = streams.get(stream);
     if (!known) return;
-    for (const follower of this.#followers) {
-      if (!follower.offer({ ...facts, wish: known }) && follower.isShared && stream === this.#newest) follower.leave();
+    for (const follower of followers) {
+      if (!follower.offer({ ...facts, wish: known }) && follower.isShared && stream === newest) follower.leave();
     }
-  }
+  };
+
+  const hub: Hub = {
+    id,
+    name,
+    kv,
+    delivery,
+    failures: 0,
+    post,
+    attach: (follower) => {
+      followers.add(follower);
+      begin();
+    },
+    detach: (follower) => {
+      followers.delete(follower);
+      if (wanted.delete(follower)) tell();
+      if (!followers.size) end();
+    },
+    want: (follower) => {
+      if (!wanted.has(follower)) wanted.set(follower, randomText());
+      tell();
+    },
+    forget: (follower) => wanted.delete(follower),
+  };
+  // a page that is frozen, or kept for going back, must hold nothing, and hears nothing
+  for (const event of ["pagehide", "freeze"]) addEventListener(event, end, true);
+  for (const event of ["pageshow", "resume"]) addEventListener(event, () => followers.size && begin(), true);
+  return hub;
 }
 
 /** Has the one stream, while it leads. */
-class Leader {
-  readonly stop = new AbortController();
-  readonly #hub: Hub;
-  /** What each tab wants, and in which stream it is. */
-  #wants = new Map<string, (Want & { stream?: string })[]>();
-  #stream = "";
-  #wish: Wish | undefined;
-  #at = "";
-  #isOpen = false;
-  #state: "live" | "lost" = "lost";
-  #again = new AbortController();
-  #news = new AbortController();
-
-  constructor(hub: Hub) {
-    this.#hub = hub;
-    this.#wants.set(hub.id, []);
-  }
-
+interface Leader {
   /** A tab says what it wants. What of it the stream has from where that is goes on; else the stream begins again. */
-  hear(tab: string, wants: Want[]): void {
-    const before = new Map(this.#wants.get(tab)?.map((want) => [want.id, want]));
-    const all: (Want & { stream?: string })[] = wants.map((want) => before.get(want.id) ?? want);
-    this.#wants.set(tab, all);
-    this.#news.abort();
-    const news = wants.filter(({ id }) => !before.has(id));
-    if (news.length ? !this.#isOpen || !news.every((want) => this.#has(want)) : !this.#all().length) return this.#reopen();
-    for (const want of all) want.stream ??= this.#stream;
-    this.answer();
-  }
-
+  hear(tab: string, wants: Want[]): void;
   /** Say that this tab leads, and up to where it is. */
-  answer(): void {
-    if (this.#isOpen) this.#tell([], this.#at);
-    else this.#hub.post({ state: this.#state });
-  }
+  answer(): void;
+  /** Lead until `signal` is aborted, or it makes room for another tab. */
+  run(signal: AbortSignal): Promise<void>;
+}
 
-  #all(): (Want & { stream?: string })[] {
-    return [...this.#wants.values()].flat();
-  }
+/** A wish of a tab, and in which stream it is. */
+type Joined = Want & { stream?: string };
 
-  #has({ wish, at }: Want): boolean {
-    return covers(this.#wish!, wish) && isSameStore(at, this.#at) && revisionOf(at) >= revisionOf(this.#at);
-  }
+function leaderOf(hub: Hub): Leader {
+  /** What each tab wants. */
+  const tabs = new Map<string, Joined[]>([[hub.id, []]]);
+  let stream = "";
+  let joined: Wish;
+  let reached = "";
+  let isOpen = false;
+  let state: "live" | "lost" = "lost";
+  let again = new AbortController();
+  let news = new AbortController();
+
+  const wants = (): Joined[] => [...tabs.values()].flat();
+
+  const has = ({ wish, at }: Want): boolean => covers(joined, wish) && isSameStore(at, reached) && revisionOf(at) >= revisionOf(reached);
 
   /** Begin the stream again; one that is about to begin does so first, so that those who come together are in one. */
-  #reopen(): void {
-    if (this.#isOpen) this.#again.abort();
-    else this.#stream = "";
-  }
+  const reopen = (): void => {
+    if (isOpen) again.abort();
+    else stream = "";
+  };
 
-  #tell(events: Facts["events"], to: string): void {
+  const tell = (events: Facts["events"], to: string): void => {
     // where nothing has happened there is time to say again what the stream is of, for tabs that have come since
-    this.#hub.post({ facts: { from: this.#at, to, events }, stream: this.#stream, ...(!events.length && { wish: this.#wish! }) });
-    this.#at = to;
-  }
+    hub.post({ facts: { from: reached, to, events }, stream, wish: events.length ? undefined : joined });
+    reached = to;
+  };
+
+  const answer = (): void => (isOpen ? tell([], reached) : hub.post({ state }));
+
+  const hear = (tab: string, told: Want[]): void => {
+    const before = new Map(tabs.get(tab)?.map((want) => [want.id, want]));
+    const all: Joined[] = told.map((want) => before.get(want.id) ?? want);
+    tabs.set(tab, all);
+    news.abort();
+    const added = told.filter(({ id }) => !before.has(id));
+    if (added.length ? !isOpen || !added.every(has) : !wants().length) return reopen();
+    for (const want of all) want.stream ??= stream;
+    answer();
+  };
 
   /** Wait, or until a tab says something. */
-  #rest(milliseconds: number): Promise<void> {
-    this.#news = new AbortController();
-    return pause(milliseconds, anyOf(this.stop.signal, this.#news.signal));
-  }
+  const rest = (milliseconds: number, signal: AbortSignal): Promise<void> => {
+    news = new AbortController();
+    return pause(milliseconds, anyOf(signal, news.signal));
+  };
 
-  /** Lead until `stop` is aborted, or it makes room for another tab. */
-  async run(): Promise<void> {
-    const { signal } = this.stop;
+  /** The tabs that live, by the locks that they hold. */
+  const living = async (): Promise<string[]> => {
+    const { held } = await navigator.locks.query();
+    return held!.flatMap(({ name }) => (name!.startsWith(hub.name) ? name!.slice(hub.name.length) : []));
+  };
+
+  /** Whether another tab would lead. */
+  const isAwaited = async (): Promise<boolean> => {
+    const { pending } = await navigator.locks.query();
+    return pending!.some(({ name }) => name === `lead ${hub.name}`);
+  };
+
+  /** Forget tabs that are gone, and what only they wanted. */
+  const prune = async (): Promise<void> => {
+    const alive = await living();
+    for (const tab of tabs.keys()) if (!alive.includes(tab)) tabs.delete(tab);
+    const isWanted = (which: "prefixes" | "keys") => joined[which].every((each) => wants().some(({ wish }) => wish[which].includes(each)));
+    if (!isWanted("prefixes") || !isWanted("keys")) reopen();
+  };
+
+  /** Join what all tabs want, from the first of where they are on. What does not fit stays with streams of its own. */
+  const join = (): void => {
+    const all = wants();
+    for (const want of all) if (want.stream && want.stream === stream) want.at = reached;
+    stream = randomText();
+    reached = "";
+    const [prefixes, keys] = [new Set<string>(), new Set<string>()];
+    const rest = { values: false, prev: false };
+    const store = all.at(-1)?.at;
+    for (const want of all) {
+      const { wish, at } = want;
+      const fits = prefixes.size + wish.prefixes.length <= MOST_FILTERS && keys.size + wish.keys.length <= MOST_FILTERS;
+      want.stream = "";
+      if (!fits || !isSameStore(at, store!)) continue;
+      for (const each of wish.prefixes) prefixes.add(each);
+      for (const each of wish.keys) keys.add(each);
+      rest.values ||= wish.values;
+      rest.prev ||= wish.prev;
+      if (!reached || revisionOf(at) < revisionOf(reached)) reached = at;
+      want.stream = stream;
+    }
+    joined = { prefixes: [...prefixes], keys: [...keys], ...rest };
+  };
+
+  const read = async (signal: AbortSignal, onMessages: () => void): Promise<void> => {
+    const own = stream;
+    let events: Message[] = [];
+    for await (const messages of hub.kv.stream({ ...joined, ...hub.delivery, since: reached }, signal)) {
+      if (signal.aborted || stream !== own) return;
+      onMessages();
+      if (!isOpen) {
+        isOpen = true;
+        state = "live";
+        answer();
+      }
+      let to = "";
+      const told: Message[] = [];
+      for (const message of messages) {
+        const { event, op, cursor } = message;
+        if (/reset|end/.test(event)) throw new KvError({});
+        if (event === "heartbeat") void prune();
+        if (op) events.push(message);
+        if (!cursor) continue;
+        to = cursor;
+        told.push(...events);
+        events = [];
+      }
+      if (to) tell(told, to);
+    }
+  };
+
+  const run = async (signal: AbortSignal): Promise<void> => {
     let lostAt = Infinity;
-    this.#hub.post({ who: true });
-    const tabs = await this.#tabs();
+    hub.post({ who: true });
+    const alive = await living();
     const end = performance.now() + GATHER_MS;
-    for (let left = GATHER_MS; left > 0 && tabs.some((tab) => !this.#wants.has(tab)); left = end - performance.now()) await this.#rest(left);
+    for (let left; (left = end - performance.now()) > 0 && alive.some((tab) => !tabs.has(tab)); ) await rest(left, signal);
     while (!signal.aborted) {
-      this.#join();
-      if (!this.#at) {
-        await this.#rest(FOR_LONG_MS);
+      join();
+      if (!reached) {
+        await rest(FOR_LONG_MS, signal);
         continue;
       }
-      this.#again = new AbortController();
-      const again = this.#again.signal;
+      again = new AbortController();
+      const begun = again.signal;
       let isOver = false;
       lostAt = Math.min(lostAt, performance.now());
       try {
-        await this.#read(anyOf(signal, again), () => {
-          this.#hub.failures = 0;
+        await read(anyOf(signal, begun), () => {
+          hub.failures = 0;
           lostAt = Infinity;
         });
       } catch (error) {
         isOver = !(error as KvError).retryable;
       }
-      this.#isOpen = false;
-      if (signal.aborted || again.aborted || !this.#stream) continue;
+      isOpen = false;
+      if (signal.aborted || begun.aborted || !stream) continue;
       // where it is over, each of the tabs learns by a stream of its own what it is for it
-      if (isOver) this.#wants.clear();
-      this.#hub.post({ state: (this.#state = "lost"), isOver });
-      await pause(navigator.onLine ? backoff(this.#hub.failures++) : OFFLINE_MS, signal);
-      if ((!navigator.onLine || performance.now() - lostAt > LOST_MS) && (await this.#isAwaited())) return;
+      if (isOver) tabs.clear();
+      hub.post({ state: (state = "lost"), isOver });
+      await pause(navigator.onLine ? backoff(hub.failures++) : OFFLINE_MS, signal);
+      if ((!navigator.onLine || performance.now() - lostAt > LOST_MS) && (await isAwaited())) return;
     }
-  }
+  };
 
-  /** Whether another tab would lead. */
-  async #isAwaited(): Promise<boolean> {
-    const { pending } = await navigator.locks.query();
-    return pending!.some(({ name }) => name === `lead ${this.#hub.name}`);
-  }
-
-  /** Join what all tabs want, from the first of where they are on. What does not fit stays with streams of its own. */
-  #join(): void {
-    const all = this.#all();
-    for (const want of all) if (want.stream && want.stream === this.#stream) want.at = this.#at;
-    this.#stream = randomText();
-    this.#at = "";
-    const [prefixes, keys] = [new Set<string>(), new Set<string>()];
-    const wish = { values: false, prev: false };
-    const store = all.at(-1)?.at;
-    for (const want of all) {
-      const { values, prev, ...wanted } = want.wish;
-      const fits = prefixes.size + wanted.prefixes.length <= MOST_FILTERS && keys.size + wanted.keys.length <= MOST_FILTERS;
-      want.stream = "";
-      if (!fits || !isSameStore(want.at, store!)) continue;
-      for (const each of wanted.prefixes) prefixes.add(each);
-      for (const each of wanted.keys) keys.add(each);
-      wish.values ||= values;
-      wish.prev ||= prev;
-      if (!this.#at || revisionOf(want.at) < revisionOf(this.#at)) this.#at = want.at;
-      want.stream = this.#stream;
-    }
-    this.#wish = { prefixes: [...prefixes], keys: [...keys], ...wish };
-  }
-
-  async #read(signal: AbortSignal, onMessages: () => void): Promise<void> {
-    const stream = this.#stream;
-    let events: Message[] = [];
-    for await (const messages of this.#hub.kv.stream({ ...this.#wish, ...this.#hub.delivery, since: this.#at }, signal)) {
-      if (signal.aborted || this.#stream !== stream) return;
-      onMessages();
-      if (!this.#isOpen) {
-        this.#isOpen = true;
-        this.#state = "live";
-        this.answer();
-      }
-      let to = "";
-      let told: Message[] = [];
-      for (const message of messages) {
-        const { event, op, cursor } = message;
-        if (/reset|end/.test(event)) throw new KvError({});
-        if (event === "heartbeat") void this.#prune();
-        if (op) events.push(message);
-        if (!cursor) continue;
-        to = cursor;
-        told = told.concat(events);
-        events = [];
-      }
-      if (to) this.#tell(told, to);
-    }
-  }
-
-  /** Forget tabs that are gone, and what only they wanted. */
-  async #prune(): Promise<void> {
-    const tabs = await this.#tabs();
-    for (const tab of this.#wants.keys()) if (!tabs.includes(tab)) this.#wants.delete(tab);
-    const isWanted = (which: "prefixes" | "keys") => this.#wish![which].every((each) => this.#all().some(({ wish }) => wish[which].includes(each)));
-    if (!isWanted("prefixes") || !isWanted("keys")) this.#reopen();
-  }
-
-  /** The tabs that live, by the locks that they hold. */
-  async #tabs(): Promise<string[]> {
-    const { held } = await navigator.locks.query();
-    const { name } = this.#hub;
-    return held!.flatMap((lock) => (lock.name!.startsWith(name) ? lock.name!.slice(name.length) : []));
-  }
+  return { hear, answer, run };
 }
 
 const hubs = new Map<string, Hub>();
@@ -376,11 +378,11 @@ const hubs = new Map<string, Hub>();
 export async function hubOf(kv: Kv, delivery: Delivery): Promise<Hub | undefined> {
   // there are no locks and digests but in secure contexts, and Node shares nothing
   const { shared } = kv.options;
-  if (shared === false || !globalThis.isSecureContext || origin === "null" || !navigator.locks || !globalThis.BroadcastChannel) return undefined;
+  if (shared === false || !globalThis.isSecureContext || origin === "null" || !navigator.locks) return undefined;
   const about = JSON.stringify([NOTES, kv.url, typeof shared === "string" ? shared : await kv.credentials(), delivery]);
   const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(about));
   const name = `kvstore:${new BigUint64Array(digest).join("-")}:`;
   let hub = hubs.get(name);
-  if (!hub) hubs.set(name, (hub = new Hub(kv, name, delivery)));
+  if (!hub) hubs.set(name, (hub = newHub(kv, name, delivery)));
   return hub;
 }

@@ -3,7 +3,7 @@
 
 import { type Kv, type Message, anyOf, backoff, pause, toList, withValue } from "./client.js";
 import { KvError } from "./errors.js";
-import { type Hub, hubOf } from "./tabs.js";
+import { hubOf } from "./tabs.js";
 import type { Change, Filter, Item, Watch } from "./types.js";
 
 /** What is asked of a stream: keys, and what comes with a change. */
@@ -50,211 +50,161 @@ export function wishOf({ prefix, prefixes, key, keys, values = true, prev = fals
   return wish;
 }
 
-export class Follower {
+/** A watch, as the part that speaks with other tabs knows it. */
+export interface Follower {
   readonly wish: Wish;
   /** The cursor up to which everything was taken; undefined before the first. */
   at: string | undefined;
   /** Whether it is fed by the stream of all tabs now. */
-  isShared = false;
-  #kv: Kv;
-  #options: Watch;
-  #sink: Sink;
-  #signal: AbortSignal;
-  #hub: Hub | undefined;
-  #own = new AbortController();
-  #state = "";
-  /** Own events after the last cursor. */
-  #pending: Message[] = [];
-  /** Whether a reset, or records of a snapshot, were told, and the `sync` that ends them was not. */
-  #isHalf = false;
-  /** Whether its own stream has sent nothing yet. */
-  #isNew = true;
-  /** Whether the service ended its own stream; the next answer says why. */
-  #isEnded = false;
-  /** Whether it can take nothing from others now: what it had is being taken, or it is on its way to a stream of its own. */
-  #isBusy = false;
-  #left: (full?: Promise<void>) => void = () => {};
-
-  constructor(kv: Kv, options: Watch, sink: Sink, signal: AbortSignal) {
-    this.#kv = kv;
-    this.#options = options;
-    this.#sink = sink;
-    this.#signal = signal;
-    this.wish = wishOf(options);
-  }
-
-  /** Follows until the signal is aborted; rejects with what trying again cannot cure. */
-  async run(): Promise<void> {
-    const { deliver, sample } = this.#options;
-    this.#hub = await hubOf(this.#kv, { deliver, sample });
-    this.#hub?.attach(this);
-    const stop = () => this.#left();
-    this.#signal.addEventListener("abort", stop);
-    try {
-      for (let failures = 0; !this.#signal.aborted; ) {
-        this.#own = new AbortController();
-        this.#isBusy = false;
-        const stay = new Promise<Promise<void> | undefined>((left) => (this.#left = left));
-        try {
-          await this.#readOwn(() => (failures = 0));
-        } catch (error) {
-          if (!this.#own.signal.aborted && !this.#signal.aborted && !(error as KvError).retryable) throw error;
-        }
-        if (this.#own.signal.aborted) await (await stay);
-        else if (!this.#signal.aborted) {
-          if (!this.#isEnded) this.told("lost");
-          await pause(backoff(failures++), this.#signal);
-        }
-      }
-    } finally {
-      this.#signal.removeEventListener("abort", stop);
-      this.#own.abort();
-      this.#hub?.detach(this);
-    }
-  }
-
+  isShared: boolean;
   /** Take what the stream of all tabs says, if it goes on from where this is. Says no where it does not. */
-  offer({ wish, from, to, events }: Facts): boolean {
-    if (this.#isBusy) return true;
-    if (!this.at || this.#isHalf || !covers(wish, this.wish) || !isSameStore(from, this.at) || revisionOf(from) > revisionOf(this.at)) return false;
-    if (!this.isShared) {
-      this.isShared = true;
-      this.#own.abort();
-      queueMicrotask(() => this.isShared && this.#hub?.want(this));
-    }
-    this.told("live");
-    const known = revisionOf(this.at);
-    if (revisionOf(to) <= known) return true;
-    this.at = to;
-    const { ops } = this.#options;
-    const news = events.filter(({ revision, key, op }) => revision > known && takes(this.wish, key) && (!ops || ops.includes(op)));
-    const items = news.map((event, index) => {
-      const { cursor: _, ...item } = this.#change(event);
-      if (!this.wish.values) delete item.value;
-      if (!this.wish.prev) delete item.previous;
-      return event.revision === news[index + 1]?.revision ? item : { ...item, cursor: event.revision + epochOf(to) };
-    });
-    const full = items.length ? this.#sink.take(items) : undefined;
-    if (full) this.leave(full);
-    return true;
-  }
-
+  offer(facts: Facts): boolean;
   /** Go on with a stream of its own, once there is room. */
-  leave(full?: Promise<void>): void {
-    this.isShared = false;
-    this.#isBusy = true;
-    this.#hub?.forget(this);
-    this.#left(full);
-  }
+  leave(full?: Promise<void>): void;
+  told(state: "live" | "lost"): void;
+}
 
-  told(state: "live" | "lost"): void {
-    if (this.#state !== state) this.#sink.state?.((this.#state = state));
-  }
+const changeOf = ({ event: _, ...fields }: Message): Change => withValue<Change>(fields);
 
-  async #readOwn(onMessages: () => void): Promise<void> {
-    const { ops, since, deliver, sample } = this.#options;
-    // beside a cursor the snapshot does not count
-    const wish = { ...this.wish, ops, deliver, sample, snapshot: this.#options.snapshot, since: this.at ?? since };
-    this.#pending = [];
-    this.#isNew = true;
-    this.#isEnded = false;
-    const own = this.#own.signal;
-    for await (const messages of this.#kv.stream(wish, anyOf(own, this.#signal))) {
-      if (own.aborted) return;
-      onMessages();
-      this.told("live");
-      this.#isBusy = true;
-      await this.#takeOwn(messages);
-      this.#isBusy = false;
-      if (own.aborted) return;
-      // again with each heartbeat, in case nobody heard it
-      if (this.at && messages.some(({ event }) => /sync|heartbeat/.test(event))) this.#hub?.want(this);
+/** Follows until `signal` is aborted; rejects with what trying again cannot cure. */
+export async function follow(kv: Kv, options: Watch, sink: Sink, signal: AbortSignal): Promise<void> {
+  const { ops, since, deliver, sample, snapshot } = options;
+  const wish = wishOf(options);
+  let own = new AbortController();
+  let known = "";
+  /** Own events after the last cursor. */
+  let pending: Message[] = [];
+  /** Whether a reset, or records of a snapshot, were told, and the `sync` that ends them was not. */
+  let isHalf = false;
+  /** Whether its own stream has sent nothing yet. */
+  let isNew = true;
+  /** Whether the service ended its own stream; the next answer says why. */
+  let isEnded = false;
+  /** Whether it can take nothing from others now: what it had is being taken, or it is on its way to a stream of its own. */
+  let isBusy = false;
+  let left: (full?: Promise<void>) => void = () => {};
+
+  const offer = (facts: Facts): boolean => {
+    const { at } = self;
+    if (isBusy) return true;
+    if (!at || isHalf || !covers(facts.wish, wish) || !isSameStore(facts.from, at) || revisionOf(facts.from) > revisionOf(at)) return false;
+    if (!self.isShared) {
+      self.isShared = true;
+      own.abort();
+      queueMicrotask(() => self.isShared && hub?.want(self));
     }
-  }
+    told("live");
+    const isNews = (revision: number) => revision > revisionOf(at);
+    if (!isNews(revisionOf(facts.to))) return true;
+    self.at = facts.to;
+    const news = facts.events.filter(({ revision, key, op }) => isNews(revision) && takes(wish, key) && (!ops || ops.includes(op)));
+    const items = news.map((event, index) => {
+      const { cursor: _, ...item } = changeOf(event);
+      if (!wish.values) delete item.value;
+      if (!wish.prev) delete item.previous;
+      return event.revision === news[index + 1]?.revision ? item : { ...item, cursor: event.revision + epochOf(facts.to) };
+    });
+    const full = items.length ? sink.take(items) : undefined;
+    if (full) leave(full);
+    return true;
+  };
 
-  async #takeOwn(messages: Message[]): Promise<void> {
+  const leave = (full?: Promise<void>): void => {
+    self.isShared = false;
+    isBusy = true;
+    hub?.forget(self);
+    left(full);
+  };
+
+  const told = (state: "live" | "lost"): void => {
+    if (known !== state) sink.state?.((known = state));
+  };
+
+  const readOwn = async (onMessages: () => void): Promise<void> => {
+    pending = [];
+    isNew = true;
+    isEnded = false;
+    const mine = own.signal;
+    // beside a cursor the snapshot does not count
+    const asked = { ...wish, ops, deliver, sample, snapshot, since: self.at ?? since };
+    for await (const messages of kv.stream(asked, anyOf(mine, signal))) {
+      if (mine.aborted) return;
+      onMessages();
+      told("live");
+      isBusy = true;
+      await takeOwn(messages);
+      isBusy = false;
+      if (mine.aborted) return;
+      // again with each heartbeat, in case nobody heard it
+      if (self.at && messages.some(({ event }) => /sync|heartbeat/.test(event))) hub?.want(self);
+    }
+  };
+
+  const takeOwn = async (messages: Message[]): Promise<void> => {
     const items: Item[] = [];
     // what a snapshot that was cut off has told may be gone by now
-    if (this.#isNew && this.#isHalf && messages[0]?.event !== "reset") items.push({ op: "reset", reason: "interrupted" });
-    this.#isNew = false;
+    if (isNew && isHalf && messages[0]?.event !== "reset") items.push({ op: "reset", reason: "interrupted" });
+    isNew = false;
     for (const message of messages) {
-      const { event, cursor } = message;
-      this.#isEnded = event === "end";
+      const { event, cursor, reason, floor, revision } = message;
+      isEnded = event === "end";
       if (event === "reset") {
-        this.#pending = [];
-        this.#isHalf = true;
-        items.push({ op: "reset", reason: message.reason, floor: message.floor });
-      } else if (message.snapshot) {
-        this.#isHalf = true;
-        items.push(this.#change(message));
-      } else if (message.op) this.#pending.push(message);
-      if (!cursor || event === "reset") continue;
-      items.push(...this.#pending.map((each) => this.#change(each)));
-      this.#pending = [];
-      this.at = cursor;
+        pending = [];
+        isHalf = true;
+        items.push({ op: event, reason, floor });
+        continue;
+      }
+      if (message.snapshot) {
+        isHalf = true;
+        items.push(changeOf(message));
+      } else if (message.op) pending.push(message);
+      if (!cursor) continue;
+      items.push(...pending.map(changeOf));
+      pending = [];
+      self.at = cursor;
       if (event === "sync") {
-        this.#isHalf = false;
-        items.push({ op: "sync", revision: message.revision, cursor });
+        isHalf = false;
+        items.push({ op: event, revision, cursor });
       }
     }
-    if (items.length) await this.#sink.take(items);
-  }
+    if (items.length) await sink.take(items);
+  };
 
-  #change({ event: _, ...fields }: Message): Change {
-    return withValue<Change>(fields);
+  const self: Follower = { wish, at: undefined, isShared: false, offer, leave, told };
+  const hub = await hubOf(kv, { deliver, sample });
+  hub?.attach(self);
+  const stop = () => left();
+  signal.addEventListener("abort", stop);
+  try {
+    for (let failures = 0; !signal.aborted; ) {
+      own = new AbortController();
+      isBusy = false;
+      const stay = new Promise<Promise<void> | undefined>((done) => (left = done));
+      try {
+        await readOwn(() => (failures = 0));
+      } catch (error) {
+        if (!own.signal.aborted && !signal.aborted && !(error as KvError).retryable) throw error;
+      }
+      if (own.signal.aborted) await (await stay);
+      else if (!signal.aborted) {
+        if (!isEnded) told("lost");
+        await pause(backoff(failures++), signal);
+      }
+    }
+  } finally {
+    signal.removeEventListener("abort", stop);
+    own.abort();
+    hub?.detach(self);
   }
 }
 
 const MOST_WEIGHT = 4 << 20; // characters and bytes of values, with 200 for what is beside each
 
-class Queue implements Sink {
-  state;
-  #items: Item[] = [];
-  #weight = 0;
-  #isOver = false;
-  #error: unknown;
-  #wake: () => void = () => {};
-  #makeRoom: () => void = () => {};
-
-  constructor(state: Watch["onState"]) {
-    this.state = state;
-  }
-
-  take(items: Item[]): Promise<void> | undefined {
-    for (const item of items) {
-      this.#items.push(item);
-      this.#weight += 200 + ("value" in item ? (item.value?.length ?? 0) : 0);
-    }
-    this.#wake();
-    return this.#weight > MOST_WEIGHT ? new Promise((done) => (this.#makeRoom = done)) : undefined;
-  }
-
-  end(error?: unknown): void {
-    this.#isOver = true;
-    this.#error = error;
-    this.#wake();
-  }
-
-  /** All that has come; nothing at the end. */
-  async next(): Promise<Item[]> {
-    this.#makeRoom();
-    while (!this.#items.length) {
-      if (this.#error) throw this.#error;
-      if (this.#isOver) return [];
-      await new Promise<void>((wake) => (this.#wake = wake));
-    }
-    const items = this.#items;
-    this.#items = [];
-    this.#weight = 0;
-    return items;
-  }
-}
-
 export const FILTERS_AND_MANNER = ["prefix", "prefixes", "key", "keys", "values", "deliver", "sample", "onState", "signal"];
 
 /** A misspelt option would follow everything, or nothing. */
 export function checkOptions(of: string, options: object, known: string[]): void {
-  if (typeof options !== "object") throw new TypeError(`${of} takes options, as in ${of}({ prefix: "a/" }), not ${JSON.stringify(options)}`);
+  if (typeof options !== "object") throw new TypeError(`It is ${of}({ prefix: "a/" }), not ${JSON.stringify(options)}`);
   const unknown = Object.keys(options).filter((name) => !known.includes(name));
   if (unknown.length) throw new TypeError(`${of} has no option ${unknown.join(", ")}; it takes: ${known.join(", ")}`);
 }
@@ -262,14 +212,43 @@ export function checkOptions(of: string, options: object, known: string[]): void
 export async function* watch(kv: Kv, options: Watch = {}): AsyncGenerator<Item, void, undefined> {
   checkOptions("watch", options, [...FILTERS_AND_MANNER, "since", "snapshot", "ops", "prev"]);
   const stop = new AbortController();
-  const queue = new Queue(options.onState);
   const signal = anyOf(stop.signal, options.signal);
-  signal.addEventListener("abort", () => queue.end());
+  let items: Item[] = [];
+  let weight = 0;
+  let isOver = false;
+  let error: unknown;
+  let wake = () => {};
+  let makeRoom = () => {};
+
+  const take = (more: Item[]): Promise<void> | undefined => {
+    for (const item of more) {
+      items.push(item);
+      weight += 200 + ("value" in item ? (item.value?.length ?? 0) : 0);
+    }
+    wake();
+    return weight > MOST_WEIGHT ? new Promise((done) => (makeRoom = done)) : undefined;
+  };
+  const end = (thrown?: unknown) => {
+    isOver = true;
+    error = thrown;
+    wake();
+  };
+
   if (signal.aborted) return;
-  new Follower(kv, options, queue, signal).run().then(() => queue.end(), (error) => queue.end(error));
+  signal.addEventListener("abort", () => end());
+  follow(kv, options, { take, state: options.onState }, signal).then(end, end);
   try {
-    for (let items; (items = await queue.next()).length; ) {
-      for (const item of items) {
+    for (;;) {
+      makeRoom();
+      while (!items.length) {
+        if (error) throw error;
+        if (isOver) return;
+        await new Promise<void>((done) => (wake = done));
+      }
+      const taken = items;
+      items = [];
+      weight = 0;
+      for (const item of taken) {
         if (signal.aborted) return;
         yield item;
       }

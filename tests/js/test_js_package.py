@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PACKAGE = ROOT / "js"
 SERVED = Path(kvstore_http.__file__).parent / "ui" / "kvstore.js"
-MOST_BYTES = 7_000
+MOST_BYTES = 6_000
 
 USER = """
 import { connect, KvError, type Change, type Item, type Kv, type Snapshot } from "kvstore";
