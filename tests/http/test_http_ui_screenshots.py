@@ -28,14 +28,17 @@ WRITES = [
     ("app/config/flags/search", b"off", "text/plain"),
 ]
 
+LISTED = "json · 54 B"
+"""What the list says of the key that is shown."""
+
 PICTURES = {
-    "list": (1100, {"key": "app/config/web.json"}, "8080"),
-    "changes": (1100, {"view": "changes"}, "a.example"),
-    "history": (1100, {"key": "app/config/web.json", "tab": "history"}, "created"),
-    "phone": (390, {"prefix": "app/config/"}, "web.json"),
-    "conflict": (1100, {"key": "app/config/web.json"}, "8080"),
+    "list": (1100, {"key": "app/config/web.json"}, ["8080", LISTED]),
+    "changes": (1100, {"view": "changes"}, ["a.example"]),
+    "history": (1100, {"key": "app/config/web.json", "tab": "history"}, ["created", LISTED]),
+    "phone": (390, {"prefix": "app/config/"}, [LISTED]),
+    "conflict": (1100, {"key": "app/config/web.json"}, ["8080", LISTED]),
 }
-"""By name: width, the place in the page, and what is seen once it is there. The last one changes a value."""
+"""By name: width, the place in the page, and what is seen once all is there. The last one changes a value."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,8 @@ def test_the_pictures_show_the_page_as_it_is(page: Page, session: Session, name:
     width, place, seen = PICTURES[name]
     _view(page.browser, width)
     page.open(**place)
-    page.wait_for(seen, "main")
+    for each in seen:
+        page.wait_for(each, "main")
     if name == "changes":
         unfold_a_change(page)
     if name == "conflict":
