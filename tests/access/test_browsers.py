@@ -452,6 +452,34 @@ def test_a_revoked_session_goes_on_after_another_login_with_nothing_lost(page: P
     page.wait_for("Connected", ".state")
 
 
+HOLD_THE_NEXT_WHOAMI = """
+  const real = window.fetch;
+  const go = new Promise((done) => (window.go = done));
+  window.fetch = async (url, init) => {
+    if (!String(url).includes("whoami")) return real(url, init);
+    window.fetch = real;
+    const answer = await real(url, init);
+    window.isHeld = true;
+    await go;
+    return answer;
+  };
+  const key = `kvstore.half:${new URL("../", document.baseURI).pathname}`;
+  dispatchEvent(new StorageEvent("storage", {key}));
+"""
+
+
+def test_an_answer_of_before_the_login_asks_for_no_other(page: Page, home: Home) -> None:
+    page.open(view="changes", prefix="log/")
+    page.wait(IS_OPEN)
+    page.ask(f"(() => {{ {HOLD_THE_NEXT_WHOAMI} }})()")
+    page.wait("window.isHeld")
+    enter(page, home.person("page-early", "ro:log/"))
+    page.ask("go()")
+    page.ask("await new Promise((done) => setTimeout(done, 50))")
+    assert not page.ask(f"Boolean({IS_OPEN})")
+    page.wait_for("Connected", ".state")
+
+
 def test_grants_taken_and_given_back_are_felt_by_an_open_page(page: Page, home: Home) -> None:
     token = home.person("page-wavering", "ro:log/")
     log_in(page, token, view="changes", prefix="log/")

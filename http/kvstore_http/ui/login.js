@@ -38,16 +38,20 @@ export class Login {
    * @returns {Promise<void>} */
   async refresh({ why, isBack = false } = {}) {
     let who;
+    const asked = half();
     this.askedAt = Date.now();
     try {
       who = await whoami();
     } catch (error) {
       const problem = /** @type {Problem} */ (error);
       if (problem.status !== 401) return;
+      if (half() !== asked) return this.refresh({ isBack });
       if (!half()) return this.#demand(problem, true);
       keepHalf("");
       return this.refresh({ why: problem });
     }
+    // what came is of the session before a login that was meanwhile
+    if (half() !== asked) return this.refresh({ isBack });
     const isNobody = who.name === ANONYMOUS;
     if (isNobody && (why || !who.grants.length)) this.#demand(why, !who.grants.length);
     if (isNobody && this.isSomebody) return; // what they saw stays until they are back, or go

@@ -2,6 +2,7 @@
 // Following changes, with what the page needs to know of how that goes.
 
 import { Problem, kv, noteRefusal } from "./api.js";
+import { half } from "./session.js";
 
 const RETRY_MS = 10_000;
 
@@ -100,11 +101,12 @@ export class Follower {
     else if (!item.snapshot) this.listeners.onChange(item);
   }
 
-  /** Without a token there is no use in asking again; grants may be given back. @param {Problem} problem */
+  /** Without a token there is no use in asking again; grants may be given back, and what was asked while somebody logged
+   * in may be refused though they are in. @param {Problem} problem */
   #refused(problem) {
     this.#close();
     noteRefusal(problem);
     this.listeners.onState("refused", problem);
-    if (problem.status === 403) this.timer = setTimeout(() => this.resume(), RETRY_MS);
+    if (problem.status === 403 || half()) this.timer = setTimeout(() => this.resume(), RETRY_MS);
   }
 }
