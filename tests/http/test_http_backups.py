@@ -182,6 +182,8 @@ def making(service: Service) -> Iterator[Making]:
     asking.start()
     pid = wait_until(lambda: reader_of(service.daemon))
     os.kill(pid, signal.SIGSTOP)
+    # the facade has its answer: else it asks again after a restart of the daemon, and begins another
+    wait_until(lambda: call(service.url, "GET", "/v1/backups").json["backups"])
     try:
         yield Making(pid, answers)
     finally:
