@@ -45,3 +45,5 @@ SLOW_KEPT = 128
 """How many slow requests each process keeps for operators."""
 MAX_SHOWN = 1024
 """The most characters that are shown of what a client asked for."""
+MAX_REPEATED = 64
+"""The most characters, or bytes of a value, that an error or a log repeats of what it is about."""

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from kvstore_core.errors import KvError
-from kvstore_core.limits import MAX_KEY_BYTES, MAX_REVISION
-
-SHOWN_BYTES = 64
+from kvstore_core.limits import MAX_KEY_BYTES, MAX_REPEATED, MAX_REVISION
 
 
 class Record(NamedTuple):
@@ -56,8 +54,8 @@ class Record(NamedTuple):
 
 def _short(value: object) -> str:
     """``repr`` of a value, cut off where a log would get a megabyte."""
-    if isinstance(value, bytes) and len(value) > SHOWN_BYTES:
-        return f"{value[:SHOWN_BYTES]!r}… ({len(value)} bytes)"
+    if isinstance(value, bytes) and len(value) > MAX_REPEATED:
+        return f"{value[:MAX_REPEATED]!r}… ({len(value)} bytes)"
     return repr(value)
 
 
@@ -116,9 +114,9 @@ class Cursor(NamedTuple):
         """The cursor written as ``text``; raises ``invalid_cursor`` for anything else."""
         match = _CURSOR.fullmatch(text)
         if match is None or int(match[1]) > MAX_REVISION:
+            what = f"{text[:MAX_REPEATED]!r} is not a cursor"
             raise KvError(
-                "invalid_cursor",
-                f"{text[:64]!r} is not a cursor; pass one back exactly as an event's id or a reply gave it",
+                "invalid_cursor", f"{what}; pass one back exactly as an event's id or a reply gave it"
             )
         return cls(int(match[1]), match[2])
 

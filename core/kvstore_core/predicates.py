@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from kvstore_core.errors import KvError
 from kvstore_core.json_depth import MAX_DEPTH, is_too_deep
+from kvstore_core.limits import MAX_REPEATED
 
 MAX_PREDICATE_BYTES = 4096
 
@@ -75,7 +76,7 @@ def _check_text(text: Any) -> None:
 
 
 def _malformed(text: str) -> KvError:
-    return KvError("bad_request", f"until must be {GRAMMAR}; not {text[:64]!r}")
+    return KvError("bad_request", f"until must be {GRAMMAR}; not {text[:MAX_REPEATED]!r}")
 
 
 # ── the kinds ────────────────────────────────────────────────────────────────────────────────────
@@ -160,12 +161,11 @@ def _parse_pointer(text: str) -> tuple[str, ...]:
     """The names in a JSON pointer (RFC 6901 section 3)."""
     if text in ("", '""'):
         return ()
+    shown = repr(text[:MAX_REPEATED])
     if not text.startswith("/"):
-        raise KvError(
-            "bad_request", f"a JSON pointer begins with /; {text[:64]!r} does not; until is {GRAMMAR}"
-        )
+        raise KvError("bad_request", f"a JSON pointer begins with /; {shown} does not; until is {GRAMMAR}")
     if _UNESCAPED.fullmatch(text) is None:
-        message = f"in a JSON pointer ~ is written ~0, and / in a name ~1; {text[:64]!r} has another ~"
+        message = f"in a JSON pointer ~ is written ~0, and / in a name ~1; {shown} has another ~"
         raise KvError("bad_request", message)
     return tuple(name.replace("~1", "/").replace("~0", "~") for name in text[1:].split("/"))
 

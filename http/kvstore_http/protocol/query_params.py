@@ -22,6 +22,7 @@ from kvstore_core.limits import (
     MAX_KEY_BYTES,
     MAX_MOMENT,
     MAX_PAGE,
+    MAX_REPEATED,
     MAX_REVISION,
     MAX_TTL_SECONDS,
 )
@@ -64,7 +65,7 @@ class Parameter(Generic[T]):
         try:
             return self.parse(text)
         except ValueError as error:
-            message = f"{self.name} must be {self.must_be}, not {text[:64]!r}"
+            message = f"{self.name} must be {self.must_be}, not {text[:MAX_REPEATED]!r}"
             raise KvError("bad_request", message, parameter=self.name) from error
 
 

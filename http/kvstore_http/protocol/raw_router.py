@@ -20,9 +20,6 @@ from kvstore_http.protocol.environ import RAW_PATH, ROUTE
 
 _NOT_ENCODED = re.compile("%(?![0-9A-Fa-f]{2})")
 
-SHOWN_CHARACTERS = 64
-"""Of a name that is nobody's, what an error repeats."""
-
 Found = tuple[object, dict[str, Any], dict[str, Any], str | None]
 
 

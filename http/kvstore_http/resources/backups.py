@@ -15,6 +15,7 @@ import gevent
 
 from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
+from kvstore_core.limits import MAX_REPEATED
 from kvstore_core.media_types import DEFAULT_CONTENT_TYPE
 from kvstore_core.operations import is_backup_id
 from kvstore_http import routes
@@ -26,7 +27,6 @@ from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.preconditions import idempotency_key_of, refuse_conditions
 from kvstore_http.protocol.query_params import read_query
 from kvstore_http.protocol.ranges import content_range, range_of
-from kvstore_http.protocol.raw_router import SHOWN_CHARACTERS
 from kvstore_http.streaming.change_feed import ChangeFeed
 
 log = logging.getLogger("kvstore.http")
@@ -183,7 +183,7 @@ def _checked(backup_id: str) -> str:
 def _gone(backup_id: str) -> KvError:
     return KvError(
         "not_found",
-        f"there is no backup {backup_id[:SHOWN_CHARACTERS]!r}: it was removed, or the daemon has restarted; "
+        f"there is no backup {backup_id[:MAX_REPEATED]!r}: it was removed, or the daemon has restarted; "
         "POST /v1/backups makes another",
     )
 

@@ -15,7 +15,7 @@ from kvstore_core.access.grants import GrantSet
 from kvstore_core.access.principal import ANONYMOUS
 from kvstore_core.access.tokens import new_token
 from kvstore_core.errors import KvError
-from kvstore_core.limits import MAX_MOMENT
+from kvstore_core.limits import MAX_MOMENT, MAX_REPEATED
 from kvstore_core.media_types import JSON
 from kvstore_core.wall_clock import now_ms
 from kvstore_http import routes
@@ -40,7 +40,6 @@ from kvstore_http.protocol.query_params import (
     Parameter,
     read_query,
 )
-from kvstore_http.protocol.raw_router import SHOWN_CHARACTERS
 
 Description = dict[str, Any]
 
@@ -100,7 +99,7 @@ class TokenResource:
         read_query(req.env, routes.NOTHING)
         found = next((row for row in self._identities.everybody(req) if row["name"] == name), None)
         if found is None:
-            raise KvError("not_found", f"there is no identity {name[:SHOWN_CHARACTERS]!r}")
+            raise KvError("not_found", f"there is no identity {name[:MAX_REPEATED]!r}")
         send_fresh_json(req, resp, found)
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:

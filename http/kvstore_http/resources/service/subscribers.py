@@ -8,7 +8,7 @@ import falcon
 
 from kvstore_core.access.principal import Principal
 from kvstore_core.errors import KvError
-from kvstore_core.limits import MAX_PAGE
+from kvstore_core.limits import MAX_PAGE, MAX_REPEATED
 from kvstore_core.operations import is_subscriber_id
 from kvstore_http import routes
 from kvstore_http.inspection.processes import Processes
@@ -16,7 +16,6 @@ from kvstore_http.protocol.bodies import send_fresh_json, send_json
 from kvstore_http.protocol.environ import WHO
 from kvstore_http.protocol.json_records import timestamp
 from kvstore_http.protocol.query_params import SHOWN, read_query
-from kvstore_http.protocol.raw_router import SHOWN_CHARACTERS
 
 SUBSCRIBERS, KICK = "subscribers", "kick"
 """What workers ask each other, and the daemon."""
@@ -59,7 +58,7 @@ class SubscriberResource:
         subscriber_id = parameters["id"]
         read_query(req.env, routes.NOTHING)
         if not is_subscriber_id(subscriber_id):
-            shown = subscriber_id[:SHOWN_CHARACTERS]
+            shown = subscriber_id[:MAX_REPEATED]
             raise KvError("not_found", f"{shown!r} is no subscriber's id; GET /v1/subscribers lists them")
         who: Principal = req.env[WHO]
         gathered = self._siblings.ask(KICK, subscriber_id=subscriber_id, by=who.name or req.remote_addr)
